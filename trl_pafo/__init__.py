@@ -1,0 +1,35 @@
+"""Reward models that are fair to every user, as a plug-in to TRL.
+
+The names are imported where they are first used, so that ``import trl_pafo`` and ``trl-pafo --help`` load neither
+torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trl_pafo.collator import DataCollatorForGroupPreference
+    from trl_pafo.config import PAFOConfig
+    from trl_pafo.errors import TrlPafoError
+    from trl_pafo.trainer import PAFORewardTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DataCollatorForGroupPreference": "trl_pafo.collator",
+    "PAFOConfig": "trl_pafo.config",
+    "PAFORewardTrainer": "trl_pafo.trainer",
+    "TrlPafoError": "trl_pafo.errors",
+}
+
+__all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", "TrlPafoError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

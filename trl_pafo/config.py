@@ -1,0 +1,163 @@
+"""PAFOConfig: every option of PAFO, its unit, its default and its source."""
+
+import copy
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import RewardConfig
+
+from trl_pafo.errors import ConfigError
+from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
+
+TEACHER_SCALES = ("none", "rms")
+
+
+@dataclass
+class PAFOConfig(RewardConfig):
+    r"""
+    Configuration class for the [`PAFORewardTrainer`].
+
+    This class includes only the parameters that are specific to PAFO. For the others, please refer to the
+    [`~trl.RewardConfig`] and [`~transformers.TrainingArguments`] documentation.
+
+    Parameters:
+        > Parameters that control the loss
+
+        alpha (`float`, *optional*, defaults to `0.25`):
+            Weight of the Bradley-Terry loss in `alpha * L_BT + (1 - alpha) * L_D` (Eq. 8 of the paper as we read it), in
+            [0, 1]. `1.0` is the plain reward model: the trainer then *is* [`~trl.RewardTrainer`].
+        distillation_loss (`str`, *optional*, defaults to `"mse"`):
+            Loss between the margin of the student and the margin of the teacher: `"mse"`, `"bce"`, `"hinge"` or
+            `"margin_bt"`. All four are ours.
+        distillation_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of `"bce"`, in reward units, above 0.
+        condition (`str`, *optional*, defaults to `"group"`):
+            Where a labelled pair is distilled: `"group"` everywhere (the plain reading), `"correct"` only where the
+            teacher of its group prefers the chosen response.
+        counterfactual_share (`float`, *optional*, defaults to `1.0`):
+            Share of the training pairs that are also shown under the history of a user of each other group, with the
+            margin of *that* group's teacher as their target, in [0, 1]. Needs a `history` column and `teachers`; `0.0`
+            distils each pair under its own group alone. Ours, not the paper's.
+        counterfactual_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the distillation loss of those rows, at least 0.
+
+        > Parameters that control the teachers
+
+        teachers (`dict[str, str]` or `str`, *optional*):
+            Teacher of each group, a path or Hub id by group name (on the command line as JSON). The `teachers` argument of
+            the trainer takes precedence.
+        teacher_scale (`str`, *optional*, defaults to `"none"`):
+            `"rms"` divides each teacher's margins by their root mean square over the labelled pairs of its own group and
+            multiplies all by the pooled root mean square: two Bradley-Terry models have no common scale. Ours.
+        teacher_margin_clip (`float`, *optional*):
+            Teacher margins are clipped to plus or minus this value, in reward units, after scaling.
+        teacher_batch_size (`int`, *optional*):
+            Number of pairs in a forward pass of a teacher. Defaults to twice `per_device_eval_batch_size`.
+        teacher_margin_cache_dir (`str`, *optional*):
+            Folder in which teacher margins are kept under the identity of teacher and data. Defaults to
+            `<output_dir>/teacher_margins`.
+
+        > Parameters that control the history in the prompt
+
+        num_history (`int`, *optional*):
+            How many of a row's past pairs are put into the prompt, the newest ones. `None` takes all that the `history`
+            column has, `0` none.
+        history_max_tokens (`int`, *optional*):
+            Token budget of the history; the oldest pairs that do not fit are left out.
+    """
+
+    _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "teachers"]
+
+    alpha: float = field(
+        default=0.25,
+        metadata={"help": "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D, in [0, 1]. 1 is plain RewardTrainer."},
+    )
+    distillation_loss: str = field(
+        default="mse",
+        metadata={"help": "Loss between student and teacher margins: mse, bce, hinge or margin_bt."},
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."}
+    )
+    condition: str = field(
+        default="group",
+        metadata={"help": "'group': distil every labelled pair; 'correct': only where the teacher prefers the chosen response."},
+    )
+    counterfactual_share: float = field(
+        default=1.0,
+        metadata={"help": "Share of the pairs also shown under histories of the other groups, in [0, 1]. 0 is own-group distillation."},
+    )
+    counterfactual_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the distillation loss of the counterfactual rows, at least 0."}
+    )
+    teachers: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Teacher of each group as JSON, {"group": "path or Hub id", ...}.'},
+    )
+    teacher_scale: str = field(
+        default="none", metadata={"help": "'rms' puts the margins of all teachers on one scale; 'none' leaves them."}
+    )
+    teacher_margin_clip: float | None = field(
+        default=None, metadata={"help": "Clip teacher margins to plus or minus this value, in reward units."}
+    )
+    teacher_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs in a teacher's forward pass. Default: twice per_device_eval_batch_size."}
+    )
+    teacher_margin_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for teacher margins. Default: <output_dir>/teacher_margins."}
+    )
+    num_history: int | None = field(
+        default=None, metadata={"help": "Past pairs of the user in the prompt, newest first. Default: all that are given."}
+    )
+    history_max_tokens: int | None = field(
+        default=None, metadata={"help": "Token budget of the history; the oldest pairs that do not fit are left out."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+
+    def check(self) -> None:
+        """Raise [`ConfigError`] where an option has a value that cannot be used."""
+        _check_range("alpha", self.alpha, 0.0, 1.0)
+        _check_range("counterfactual_share", self.counterfactual_share, 0.0, 1.0)
+        _check_range("counterfactual_weight", self.counterfactual_weight, 0.0, math.inf)
+        _check_choice("distillation_loss", self.distillation_loss, tuple(DISTILLATION_LOSSES))
+        _check_choice("condition", self.condition, CONDITIONS)
+        _check_choice("teacher_scale", self.teacher_scale, TEACHER_SCALES)
+        if not self.distillation_temperature > 0:
+            raise ConfigError(f"`distillation_temperature` must be above 0, got {self.distillation_temperature}.")
+        if self.teacher_margin_clip is not None and not self.teacher_margin_clip > 0:
+            raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
+        if self.num_history is not None and self.num_history < 0:
+            raise ConfigError(f"`num_history` must be at least 0 (or None for all), got {self.num_history}.")
+        if self.teachers is not None and not isinstance(self.teachers, dict):
+            raise ConfigError(
+                f"`teachers` must map each group to a path or Hub id, got {type(self.teachers).__name__}. On the command "
+                """line write it as JSON: --teachers '{"majority": "PATH", "minority": "PATH"}'."""
+            )
+
+    @classmethod
+    def from_reward_config(cls, args: RewardConfig) -> "PAFOConfig":
+        """Return `args` as a [`PAFOConfig`] with the defaults of PAFO; a `PAFOConfig` is returned as it is."""
+        if isinstance(args, cls):
+            return args
+        config = copy.copy(args)
+        # A second __post_init__ would derive the derived fields again, from values that are already derived.
+        config.__class__ = cls
+        known = {f.name for f in fields(RewardConfig)}
+        for f in fields(cls):
+            if f.name not in known:
+                setattr(config, f.name, f.default)
+        return config  # type: ignore[return-value]
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # NaN fails too
+        raise ConfigError(f"`{name}` must be in [{low:g}, {high:g}], got {value}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")

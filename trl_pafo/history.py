@@ -1,0 +1,254 @@
+"""A user's past pairs into the prompt, and the same pair under the history of another user.
+
+The history is rendered by the tokenizer's chat template, which takes it as a variable. So whatever applies the template
+(TRL, `transformers` pipelines, vLLM) serves a model with history right: pass `history=[...]` among the
+`chat_template_kwargs`, newest pair first.
+"""
+
+import random
+from collections import Counter, defaultdict
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from trl_pafo.errors import DataError
+
+HISTORY_FIELDS = ("prompt", "chosen", "rejected")
+
+# Text of a field that is a string or a list of messages.
+_TEXT = (
+    "{%- macro pafo_text(value) -%}{%- if value is string -%}{{ value }}{%- else -%}"
+    "{%- for message in value -%}{{ message.content }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+)
+_ENTRY = (
+    "Asked: {{ pafo_text(entry.prompt) }}\nLiked: {{ pafo_text(entry.chosen) }}\n"
+    "Disliked: {{ pafo_text(entry.rejected) }}\n"
+)
+_MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
+
+# Puts the history in front of the first message, whatever its role: templates that refuse a system turn, or that add
+# one of their own, work too.
+_HISTORY_PREFIX = (
+    _MARK
+    + _TEXT
+    + "{%- if history is defined and history -%}{%- set pafo = namespace(history='') -%}"
+    + "{%- for entry in history -%}{%- set pafo.history -%}{{ pafo.history }}"
+    + _ENTRY
+    + "{% endset -%}{%- endfor -%}"
+    + "{%- set messages = [{'role': messages[0]['role'], 'content': pafo.history + 'Asked: ' + messages[0]['content']}]"
+    + " + messages[1:] -%}{%- endif -%}"
+)
+
+# For tokenizers without a template: [CLS] turn [SEP] turn [SEP] for encoders, bos turn eos turn eos for decoders. A
+# tokenizer that has a template of its own keeps it.
+_PLAIN_TEMPLATE = (
+    "{{- bos_token or cls_token or '' -}}{%- for message in messages -%}"
+    "{{- pafo_text(message.content) -}}{{- sep_token or eos_token or '\\n' -}}{%- endfor -%}"
+)
+
+
+def add_history_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make the chat template of `tokenizer` take the variable `history`; a tokenizer without a template gets one.
+
+    The template is changed in place and is saved with the tokenizer. A template that names `history` already is kept.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        raise DataError(
+            "The tokenizer has several chat templates; set `tokenizer.chat_template` to the one that the reward model shall use."
+        )
+    if template is None or "history" not in template:
+        tokenizer.chat_template = _HISTORY_PREFIX + (_PLAIN_TEMPLATE if template is None else template)
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def _entry_template() -> jinja2.Template:
+    return jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(_TEXT + _ENTRY)
+
+
+def cut_history(
+    history: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    num_history: int | None = None,
+    max_tokens: int | None = None,
+    lengths: dict[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """The newest `num_history` pairs of a history (newest first) that fit into `max_tokens` tokens together.
+
+    Args:
+        history (`list[dict]`):
+            Past pairs with `prompt`, `chosen`, `rejected`, newest first.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Counts the tokens.
+        num_history (`int`, *optional*):
+            At most this many pairs; `None` for no limit.
+        max_tokens (`int`, *optional*):
+            Token budget of the rendered pairs; `None` for no limit. The first pair that does not fit ends the history, so
+            that what is kept are always the newest ones.
+        lengths (`dict[str, int]`, *optional*):
+            Cache of token counts by rendered text, filled on the way.
+    """
+    kept = history if num_history is None else history[:num_history]
+    if max_tokens is None:
+        return kept
+    lengths = {} if lengths is None else lengths
+    total = 0
+    for position, entry in enumerate(kept):
+        text = _entry_template().render(entry=entry)
+        if text not in lengths:
+            lengths[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        total += lengths[text]
+        if total > max_tokens:
+            return kept[:position]
+    return kept
+
+
+def as_messages(value: str | list[dict[str, str]], role: str) -> list[dict[str, str]]:
+    """A standard text as one message; messages as they are."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def render_history(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    num_history: int | None = None,
+    max_tokens: int | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Turn the `history` column into `chat_template_kwargs`, the column that TRL hands to the chat template.
+
+    Standard (text) rows become conversational, since only those pass through the template. Needs the explicit-prompt
+    form (`prompt`, `chosen`, `rejected`). The `history` column is dropped: what the model sees stands in
+    `chat_template_kwargs`.
+    """
+    lengths: dict[str, int] = {}
+
+    def render(row: dict[str, Any]) -> dict[str, Any]:
+        history = cut_history(row["history"], tokenizer, num_history, max_tokens, lengths)
+        kept = [{name: entry[name] for name in HISTORY_FIELDS} for entry in history]
+        return {
+            "prompt": as_messages(row["prompt"], "user"),
+            "chosen": as_messages(row["chosen"], "assistant"),
+            "rejected": as_messages(row["rejected"], "assistant"),
+            "chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), "history": kept},
+        }
+
+    return dataset.map(render, remove_columns=["history"], num_proc=num_proc, desc="Rendering histories")
+
+
+def _key(value: Any) -> str:
+    """A prompt as something that can be compared: text, or messages as text."""
+    return value if isinstance(value, str) else repr([(m["role"], m["content"]) for m in value])
+
+
+def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -> Dataset:
+    """Add the `history` column: for each row, the newest `num_history` other pairs of the same user, newest first.
+
+    The rows of a user are taken to be in the order of time. A history never holds a pair with the prompt of its own row,
+    so neither the evaluated pair nor its prompt's answer can leak into it.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt`, `chosen`, `rejected`, `user`.
+        num_history (`int`):
+            k, the largest number of past pairs a row gets.
+        past_only (`bool`, *optional*, defaults to `True`):
+            Take only earlier pairs of the user. If `False`, the search goes on cyclically with the user's latest pairs
+            (leave one out), so that a training set loses no rows.
+
+    Returns:
+        [`~datasets.Dataset`]: Without the rows that have no past pair to show, unless `num_history` is 0.
+
+    Raises:
+        DataError: If a user has no pair with a history.
+    """
+    if num_history == 0:
+        return dataset.add_column("history", [[] for _ in range(len(dataset))])
+    columns = dataset.select_columns([*HISTORY_FIELDS, "user"]).to_dict()
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, user in enumerate(columns["user"]):
+        rows_of[user].append(row)
+    keys = [_key(prompt) for prompt in columns["prompt"]]
+    histories: list[list[dict[str, Any]]] = [[] for _ in keys]
+    for rows in rows_of.values():
+        for place, row in enumerate(rows):
+            others = rows[:place][::-1] + ([] if past_only else rows[place + 1 :][::-1])
+            past = [other for other in others if keys[other] != keys[row]][:num_history]
+            histories[row] = [{name: columns[name][other] for name in HISTORY_FIELDS} for other in past]
+    without = [user for user, rows in rows_of.items() if not any(histories[row] for row in rows)]
+    if without:
+        raise DataError(
+            f"{len(without)} of {len(rows_of)} users have no history (the first: {without[0]!r}): each needs at least two "
+            "pairs on different prompts. Leave these users out, or set num_history to 0."
+        )
+    kept = [row for row, history in enumerate(histories) if history]
+    return dataset.select(kept).add_column("history", [histories[row] for row in kept])
+
+
+def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed: int) -> Dataset:
+    """`dataset` and, below it, its pairs under histories of users of the other groups. (Ours, not the paper's.)
+
+    A new row keeps prompt, chosen and rejected, takes history, `user` and `group` from a donor row of another group, and
+    has `has_label` false: nobody of that group judged the pair, only that group's teacher can. A donor whose history
+    holds the prompt of the pair is never taken.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, `history`.
+        groups (`list[str]`):
+            The groups.
+        share (`float`):
+            Share of each group's rows that get a row under each other group, in [0, 1]. At 1, every row does.
+        seed (`int`):
+            Seed of the choice of rows and donors.
+    """
+    if share == 0:
+        return dataset.add_column("has_label", [True] * len(dataset))
+    rng = random.Random(seed)
+    columns = dataset.select_columns(["group", "history", "prompt"]).to_dict()
+    keys = [_key(prompt) for prompt in columns["prompt"]]
+    history_keys = [{_key(entry["prompt"]) for entry in history} for history in columns["history"]]
+    rows_of = {group: [row for row, g in enumerate(columns["group"]) if g == group] for group in groups}
+    sources: list[int] = []
+    donors: list[int] = []
+    for group in groups:
+        picked = rng.sample(rows_of[group], round(share * len(rows_of[group])))
+        for other in groups:
+            if other == group:
+                continue
+            for row in picked:
+                donor = _draw_donor(rng, rows_of[other], history_keys, keys[row])
+                if donor is not None:
+                    sources.append(row)
+                    donors.append(donor)
+    taken_from_donor = ["history", "user", "group", "support_rate"]
+    pair_columns = [name for name in dataset.column_names if name not in taken_from_donor]
+    donor_columns = [name for name in dataset.column_names if name in taken_from_donor]
+    new = concatenate_datasets(
+        [dataset.select(sources).select_columns(pair_columns), dataset.select(donors).select_columns(donor_columns)], axis=1
+    )
+    return concatenate_datasets(
+        [
+            dataset.add_column("has_label", [True] * len(dataset)),
+            new.add_column("has_label", [False] * len(new)),
+        ]
+    )
+
+
+def _draw_donor(rng: random.Random, rows: list[int], history_keys: list[set[str]], key: str) -> int | None:
+    for _ in range(50):
+        donor = rng.choice(rows)
+        if history_keys[donor] and key not in history_keys[donor]:
+            return donor
+    # Rare prompts in long histories: look at all before giving up.
+    fitting = [row for row in rows if history_keys[row] and key not in history_keys[row]]
+    return rng.choice(fitting) if fitting else None
+
+
+def count_by_group(dataset: Dataset) -> Counter[str]:
+    """Number of rows of each group; all rows under `"all"` without a `group` column."""
+    return Counter(dataset["group"]) if "group" in dataset.column_names else Counter(all=len(dataset))

@@ -1,0 +1,131 @@
+"""Losses on reward margins: pure functions of tensors, one table from name to function.
+
+A *margin* is the reward of the chosen response minus the reward of the rejected one, in reward units (nats of the
+Bradley-Terry log odds). Every function takes and returns tensors of shape `(num_pairs,)`, one value a pair, unreduced.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from trl_pafo.errors import ConfigError
+
+
+def bradley_terry(margin: torch.Tensor, offset: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """Negative log likelihood of the label, `-log sigmoid(margin - offset)` (Bradley and Terry, 1952).
+
+    Args:
+        margin (`torch.Tensor` of shape `(num_pairs,)`):
+            Margins of the model.
+        offset (`torch.Tensor` or `float`, *optional*, defaults to `0.0`):
+            What the margin must exceed; TRL's `margin` column.
+    """
+    return -F.logsigmoid(margin - offset)
+
+
+def mse(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Squared difference `(D - D_T)^2`. The temperature has no effect. (Ours.)"""
+    return (margin - teacher_margin) ** 2
+
+
+def bce(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Cross entropy of the two preference probabilities, `t^2 BCE(sigmoid(D / t), sigmoid(D_T / t))`.
+
+    The factor `t^2` keeps the size of the gradient when the temperature changes (Hinton et al., 2015). (Ours.)
+    """
+    target = torch.sigmoid(teacher_margin / temperature)
+    return temperature**2 * F.binary_cross_entropy_with_logits(margin / temperature, target, reduction="none")
+
+
+def hinge(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """`max(0, D_T - D)`: the student's margin shall reach the teacher's. The temperature has no effect. (Ours.)
+
+    One-sided: it can only ask for more preference for the *chosen* response, so a teacher that prefers the rejected
+    one (a negative margin) is satisfied by any student that does not go further.
+    """
+    return torch.clamp(teacher_margin - margin, min=0.0)
+
+
+def margin_bt(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """`-log sigmoid(D - D_T)`, the form of TRL's own `margin` column. The temperature has no effect. (Ours.)"""
+    return bradley_terry(margin, teacher_margin)
+
+
+DISTILLATION_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "mse": mse,
+    "bce": bce,
+    "hinge": hinge,
+    "margin_bt": margin_bt,
+}
+
+CONDITIONS = ("group", "correct")
+
+
+class PAFOLoss(NamedTuple):
+    """The loss of a batch and its two parts, scalars.
+
+    `loss = alpha * bradley_terry + (1 - alpha) * distillation`, the parts being means over *all* rows of the batch.
+    """
+
+    loss: torch.Tensor
+    bradley_terry: torch.Tensor
+    distillation: torch.Tensor
+
+
+def pafo_loss(
+    margin: torch.Tensor,
+    teacher_margin: torch.Tensor,
+    has_label: torch.Tensor,
+    *,
+    alpha: float,
+    distillation_loss: str = "mse",
+    temperature: float = 1.0,
+    condition: str = "group",
+    counterfactual_weight: float = 1.0,
+    offset: torch.Tensor | float = 0.0,
+) -> PAFOLoss:
+    r"""Eq. 8 of the paper as we read it: `L = alpha * L_BT + (1 - alpha) * L_D` (the form of `L_D` is ours).
+
+    A row with a label adds its Bradley-Terry loss and its distillation loss. A counterfactual row (no label of its own:
+    the same pair under the history of a user of another group) adds only its distillation loss, times
+    `counterfactual_weight`. Both parts are divided by the number of rows, so that the gradient of a large batch is the
+    mean of the gradients of its equal parts, on one process or on many.
+
+    Args:
+        margin (`torch.Tensor` of shape `(num_rows,)`):
+            The student's margins `D`.
+        teacher_margin (`torch.Tensor` of shape `(num_rows,)`):
+            Margins `D_T` of the teacher of each row's group.
+        has_label (`torch.Tensor` of shape `(num_rows,)`, bool):
+            False on counterfactual rows.
+        alpha (`float`):
+            Weight of the Bradley-Terry loss, in [0, 1].
+        distillation_loss (`str`, *optional*, defaults to `"mse"`):
+            A key of `DISTILLATION_LOSSES`.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of `bce`, in reward units.
+        condition (`str`, *optional*, defaults to `"group"`):
+            `"group"`: always the teacher of the group. `"correct"`: a labelled row is distilled only where its teacher
+            prefers the chosen response; counterfactual rows have no label to be correct about and always are.
+        counterfactual_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the counterfactual rows.
+        offset (`torch.Tensor` or `float`, *optional*, defaults to `0.0`):
+            TRL's `margin` column, for the Bradley-Terry part.
+
+    Raises:
+        ConfigError: If the distillation loss or the condition is unknown.
+    """
+    if distillation_loss not in DISTILLATION_LOSSES:
+        raise ConfigError(f"Unknown distillation_loss {distillation_loss!r}; choose one of {sorted(DISTILLATION_LOSSES)}.")
+    if condition not in CONDITIONS:
+        raise ConfigError(f"Unknown condition {condition!r}; choose one of {list(CONDITIONS)}.")
+    label = has_label.to(margin.dtype)
+    weight = label + (1 - label) * counterfactual_weight
+    if condition == "correct":
+        weight = weight * torch.where(has_label.bool() & (teacher_margin <= 0), 0.0, 1.0).to(weight.dtype)
+    labelled_part = (label * bradley_terry(margin, offset)).mean()
+    distilled = DISTILLATION_LOSSES[distillation_loss](margin, teacher_margin, temperature)
+    distilled_part = (weight * distilled).mean()
+    return PAFOLoss(alpha * labelled_part + (1 - alpha) * distilled_part, labelled_part, distilled_part)

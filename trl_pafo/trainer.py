@@ -1,0 +1,308 @@
+"""PAFORewardTrainer: wires margins, teachers and history into the hooks of TRL's RewardTrainer; it holds no formula."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+from trl.data_utils import get_dataset_column_names
+from trl.trainer.utils import get_config_model_id
+
+from trl_pafo import checks
+from trl_pafo.collator import DataCollatorForGroupPreference
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.history import add_history_template, count_by_group, counterfactual_rows, render_history
+from trl_pafo.losses import pafo_loss
+from trl_pafo.margins import compute_teacher_margins, scale_margins
+from trl_pafo.scoring import reward_of
+from trl_pafo.teachers import TeacherSpec, as_teachers, check_teacher
+
+logger = get_logger(__name__)
+
+# Keys that our collator adds to a batch and that no model takes: models swallow unknown keyword arguments in silence.
+_OWN_KEYS = ("teacher_margin", "has_label", "group_id")
+
+
+class PAFORewardTrainer(RewardTrainer):
+    """
+    [`~trl.RewardTrainer`] with Pareto Fairness Optimization: the margins of one teacher a preference group are distilled,
+    conditionally on the group, into one reward model that needs no group label at inference.
+
+    Without teachers and without a `teacher_margin` column, or with `alpha=1`, it is [`~trl.RewardTrainer`], to the last
+    digit of its losses. What it saves is a plain sequence classification model or adapter, with the tokenizer.
+
+    Example:
+
+    ```python
+    >>> from trl_pafo import PAFOConfig, PAFORewardTrainer
+
+    >>> trainer = PAFORewardTrainer(
+    ...     model="Qwen/Qwen3-0.6B",
+    ...     args=PAFOConfig(output_dir="fair-reward-model"),
+    ...     train_dataset=dataset,  # prompt, chosen, rejected, user, group, history
+    ...     teachers={"majority": "teachers/majority", "minority": "teachers/minority"},
+    ... )
+    >>> trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            As for [`~trl.RewardTrainer`].
+        args ([`PAFOConfig`] or [`~trl.RewardConfig`], *optional*):
+            Configuration; a `RewardConfig` is taken with the defaults of PAFO.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Defaults to [`DataCollatorForGroupPreference`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Preference pairs as for [`~trl.RewardTrainer`] and, where PAFO is to act, the columns `group` (str) with
+            `teachers`, or `teacher_margin` (float, reward units) without; optional `user` (str), `history` (list of past pairs
+            with `prompt`, `chosen`, `rejected`, newest first), `has_label` (bool, false on counterfactual rows). The history is
+            put into the prompt by the chat template, see [`~trl_pafo.history.render_history`]; with it, each pair is also
+            shown under histories of the other groups (`args.counterfactual_share`).
+        eval_dataset (*optional*):
+            As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            As for [`~trl.RewardTrainer`].
+        teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):
+            Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Their margins are computed once,
+            here, and kept on disk; no teacher stays in memory. Defaults to `args.teachers`.
+        **kwargs:
+            All other arguments of [`~trl.RewardTrainer`], `peft_config` among them.
+
+    Raises:
+        TrlPafoError: If data, groups and teachers do not fit together; raised before a model is loaded.
+    """
+
+    _tag_names = ["trl", "reward-trainer", "pafo"]
+    _name = "PAFO"
+    _paper = {
+        "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
+        "id": "2606.07988",
+        "citation": (
+            "@article{pafo2026,\n    title        = {{PAFO: Pareto Fairness Optimization for Personalized Reward Modeling}},\n"
+            "    author       = {Xiaoyan Zhao and Haoting Ni and Yang Zhang and Chunyuan Zheng and Haoxuan Li and Fuli Feng},\n"
+            "    year         = 2026,\n    eprint       = {arXiv:2606.07988}\n}"
+        ),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        args: RewardConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *positional: Any,
+        teachers: Mapping[str, TeacherSpec] | None = None,
+        **kwargs: Any,
+    ):
+        if args is None:
+            # The base class would build a RewardConfig, which knows no alpha.
+            model_name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = PAFOConfig(f"{model_name.split('/')[-1]}-PAFO")
+        args = PAFOConfig.from_reward_config(args)
+        args.check()
+        self._teachers = as_teachers(teachers if teachers is not None else args.teachers)
+        columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
+        self._distils = args.alpha < 1 and bool(self._teachers or "teacher_margin" in columns)
+        self._train_is_prepared = False
+        self.dropped_pairs: dict[str, Counter[str]] = {}
+        """Pairs dropped because they are longer than `max_length`, by dataset and group."""
+
+        if train_dataset is not None:
+            self._check_train_dataset(train_dataset, args)
+        if processing_class is None and (self._teachers or "history" in columns):
+            processing_class = self._load_tokenizer(model, args)
+        if self._distils and processing_class is not None:
+            for teacher in self._teachers.values():
+                check_teacher(teacher, processing_class)
+
+        super().__init__(
+            model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs
+        )
+        if data_collator is None and self._distils:
+            base = self.data_collator
+            self.data_collator = DataCollatorForGroupPreference(
+                pad_token_id=base.pad_token_id, pad_to_multiple_of=base.pad_to_multiple_of
+            )
+        if self._distils and isinstance(self.train_dataset, Dataset):
+            self.train_dataset = self._add_teacher_margins(self.train_dataset)
+        # Given models would otherwise be kept alive, and be moved and saved by whatever walks over the trainer.
+        self._teachers = {}
+
+    @staticmethod
+    def _load_tokenizer(model: Any, args: PAFOConfig) -> PreTrainedTokenizerBase:
+        """The tokenizer that the base class would load, so that teachers are checked before the model is loaded."""
+        init_kwargs = args.model_init_kwargs or {}
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        revision = init_kwargs.get("revision") if isinstance(model, str) else None
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+
+    def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
+        what = "The training dataset"
+        columns = get_dataset_column_names(dataset)
+        uses_teachers = self._distils and "teacher_margin" not in columns
+        if not isinstance(dataset, Dataset):
+            if uses_teachers and isinstance(dataset, IterableDataset):
+                raise DataError(
+                    "Teacher margins are computed before training, which needs a dataset with a length, and a streaming one has "
+                    "none. Load it without streaming, or add a `teacher_margin` column to the stream."
+                )
+            return  # the base class raises for other types
+        if "history" in columns:
+            checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
+            if args.num_history != 0:
+                checks.check_history(dataset, what)
+        if self._distils:
+            checks.check_pairs(dataset, what)
+            if uses_teachers:
+                checks.check_groups(dataset, self._teachers, what)
+            else:
+                checks.check_teacher_margins(dataset, what)
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: PAFOConfig,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        is_train = not self._train_is_prepared  # the base class prepares the training dataset first
+        self._train_is_prepared = True
+        columns = get_dataset_column_names(dataset)
+        if is_train and isinstance(dataset, Dataset):
+            dataset = self._add_counterfactual_rows(dataset, args)
+        if "history" in columns and "chosen_ids" not in columns:
+            if not isinstance(dataset, Dataset):
+                raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
+            if args.num_history == 0:
+                dataset = dataset.remove_columns("history")
+            else:
+                add_history_template(processing_class)
+                dataset = render_history(
+                    dataset, processing_class, args.num_history, args.history_max_tokens, args.dataset_num_proc
+                )
+        elif "chat_template_kwargs" in columns:
+            add_history_template(processing_class)  # rows of `trl-pafo prepare`: their history must not be lost in silence
+        before = count_by_group(dataset) if isinstance(dataset, Dataset) else None
+        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if before is not None and isinstance(dataset, Dataset):
+            self._report_drops(before, dataset, dataset_name, args)
+        return dataset
+
+    def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
+        if "has_label" in dataset.column_names:
+            if not self._distils:  # such rows have no label to learn from
+                dataset = dataset.filter(lambda row: row["has_label"], desc="Leaving out counterfactual rows")
+            return dataset
+        if not (self._distils and self._teachers and "teacher_margin" not in dataset.column_names):
+            return dataset
+        if args.counterfactual_share == 0 or "history" not in dataset.column_names or args.num_history == 0:
+            return dataset
+        return counterfactual_rows(dataset, list(self._teachers), args.counterfactual_share, args.seed)
+
+    def _report_drops(self, before: Counter[str], dataset: Dataset, dataset_name: str, args: PAFOConfig) -> None:
+        dropped = before - count_by_group(dataset)
+        self.dropped_pairs[dataset_name] = dropped
+        if dropped:
+            parts = [f"{group}: {count} of {before[group]} ({count / before[group]:.1%})" for group, count in dropped.items()]
+            logger.warning(
+                f"Pairs of the {dataset_name} dataset dropped because they are longer than max_length={args.max_length} tokens, by "
+                f"group: {'; '.join(parts)}. Raise `max_length` or lower `history_max_tokens` to keep them."
+            )
+        if not len(dataset):
+            raise ConfigError(
+                f"No pair of the {dataset_name} dataset is within max_length={args.max_length} tokens. Raise `max_length`, or lower "
+                "`num_history` or `history_max_tokens`."
+            )
+
+    def _add_teacher_margins(self, dataset: Dataset) -> Dataset:
+        args = self.args
+        if "teacher_margin" in dataset.column_names:
+            margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float32)
+            dataset = dataset.remove_columns("teacher_margin")
+        else:
+            init_dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
+            dtype = init_dtype if isinstance(init_dtype, torch.dtype) else getattr(torch, init_dtype, torch.float32)
+            margins = compute_teacher_margins(
+                dataset,
+                self._teachers,
+                self.processing_class,
+                self.accelerator,
+                batch_size=args.teacher_batch_size or 2 * args.per_device_eval_batch_size,
+                cache_dir=args.teacher_margin_cache_dir or f"{args.output_dir}/teacher_margins",
+                dtype=dtype,
+            )
+        if args.teacher_scale == "rms":
+            checks.check_columns(dataset.column_names, ["group"], "The training dataset (teacher_scale='rms' needs groups)")
+            has_label = dataset["has_label"][:] if "has_label" in dataset.column_names else [True] * len(dataset)
+            margins = scale_margins(margins, np.asarray(dataset["group"][:]), np.asarray(has_label))
+        if args.teacher_margin_clip is not None:
+            margins = margins.clip(-args.teacher_margin_clip, args.teacher_margin_clip)
+        return dataset.add_column("teacher_margin", margins.tolist())
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        for name in ("teacher_margin", "has_label", "group"):
+            if name not in self._signature_columns:
+                self._signature_columns.append(name)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        own = {key: inputs.pop(key) for key in _OWN_KEYS if key in inputs}
+        if not (self._distils and self.model.training):  # evaluation is Bradley-Terry, as in the base class
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "teacher_margin" not in own:
+            raise ConfigError(
+                "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
+                "leave `data_collator` out."
+            )
+        _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        rewards = reward_of(outputs)
+        chosen, rejected = torch.chunk(rewards, chunks=2)
+        margin = chosen - rejected
+        parts = pafo_loss(
+            margin,
+            own["teacher_margin"],
+            own["has_label"],
+            alpha=self.args.alpha,
+            distillation_loss=self.args.distillation_loss,
+            temperature=self.args.distillation_temperature,
+            condition=self.args.condition,
+            counterfactual_weight=self.args.counterfactual_weight,
+            offset=inputs.get("margin", 0.0),
+        )
+        loss = parts.loss
+        if self.args.center_rewards_coefficient is not None:
+            loss = loss + self.args.center_rewards_coefficient * torch.mean((chosen + rejected) ** 2)
+        self._log_parts(parts.bradley_terry, parts.distillation, margin, own["has_label"])
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _log_parts(
+        self, bradley_terry: torch.Tensor, distillation: torch.Tensor, margin: torch.Tensor, has_label: torch.Tensor
+    ) -> None:
+        """Log both parts of the loss, and accuracy and margin over the rows that have a label."""
+        label = has_label.to(margin.dtype)
+        sums = torch.stack(
+            [bradley_terry, distillation, label.sum(), (label * (margin > 0)).sum(), (label * margin).sum()]
+        )
+        gathered = self.accelerator.gather(sums[None]).float().cpu()
+        metrics = self._metrics["train"]
+        metrics["bradley_terry_loss"].append(gathered[:, 0].mean().item())
+        metrics["distillation_loss"].append(gathered[:, 1].mean().item())
+        labelled = gathered[:, 2].sum().item()
+        for key, column in (("accuracy", 3), ("margin", 4)):
+            # The base class has just logged them over all rows; nobody labelled the counterfactual ones.
+            metrics[key].pop()
+            if labelled:
+                metrics[key].append(gathered[:, column].sum().item() / labelled)
+            elif not metrics[key]:
+                del metrics[key]
