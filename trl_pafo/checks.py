@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_pafo.errors import DataError, TeacherError
+from trl_pafo.history import HISTORY_FIELDS, content_text
 
 PAIR_COLUMNS = ("chosen", "rejected")
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
@@ -82,8 +83,6 @@ def check_teacher_margins(dataset: Dataset, what: str) -> None:
 
 def check_history(dataset: Dataset, what: str) -> None:
     """Raise [`DataError`] if a row has no history, or an entry of one lacks a field."""
-    from trl_pafo.history import HISTORY_FIELDS
-
     names = ["history", *(["user"] if "user" in dataset.column_names else [])]
     position = 0
     for batch in dataset.select_columns(names).iter(batch_size=10_000):
@@ -99,6 +98,19 @@ def check_history(dataset: Dataset, what: str) -> None:
                 if missing:
                     raise DataError(f"{what}, row {position}{who}: an entry of the history lacks {', '.join(missing)}.")
             position += 1
+
+
+def check_apart(train: Dataset, test: Dataset) -> None:
+    """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history."""
+    users = set(train["user"]) & set(test["user"])
+    seen = {content_text(prompt) for prompt in train["prompt"]}
+    seen |= {content_text(entry["prompt"]) for history in train["history"] for entry in history}
+    shared = seen & {content_text(prompt) for prompt in test["prompt"]}
+    if users or shared:
+        raise DataError(
+            f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), so the test would not be "
+            "one of people and prompts never trained on. Give splits that are apart."
+        )
 
 
 def _names(groups: Iterable[str]) -> str:

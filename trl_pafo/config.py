@@ -2,12 +2,13 @@
 
 import copy
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import RewardConfig
 
 from trl_pafo.errors import ConfigError
+from trl_pafo.history import HISTORY_FIELDS
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 
 TEACHER_SCALES = ("none", "rms")
@@ -64,7 +65,10 @@ class PAFOConfig(RewardConfig):
             How many of a row's past pairs are put into the prompt, the newest ones. `None` takes all that the `history`
             column has, `0` none.
         history_max_tokens (`int`, *optional*):
-            Token budget of the history; the oldest pairs that do not fit are left out.
+            Token budget of the history; the oldest pairs that do not fit are left out, and a newest pair that does not fit
+            alone is shortened.
+        history_fields (`list[str]`, *optional*, defaults to `["prompt", "chosen", "rejected"]`):
+            What of a past pair is shown.
     """
 
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "teachers"]
@@ -113,6 +117,10 @@ class PAFOConfig(RewardConfig):
     history_max_tokens: int | None = field(
         default=None, metadata={"help": "Token budget of the history; the oldest pairs that do not fit are left out."}
     )
+    history_fields: list[str] = field(
+        default_factory=lambda: list(HISTORY_FIELDS),
+        metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +140,10 @@ class PAFOConfig(RewardConfig):
             raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
         if self.num_history is not None and self.num_history < 0:
             raise ConfigError(f"`num_history` must be at least 0 (or None for all), got {self.num_history}.")
+        if not self.history_fields or set(self.history_fields) - set(HISTORY_FIELDS):
+            raise ConfigError(f"`history_fields` must be some of {', '.join(HISTORY_FIELDS)}, got {self.history_fields}.")
+        if self.history_max_tokens is not None and self.history_max_tokens < 1:
+            raise ConfigError(f"`history_max_tokens` must be at least 1 (or None), got {self.history_max_tokens}.")
         if self.teachers is not None and not isinstance(self.teachers, dict):
             raise ConfigError(
                 f"`teachers` must map each group to a path or Hub id, got {type(self.teachers).__name__}. On the command "
@@ -149,7 +161,7 @@ class PAFOConfig(RewardConfig):
         known = {f.name for f in fields(RewardConfig)}
         for f in fields(cls):
             if f.name not in known:
-                setattr(config, f.name, f.default)
+                setattr(config, f.name, f.default if f.default is not MISSING else f.default_factory())  # type: ignore[misc]
         return config  # type: ignore[return-value]
 
 

@@ -7,6 +7,7 @@ The history is rendered by the tokenizer's chat template, which takes it as a va
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +15,11 @@ import jinja2
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.errors import DataError
+from trl_pafo.errors import ConfigError, DataError
 
 HISTORY_FIELDS = ("prompt", "chosen", "rejected")
+
+_MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
 
 # Text of a field that is a string or a list of messages.
 _TEXT = (
@@ -24,29 +27,33 @@ _TEXT = (
     "{%- for message in value -%}{{ message.content }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 )
 _ENTRY = (
-    "Asked: {{ pafo_text(entry.prompt) }}\nLiked: {{ pafo_text(entry.chosen) }}\n"
-    "Disliked: {{ pafo_text(entry.rejected) }}\n"
+    "{%- if entry.prompt -%}{{ 'Asked: ' + pafo_text(entry.prompt) + '\\n' }}{%- endif -%}"
+    "{%- if entry.chosen -%}{{ 'Liked: ' + pafo_text(entry.chosen) + '\\n' }}{%- endif -%}"
+    "{%- if entry.rejected -%}{{ 'Disliked: ' + pafo_text(entry.rejected) + '\\n' }}{%- endif -%}"
 )
-_MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
 
-# Puts the history in front of the first message, whatever its role: templates that refuse a system turn, or that add
-# one of their own, work too.
+# For tokenizers with a template of their own: the history goes in front of the first message, whatever its role, so that
+# templates that refuse a system turn, or add one themselves, work too.
 _HISTORY_PREFIX = (
     _MARK
     + _TEXT
     + "{%- if history is defined and history -%}{%- set pafo = namespace(history='') -%}"
-    + "{%- for entry in history -%}{%- set pafo.history -%}{{ pafo.history }}"
+    + "{%- for entry in history -%}{%- set pafo_entry -%}"
     + _ENTRY
-    + "{% endset -%}{%- endfor -%}"
+    + "{%- endset -%}{%- set pafo.history = pafo.history + pafo_entry -%}{%- endfor -%}"
     + "{%- set messages = [{'role': messages[0]['role'], 'content': pafo.history + 'Asked: ' + messages[0]['content']}]"
     + " + messages[1:] -%}{%- endif -%}"
 )
 
-# For tokenizers without a template: [CLS] turn [SEP] turn [SEP] for encoders, bos turn eos turn eos for decoders. A
-# tokenizer that has a template of its own keeps it.
+# For tokenizers without one: [CLS] text [SEP] text [SEP] for encoders, bos text eos text eos for decoders.
 _PLAIN_TEMPLATE = (
-    "{{- bos_token or cls_token or '' -}}{%- for message in messages -%}"
-    "{{- pafo_text(message.content) -}}{{- sep_token or eos_token or '\\n' -}}{%- endfor -%}"
+    _MARK
+    + _TEXT
+    + "{%- set pafo_end = sep_token or eos_token or '\\n' -%}{{- bos_token or cls_token or '' -}}"
+    + "{%- for entry in history or [] -%}"
+    + "{%- for value in [entry.prompt, entry.chosen, entry.rejected] if value -%}{{- pafo_text(value) + pafo_end -}}"
+    + "{%- endfor -%}{%- endfor -%}"
+    + "{%- for message in messages -%}{{- pafo_text(message.content) + pafo_end -}}{%- endfor -%}"
 )
 
 
@@ -60,8 +67,10 @@ def add_history_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
         raise DataError(
             "The tokenizer has several chat templates; set `tokenizer.chat_template` to the one that the reward model shall use."
         )
-    if template is None or "history" not in template:
-        tokenizer.chat_template = _HISTORY_PREFIX + (_PLAIN_TEMPLATE if template is None else template)
+    if template is None:
+        tokenizer.chat_template = _PLAIN_TEMPLATE
+    elif "history" not in template:
+        tokenizer.chat_template = _HISTORY_PREFIX + template
     return tokenizer
 
 
@@ -70,41 +79,91 @@ def _entry_template() -> jinja2.Template:
     return jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(_TEXT + _ENTRY)
 
 
-def cut_history(
-    history: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    num_history: int | None = None,
-    max_tokens: int | None = None,
-    lengths: dict[str, int] | None = None,
-) -> list[dict[str, Any]]:
-    """The newest `num_history` pairs of a history (newest first) that fit into `max_tokens` tokens together.
+_SETTINGS = "trl_pafo_history"
+
+
+class HistoryCutter:
+    """
+    Cuts histories to a number of pairs, to the fields that are shown, and to a token budget.
 
     Args:
-        history (`list[dict]`):
-            Past pairs with `prompt`, `chosen`, `rejected`, newest first.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Counts the tokens.
         num_history (`int`, *optional*):
-            At most this many pairs; `None` for no limit.
+            At most this many pairs, the newest; `None` for no limit.
         max_tokens (`int`, *optional*):
-            Token budget of the rendered pairs; `None` for no limit. The first pair that does not fit ends the history, so
-            that what is kept are always the newest ones.
-        lengths (`dict[str, int]`, *optional*):
-            Cache of token counts by rendered text, filled on the way.
+            Token budget of the rendered pairs together; `None` for no limit.
+        fields (`Sequence[str]`, *optional*):
+            Which of `prompt`, `chosen`, `rejected` of a past pair are shown.
     """
-    kept = history if num_history is None else history[:num_history]
-    if max_tokens is None:
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_history: int | None = None,
+        max_tokens: int | None = None,
+        fields: Sequence[str] = HISTORY_FIELDS,
+    ):
+        self.tokenizer = tokenizer
+        self.num_history = num_history
+        self.max_tokens = max_tokens
+        self.fields = [name for name in HISTORY_FIELDS if name in fields]
+        self._lengths: dict[str, int] = {}
+
+    def remember(self) -> None:
+        """Write the settings into the tokenizer, which is saved with the model, so that it is served as it was trained."""
+        settings = {"num_history": self.num_history, "max_tokens": self.max_tokens, "fields": self.fields}
+        self.tokenizer.init_kwargs[_SETTINGS] = settings
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, **overrides: Any) -> "HistoryCutter":
+        """The cutter whose settings the tokenizer remembers; overrides that are not `None` take precedence."""
+        settings = dict(tokenizer.init_kwargs.get(_SETTINGS) or {})
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        return cls(tokenizer, **settings)
+
+    def __call__(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The newest pairs of a history (newest first) that fit.
+
+        The first pair that does not fit ends the history, so that what is kept are always the newest ones. If even the
+        newest does not fit, its texts are shortened at their ends, alike, so that no user is left without a history.
+        """
+        kept = [{name: entry[name] for name in self.fields} for entry in history[: self.num_history]]
+        if self.max_tokens is None:
+            return kept
+        total = 0
+        for position, entry in enumerate(kept):
+            total += self._length(entry)
+            if total > self.max_tokens:
+                return kept[:position] if position else [self._shorten(entry)]
         return kept
-    lengths = {} if lengths is None else lengths
-    total = 0
-    for position, entry in enumerate(kept):
+
+    def _length(self, entry: dict[str, Any]) -> int:
         text = _entry_template().render(entry=entry)
-        if text not in lengths:
-            lengths[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        total += lengths[text]
-        if total > max_tokens:
-            return kept[:position]
-    return kept
+        if text not in self._lengths:
+            self._lengths[text] = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._lengths[text]
+
+    def _shorten(self, entry: dict[str, Any]) -> dict[str, Any]:
+        assert self.max_tokens is not None
+        words = {name: content_text(value).split() for name, value in entry.items()}
+        share = self.max_tokens / self._length(entry)
+        while share > 0.01:
+            short = {name: " ".join(text[: max(1, int(share * len(text)))]) for name, text in words.items()}
+            if self._length(short) <= self.max_tokens:
+                return short
+            share *= 0.9
+        raise ConfigError(f"history_max_tokens={self.max_tokens} is too small for a single past pair. Raise it.")
+
+
+def content_text(value: str | list[dict[str, str]]) -> str:
+    """A standard text as it is; the contents of messages, joined."""
+    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
+
+
+def content_key(value: str | list[dict[str, str]]) -> str:
+    """A prompt as something that can be compared: text, or messages as text."""
+    return value if isinstance(value, str) else repr([(m["role"], m["content"]) for m in value])
 
 
 def as_messages(value: str | list[dict[str, str]], role: str) -> list[dict[str, str]]:
@@ -113,36 +172,45 @@ def as_messages(value: str | list[dict[str, str]], role: str) -> list[dict[str, 
 
 
 def render_history(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    num_history: int | None = None,
-    max_tokens: int | None = None,
-    num_proc: int | None = None,
+    dataset: Dataset, cutter: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], num_proc: int | None = None
 ) -> Dataset:
     """Turn the `history` column into `chat_template_kwargs`, the column that TRL hands to the chat template.
 
     Standard (text) rows become conversational, since only those pass through the template. Needs the explicit-prompt
     form (`prompt`, `chosen`, `rejected`). The `history` column is dropped: what the model sees stands in
     `chat_template_kwargs`.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt`, `chosen`, `rejected`, `history`.
+        cutter (`Callable`):
+            What of a history is shown, see [`HistoryCutter`].
+        num_proc (`int`, *optional*):
+            Number of processes.
     """
-    lengths: dict[str, int] = {}
 
     def render(row: dict[str, Any]) -> dict[str, Any]:
-        history = cut_history(row["history"], tokenizer, num_history, max_tokens, lengths)
-        kept = [{name: entry[name] for name in HISTORY_FIELDS} for entry in history]
         return {
             "prompt": as_messages(row["prompt"], "user"),
             "chosen": as_messages(row["chosen"], "assistant"),
             "rejected": as_messages(row["rejected"], "assistant"),
-            "chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), "history": kept},
+            "chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), "history": cutter(row["history"])},
         }
 
     return dataset.map(render, remove_columns=["history"], num_proc=num_proc, desc="Rendering histories")
 
 
-def _key(value: Any) -> str:
-    """A prompt as something that can be compared: text, or messages as text."""
-    return value if isinstance(value, str) else repr([(m["role"], m["content"]) for m in value])
+def without_history(rows: Dataset) -> Dataset:
+    """The same rows with an empty history: what a reward model that is not personalised sees."""
+    kwargs = [{**row, "history": []} for row in rows["chat_template_kwargs"]]
+    features = rows.features["chat_template_kwargs"]
+    return rows.remove_columns("chat_template_kwargs").add_column("chat_template_kwargs", kwargs, feature=features)
+
+
+def is_rendered(dataset: Dataset) -> bool:
+    """Whether the rows bring their history in `chat_template_kwargs`, as those of `trl-pafo prepare` do."""
+    feature = dataset.features.get("chat_template_kwargs") if dataset.features else None
+    return isinstance(feature, dict) and "history" in feature
 
 
 def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -> Dataset:
@@ -172,7 +240,7 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, user in enumerate(columns["user"]):
         rows_of[user].append(row)
-    keys = [_key(prompt) for prompt in columns["prompt"]]
+    keys = [content_key(prompt) for prompt in columns["prompt"]]
     histories: list[list[dict[str, Any]]] = [[] for _ in keys]
     for rows in rows_of.values():
         for place, row in enumerate(rows):
@@ -198,7 +266,8 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, `history`.
+            Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, `history`; a history that is rendered already (in
+            `chat_template_kwargs`) goes with it.
         groups (`list[str]`):
             The groups.
         share (`float`):
@@ -210,8 +279,8 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
         return dataset.add_column("has_label", [True] * len(dataset))
     rng = random.Random(seed)
     columns = dataset.select_columns(["group", "history", "prompt"]).to_dict()
-    keys = [_key(prompt) for prompt in columns["prompt"]]
-    history_keys = [{_key(entry["prompt"]) for entry in history} for history in columns["history"]]
+    keys = [content_key(prompt) for prompt in columns["prompt"]]
+    history_keys = [{content_key(entry["prompt"]) for entry in history} for history in columns["history"]]
     rows_of = {group: [row for row, g in enumerate(columns["group"]) if g == group] for group in groups}
     sources: list[int] = []
     donors: list[int] = []
@@ -225,7 +294,7 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
                 if donor is not None:
                     sources.append(row)
                     donors.append(donor)
-    taken_from_donor = ["history", "user", "group", "support_rate"]
+    taken_from_donor = ["history", "chat_template_kwargs", "user", "group", "support_rate"]
     pair_columns = [name for name in dataset.column_names if name not in taken_from_donor]
     donor_columns = [name for name in dataset.column_names if name in taken_from_donor]
     new = concatenate_datasets(

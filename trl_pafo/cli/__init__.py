@@ -1,0 +1,53 @@
+"""The command `trl-pafo`: one file a command, no logic of its own.
+
+Each command module has `HELP`, `make_parser()` and `main(...)`; it is imported only when its command is asked for, so that
+`trl-pafo --help` answers at once.
+"""
+
+import sys
+from importlib import import_module
+
+from trl_pafo.errors import TrlPafoError
+
+COMMANDS = {
+    "quickstart": "the whole of PAFO on the shipped corpus, in minutes on a laptop",
+    "prepare": "groups, histories and splits: write training and test pairs that any RewardTrainer reads",
+    "reward": "train a reward model: the flags of `trl reward`, and PAFO's",
+    "run": "all stages: prepare, baselines, teachers, margins, the unified model, evaluation",
+    "evaluate": "group and user fairness of a saved reward model on test pairs",
+    "score": "JSONL of pairs or responses (with histories) in, raw rewards out",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: trl-pafo COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
+        for name, text in COMMANDS.items():
+            print(f"  {name:<12}{text}")
+        print("\n`trl-pafo COMMAND --help` lists the flags of a command.")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from trl_pafo import __version__
+
+        print(f"trl-pafo {__version__}")
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    from trl_pafo.cli.quiet import quiet
+
+    quiet()
+    command = import_module(f"trl_pafo.cli.{name}")
+    try:
+        parsed = command.make_parser(prog=f"trl-pafo {name}").parse_args_and_config(rest)
+        command.main(*parsed)
+    except TrlPafoError as error:
+        print(f"trl-pafo {name}: {error}", file=sys.stderr)
+        return 1
+    except FileNotFoundError as error:
+        print(f"trl-pafo {name}: {error.filename or error}: no such file.", file=sys.stderr)
+        return 1
+    return 0

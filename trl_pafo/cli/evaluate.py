@@ -1,0 +1,39 @@
+"""`trl-pafo evaluate`: group and user fairness of a saved reward model on test pairs, alone or against another model."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def make_parser(prog: str | None = None) -> Any:
+    from trl import TrlParser
+
+    @dataclass
+    class EvaluateArguments:
+        model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
+        dataset_name: str | None = field(
+            default=None, metadata={"help": "A folder of `trl-pafo prepare`, a JSONL or Parquet file of pairs, or a Hub id."}
+        )
+        dataset_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+        reference: str | None = field(default=None, metadata={"help": "A second model; the verdict compares the first with it."})
+        output_dir: str | None = field(default=None, metadata={"help": "Write results.json and the rewards here; must not exist."})
+        batch_size: int = field(default=32, metadata={"help": "Pairs in a forward pass."})
+        bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
+        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
+        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
+        history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
+        num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples over users."})
+        seed: int = field(default=0, metadata={"help": "Seed of the resamples."})
+
+    return TrlParser(EvaluateArguments, prog=prog)
+
+
+def main(args: Any) -> None:
+    from trl_pafo.evaluation import evaluate_models
+    from trl_pafo.report.tables import plain_table
+
+    results = evaluate_models(args)
+    print(plain_table(results["methods"], results["majority"], results["minority"]))
+    for verdict in results["verdicts"].values():
+        print("\n" + verdict["sentence"])
+    if args.output_dir:
+        print(f"\nResults: {args.output_dir}/results.json")

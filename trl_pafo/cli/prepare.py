@@ -1,0 +1,51 @@
+"""`trl-pafo prepare`: splits, groups and histories, as files that any RewardTrainer reads."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def make_parser(prog: str | None = None) -> Any:
+    from trl import TrlParser
+
+    from trl_pafo.arguments import DataArguments
+
+    @dataclass
+    class PrepareArguments(DataArguments):
+        model_name_or_path: str | None = field(
+            default=None, metadata={"help": "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."}
+        )
+        output_dir: str | None = field(default=None, metadata={"help": "Folder to write to; must not exist."})
+        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt, newest first. Default: 3."})
+        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
+        history_fields: list[str] | None = field(
+            default=None, metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."}
+        )
+
+    return TrlParser(PrepareArguments, prog=prog)
+
+
+def main(args: Any) -> None:
+    import os
+    from pathlib import Path
+
+    from trl_pafo.config import PAFOConfig
+    from trl_pafo.errors import ConfigError, RunFolderError
+    from trl_pafo.models import load_tokenizer
+    from trl_pafo.stages import fit_lengths, prepare
+
+    if not args.output_dir or not args.model_name_or_path:
+        raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")
+    out = Path(args.output_dir)
+    if out.exists():
+        raise RunFolderError(f"{out} exists already. Choose another --output_dir; nothing is overwritten.")
+    known = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
+    config = PAFOConfig(str(out), use_cpu=True, bf16=False, **{k: v for k, v in known.items() if v is not None})
+    fit_lengths(config, args.model_name_or_path)
+    aside = out.with_name(out.name + ".partial")
+    if aside.exists():
+        raise RunFolderError(f"{aside} is left from another prepare. Remove it if none is running.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prepare(args, config, load_tokenizer(args.model_name_or_path), aside)
+    os.replace(aside, out)
+    print(f"Prepared pairs: {out}")
+    print(f"Any RewardTrainer takes them: trl reward --dataset_name {out} --chat_template_path {out / 'chat_template.jinja'} ...")

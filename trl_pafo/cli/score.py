@@ -1,0 +1,30 @@
+"""`trl-pafo score`: JSONL of pairs or responses (with histories) in, raw rewards out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def make_parser(prog: str | None = None) -> Any:
+    from trl import TrlParser
+
+    @dataclass
+    class ScoreArguments:
+        model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
+        input: str | None = field(
+            default=None,
+            metadata={"help": "JSONL with prompt and response (or chosen and rejected), optional history; - for standard input."},
+        )
+        output: str | None = field(default=None, metadata={"help": "JSONL to write; must not exist. Default: standard output."})
+        batch_size: int = field(default=32, metadata={"help": "Responses in a forward pass."})
+        bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
+        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
+        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
+        history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
+
+    return TrlParser(ScoreArguments, prog=prog)
+
+
+def main(args: Any) -> None:
+    from trl_pafo.score_files import score_file
+
+    score_file(args)

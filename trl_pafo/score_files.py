@@ -1,0 +1,120 @@
+"""JSON Lines of pairs or responses in, raw rewards out."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.runs import write_text
+from trl_pafo.scoring import load_reward_model, local_folder, score_sequences, tokenize_response
+
+_SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
+
+
+def parse_lines(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file, checked.
+
+    Raises:
+        DataError: If a line is no JSON object, or lacks a text to score; the message names the line.
+    """
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        at = f"{where}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{at} is no JSON: {error}. Write one JSON object a line.") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{at} is no JSON object but {type(row).__name__}. Write one JSON object a line.")
+        if "response" not in row and not {"chosen", "rejected"} <= set(row):
+            raise DataError(f"{at} has neither `response` nor `chosen` and `rejected`; it has {', '.join(row) or 'nothing'}.")
+        for name in ("prompt", "response", "chosen", "rejected"):
+            if name in row and not _is_text(row[name]):
+                raise DataError(f"{at}: `{name}` must be a text or a list of messages with role and content.")
+            if name in _SIDES and name in row and not row[name]:
+                raise DataError(f"{at}: `{name}` is empty.")
+        history = row.get("history", [])
+        if not isinstance(history, list) or not all(_is_past_pair(entry) for entry in history):
+            raise DataError(f"{at}: `history` must be a list of past pairs with prompt, chosen, rejected (texts), newest first.")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{where} holds no rows.")
+    return rows
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
+
+
+def _is_past_pair(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(_is_text(entry.get(name, "")) for name in ("prompt", "chosen", "rejected"))
+
+
+def row_sequences(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, cutter: HistoryCutter) -> dict[str, list[int]]:
+    """Token ids of each text of a row, by the name of its reward, as in training: conversational, with the history."""
+    prompt = as_messages(row["prompt"], "user") if row.get("prompt") else []
+    missing = [name for entry in row.get("history", []) for name in cutter.fields if name not in entry]
+    if missing:
+        raise DataError(f"A past pair lacks `{missing[0]}`, which this model's history shows. Add it, or give --history_fields.")
+    kwargs = {"history": cutter(row.get("history", []))}
+    return {
+        reward: tokenize_response(tokenizer, prompt, as_messages(row[side], "assistant"), kwargs)
+        for side, reward in _SIDES.items()
+        if side in row
+    }
+
+
+def score_file(args: Any) -> None:
+    """Score a file; `args` are the flags of `trl-pafo score`. The input is checked before the model is loaded."""
+    if not args.model_name_or_path or not args.input:
+        raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
+    if args.output and Path(args.output).exists():
+        raise RunFolderError(f"{args.output} exists already. Choose another --output; nothing is overwritten.")
+    if args.input == "-":
+        rows = parse_lines(sys.stdin, "standard input")
+    else:
+        with open(args.input, encoding="utf-8") as file:
+            rows = parse_lines(file, args.input)
+    folder = local_folder(args.model_name_or_path)
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+    cutter = HistoryCutter.of(
+        tokenizer, num_history=args.num_history, max_tokens=args.history_max_tokens, fields=args.history_fields
+    )
+    sequences = [row_sequences(row, tokenizer, cutter) for row in rows]
+    device = PartialState().device
+    model = load_reward_model(folder).to(device)
+    pad = model.config.get_text_config().pad_token_id
+    flat = [ids for row in sequences for ids in row.values()]
+    rewards = iter(
+        score_sequences(
+            model,
+            flat,
+            tokenizer.pad_token_id if pad is None else pad,
+            batch_size=args.batch_size,
+            device=device,
+            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.bf16),
+            desc="Scoring" if args.output else None,
+        ).tolist()
+    )
+    text = "".join(
+        json.dumps({**row, **{name: next(rewards) for name in names}}, ensure_ascii=False) + "\n"
+        for row, names in zip(rows, sequences, strict=True)
+    )
+    if args.output:
+        write_text(Path(args.output), text)
+        print(f"{len(rows)} rows scored: {args.output}")
+    else:
+        sys.stdout.write(text)

@@ -1,0 +1,228 @@
+"""What the sources of real people's pairs share: the split by user and prompt, the order of rows, support, groups."""
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.groups import assign_groups, quantile_thresholds, support_rate_by_agreement, support_rate_by_type
+from trl_pafo.history import content_key
+
+logger = logging.getLogger(__name__)
+
+MINORITY_QUANTILE = 0.2
+
+
+def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Users of training and of test, drawn at random so that each group has the same share in both.
+
+    Any first part of either list has the groups' shares too, so that a smaller study takes the first users of each.
+
+    Args:
+        group_of (`Mapping[str, Hashable]`):
+            Group of each user; one value for all where groups are not known yet.
+        test_share (`float`):
+            Share of the users in test, in (0, 1).
+        seed (`int`):
+            Seed of the draw.
+
+    Raises:
+        ConfigError: If one of the two would be left without users.
+    """
+    num_test = round(test_share * len(group_of))
+    if not 0 < num_test < len(group_of):
+        raise ConfigError(
+            f"{len(group_of)} users with a test share of {test_share} leave training or test without users: give more "
+            "users, or a share between 0 and 1 that leaves some on both sides."
+        )
+    members: dict[Hashable, list[str]] = defaultdict(list)
+    for user, group in group_of.items():
+        members[group].append(user)
+    rng = random.Random(seed)
+    placed: list[tuple[float, str]] = []
+    for users in members.values():
+        rng.shuffle(users)
+        placed += [((place + 0.5) / len(users), user) for place, user in enumerate(users)]
+    ordered = [user for _, user in sorted(placed, key=lambda item: item[0])]
+    return ordered[num_test:], ordered[:num_test]
+
+
+def first_users(users: Sequence[str], number: int | None, name: str) -> Sequence[str]:
+    """The first `number` users; all for `None`. Raises [`ConfigError`] where there are fewer."""
+    if number is not None and not 1 <= number <= len(users):
+        raise ConfigError(f"`{name}` must be between 1 and {len(users)}, the number of people on that side; got {number}.")
+    return users[:number]
+
+
+def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
+    """The rows of these users, each user's in the order in which they stand, one user after the other."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, user in enumerate(dataset["user"]):
+        rows_of[user].append(row)
+    return dataset.select([row for user in users for row in rows_of[user]])
+
+
+def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
+    """Without the users who have fewer than `min_pairs` pairs, or pairs on one prompt only; says how many.
+
+    A history holds no pair on the prompt that is judged, so that people need a second one.
+    """
+    rows_of: dict[str, list[str]] = defaultdict(list)
+    for user, prompt in zip(dataset["user"], dataset["prompt"], strict=True):
+        rows_of[user].append(content_key(prompt))
+    kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
+    if not kept:
+        raise DataError(
+            f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Lower `min_pairs`, or "
+            "move the shares of users and prompts in test."
+        )
+    if len(kept) < len(rows_of):
+        logger.info(
+            "%d of %d users are left out, who have fewer than %d pairs or pairs on one prompt only.",
+            len(rows_of) - len(kept),
+            len(rows_of),
+            min_pairs,
+        )
+    return rows_by_user(dataset, kept)
+
+
+def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
+    """`test` without the pairs whose prompt occurs in training, also as the prompt of a past pair; says how many.
+
+    Raises:
+        DataError: If no test pair is left.
+    """
+    known = {content_key(prompt) for prompt in train["prompt"]}
+    if "history" in train.column_names:
+        known |= {content_key(entry["prompt"]) for history in train["history"] for entry in history or []}
+    kept = [row for row, prompt in enumerate(test["prompt"]) if content_key(prompt) not in known]
+    if not kept:
+        raise DataError(
+            f"All {len(test)} test pairs have a prompt that occurs in training, so that none is left to evaluate on. Give "
+            "a test file with prompts of its own."
+        )
+    if len(kept) < len(test):
+        logger.warning(
+            "%d of %d test pairs are left out, since their prompts occur in training.", len(test) - len(kept), len(test)
+        )
+    return test.select(kept)
+
+
+def users_in_order(dataset: Dataset) -> list[str]:
+    """The users, each once, in the order in which they first occur."""
+    return list(dict.fromkeys(dataset["user"]))
+
+
+def add_type_support(splits: DatasetDict) -> DatasetDict:
+    """Add `support_rate`: the share of the training users that belong to the user's group.
+
+    Raises:
+        DataError: If a user is in several groups, or a test group has no training user.
+    """
+    group_of = {split: one_value_per_user(rows, "group") for split, rows in splits.items()}
+    population = list(group_of["train"].values())
+    share_of = dict(zip(population, support_rate_by_type(population).tolist(), strict=True))
+    unknown = sorted(set(group_of["test"].values()) - set(share_of))
+    if unknown:
+        raise DataError(
+            f"The test split has users of the groups {', '.join(map(repr, unknown))}, of which training has none; it has "
+            f"{', '.join(map(repr, sorted(share_of)))}. Add training pairs of these groups, or leave their test pairs out."
+        )
+    return DatasetDict(
+        {split: rows.add_column("support_rate", [share_of[group] for group in rows["group"]]) for split, rows in splits.items()}
+    )
+
+
+def one_value_per_user(dataset: Dataset, column: str) -> dict[str, Any]:
+    """Value of a column for each user; raises [`DataError`] if a user has several."""
+    value_of: dict[str, Any] = {}
+    for user, value in zip(dataset["user"], dataset[column], strict=True):
+        if value_of.setdefault(user, value) != value:
+            raise DataError(
+                f"The user {user!r} has several values of `{column}` ({value_of[user]!r} and {value!r}); give each user one."
+            )
+    return value_of
+
+
+def agreement(dataset: Dataset) -> dict[str, float]:
+    """Support rate of each user by leave-one-out agreement: pairs are the same if prompt and both responses are.
+
+    NaN for users who share no pair with others, see [`~trl_pafo.groups.support_rate_by_agreement`].
+    """
+    numbers: dict[tuple[str, str, str], int] = {}
+    pairs: list[int] = []
+    labels: list[int] = []
+    columns = (dataset[name] for name in ("prompt", "chosen", "rejected"))
+    for prompt, chosen, rejected in zip(*columns, strict=True):
+        first, second = content_key(chosen), content_key(rejected)
+        labels.append(1 if first < second else -1)
+        key = (content_key(prompt), min(first, second), max(first, second))
+        pairs.append(numbers.setdefault(key, len(numbers)))
+    return support_rate_by_agreement(dataset["user"][:], pairs, labels)
+
+
+def add_support_groups(
+    splits: DatasetDict,
+    support: Mapping[str, Mapping[str, float]],
+    quantile: float | Sequence[float] | None = None,
+    threshold: float | Sequence[float] | None = None,
+    names: Sequence[str] = ("majority", "minority"),
+) -> DatasetDict:
+    """Add `support_rate` and `group`, cut at a threshold that the training users alone determine.
+
+    Users without a support rate (NaN) are left out, and their number is said.
+
+    Args:
+        splits ([`~datasets.DatasetDict`]):
+            `train` and `test` with `user`.
+        support (`Mapping`):
+            For each split, the support rate of each user.
+        quantile, threshold, names:
+            As in [`~trl_pafo.groups.assign_groups`]; the quantiles are those of the training users. With neither, the
+            minority is the fifth of the training users with the lowest support.
+
+    Raises:
+        ConfigError: If both quantile and threshold are given, or a group would have no training user.
+        DataError: If no user of a split has a support rate, or they cannot be told apart.
+    """
+    rated: dict[str, dict[str, float]] = {}
+    for split, rows in splits.items():
+        users = users_in_order(rows)
+        rated[split] = {user: support[split][user] for user in users if not np.isnan(support[split][user])}
+        if not rated[split]:
+            raise DataError(
+                f"No user of the {split} split judged a pair that another user judged too, so that no support rate can "
+                "be measured. Add a column `group` or `support_rate`."
+            )
+        if len(rated[split]) < len(users):
+            logger.warning(
+                "%d of %d users of the %s split are left out, since they share no pair with other users.",
+                len(users) - len(rated[split]),
+                len(users),
+                split,
+            )
+    train_rates = list(rated["train"].values())
+    if threshold is None:
+        threshold = quantile_thresholds(train_rates, MINORITY_QUANTILE if quantile is None else quantile).tolist()
+        quantile = None
+    groups = {
+        split: assign_groups(list(r.values()), threshold=threshold, quantile=quantile, names=names) for split, r in rated.items()
+    }
+    empty = [name for name in names if name not in groups["train"]]
+    if empty:
+        raise ConfigError(
+            f"No training user falls into the group {empty[0]!r}: support rates range from {min(train_rates):.3f} to "
+            f"{max(train_rates):.3f}. Move the threshold, or give a quantile."
+        )
+    built = DatasetDict()
+    for split, rows in splits.items():
+        group_of = dict(zip(rated[split], groups[split].tolist(), strict=True))
+        rows = rows_by_user(rows, rated[split])
+        rows = rows.add_column("group", [group_of[user] for user in rows["user"]])
+        built[split] = rows.add_column("support_rate", [rated[split][user] for user in rows["user"]])
+    return built

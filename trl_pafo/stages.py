@@ -1,0 +1,295 @@
+"""A run: prepare, baselines, teachers, student, evaluate. Each stage leaves a folder that the next one starts from."""
+
+import copy
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_dataset
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import ModelConfig, RewardTrainer, get_peft_config
+
+from trl_pafo import checks
+from trl_pafo.arguments import TITLES, DataArguments, RunArguments
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation import evaluate_run
+from trl_pafo.history import HistoryCutter, attach_history, count_by_group, render_history, without_history
+from trl_pafo.models import WHEEL_MODELS, load_tokenizer, longest_input, materialise_model
+from trl_pafo.progress import PairProgress
+from trl_pafo.runs import RunFolder, write_text
+from trl_pafo.sources.registry import load_source
+from trl_pafo.teachers import as_teachers, check_teacher
+from trl_pafo.trainer import PAFORewardTrainer
+
+DEFAULT_NUM_HISTORY = 3
+
+# Options of PAFO that only the student depends on: changing them must not ask for new teachers.
+_STUDENT_OPTIONS = (
+    "alpha",
+    "distillation_loss",
+    "distillation_temperature",
+    "condition",
+    "counterfactual_share",
+    "counterfactual_weight",
+    "teacher_scale",
+    "teacher_margin_clip",
+)
+# Options that decide a training's result.
+_TRAINING_OPTIONS = (
+    "seed",
+    "learning_rate",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "bf16",
+    "fp16",
+    "max_length",
+    "disable_dropout",
+    "center_rewards_coefficient",
+)
+_MODEL_OPTIONS = ("model_name_or_path", "model_revision", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_target_modules")
+
+
+def fit_lengths(args: PAFOConfig, model_name: str) -> None:
+    """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
+    longest = longest_input(model_name)
+    if longest is not None and (args.max_length is None or args.max_length > longest):
+        args.max_length = longest
+    if args.num_history is None:
+        args.num_history = DEFAULT_NUM_HISTORY
+    if args.history_max_tokens is None and args.max_length is not None and args.num_history > 0:
+        args.history_max_tokens = args.max_length // 2
+
+
+def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write `train.parquet` and `test.parquet` with histories, the chat template, and a summary.
+
+    The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
+    `history` whole, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
+    """
+    splits = load_source(data)
+    num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
+    cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
+    summary: dict[str, Any] = {}
+    prepared = {}
+    for name, rows in splits.items():
+        checks.check_pairs(rows, f"The {name} data")
+        # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use.
+        if "history" not in rows.column_names:
+            rows = attach_history(rows, num_history, past_only=name != "train")
+        elif num_history:
+            checks.check_history(rows, f"The {name} data")
+        whole = rows["history"][:]
+        prepared[name] = render_history(rows, cutter, args.dataset_num_proc).add_column("history", whole)
+        users = Counter(dict(zip(rows["user"], rows["group"], strict=True)).values())
+        summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
+    checks.check_apart(prepared["train"], prepared["test"])
+    folder.mkdir(parents=True)
+    for name, rows in prepared.items():
+        rows.to_parquet(folder / f"{name}.parquet")
+    write_text(folder / "chat_template.jinja", tokenizer.chat_template)
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for name, counts in summary.items():
+        parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
+        print(f"    {name}: {'; '.join(parts)}", flush=True)
+
+
+def load_prepared(folder: Path) -> DatasetDict:
+    """What [`prepare`] wrote."""
+    files = {name: str(folder / f"{name}.parquet") for name in ("train", "test")}
+    return load_dataset("parquet", data_files=files, cache_dir=str(folder.parent / ".datasets"))
+
+
+class Run:
+    """
+    All stages of PAFO in one output folder, each skipped when its output is there and its inputs are unchanged.
+
+    Args:
+        run ([`RunArguments`]):
+            Data, methods, teachers.
+        args ([`PAFOConfig`]):
+            Training and PAFO; `output_dir` is the folder of the run, `teachers` are used instead of training some.
+        model ([`~trl.ModelConfig`]):
+            The model that everything starts from.
+    """
+
+    def __init__(self, run: RunArguments, args: PAFOConfig, model: ModelConfig):
+        self.run, self.args, self.model = run, args, model
+        if model.model_name_or_path is None:
+            raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
+        fit_lengths(args, model.model_name_or_path)
+        self.folder = RunFolder(args.output_dir, run.overwrite)
+        self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
+        HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
+        self.base = model.model_name_or_path
+
+    def __call__(self) -> dict[str, Any]:
+        """Do all stages that are not done; return the results."""
+        self._prepare()
+        self._materialise()
+        data = load_prepared(self.folder / "data")
+        self.groups = sorted(data["train"].unique("group"))
+        given = as_teachers(self.args.teachers)
+        if given:
+            checks.check_groups(data["train"], given, "The training data")
+            for teacher in given.values():
+                check_teacher(teacher, self.tokenizer)
+        models: dict[str, Any] = {}
+        for method in ("bradley_terry", "personalized_bt"):
+            if method in self.run.methods:
+                models[method] = self._baseline(method, data["train"])
+        if {"pafo", "pafo_own_group", "oracle"} & set(self.run.methods):
+            teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
+            if "oracle" in self.run.methods:
+                models["oracle"] = teachers
+            for method in ("pafo", "pafo_own_group"):
+                if method in self.run.methods:
+                    models[method] = self._student(method, data["train"], teachers)
+        models = {method: models[method] for method in self.run.methods}
+        inputs = {"models": {m: self._digests.get(m, str(v)) for m, v in models.items()}, "data": self._digests["data"]}
+        inputs |= {"reference": self.run.reference, "num_resamples": self.run.num_resamples}
+        self.folder.stage(
+            "evaluate",
+            inputs,
+            "results",
+            lambda out: evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds()),
+        )
+        return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
+
+    _digests: dict[str, str]
+
+    def _prepare(self) -> None:
+        self._digests = {}
+        options = ("num_history", "history_max_tokens", "history_fields")
+        inputs = {**self.run.data_inputs(), **{name: getattr(self.args, name) for name in options}}
+        inputs["tokenizer"] = self.model.model_name_or_path
+        self._digests["data"] = self.folder.stage(
+            "prepare", inputs, "data", lambda out: prepare(self.run, self.args, self.tokenizer, out)
+        )
+
+    def _materialise(self) -> None:
+        layers = self.run.num_hidden_layers
+        if self.base not in WHEEL_MODELS and layers is None:
+            return
+        inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
+        name = self.base
+        self._digests["base"] = self.folder.stage(
+            "model", inputs, "base_model", lambda out: materialise_model(name, out, layers, self.args.seed)
+        )
+        self.base = str(self.folder / "base_model")
+
+    def _inputs(self, **more: Any) -> dict[str, Any]:
+        inputs = {name: getattr(self.args, name) for name in _TRAINING_OPTIONS}
+        inputs |= {name: getattr(self.model, name) for name in _MODEL_OPTIONS}
+        return {**inputs, "data": self._digests["data"], "base": self._digests.get("base"), **more}
+
+    def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
+        args = copy.deepcopy(self.args)
+        args.output_dir = str(out)
+        args.teachers = None
+        for name, value in changes.items():
+            setattr(args, name, value)
+        if isinstance(args.model_init_kwargs, dict) or args.model_init_kwargs is None:
+            wanted = {"revision": self.model.model_revision, "dtype": self.model.dtype}
+            known = {k: v for k, v in wanted.items() if v is not None and not (k == "revision" and v == "main")}
+            args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
+        return args
+
+    def _train(self, trainer: RewardTrainer, out: Path, title: str) -> None:
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(PairProgress(title))
+        checkpoints = list(out.glob("checkpoint-*"))
+        trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+        trainer.save_model(str(out))
+        trainer.state.save_to_json(str(out / "trainer_state.json"))
+        for checkpoint in out.glob("checkpoint-*"):
+            if self.args.save_strategy != "no" and self.args.save_total_limit == 0:
+                checkpoint.rmdir()
+
+    def _reward_trainer(self, out: Path, rows: Dataset, start: str | None = None, **changes: Any) -> RewardTrainer:
+        """TRL's own trainer, on the prepared rows as they are."""
+        args = self._training_args(out, **changes)
+        keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
+        return RewardTrainer(
+            model=start or self.base,
+            args=args,
+            train_dataset=rows.select_columns(keep),
+            processing_class=copy.deepcopy(self.tokenizer),
+            peft_config=get_peft_config(self.model),
+        )
+
+    def _baseline(self, method: str, train: Dataset) -> str:
+        output = f"models/{method}"
+
+        def work(out: Path) -> None:
+            rows = train if method == "personalized_bt" else without_history(train)
+            self._train(self._reward_trainer(out, rows), out, TITLES[method])
+
+        self._digests[method] = self.folder.stage(method, self._inputs(method=method), output, work)
+        return str(self.folder / output)
+
+    def _teachers(self, train: Dataset) -> dict[str, str]:
+        folders = {}
+        for group in self.groups:
+            output = f"teachers/{_as_file_name(group)}"
+            start = self.folder / "models/personalized_bt" if self.run.teacher_start == "warm" else None
+            inputs = self._inputs(group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps)
+
+            def work(out: Path, group: str = group, start: Path | None = start) -> None:
+                rows = train.filter(lambda row: row["group"] == group)
+                changes = {}
+                if self.run.teacher_min_steps and self.args.max_steps <= 0:
+                    steps = math.ceil(self._steps_per_epoch(len(rows)) * self.args.num_train_epochs)
+                    changes["max_steps"] = max(steps, self.run.teacher_min_steps)
+                set_seed(self.args.seed)
+                trainer = self._reward_trainer(out, rows, str(start) if start else None, **changes)
+                self._train(trainer, out, f"Teacher of {group}")
+
+            self._digests[f"teacher:{group}"] = self.folder.stage(f"teacher:{group}", inputs, output, work)
+            folders[group] = str(self.folder / output)
+        return folders
+
+    def _steps_per_epoch(self, num_rows: int) -> float:
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return num_rows / batch
+
+    def _student(self, method: str, train: Dataset, teachers: dict[str, str]) -> str:
+        output = f"models/{method}"
+        changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
+        options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
+        identities = {group: self._digests.get(f"teacher:{group}", path) for group, path in teachers.items()}
+
+        def work(out: Path) -> None:
+            trainer = PAFORewardTrainer(
+                model=self.base,
+                args=self._training_args(
+                    out,
+                    num_history=None,  # the rows are rendered already
+                    teacher_margin_cache_dir=str(self.folder / "teacher_margins"),
+                    **changes,
+                ),
+                train_dataset=train,
+                processing_class=copy.deepcopy(self.tokenizer),
+                teachers=teachers,
+                peft_config=get_peft_config(self.model),
+            )
+            self._train(trainer, out, TITLES[method])
+
+        inputs = self._inputs(method=method, teachers=identities, **options)
+        self._digests[method] = self.folder.stage(method, inputs, output, work)
+        return str(self.folder / output)
+
+
+def _as_file_name(group: str) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in group)
+    return safe if safe.strip(".") else f"group_{safe}"
