@@ -160,7 +160,7 @@ def verdict_lines(results: dict[str, Any]) -> str:
     """One line a method: the Pareto verdict against the reference."""
     reference = TITLES.get(results["reference"], results["reference"])
     return "\n".join(
-        f"{TITLES.get(method, method)} against {reference}: {verdict["sentence"]}"
+        f"{TITLES.get(method, method)} against {reference}: {verdict['sentence']}"
         for method, verdict in results["verdicts"].items()
     )
 

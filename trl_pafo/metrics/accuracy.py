@@ -15,7 +15,8 @@ IntArray = NDArray[np.int64]
 def pair_correctness(margins: ArrayLike) -> FloatArray:
     """1 where the model prefers the chosen response, 0 where it prefers the rejected one, 0.5 where it cannot tell.
 
-    Half a point for a tie is what a coin would earn, so that a model that scores everything alike has accuracy 0.5, not 0.
+    Half a point for a tie is what a coin would earn, so that a model that scores everything alike has accuracy 0.5,
+    not 0.
 
     Args:
         margins (array of shape `(num_pairs,)`):
@@ -102,8 +103,8 @@ def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[
 class EncodedPairs(NamedTuple):
     """Users and groups of pairs as integers.
 
-    `user_codes` and `group_codes` have shape `(num_pairs,)` and point into `users` and `groups`; `group_of_user`, of shape
-    `(num_users,)`, points into `groups`.
+    `user_codes` and `group_codes` have shape `(num_pairs,)` and point into `users` and `groups`; `group_of_user`, of
+    shape `(num_users,)`, points into `groups`.
     """
 
     users: list[str]

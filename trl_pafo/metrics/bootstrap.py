@@ -1,8 +1,8 @@
 """Resampling users, not pairs: pairs of one user resemble each other, so users are what the data hold many of.
 
-A resample only ever says how often each user counts. All users of a group with the same sums are interchangeable in it,
-so they are kept as one *cell* with a number of users: 100,000 users with a few pairs each are a few hundred cells, and a
-resample of them a few hundred whole numbers.
+A resample only ever says how often each user counts. All users of a group with the same sums are interchangeable in
+it, so they are kept as one *cell* with a number of users: 100,000 users with a few pairs each are a few hundred cells,
+and a resample of them a few hundred whole numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,8 +92,8 @@ def bootstrap_users(
         correct (array of shape `(num_pairs,)` or `(num_models, num_pairs)`):
             Correctness of each pair.
         statistics (`Callable`):
-            `statistics(cells, weights)` with [`UserCells`] and weights of shape `(num_rows, num_cells)`, which say how many
-            users of each cell a resample holds; returns an array of shape `(num_rows, num_statistics)`.
+            `statistics(cells, weights)` with [`UserCells`] and weights of shape `(num_rows, num_cells)`, which say how
+            many users of each cell a resample holds; returns an array of shape `(num_rows, num_statistics)`.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Number of resamples.
         seed (`int`, *optional*, defaults to `0`):
@@ -110,10 +110,9 @@ def bootstrap_users(
 
 
 def bootstrap_weights(cells: UserCells, num_resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Chunks of shape `(num_rows, num_cells)`: users of each cell in a resample drawn with replacement in each group."""
-    rng = np.random.default_rng(seed)
-    strata = np.split(cells.users, cells.group_starts[1:])
-    for rows in _chunks(num_resamples, len(cells.users)):
+    """Chunks of shape `(num_rows, num_cells)`: users of each cell in a resample drawn with replacement in each
+    group.""" rng = np.random.default_rng(seed) strata = np.split(cells.users, cells.group_starts[1:]) for rows in
+    _chunks(num_resamples, len(cells.users)):
         # Drawing users with replacement and counting them by cell is a multinomial over the cells.
         draws = [rng.multinomial(users.sum(), users / users.sum(), size=rows) for users in strata]
         yield np.concatenate(draws, axis=1).astype(np.float64)

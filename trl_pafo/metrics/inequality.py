@@ -1,13 +1,13 @@
 """How unevenly a benefit is spread over users, in closed forms.
 
-The benefit of a user is its accuracy, never a raw margin: the measures divide by the mean, which has a meaning only for
-values >= 0. They see *observed* accuracies, and so the noise of few pairs too: with four pairs each, users of one and the
-same true accuracy look unequal. Compare numbers over the same pairs only.
+The benefit of a user is its accuracy, never a raw margin: the measures divide by the mean, which has a meaning only
+for values >= 0. They see *observed* accuracies, and so the noise of few pairs too: with four pairs each, users of one
+and the same true accuracy look unequal. Compare numbers over the same pairs only.
 
-Every function takes `benefits` of shape `(num_users,)` and, optionally, `weights` of shape `(..., num_users)` that say how
-often each user counts (whole numbers in a bootstrap). It returns one value for each row of weights: an array of shape
-`weights.shape[:-1]`, a scalar without weights. Ties need no rule, since their order changes no value. Where all benefits
-are zero nobody has more than another, and every measure says so: 0, or 1 for [`jain`].
+Every function takes `benefits` of shape `(num_users,)` and, optionally, `weights` of shape `(..., num_users)` that say
+how often each user counts (whole numbers in a bootstrap). It returns one value for each row of weights: an array of
+shape `weights.shape[:-1]`, a scalar without weights. Ties need no rule, since their order changes no value. Where all
+benefits are zero nobody has more than another, and every measure says so: 0, or 1 for [`jain`].
 
 All raise [`DataError`] where benefits are missing, negative or not finite, or where weights do not fit.
 """
@@ -87,12 +87,13 @@ def atkinson(benefits: ArrayLike, weights: ArrayLike | None = None, epsilon: flo
 
 
 def generalised_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, alpha: float = 2.0) -> FloatArray:
-    """Generalised entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0, 0 where all are equal.
+    """Generalised entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0, 0 where all are
+    equal.
 
     Args:
         alpha (`float`, *optional*, defaults to `2.0`):
-            2: half the squared coefficient of variation. 1: [`theil`]. 0: the mean log deviation. Up to 0, one user with
-            benefit 0 makes it infinite, which JSON cannot hold.
+            2: half the squared coefficient of variation. 1: [`theil`]. 0: the mean log deviation. Up to 0, one user
+            with benefit 0 makes it infinite, which JSON cannot hold.
 
     Raises:
         ConfigError: If `alpha` is not finite.

@@ -50,12 +50,13 @@ def fairness_summary(
         - `group_min`: accuracy of the worst group; `difference`: best minus worst group;
         - `user_worst_decile`: mean accuracy of the worst 10 % of users; `user_gini`, `user_std`: inequality of users;
 
-        and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`, `confidence`, `num_resamples`.
+        and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`, `confidence`,
+        `num_resamples`.
 
-        Intervals are percentile bootstrap intervals, widened where needed to hold their value: `difference` cannot fall
-        below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore no
-        evidence for a difference; [`compare`] gives evidence. A group of one user has an interval of no width, which means
-        "unknown", not "certain".
+        Intervals are percentile bootstrap intervals, widened where needed to hold their value: `difference` cannot
+        fall below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore
+        no evidence for a difference; [`compare`] gives evidence. A group of one user has an interval of no width,
+        which means "unknown", not "certain".
 
     Raises:
         DataError: If columns do not fit, a user is in two groups, or `majority` is no group or the only one.

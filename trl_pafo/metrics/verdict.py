@@ -4,14 +4,15 @@
 percentile bootstrap of it is too narrow with few users: in simulations of ours with 10 or 15 users a group its 95 %
 interval missed the truth in up to 11 % of runs. We use Hartigan's random subsets (1969) instead: take each user of the
 group with chance 1/2, compute the difference on this subset, repeat, and read the ends off the sorted values. This is
-the same as asking which differences the sign-flip test does not reject, and needs no standard error, which few users with
-few differing pairs cannot give (bootstrap-t divides by zero there). If both models are equally good for each user, so that
-swapping their answers changes nothing, the level holds *exactly*: with any number of users and with unequal numbers of
-pairs. Where differences between users are skewed it holds approximately; the same simulations found at most 3.4 % for
-each nominal 2.5 % (a t interval with jackknife error: up to 4.9 %), at about the width of the t interval.
+the same as asking which differences the sign-flip test does not reject, and needs no standard error, which few users
+with few differing pairs cannot give (bootstrap-t divides by zero there). If both models are equally good for each
+user, so that swapping their answers changes nothing, the level holds *exactly*: with any number of users and with
+unequal numbers of pairs. Where differences between users are skewed it holds approximately; the same simulations found
+at most 3.4 % for each nominal 2.5 % (a t interval with jackknife error: up to 4.9 %), at about the width of the t
+interval.
 
-The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at once. A
-group of fewer than 7 users cannot show anything at 95 % with two groups: its interval is [-1, 1] or touches 0.
+The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at
+once. A group of fewer than 7 users cannot show anything at 95 % with two groups: its interval is [-1, 1] or touches 0.
 
 **The verdict**, in this order:
 
@@ -20,10 +21,11 @@ group of fewer than 7 users cannot show anything at 95 % with two groups: its in
 - `improves`: some group's interval lies wholly above 0, and no group's *estimate* is below `-margin`.
 - `cannot tell`: all else; also a gain that is shown beside a loss that is estimated but not shown.
 
-**What `improves` shows and what not.** It shows that some group gained. If no group truly differs, it is said in at most
-`(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`. It does *not* show that the other
-groups lost nothing, only that no loss above `margin` was measured: the lower ends of their intervals say how large a loss
-remains possible. The data are the test users and pairs; other seeds of the training are not among what is resampled.
+**What `improves` shows and what not.** It shows that some group gained. If no group truly differs, it is said in at
+most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`. It does *not* show that the
+other groups lost nothing, only that no loss above `margin` was measured: the lower ends of their intervals say how
+large a loss remains possible. The data are the test users and pairs; other seeds of the training are not among what is
+resampled.
 """
 
 import math

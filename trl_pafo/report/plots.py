@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-# Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as well,
-# for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
+# Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as
+# well, for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _SIZE_INCHES = (8.0, 6.6)
@@ -26,13 +26,14 @@ def plot_majority_minority(
 ) -> None:
     """Accuracy on the majority against accuracy on the minority, one point a method, as a PNG 1,200 pixels wide.
 
-    On the dashed diagonal both groups are served alike. In the shaded field, up and to the right of the reference, neither
-    accuracy is lower than the reference's: as a point, that is; whether it is shown says [`~trl_pafo.metrics.compare`].
+    On the dashed diagonal both groups are served alike. In the shaded field, up and to the right of the reference,
+    neither accuracy is lower than the reference's: as a point, that is; whether it is shown says
+    [`~trl_pafo.metrics.compare`].
 
     Args:
         points (`list[dict]`):
-            One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`, as
-            accuracies in [0, 1].
+            One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`,
+            as accuracies in [0, 1].
         path (`str` or `os.PathLike`):
             The file. It is written aside and renamed, so that no reader ever sees half of it.
         reference (`str`, *optional*):
@@ -105,7 +106,8 @@ def _limits(accuracies: list[dict[str, float]]) -> tuple[float, float]:
 
 
 def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None) -> None:
-    # Each axis has its own scale: majorities lie close together, and whether they lose anything is half of the question.
+    # Each axis has its own scale: majorities lie close together, and whether they lose anything is half of the
+    # question.
     axes.set_xlim(_limits([p["majority"] for p in points]))
     axes.set_ylim(_limits([p["minority"] for p in points]))
     axes.set_xlabel("Accuracy, majority", fontsize=12, color=_TEXT)
