@@ -16,6 +16,9 @@ from trl_pafo.errors import ConfigError, DataError
 
 FloatArray = NDArray[np.float64]
 
+# Users with the same support stay together, so that the order of a sum must not tell them apart.
+_DIGITS = 12
+
 
 def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashable] | None = None) -> FloatArray:
     """Support rates of users who each hold one type: the share of the training population that holds the same type.
@@ -91,7 +94,7 @@ def support_rate_by_agreement(user: ArrayLike, pair: ArrayLike, label: ArrayLike
     total = np.bincount(user_of[shared], weights=agreement, minlength=len(users))
     count = np.bincount(user_of[shared], minlength=len(users))
     rates = np.divide(total, count, out=np.full(len(users), np.nan), where=count > 0)
-    return dict(zip(users.tolist(), rates.tolist(), strict=True))
+    return dict(zip(users.tolist(), np.round(rates, _DIGITS).tolist(), strict=True))
 
 
 def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, population: ArrayLike | None = None) -> FloatArray:
@@ -132,8 +135,8 @@ def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, popul
     same = np.where(margins > 0, positive, negative) - itself
     share = np.divide(same, positive + negative - itself, out=np.zeros_like(margins), where=counts)
     num_counted = counts.sum(axis=1)
-    rates: FloatArray = np.divide(share.sum(axis=1), num_counted, out=np.full(len(own), np.nan), where=num_counted > 0)
-    return rates
+    rates = np.divide(share.sum(axis=1), num_counted, out=np.full(len(own), np.nan), where=num_counted > 0)
+    return np.round(rates, _DIGITS)
 
 
 def quantile_thresholds(support: ArrayLike, quantile: float | Sequence[float]) -> FloatArray:

@@ -63,7 +63,7 @@ class TestLoad:
         ("bad", "message"),
         [
             ('{"query": "Q"', "line 2: not JSON"),
-            ("[1]", "line 2: expected a JSON object, got list"),
+            (" [1]", "line 2: expected a JSON object, got list"),
             ('{"responses": {}}', "line 2: the field `query` is missing; the entry has responses"),
             ('{"query": " "}', "line 2: the field `query` must be a text"),
             ('{"query": "Q"}', "line 2: the field `responses` must map"),

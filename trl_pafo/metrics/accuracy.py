@@ -15,8 +15,7 @@ IntArray = NDArray[np.int64]
 def pair_correctness(margins: ArrayLike) -> FloatArray:
     """1 where the model prefers the chosen response, 0 where it prefers the rejected one, 0.5 where it cannot tell.
 
-    Half a point for a tie is what a coin would earn, so that a model that scores everything alike has accuracy 0.5,
-    not 0.
+    Half a point for a tie is what a coin would earn: a model that scores everything alike has accuracy 0.5, not 0.
 
     Args:
         margins (array of shape `(num_pairs,)`):
@@ -32,8 +31,8 @@ def pair_correctness(margins: ArrayLike) -> FloatArray:
     missing = int(np.isnan(margins).sum())
     if missing:
         raise DataError(
-            f"{missing} of {margins.size} margins are NaN, so these pairs are neither right nor wrong: find out why the "
-            "model scored them NaN (an overflow in half precision is common), or leave the pairs out."
+            f"{missing} of {margins.size} margins are NaN, so these pairs are neither right nor wrong: find out why "
+            "the model scored them NaN (an overflow in half precision is common), or leave the pairs out."
         )
     return 0.5 * (np.sign(margins) + 1.0)
 
@@ -125,7 +124,7 @@ def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int
         first = moved[0]
         both = sorted({groups[group_codes[first]], groups[group_of_user[user_codes[first]]]})
         raise DataError(
-            f"User {users[user_codes[first]]!r} has pairs in two groups ({', '.join(both)}); give each user one group, or "
-            "make the group a part of the user's name."
+            f"User {users[user_codes[first]]!r} has pairs in two groups ({', '.join(both)}); give each user one group, "
+            "or make the group a part of the user's name."
         )
     return EncodedPairs(users, groups, user_codes, group_codes, group_of_user)

@@ -110,9 +110,10 @@ def bootstrap_users(
 
 
 def bootstrap_weights(cells: UserCells, num_resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Chunks of shape `(num_rows, num_cells)`: users of each cell in a resample drawn with replacement in each
-    group.""" rng = np.random.default_rng(seed) strata = np.split(cells.users, cells.group_starts[1:]) for rows in
-    _chunks(num_resamples, len(cells.users)):
+    """Chunks of shape `(num_rows, num_cells)`: users of each cell, drawn with replacement within each group."""
+    rng = np.random.default_rng(seed)
+    strata = np.split(cells.users, cells.group_starts[1:])
+    for rows in _chunks(num_resamples, len(cells.users)):
         # Drawing users with replacement and counting them by cell is a multinomial over the cells.
         draws = [rng.multinomial(users.sum(), users / users.sum(), size=rows) for users in strata]
         yield np.concatenate(draws, axis=1).astype(np.float64)

@@ -87,8 +87,7 @@ def atkinson(benefits: ArrayLike, weights: ArrayLike | None = None, epsilon: flo
 
 
 def generalised_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, alpha: float = 2.0) -> FloatArray:
-    """Generalised entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0, 0 where all are
-    equal.
+    """Generalised entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0; 0 where all equal.
 
     Args:
         alpha (`float`, *optional*, defaults to `2.0`):

@@ -67,8 +67,8 @@ def fairness_summary(
     groups = pairs.groups
     if majority is not None and (majority not in groups or len(groups) == 1):
         raise DataError(
-            f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct it, "
-            "or leave it out."
+            f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct "
+            "it, or leave it out."
         )
 
     names = ["overall", *(f"accuracy/{name}" for name in groups), "group_min", "difference"]

@@ -12,7 +12,9 @@ at most 3.4 % for each nominal 2.5 % (a t interval with jackknife error: up to 4
 interval.
 
 The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at
-once. A group of fewer than 7 users cannot show anything at 95 % with two groups: its interval is [-1, 1] or touches 0.
+once. To show anything at 95 % with two groups it takes about 7 users of a group on whom the models differ, all to the
+same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0]: nothing was seen, yet
+a rare difference may have been missed.
 
 **The verdict**, in this order:
 
@@ -22,10 +24,10 @@ once. A group of fewer than 7 users cannot show anything at 95 % with two groups
 - `cannot tell`: all else; also a gain that is shown beside a loss that is estimated but not shown.
 
 **What `improves` shows and what not.** It shows that some group gained. If no group truly differs, it is said in at
-most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`. It does *not* show that the
-other groups lost nothing, only that no loss above `margin` was measured: the lower ends of their intervals say how
-large a loss remains possible. The data are the test users and pairs; other seeds of the training are not among what is
-resampled.
+most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`, as far as the level holds (see
+above). It does *not* show that the other groups lost nothing, only that no loss above `margin` was measured: the lower
+ends of their intervals say how large a loss remains possible. And it speaks of these two trained models: what another
+seed of their training would give is not in it.
 """
 
 import math
@@ -103,8 +105,8 @@ def compare(
     reference = check_correct(reference_correct, "reference_correct")
     if len(reference) != len(correct):
         raise DataError(
-            f"The model has {len(correct)} pairs and the reference {len(reference)}: score both on the same pairs, in the "
-            "same order."
+            f"The model has {len(correct)} pairs and the reference {len(reference)}: score both on the same pairs, "
+            "in the same order."
         )
     if not 0 <= margin < 1:
         raise ConfigError(f"`margin` is a loss of accuracy, at least 0 and below 1; got {margin}.")
@@ -129,8 +131,8 @@ def _subset_intervals(
     place = math.floor(tail * (num_resamples + 1) + 1e-9)
     if place < 1:
         raise ConfigError(
-            f"{num_resamples} resamples are too few for {num_groups} groups at confidence {confidence}; set `num_resamples` "
-            f"to at least {math.ceil(1 / tail) - 1}."
+            f"{num_resamples} resamples are too few for {num_groups} groups at confidence {confidence}; set "
+            f"`num_resamples` to at least {math.ceil(1 / tail) - 1}."
         )
 
     def totals(weights: FloatArray) -> tuple[FloatArray, FloatArray]:

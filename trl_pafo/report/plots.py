@@ -88,8 +88,8 @@ def _check(points: list[dict[str, Any]], reference: str | None) -> None:
             numbers = [point.get(side, {}).get(key, math.nan) for key in ("low", "value", "high")]
             if not 0 <= numbers[0] <= numbers[1] <= numbers[2] <= 1:
                 raise DataError(
-                    f"The {side} accuracy of {point['name']!r} must have 0 <= low <= value <= high <= 1, got {numbers}; take "
-                    "it from `fairness_summary`."
+                    f"The {side} accuracy of {point['name']!r} needs 0 <= low <= value <= high <= 1, got {numbers}: "
+                    "take it from `fairness_summary`."
                 )
     if reference is not None and reference not in names:
         raise ConfigError(f"`reference` must be one of the plotted methods {names} or None, got {reference!r}.")
@@ -106,8 +106,7 @@ def _limits(accuracies: list[dict[str, float]]) -> tuple[float, float]:
 
 
 def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None) -> None:
-    # Each axis has its own scale: majorities lie close together, and whether they lose anything is half of the
-    # question.
+    # Each axis has its own scale: majorities lie close together, and whether they lose is half the question.
     axes.set_xlim(_limits([p["majority"] for p in points]))
     axes.set_ylim(_limits([p["minority"] for p in points]))
     axes.set_xlabel("Accuracy, majority", fontsize=12, color=_TEXT)

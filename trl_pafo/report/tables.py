@@ -65,8 +65,8 @@ def _cells(results: dict[str, dict[str, Any]], majority: str, minority: str) -> 
         missing = [key for key in keys if key not in summary]
         if missing:
             raise DataError(
-                f"The results of {name!r} lack {missing}; make them with `fairness_summary`, on data that holds the groups "
-                f"{majority!r} and {minority!r}."
+                f"The results of {name!r} lack {missing}; make them with `fairness_summary`, on data that holds the "
+                f"groups {majority!r} and {minority!r}."
             )
         numbers = [[format_number(summary[key][part]) for part in ("value", "low", "high")] for key in keys]
         methods.append((name, [(value, f"[{low}, {high}]") for value, low, high in numbers]))

@@ -99,7 +99,7 @@ def load_files(
 
     if given is None:
         everything = train
-        group_of = one_value_per_user(train, "group") if "group" in train.column_names else dict.fromkeys(train["user"])
+        group_of = one_value_per_user(train, "group") if "group" in train.column_names else dict.fromkeys(train["user"][:])
         chosen = set(split_users(group_of, test_user_share, seed)[1])
         users = users_in_order(train)
         test = rows_by_user(train, [user for user in users if user in chosen])
@@ -108,7 +108,7 @@ def load_files(
         for column in OPTIONAL:
             if (column in train.column_names) != (column in given.column_names):
                 raise DataError(f"Only one of training and test data has the column {column}; give it in both or in neither.")
-        shared = sorted(set(train["user"]) & set(given["user"]))
+        shared = sorted(set(train["user"][:]) & set(given["user"][:]))
         if shared:
             raise DataError(
                 f"{len(shared)} users of the test data are in the training data too (the first: {shared[0]!r}). Leave them out "
@@ -129,7 +129,7 @@ def load_files(
 def _group_by_support(
     splits: DatasetDict,
     everything: Dataset,
-    quantile: float | Sequence[float],
+    quantile: float | Sequence[float] | None,
     threshold: float | Sequence[float] | None,
     names: Sequence[str],
 ) -> DatasetDict:

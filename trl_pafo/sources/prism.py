@@ -95,7 +95,7 @@ def load_prism(
     if not rows:
         raise DataError(f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by}.")
     everything = drop_users_without_history(rows_to_dataset(rows, str(path)))
-    group_of = dict(zip(everything["user"], everything["group"], strict=True))
+    group_of = dict(zip(everything["user"][:], everything["group"][:], strict=True))
     train, test = split_users(group_of, test_user_share, seed)
     train_rows = rows_by_user(everything, first_users(train, train_users, "train_users"))
     test_rows = rows_by_user(everything, first_users(test, test_users, "test_users"))

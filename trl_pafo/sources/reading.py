@@ -24,23 +24,29 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     path = Path(path)
     text = _read_text(path)
-    if text.lstrip().startswith("["):
-        try:
-            entries = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: the JSON list is broken ({error.msg}).") from error
-        places = ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
-    else:
-        places = ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for place, entry in places:
-        if isinstance(entry, str):
-            try:
-                entry = json.loads(entry)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{place}: not JSON ({error.msg}). Each line must be one JSON object.") from error
+    for place, entry in _list_entries(path, text) if text.lstrip().startswith("[") else _line_entries(path, text):
         if not isinstance(entry, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}.")
         yield place, entry
+
+
+def _list_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: the JSON list is broken ({error.msg}).") from error
+    for number, entry in enumerate(entries, start=1):
+        yield f"{path}, entry {number}", entry
+
+
+def _line_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                message = f"{path}, line {number}: not JSON ({error.msg}). Each line must be one JSON object."
+                raise DataError(message) from error
 
 
 def _read_text(path: Path) -> str:

@@ -62,7 +62,7 @@ def first_users(users: Sequence[str], number: int | None, name: str) -> Sequence
 def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
     """The rows of these users, each user's in the order in which they stand, one user after the other."""
     rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, user in enumerate(dataset["user"]):
+    for row, user in enumerate(dataset["user"][:]):
         rows_of[user].append(row)
     return dataset.select([row for user in users for row in rows_of[user]])
 
@@ -73,7 +73,7 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     A history holds no pair on the prompt that is judged, so that people need a second one.
     """
     rows_of: dict[str, list[str]] = defaultdict(list)
-    for user, prompt in zip(dataset["user"], dataset["prompt"], strict=True):
+    for user, prompt in zip(dataset["user"][:], dataset["prompt"][:], strict=True):
         rows_of[user].append(content_key(prompt))
     kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
     if not kept:
@@ -97,10 +97,10 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
     Raises:
         DataError: If no test pair is left.
     """
-    known = {content_key(prompt) for prompt in train["prompt"]}
+    known = {content_key(prompt) for prompt in train["prompt"][:]}
     if "history" in train.column_names:
-        known |= {content_key(entry["prompt"]) for history in train["history"] for entry in history or []}
-    kept = [row for row, prompt in enumerate(test["prompt"]) if content_key(prompt) not in known]
+        known |= {content_key(entry["prompt"]) for history in train["history"][:] for entry in history or []}
+    kept = [row for row, prompt in enumerate(test["prompt"][:]) if content_key(prompt) not in known]
     if not kept:
         raise DataError(
             f"All {len(test)} test pairs have a prompt that occurs in training, so that none is left to evaluate on. Give "
@@ -115,7 +115,7 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
 
 def users_in_order(dataset: Dataset) -> list[str]:
     """The users, each once, in the order in which they first occur."""
-    return list(dict.fromkeys(dataset["user"]))
+    return list(dict.fromkeys(dataset["user"][:]))
 
 
 def add_type_support(splits: DatasetDict) -> DatasetDict:
@@ -134,14 +134,17 @@ def add_type_support(splits: DatasetDict) -> DatasetDict:
             f"{', '.join(map(repr, sorted(share_of)))}. Add training pairs of these groups, or leave their test pairs out."
         )
     return DatasetDict(
-        {split: rows.add_column("support_rate", [share_of[group] for group in rows["group"]]) for split, rows in splits.items()}
+        {
+            split: rows.add_column("support_rate", [share_of[group] for group in rows["group"][:]])
+            for split, rows in splits.items()
+        }
     )
 
 
 def one_value_per_user(dataset: Dataset, column: str) -> dict[str, Any]:
     """Value of a column for each user; raises [`DataError`] if a user has several."""
     value_of: dict[str, Any] = {}
-    for user, value in zip(dataset["user"], dataset[column], strict=True):
+    for user, value in zip(dataset["user"][:], dataset[column][:], strict=True):
         if value_of.setdefault(user, value) != value:
             raise DataError(
                 f"The user {user!r} has several values of `{column}` ({value_of[user]!r} and {value!r}); give each user one."
@@ -157,7 +160,7 @@ def agreement(dataset: Dataset) -> dict[str, float]:
     numbers: dict[tuple[str, str, str], int] = {}
     pairs: list[int] = []
     labels: list[int] = []
-    columns = (dataset[name] for name in ("prompt", "chosen", "rejected"))
+    columns = (dataset[name][:] for name in ("prompt", "chosen", "rejected"))
     for prompt, chosen, rejected in zip(*columns, strict=True):
         first, second = content_key(chosen), content_key(rejected)
         labels.append(1 if first < second else -1)
@@ -223,6 +226,6 @@ def add_support_groups(
     for split, rows in splits.items():
         group_of = dict(zip(rated[split], groups[split].tolist(), strict=True))
         rows = rows_by_user(rows, rated[split])
-        rows = rows.add_column("group", [group_of[user] for user in rows["user"]])
-        built[split] = rows.add_column("support_rate", [rated[split][user] for user in rows["user"]])
+        rows = rows.add_column("group", [group_of[user] for user in rows["user"][:]])
+        built[split] = rows.add_column("support_rate", [rated[split][user] for user in rows["user"][:]])
     return built

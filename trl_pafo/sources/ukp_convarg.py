@@ -23,7 +23,7 @@ _VALUES = {"a1": ("arg1", "arg2"), "a2": ("arg2", "arg1")}
 
 def load_ukp_convarg(
     path: str | Path,
-    test_user_share: float = 0.3,
+    test_user_share: float = 0.4,
     test_prompt_share: float = 0.33,
     min_pairs: int = 4,
     minority_quantile: float | None = None,
@@ -40,7 +40,7 @@ def load_ukp_convarg(
         path (`str` or `Path`):
             Folder with `arguments.jsonl` (`arg_id`, `topic`, `stance`, `text`) and `votes.csv` (`arg1`, `arg2`, `user`, `value`:
             a1, a2 or equal), each plain or gzipped.
-        test_user_share (`float`, *optional*, defaults to `0.3`):
+        test_user_share (`float`, *optional*, defaults to `0.4`):
             Share of the people in test, in (0, 1). Their votes on training prompts are not used, nor are the votes of
             training people on test prompts.
         test_prompt_share (`float`, *optional*, defaults to `0.33`):
@@ -70,9 +70,10 @@ def load_ukp_convarg(
         )
     test_prompts = set(rng.sample(prompts, num_test))
     people = sorted({row["user"] for row in rows})
-    train_users, test_users = (set(users) for users in split_users(dict.fromkeys(people), test_user_share, seed))
-    train = [row for row in rows if row["user"] in train_users and row["prompt"] not in test_prompts]
-    test = [row for row in rows if row["user"] in test_users and row["prompt"] in test_prompts]
+    train_users, test_users = split_users(dict.fromkeys(people), test_user_share, seed)
+    tested = set(test_users)
+    train = [row for row in rows if row["user"] not in tested and row["prompt"] not in test_prompts]
+    test = [row for row in rows if row["user"] in tested and row["prompt"] in test_prompts]
     if not train or not test:
         raise DataError("No vote is left in training or test; move the shares of users and prompts in test.")
     splits = DatasetDict(
@@ -96,7 +97,7 @@ def _read_pairs(folder: Path) -> list[dict[str, str]]:
     votes: Any = open_dataset(file)
     check_columns(votes.column_names, ["arg1", "arg2", "user", "value"], str(file))
     rows = []
-    for line, vote in enumerate(votes, start=2):
+    for line, vote in enumerate(votes.to_list(), start=2):
         if vote["value"] == "equal":
             continue
         if vote["value"] not in _VALUES:

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.metrics import atkinson, cvar, generalised_entropy, gini, jain, max_min, std, theil
+
+MEASURES = {
+    "gini": gini,
+    "cvar": cvar,
+    "jain": jain,
+    "atkinson": atkinson,
+    "atkinson_1": lambda b, w=None: atkinson(b, w, epsilon=1.0),
+    "atkinson_2": lambda b, w=None: atkinson(b, w, epsilon=2.0),
+    "theil": theil,
+    "entropy": generalised_entropy,
+    "entropy_0": lambda b, w=None: generalised_entropy(b, w, alpha=0.0),
+    "std": std,
+    "max_min": max_min,
+}
+each_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+# Accuracies of users with up to 8 pairs: many ties and zeros.
+accuracies = st.lists(st.integers(0, 8).map(lambda k: k / 8), min_size=1, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(accuracies)
+def test_gini_is_half_the_relative_mean_difference(benefits):
+    pairs = [abs(a - b) for a in benefits for b in benefits]
+    expected = np.mean(pairs) / (2 * np.mean(benefits)) if any(benefits) else 0.0
+    assert gini(benefits) == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(accuracies, st.integers(1, 40))
+def test_cvar_is_the_mean_of_the_tail_of_finely_repeated_users(benefits, percent):
+    # 100 copies of each user make every percentage of the users whole.
+    copies = sorted(b for b in benefits for _ in range(100))
+    tail = copies[: percent * len(benefits)]
+    assert cvar(benefits, share=percent / 100) == pytest.approx(np.mean(tail), abs=1e-12)
+
+
+def test_cvar_takes_a_fraction_of_the_user_on_the_border():
+    # 10 % of 15 users: the worst one and half of the next.
+    benefits = [0.2, 0.5, *[1.0] * 13]
+    assert cvar(benefits) == pytest.approx((0.2 + 0.5 * 0.5) / 1.5)
+    assert cvar(benefits, share=1.0) == pytest.approx(np.mean(benefits))
+    assert cvar([0.9, 0.4, 0.7]) == pytest.approx(0.4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(accuracies.filter(any))
+def test_closed_forms_against_scipy(benefits):
+    b = np.array(benefits)
+    assert std(b) == pytest.approx(np.std(b), abs=1e-12)
+    assert max_min(b) == max(benefits) - min(benefits)
+    assert jain(b) == pytest.approx(b.sum() ** 2 / (len(b) * (b**2).sum()))
+    # Theil is the divergence of the users' shares of the benefit from equal shares.
+    assert theil(b) == pytest.approx(stats.entropy(b, np.full(len(b), 1 / len(b))), abs=1e-12)
+    assert generalised_entropy(b) == pytest.approx(stats.variation(b) ** 2 / 2, abs=1e-12)
+    assert atkinson(b, epsilon=1.0) == pytest.approx(1 - stats.gmean(b) / b.mean(), abs=1e-12)
+    assert atkinson(b, epsilon=0.5) == pytest.approx(1 - stats.pmean(b, 0.5) / b.mean(), abs=1e-12)
+
+
+def test_forms_that_need_positive_benefits():
+    b = np.array([0.25, 0.5, 0.5, 1.0])
+    assert atkinson(b, epsilon=2.0) == pytest.approx(1 - stats.hmean(b) / b.mean())
+    assert generalised_entropy(b, alpha=0.0) == pytest.approx(np.log(b.mean() / stats.gmean(b)))
+    assert generalised_entropy(b, alpha=-1.0) == pytest.approx(np.mean(b.mean() / b - 1) / 2)
+
+
+def test_parameters_are_continuous_at_their_special_values():
+    b = [0.25, 0.5, 0.75, 0.75, 1.0]
+    for special in (0.0, 1.0):
+        near = generalised_entropy(b, alpha=special + 1e-6)
+        assert generalised_entropy(b, alpha=special) == pytest.approx(near, rel=1e-4)
+    assert atkinson(b, epsilon=1.0) == pytest.approx(atkinson(b, epsilon=1 + 1e-6), rel=1e-4)
+    assert atkinson(b, epsilon=0.0) == pytest.approx(0.0, abs=1e-15)
+
+
+def test_a_user_with_nothing():
+    b = [0.0, 0.5, 1.0]
+    assert atkinson(b, epsilon=1.0) == 1.0
+    assert atkinson(b, epsilon=2.0) == 1.0
+    assert atkinson(b) < 1.0
+    assert generalised_entropy(b, alpha=0.0) == np.inf
+    assert np.isfinite(theil(b))
+
+
+@each_measure
+def test_all_zero_and_all_equal_say_equal(measure):
+    equal = {jain: 1.0, cvar: 0.0}.get(measure, 0.0)
+    assert measure([0.0, 0.0, 0.0]) == equal
+    if measure is not cvar:
+        assert measure([0.3] * 7) == pytest.approx(equal, abs=1e-12)
+        assert measure([0.3]) == pytest.approx(equal, abs=1e-12)
+    else:
+        assert measure([0.3] * 7) == pytest.approx(0.3)
+
+
+def test_bounds_are_reached_where_one_user_has_everything():
+    b = [0.0, 0.0, 0.0, 1.0]
+    assert gini(b) == pytest.approx(1 - 1 / 4)
+    assert jain(b) == pytest.approx(1 / 4)
+    assert theil(b) == pytest.approx(np.log(4))
+    assert max_min(b) == 1.0
+
+
+@each_measure
+def test_weights_are_repetitions(measure):
+    rng = np.random.default_rng(0)
+    benefits = rng.choice([0.0, 0.25, 0.5, 0.75, 1.0], size=12)
+    weights = rng.integers(0, 4, size=(2, 5, 12)) * (benefits > 0)
+    weights[..., 1] += 1
+    values = measure(benefits, weights)
+    assert values.shape == (2, 5)
+    for index in np.ndindex(2, 5):
+        assert values[index] == pytest.approx(measure(np.repeat(benefits, weights[index])), abs=1e-12)
+
+
+@each_measure
+def test_without_weights_it_is_one_number(measure):
+    assert isinstance(measure([0.2, 0.8]), float)
+
+
+@each_measure
+def test_unusable_benefits_and_weights(measure):
+    for benefits in ([0.5, -0.1], [0.5, np.nan], [np.inf]):
+        with pytest.raises(DataError, match="use the accuracies of users, not their margins"):
+            measure(benefits)
+    with pytest.raises(DataError, match="at least one user"):
+        measure([])
+    with pytest.raises(DataError, match="2 users on its last axis"):
+        measure([0.5, 1.0], [1, 1, 1])
+    for weights in ([[1, 1], [0, 0]], [2, -1], [np.nan, 1]):
+        with pytest.raises(DataError, match="each row must hold a positive one"):
+            measure([0.5, 1.0], weights)
+
+
+def test_unusable_parameters():
+    for share in (0.0, 1.1, np.nan):
+        with pytest.raises(ConfigError, match="`share` is a share of the users"):
+            cvar([0.5], share=share)
+    for epsilon in (-0.1, np.inf, np.nan):
+        with pytest.raises(ConfigError, match="`epsilon` must be finite and not negative"):
+            atkinson([0.5], epsilon=epsilon)
+    with pytest.raises(ConfigError, match="`alpha` must be finite"):
+        generalised_entropy([0.5], alpha=np.nan)

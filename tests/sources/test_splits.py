@@ -1,0 +1,97 @@
+from collections import Counter
+
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.sources.splits import (
+    add_support_groups,
+    add_type_support,
+    agreement,
+    drop_users_without_history,
+    first_users,
+    rows_by_user,
+    split_users,
+)
+
+
+def rows(*pairs, **more):
+    """Rows of (user, prompt)."""
+    users, prompts = zip(*pairs, strict=True)
+    return Dataset.from_dict({"user": users, "prompt": prompts, **more})
+
+
+class TestSplitUsers:
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0.05, 0.95), st.integers(0, 99))
+    def test_every_beginning_of_both_sides_has_the_shares_of_the_groups(self, sizes, share, seed):
+        group_of = {f"{group}-{number}": group for group, size in enumerate(sizes) for number in range(size)}
+        if not 0 < round(share * len(group_of)) < len(group_of):
+            with pytest.raises(ConfigError, match="leave training or test without users"):
+                split_users(group_of, share, seed)
+            return
+        train, test = split_users(group_of, share, seed)
+        assert sorted(train + test) == sorted(group_of)
+        assert len(test) == round(share * len(group_of))
+        for side in (train, test):
+            for length in range(1, len(side) + 1):
+                found = Counter(group_of[user] for user in side[:length])
+                for group, size in enumerate(sizes):
+                    # Any stretch of the common order is at most one user off at each of its ends and at each other group's.
+                    assert abs(found[group] - length * size / len(group_of)) <= len(sizes) + 1
+
+    def test_users_are_drawn_not_taken_in_order(self):
+        group_of = dict.fromkeys(map(str, range(50)))
+        assert split_users(group_of, 0.5, 0) == split_users(group_of, 0.5, 0)
+        assert split_users(group_of, 0.5, 0)[1] != split_users(group_of, 0.5, 1)[1]
+
+    def test_first_users(self):
+        assert first_users(["a", "b"], None, "n") == ["a", "b"]
+        assert first_users(["a", "b"], 1, "n") == ["a"]
+        for number in (0, 3):
+            with pytest.raises(ConfigError, match="`n` must be between 1 and 2"):
+                first_users(["a", "b"], number, "n")
+
+
+class TestRows:
+    def test_rows_by_user(self):
+        data = rows(("a", "1"), ("b", "2"), ("a", "3"), ("c", "4"))
+        assert rows_by_user(data, ["c", "a"])["prompt"][:] == ["4", "1", "3"]
+
+    def test_users_without_history_are_dropped(self):
+        data = rows(("a", "1"), ("a", "2"), ("b", "1"), ("c", "1"), ("c", "1"), ("d", "1"), ("d", "2"), ("d", "2"))
+        assert set(drop_users_without_history(data)["user"]) == {"a", "d"}
+        assert set(drop_users_without_history(data, min_pairs=3)["user"]) == {"d"}
+        with pytest.raises(DataError, match="None of 4 users has 4 pairs on at least two prompts"):
+            drop_users_without_history(data, min_pairs=4)
+
+
+class TestSupport:
+    def test_type_support_is_the_share_of_training_users_not_rows(self):
+        train = rows(("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("c", "1"), group=["x", "x", "x", "y", "y"])
+        test = rows(("d", "4"), group=["x"])
+        splits = add_type_support(DatasetDict(train=train, test=test))
+        assert splits["train"]["support_rate"][:] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
+        assert splits["test"]["support_rate"][:] == pytest.approx([1 / 3])
+
+    def test_agreement_does_not_depend_on_the_order_of_the_responses(self):
+        data = Dataset.from_dict(
+            {
+                "prompt": ["p", "p", "p", "q"],
+                "chosen": ["x", "y", "x", "x"],
+                "rejected": ["y", "x", "y", "y"],
+                "user": ["a", "b", "c", "a"],
+            }
+        )
+        assert agreement(data) == {"a": 0.5, "b": 0.0, "c": 0.5}
+
+    def test_both_quantile_and_threshold(self):
+        splits = DatasetDict(train=rows(("a", "1"), ("b", "1")), test=rows(("c", "2")))
+        support = {"train": {"a": 0.1, "b": 0.9}, "test": {"c": 0.5}}
+        with pytest.raises(ConfigError, match="exactly one of `threshold` and `quantile`"):
+            add_support_groups(splits, support, quantile=0.2, threshold=0.5)
+        built = add_support_groups(splits, support)
+        assert built["train"]["group"][:] == ["minority", "majority"]
+        assert built["test"]["group"][:] == ["minority"]

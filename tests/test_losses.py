@@ -1,0 +1,105 @@
+"""Each loss against a loop in float64 written from its formula, and its gradient against numerical differences."""
+
+import math
+
+import pytest
+import torch
+
+from trl_pafo.errors import ConfigError
+from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES, bradley_terry, pafo_loss
+
+
+def naive(name: str, d: float, t: float, temperature: float) -> float:
+    if name == "mse":
+        return (d - t) ** 2
+    if name == "bce":
+        p, q = 1 / (1 + math.exp(-d / temperature)), 1 / (1 + math.exp(-t / temperature))
+        return -(temperature**2) * (q * math.log(p) + (1 - q) * math.log(1 - p))
+    if name == "hinge":
+        return max(0.0, t - d)
+    return math.log(1 + math.exp(-(d - t)))
+
+
+@pytest.fixture
+def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    margin = torch.randn(12, generator=generator, dtype=torch.float64) * 2
+    teacher = torch.randn(12, generator=generator, dtype=torch.float64) * 2
+    return margin, teacher, torch.rand(12, generator=generator) < 0.6
+
+
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_distillation_loss_equals_a_naive_loop(name, temperature, rows):
+    margin, teacher, _ = rows
+    expected = [naive(name, d, t, temperature) for d, t in zip(margin.tolist(), teacher.tolist(), strict=True)]
+    torch.testing.assert_close(
+        DISTILLATION_LOSSES[name](margin, teacher, temperature), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
+def test_gradient_equals_numerical_differences(name, rows):
+    margin, teacher, has_label = rows
+    margin.requires_grad_(True)
+
+    def loss(d: torch.Tensor) -> torch.Tensor:
+        return pafo_loss(
+            d, teacher, has_label, alpha=0.3, distillation_loss=name, temperature=1.7, counterfactual_weight=0.4, offset=0.2
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (margin,))
+
+
+@pytest.mark.parametrize("name", DISTILLATION_LOSSES)
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_pafo_loss_equals_a_naive_loop(name, condition, rows):
+    margin, teacher, has_label = rows
+    alpha, weight, offset, temperature = 0.3, 0.4, 0.2, 1.5
+    bt = distilled = 0.0
+    for d, t, label in zip(margin.tolist(), teacher.tolist(), has_label.tolist(), strict=True):
+        if label:
+            bt += math.log(1 + math.exp(-(d - offset)))
+            distilled += naive(name, d, t, temperature) if condition == "group" or t > 0 else 0.0
+        else:
+            distilled += weight * naive(name, d, t, temperature)
+    bt, distilled = bt / len(margin), distilled / len(margin)
+    result = pafo_loss(
+        margin,
+        teacher,
+        has_label,
+        alpha=alpha,
+        distillation_loss=name,
+        temperature=temperature,
+        condition=condition,
+        counterfactual_weight=weight,
+        offset=offset,
+    )
+    assert result.bradley_terry.item() == pytest.approx(bt, rel=1e-12)
+    assert result.distillation.item() == pytest.approx(distilled, rel=1e-12)
+    assert result.loss.item() == pytest.approx(alpha * bt + (1 - alpha) * distilled, rel=1e-12)
+
+
+def test_loss_of_a_batch_is_the_mean_of_its_equal_parts(rows):
+    margin, teacher, has_label = rows
+    whole = pafo_loss(margin, teacher, has_label, alpha=0.3, counterfactual_weight=0.4).loss
+    parts = [pafo_loss(*(x[i : i + 3] for x in rows), alpha=0.3, counterfactual_weight=0.4).loss for i in range(0, 12, 3)]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_alpha_one_is_bradley_terry_alone(rows):
+    margin, teacher, _ = rows
+    result = pafo_loss(margin, teacher, torch.ones(12, dtype=torch.bool), alpha=1.0)
+    torch.testing.assert_close(result.loss, bradley_terry(margin).mean())
+
+
+def test_large_margins_stay_finite():
+    margin = torch.tensor([-1e4, 1e4])
+    for loss in DISTILLATION_LOSSES.values():
+        assert torch.isfinite(loss(margin, -margin, 1.0)).all()
+
+
+@pytest.mark.parametrize(("option", "match"), [("distillation_loss", "mse"), ("condition", "group")])
+def test_unknown_names_list_the_known_ones(option, match, rows):
+    with pytest.raises(ConfigError, match=match):
+        pafo_loss(*rows, alpha=0.5, **{option: "nonsense"})
