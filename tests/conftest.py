@@ -21,13 +21,56 @@ datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)
 
-WORDS = (
-    "asked liked disliked : what how when do i you is the a an to of and in it can my cat dog tree house red blue green "
-    "run walk sing please kindly sir ha haha lol whee yes no ok soup bread tea rain sun wind"
-).split()
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
-)
+WORDS = [
+    "asked",
+    "liked",
+    "disliked",
+    ":",
+    "what",
+    "how",
+    "when",
+    "do",
+    "i",
+    "you",
+    "is",
+    "the",
+    "a",
+    "an",
+    "to",
+    "of",
+    "and",
+    "in",
+    "it",
+    "can",
+    "my",
+    "cat",
+    "dog",
+    "tree",
+    "house",
+    "red",
+    "blue",
+    "green",
+    "run",
+    "walk",
+    "sing",
+    "please",
+    "kindly",
+    "sir",
+    "ha",
+    "haha",
+    "lol",
+    "whee",
+    "yes",
+    "no",
+    "ok",
+    "soup",
+    "bread",
+    "tea",
+    "rain",
+    "sun",
+    "wind",
+]
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
 
 
 def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:

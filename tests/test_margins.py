@@ -20,9 +20,7 @@ from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 def rows() -> Dataset:
     rng = np.random.default_rng(0)
     ids = lambda: rng.integers(6, 40, rng.integers(3, 12)).tolist()  # noqa: E731
-    return Dataset.from_list(
-        [{"chosen_ids": ids(), "rejected_ids": ids(), "group": "ab"[i % 3 == 0]} for i in range(17)]
-    )
+    return Dataset.from_list([{"chosen_ids": ids(), "rejected_ids": ids(), "group": "ab"[i % 3 == 0]} for i in range(17)])
 
 
 @pytest.fixture
@@ -66,7 +64,9 @@ def test_margins_equal_plain_forwards_of_the_groups_teacher(rows, folders, compu
     expected = []
     for row in rows:
         with torch.no_grad():
-            chosen, rejected = (models[row["group"]](torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
+            chosen, rejected = (
+                models[row["group"]](torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids")
+            )
         expected.append(chosen - rejected)
     np.testing.assert_allclose(compute(rows), expected, atol=1e-5)
 

@@ -47,7 +47,9 @@ def test_equals_reward_trainer_bit_for_bit(base_model, training, teachers, tmp_p
     # Rows of a templated decoder are conversational, those of an encoder without a template are texts that need an eos.
     if base_model.endswith("decoder"):
         rows = rows.map(
-            lambda r: {k: [{"role": "user" if k == "prompt" else "assistant", "content": r[k]}] for k in ("prompt", "chosen", "rejected")}
+            lambda r: {
+                k: [{"role": "user" if k == "prompt" else "assistant", "content": r[k]}] for k in ("prompt", "chosen", "rejected")
+            }
         )
     else:
         training["eos_token"] = "[SEP]"
@@ -117,7 +119,11 @@ def test_first_loss_equals_the_formula_on_plain_forwards(trainer, teachers):
     half = len(batch["input_ids"]) // 2
     picked = []
     for chosen, rejected, a, b in zip(
-        batch["input_ids"][:half], batch["input_ids"][half:], batch["attention_mask"][:half], batch["attention_mask"][half:], strict=True
+        batch["input_ids"][:half],
+        batch["input_ids"][half:],
+        batch["attention_mask"][:half],
+        batch["attention_mask"][half:],
+        strict=True,
     ):
         picked.append(seen[tuple(chosen[a.bool()].tolist()) + tuple(rejected[b.bool()].tolist())])
     expected = pafo_loss(
@@ -230,7 +236,9 @@ def test_saved_model_is_plain_and_gives_the_same_rewards(base_model, training, t
     tokenizer = AutoTokenizer.from_pretrained(out)
     row = trainer.train_dataset[0]
     # The base class has put the prompt in front of `chosen`.
-    ids = tokenizer.apply_chat_template(row["chosen"], tokenize=True, return_dict=True, **row["chat_template_kwargs"])["input_ids"]
+    ids = tokenizer.apply_chat_template(row["chosen"], tokenize=True, return_dict=True, **row["chat_template_kwargs"])[
+        "input_ids"
+    ]
     assert ids == row["chosen_ids"]
     with torch.no_grad():
         inner = trainer.model.eval()
@@ -370,7 +378,13 @@ def test_refuses_teachers_that_do_not_fit(encoder, decoder, pairs, refuse, tmp_p
     two_labels = make_model("encoder", tmp_path / "two", num_labels=2)
     good = make_model("encoder", tmp_path / "good", seed=3)
     refuse(pairs, "num_labels=2; a reward model has one", TeacherError, {"majority": good, "minority": two_labels}, model=encoder)
-    refuse(pairs, "cannot be read at 'nowhere/x'|No model is found at 'nowhere/x'", TeacherError, {"majority": good, "minority": "nowhere/x"}, model=encoder)
+    refuse(
+        pairs,
+        "cannot be read at 'nowhere/x'|No model is found at 'nowhere/x'",
+        TeacherError,
+        {"majority": good, "minority": "nowhere/x"},
+        model=encoder,
+    )
     other = AutoTokenizer.from_pretrained(encoder)
     other.add_tokens(["entirely-new"])
     folder = tmp_path / "other"
@@ -393,7 +407,10 @@ def test_refuses_a_collator_that_drops_the_margins(encoder, pairs, teachers, tra
 
 def test_reports_pairs_dropped_for_length_by_group(encoder, teachers, training, tmp_path, caplog):
     rows = make_pairs()
-    long = [" ".join(["tree"] * 60) if g == "minority" and i % 2 else c for i, (g, c) in enumerate(zip(rows["group"], rows["chosen"], strict=True))]
+    long = [
+        " ".join(["tree"] * 60) if g == "minority" and i % 2 else c
+        for i, (g, c) in enumerate(zip(rows["group"], rows["chosen"], strict=True))
+    ]
     rows = rows.remove_columns("chosen").add_column("chosen", long)
     training["max_length"] = 60
     args = PAFOConfig(str(tmp_path / "o"), counterfactual_share=0.0, **training)

@@ -44,8 +44,8 @@ class DataArguments:
             Number of users. `None` takes the source's default.
         pairs_per_user (`int`, *optional*, defaults to `4`):
             Pairs a user judges, beside `context_pairs`.
-        context_pairs (`int`, *optional*, defaults to `3`):
-            Earlier pairs of each user, which only serve as history.
+        context_pairs (`int`, *optional*):
+            Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`.
         test_prompt_share (`float`, *optional*, defaults to `0.25`):
             Share of the prompts that are kept for test users.
         taste_mix (`float`, *optional*, defaults to `0.0`):
@@ -58,6 +58,8 @@ class DataArguments:
             Users with a support rate below it are the minority; for data without groups.
         minority_quantile (`float`, *optional*):
             Or: this share of users, those with the lowest support rates, are the minority.
+        group_by (`str`, *optional*):
+            Survey field that makes the groups of `prism`.
         population_seed (`int`, *optional*, defaults to `0`):
             Seed of users, pairs and splits.
     """
@@ -71,13 +73,14 @@ class DataArguments:
     train_users: int | None = _option(None, "Number of users in training.")
     test_users: int | None = _option(None, "Number of users in test.")
     pairs_per_user: int = _option(4, "Pairs a user judges, beside context_pairs.")
-    context_pairs: int = _option(3, "Earlier pairs of each user, which only serve as history.")
+    context_pairs: int | None = _option(None, "Earlier pairs of each user, for the history. Default: num_history.")
     test_prompt_share: float = _option(0.25, "Share of the prompts kept for test users.")
     taste_mix: float = _option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = _option(0.0, "Share of labels that are turned round.")
     max_words: int | None = _option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
     minority_threshold: float | None = _option(None, "Users with a support rate below it are the minority.")
     minority_quantile: float | None = _option(None, "This share of users, with the lowest support rates, are the minority.")
+    group_by: str | None = _option(None, "Survey field that makes the groups of `prism`.")
     population_seed: int = _option(0, "Seed of users, pairs and splits.")
 
     def data_inputs(self) -> dict[str, Any]:
@@ -108,7 +111,10 @@ class RunArguments(DataArguments):
             Replace results in `output_dir` that were made with other options.
     """
 
-    methods: list[str] | None = _option(None, f"Methods to train and compare: {', '.join(METHODS)}.")
+    methods: list[str] = field(
+        default_factory=lambda: ["bradley_terry", "personalized_bt", "pafo", "oracle"],
+        metadata={"help": f"Methods to train and compare: {', '.join(METHODS)}."},
+    )
     reference: str = _option("personalized_bt", "Method that the others are compared with in the verdict.")
     num_hidden_layers: int | None = _option(None, "Keep only the first layers of the model.")
     teacher_start: str = _option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
@@ -117,8 +123,6 @@ class RunArguments(DataArguments):
     overwrite: bool = _option(False, "Replace results in output_dir that were made with other options.")
 
     def __post_init__(self) -> None:
-        if self.methods is None:
-            self.methods = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown or not self.methods:
             raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")

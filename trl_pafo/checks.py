@@ -72,7 +72,10 @@ def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> 
 
 def check_teacher_margins(dataset: Dataset, what: str) -> None:
     """Raise [`DataError`] if a `teacher_margin` is missing, NaN or infinite."""
-    margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float64)
+    try:
+        margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: `teacher_margin` must hold one number a row ({error}).") from error
     bad = np.flatnonzero(~np.isfinite(margins))
     if len(bad):
         raise DataError(

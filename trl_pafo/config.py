@@ -8,7 +8,7 @@ from typing import Any
 from trl import RewardConfig
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.history import HISTORY_FIELDS
+from trl_pafo.history import HISTORY_FIELDS, check_history_options
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 
 TEACHER_SCALES = ("none", "rms")
@@ -75,22 +75,24 @@ class PAFOConfig(RewardConfig):
 
     alpha: float = field(
         default=0.25,
-        metadata={"help": "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D, in [0, 1]. 1 is plain RewardTrainer."},
+        metadata={
+            "help": "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D, in [0, 1]. 1 is plain RewardTrainer."
+        },
     )
     distillation_loss: str = field(
         default="mse",
         metadata={"help": "Loss between student and teacher margins: mse, bce, hinge or margin_bt."},
     )
-    distillation_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."}
-    )
+    distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."})
     condition: str = field(
         default="group",
         metadata={"help": "'group': distil every labelled pair; 'correct': only where the teacher prefers the chosen response."},
     )
     counterfactual_share: float = field(
         default=1.0,
-        metadata={"help": "Share of the pairs also shown under histories of the other groups, in [0, 1]. 0 is own-group distillation."},
+        metadata={
+            "help": "Share of the pairs also shown under histories of the other groups, in [0, 1]. 0 is own-group distillation."
+        },
     )
     counterfactual_weight: float = field(
         default=1.0, metadata={"help": "Weight of the distillation loss of the counterfactual rows, at least 0."}
@@ -138,12 +140,7 @@ class PAFOConfig(RewardConfig):
             raise ConfigError(f"`distillation_temperature` must be above 0, got {self.distillation_temperature}.")
         if self.teacher_margin_clip is not None and not self.teacher_margin_clip > 0:
             raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
-        if self.num_history is not None and self.num_history < 0:
-            raise ConfigError(f"`num_history` must be at least 0 (or None for all), got {self.num_history}.")
-        if not self.history_fields or set(self.history_fields) - set(HISTORY_FIELDS):
-            raise ConfigError(f"`history_fields` must be some of {', '.join(HISTORY_FIELDS)}, got {self.history_fields}.")
-        if self.history_max_tokens is not None and self.history_max_tokens < 1:
-            raise ConfigError(f"`history_max_tokens` must be at least 1 (or None), got {self.history_max_tokens}.")
+        check_history_options(self.num_history, self.history_max_tokens, self.history_fields)
         if self.teachers is not None and not isinstance(self.teachers, dict):
             raise ConfigError(
                 f"`teachers` must map each group to a path or Hub id, got {type(self.teachers).__name__}. On the command "
@@ -161,7 +158,7 @@ class PAFOConfig(RewardConfig):
         known = {f.name for f in fields(RewardConfig)}
         for f in fields(cls):
             if f.name not in known:
-                setattr(config, f.name, f.default if f.default is not MISSING else f.default_factory())  # type: ignore[misc]
+                setattr(config, f.name, f.default if f.default is not MISSING else f.default_factory())  # type: ignore[operator]
         return config  # type: ignore[return-value]
 
 

@@ -16,7 +16,7 @@ from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter, count_by_group, render_history, without_history
+from trl_pafo.history import HistoryCutter, add_history_template, count_by_group, render_history, without_history
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text
@@ -44,6 +44,8 @@ def pair_rewards(
         DataError: If a pair is longer than the model's positions.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if "chat_template_kwargs" in rows.column_names:
+        add_history_template(tokenizer)  # a teacher that was trained elsewhere may have none
     ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
     for row in rows:
         for side, sequences in ids.items():
@@ -71,9 +73,7 @@ def pair_rewards(
     )
 
 
-def routed_rewards(
-    teachers: Mapping[str, str], rows: Dataset, **kwargs: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def routed_rewards(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
     """Rewards under the teacher of each row's group: the oracle, which needs the label at inference."""
     group = np.asarray(rows["group"])
     rewards = np.full((2, len(rows)), np.nan, dtype=np.float32)
@@ -83,7 +83,9 @@ def routed_rewards(
             rewards[:, mine] = pair_rewards(folder, rows.select(mine), **kwargs)
     if np.isnan(rewards).any():
         missing = sorted(set(group) - set(teachers))
-        raise DataError(f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out the oracle.")
+        raise DataError(
+            f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out the oracle."
+        )
     return rewards[0], rewards[1]
 
 
@@ -110,7 +112,11 @@ def evaluate_run(
     summaries: dict[str, Any] = {}
     for method, source in models.items():
         rows = without_history(test) if method == "bradley_terry" else test
-        how = {"batch_size": args.per_device_eval_batch_size, "bf16": bool(args.bf16), "desc": f"Test pairs, {TITLES[method]}"}
+        how: dict[str, Any] = {
+            "batch_size": args.per_device_eval_batch_size,
+            "bf16": bool(args.bf16),
+            "desc": f"Test pairs, {TITLES[method]}",
+        }
         chosen, rejected = routed_rewards(source, rows, **how) if isinstance(source, dict) else pair_rewards(source, rows, **how)
         correct[method] = pair_correctness(chosen - rejected)
         summaries[method] = fairness_summary(
@@ -118,9 +124,7 @@ def evaluate_run(
         )
         _write_rewards(out / f"{method}.jsonl", test["user"], test["group"], chosen, rejected)
     verdicts = {
-        method: _verdict(correct[method], correct[run.reference], test, args.seed)
-        for method in models
-        if method != run.reference
+        method: _verdict(correct[method], correct[run.reference], test, args.seed) for method in models if method != run.reference
     }
     results = {
         "majority": majority,
@@ -184,7 +188,11 @@ def load_rows(name: str, split: str) -> Dataset:
     if path.is_dir() and not (path / f"{split}.parquet").exists():
         found = sorted(file.stem for file in path.glob("*.parquet"))
         raise DataError(f"{path} holds no {split}.parquet (splits there: {', '.join(found) or 'none'}). Give --dataset_split.")
-    return load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train") if path.is_dir() else load_dataset(name, split=split)
+    return (
+        load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train")
+        if path.is_dir()
+        else load_dataset(name, split=split)
+    )
 
 
 def evaluate_models(args: Any) -> dict[str, Any]:

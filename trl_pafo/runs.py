@@ -43,11 +43,13 @@ class RunFolder:
                 self._manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise RunFolderError(f"{manifest} cannot be read ({error}). Choose another --output_dir.") from error
-            if self._manifest.get("format") != _FORMAT:
+            if not isinstance(self._manifest, dict) or self._manifest.get("format") != _FORMAT:
                 raise RunFolderError(f"{self.path} belongs to another kind or version of run. Choose another --output_dir.")
             return
         if self.path.exists() and any(self.path.iterdir()):
-            raise RunFolderError(f"The output folder {self.path} is not empty and is no run of trl-pafo. Choose another --output_dir.")
+            raise RunFolderError(
+                f"The output folder {self.path} is not empty and is no run of trl-pafo. Choose another --output_dir."
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._manifest = {"format": _FORMAT, "stages": {}}
@@ -103,6 +105,9 @@ class RunFolder:
         start = time.monotonic()
         print(f"[{stage}]", flush=True)
         work(aside)
+        # Forgotten first: killed from here on, the run would take the new output for the one of the old inputs.
+        if self._manifest["stages"].pop(stage, None) is not None:
+            self._save()
         _remove(final)
         os.replace(aside, final)
         seconds = round(time.monotonic() - start, 1)

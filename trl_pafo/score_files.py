@@ -31,7 +31,9 @@ def parse_lines(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
         at = f"{where}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+            # Half a surrogate pair can be read from an escape, but be neither tokenised nor written.
+            json.dumps(row, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{at} is no JSON: {error}. Write one JSON object a line.") from error
         if not isinstance(row, dict):
             raise DataError(f"{at} is no JSON object but {type(row).__name__}. Write one JSON object a line.")
@@ -86,8 +88,11 @@ def score_file(args: Any) -> None:
     if args.input == "-":
         rows = parse_lines(sys.stdin, "standard input")
     else:
-        with open(args.input, encoding="utf-8") as file:
-            rows = parse_lines(file, args.input)
+        try:
+            with open(args.input, encoding="utf-8-sig") as file:
+                rows = parse_lines(file, args.input)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{args.input} is no UTF-8 text: {error}. Write one JSON object a line, in UTF-8.") from error
     folder = local_folder(args.model_name_or_path)
     tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
     cutter = HistoryCutter.of(
@@ -96,6 +101,13 @@ def score_file(args: Any) -> None:
     sequences = [row_sequences(row, tokenizer, cutter) for row in rows]
     device = PartialState().device
     model = load_reward_model(folder).to(device)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    too_long = [row for row, texts in enumerate(sequences, 1) if longest and max(map(len, texts.values())) > longest]
+    if too_long:
+        raise DataError(
+            f"{len(too_long)} of {len(rows)} rows are longer than the model's {longest} positions, the first is row {too_long[0]}. "
+            "Lower --history_max_tokens, or leave them out."
+        )
     pad = model.config.get_text_config().pad_token_id
     flat = [ids for row in sequences for ids in row.values()]
     rewards = iter(

@@ -35,7 +35,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
-def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A saved reward model or adapter, in evaluation mode, only from safetensors and without remote code."""
     folder = Path(folder)
     if not (folder / "adapter_config.json").exists():
@@ -62,7 +62,8 @@ def tokenize_response(
         end = tokenizer.eos_token or ""
         return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
     messages = [*(prompt or []), *response]
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **(chat_template_kwargs or {}))["input_ids"]
+    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **(chat_template_kwargs or {}))
+    return encoded["input_ids"]
 
 
 def reward_of(outputs: Any) -> torch.Tensor:

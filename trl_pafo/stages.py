@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,17 @@ def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenize
     The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
     `history` whole, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
     """
-    splits = load_source(data)
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
+    splits = load_source(data if data.context_pairs is not None else replace(data, context_pairs=max(1, num_history)))
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     summary: dict[str, Any] = {}
     prepared = {}
     for name, rows in splits.items():
         checks.check_pairs(rows, f"The {name} data")
-        # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use.
+        # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use, and at k of them.
         if "history" not in rows.column_names:
-            rows = attach_history(rows, num_history, past_only=name != "train")
+            test = name != "train"
+            rows = attach_history(rows, num_history, past_only=test, min_history=num_history if test else 1)
         elif num_history:
             checks.check_history(rows, f"The {name} data")
         whole = rows["history"][:]
@@ -127,7 +129,7 @@ class Run:
         if model.model_name_or_path is None:
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
         fit_lengths(args, model.model_name_or_path)
-        self.folder = RunFolder(args.output_dir, run.overwrite)
+        self.folder = RunFolder(str(args.output_dir), run.overwrite)
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
@@ -138,7 +140,7 @@ class Run:
         self._materialise()
         data = load_prepared(self.folder / "data")
         self.groups = sorted(data["train"].unique("group"))
-        given = as_teachers(self.args.teachers)
+        given = as_teachers(self.args.teachers)  # type: ignore[arg-type]
         if given:
             checks.check_groups(data["train"], given, "The training data")
             for teacher in given.values():
@@ -155,7 +157,10 @@ class Run:
                 if method in self.run.methods:
                     models[method] = self._student(method, data["train"], teachers)
         models = {method: models[method] for method in self.run.methods}
-        inputs = {"models": {m: self._digests.get(m, str(v)) for m, v in models.items()}, "data": self._digests["data"]}
+        inputs: dict[str, Any] = {
+            "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
+            "data": self._digests["data"],
+        }
         inputs |= {"reference": self.run.reference, "num_resamples": self.run.num_resamples}
         self.folder.stage(
             "evaluate",

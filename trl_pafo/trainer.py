@@ -85,6 +85,13 @@ class PAFORewardTrainer(RewardTrainer):
         TrlPafoError: If data, groups and teachers do not fit together; raised before a model is loaded.
     """
 
+    # What the base class leaves open, or types more loosely.
+    args: PAFOConfig  # type: ignore[assignment]
+    model: Any
+    data_collator: Any
+    processing_class: Any
+    _signature_columns: Any
+
     _tag_names = ["trl", "reward-trainer", "pafo"]
     _name = "PAFO"
     _paper = {
@@ -115,7 +122,7 @@ class PAFORewardTrainer(RewardTrainer):
             args = PAFOConfig(f"{model_name.split('/')[-1]}-PAFO")
         args = PAFOConfig.from_reward_config(args)
         args.check()
-        self._teachers = as_teachers(teachers if teachers is not None else args.teachers)
+        self._teachers = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
         self._distils = args.alpha < 1 and bool(self._teachers or "teacher_margin" in columns)
         self._train_is_prepared = False
@@ -130,9 +137,7 @@ class PAFORewardTrainer(RewardTrainer):
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
 
-        super().__init__(
-            model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs
-        )
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs)
         if data_collator is None and self._distils:
             base = self.data_collator
             self.data_collator = DataCollatorForGroupPreference(
@@ -146,7 +151,7 @@ class PAFORewardTrainer(RewardTrainer):
     @staticmethod
     def _load_tokenizer(model: Any, args: PAFOConfig) -> PreTrainedTokenizerBase:
         """The tokenizer that the base class would load, so that teachers are checked before the model is loaded."""
-        init_kwargs = args.model_init_kwargs or {}
+        init_kwargs: Any = args.model_init_kwargs or {}
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         revision = init_kwargs.get("revision") if isinstance(model, str) else None
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
@@ -177,7 +182,7 @@ class PAFORewardTrainer(RewardTrainer):
         self,
         dataset: Dataset | IterableDataset,
         processing_class: PreTrainedTokenizerBase,
-        args: PAFOConfig,
+        args: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         is_train = not self._train_is_prepared  # the base class prepares the training dataset first
@@ -241,7 +246,8 @@ class PAFORewardTrainer(RewardTrainer):
             margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float32)
             dataset = dataset.remove_columns("teacher_margin")
         else:
-            init_dtype = (args.model_init_kwargs or {}).get("dtype") or "float32"
+            init_kwargs: Any = args.model_init_kwargs or {}
+            init_dtype = init_kwargs.get("dtype") or "float32"
             dtype = init_dtype if isinstance(init_dtype, torch.dtype) else getattr(torch, init_dtype, torch.float32)
             margins = compute_teacher_margins(
                 dataset,
@@ -304,9 +310,7 @@ class PAFORewardTrainer(RewardTrainer):
     ) -> None:
         """Log both parts of the loss, and accuracy and margin over the rows that have a label."""
         label = has_label.to(margin.dtype)
-        sums = torch.stack(
-            [bradley_terry, distillation, label.sum(), (label * (margin > 0)).sum(), (label * margin).sum()]
-        )
+        sums = torch.stack([bradley_terry, distillation, label.sum(), (label * (margin > 0)).sum(), (label * margin).sum()])
         gathered = self.accelerator.gather(sums[None]).float().cpu()
         metrics = self._metrics["train"]
         metrics["bradley_terry_loss"].append(gathered[:, 0].mean().item())

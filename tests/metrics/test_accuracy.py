@@ -13,7 +13,7 @@ def test_correctness_counts_ties_half():
 
 
 def test_correctness_refuses_nan():
-    with pytest.raises(DataError, match="2 of 3 margins are NaN.*leave the pairs out"):
+    with pytest.raises(DataError, match=r"2 of 3 margins are NaN.*leave the pairs out"):
         pair_correctness([np.nan, 1.0, np.nan])
 
 

@@ -29,8 +29,7 @@ def test_cells_hold_every_user_once():
         for _ in range(users)
     )
     naive = sorted(
-        (group[u], (user == u).sum(), correct[0, user == u].sum(), correct[1, user == u].sum())
-        for u in range(len(group))
+        (group[u], (user == u).sum(), correct[0, user == u].sum(), correct[1, user == u].sum()) for u in range(len(group))
     )
     assert rebuilt == naive
     assert (np.diff(cells.group) >= 0).all()
@@ -76,9 +75,7 @@ def test_models_are_paired():
 
     def difference(cells, weights):
         totals = group_totals(cells, weights, cells.pairs)
-        return (
-            group_totals(cells, weights, cells.correct[0]) - group_totals(cells, weights, cells.correct[1])
-        ) / totals
+        return (group_totals(cells, weights, cells.correct[0]) - group_totals(cells, weights, cells.correct[1])) / totals
 
     assert not bootstrap_users(user, group, same, difference).resamples.any()
     assert bootstrap_users(user, group, correct, difference).resamples.std() > 0
@@ -87,12 +84,8 @@ def test_models_are_paired():
 def test_seed_decides_and_chunks_bound_the_memory(monkeypatch):
     user, group, correct = draw_pairs()
     first = bootstrap_users(user, group, correct, group_accuracies, num_resamples=30, seed=3).resamples
-    assert np.array_equal(
-        first, bootstrap_users(user, group, correct, group_accuracies, num_resamples=30, seed=3).resamples
-    )
-    assert not np.array_equal(
-        first, bootstrap_users(user, group, correct, group_accuracies, num_resamples=30, seed=4).resamples
-    )
+    assert np.array_equal(first, bootstrap_users(user, group, correct, group_accuracies, num_resamples=30, seed=3).resamples)
+    assert not np.array_equal(first, bootstrap_users(user, group, correct, group_accuracies, num_resamples=30, seed=4).resamples)
     cells = user_cells(user, group, correct)
     monkeypatch.setattr(bootstrap_module, "_CHUNK_CELLS", 7 * len(cells.users))
     assert [len(w) for w in bootstrap_weights(cells, 30, 0)] == [7, 7, 7, 7, 2]

@@ -15,7 +15,7 @@ NUM_USERS = 24
 
 
 def study(**lost_and_gained):
-    """Correctness of a model and of a reference: `group=(users who gain a pair, users who lose one)` of 24 users each."""
+    """Correctness of a model and a reference, 24 users a group: `group=(users who gain a pair, users who lose one)`."""
     correct, reference, user, group = [], [], [], []
     for name, (gaining, losing) in lost_and_gained.items():
         for number in range(NUM_USERS):
@@ -206,9 +206,7 @@ def test_sentence_gives_the_numbers():
         f"Improves on the reference: more accurate for min +.125 [{low}, {high}]; no loss measured for maj .000 [.000, "
         ".000] (simultaneous 95 % intervals over 48 users)."
     )
-    assert compare(*study(maj=(0, 12), min=(12, 0))).sentence.startswith(
-        "Mixed against the reference: more accurate for min"
-    )
+    assert compare(*study(maj=(0, 12), min=(12, 0))).sentence.startswith("Mixed against the reference: more accurate for min")
     sentence = compare(*study(maj=(0, 1), min=(12, 0))).sentence
     assert sentence.startswith("Cannot tell: more accurate for min")
     assert "perhaps less accurate, but not shown to be, for maj -.010" in sentence
@@ -246,7 +244,7 @@ def test_unusable_input():
         compare(correct, reference[:-1], user, group)
     with pytest.raises(DataError, match="`reference_correct` must lie in"):
         compare(correct, [3.0] * 192, user, group)
-    with pytest.raises(ConfigError, match="50 resamples are too few for 2 groups.*`num_resamples` to at least 79"):
+    with pytest.raises(ConfigError, match=r"50 resamples are too few for 2 groups.*`num_resamples` to at least 79"):
         compare(correct, reference, user, group, num_resamples=50)
     assert compare(correct, reference, user, group, num_resamples=79).verdict
     with pytest.raises(ConfigError, match="`margin` is a loss of accuracy"):

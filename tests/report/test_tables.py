@@ -58,7 +58,7 @@ def test_narrow_terminals_get_the_interval_below_its_value(results):
     assert len(plain_table(results, "many", "few", width=wide).splitlines()) == 3
     lines = plain_table(results, "many", "few", width=wide - 1).splitlines()
     assert len(lines) == 5
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 110
     assert lines[1].split()[-6:] == [entry(results["Bradley-Terry"], key)[0] for key in KEYS]
     assert re.findall(r"\[.*?\]", lines[2]) == [entry(results["Bradley-Terry"], key)[1] for key in KEYS]
     assert len(lines[1]) == len(lines[2]) == len(lines[0])

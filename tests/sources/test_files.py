@@ -197,6 +197,19 @@ class TestGroupsFromSupport:
                 # Of ten users in a split, two dissent: one of nine others agrees with these, seven with the rest.
                 assert row["support_rate"] == pytest.approx(1 / 9 if row["group"] == "minority" else 7 / 9)
 
+    def test_training_users_are_not_measured_on_votes_of_test_users(self, tmp_path):
+        # Each has a further prompt of its own, so that some test pairs remain.
+        rows = votes() + [pair(f"u{u}", 0) for u in range(20)]
+        splits = load_files(write(tmp_path / "pairs.jsonl", rows), test_user_share=0.5, minority_threshold=0.5)
+        assert_disjoint(splits)
+        dissent = {"u0", "u1", "u2", "u3"} & set(splits["train"]["user"])
+        assert 0 < len(dissent) < 4
+        for row in splits["train"]:
+            same = len(dissent) if row["user"] in dissent else 10 - len(dissent)
+            assert row["support_rate"] == pytest.approx((same - 1) / 9)
+        for row in splits["test"]:
+            assert row["support_rate"] == pytest.approx(3 / 19 if row["user"] in ("u0", "u1", "u2", "u3") else 15 / 19)
+
     def test_users_who_share_no_pair_are_left_out_and_counted(self, tmp_path, caplog):
         rows = [row for row in votes() if row["user"] in ("u0", "u4", "u5", "u6")] + [pair("alone", 0)]
         test = [row for row in votes() if row["user"] in ("u2", "u8")]

@@ -97,6 +97,12 @@ class TestScored:
         assert 0 < (people["group"] == "minority").mean() < 0.5
         assert people["support_rate"].between(0, 1).all()
 
+    def test_support_of_test_users_is_measured_on_training_users_alone(self, path):
+        # An average over 500 probes of shares of 20 training users; 9 other test users would give other fractions.
+        rates = np.array(load_personal_llm(path, **SMALL)["test"]["support_rate"][:])
+        np.testing.assert_allclose(rates * 20 * 500, np.round(rates * 20 * 500), atol=1e-6)
+        assert not np.allclose(rates * 9 * 500, np.round(rates * 9 * 500), atol=1e-6)
+
     def test_the_seed_decides(self, path):
         found = [load_personal_llm(path, seed=seed, **SMALL)["train"].to_list() for seed in (0, 0, 1)]
         assert found[0] == found[1] != found[2]

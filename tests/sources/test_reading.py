@@ -63,6 +63,10 @@ class TestOpen:
         with pytest.raises(DataError, match=f"cannot be read as {name[2:]}"):
             open_dataset(tmp_path / name)
 
+    def test_csv_values_stay_text(self, tmp_path):
+        (tmp_path / "a.csv").write_text("user,text\n007,None\n8,NA\n")
+        assert open_dataset(tmp_path / "a.csv").to_list() == [{"user": "007", "text": "None"}, {"user": "8", "text": "NA"}]
+
     def test_an_empty_file(self, tmp_path):
         (tmp_path / "a.jsonl").write_text("")
         with pytest.raises(DataError, match="holds no rows"):

@@ -15,7 +15,9 @@ def make_parser(prog: str | None = None) -> Any:
         )
         dataset_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
         reference: str | None = field(default=None, metadata={"help": "A second model; the verdict compares the first with it."})
-        output_dir: str | None = field(default=None, metadata={"help": "Write results.json and the rewards here; must not exist."})
+        output_dir: str | None = field(
+            default=None, metadata={"help": "Write results.json and the rewards here; must not exist."}
+        )
         batch_size: int = field(default=32, metadata={"help": "Pairs in a forward pass."})
         bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
@@ -24,7 +26,7 @@ def make_parser(prog: str | None = None) -> Any:
         num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples over users."})
         seed: int = field(default=0, metadata={"help": "Seed of the resamples."})
 
-    return TrlParser(EvaluateArguments, prog=prog)
+    return TrlParser(EvaluateArguments, prog=prog)  # type: ignore[arg-type]
 
 
 def main(args: Any) -> None:

@@ -12,7 +12,8 @@ def make_parser(prog: str | None = None) -> Any:
     @dataclass
     class PrepareArguments(DataArguments):
         model_name_or_path: str | None = field(
-            default=None, metadata={"help": "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."}
+            default=None,
+            metadata={"help": "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."},
         )
         output_dir: str | None = field(default=None, metadata={"help": "Folder to write to; must not exist."})
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt, newest first. Default: 3."})
@@ -21,7 +22,7 @@ def make_parser(prog: str | None = None) -> Any:
             default=None, metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."}
         )
 
-    return TrlParser(PrepareArguments, prog=prog)
+    return TrlParser(PrepareArguments, prog=prog)  # type: ignore[arg-type]
 
 
 def main(args: Any) -> None:

@@ -8,7 +8,7 @@ def make_parser(prog: str | None = None) -> Any:
 
     from trl_pafo.config import PAFOConfig
 
-    return TrlParser((ScriptArguments, PAFOConfig, ModelConfig, DatasetMixtureConfig), prog=prog)
+    return TrlParser((ScriptArguments, PAFOConfig, ModelConfig, DatasetMixtureConfig), prog=prog)  # type: ignore[arg-type]
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
@@ -31,12 +31,13 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     elif script_args.dataset_name:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
+        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
     else:
         raise ConfigError("Give --dataset_name (a Hub id, or a folder of `trl-pafo prepare`) or a `datasets` mixture.")
-    for split, used in ((script_args.dataset_train_split, True), (script_args.dataset_test_split, training_args.eval_strategy != "no")):
+    for split, used in (
+        (script_args.dataset_train_split, True),
+        (script_args.dataset_test_split, training_args.eval_strategy != "no"),
+    ):
         if used and split not in dataset:
             raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")
     trainer = PAFORewardTrainer(

@@ -9,7 +9,7 @@ def make_parser(prog: str | None = None) -> Any:
     from trl_pafo.arguments import RunArguments
     from trl_pafo.config import PAFOConfig
 
-    return TrlParser((RunArguments, PAFOConfig, ModelConfig), prog=prog)
+    return TrlParser((RunArguments, PAFOConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
 
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:

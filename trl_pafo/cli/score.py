@@ -21,7 +21,7 @@ def make_parser(prog: str | None = None) -> Any:
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
         history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
 
-    return TrlParser(ScoreArguments, prog=prog)
+    return TrlParser(ScoreArguments, prog=prog)  # type: ignore[arg-type]
 
 
 def main(args: Any) -> None:

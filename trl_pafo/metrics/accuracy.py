@@ -79,9 +79,7 @@ def check_correct(correct: ArrayLike, name: str = "correct") -> FloatArray:
     """`correct` as a `float64` vector; [`DataError`] unless there are pairs and all values lie in [0, 1]."""
     values = np.asarray(correct, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise DataError(
-            f"`{name}` must hold one value a pair and at least one pair, got an array of shape {values.shape}."
-        )
+        raise DataError(f"`{name}` must hold one value a pair and at least one pair, got an array of shape {values.shape}.")
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError(f"`{name}` must lie in [0, 1]; turn margins into it with `pair_correctness`.")
     return values

@@ -93,9 +93,7 @@ def fairness_summary(
     )
     low, high = percentile_interval(resamples, confidence)
     ends = zip(value.tolist(), np.minimum(low, value).tolist(), np.maximum(high, value).tolist(), strict=True)
-    summary: dict[str, Any] = {
-        name: {"value": v, "low": lo, "high": hi} for name, (v, lo, hi) in zip(names, ends, strict=True)
-    }
+    summary: dict[str, Any] = {name: {"value": v, "low": lo, "high": hi} for name, (v, lo, hi) in zip(names, ends, strict=True)}
     summary["num_pairs"] = len(correct)
     summary["num_users"] = len(pairs.users)
     for name, num_pairs, num_users in zip(

@@ -24,10 +24,14 @@ a rare difference may have been missed.
 - `cannot tell`: all else; also a gain that is shown beside a loss that is estimated but not shown.
 
 **What `improves` shows and what not.** It shows that some group gained. If no group truly differs, it is said in at
-most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`, as far as the level holds (see
-above). It does *not* show that the other groups lost nothing, only that no loss above `margin` was measured: the lower
-ends of their intervals say how large a loss remains possible. And it speaks of these two trained models: what another
-seed of their training would give is not in it.
+most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`, as far as the level holds
+(see above). It does *not* show that the other groups lost nothing, only that no loss above `margin` was measured: the
+lower ends of their intervals say how large a loss remains possible. And it speaks of these two trained models: what
+another seed of their training would give is not in it.
+
+No method sees whom the sample missed. If one user in ten loses .45, all others gain .05 and 200 pairs each make that
+visible, the mean difference is 0, yet `improves` was said in 15 % of our simulated studies with 15 users a group and in
+7 % with 30: many pairs do not replace users.
 """
 
 import math

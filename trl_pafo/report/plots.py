@@ -2,14 +2,17 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.metrics.accuracy import FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 # Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as
 # well, for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
@@ -149,24 +152,18 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[int]) 
     from matplotlib.path import Path as Line
     from matplotlib.transforms import Bbox
 
-    pixels = _DPI / 72  # A point of type in pixels.
+    pixels = _DPI / 72  # A point of type in pixels. Boxes are left, bottom, right, top in pixels.
     to_pixels = axes.transData.transform
     diagonal = Line(to_pixels([(0, 0), (1, 1)]))
-    frame = axes.bbox.padded(-3 * pixels)
-    taken: list[Bbox] = []
+    frame = np.array([axes.bbox.padded(-3 * pixels).extents])
+    taken = []
     for point, marker_size in zip(points, sizes, strict=True):
         x, y = point["majority"], point["minority"]
         centre = to_pixels((x["value"], y["value"]))
         (left, bottom), (right, top) = to_pixels([(x["low"], y["low"]), (x["high"], y["high"])])
         bars = [(left, centre[1], right, centre[1]), (centre[0], bottom, centre[0], top)]
-        taken += [Bbox.from_extents(*bar).padded(4 * pixels) for bar in bars]
-        taken.append(Bbox.from_extents(*centre, *centre).padded((marker_size / 2 + 2) * pixels))
-
-    def cost(place: tuple[float, Bbox]) -> float:
-        distance, box = place
-        inside = _shared_area(box, frame)
-        hidden = box.width * box.height - inside + sum(_shared_area(box, other) for other in taken)
-        return distance + 1000 * hidden / (box.width * box.height) + 25 * diagonal.intersects_bbox(box, filled=False)
+        taken += [_padded(bar, 4 * pixels) for bar in bars]
+        taken.append(_padded([*centre, *centre], (marker_size / 2 + 2) * pixels))
 
     for point in points:
         at = (point["majority"]["value"], point["minority"]["value"])
@@ -186,29 +183,33 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[int]) 
         label.set_in_layout(False)
         extent = label.get_window_extent()
         centre = to_pixels(at)
-        distance, box = min(_places(centre, extent.width, extent.height, pixels), key=cost)
-        taken.append(box)
-        label.set_position(tuple((box.min - centre) / pixels))
+        distances, boxes = _places(centre, extent.width, extent.height, pixels)
+        area = extent.width * extent.height
+        hidden = (area - _shared_areas(boxes, frame) + _shared_areas(boxes, np.array(taken))) / area
+        crossed = np.array([diagonal.intersects_bbox(Bbox.from_extents(*box), filled=False) for box in boxes])
+        best = np.argmin(distances + 1000 * hidden + 25 * crossed)
+        taken.append(boxes[best])
+        label.set_position(tuple((boxes[best, :2] - centre) / pixels))
         # A name that had to move away is tied to its point; next to it, the line would only be clutter.
         assert label.arrow_patch is not None
-        label.arrow_patch.set_visible(distance > 14)
+        label.arrow_patch.set_visible(bool(distances[best] > 14))
 
 
-def _places(centre: Any, width: float, height: float, pixels: float) -> "list[tuple[float, Bbox]]":
-    """Boxes for a text around a point, each with its distance in points of type; to the right and left come first."""
-    from matplotlib.transforms import Bbox
-
-    places = []
-    for distance in (9.0, 13.0, 20.0, 30.0, 42.0, 56.0, 72.0, 90.0, 110.0):
-        for step in (0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11):
-            angle = step * math.pi / 8
-            x = centre[0] + math.cos(angle) * (distance * pixels + width / 2)
-            y = centre[1] + math.sin(angle) * (distance * pixels + height / 2)
-            places.append((distance, Bbox.from_bounds(x - width / 2, y - height / 2, width, height)))
-    return places
+def _places(centre: FloatArray, width: float, height: float, pixels: float) -> tuple[FloatArray, FloatArray]:
+    """Distances, in points of type, and boxes of a text around a point; right and left come before above and below."""
+    distances = np.repeat([9.0, 13.0, 20.0, 30.0, 42.0, 56.0, 72.0, 90.0, 110.0], 16)
+    angles = np.tile([0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11], 9) * np.pi / 8
+    left = centre[0] + np.cos(angles) * (distances * pixels + width / 2) - width / 2
+    bottom = centre[1] + np.sin(angles) * (distances * pixels + height / 2) - height / 2
+    return distances, np.column_stack([left, bottom, left + width, bottom + height])
 
 
-def _shared_area(a: "Bbox", b: "Bbox") -> float:
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0.0) * max(height, 0.0)
+def _padded(box: Sequence[float], by: float) -> FloatArray:
+    return np.array(box) + np.array([-by, -by, by, by])
+
+
+def _shared_areas(boxes: FloatArray, others: FloatArray) -> FloatArray:
+    """Area that each of `boxes` shares with `others`, summed."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.clip(high - low, 0, None).prod(axis=-1).sum(axis=1)

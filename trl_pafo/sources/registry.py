@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from datasets import DatasetDict
 
@@ -28,22 +29,26 @@ def _path(data: DataArguments) -> str:
     return data.data_path
 
 
-def _typed(data: DataArguments, prompts: list[AnsweredPrompt], default: Population) -> DatasetDict:
-    population = replace(
+def _population(data: DataArguments, default: Population) -> Population:
+    """The users that the options ask for; `None` leaves the default."""
+    return replace(
         default,
         majority=data.majority or default.majority,
         minority=data.minority or default.minority,
         minority_ratio=data.minority_ratio,
-        train_users=data.train_users or default.train_users,
-        test_users=data.test_users or default.test_users,
+        train_users=default.train_users if data.train_users is None else data.train_users,
+        test_users=default.test_users if data.test_users is None else data.test_users,
         pairs_per_user=data.pairs_per_user,
-        context_pairs=data.context_pairs,
+        context_pairs=default.context_pairs if data.context_pairs is None else data.context_pairs,
         test_prompt_share=data.test_prompt_share,
         taste_mix=data.taste_mix,
         label_noise=data.label_noise,
         seed=data.population_seed,
     )
-    return make_splits(prompts, population)
+
+
+def _typed(data: DataArguments, prompts: list[AnsweredPrompt], default: Population) -> DatasetDict:
+    return make_splits(prompts, _population(data, default))
 
 
 def _styles(data: DataArguments) -> DatasetDict:
@@ -64,4 +69,63 @@ def _swissmetro(data: DataArguments) -> DatasetDict:
     return load_swissmetro(data.data_path, train_users=data.train_users, test_users=data.test_users, seed=data.population_seed)
 
 
-SOURCES: dict[str, Callable[[DataArguments], DatasetDict]] = {"styles": _styles, "dsp": _dsp, "swissmetro": _swissmetro}
+def _files(data: DataArguments) -> DatasetDict:
+    from trl_pafo.sources.files import load_files
+
+    return load_files(_path(data), data.test_data_path, seed=data.population_seed, **_cut(data))
+
+
+def _ukp_convarg(data: DataArguments) -> DatasetDict:
+    from trl_pafo.sources.ukp_convarg import load_ukp_convarg
+
+    return load_ukp_convarg(_path(data), seed=data.population_seed, **_cut(data))
+
+
+def _prism(data: DataArguments) -> DatasetDict:
+    from trl_pafo.sources.prism import load_prism
+
+    if not data.group_by:
+        raise ConfigError("The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender.")
+    return load_prism(
+        _path(data),
+        data.group_by,
+        data.minority,
+        train_users=data.train_users,
+        test_users=data.test_users,
+        seed=data.population_seed,
+    )
+
+
+def _personal_llm(data: DataArguments) -> DatasetDict:
+    from trl_pafo.sources.personal_llm import load_personal_llm, load_personal_llm_types
+
+    if data.majority and data.minority:
+        return load_personal_llm_types(_path(data), _population(data, Population(data.majority, data.minority)))
+    default = Population(majority=[""], minority=[""])
+    population = _population(data, default)
+    return load_personal_llm(
+        _path(data),
+        train_users=population.train_users,
+        test_users=population.test_users,
+        pairs_per_user=population.pairs_per_user,
+        context_pairs=population.context_pairs,
+        test_prompt_share=population.test_prompt_share,
+        seed=population.seed,
+        **_cut(data),
+    )
+
+
+def _cut(data: DataArguments) -> dict[str, Any]:
+    """Where the support rate makes the groups."""
+    return {"minority_quantile": data.minority_quantile, "minority_threshold": data.minority_threshold}
+
+
+SOURCES: dict[str, Callable[[DataArguments], DatasetDict]] = {
+    "styles": _styles,
+    "dsp": _dsp,
+    "swissmetro": _swissmetro,
+    "personal_llm": _personal_llm,
+    "prism": _prism,
+    "ukp_convarg": _ukp_convarg,
+    "files": _files,
+}

@@ -5,6 +5,7 @@ makes people, splits and preference pairs of it.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,7 +81,13 @@ class Population:
             raise ConfigError(
                 f"`taste_mix` must be in [0, 1] and `label_noise` in [0, 0.5), got {self.taste_mix} and {self.label_noise}."
             )
-        smallest = round(min(self.test_prompt_share, 1 - self.test_prompt_share) * num_prompts)
+        if self.pairs_per_user < 1 or self.context_pairs < 0:
+            raise ConfigError(
+                f"`pairs_per_user` must be at least 1 and `context_pairs` at least 0, got {self.pairs_per_user} and "
+                f"{self.context_pairs}."
+            )
+        num_test = round(self.test_prompt_share * num_prompts)
+        smallest = min(num_test, num_prompts - num_test)
         needed = self.pairs_per_user + self.context_pairs
         if needed > smallest:
             raise ConfigError(
@@ -89,7 +96,9 @@ class Population:
             )
         for split, users in (("train_users", self.train_users), ("test_users", self.test_users)):
             if not 1 <= round(users * self.minority_ratio) < users:
-                raise ConfigError(f"`{split}`={users} with `minority_ratio`={self.minority_ratio} leaves one group without users.")
+                raise ConfigError(
+                    f"`{split}`={users} with `minority_ratio`={self.minority_ratio} leaves one group without users."
+                )
 
 
 def make_splits(prompts: Sequence[AnsweredPrompt], population: Population) -> DatasetDict:
@@ -118,22 +127,37 @@ def make_splits(prompts: Sequence[AnsweredPrompt], population: Population) -> Da
     shuffled = list(prompts)
     rng.shuffle(shuffled)
     num_test = round(population.test_prompt_share * len(shuffled))
-    test = _draw_split("test", shuffled[:num_test], types, population, population.test_users, rng)
-    train = _draw_split("train", shuffled[num_test:], types, population, population.train_users, rng)
+    test_users, train_users = _users(population, population.test_users), _users(population, population.train_users)
+    holders = Counter(held for _, held in train_users)
+    support = {held: holders[held] / len(train_users) for held in types}
+    test = _draw_split("test", shuffled[:num_test], types, population, test_users, support, rng)
+    train = _draw_split("train", shuffled[num_test:], types, population, train_users, support, rng)
     return DatasetDict(train=train, test=test)
 
 
+def _users(population: Population, number: int) -> list[tuple[str, str]]:
+    """Group and type of each user."""
+    num_minority = round(population.minority_ratio * number)
+    return [
+        ("minority", population.minority[user % len(population.minority)])
+        if user < num_minority
+        else ("majority", population.majority[user % len(population.majority)])
+        for user in range(number)
+    ]
+
+
 def _draw_split(
-    split: str, prompts: list[AnsweredPrompt], types: list[str], population: Population, num_users: int, rng: random.Random
+    split: str,
+    prompts: list[AnsweredPrompt],
+    types: list[str],
+    population: Population,
+    users: list[tuple[str, str]],
+    support: dict[str, float],
+    rng: random.Random,
 ) -> Dataset:
-    num_minority = round(population.minority_ratio * num_users)
     rows: list[dict[str, object]] = []
-    for number in range(num_users):
-        group = "minority" if number < num_minority else "majority"
-        held = population.minority if group == "minority" else population.majority
-        first = held[number % len(held)]
+    for number, (group, first) in enumerate(users):
         second = rng.choice([t for t in types if t != first])
-        share = population.minority_ratio if group == "minority" else 1 - population.minority_ratio
         for answered in rng.sample(prompts, population.context_pairs + population.pairs_per_user):
             liked = second if rng.random() < population.taste_mix else first
             other = rng.choice([t for t in types if t != liked])
@@ -147,7 +171,7 @@ def _draw_split(
                     "rejected": rejected,
                     "user": f"{split}-{number:05d}",
                     "group": group,
-                    "support_rate": share / len(held),
+                    "support_rate": support[first],
                 }
             )
     return Dataset.from_list(rows)

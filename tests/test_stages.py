@@ -1,0 +1,238 @@
+"""A whole run on a tiny model: what it writes, what it skips, what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+from datasets import load_dataset
+from transformers import AutoModelForSequenceClassification
+from trl import ModelConfig, RewardConfig, RewardTrainer
+
+from trl_pafo import stages
+from trl_pafo.arguments import RunArguments
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
+from trl_pafo.models import load_tokenizer
+from trl_pafo.stages import Run
+
+DATA = {"train_users": 10, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2, "minority_ratio": 0.3}
+
+
+@pytest.fixture
+def run(encoder, training, tmp_path):
+    def build(model=encoder, data=None, **options) -> Run:
+        known = set(RunArguments.__dataclass_fields__)
+        run_options = {**DATA, "num_resamples": 50, **(data or {}), **{k: v for k, v in options.items() if k in known}}
+        args = {**training, "max_steps": 2, "num_history": 1} | {k: v for k, v in options.items() if k not in known}
+        return Run(
+            RunArguments(**run_options),
+            PAFOConfig(str(tmp_path / "run"), **args),
+            ModelConfig(model_name_or_path=model, dtype=None),
+        )
+
+    return build
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Titles of the trainings that really ran."""
+    titles: list[str] = []
+    original = Run._train
+
+    def spy(self, trainer, out, title):
+        titles.append(title)
+        original(self, trainer, out, title)
+
+    monkeypatch.setattr(Run, "_train", spy)
+    return titles
+
+
+ALL = ["Bradley-Terry", "personalised BT", "Teacher of majority", "Teacher of minority", "PAFO"]
+
+
+def test_run_writes_every_stage_and_the_second_run_skips_them(run, trained, tmp_path, capsys):
+    results = run()()
+    assert trained == ALL
+    folder = tmp_path / "run"
+    for path in (
+        "data/train.parquet",
+        "data/chat_template.jinja",
+        "models/pafo/model.safetensors",
+        "teachers/minority/config.json",
+    ):
+        assert (folder / path).exists(), path
+    for path in ("results.json", "results.md", "majority_minority.png", "pafo.jsonl"):
+        assert (folder / "results" / path).stat().st_size > 0
+    assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "oracle"]
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+    assert results["majority"] == "majority"
+    assert not list(folder.rglob("*.partial"))
+    again = run()()
+    assert trained == ALL
+    assert again["methods"] == results["methods"]
+    assert "[pafo] done before, kept" in capsys.readouterr().out
+
+
+def test_accuracy_in_results_is_that_of_the_written_rewards(run, tmp_path):
+    results = run(methods=["personalized_bt"])()
+    lines = (tmp_path / "run/results/personalized_bt.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 10 * (2 + 2 - 1)  # the first pair of each user is history alone (k = 1)
+    for group in ("majority", "minority"):
+        margins = [r["reward_chosen"] - r["reward_rejected"] for r in rows if r["group"] == group]
+        accuracy = sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
+        assert results["methods"]["personalized_bt"][f"accuracy/{group}"]["value"] == pytest.approx(accuracy)
+
+
+def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
+    original = stages.PAFORewardTrainer.train
+    monkeypatch.setattr(stages.PAFORewardTrainer, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run()()
+    monkeypatch.setattr(stages.PAFORewardTrainer, "train", original)
+    trained.clear()
+    run()()
+    assert trained == ["PAFO"]
+
+
+def test_other_alpha_is_refused_and_with_overwrite_only_the_student_is_trained_again(run, trained):
+    run()()
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.25 -> 0.5\)"):
+        run(alpha=0.5)()
+    trained.clear()
+    run(alpha=0.5, overwrite=True)()
+    assert trained == ["PAFO"]
+
+
+def test_other_data_is_refused_before_anything_is_trained(run, trained):
+    run(methods=["bradley_terry"], reference="bradley_terry")()
+    trained.clear()
+    with pytest.raises(RunFolderError, match=r"minority_ratio: 0\.3 -> 0\.2"):
+        run(data={"minority_ratio": 0.2})()
+    assert trained == []
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("do not lose me")
+    with pytest.raises(RunFolderError, match="not empty and is no run"):
+        run()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_given_teachers_are_used_and_not_trained(run, trained, tmp_path):
+    teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+    results = run(teachers=teachers)()
+    assert trained == ["Bradley-Terry", "personalised BT", "PAFO"]
+    assert "oracle" in results["methods"]
+
+
+def test_given_teachers_must_match_the_groups_before_training(run, trained, tmp_path):
+    with pytest.raises(TeacherError, match="No teacher for the group 'minority'"):
+        run(teachers={"majority": make_model("encoder", tmp_path / "t")})()
+    assert trained == []
+
+
+def test_warm_teachers_start_from_the_model_of_all_groups(run, monkeypatch):
+    started = []
+    original = Run._reward_trainer
+
+    def spy(self, out, rows, start=None, **changes):
+        started.append(start and Path(start).name)
+        return original(self, out, rows, start, **changes)
+
+    monkeypatch.setattr(Run, "_reward_trainer", spy)
+    run(teacher_start="warm")()
+    assert started == [None, None, "personalized_bt", "personalized_bt"]
+
+
+def test_a_small_group_gets_its_least_number_of_steps(run, tmp_path):
+    run(methods=["personalized_bt", "oracle"], max_steps=-1, num_train_epochs=1, teacher_min_steps=7)()
+    state = json.loads((tmp_path / "run/teachers/minority/trainer_state.json").read_text())
+    assert state["global_step"] == 7  # 3 users with 4 pairs, batches of 4: 3 steps an epoch
+    state = json.loads((tmp_path / "run/teachers/majority/trainer_state.json").read_text())
+    assert state["global_step"] == 7  # 7 users with 4 pairs
+
+
+def test_first_layers_and_reward_head_are_the_same_for_all(run, tmp_path):
+    run(num_hidden_layers=1, methods=["personalized_bt"])()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/models/personalized_bt")
+    assert model.config.num_hidden_layers == 1
+    assert (tmp_path / "run/base_model/model.safetensors").exists()
+
+
+def test_decoder_with_lora(run, decoder, tmp_path):
+    options = {"model": decoder}
+    built = run(**options)
+    built.model.use_peft, built.model.lora_task_type, built.model.lora_target_modules = True, "SEQ_CLS", ["q_proj", "v_proj"]
+    results = built()
+    assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+
+
+def test_own_group_distillation_is_a_method(run, trained):
+    results = run(methods=["personalized_bt", "pafo_own_group"])()
+    assert "PAFO, own group only" in trained
+    assert "pafo_own_group" in results["verdicts"]
+
+
+def test_prepared_rows_train_plain_reward_trainer(encoder, training, run, tmp_path):
+    """`trl reward --dataset_name FOLDER --chat_template_path ...`: the same columns, the same tokens."""
+    run(methods=["bradley_terry"], reference="bradley_terry")()
+    folder = tmp_path / "run/data"
+    copied = tmp_path / "data"
+    shutil.copytree(folder, copied)
+    dataset = load_dataset(str(copied), cache_dir=str(tmp_path / "cache"))
+    assert set(dataset) == {"train", "test"}
+    trainer = RewardTrainer(
+        encoder,
+        RewardConfig(str(tmp_path / "out"), chat_template_path=str(copied / "chat_template.jinja"), **training),
+        train_dataset=dataset["train"],
+    )
+    row = trainer.train_dataset[0]
+    text = trainer.processing_class.decode(row["chosen_ids"])
+    assert text.startswith("[CLS]")
+    assert text.count("[SEP]") == 5  # past prompt, chosen, rejected; prompt; response
+    trainer.train()
+    trainer.save_model()
+    assert "history" in load_tokenizer(str(tmp_path / "out")).chat_template
+
+
+def test_test_users_and_prompts_are_apart_from_training(run, tmp_path):
+    run(methods=["bradley_terry"], reference="bradley_terry")()
+    dataset = stages.load_prepared(tmp_path / "run/data")
+    train, test = dataset["train"], dataset["test"]
+    seen = {p[0]["content"] for p in train["prompt"]} | {e["prompt"] for h in train["history"] for e in h}
+    assert not set(train["user"]) & set(test["user"])
+    assert not seen & {p[0]["content"] for p in test["prompt"]}
+    for row in test:
+        assert row["prompt"][0]["content"] not in {entry["prompt"] for entry in row["history"]}
+        texts = {t for entry in row["history"] for t in (entry["chosen"], entry["rejected"])}
+        assert not texts & {row["chosen"][0]["content"], row["rejected"][0]["content"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"methods": ["magic"]}, "`methods` must be some of"),
+        ({"methods": ["pafo"]}, "`reference` must be one of the methods"),
+        ({"teacher_start": "hot"}, "`teacher_start` must be base or warm"),
+        ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0"),
+        ({"source": "nowhere"}, "Unknown source 'nowhere'"),
+        ({"source": "dsp"}, "give its path with --data_path"),
+        ({"minority": ["rude"]}, "`minority` must name types of the corpus"),
+    ],
+)
+def test_bad_options_are_refused_before_training(run, trained, options, match):
+    with pytest.raises(ConfigError, match=match):
+        run(**options)()
+    assert trained == []
+
+
+def test_lengths_fit_the_model(run, encoder):
+    built = run(max_length=100_000, num_history=None)
+    assert built.args.max_length == 256
+    assert built.args.history_max_tokens == 128
+    assert built.args.num_history == 3
