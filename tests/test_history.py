@@ -113,13 +113,13 @@ class TestTemplate:
     def test_several_templates_are_refused(self):
         tokenizer = make_tokenizer("decoder")
         tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": tokenizer.chat_template}
-        with pytest.raises(DataError, match="several chat templates; set `tokenizer.chat_template`"):
+        with pytest.raises(DataError, match=r"several chat templates; set `tokenizer.chat_template`"):
             add_history_template(tokenizer)
 
 
-TEXT = st.lists(st.sampled_from("red blue cat dog sing run please 水 😀 unknown-word".split()), min_size=1, max_size=12).map(
-    " ".join
-)
+TEXT = st.lists(
+    st.sampled_from(["red", "blue", "cat", "dog", "sing", "run", "please", "水", "😀", "unknown-word"]), min_size=1, max_size=12
+).map(" ".join)
 HISTORY = st.lists(st.fixed_dictionaries({name: TEXT for name in HISTORY_FIELDS}), min_size=1, max_size=5)
 
 
@@ -206,7 +206,7 @@ class TestCutter:
 
     def test_a_budget_below_the_labels_is_refused(self):
         cutter = HistoryCutter(make_tokenizer("encoder"), max_tokens=8)  # nine are needed
-        with pytest.raises(ConfigError, match="history_max_tokens=8 is too small for a single past pair. Raise it"):
+        with pytest.raises(ConfigError, match=r"history_max_tokens=8 is too small for a single past pair. Raise it"):
             cutter(PAST)
 
     @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ class TestAttach:
     @pytest.mark.parametrize("past_only", [True, False])
     def test_a_user_without_history_is_named(self, past_only):
         dataset = Dataset.from_list(user_rows("a", "b", user="v") + user_rows("p") + user_rows("q", "q", user="w"))
-        with pytest.raises(DataError, match="2 of 3 users have no history .the first: 'u'.: .* set num_history to 0"):
+        with pytest.raises(DataError, match=r"2 of 3 users have no history .the first: 'u'.: .* set num_history to 0"):
             attach_history(dataset, 2, past_only=past_only)
 
     @settings(max_examples=60, deadline=None)

@@ -436,3 +436,13 @@ def test_streaming_history_is_refused(pairs, refuse, encoder):
 def test_collator_is_exported_and_default(trainer):
     assert isinstance(trainer.data_collator, DataCollatorForGroupPreference)
     assert json.dumps(trainer.args.to_dict(), default=str)
+
+
+def test_warns_of_an_adapter_that_would_lose_its_head(encoder, pairs, training, tmp_path, caplog):
+    rows = pairs.add_column("teacher_margin", [1.0] * len(pairs))
+    config = LoraConfig(r=2, target_modules=["query"])
+    PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path / "a"), **training), train_dataset=rows, peft_config=config)
+    assert "the reward head is neither trained nor saved" in caplog.text
+    caplog.clear()
+    PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path / "b"), **training), train_dataset=rows, peft_config=lora())
+    assert "reward head" not in caplog.text

@@ -28,7 +28,7 @@ class PAFOConfig(RewardConfig):
         alpha (`float`, *optional*, defaults to `0.25`):
             Weight of the Bradley-Terry loss in `alpha * L_BT + (1 - alpha) * L_D` (Eq. 8 of the paper as we read it), in
             [0, 1]. `1.0` is the plain reward model: the trainer then *is* [`~trl.RewardTrainer`].
-        distillation_loss (`str`, *optional*, defaults to `"mse"`):
+        distillation_loss (`str`, *optional*, defaults to `"bce"`):
             Loss between the margin of the student and the margin of the teacher: `"mse"`, `"bce"`, `"hinge"` or
             `"margin_bt"`. All four are ours.
         distillation_temperature (`float`, *optional*, defaults to `1.0`):
@@ -80,7 +80,7 @@ class PAFOConfig(RewardConfig):
         },
     )
     distillation_loss: str = field(
-        default="mse",
+        default="bce",
         metadata={"help": "Loss between student and teacher margins: mse, bce, hinge or margin_bt."},
     )
     distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."})

@@ -80,7 +80,7 @@ def pafo_loss(
     has_label: torch.Tensor,
     *,
     alpha: float,
-    distillation_loss: str = "mse",
+    distillation_loss: str = "bce",
     temperature: float = 1.0,
     condition: str = "group",
     counterfactual_weight: float = 1.0,
@@ -102,7 +102,7 @@ def pafo_loss(
             False on counterfactual rows.
         alpha (`float`):
             Weight of the Bradley-Terry loss, in [0, 1].
-        distillation_loss (`str`, *optional*, defaults to `"mse"`):
+        distillation_loss (`str`, *optional*, defaults to `"bce"`):
             A key of `DISTILLATION_LOSSES`.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of `bce`, in reward units.

@@ -137,6 +137,7 @@ class PAFORewardTrainer(RewardTrainer):
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
 
+        _warn_of_a_lost_head(kwargs.get("peft_config"))
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs)
         if data_collator is None and self._distils:
             base = self.data_collator
@@ -323,3 +324,14 @@ class PAFORewardTrainer(RewardTrainer):
                 metrics[key].append(gathered[:, column].sum().item() / labelled)
             elif not metrics[key]:
                 del metrics[key]
+
+
+def _warn_of_a_lost_head(peft_config: Any) -> None:
+    """An adapter of another task type is saved without the reward head, and loads with a random one."""
+    if peft_config is None or str(getattr(peft_config.task_type, "value", peft_config.task_type)) == "SEQ_CLS":
+        return
+    if not {"score", "classifier"} & set(getattr(peft_config, "modules_to_save", None) or []):
+        logger.warning(
+            f"`peft_config` has task_type={peft_config.task_type!r}, so the reward head is neither trained nor saved and would be random "
+            "after loading. Use task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS)."
+        )

@@ -8,7 +8,9 @@ def make_parser(prog: str | None = None) -> Any:
 
     from trl_pafo.config import PAFOConfig
 
-    return TrlParser((ScriptArguments, PAFOConfig, ModelConfig, DatasetMixtureConfig), prog=prog)  # type: ignore[arg-type]
+    parser = TrlParser((ScriptArguments, PAFOConfig, ModelConfig, DatasetMixtureConfig), prog=prog)  # type: ignore[arg-type]
+    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
+    return parser
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:

@@ -9,7 +9,9 @@ def make_parser(prog: str | None = None) -> Any:
     from trl_pafo.arguments import RunArguments
     from trl_pafo.config import PAFOConfig
 
-    return TrlParser((RunArguments, PAFOConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
+    parser = TrlParser((RunArguments, PAFOConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
+    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
+    return parser
 
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:

@@ -1,0 +1,87 @@
+"""From the name of a source and its options to pairs in the one schema."""
+
+from dataclasses import replace
+
+import pytest
+
+from trl_pafo.arguments import DataArguments
+from trl_pafo.checks import check_columns, check_pairs
+from trl_pafo.errors import ConfigError
+from trl_pafo.sources.registry import SOURCES, load_source
+from trl_pafo.sources.styles import load_styles
+from trl_pafo.sources.typed_users import Population, make_splits
+
+STYLES = DataArguments(train_users=20, test_users=10)
+ANSWER_OF = {text: style for p in load_styles() for style, text in p.responses.items()}
+
+
+def liked(rows, group):
+    return {ANSWER_OF[row["chosen"]] for row in rows if row["group"] == group}
+
+
+def test_the_default_is_the_shipped_corpus_in_the_one_schema():
+    assert DataArguments().source == "styles"
+    splits = load_source(STYLES)
+    assert list(splits) == ["train", "test"]
+    for rows in splits.values():
+        check_columns(rows.column_names, ["prompt", "chosen", "rejected", "user", "group", "support_rate"], "Styles")
+        check_pairs(rows, "Styles")
+        assert liked(rows, "majority") == {"thorough"}
+        assert liked(rows, "minority") == {"playful"}
+
+
+def test_every_option_reaches_the_population():
+    data = DataArguments(
+        majority=["warm", "formal"],
+        minority=["terse"],
+        minority_ratio=0.3,
+        train_users=21,
+        test_users=11,
+        pairs_per_user=3,
+        context_pairs=2,
+        test_prompt_share=0.4,
+        taste_mix=0.2,
+        label_noise=0.1,
+        population_seed=5,
+    )
+    names = ("majority", "minority", "minority_ratio", "train_users", "test_users", "pairs_per_user", "context_pairs")
+    options = {name: getattr(data, name) for name in (*names, "test_prompt_share", "taste_mix", "label_noise")}
+    expected = make_splits(load_styles(), Population(**options, seed=5))
+    for name, rows in load_source(data).items():
+        assert rows[:] == expected[name][:]
+    for name, other in (("population_seed", 6), ("label_noise", 0.4), ("taste_mix", 0.9), ("test_prompt_share", 0.5)):
+        assert load_source(replace(data, **{name: other}))["train"][:] != expected["train"][:]
+
+
+def test_options_that_are_not_given_take_the_defaults():
+    default = Population(majority=["thorough"], minority=["playful"])
+    train = load_source(DataArguments())["train"]
+    assert len(set(train["user"])) == default.train_users
+    assert len(train) == default.train_users * (default.pairs_per_user + default.context_pairs)
+
+
+@pytest.mark.parametrize("name", ["train_users", "test_users"])
+def test_zero_users_are_not_taken_for_the_default(name):
+    with pytest.raises(ConfigError, match=f"`{name}`=0"):
+        load_source(replace(STYLES, **{name: 0}))
+
+
+def test_unknown_styles_are_refused():
+    with pytest.raises(ConfigError, match=r"`minority` must name types of the corpus \(terse, thorough, warm, formal, playful\)"):
+        load_source(replace(STYLES, minority=["grumpy"]))
+
+
+def test_unknown_sources_list_the_known_ones():
+    with pytest.raises(ConfigError, match=f"Unknown source 'hearsay'; choose one of {', '.join(SOURCES)}"):
+        load_source(DataArguments(source="hearsay"))
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("styles", "swissmetro")])
+def test_sources_that_read_a_file_ask_for_its_path(name):
+    with pytest.raises(ConfigError, match=f"The source '{name}' reads a file: give its path with --data_path"):
+        load_source(DataArguments(source=name, group_by="gender"))
+
+
+def test_every_source_is_named_where_the_option_is_described():
+    text = DataArguments.__dataclass_fields__["source"].metadata["help"]
+    assert all(name in text and f"`{name}`" in DataArguments.__doc__ for name in SOURCES)

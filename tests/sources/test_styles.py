@@ -1,0 +1,135 @@
+"""The shipped corpus is what its card says: five styles of the same advice, told apart neither by length nor by a template."""
+
+import importlib.util
+import itertools
+import json
+import re
+from collections import Counter, defaultdict
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from trl_pafo.sources import styles
+from trl_pafo.sources.styles import STYLES, load_styles
+from trl_pafo.sources.typed_users import Population, make_splits
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_styles()
+
+
+@pytest.fixture(scope="module")
+def lines():
+    text = files(styles.__package__).joinpath("styles.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def lengths():
+    """The script that prints the figures of the card."""
+    path = Path(__file__).parents[2] / "benchmarks/styles_length.py"
+    spec = importlib.util.spec_from_file_location("styles_length", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(text):
+    return re.findall(r"[\w']+", text.lower())
+
+
+def normalised(text):
+    return " ".join(words(text))
+
+
+class TestContent:
+    def test_192_prompts_in_five_styles_in_the_order_of_the_file(self, corpus, lines):
+        assert len(corpus) == 192
+        assert [(p.prompt, p.responses) for p in corpus] == [(line["prompt"], line["responses"]) for line in lines]
+        assert all(tuple(p.responses) == STYLES for p in corpus)
+
+    def test_24_prompts_an_area(self, lines):
+        areas = Counter(line["id"].rsplit("-", 1)[0] for line in lines)
+        assert set(areas.values()) == {24}
+        assert len(areas) == 8
+        assert len({line["id"] for line in lines}) == 192
+
+    def test_every_answer_has_25_to_60_words(self, corpus):
+        for prompt in corpus:
+            for style, text in prompt.responses.items():
+                assert 25 <= len(text.split()) <= 60, (prompt.prompt, style)
+                assert text == text.strip()
+
+    def test_no_two_prompts_are_alike(self, corpus):
+        assert len({normalised(p.prompt) for p in corpus}) == len(corpus)
+        # Nor nearly: the words of no two prompts overlap by more than half.
+        bags = [set(words(p.prompt)) for p in corpus]
+        assert max(len(a & b) / len(a | b) for a, b in itertools.combinations(bags, 2)) < 0.5
+
+    def test_no_text_occurs_twice(self, corpus):
+        texts = [normalised(text) for p in corpus for text in p.responses.values()]
+        assert len(set(texts)) == len(texts) == 960
+
+    def test_no_word_for_word_template(self, corpus):
+        where = defaultdict(set)
+        for number, prompt in enumerate(corpus):
+            for style, text in prompt.responses.items():
+                tokens = words(text)
+                for start in range(len(tokens) - 7):
+                    where[tuple(tokens[start : start + 8])].add((number, style))
+        assert max(map(len, where.values())) <= 3
+        assert all(len({number for number, _ in texts}) == 1 for texts in where.values())
+
+    def test_every_prompt_lists_its_advice(self, lines):
+        assert all(len(line["facts"]) >= 2 and all(line["facts"]) and line["topic"] for line in lines)
+
+
+class TestLengthDoesNotTell:
+    @pytest.mark.parametrize(("a", "b"), itertools.combinations(STYLES, 2))
+    def test_neither_style_of_a_pair_is_mostly_longer(self, corpus, a, b):
+        for length in (len, lambda text: len(text.split())):
+            sizes = [(length(p.responses[a]), length(p.responses[b])) for p in corpus]
+            for longer in (sum(x > y for x, y in sizes), sum(x < y for x, y in sizes)):
+                assert 0.40 <= longer / len(sizes) <= 0.60
+
+    def test_no_user_is_served_by_always_choosing_the_longer_or_the_shorter(self, corpus):
+        """The same on pairs as users judge them, for users of every style."""
+        for style in STYLES:
+            others = [s for s in STYLES if s != style]
+            population = Population(majority=[style], minority=others[:1], train_users=300, test_users=300, minority_ratio=0.05)
+            rows = make_splits(corpus, population)["train"].filter(lambda row: row["group"] == "majority")
+            pairs = [(len(row["chosen"].split()), len(row["rejected"].split())) for row in rows]
+            longer = sum((x > y) + (x == y) / 2 for x, y in pairs) / len(pairs)
+            assert longer == pytest.approx(0.5, abs=0.06)  # three standard errors of 1,425 pairs are .04
+
+    def test_the_benchmark_counts_as_a_plain_loop_does(self, corpus, lengths):
+        for (a, b), share in lengths.pair_shares("words").items():
+            sizes = [(len(p.responses[a].split()), len(p.responses[b].split())) for p in corpus]
+            assert share == pytest.approx(sum((x > y) + (x == y) / 2 for x, y in sizes) / len(sizes))
+        for style, (longer, shorter) in lengths.user_accuracy("characters").items():
+            sizes = [(len(p.responses[style]), len(p.responses[o])) for p in corpus for o in STYLES if o != style]
+            assert longer == pytest.approx(sum((x > y) + (x == y) / 2 for x, y in sizes) / len(sizes))
+            assert shorter == pytest.approx(1 - longer)
+
+    def test_a_rule_that_knows_exact_counts_is_measured_on_prompts_it_has_not_seen(self, lengths, monkeypatch):
+        # A style that has one length alone is known by it; lengths that each occur once say nothing.
+        answers = {s: f"{'word ' * n}" for s, n in zip(STYLES, (3, 5, 5, 5, 5), strict=True)}
+        corpus = [lengths.load_styles()[0].__class__(f"p{i}", answers) for i in range(6)]
+        monkeypatch.setattr(lengths, "load_styles", lambda: corpus)
+        accuracy = lengths.exact_count_accuracy()
+        assert accuracy["terse", "warm"] == accuracy["warm", "terse"] == 1.0
+        assert accuracy["formal", "warm"] == 0.5
+
+    def test_the_card_states_what_the_benchmark_prints(self, lengths):
+        card = files(styles.__package__).joinpath("README.md").read_text(encoding="utf-8")
+        for title, table in lengths.sections().items():
+            assert table in card, title
+
+
+def test_the_card_names_every_style_and_the_licence():
+    card = files(styles.__package__).joinpath("README.md").read_text(encoding="utf-8")
+    assert all(f"| {style} | " in card for style in STYLES)
+    for words_of_it in ("Apache-2.0", "language model", "not opinions of real people", "professional advice"):
+        assert words_of_it in card

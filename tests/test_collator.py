@@ -1,0 +1,56 @@
+"""TRL's collator, and beside it the columns of PAFO."""
+
+import pytest
+import torch
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from trl_pafo import DataCollatorForGroupPreference
+
+ROWS = [
+    {"chosen_ids": [1, 2, 3], "rejected_ids": [4], "group": "minority", "teacher_margin": 0.5, "has_label": True},
+    {"chosen_ids": [5], "rejected_ids": [6, 7], "group": "majority", "teacher_margin": -2.0, "has_label": False},
+    {"chosen_ids": [8, 9], "rejected_ids": [1], "group": "other", "teacher_margin": 0.0, "has_label": True},
+]
+
+
+def without(*names):
+    return [{key: value for key, value in row.items() if key not in names} for row in ROWS]
+
+
+@pytest.mark.parametrize("multiple", [None, 4])
+def test_the_tokens_are_those_of_trl(multiple):
+    rows = [{**row, "margin": float(i)} for i, row in enumerate(ROWS)]
+    batch = DataCollatorForGroupPreference(pad_token_id=99, pad_to_multiple_of=multiple)(rows)
+    for name, expected in DataCollatorForPreference(pad_token_id=99, pad_to_multiple_of=multiple)(rows).items():
+        torch.testing.assert_close(batch[name], expected)
+    assert batch["input_ids"].tolist()[0] == ([1, 2, 3, 99] if multiple else [1, 2, 3])
+
+
+def test_each_row_brings_its_margin_and_label():
+    batch = DataCollatorForGroupPreference(pad_token_id=0)(ROWS)
+    torch.testing.assert_close(batch["teacher_margin"], torch.tensor([0.5, -2.0, 0.0]))
+    torch.testing.assert_close(batch["has_label"], torch.tensor([True, False, True]))
+    assert "group_id" not in batch
+
+
+def test_rows_without_has_label_are_all_labelled():
+    batch = DataCollatorForGroupPreference(pad_token_id=0)(without("has_label"))
+    torch.testing.assert_close(batch["has_label"], torch.tensor([True, True, True]))
+
+
+def test_rows_without_margins_are_a_plain_batch():
+    batch = DataCollatorForGroupPreference(pad_token_id=0)(without("teacher_margin", "group"))
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+def test_groups_get_their_position_and_unknown_ones_minus_one():
+    batch = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])(ROWS)
+    torch.testing.assert_close(batch["group_id"], torch.tensor([1, 0, -1]))
+    without_group = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority"])(without("group"))
+    assert "group_id" not in without_group
+
+
+def test_the_example_of_the_docstring():
+    collator = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])
+    batch = collator([{"chosen_ids": [1, 2], "rejected_ids": [3], "group": "minority", "teacher_margin": 0.5}])
+    assert repr((batch["teacher_margin"], batch["has_label"], batch["group_id"])) in DataCollatorForGroupPreference.__doc__

@@ -1,0 +1,159 @@
+"""What the options may be, and how they come in: from Python, a command line, YAML, or a RewardConfig."""
+
+import copy
+import json
+import math
+from dataclasses import MISSING, fields
+
+import pytest
+import yaml
+from trl import RewardConfig, TrlParser
+
+from trl_pafo import PAFOConfig
+from trl_pafo.config import TEACHER_SCALES
+from trl_pafo.errors import ConfigError
+from trl_pafo.history import HISTORY_FIELDS
+from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
+
+CPU = {"use_cpu": True, "bf16": False}
+ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
+OWN = [f for f in fields(PAFOConfig) if f.name not in {g.name for g in fields(RewardConfig)}]
+
+
+def config(tmp_path, **options):
+    return PAFOConfig(str(tmp_path), **CPU, **options)
+
+
+def parse(*argv):
+    (parsed,) = TrlParser(PAFOConfig).parse_args_and_config([*argv, *ON_CPU])
+    return parsed
+
+
+class TestValues:
+    @pytest.mark.parametrize("name", ["alpha", "counterfactual_share"])
+    @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
+    def test_shares_are_between_0_and_1(self, name, value, tmp_path):
+        with pytest.raises(ConfigError, match=rf"`{name}` must be in \[0, 1\], got {value}"):
+            config(tmp_path, **{name: value})
+
+    @pytest.mark.parametrize("name", ["alpha", "counterfactual_share"])
+    @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+    def test_both_ends_are_allowed(self, name, value, tmp_path):
+        assert getattr(config(tmp_path, **{name: value}), name) == value
+
+    @pytest.mark.parametrize(
+        ("name", "choices"),
+        [("distillation_loss", tuple(DISTILLATION_LOSSES)), ("condition", CONDITIONS), ("teacher_scale", TEACHER_SCALES)],
+    )
+    def test_choices(self, name, choices, tmp_path):
+        for choice in choices:
+            assert getattr(config(tmp_path, **{name: choice}), name) == choice
+        with pytest.raises(ConfigError, match=f"`{name}` must be one of {', '.join(choices)}, got 'nonsense'"):
+            config(tmp_path, **{name: "nonsense"})
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"counterfactual_weight": -0.1}, r"`counterfactual_weight` must be in \[0, inf\]"),
+            ({"counterfactual_weight": math.nan}, "`counterfactual_weight` must be in"),
+            ({"distillation_temperature": 0.0}, "`distillation_temperature` must be above 0"),
+            ({"distillation_temperature": math.nan}, "`distillation_temperature` must be above 0"),
+            ({"teacher_margin_clip": 0.0}, "`teacher_margin_clip` must be above 0"),
+            ({"teacher_margin_clip": math.nan}, "`teacher_margin_clip` must be above 0"),
+            ({"num_history": -1}, "`num_history` must be at least 0"),
+            ({"history_max_tokens": 0}, "`history_max_tokens` must be at least 1"),
+            ({"history_fields": []}, "`history_fields` must be some of prompt, chosen, rejected"),
+            ({"history_fields": ["answer"]}, "`history_fields` must be some of prompt, chosen, rejected"),
+            ({"teachers": ["a", "b"]}, "`teachers` must map each group to a path or Hub id, got list.*write it as JSON"),
+        ],
+    )
+    def test_values_that_cannot_be_used(self, options, match, tmp_path):
+        with pytest.raises(ConfigError, match=match):
+            config(tmp_path, **options)
+
+    def test_check_finds_what_was_set_later(self, tmp_path):
+        args = config(tmp_path)
+        args.alpha = 2.0
+        with pytest.raises(ConfigError, match="`alpha`"):
+            args.check()
+
+    def test_every_option_is_described_where_people_look(self):
+        for f in OWN:
+            assert f.metadata["help"]
+            assert f"\n        {f.name} (`" in PAFOConfig.__doc__
+
+
+class TestCommandLine:
+    def test_teachers_are_json(self, tmp_path):
+        args = parse("--output_dir", str(tmp_path), "--teachers", '{"majority": "a", "minority": "b/c"}', "--alpha", "0.5")
+        assert args.teachers == {"majority": "a", "minority": "b/c"}
+        assert args.alpha == 0.5
+
+    def test_teachers_that_are_no_json_are_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="write it as JSON: --teachers"):
+            parse("--output_dir", str(tmp_path), "--teachers", "majority=a")
+
+    def test_lists(self, tmp_path):
+        assert parse("--output_dir", str(tmp_path), "--history_fields", "prompt", "chosen").history_fields == ["prompt", "chosen"]
+
+    def test_yaml(self, tmp_path):
+        options = {
+            "output_dir": str(tmp_path),
+            "teachers": {"majority": "a", "minority": "b"},
+            "history_fields": ["chosen"],
+            "counterfactual_share": 0.5,
+        }
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(options))
+        args = parse("--config", str(file), "--counterfactual_share", "0.25")
+        assert args.teachers == options["teachers"]
+        assert args.history_fields == ["chosen"]
+        assert args.counterfactual_share == 0.25  # the command line takes precedence
+
+    def test_a_saved_config_can_be_read_again(self, tmp_path):
+        args = config(tmp_path, teachers={"majority": "a"}, alpha=0.75, history_fields=["chosen"])
+        stored = json.loads(args.to_json_string())
+        assert {f.name: stored[f.name] for f in OWN} == {f.name: getattr(args, f.name) for f in OWN}
+
+
+class TestFromRewardConfig:
+    def test_every_field_is_kept_and_the_given_one_left_alone(self, tmp_path):
+        given = RewardConfig(
+            str(tmp_path),
+            **CPU,
+            learning_rate=3e-4,
+            max_length=77,
+            center_rewards_coefficient=0.01,
+            warmup_steps=5,
+            logging_steps=0.5,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            report_to="none",
+        )
+        names = list(vars(given))
+        before = copy.deepcopy(given.to_dict())
+        args = PAFOConfig.from_reward_config(given)
+        assert type(args) is PAFOConfig
+        assert type(given) is RewardConfig
+        assert list(vars(given)) == names
+        assert given.to_dict() == before
+        for f in fields(RewardConfig):
+            assert getattr(args, f.name) == getattr(given, f.name), f.name
+        args.alpha = 0.9
+        args.max_length = 5
+        assert given.to_dict() == before
+
+    def test_the_options_of_pafo_have_their_defaults(self, tmp_path):
+        args = PAFOConfig.from_reward_config(RewardConfig(str(tmp_path), **CPU))
+        for f in OWN:
+            assert getattr(args, f.name) == (f.default if f.default is not MISSING else f.default_factory()), f.name
+        args.history_fields.clear()
+        assert PAFOConfig.from_reward_config(RewardConfig(str(tmp_path), **CPU)).history_fields == list(HISTORY_FIELDS)
+
+    def test_it_is_the_same_as_a_pafo_config_made_with_these_options(self, tmp_path):
+        options = {**CPU, "learning_rate": 1e-3, "logging_steps": 3, "report_to": "none"}
+        taken = PAFOConfig.from_reward_config(RewardConfig(str(tmp_path), **options))
+        assert taken.to_dict() == PAFOConfig(str(tmp_path), **options).to_dict()
+
+    def test_a_pafo_config_is_returned_as_it_is(self, tmp_path):
+        args = config(tmp_path, alpha=0.6)
+        assert PAFOConfig.from_reward_config(args) is args

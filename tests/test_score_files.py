@@ -1,0 +1,220 @@
+"""Files in, rewards out: every bad line is one clear error, every reward the one that the model gives."""
+
+import io
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from conftest import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scoring import make_lively_model
+from transformers import AutoTokenizer
+
+from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
+from trl_pafo.history import HistoryCutter, add_history_template
+from trl_pafo.score_files import parse_lines, row_sequences, score_file
+from trl_pafo.scoring import load_reward_model, score_sequences, tokenize_response
+
+TOKENIZER = add_history_template(make_tokenizer("decoder"))
+MESSAGE = {"role": "assistant", "content": "kindly"}
+PAST = [
+    {"prompt": "what is red", "chosen": "the house", "rejected": "lol"},
+    {"prompt": "can i run", "chosen": "ok", "rejected": "no"},
+]
+ROWS = [
+    {"prompt": "how do i sing", "response": "kindly sir", "id": 7},
+    {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha", "history": PAST, "note": "ä 水"},
+    {"prompt": [{"role": "user", "content": "how do i sing"}], "chosen": [MESSAGE], "rejected": [{**MESSAGE, "content": "lol"}]},
+    {"response": "whee", "history": PAST[:1]},
+]
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+MESSAGES = st.lists(st.fixed_dictionaries({}, optional={"role": ANYTHING, "content": ANYTHING}), max_size=2)
+NAMES = ("prompt", "response", "chosen", "rejected", "history")
+LIKE_A_ROW = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, st.text(max_size=5) | MESSAGES | ANYTHING))
+
+
+class TestParse:
+    def test_rows_are_kept_whole_and_blank_lines_left_out(self):
+        lines = [json.dumps(ROWS[0]), "", " \n", *map(json.dumps, ROWS[1:])]
+        assert parse_lines(lines, "f") == ROWS
+
+    @pytest.mark.parametrize(
+        ("line", "match"),
+        [
+            ("{", "f, line 2 is no JSON: .*Write one JSON object a line"),
+            ("[1]", "f, line 2 is no JSON object but list"),
+            ("null", "f, line 2 is no JSON object but NoneType"),
+            ("[" * 100_000, "f, line 2 is no JSON: maximum recursion depth"),
+            ('{"response": "\\ud800"}', "f, line 2 is no JSON: .*surrogates not allowed"),
+            ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
+            ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
+            ('{"response": 3}', "line 2: `response` must be a text or a list of messages with role and content"),
+            ('{"response": ["a"]}', "line 2: `response` must be a text"),
+            ('{"response": [{"role": "user"}]}', "line 2: `response` must be a text"),
+            ('{"response": "a", "prompt": null}', "line 2: `prompt` must be a text"),
+            ('{"response": ""}', "line 2: `response` is empty"),
+            ('{"chosen": "a", "rejected": []}', "line 2: `rejected` is empty"),
+            ('{"response": "a", "history": "b"}', "line 2: `history` must be a list of past pairs.*newest first"),
+            ('{"response": "a", "history": [{"prompt": 1}]}', "line 2: `history` must be a list of past pairs"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, line, match):
+        with pytest.raises(DataError, match=match):
+            parse_lines([json.dumps(ROWS[0]), line], "f")
+
+    @pytest.mark.parametrize("lines", [[], ["", " \n"]])
+    def test_no_rows(self, lines):
+        with pytest.raises(DataError, match="f holds no rows"):
+            parse_lines(lines, "f")
+
+    @settings(max_examples=120, deadline=None)
+    @given(st.lists(st.text(max_size=40) | ANYTHING.map(json.dumps) | LIKE_A_ROW.map(json.dumps), max_size=3))
+    def test_whatever_the_text_it_is_rows_or_a_data_error(self, lines):
+        try:
+            rows = parse_lines(lines, "f")
+        except DataError:
+            return
+        # What is let through can be tokenised and written.
+        for row in rows:
+            json.dumps(row, ensure_ascii=False).encode()
+            complete = all({"prompt", "chosen", "rejected"} <= set(entry) for entry in row.get("history", []))
+            if complete:
+                assert row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER))
+
+
+class TestRowSequences:
+    def test_texts_are_conversational_and_under_the_history_as_in_training(self):
+        sequences = row_sequences(ROWS[1], TOKENIZER, HistoryCutter(TOKENIZER, num_history=1))
+        prompt = [{"role": "user", "content": "how do i sing"}]
+        assert list(sequences) == ["reward_chosen", "reward_rejected"]
+        for side, text in (("chosen", "kindly sir"), ("rejected", "haha")):
+            answer = [{"role": "assistant", "content": text}]
+            expected = tokenize_response(TOKENIZER, prompt, answer, {"history": PAST[:1]})
+            assert sequences[f"reward_{side}"] == expected
+
+    def test_without_a_prompt_the_response_stands_alone(self):
+        expected = tokenize_response(TOKENIZER, None, [{"role": "assistant", "content": "whee"}])
+        for prompt in ({}, {"prompt": ""}, {"prompt": []}):
+            assert row_sequences({"response": "whee", **prompt}, TOKENIZER, HistoryCutter(TOKENIZER)) == {"reward": expected}
+
+    def test_a_past_pair_may_lack_only_what_is_not_shown(self):
+        row = {"response": "whee", "history": [{"prompt": "can i run", "chosen": "ok"}]}
+        assert row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER, fields=["prompt", "chosen"]))
+        with pytest.raises(DataError, match="A past pair lacks `rejected`, which this model's history shows"):
+            row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    return path
+
+
+def flags(model, source, **changes):
+    options = {"output": None, "batch_size": 2, "bf16": False, "num_history": None, "history_max_tokens": None}
+    return Namespace(model_name_or_path=str(model), input=str(source), **{**options, "history_fields": None, **changes})
+
+
+def expected_rows(folder, **limits):
+    """The rows with their rewards, one at a time."""
+    tokenizer, model = add_history_template(AutoTokenizer.from_pretrained(folder)), load_reward_model(folder)
+    cutter = HistoryCutter(tokenizer, **limits)
+    scored = []
+    for row in ROWS:
+        sequences = row_sequences(row, tokenizer, cutter)
+        rewards = {name: float(score_sequences(model, [ids], tokenizer.pad_token_id)[0]) for name, ids in sequences.items()}
+        scored.append({**row, **rewards})
+    return scored
+
+
+def assert_same(lines, expected):
+    found = [json.loads(line) for line in lines.splitlines()]
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        assert list(row) == list(wanted)
+        for name, value in wanted.items():
+            assert row[name] == (pytest.approx(value, abs=1e-5) if name.startswith("reward") else value)
+
+
+class TestScoreFile:
+    @pytest.fixture(scope="class", params=["encoder", "decoder"])
+    def model(self, request, tmp_path_factory):
+        return make_lively_model(request.param, tmp_path_factory.mktemp("lively"))
+
+    def test_the_rewards_are_those_of_the_model(self, model, source, tmp_path, capsys):
+        out = tmp_path / "scored.jsonl"
+        score_file(flags(model, source, output=str(out)))
+        assert_same(out.read_text(encoding="utf-8"), expected_rows(model))
+        assert "ä 水" in out.read_text(encoding="utf-8")
+        assert f"4 rows scored: {out}" in capsys.readouterr().out
+
+    def test_histories_change_rewards_and_are_cut_as_the_flags_say(self, model, source, capsys):
+        score_file(flags(model, source, num_history=1, history_fields=["chosen"]))
+        cut = capsys.readouterr().out
+        assert_same(cut, expected_rows(model, num_history=1, fields=["chosen"]))
+        whole = expected_rows(model)[1]["reward_chosen"]
+        assert abs(json.loads(cut.splitlines()[1])["reward_chosen"] - whole) > 1e-3
+
+    def test_the_model_is_served_as_it_was_trained(self, source, tmp_path, capsys):
+        folder = make_lively_model("encoder", tmp_path / "model")
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+        HistoryCutter(tokenizer, 1, 40, ["prompt", "chosen"]).remember()
+        tokenizer.save_pretrained(folder)
+        score_file(flags(folder, source))
+        limits = {"num_history": 1, "max_tokens": 40, "fields": ["prompt", "chosen"]}
+        assert_same(capsys.readouterr().out, expected_rows(folder, **limits))
+
+    def test_standard_input(self, model, monkeypatch, capsys):
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, ROWS))))
+        score_file(flags(model, "-"))
+        assert_same(capsys.readouterr().out, expected_rows(model))
+
+    def test_bfloat16_is_rougher(self, model, source, capsys):
+        score_file(flags(model, source, bf16=True))
+        rough = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        difference = np.abs(rough[0]["reward"] - expected_rows(model)[0]["reward"])
+        assert 0 < difference < 0.1
+
+    def test_an_output_is_never_overwritten(self, encoder, source, tmp_path):
+        out = tmp_path / "scored.jsonl"
+        out.write_text("precious")
+        with pytest.raises(RunFolderError, match=r"exists already. Choose another --output; nothing is overwritten"):
+            score_file(flags(encoder, source, output=str(out)))
+        assert out.read_text() == "precious"
+
+    def test_a_bad_file_is_found_before_the_model_is_looked_for(self, source):
+        source.write_text(json.dumps(ROWS[0]) + "\n{}\n")
+        with pytest.raises(DataError, match=f"{source}, line 2 has neither"):
+            score_file(flags("no/such-model", source))
+        source.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(DataError, match=r"rows.jsonl is no UTF-8 text.*one JSON object a line, in UTF-8"):
+            score_file(flags("no/such-model", source))
+
+    def test_a_byte_order_mark_does_no_harm(self, encoder, source, capsys):
+        source.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8-sig")
+        score_file(flags(encoder, source))
+        assert_same(capsys.readouterr().out, expected_rows(encoder))
+
+    def test_what_the_model_has_no_positions_for_is_named(self, encoder, source):
+        source.write_text("\n".join(map(json.dumps, [ROWS[0], {"response": "red " * 300}])))
+        with pytest.raises(DataError, match="1 of 2 rows are longer than the model's 256 positions, the first is row 2"):
+            score_file(flags(encoder, source))
+
+    @pytest.mark.parametrize("missing", ["model_name_or_path", "input"])
+    def test_both_model_and_input_are_needed(self, encoder, source, missing):
+        args = flags(encoder, source)
+        setattr(args, missing, None)
+        with pytest.raises(ConfigError, match="Give --model_name_or_path and --input"):
+            score_file(args)
+
+    def test_a_model_that_is_not_there(self, source):
+        with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
+            score_file(flags("no/such-model", source))

@@ -1,0 +1,210 @@
+"""Rewards are those of a plain loop over single sequences, and tokens those of TRL's RewardTrainer."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from trl_pafo.errors import TeacherError
+from trl_pafo.history import add_history_template
+from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences, tokenize_response
+
+PAD = 0
+SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
+
+
+def make_lively_model(kind, folder):
+    """A tiny model with large weights: fresh ones give all inputs nearly the same reward, which any mix-up would pass."""
+    path = make_model(kind, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(15)
+    model.save_pretrained(path)
+    return path
+
+
+def one_at_a_time(model, sequences):
+    with torch.no_grad():
+        return np.array([model(input_ids=torch.tensor([list(ids)])).logits.item() for ids in sequences], dtype=np.float32)
+
+
+@pytest.fixture(scope="module", params=["encoder", "decoder"])
+def lively(request, tmp_path_factory):
+    return make_lively_model(request.param, tmp_path_factory.mktemp("lively"))
+
+
+@pytest.fixture
+def model(lively):
+    return load_reward_model(lively)
+
+
+class Recorder(torch.nn.Module):
+    """Records what a model is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.batches = model, []
+
+    def forward(self, **inputs):
+        self.batches.append({k: v.clone() for k, v in inputs.items() if isinstance(v, torch.Tensor)})
+        return self.model(**inputs)
+
+
+class TestScoreSequences:
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+    def test_equals_a_plain_loop(self, model, batch_size):
+        rewards = score_sequences(model, SEQUENCES, PAD, batch_size=batch_size)
+        assert rewards.dtype == np.float32
+        assert rewards.shape == (len(SEQUENCES),)
+        expected = one_at_a_time(model, SEQUENCES)
+        np.testing.assert_allclose(rewards, expected, atol=1e-5, rtol=0)
+        assert np.diff(np.unique(expected)).min() > 1e-2  # so that no two could be exchanged
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.lists(st.integers(6, 40), min_size=1, max_size=12), max_size=12), st.integers(1, 5))
+    def test_equals_a_plain_loop_whatever_the_order(self, model, sequences, batch_size):
+        rewards = score_sequences(model, sequences, PAD, batch_size=batch_size)
+        np.testing.assert_allclose(rewards, one_at_a_time(model, sequences), atol=1e-5, rtol=0)
+
+    def test_equal_sequences_are_scored_once_and_like_lengths_together(self, model):
+        recorder = Recorder(model)
+        score_sequences(recorder, SEQUENCES, PAD, batch_size=2)
+        assert [b["input_ids"].shape for b in recorder.batches] == [(2, 7), (2, 3), (1, 1)]
+        scored = [ids[mask.bool()].tolist() for b in recorder.batches for ids, mask in zip(*b.values(), strict=True)]
+        assert sorted(scored) == sorted(map(list, {tuple(ids) for ids in SEQUENCES}))
+
+    def test_the_pad_id_is_the_one_that_pooling_looks_for(self, tmp_path):
+        folder = make_lively_model("decoder", tmp_path / "model")
+        config = AutoConfig.from_pretrained(folder)
+        config.pad_token_id = 44  # an id of its own, far from 0
+        config.save_pretrained(folder)
+        model = load_reward_model(folder)
+        expected = one_at_a_time(model, SEQUENCES)
+        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 44, batch_size=4), expected, atol=1e-5, rtol=0)
+        recorder = Recorder(model)
+        score_sequences(recorder, SEQUENCES, 44, batch_size=4)
+        assert all((b["input_ids"][b["attention_mask"] == 0] == 44).all() for b in recorder.batches)
+        # With another one the model would pool over padding: the test above can fail.
+        assert np.abs(score_sequences(model, SEQUENCES, PAD, batch_size=4) - expected).max() > 1e-1
+
+    def test_rewards_are_raw(self, model):
+        with torch.no_grad():
+            for parameter in model.score.parameters() if hasattr(model, "score") else model.classifier.parameters():
+                parameter.mul_(1000)
+        rewards = score_sequences(model, SEQUENCES, PAD)
+        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), rtol=1e-4, atol=1e-4)
+        assert np.abs(rewards).max() > 1
+
+    def test_dropout_is_off_and_the_mode_is_given_back(self, model):
+        expected = score_sequences(model, SEQUENCES, PAD)
+        for training in (True, False):
+            model.train(training)
+            np.testing.assert_array_equal(score_sequences(model, SEQUENCES, PAD), expected)
+            assert model.training is training
+
+    def test_no_sequences(self, model):
+        assert score_sequences(model, [], PAD).shape == (0,)
+        assert [part.shape for part in score_pairs(model, [], [], PAD)] == [(0,), (0,)]
+
+    def test_broken_weights_are_found(self, model):
+        with torch.no_grad():
+            next(model.parameters())[7] = float("nan")  # the embedding of token 7, in two of the five different ones
+        model.train()
+        with pytest.raises(TeacherError, match=r"2 of 5 rewards are NaN or infinite.*Train it again, or score it in float32"):
+            score_sequences(model, SEQUENCES, PAD, batch_size=1)
+        assert model.training
+
+    def test_autocast_is_used_for_each_forward_pass(self, model):
+        exact = score_sequences(model, SEQUENCES, PAD)
+        rough = score_sequences(model, SEQUENCES, PAD, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+        assert 0 < np.abs(rough - exact).max() < 0.1
+
+    def test_pairs(self, model):
+        chosen, rejected = score_pairs(model, SEQUENCES[:3], SEQUENCES[2:5], PAD, batch_size=2)
+        np.testing.assert_allclose(chosen, one_at_a_time(model, SEQUENCES[:3]), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(rejected, one_at_a_time(model, SEQUENCES[2:5]), atol=1e-5, rtol=0)
+
+
+USER = [{"role": "user", "content": "how do i sing"}]
+YES, NO = ([{"role": "assistant", "content": text}] for text in ("kindly sir", "haha"))
+PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
+
+ROWS = {
+    "text": {"prompt": "how do i sing", "chosen": " kindly sir", "rejected": " haha"},
+    "text without prompt": {"chosen": "how do i sing kindly sir", "rejected": "how do i sing haha"},
+    "text that ends already": {"prompt": "how ", "chosen": "kindly<|im_end|>", "rejected": "haha[SEP]"},
+    "messages": {"prompt": USER, "chosen": YES, "rejected": NO},
+    "messages without prompt": {"chosen": USER + YES, "rejected": USER + NO},
+    "history": {"prompt": USER, "chosen": YES, "rejected": NO, "chat_template_kwargs": {"history": PAST}},
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_tokens_are_those_of_reward_trainer(row, base_model, training, tmp_path):
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(base_model))
+    if tokenizer.eos_token is None:  # TRL needs one for texts
+        tokenizer.eos_token = "[SEP]"
+    trainer = RewardTrainer(
+        model=base_model,
+        args=RewardConfig(str(tmp_path), **{**training, "max_steps": 1}),
+        train_dataset=Dataset.from_list([row]),
+        processing_class=tokenizer,
+    )
+    (expected,) = trainer.train_dataset
+    for side in ("chosen", "rejected"):
+        ids = tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs"))
+        assert ids == expected[f"{side}_ids"]
+        assert len(ids) >= 3
+    assert ids.count(tokenizer.eos_token_id) >= 1
+
+
+class TestFolders:
+    def test_a_folder_is_taken_as_it_is(self, encoder, tmp_path):
+        assert str(local_folder(encoder)) == encoder
+        assert has_tokenizer(local_folder(encoder))
+        assert not has_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize("source", ["no/such-model", "not a repository // name"])
+    def test_what_is_not_found(self, source):
+        with pytest.raises(TeacherError, match=r"No model is found at .*: no such folder, and the Hub does not give it"):
+            local_folder(source)
+
+    def test_models_are_loaded_in_evaluation_mode_and_the_number_format_asked_for(self, base_model):
+        assert not load_reward_model(base_model).training
+        assert next(load_reward_model(base_model).parameters()).dtype == torch.float32
+        assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+    def test_pickled_weights_are_refused(self, encoder, tmp_path):
+        shutil.copytree(encoder, tmp_path / "model")
+        model = AutoModelForSequenceClassification.from_pretrained(encoder)
+        (tmp_path / "model/model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "model/pytorch_model.bin")
+        with pytest.raises(OSError, match="safetensors"):
+            load_reward_model(tmp_path / "model")
+
+    def test_an_adapter_finds_the_pad_id_that_its_base_lacks(self, tmp_path):
+        base = make_lively_model("decoder", tmp_path / "base")
+        config = AutoConfig.from_pretrained(base)
+        config.pad_token_id = None
+        config.save_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False)).eval()
+        expected = one_at_a_time(model, SEQUENCES)
+        model.save_pretrained(tmp_path / "adapter")
+        tokenizer.save_pretrained(tmp_path / "adapter")
+        loaded = load_reward_model(tmp_path / "adapter")
+        assert loaded.config.pad_token_id == tokenizer.pad_token_id
+        rewards = score_sequences(loaded, SEQUENCES, tokenizer.pad_token_id, batch_size=4)
+        np.testing.assert_allclose(rewards, expected, atol=1e-5, rtol=0)
+        assert np.abs(expected - one_at_a_time(load_reward_model(base), SEQUENCES)).max() > 1e-2
