@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo import models
 from trl_pafo.errors import ConfigError
@@ -103,8 +103,13 @@ class TestMaterialise:
         assert not torch.equal(heads[0], heads[2])
         assert 0 < heads[0].abs().max() < 1
 
-    def test_plain_loaders_read_it_and_know_the_pad_id(self, base_model, tmp_path):
-        materialise_model(base_model, tmp_path / "base", None, seed=0)
+    @pytest.mark.parametrize("kind", ["encoder", "decoder"])
+    def test_plain_loaders_read_it_and_know_the_pad_id(self, kind, tmp_path):
+        start = make_model(kind, tmp_path / "start")
+        config = AutoConfig.from_pretrained(start)
+        config.pad_token_id = None  # as in many language models
+        config.save_pretrained(start)
+        materialise_model(start, tmp_path / "base", None, seed=0)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
         assert model.config.pad_token_id == tokenizer.pad_token_id

@@ -216,3 +216,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_text(file, "ä")
     assert file.read_text(encoding="utf-8") == "ä"
+    with open(file, encoding="utf-8") as reader:  # who has begun to read goes on with the old file
+        write_text(file, "newer")
+        assert reader.read() == "ä"
+    assert file.read_text() == "newer"

@@ -181,7 +181,7 @@ class HistoryCutter:
 
 def _beginning(text: str, share: float) -> str:
     """About this share of a text, up to the end of a word; within one where it has no earlier end, as in Chinese."""
-    cut = text[: max(1, int(share * len(text)))]
+    cut = text[: int(share * len(text))]
     if len(cut) < len(text) and not text[len(cut)].isspace():
         cut = cut[: max((i for i, c in enumerate(cut) if c.isspace()), default=len(cut))]
     return cut.rstrip() or text[:1]

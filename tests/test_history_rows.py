@@ -1,0 +1,238 @@
+"""Which rows get which history: a user's own past, a donor's, and never the pair that is judged."""
+
+import random
+from collections import Counter
+
+import pytest
+from conftest import make_pairs, make_tokenizer
+from datasets import Dataset, concatenate_datasets, load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_pafo import checks
+from trl_pafo.errors import DataError
+from trl_pafo.history import (
+    HISTORY_FIELDS,
+    HistoryCutter,
+    as_messages,
+    attach_history,
+    count_by_group,
+    counterfactual_rows,
+    render_history,
+)
+from trl_pafo.sources.styles import load_styles
+from trl_pafo.sources.typed_users import Population, make_splits
+
+
+def user_rows(*prompts, user="u"):
+    return [{"prompt": p, "chosen": f"yes {i}", "rejected": f"no {i}", "user": user} for i, p in enumerate(prompts)]
+
+
+def past_prompts(dataset):
+    return [[entry["prompt"] for entry in history] for history in dataset["history"]]
+
+
+class TestAttach:
+    def test_newest_first_and_at_most_k(self):
+        rows = user_rows("p", "q", "r", "s") + user_rows("a", "b", user="v")
+        dataset = Dataset.from_list([rows[0], rows[4], *rows[1:4], rows[5]])  # users may be mixed
+        attached = attach_history(dataset, 2)
+        assert attached["prompt"][:] == ["q", "r", "s", "b"]
+        assert past_prompts(attached) == [["p"], ["q", "p"], ["r", "q"], ["a"]]
+        assert attached["history"][2] == [{k: rows[i][k] for k in HISTORY_FIELDS} for i in (2, 1)]
+
+    def test_leave_one_out_goes_on_with_the_latest_and_loses_no_row(self):
+        attached = attach_history(Dataset.from_list(user_rows("p", "q", "r", "s")), 2, past_only=False)
+        assert attached["prompt"][:] == ["p", "q", "r", "s"]
+        assert past_prompts(attached) == [["s", "r"], ["p", "s"], ["q", "p"], ["r", "q"]]
+
+    def test_rows_with_fewer_than_min_history_only_serve_as_history(self):
+        dataset = Dataset.from_list(user_rows("p", "q", "r", "s") + user_rows("a", "b", user="v"))
+        attached = attach_history(dataset, 3, min_history=2)
+        assert attached["prompt"][:] == ["r", "s", "b"]  # v never has two, so its longest counts
+
+    def test_k_zero_keeps_all_rows_with_empty_histories(self, tmp_path):
+        dataset = Dataset.from_list(user_rows("p") + user_rows("a", "b", user="v"))
+        attached = attach_history(dataset, 0)
+        assert attached.remove_columns("history")[:] == dataset[:]
+        rendered = render_history(attached, HistoryCutter(make_tokenizer("encoder"), 0))
+        rendered.to_parquet(tmp_path / "rows.parquet")
+        loaded = load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path), split="train")
+        assert loaded["chat_template_kwargs"][:] == [{"history": []}] * 3
+
+    @pytest.mark.parametrize("past_only", [True, False])
+    def test_a_user_without_history_is_named(self, past_only):
+        dataset = Dataset.from_list(user_rows("a", "b", user="v") + user_rows("p") + user_rows("q", "q", user="w"))
+        with pytest.raises(DataError, match=r"2 of 3 users have no history .the first: 'u'.: .* set num_history to 0"):
+            attach_history(dataset, 2, past_only=past_only)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pqrs")), min_size=2, max_size=24),
+        st.integers(1, 5),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_no_history_holds_the_prompt_of_its_row(self, judged, k, past_only, conversational):
+        rows = [{"prompt": p, "chosen": f"yes {i}", "rejected": f"no {i}", "user": u} for i, (u, p) in enumerate(judged)]
+        if conversational:
+            rows = [{**row, "prompt": as_messages(row["prompt"], "user")} for row in rows]
+        dataset = Dataset.from_list(rows)
+        if any(len({p for v, p in judged if v == u}) < 2 for u, _ in judged):
+            with pytest.raises(DataError, match="have no history"):
+                attach_history(dataset, k, past_only=past_only)
+            return
+        at = {row["chosen"]: i for i, row in enumerate(rows)}
+        for row in attach_history(dataset, k, past_only=past_only):
+            number = at[row["chosen"]]
+            past = [at[entry["chosen"]] for entry in row["history"]]
+            assert all(rows[i]["user"] == row["user"] for i in past)
+            assert all(rows[i]["prompt"] != row["prompt"] for i in past)
+            # Spelt out: walk back through the user's pairs, then (leave one out) on from the latest.
+            walk = [i for i in range(number - 1, -1, -1)] + ([] if past_only else list(range(len(rows) - 1, number, -1)))
+            expected = [i for i in walk if rows[i]["user"] == row["user"] and rows[i]["prompt"] != row["prompt"]]
+            assert past == expected[:k]
+
+
+def judged(num_groups=2, seed=0, shared=False):
+    """Rows of several groups with histories; with `shared`, prompts come back in the histories of others."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(30):
+        group = f"g{number % num_groups}"
+        draw = (lambda: f"p{rng.randrange(8)}") if shared else (lambda: f"p{rng.randrange(10**9)}")
+        history = [{"prompt": draw(), "chosen": f"{group} yes", "rejected": f"{group} no"} for _ in range(2)]
+        rows.append(
+            {
+                "prompt": draw(),
+                "chosen": f"yes {number}",
+                "rejected": f"no {number}",
+                "user": f"{group} user {number}",
+                "group": group,
+                "support_rate": number / 30,
+                "history": history,
+                "chat_template_kwargs": {"history": history[:1], "tag": number},
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+class TestCounterfactual:
+    @pytest.mark.parametrize("num_groups", [2, 3])
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_each_pair_is_shown_under_a_donor_of_each_other_group(self, num_groups, shared):
+        dataset = judged(num_groups, shared=shared)
+        groups = dataset.unique("group")
+        both = counterfactual_rows(dataset, groups, 1.0, seed=0)
+        original = both.select(range(len(dataset)))
+        assert original.remove_columns("has_label")[:] == dataset[:]
+        assert all(original["has_label"])
+        by_pair = {row["chosen"]: row for row in dataset}
+        by_user = {row["user"]: row for row in dataset}
+        shown = Counter()
+        for row in both.select(range(len(dataset), len(both))):
+            source, donor = by_pair[row["chosen"]], by_user[row["user"]]
+            assert not row["has_label"]
+            assert {k: row[k] for k in HISTORY_FIELDS} == {k: source[k] for k in HISTORY_FIELDS}
+            taken = ("history", "chat_template_kwargs", "user", "group", "support_rate")
+            assert {k: row[k] for k in taken} == {k: donor[k] for k in taken}
+            assert donor["group"] != source["group"]
+            assert source["prompt"] not in [entry["prompt"] for entry in row["history"]]
+            shown[source["chosen"], donor["group"]] += 1
+        assert set(shown.values()) == {1}
+        assert len(shown) == len(dataset) * (num_groups - 1)
+
+    @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+    def test_the_share_holds_in_each_group(self, share):
+        dataset = concatenate_datasets([judged(2), judged(2, seed=1).filter(lambda row: row["group"] == "g0")])
+        size = count_by_group(dataset)
+        assert size == {"g0": 30, "g1": 15}
+        both = counterfactual_rows(dataset, ["g0", "g1"], share, seed=0)
+        new = both.filter(lambda row: not row["has_label"])
+        assert count_by_group(new) == Counter({"g1": round(30 * share), "g0": round(15 * share)})  # under the other's history
+        assert len(both) == 45 + len(new)
+
+    def test_the_seed_decides(self):
+        users = [counterfactual_rows(judged(), ["g0", "g1"], 0.5, seed)["user"][:] for seed in (3, 3, 4)]
+        assert users[0] == users[1] != users[2]
+
+    def test_a_pair_that_every_donor_has_seen_gets_no_row(self):
+        rows = judged().to_list()
+        for row in rows:
+            if row["group"] == "g1":
+                row["history"][0]["prompt"] = rows[0]["prompt"]
+        both = counterfactual_rows(Dataset.from_list(rows), ["g0", "g1"], 1.0, seed=0)
+        new = both.filter(lambda row: not row["has_label"])
+        assert rows[0]["chosen"] not in new["chosen"]
+        assert len(new) == len(rows) - 1
+
+    def test_the_one_fitting_donor_of_many_is_found(self):
+        rows = judged().to_list()
+        seen, fitting = rows[0]["prompt"], rows[1]
+        rows += [{**row, "user": f"copy {i}"} for i, row in enumerate(rows[3::2] * 40)]
+        for row in rows[3:]:
+            if row["group"] == "g1":
+                row["history"] = [{**row["history"][0], "prompt": seen}]
+        both = counterfactual_rows(Dataset.from_list(rows), ["g0", "g1"], 1.0, seed=0)
+        (found,) = both.filter(lambda row: not row["has_label"] and row["chosen"] == "yes 0")
+        assert found["user"] == fitting["user"]
+
+    def test_without_any_donor_only_the_rows_themselves_are_left(self):
+        rows = [
+            {
+                "prompt": own,
+                "chosen": "a",
+                "rejected": "b",
+                "user": g,
+                "group": g,
+                "history": [{"prompt": other, "chosen": "a", "rejected": "b"}],
+            }
+            for g, own, other in (("g0", "p", "q"), ("g1", "q", "p"))
+        ]
+        assert counterfactual_rows(Dataset.from_list(rows), ["g0", "g1"], 1.0, seed=0)["has_label"][:] == [True, True]
+
+
+class TestNoLeakage:
+    """End to end on the shipped corpus: users and prompts of the test are new, in the histories too."""
+
+    @pytest.fixture(scope="class")
+    def splits(self):
+        population = Population(majority=["thorough"], minority=["playful"], train_users=60, test_users=40, context_pairs=3)
+        made = make_splits(load_styles(), population)
+        train = attach_history(made["train"], 3, past_only=False)
+        return train, attach_history(made["test"], 3, min_history=3)
+
+    def test_test_users_and_prompts_are_apart_from_training(self, splits):
+        train, test = splits
+        assert not set(train["user"]) & set(test["user"])
+        trained_on = set(train["prompt"]) | {prompt for past in past_prompts(train) for prompt in past}
+        assert not trained_on & set(test["prompt"])
+        checks.check_apart(train, test)
+        shown = counterfactual_rows(train, ["majority", "minority"], 1.0, seed=0)
+        assert len(shown) == 2 * len(train)
+        checks.check_apart(shown, test)
+
+    def test_no_row_sees_its_own_prompt(self, splits):
+        for rows in (*splits, counterfactual_rows(splits[0], ["majority", "minority"], 1.0, seed=0)):
+            assert all(prompt not in past for prompt, past in zip(rows["prompt"], past_prompts(rows), strict=True))
+
+    def test_every_kind_of_overlap_is_caught(self, splits):
+        train, test = splits
+        with pytest.raises(DataError, match="share 1 users and 0 prompts"):
+            checks.check_apart(train, with_first_row(test, user=train["user"][0]))
+        with pytest.raises(DataError, match="share 0 users and 1 prompts"):
+            checks.check_apart(train, with_first_row(test, prompt=train["prompt"][0]))
+        past = [{"prompt": test["prompt"][0], "chosen": "a", "rejected": "b"}]
+        with pytest.raises(DataError, match=r"share 0 users and 1 prompts \(histories included\)"):
+            checks.check_apart(with_first_row(train, history=past), test)
+
+
+def with_first_row(dataset, **changes):
+    first = Dataset.from_list([{**dataset[0], **changes}], features=dataset.features)
+    return concatenate_datasets([first, dataset.select(range(1, len(dataset)))])
+
+
+def test_rows_are_counted_by_group_where_there_are_groups():
+    dataset = make_pairs(num_users=3, pairs_per_user=2, num_minority=1)
+    assert count_by_group(dataset) == {"minority": 2, "majority": 4}
+    assert count_by_group(dataset.remove_columns("group")) == {"all": 6}
