@@ -24,6 +24,7 @@ class ScriptArguments:
 
 def main() -> None:
     parser = TrlParser((ScriptArguments, PAFOConfig, ModelConfig))
+    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # with --use_peft: else the adapter loses its reward head
     script, args, model = parser.parse_args_and_config()
     dataset = load_dataset(script.dataset_name)
     if script.group is not None:

@@ -6,10 +6,9 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from conftest import make_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scoring import make_lively_model
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
@@ -147,7 +146,7 @@ def assert_same(lines, expected):
 class TestScoreFile:
     @pytest.fixture(scope="class", params=["encoder", "decoder"])
     def model(self, request, tmp_path_factory):
-        return make_lively_model(request.param, tmp_path_factory.mktemp("lively"))
+        return make_model(request.param, tmp_path_factory.mktemp("lively"))
 
     def test_the_rewards_are_those_of_the_model(self, model, source, tmp_path, capsys):
         out = tmp_path / "scored.jsonl"
@@ -164,7 +163,7 @@ class TestScoreFile:
         assert abs(json.loads(cut.splitlines()[1])["reward_chosen"] - whole) > 1e-3
 
     def test_the_model_is_served_as_it_was_trained(self, source, tmp_path, capsys):
-        folder = make_lively_model("encoder", tmp_path / "model")
+        folder = make_model("encoder", tmp_path / "model")
         tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
         HistoryCutter(tokenizer, 1, 40, ["prompt", "chosen"]).remember()
         tokenizer.save_pretrained(folder)

@@ -21,18 +21,6 @@ PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
 
 
-def make_lively_model(kind, folder):
-    """A tiny model with large weights: fresh ones give all inputs nearly the same reward, which any mix-up would pass."""
-    path = make_model(kind, folder)
-    model = AutoModelForSequenceClassification.from_pretrained(path)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(15)
-    model.save_pretrained(path)
-    return path
-
-
 def one_at_a_time(model, sequences):
     with torch.no_grad():
         return np.array([model(input_ids=torch.tensor([list(ids)])).logits.item() for ids in sequences], dtype=np.float32)
@@ -40,7 +28,7 @@ def one_at_a_time(model, sequences):
 
 @pytest.fixture(scope="module", params=["encoder", "decoder"])
 def lively(request, tmp_path_factory):
-    return make_lively_model(request.param, tmp_path_factory.mktemp("lively"))
+    return make_model(request.param, tmp_path_factory.mktemp("lively"))
 
 
 @pytest.fixture
@@ -84,7 +72,7 @@ class TestScoreSequences:
         assert sorted(scored) == sorted(map(list, {tuple(ids) for ids in SEQUENCES}))
 
     def test_the_pad_id_is_the_one_that_pooling_looks_for(self, tmp_path):
-        folder = make_lively_model("decoder", tmp_path / "model")
+        folder = make_model("decoder", tmp_path / "model")
         config = AutoConfig.from_pretrained(folder)
         config.pad_token_id = 44  # an id of its own, far from 0
         config.save_pretrained(folder)
@@ -193,7 +181,7 @@ class TestFolders:
             load_reward_model(tmp_path / "model")
 
     def test_an_adapter_finds_the_pad_id_that_its_base_lacks(self, tmp_path):
-        base = make_lively_model("decoder", tmp_path / "base")
+        base = make_model("decoder", tmp_path / "base")
         config = AutoConfig.from_pretrained(base)
         config.pad_token_id = None
         config.save_pretrained(base)

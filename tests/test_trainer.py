@@ -371,7 +371,7 @@ def test_refuses_streaming_with_teachers(pairs, refuse):
 
 def test_refuses_alpha_outside_its_range(training, tmp_path):
     with pytest.raises(ConfigError, match=r"`alpha` must be in \[0, 1\], got 1.5"):
-        PAFOConfig(str(tmp_path), alpha=1.5)
+        PAFOConfig(str(tmp_path), alpha=1.5, **training)
 
 
 def test_refuses_teachers_that_do_not_fit(encoder, decoder, pairs, refuse, tmp_path):

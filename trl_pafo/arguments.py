@@ -31,7 +31,7 @@ class DataArguments:
         source (`str`, *optional*, defaults to `"styles"`):
             `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`.
         data_path (`str`, *optional*):
-            File, folder or Hub id; `styles` needs none.
+            File, folder or Hub id; `styles` and `swissmetro` need none.
         test_data_path (`str`, *optional*):
             Test pairs for `files`; without it, users and prompts are set apart.
         majority (`list[str]`, *optional*):

@@ -18,4 +18,4 @@ class TeacherError(TrlPafoError):
 
 
 class RunFolderError(TrlPafoError):
-    """An output folder belongs to another run, is in use, or cannot be written."""
+    """An output folder belongs to another run, or cannot be written."""

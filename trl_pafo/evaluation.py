@@ -21,6 +21,7 @@ from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text
 from trl_pafo.scoring import load_reward_model, local_folder, score_pairs, tokenize_response
+from trl_pafo.sources.reading import open_dataset
 
 
 def pair_rewards(
@@ -178,21 +179,19 @@ def _write_rewards(path: Path, user: Any, group: Any, chosen: np.ndarray, reject
 
 
 def load_rows(name: str, split: str) -> Dataset:
-    """Pairs to evaluate on: a folder of `trl-pafo prepare`, a JSON Lines, CSV or Parquet file, or a Hub id."""
+    """Pairs to evaluate on: a folder of `trl-pafo prepare`, a file that [`open_dataset`] reads, or a Hub id."""
     path = Path(name)
-    kinds = {".jsonl": "json", ".json": "json", ".gz": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.is_file():
-        if path.suffix not in kinds:
-            raise DataError(f"{path} is none of {', '.join(kinds)}. Convert it, or give a folder of `trl-pafo prepare`.")
-        return load_dataset(kinds[path.suffix], data_files=str(path), split="train")
-    if path.is_dir() and not (path / f"{split}.parquet").exists():
-        found = sorted(file.stem for file in path.glob("*.parquet"))
-        raise DataError(f"{path} holds no {split}.parquet (splits there: {', '.join(found) or 'none'}). Give --dataset_split.")
-    return (
-        load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train")
-        if path.is_dir()
-        else load_dataset(name, split=split)
-    )
+    if path.is_dir() and list(path.glob("*.parquet")):
+        if not (path / f"{split}.parquet").exists():
+            found = ", ".join(sorted(file.stem for file in path.glob("*.parquet")))
+            raise DataError(f"{path} holds no {split}.parquet; it has the splits {found}. Give --dataset_split.")
+        return load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train")
+    rows = open_dataset(name)
+    if isinstance(rows, Dataset):
+        return rows
+    if split not in rows:
+        raise DataError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}. Give --dataset_split.")
+    return rows[split]
 
 
 def evaluate_models(args: Any) -> dict[str, Any]:
@@ -224,7 +223,9 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     counts = Counter(dict(zip(user, group, strict=True)).values()).most_common()
     majority, minority = counts[0][0], counts[-1][0]
     methods = {
-        name: fairness_summary(c, user, group, majority=majority, num_resamples=args.num_resamples, seed=args.seed)
+        name: fairness_summary(
+            c, user, group, majority=majority if majority != minority else None, num_resamples=args.num_resamples, seed=args.seed
+        )
         for name, c in correct.items()
     }
     verdicts = {}

@@ -244,6 +244,14 @@ def is_rendered(dataset: Dataset) -> bool:
     return isinstance(feature, dict) and "history" in feature
 
 
+def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer remember how the rows were rendered, see [`HistoryCutter.remember`]."""
+    histories = [kwargs["history"] or [] for kwargs in dataset["chat_template_kwargs"][:]]
+    shown = {name for history in histories for entry in history for name, value in entry.items() if value}
+    longest = max(map(len, histories), default=0)
+    HistoryCutter(tokenizer, longest, fields=[name for name in HISTORY_FIELDS if name in shown] or HISTORY_FIELDS).remember()
+
+
 def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, min_history: int = 1) -> Dataset:
     """Add the `history` column: for each row, the newest `num_history` other pairs of the same user, newest first.
 

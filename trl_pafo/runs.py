@@ -60,7 +60,7 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def check(self, stage: str, inputs: dict[str, Any]) -> bool:
+    def check(self, stage: str, inputs: dict[str, Any], derived: bool = False) -> bool:
         """Whether a stage is done with these inputs.
 
         Raises:
@@ -71,7 +71,7 @@ class RunFolder:
             return False
         if done["digest"] == _digest(inputs):
             return True
-        if self.overwrite:
+        if self.overwrite or derived:
             return False
         old = done["inputs"]
         changed = sorted(key for key in {*old, *inputs} if old.get(key) != _plain(inputs).get(key))
@@ -81,7 +81,7 @@ class RunFolder:
             "to replace what depends on it."
         )
 
-    def stage(self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None]) -> str:
+    def stage(self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False) -> str:
         """Do a stage unless it is done; return the digest of its inputs, to be an input of what follows.
 
         Args:
@@ -93,9 +93,11 @@ class RunFolder:
                 Folder or file, relative to the run, that the stage makes.
             work (`Callable`):
                 Called with the path to write to; what it wrote is renamed to `output` afterwards.
+            derived (`bool`, *optional*, defaults to `False`):
+                The output can be made again from other stages' outputs at little cost, so it is replaced when its inputs change.
         """
         digest = _digest(inputs)
-        if self.check(stage, inputs):
+        if self.check(stage, inputs, derived):
             print(f"[{stage}] done before, kept", flush=True)
             return digest
         final = self.path / output

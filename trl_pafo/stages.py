@@ -23,7 +23,7 @@ from trl_pafo.models import WHEEL_MODELS, load_tokenizer, longest_input, materia
 from trl_pafo.progress import PairProgress
 from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.sources.registry import load_source
-from trl_pafo.teachers import as_teachers, check_teacher
+from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
 
 DEFAULT_NUM_HISTORY = 3
@@ -48,6 +48,12 @@ _TRAINING_OPTIONS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "data_seed",
     "warmup_steps",
     "weight_decay",
     "optim",
@@ -57,7 +63,19 @@ _TRAINING_OPTIONS = (
     "disable_dropout",
     "center_rewards_coefficient",
 )
-_MODEL_OPTIONS = ("model_name_or_path", "model_revision", "dtype", "use_peft", "lora_r", "lora_alpha", "lora_target_modules")
+_MODEL_OPTIONS = (
+    "lora_dropout",
+    "use_rslora",
+    "use_dora",
+    "attn_implementation",
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "use_peft",
+    "lora_r",
+    "lora_alpha",
+    "lora_target_modules",
+)
 
 
 def fit_lengths(args: PAFOConfig, model_name: str) -> None:
@@ -128,6 +146,11 @@ class Run:
         self.run, self.args, self.model = run, args, model
         if model.model_name_or_path is None:
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
+        if args.world_size > 1:
+            raise ConfigError(
+                "`run` works in one process. On several, prepare the data with `trl-pafo prepare` and launch each training with "
+                "`accelerate launch -m trl_pafo.cli reward`."
+            )
         fit_lengths(args, model.model_name_or_path)
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
@@ -153,6 +176,7 @@ class Run:
             teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
             if "oracle" in self.run.methods:
                 models["oracle"] = teachers
+                self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
             for method in ("pafo", "pafo_own_group"):
                 if method in self.run.methods:
                     models[method] = self._student(method, data["train"], teachers)
@@ -167,6 +191,7 @@ class Run:
             inputs,
             "results",
             lambda out: evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds()),
+            derived=True,
         )
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
 
@@ -195,7 +220,8 @@ class Run:
     def _inputs(self, **more: Any) -> dict[str, Any]:
         inputs = {name: getattr(self.args, name) for name in _TRAINING_OPTIONS}
         inputs |= {name: getattr(self.model, name) for name in _MODEL_OPTIONS}
-        return {**inputs, "data": self._digests["data"], "base": self._digests.get("base"), **more}
+        base = self._digests.get("base") or (Teacher("base", self.base).identity() if Path(self.base).is_dir() else None)
+        return {**inputs, "data": self._digests["data"], "base": base, **more}
 
     def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
         args = copy.deepcopy(self.args)
@@ -213,13 +239,9 @@ class Run:
         for callback in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(PairProgress(title))
-        checkpoints = list(out.glob("checkpoint-*"))
-        trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
+        trainer.train()
         trainer.save_model(str(out))
         trainer.state.save_to_json(str(out / "trainer_state.json"))
-        for checkpoint in out.glob("checkpoint-*"):
-            if self.args.save_strategy != "no" and self.args.save_total_limit == 0:
-                checkpoint.rmdir()
 
     def _reward_trainer(self, out: Path, rows: Dataset, start: str | None = None, **changes: Any) -> RewardTrainer:
         """TRL's own trainer, on the prepared rows as they are."""
@@ -238,7 +260,10 @@ class Run:
 
         def work(out: Path) -> None:
             rows = train if method == "personalized_bt" else without_history(train)
-            self._train(self._reward_trainer(out, rows), out, TITLES[method])
+            trainer = self._reward_trainer(out, rows)
+            if method == "bradley_terry":  # saved with the model, so that it is never shown a history
+                HistoryCutter(trainer.processing_class, 0).remember()  # type: ignore[arg-type]
+            self._train(trainer, out, TITLES[method])
 
         self._digests[method] = self.folder.stage(method, self._inputs(method=method), output, work)
         return str(self.folder / output)
@@ -264,6 +289,10 @@ class Run:
             folders[group] = str(self.folder / output)
         return folders
 
+    def _identities(self, teachers: dict[str, str]) -> dict[str, str | None]:
+        """What decides each teacher's answers: how it was trained here, or the weights that were given."""
+        return {g: self._digests.get(f"teacher:{g}") or Teacher(g, path).identity() for g, path in teachers.items()}
+
     def _steps_per_epoch(self, num_rows: int) -> float:
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return num_rows / batch
@@ -272,7 +301,7 @@ class Run:
         output = f"models/{method}"
         changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
         options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
-        identities = {group: self._digests.get(f"teacher:{group}", path) for group, path in teachers.items()}
+        identities = self._identities(teachers)
 
         def work(out: Path) -> None:
             trainer = PAFORewardTrainer(

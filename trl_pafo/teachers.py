@@ -16,7 +16,7 @@ from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder
 TeacherSpec = str | Path | torch.nn.Module
 
 # Files of a checkpoint that decide what it answers.
-_WEIGHTS = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json", "adapter_config.json")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from peft import PeftConfig
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
@@ -23,6 +24,7 @@ from trl_pafo.history import (
     count_by_group,
     counterfactual_rows,
     is_rendered,
+    remember_rendering,
     render_history,
 )
 from trl_pafo.losses import pafo_loss
@@ -137,7 +139,7 @@ class PAFORewardTrainer(RewardTrainer):
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
 
-        _warn_of_a_lost_head(kwargs.get("peft_config"))
+        _warn_of_a_lost_head(kwargs.get("peft_config", positional[-1] if positional else None))
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs)
         if data_collator is None and self._distils:
             base = self.data_collator
@@ -174,6 +176,11 @@ class PAFORewardTrainer(RewardTrainer):
                 checks.check_history(dataset, what)
         if self._distils:
             checks.check_pairs(dataset, what)
+            if uses_teachers and args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
+                raise DataError(
+                    f"{what} is tokenized, so its pairs cannot be shown under other histories. Leave out `chosen_ids` and "
+                    "`rejected_ids`, or set counterfactual_share=0."
+                )
             if uses_teachers:
                 checks.check_groups(dataset, self._teachers, what)
             else:
@@ -209,7 +216,8 @@ class PAFORewardTrainer(RewardTrainer):
             return dataset
         if not isinstance(dataset, Dataset):
             raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
-        if is_rendered(dataset) and args.num_history is None:
+        if is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None:
+            remember_rendering(dataset, processing_class)
             return dataset.remove_columns("history")
         cutter = HistoryCutter(processing_class, args.num_history, args.history_max_tokens, args.history_fields)
         cutter.remember()
@@ -328,7 +336,10 @@ class PAFORewardTrainer(RewardTrainer):
 
 def _warn_of_a_lost_head(peft_config: Any) -> None:
     """An adapter of another task type is saved without the reward head, and loads with a random one."""
-    if peft_config is None or str(getattr(peft_config.task_type, "value", peft_config.task_type)) == "SEQ_CLS":
+    if (
+        not isinstance(peft_config, PeftConfig)
+        or str(getattr(peft_config.task_type, "value", peft_config.task_type)) == "SEQ_CLS"
+    ):
         return
     if not {"score", "classifier"} & set(getattr(peft_config, "modules_to_save", None) or []):
         logger.warning(

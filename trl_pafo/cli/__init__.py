@@ -1,6 +1,6 @@
 """The command `trl-pafo`: one file a command, no logic of its own.
 
-Each command module has `HELP`, `make_parser()` and `main(...)`; it is imported only when its command is asked for, so that
+Each command module has `make_parser()` and `main(...)`; it is imported only when its command is asked for, so that
 `trl-pafo --help` answers at once.
 """
 
@@ -42,7 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     command = import_module(f"trl_pafo.cli.{name}")
     try:
-        parsed = command.make_parser(prog=f"trl-pafo {name}").parse_args_and_config(rest)
+        try:
+            parsed = command.make_parser(prog=f"trl-pafo {name}").parse_args_and_config(rest)
+        except TrlPafoError:
+            raise
+        except ValueError as error:  # an unknown flag or YAML key, or an option that transformers refuses on this machine
+            print(f"trl-pafo {name}: {_first_lines(error)}", file=sys.stderr)
+            return 2
         command.main(*parsed)
     except TrlPafoError as error:
         print(f"trl-pafo {name}: {error}", file=sys.stderr)
@@ -51,3 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-pafo {name}: {error.filename or error}: no such file.", file=sys.stderr)
         return 1
     return 0
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

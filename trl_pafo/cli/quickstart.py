@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# Chosen on seeds other than the default one for what a laptop can train in minutes, see docs/study.md.
+# Chosen on seeds other than the default one for what a laptop can train in minutes, see docs/results.md.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/quickstart",
     "source": "styles",

@@ -13,7 +13,7 @@ interval.
 
 The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at
 once. To show anything at 95 % with two groups it takes about 7 users of a group on whom the models differ, all to the
-same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0]: nothing was seen, yet
+same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet
 a rare difference may have been missed.
 
 **The verdict**, in this order:
