@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
 
 def test_other_alpha_is_refused_and_with_overwrite_only_the_student_is_trained_again(run, trained):
     run()()
-    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.25 -> 0.5\)"):
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.1 -> 0.5\)"):
         run(alpha=0.5)()
     trained.clear()
     run(alpha=0.5, overwrite=True)()

@@ -25,7 +25,7 @@ class PAFOConfig(RewardConfig):
     Parameters:
         > Parameters that control the loss
 
-        alpha (`float`, *optional*, defaults to `0.25`):
+        alpha (`float`, *optional*, defaults to `0.1`):
             Weight of the Bradley-Terry loss in `alpha * L_BT + (1 - alpha) * L_D` (Eq. 8 of the paper as we read it), in
             [0, 1]. `1.0` is the plain reward model: the trainer then *is* [`~trl.RewardTrainer`].
         distillation_loss (`str`, *optional*, defaults to `"bce"`):
@@ -74,7 +74,7 @@ class PAFOConfig(RewardConfig):
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "teachers"]
 
     alpha: float = field(
-        default=0.25,
+        default=0.1,
         metadata={
             "help": "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D, in [0, 1]. 1 is plain RewardTrainer."
         },

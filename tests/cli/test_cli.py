@@ -112,7 +112,7 @@ def test_run_from_a_yaml_file(encoder, tmp_path, capsys):
     assert "PAFO against personalised BT:" in out
     assert "majority_minority.png" in out
     assert main(["run", "--config", str(config), *TINY, "--alpha", "0.9"]) == 1
-    assert "alpha: 0.25 -> 0.9" in capsys.readouterr().err
+    assert "alpha: 0.1 -> 0.9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
