@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from trl_pafo import checks
 from trl_pafo.errors import DataError
-from trl_pafo.history import (
-    HISTORY_FIELDS,
-    HistoryCutter,
-    as_messages,
-    attach_history,
-    count_by_group,
-    counterfactual_rows,
-    render_history,
-)
+from trl_pafo.history import HISTORY_FIELDS, HistoryCutter, as_messages, render_history
+from trl_pafo.history_rows import attach_history, count_by_group, counterfactual_rows
 from trl_pafo.sources.styles import load_styles
 from trl_pafo.sources.typed_users import Population, make_splits
 

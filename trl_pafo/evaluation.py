@@ -16,7 +16,8 @@ from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter, add_history_template, count_by_group, render_history, without_history
+from trl_pafo.history import HistoryCutter, add_history_template, render_history, without_history
+from trl_pafo.history_rows import count_by_group
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text

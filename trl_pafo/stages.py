@@ -18,7 +18,8 @@ from trl_pafo.arguments import TITLES, DataArguments, RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation import evaluate_run
-from trl_pafo.history import HistoryCutter, attach_history, count_by_group, render_history, without_history
+from trl_pafo.history import HistoryCutter, render_history, without_history
+from trl_pafo.history_rows import attach_history, count_by_group
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer, longest_input, materialise_model
 from trl_pafo.progress import PairProgress
 from trl_pafo.runs import RunFolder, write_text

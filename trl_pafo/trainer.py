@@ -18,15 +18,8 @@ from trl_pafo import checks
 from trl_pafo.collator import DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import (
-    HistoryCutter,
-    add_history_template,
-    count_by_group,
-    counterfactual_rows,
-    is_rendered,
-    remember_rendering,
-    render_history,
-)
+from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
+from trl_pafo.history_rows import count_by_group, counterfactual_rows
 from trl_pafo.losses import pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.scoring import reward_of

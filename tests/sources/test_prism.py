@@ -4,7 +4,7 @@ import pytest
 
 from trl_pafo.checks import check_pairs
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import attach_history
+from trl_pafo.history_rows import attach_history
 from trl_pafo.sources.prism import load_prism
 
 
