@@ -408,11 +408,11 @@ def test_refuses_a_collator_that_drops_the_margins(encoder, pairs, teachers, tra
 def test_reports_pairs_dropped_for_length_by_group(encoder, teachers, training, tmp_path, caplog):
     rows = make_pairs()
     long = [
-        " ".join(["tree"] * 60) if g == "minority" and i % 2 else c
+        " ".join(["tree"] * 150) if g == "minority" and i % 2 else c
         for i, (g, c) in enumerate(zip(rows["group"], rows["chosen"], strict=True))
     ]
     rows = rows.remove_columns("chosen").add_column("chosen", long)
-    training["max_length"] = 60
+    training["max_length"] = 150
     args = PAFOConfig(str(tmp_path / "o"), counterfactual_share=0.0, **training)
     trainer = PAFORewardTrainer(encoder, args, train_dataset=rows, teachers=teachers)
     expected = sum(g == "minority" and i % 2 for i, g in enumerate(rows["group"]))
