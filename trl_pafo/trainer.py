@@ -94,7 +94,7 @@ class PAFORewardTrainer(RewardTrainer):
         "id": "2606.07988",
         "citation": (
             "@article{pafo2026,\n    title        = {{PAFO: Pareto Fairness Optimization for Personalized Reward Modeling}},\n"
-            "    author       = {Xiaoyan Zhao and Haoting Ni and Yang Zhang and Chunyuan Zheng and Haoxuan Li and Fuli Feng},\n"
+            "    author       = {Chunyuan Zheng and Fuli Feng and Haoting Ni and Haoxuan Li and Xiaoyan Zhao and Yang Zhang},\n"
             "    year         = 2026,\n    eprint       = {arXiv:2606.07988}\n}"
         ),
     }
