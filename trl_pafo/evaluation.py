@@ -21,7 +21,7 @@ from trl_pafo.history_rows import count_by_group
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text
-from trl_pafo.scoring import load_reward_model, local_folder, score_pairs, tokenize_response
+from trl_pafo.scoring import load_reward_model, local_folder, pad_id_of, score_pairs, tokenize_response
 from trl_pafo.sources.reading import open_dataset
 
 
@@ -62,12 +62,11 @@ def pair_rewards(
         )
     device = PartialState().device
     model = load_reward_model(folder).to(device)
-    pad = model.config.get_text_config().pad_token_id
     return score_pairs(
         model,
         ids["chosen"],
         ids["rejected"],
-        tokenizer.pad_token_id if pad is None else pad,
+        pad_id_of(model.config, tokenizer),
         batch_size=2 * batch_size,
         device=device,
         autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
@@ -126,7 +125,9 @@ def evaluate_run(
         )
         _write_rewards(out / f"{method}.jsonl", test["user"], test["group"], chosen, rejected)
     verdicts = {
-        method: _verdict(correct[method], correct[run.reference], test, args.seed) for method in models if method != run.reference
+        method: _verdict(correct[method], correct[run.reference], test["user"], test["group"], args.seed)
+        for method in models
+        if method != run.reference
     }
     results = {
         "majority": majority,
@@ -141,8 +142,8 @@ def evaluate_run(
     write_report(out, results)
 
 
-def _verdict(correct: np.ndarray, reference: np.ndarray, test: Dataset, seed: int) -> dict[str, Any]:
-    verdict = compare(correct, reference, test["user"], test["group"], seed=seed)
+def _verdict(correct: np.ndarray, reference: np.ndarray, user: Any, group: Any, seed: int) -> dict[str, Any]:
+    verdict = compare(correct, reference, user, group, seed=seed)
     return {"verdict": verdict.verdict, "differences": verdict.differences, "sentence": verdict.sentence}
 
 
@@ -231,8 +232,7 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     }
     verdicts = {}
     if args.reference:
-        found = compare(correct["model"], correct["reference"], user, group, seed=args.seed)
-        verdicts["model"] = {"verdict": found.verdict, "differences": found.differences, "sentence": found.sentence}
+        verdicts["model"] = _verdict(correct["model"], correct["reference"], user, group, args.seed)
     results = {"majority": majority, "minority": minority, "models": sources, "methods": methods, "verdicts": verdicts}
     if args.output_dir:
         out = Path(args.output_dir)

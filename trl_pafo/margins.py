@@ -15,8 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
-from trl_pafo.scoring import score_pairs
-from trl_pafo.teachers import Teacher, pad_token_of
+from trl_pafo.scoring import pad_id_of, score_pairs
+from trl_pafo.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _margins_of(
 ) -> np.ndarray:
     identity = teacher.identity()
     autocast = accelerator.mixed_precision
-    pad = pad_token_of(_HasConfig(teacher.config()), tokenizer)
+    pad = pad_id_of(teacher.config(), tokenizer)
     path = None
     if identity is not None:
         tokens = _digest_tokens(chosen, rejected)
@@ -125,11 +125,6 @@ def _margins_of(
         _store(path, margins, {"format": _FORMAT, "group": teacher.group, "teacher": teacher.name, "identity": identity})
     accelerator.wait_for_everyone()
     return margins
-
-
-class _HasConfig:
-    def __init__(self, config: object) -> None:
-        self.config = config
 
 
 def _refuse_sharding(accelerator: Accelerator, teacher: Teacher) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter, add_history_template, as_messages
 from trl_pafo.runs import write_text
-from trl_pafo.scoring import load_reward_model, local_folder, score_sequences, tokenize_response
+from trl_pafo.scoring import load_reward_model, local_folder, pad_id_of, score_sequences, tokenize_response
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
@@ -108,13 +108,12 @@ def score_file(args: Any) -> None:
             f"{len(too_long)} of {len(rows)} rows are longer than the model's {longest} positions, the first is row {too_long[0]}. "
             "Lower --history_max_tokens, or leave them out."
         )
-    pad = model.config.get_text_config().pad_token_id
     flat = [ids for row in sequences for ids in row.values()]
     rewards = iter(
         score_sequences(
             model,
             flat,
-            tokenizer.pad_token_id if pad is None else pad,
+            pad_id_of(model.config, tokenizer),
             batch_size=args.batch_size,
             device=device,
             autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.bf16),

@@ -50,6 +50,12 @@ def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     return model.eval()
 
 
+def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad id that a model of this configuration was trained with; the tokenizer's where the model knows none."""
+    own = config.get_text_config().pad_token_id
+    return tokenizer.pad_token_id if own is None else own
+
+
 def tokenize_response(
     tokenizer: PreTrainedTokenizerBase,
     prompt: str | list[dict[str, str]] | None,

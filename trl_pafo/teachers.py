@@ -120,12 +120,6 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def pad_token_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad id that a model was trained with; the tokenizer's where the model knows none."""
-    own = model.config.get_text_config().pad_token_id
-    return tokenizer.pad_token_id if own is None else own
-
-
 def _digest_files(folder: Path) -> str:
     digest = hashlib.sha256()
     files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
