@@ -1,6 +1,7 @@
 """A whole run on a tiny model: what it writes, what it skips, what it refuses."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,18 @@ from trl_pafo.arguments import RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import load_tokenizer
+from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
+from trl_pafo.teacher_choice import Choice
 
-DATA = {"train_users": 10, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2, "minority_ratio": 0.3}
+DATA = {
+    "train_users": 10,
+    "test_users": 10,
+    "pairs_per_user": 2,
+    "context_pairs": 2,
+    "minority_ratio": 0.3,
+    "validation_share": 0.0,
+}
 
 
 @pytest.fixture
@@ -122,6 +132,64 @@ def test_a_foreign_folder_is_refused_and_left_alone(run, tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+def judged(choices: dict[str, bool]):
+    """In place of the scoring of held-out pairs: a fixed answer a group."""
+
+    def choose(teachers, shared, held_out, min_standard_errors, **scoring):
+        assert min_standard_errors == 1.64
+        assert len(held_out)
+        return [Choice(group, choices[group], 0.1, 0.05, 8, 4) for group in teachers]
+
+    return choose
+
+
+def test_without_a_better_teacher_the_shared_model_is_kept(run, trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": False}))
+    results = run(validation_share=0.3)()
+    assert "PAFO" not in trained
+    weights = [(tmp_path / f"run/models/{m}/model.safetensors").read_bytes() for m in ("pafo", "personalized_bt")]
+    assert weights[0] == weights[1]
+    assert results["verdicts"]["pafo"]["differences"]["minority"]["value"] == 0
+    assert results["verdicts"]["pafo"]["verdict"] == "cannot tell"
+    assert "stands in" in (tmp_path / "run/results/results.md").read_text()
+
+
+def test_the_shared_model_stands_in_for_one_teacher(run, monkeypatch, tmp_path):
+    taken = {}
+    original = stages.PAFORewardTrainer.__init__
+
+    def spy(self, *args, teachers, **kwargs):
+        taken.update({group: Path(folder).name for group, folder in teachers.items()})
+        original(self, *args, teachers=teachers, **kwargs)
+
+    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": True}))
+    monkeypatch.setattr(stages.PAFORewardTrainer, "__init__", spy)
+    results = run(validation_share=0.3)()
+    assert taken == {"majority": "personalized_bt", "minority": "minority"}
+    assert [choice["own"] for choice in results["teacher_choice"]] == [False, True]
+
+
+def test_another_choice_of_teachers_trains_another_student(run, trained, monkeypatch):
+    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": True}))
+    run(validation_share=0.3)()
+    trained.clear()
+    with pytest.raises(RunFolderError, match="'pafo' of another run"):
+        run(validation_share=0.3, teacher_min_gain=-math.inf)()
+    run(validation_share=0.3, teacher_min_gain=-math.inf, overwrite=True)()
+    assert trained == ["PAFO"]
+
+
+def test_held_out_pairs_are_in_no_training(run, tmp_path):
+    run(methods=["bradley_terry"], reference="bradley_terry", validation_share=0.3)()
+    data = load_prepared(tmp_path / "run/data")
+    train, validation = ({row["prompt"][0]["content"] for row in data[name]} for name in ("train", "validation"))
+    assert train
+    assert validation
+    assert not train & validation
+    assert set(data["validation"]["user"]) <= {row["user"] for name in ("train", "validation") for row in data[name]}
+    assert not set(data["validation"]["user"]) & set(data["test"]["user"])
+
+
 def test_given_teachers_are_used_and_not_trained(run, trained, tmp_path):
     teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
     results = run(teachers=teachers)()
@@ -202,7 +270,7 @@ def test_prepared_rows_train_plain_reward_trainer(encoder, training, run, tmp_pa
 
 def test_test_users_and_prompts_are_apart_from_training(run, tmp_path):
     run(methods=["bradley_terry"], reference="bradley_terry")()
-    dataset = stages.load_prepared(tmp_path / "run/data")
+    dataset = load_prepared(tmp_path / "run/data")
     train, test = dataset["train"], dataset["test"]
     seen = {p[0]["content"] for p in train["prompt"]} | {e["prompt"] for h in train["history"] for e in h}
     assert not set(train["user"]) & set(test["user"])
@@ -218,6 +286,8 @@ def test_test_users_and_prompts_are_apart_from_training(run, tmp_path):
     [
         ({"methods": ["magic"]}, "`methods` must be some of"),
         ({"methods": ["pafo"]}, "`reference` must be one of the methods"),
+        ({"validation_share": 1.0}, "`validation_share` must be at least 0 and below 1"),
+        ({"teacher_min_gain": float("nan")}, "`teacher_min_gain` is a number of standard errors"),
         ({"teacher_start": "hot"}, "`teacher_start` must be base or warm"),
         ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0"),
         ({"source": "nowhere"}, "Unknown source 'nowhere'"),

@@ -1,5 +1,6 @@
 """What a run is asked to do, beside PAFOConfig and TRL's ModelConfig: data, methods, teachers."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,6 +49,8 @@ class DataArguments:
             Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`.
         test_prompt_share (`float`, *optional*, defaults to `0.25`):
             Share of the prompts that are kept for test users.
+        validation_share (`float`, *optional*, defaults to `0.15`):
+            Share of the training prompts whose pairs are held out of all training, to choose teachers and epochs by; in [0, 1).
         taste_mix (`float`, *optional*, defaults to `0.0`):
             Share of pairs in which a user prefers a second type of its own.
         label_noise (`float`, *optional*, defaults to `0.0`):
@@ -75,6 +78,7 @@ class DataArguments:
     pairs_per_user: int = _option(4, "Pairs a user judges, beside context_pairs.")
     context_pairs: int | None = _option(None, "Earlier pairs of each user, for the history. Default: num_history.")
     test_prompt_share: float = _option(0.25, "Share of the prompts kept for test users.")
+    validation_share: float = _option(0.15, "Share of the training prompts held out to choose teachers by; 0: none.")
     taste_mix: float = _option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = _option(0.0, "Share of labels that are turned round.")
     max_words: int | None = _option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
@@ -82,6 +86,10 @@ class DataArguments:
     minority_quantile: float | None = _option(None, "This share of users, with the lowest support rates, are the minority.")
     group_by: str | None = _option(None, "Survey field that makes the groups of `prism`.")
     population_seed: int = _option(0, "Seed of users, pairs and splits.")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share}.")
 
     def data_inputs(self) -> dict[str, Any]:
         """The options that decide the data, as inputs of the prepare stage."""
@@ -105,6 +113,10 @@ class RunArguments(DataArguments):
             `"base"`: teachers start from the base model; `"warm"`: from the personalised Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
             At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
+        teacher_min_gain (`float`, *optional*, defaults to `1.64`):
+            A teacher is distilled if its accuracy on held-out pairs of its group is above the personalised Bradley-Terry model's
+            by at least this many standard errors (1.64: a one-sided test at 5 %); else that model stands in for it. `-inf` takes
+            every teacher, as does a `validation_share` of 0.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Bootstrap resamples over users.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -119,10 +131,14 @@ class RunArguments(DataArguments):
     num_hidden_layers: int | None = _option(None, "Keep only the first layers of the model.")
     teacher_start: str = _option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = _option(0, "At least this many optimiser steps a teacher.")
+    teacher_min_gain: float = _option(
+        1.64, "Standard errors by which a teacher must beat the shared model; -inf takes every one."
+    )
     num_resamples: int = _option(1000, "Bootstrap resamples over users.")
     overwrite: bool = _option(False, "Replace results in output_dir that were made with other options.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown or not self.methods:
             raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")
@@ -132,3 +148,10 @@ class RunArguments(DataArguments):
             raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
+        if math.isnan(self.teacher_min_gain):
+            raise ConfigError("`teacher_min_gain` is a number of standard errors, got nan.")
+
+    @property
+    def judges_teachers(self) -> bool:
+        """Whether teachers must beat the shared model on held-out pairs."""
+        return self.validation_share > 0 and self.teacher_min_gain > -math.inf and "personalized_bt" in self.methods

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def evaluate_run(
     run: RunArguments,
     args: PAFOConfig,
     seconds: Mapping[str, float],
+    teacher_choice: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
     majority, minority = majority_and_minority(train)
@@ -135,6 +136,7 @@ def evaluate_run(
         "reference": run.reference,
         "methods": summaries,
         "verdicts": verdicts,
+        "teacher_choice": list(teacher_choice),
         "seconds": dict(seconds),
         "data": run.data_inputs(),
     }
@@ -164,12 +166,10 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """One line a method: the Pareto verdict against the reference."""
+    """One line a method: the Pareto verdict against the reference. And what each group was distilled from."""
     reference = TITLES.get(results["reference"], results["reference"])
-    return "\n".join(
-        f"{TITLES.get(method, method)} against {reference}: {verdict['sentence']}"
-        for method, verdict in results["verdicts"].items()
-    )
+    lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
+    return "\n".join(lines + [f"Distilled for {choice['sentence']}." for choice in results.get("teacher_choice", [])])
 
 
 def _write_rewards(path: Path, user: Any, group: Any, chosen: np.ndarray, rejected: np.ndarray) -> None:

@@ -3,31 +3,28 @@
 import copy
 import json
 import math
-from collections import Counter
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from datasets import Dataset, DatasetDict
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import checks
-from trl_pafo.arguments import TITLES, DataArguments, RunArguments
+from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation import evaluate_run
-from trl_pafo.history import HistoryCutter, render_history, without_history
-from trl_pafo.history_rows import attach_history, count_by_group
-from trl_pafo.models import WHEEL_MODELS, load_tokenizer, longest_input, materialise_model
+from trl_pafo.history import HistoryCutter, without_history
+from trl_pafo.models import WHEEL_MODELS, load_tokenizer, materialise_model
+from trl_pafo.preparation import fit_lengths, load_prepared, prepare
 from trl_pafo.progress import PairProgress
 from trl_pafo.runs import RunFolder, write_text
-from trl_pafo.sources.registry import load_source
+from trl_pafo.teacher_choice import choose_teachers
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
-
-DEFAULT_NUM_HISTORY = 3
 
 # Options of PAFO that only the student depends on: changing them must not ask for new teachers.
 _STUDENT_OPTIONS = (
@@ -79,57 +76,6 @@ _MODEL_OPTIONS = (
 )
 
 
-def fit_lengths(args: PAFOConfig, model_name: str) -> None:
-    """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
-    longest = longest_input(model_name)
-    if longest is not None and (args.max_length is None or args.max_length > longest):
-        args.max_length = longest
-    if args.num_history is None:
-        args.num_history = DEFAULT_NUM_HISTORY
-    if args.history_max_tokens is None and args.max_length is not None and args.num_history > 0:
-        args.history_max_tokens = args.max_length // 2
-
-
-def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write `train.parquet` and `test.parquet` with histories, the chat template, and a summary.
-
-    The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
-    `history` whole, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
-    """
-    num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
-    splits = load_source(data if data.context_pairs is not None else replace(data, context_pairs=max(1, num_history)))
-    cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
-    summary: dict[str, Any] = {}
-    prepared = {}
-    for name, rows in splits.items():
-        checks.check_pairs(rows, f"The {name} data")
-        # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use, and at k of them.
-        if "history" not in rows.column_names:
-            test = name != "train"
-            rows = attach_history(rows, num_history, past_only=test, min_history=num_history if test else 1)
-        elif num_history:
-            checks.check_history(rows, f"The {name} data")
-        whole = rows["history"][:]
-        prepared[name] = render_history(rows, cutter, args.dataset_num_proc).add_column("history", whole)
-        users = Counter(dict(zip(rows["user"], rows["group"], strict=True)).values())
-        summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
-    checks.check_apart(prepared["train"], prepared["test"])
-    folder.mkdir(parents=True)
-    for name, rows in prepared.items():
-        rows.to_parquet(folder / f"{name}.parquet")
-    write_text(folder / "chat_template.jinja", tokenizer.chat_template)
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    for name, counts in summary.items():
-        parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
-        print(f"    {name}: {'; '.join(parts)}", flush=True)
-
-
-def load_prepared(folder: Path) -> DatasetDict:
-    """What [`prepare`] wrote."""
-    files = {name: str(folder / f"{name}.parquet") for name in ("train", "test")}
-    return load_dataset("parquet", data_files=files, cache_dir=str(folder.parent / ".datasets"))
-
-
 class Run:
     """
     All stages of PAFO in one output folder, each skipped when its output is there and its inputs are unchanged.
@@ -170,6 +116,7 @@ class Run:
             for teacher in given.values():
                 check_teacher(teacher, self.tokenizer)
         models: dict[str, Any] = {}
+        choices: list[dict[str, Any]] = []
         for method in ("bradley_terry", "personalized_bt"):
             if method in self.run.methods:
                 models[method] = self._baseline(method, data["train"])
@@ -178,9 +125,11 @@ class Run:
             if "oracle" in self.run.methods:
                 models["oracle"] = teachers
                 self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
-            for method in ("pafo", "pafo_own_group"):
-                if method in self.run.methods:
-                    models[method] = self._student(method, data["train"], teachers)
+            students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
+            if students:
+                teachers, choices = self._choose_teachers(teachers, data)
+            for method in students:
+                models[method] = self._student(method, data["train"], teachers)
         models = {method: models[method] for method in self.run.methods}
         inputs: dict[str, Any] = {
             "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
@@ -191,7 +140,9 @@ class Run:
             "evaluate",
             inputs,
             "results",
-            lambda out: evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds()),
+            lambda out: evaluate_run(
+                out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), choices
+            ),
             derived=True,
         )
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
@@ -272,7 +223,7 @@ class Run:
     def _teachers(self, train: Dataset) -> dict[str, str]:
         folders = {}
         for group in self.groups:
-            output = f"teachers/{_as_file_name(group)}"
+            output = _teacher_output(group)
             start = self.folder / "models/personalized_bt" if self.run.teacher_start == "warm" else None
             inputs = self._inputs(group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps)
 
@@ -292,7 +243,33 @@ class Run:
 
     def _identities(self, teachers: dict[str, str]) -> dict[str, str | None]:
         """What decides each teacher's answers: how it was trained here, or the weights that were given."""
-        return {g: self._digests.get(f"teacher:{g}") or Teacher(g, path).identity() for g, path in teachers.items()}
+        known = {str(self.folder / _teacher_output(g)): f"teacher:{g}" for g in teachers}
+        known[str(self.folder / "models/personalized_bt")] = "personalized_bt"
+        return {g: self._digests.get(known.get(path, "")) or Teacher(g, path).identity() for g, path in teachers.items()}
+
+    def _choose_teachers(self, teachers: dict[str, str], data: DatasetDict) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        """The teachers, the shared model in place of those that do not beat it on held-out pairs, and why."""
+        if not (self.run.judges_teachers and "validation" in data):
+            return teachers, []
+        shared = str(self.folder / "models/personalized_bt")
+        gain = self.run.teacher_min_gain
+        scoring = {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
+
+        def work(out: Path) -> None:
+            choices = choose_teachers(teachers, shared, data["validation"], gain, **scoring)
+            write_text(out, json.dumps([choice.as_dict() for choice in choices], indent=2) + "\n")
+
+        inputs = {
+            "teachers": self._identities(teachers),
+            "shared": self._digests["personalized_bt"],
+            "data": self._digests["data"],
+            "teacher_min_gain": gain,
+        }
+        self.folder.stage("teacher_choice", inputs, "teacher_choice.json", work, derived=True)
+        choices = json.loads((self.folder / "teacher_choice.json").read_text(encoding="utf-8"))
+        for choice in choices:
+            print(f"    {choice['sentence']}", flush=True)
+        return {choice["group"]: teachers[choice["group"]] if choice["own"] else shared for choice in choices}, choices
 
     def _steps_per_epoch(self, num_rows: int) -> float:
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -304,7 +281,13 @@ class Run:
         options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
         identities = self._identities(teachers)
 
+        shared = self.folder / "models/personalized_bt"
+
         def work(out: Path) -> None:
+            if set(teachers.values()) == {str(shared)}:
+                print("    No group's own teacher is better than the shared model: nothing to distil, the shared model is kept.")
+                shutil.copytree(shared, out)
+                return
             trainer = PAFORewardTrainer(
                 model=self.base,
                 args=self._training_args(
@@ -325,6 +308,6 @@ class Run:
         return str(self.folder / output)
 
 
-def _as_file_name(group: str) -> str:
+def _teacher_output(group: str) -> str:
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in group)
-    return safe if safe.strip(".") else f"group_{safe}"
+    return f"teachers/{safe if safe.strip('.') else f'group_{safe}'}"

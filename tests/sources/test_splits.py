@@ -12,6 +12,7 @@ from trl_pafo.sources.splits import (
     agreement,
     drop_users_without_history,
     first_users,
+    hold_out_prompts,
     rows_by_user,
     split_users,
 )
@@ -95,3 +96,31 @@ class TestSupport:
         built = add_support_groups(splits, support)
         assert built["train"]["group"][:] == ["minority", "majority"]
         assert built["test"]["group"][:] == ["minority"]
+
+
+class TestHoldOutPrompts:
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("pqrstu")), min_size=1, max_size=30), st.floats(0, 0.9))
+    def test_prompts_are_apart_and_no_row_is_lost(self, pairs, share):
+        data = rows(*pairs)
+        kept, out = hold_out_prompts(data, share, seed=3)
+        assert not set(kept["prompt"]) & set(out["prompt"])
+        assert Counter(zip([*kept["user"], *out["user"]], [*kept["prompt"], *out["prompt"]], strict=True)) == Counter(pairs)
+        assert len(kept)
+        prompts = len(set(data["prompt"]))
+        if share and prompts > 1:
+            assert len(set(out["prompt"])) == max(1, round(share * prompts))
+        if not share:
+            assert not len(out)
+
+    def test_no_group_loses_all_its_pairs(self, caplog):
+        data = rows(("a", "p"), ("b", "q"), group=["minority", "majority"])
+        kept, out = hold_out_prompts(data, 0.5, seed=0)
+        assert (len(kept), len(out)) == (2, 0)
+        assert "No pairs are held out of training: that would leave" in caplog.text
+
+    def test_a_seed_draws_the_same_prompts_in_any_order_of_rows(self):
+        pairs = [("u", prompt) for prompt in "abcdefghij"]
+        first = hold_out_prompts(rows(*pairs), 0.3, seed=1)[1]
+        assert set(first["prompt"]) == set(hold_out_prompts(rows(*pairs[::-1]), 0.3, seed=1)[1]["prompt"])
+        assert set(first["prompt"]) != set(hold_out_prompts(rows(*pairs), 0.3, seed=2)[1]["prompt"])

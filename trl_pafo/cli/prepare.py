@@ -32,7 +32,7 @@ def main(args: Any) -> None:
     from trl_pafo.config import PAFOConfig
     from trl_pafo.errors import ConfigError, RunFolderError
     from trl_pafo.models import load_tokenizer
-    from trl_pafo.stages import fit_lengths, prepare
+    from trl_pafo.preparation import fit_lengths, prepare
 
     if not args.output_dir or not args.model_name_or_path:
         raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")

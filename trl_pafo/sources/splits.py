@@ -113,6 +113,33 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
     return test.select(kept)
 
 
+def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The rows, and apart from them all rows of a random share of the prompts.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt`; `group` where there are groups.
+        share (`float`):
+            Share of the prompts that are held out, in [0, 1); at least one prompt unless it is 0.
+        seed (`int`):
+            Seed of the draw.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: Kept and held-out rows; none are held out, and it is said, where that would leave a group
+        without rows.
+    """
+    keys = [content_key(prompt) for prompt in dataset["prompt"][:]]
+    prompts = sorted(set(keys))
+    random.Random(seed).shuffle(prompts)
+    out = set(prompts[: max(1, round(share * len(prompts)))] if share else [])
+    kept = dataset.select([row for row, key in enumerate(keys) if key not in out])
+    lost = set(dataset["group"][:]) - set(kept["group"][:]) if "group" in dataset.column_names else set()
+    if lost or not len(kept):
+        logger.warning("No pairs are held out of training: that would leave %s without any.", ", ".join(sorted(lost)) or "it")
+        return dataset, dataset.select([])
+    return kept, dataset.select([row for row, key in enumerate(keys) if key in out])
+
+
 def users_in_order(dataset: Dataset) -> list[str]:
     """The users, each once, in the order in which they first occur."""
     return list(dict.fromkeys(dataset["user"][:]))

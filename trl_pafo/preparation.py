@@ -1,0 +1,77 @@
+"""The data of a run: pairs of a source with groups and histories, held-out prompts, and the files that trainers read."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from datasets import DatasetDict, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from trl_pafo import checks
+from trl_pafo.arguments import DataArguments
+from trl_pafo.config import PAFOConfig
+from trl_pafo.history import HistoryCutter, render_history
+from trl_pafo.history_rows import attach_history, count_by_group
+from trl_pafo.models import longest_input
+from trl_pafo.runs import write_text
+from trl_pafo.sources.registry import load_source
+from trl_pafo.sources.splits import hold_out_prompts
+
+DEFAULT_NUM_HISTORY = 3
+
+
+def fit_lengths(args: PAFOConfig, model_name: str) -> None:
+    """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
+    longest = longest_input(model_name)
+    if longest is not None and (args.max_length is None or args.max_length > longest):
+        args.max_length = longest
+    if args.num_history is None:
+        args.num_history = DEFAULT_NUM_HISTORY
+    if args.history_max_tokens is None and args.max_length is not None and args.num_history > 0:
+        args.history_max_tokens = args.max_length // 2
+
+
+def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, and a summary.
+
+    Validation pairs are those of some training prompts, which no model is trained on; a training row may show one as past.
+
+    The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
+    `history` whole, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
+    """
+    num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
+    splits = load_source(data if data.context_pairs is not None else replace(data, context_pairs=max(1, num_history)))
+    cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
+    prepared = {}
+    for name, rows in splits.items():
+        checks.check_pairs(rows, f"The {name} data")
+        # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use, and at k of them.
+        if "history" not in rows.column_names:
+            test = name != "train"
+            rows = attach_history(rows, num_history, past_only=test, min_history=num_history if test else 1)
+        elif num_history:
+            checks.check_history(rows, f"The {name} data")
+        whole = rows["history"][:]
+        prepared[name] = render_history(rows, cutter, args.dataset_num_proc).add_column("history", whole)
+    checks.check_apart(prepared["train"], prepared["test"])
+    train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
+    prepared = {"train": train, **({"validation": validation} if len(validation) else {}), "test": prepared["test"]}
+    folder.mkdir(parents=True)
+    summary = {}
+    for name, rows in prepared.items():
+        rows.to_parquet(folder / f"{name}.parquet")
+        users = Counter(dict(zip(rows["user"], rows["group"], strict=True)).values())
+        summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
+    write_text(folder / "chat_template.jinja", tokenizer.chat_template)
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for name, counts in summary.items():
+        parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
+        print(f"    {name}: {'; '.join(parts)}", flush=True)
+
+
+def load_prepared(folder: Path) -> DatasetDict:
+    """What [`prepare`] wrote."""
+    paths = {name: folder / f"{name}.parquet" for name in ("train", "validation", "test")}
+    files = {name: str(path) for name, path in paths.items() if path.exists()}
+    return load_dataset("parquet", data_files=files, cache_dir=str(folder.parent / ".datasets"))
