@@ -1,13 +1,14 @@
 """From the name of a source and its options to pairs in the one schema."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from trl_pafo.arguments import DataArguments
 from trl_pafo.checks import check_columns, check_pairs
 from trl_pafo.errors import ConfigError
-from trl_pafo.sources.registry import SOURCES, load_source
+from trl_pafo.sources import registry
+from trl_pafo.sources.registry import SOURCES, load_source, unused_options
 from trl_pafo.sources.styles import load_styles
 from trl_pafo.sources.typed_users import Population, make_splits
 
@@ -85,3 +86,43 @@ def test_sources_that_read_a_file_ask_for_its_path(name):
 def test_every_source_is_named_where_the_option_is_described():
     text = DataArguments.__dataclass_fields__["source"].metadata["help"]
     assert all(name in text and f"`{name}`" in DataArguments.__doc__ for name in SOURCES)
+
+
+@pytest.mark.parametrize("source", list(SOURCES))
+def test_the_options_said_to_have_an_effect_are_those_that_are_looked_at(source, monkeypatch):
+    """Loaders replaced, so that the options alone are read."""
+    looked_at = set()
+
+    class Watched(DataArguments):
+        def __getattribute__(self, name):
+            looked_at.add(name)
+            return super().__getattribute__(name)
+
+    data = Watched(source=source, data_path="x", group_by="gender", majority=["a"], minority=["b"])
+    for module, names in {
+        "styles": ["load_styles"],
+        "dsp": ["load_dsp"],
+        "swissmetro": ["load_swissmetro"],
+        "files": ["load_files"],
+        "ukp_convarg": ["load_ukp_convarg"],
+        "prism": ["load_prism"],
+        "personal_llm": ["load_personal_llm", "load_personal_llm_types"],
+    }.items():
+        for name in names:
+            monkeypatch.setattr(f"trl_pafo.sources.{module}.{name}", lambda *args, **options: None)
+    monkeypatch.setattr(registry, "make_splits", lambda *args: None)
+    looked_at.clear()
+    SOURCES[source](data)
+    if source == "personal_llm":  # its two forms look at different options
+        data.majority = None
+        SOURCES[source](data)
+    known = {field.name for field in fields(DataArguments)}
+    always = {"source", "population_seed", "validation_share", "context_pairs"}
+    assert (looked_at & known) - always == registry._USED[source] - always
+
+
+def test_options_without_an_effect_are_named(caplog):
+    assert unused_options(DataArguments(source="swissmetro", train_users=5, label_noise=0.1)) == ["label_noise"]
+    assert unused_options(DataArguments(train_users=5, label_noise=0.1)) == []
+    load_source(replace(STYLES, max_words=9))
+    assert "`--max_words` has no effect on the source 'styles'" in caplog.text

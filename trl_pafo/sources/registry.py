@@ -1,7 +1,8 @@
 """Source name -> preference pairs in the one schema."""
 
+import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from datasets import DatasetDict
@@ -9,6 +10,30 @@ from datasets import DatasetDict
 from trl_pafo.arguments import DataArguments
 from trl_pafo.errors import ConfigError
 from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
+
+logger = logging.getLogger(__name__)
+
+_USERS = {"train_users", "test_users"}
+_POPULATION = _USERS | {
+    "majority",
+    "minority",
+    "minority_ratio",
+    "pairs_per_user",
+    "test_prompt_share",
+    "taste_mix",
+    "label_noise",
+}
+_CUT = {"minority_quantile", "minority_threshold"}
+# Options that a source looks at, beside those that every one does.
+_USED: dict[str, set[str]] = {
+    "styles": _POPULATION,
+    "dsp": _POPULATION | {"data_path", "max_words"},
+    "swissmetro": _USERS | {"data_path"},
+    "personal_llm": _POPULATION | _CUT | {"data_path"},
+    "prism": _USERS | {"data_path", "group_by", "minority"},
+    "ukp_convarg": _CUT | {"data_path"},
+    "files": _CUT | {"data_path", "test_data_path"},
+}
 
 
 def load_source(data: DataArguments) -> DatasetDict:
@@ -20,7 +45,15 @@ def load_source(data: DataArguments) -> DatasetDict:
     """
     if data.source not in SOURCES:
         raise ConfigError(f"Unknown source {data.source!r}; choose one of {', '.join(SOURCES)}.")
+    for name in unused_options(data):
+        logger.warning("`--%s` has no effect on the source %r. Leave it out, or choose another source.", name, data.source)
     return SOURCES[data.source](data)
+
+
+def unused_options(data: DataArguments) -> list[str]:
+    """Options that were given another value than their default and that the source does not look at."""
+    used = _USED[data.source] | {"source", "population_seed", "validation_share", "context_pairs"}
+    return [f.name for f in fields(DataArguments) if f.name not in used and getattr(data, f.name) != f.default]
 
 
 def _path(data: DataArguments) -> str:
