@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -220,3 +222,32 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_text(file, "newer")
         assert reader.read() == "ä"
     assert file.read_text() == "newer"
+
+
+class TestLock:
+    def test_a_second_run_is_refused_while_the_first_is_at_work(self, path):
+        first, second = RunFolder(path), RunFolder(path)
+        with first.locked(), pytest.raises(RunFolderError, match="Another run is at work in"), second.locked():
+            pass
+        with second.locked():  # the first has ended
+            pass
+
+    def test_a_killed_run_gives_the_lock_back(self, path):
+        RunFolder(path)
+        holder = "import sys, time; from trl_pafo.runs import RunFolder\nwith RunFolder(sys.argv[1]).locked(): print(1, flush=True); time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(RunFolderError, match="Another run is at work"), RunFolder(path).locked():
+            pass
+        process.kill()
+        process.wait()
+        with RunFolder(path).locked():
+            pass
+
+    def test_what_another_run_did_meanwhile_is_seen(self, path):
+        late = RunFolder(path)
+        work = Work()
+        do(path, work)
+        with late.locked():
+            late.stage("student", INPUTS, "models/student", work)
+        assert work.calls == 1

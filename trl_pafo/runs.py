@@ -1,17 +1,20 @@
 """A run's folder: which stages are done, from which inputs. Each stage's output is written aside and then renamed."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import RunFolderError
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 _FORMAT = "trl-pafo run 1"
 
 
@@ -35,18 +38,12 @@ class RunFolder:
     def __init__(self, folder: str | Path, overwrite: bool = False):
         self.path = Path(folder)
         self.overwrite = overwrite
-        manifest = self.path / MANIFEST
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"The output folder {self.path} is a file. Choose another --output_dir.")
-        if manifest.exists():
-            try:
-                self._manifest: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise RunFolderError(f"{manifest} cannot be read ({error}). Choose another --output_dir.") from error
-            if not isinstance(self._manifest, dict) or self._manifest.get("format") != _FORMAT:
-                raise RunFolderError(f"{self.path} belongs to another kind or version of run. Choose another --output_dir.")
+        if (self.path / MANIFEST).exists():
+            self._manifest = self._read()
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(path.name != LOCK for path in self.path.iterdir()):
             raise RunFolderError(
                 f"The output folder {self.path} is not empty and is no run of trl-pafo. Choose another --output_dir."
             )
@@ -56,6 +53,37 @@ class RunFolder:
             self._save()
         except OSError as error:
             raise RunFolderError(f"The output folder {self.path} cannot be written: {error}") from error
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFolderError(f"{path} cannot be read ({error}). Choose another --output_dir.") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+            raise RunFolderError(f"{self.path} belongs to another kind or version of run. Choose another --output_dir.")
+        return manifest
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder meanwhile. A process that ends, however it ends, gives the lock back.
+
+        Raises:
+            RunFolderError: If another run is at work in the folder, or the lock cannot be written.
+        """
+        try:
+            lock = (self.path / LOCK).open("w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise RunFolderError(f"The output folder {self.path} cannot be written: {error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"Another run is at work in {self.path}. Wait until it ends, or choose another --output_dir."
+                ) from error
+            self._manifest = self._read()  # what another run has done since the folder was opened
+            yield
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

@@ -106,6 +106,10 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Do all stages that are not done; return the results."""
+        with self.folder.locked():
+            return self._do_stages()
+
+    def _do_stages(self) -> dict[str, Any]:
         self._prepare()
         self._materialise()
         data = load_prepared(self.folder / "data")
