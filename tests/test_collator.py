@@ -1,10 +1,13 @@
-"""TRL's collator, and beside it the columns of PAFO."""
+"""TRL's collator, and beside it the columns of PAFO; rows that know which pair they are."""
 
 import pytest
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference
+from trl_pafo.collator import NumberedCollator, number_rows
 
 ROWS = [
     {"chosen_ids": [1, 2, 3], "rejected_ids": [4], "group": "minority", "teacher_margin": 0.5, "has_label": True},
@@ -54,3 +57,48 @@ def test_the_example_of_the_docstring():
     collator = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])
     batch = collator([{"chosen_ids": [1, 2], "rejected_ids": [3], "group": "minority", "teacher_margin": 0.5}])
     assert repr((batch["teacher_margin"], batch["has_label"], batch["group_id"])) in DataCollatorForGroupPreference.__doc__
+
+
+# --- numbered rows
+
+
+def numbered(dataset, **options) -> tuple[list[int], list[int]]:
+    """Numbers of the rows that a data loader gives, and the rows' own mark."""
+    loader = DataLoader(number_rows(dataset), batch_size=3, collate_fn=list, **options)
+    rows = [row for batch in loader for row in batch]
+    return [row["pair_number"] for row in rows], [row["mark"] for row in rows]
+
+
+def test_rows_know_their_place_in_any_order():
+    rows = Dataset.from_dict({"mark": list(range(100, 108))}).select([7, 0, 3, 4, 1])
+    assert numbered(rows, sampler=[4, 0, 2]) == ([4, 0, 2], [101, 107, 103])
+    assert number_rows(rows)[1] == {"mark": 100, "pair_number": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_of_a_stream_have_numbers_of_their_own(workers):
+    stream = Dataset.from_dict({"mark": list(range(11))}).to_iterable_dataset(num_shards=3)
+    numbers, marks = numbered(stream, num_workers=workers)
+    assert sorted(marks) == list(range(11))
+    assert len(set(numbers)) == 11
+    if not workers:
+        assert numbers == marks
+
+
+def test_any_collator_gets_its_rows_and_the_pairs_go_beside():
+    seen = []
+
+    def collate(rows):
+        seen.extend(rows)
+        return {"input_ids": torch.zeros(len(rows))}
+
+    rows = [{"group": "a", "user": 7, "pair_number": 5}, {"group": None, "user": None, "pair_number": 2}]
+    batch = NumberedCollator(collate)(rows)
+    assert {k: v for k, v in batch.items() if k != "input_ids"} == {
+        "pair_number": [5, 2],
+        "pair_group": ["a", ""],
+        "pair_user": ["7", ""],
+    }
+    assert seen == [{"group": "a", "user": 7}, {"group": None, "user": None}]
+    bare = NumberedCollator(collate)([{"pair_number": 0}])
+    assert (bare["pair_group"], bare["pair_user"]) == ([""], [""])

@@ -1,6 +1,7 @@
 """PAFORewardTrainer against RewardTrainer, and what it adds."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from conftest import make_model, make_pairs
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
+from test_exact_evaluation import naive_metrics, naive_pairs
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -222,18 +225,322 @@ def test_streaming_with_margin_column_trains(encoder, training, tmp_path):
     assert "distillation_loss" in trainer.state.log_history[0]
 
 
+# --- training logs
+
+
+def first_log(trainer, batch) -> dict:
+    """What is logged after one step on a batch."""
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(batch))
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    return logs
+
+
 def test_logged_accuracy_is_of_labelled_rows_alone(trainer):
     """Nobody labelled the counterfactual rows; they must not enter the accuracy."""
-    trainer.model.train()
     batch = next(iter(trainer.get_train_dataloader()))
     half = len(batch["input_ids"]) // 2
     batch["has_label"] = torch.tensor([True] + [False] * (half - 1))
     with torch.no_grad():
         rewards = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
-    trainer.compute_loss(trainer.model, dict(batch))
+    logs = first_log(trainer, batch)
     margin = (rewards[0] - rewards[half]).item()
-    assert trainer._metrics["train"]["accuracy"][-1] == float(margin > 0)
-    assert trainer._metrics["train"]["margin"][-1] == pytest.approx(margin, abs=1e-6)
+    assert logs["accuracy"] == float(margin > 0)
+    assert logs["margin"] == pytest.approx(margin, abs=1e-6)
+    group = ["majority", "minority"][batch["group_id"][0]]
+    assert logs[f"accuracy/{group}"] == logs["accuracy"]
+
+
+def test_logged_accuracies_are_nan_where_no_row_has_a_label(trainer):
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch["has_label"] = torch.zeros(len(batch["input_ids"]) // 2, dtype=torch.bool)
+    logs = first_log(trainer, batch)
+    assert all(math.isnan(logs[key]) for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority"))
+    assert math.isfinite(logs["distillation_loss"])
+
+
+def test_the_parts_make_up_the_logged_loss(trainer):
+    trainer.train()
+    alpha = trainer.args.alpha
+    for log in trainer.state.log_history[:-1]:
+        parts = alpha * log["bradley_terry_loss"] + (1 - alpha) * log["distillation_loss"]
+        assert log["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_logs_have_every_key_of_reward_trainer_with_its_values(encoder, training, tmp_path):
+    """With a log every step, sums over the pairs of a step are what the base class logs; no key of its is missing."""
+    rows = make_pairs(history=0)
+    rows = rows.add_column("margin", [0.1 * (i % 4) for i in range(len(rows))])
+    training |= {"eos_token": "[SEP]", "center_rewards_coefficient": 0.05, "logging_steps": 1}
+    evaluation = rows.select(range(8)).remove_columns(["group", "user"])
+    logs = []
+    for kind, args in ((RewardTrainer, RewardConfig), (PAFORewardTrainer, PAFOConfig)):
+        trainer = kind(encoder, args(str(tmp_path / kind.__name__), **training), train_dataset=rows, eval_dataset=evaluation)
+        trainer.train()
+        trainer.evaluate()
+        logs.append(trainer.state.log_history)
+    steps = training["max_steps"]
+    for theirs, ours in zip(*(log[:steps] for log in logs), strict=True):
+        for key, value in theirs.items():
+            if key in ("loss", "grad_norm", "learning_rate"):
+                assert ours[key] == value, key
+            else:
+                assert ours[key] == pytest.approx(value, abs=1e-6), key
+        assert set(ours) - set(theirs) == {"accuracy/majority", "accuracy/minority"}
+    timing = ("_runtime", "_per_second")
+    final, evaluated = ({k: v for k, v in log.items() if not k.endswith(timing)} for log in logs[0][steps:])
+    assert set(final) <= set(logs[1][steps])
+    # One full batch, so even the base class is right here.
+    assert {key: logs[1][-1][key] for key in evaluated} == pytest.approx(evaluated, abs=1e-5)
+
+
+def test_alpha_one_logs_accuracies_of_groups_too(encoder, pairs, training, tmp_path):
+    trainer = PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path), **training), train_dataset=pairs)
+    trainer.train()
+    logs = trainer.state.log_history
+    assert all("accuracy/minority" in log and "bradley_terry_loss" not in log for log in logs[:-1])
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a number off it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_number_off_the_device(trainer, monkeypatch):
+    batch = next(iter(trainer.get_train_dataloader()))
+    gathers = []
+    for name in ("gather", "gather_for_metrics", "reduce"):
+        monkeypatch.setattr(trainer.accelerator, name, lambda *args, **kwargs: gathers.append(args))
+    trainer.model.train()
+    tokens = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    with Waits() as of_model:  # masks of transformers ask whether there is padding
+        trainer.model(**tokens)
+    with Waits() as ours:
+        trainer.compute_loss(trainer.model, dict(batch))
+    assert ours.count == of_model.count
+    assert gathers == []
+    monkeypatch.undo()
+    with Waits() as theirs:
+        RewardTrainer.compute_loss(trainer, trainer.model, dict(tokens))
+    assert theirs.count > of_model.count  # it would be seen
+
+
+def test_a_log_of_a_callback_gathers_nothing(trainer, monkeypatch):
+    """It may come from one process alone, and would wait for the others forever."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(batch))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.accelerator, "gather", lambda tensor: pytest.fail("gathered"))
+        logs = {"my_number": 1.0}
+        trainer.log(logs)
+        assert "accuracy" not in logs
+    logs = {"loss": 0.0}
+    trainer.log(logs)
+    assert logs["accuracy"] is not None
+    assert logs["num_tokens"] == batch["attention_mask"].sum()
+
+
+def test_steps_after_the_last_log_are_in_the_summary(encoder, pairs, training, tmp_path):
+    training |= {"max_steps": 3, "logging_steps": 2, "eval_strategy": "no"}
+    trainer = PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path), **training), train_dataset=pairs)
+    trainer.train()
+    summary = trainer.state.log_history[-1]
+    assert "train_loss" in summary
+    assert "accuracy" in summary
+    assert not trainer._sums
+
+
+# --- evaluation (on several processes, streams, sets by name: tests/distributed)
+
+
+@pytest.fixture
+def scorer(encoder, training, tmp_path):
+    """A trainer without a training set, on pairs with margins, groups and users."""
+
+    def build(model=encoder, collator=None, **more):
+        rows = make_pairs(num_users=5, pairs_per_user=4, history=0).select(range(17))
+        rows = rows.add_column("margin", [0.25 * (i % 3) for i in range(17)])
+        given = {key: more.pop(key) for key in ("compute_metrics", "preprocess_logits_for_metrics", "teachers") if key in more}
+        options = {**training, "per_device_eval_batch_size": 4, "eos_token": "[SEP]", **more}
+        return PAFORewardTrainer(model, PAFOConfig(str(tmp_path / "scorer"), **options), collator, eval_dataset=rows, **given)
+
+    return build
+
+
+def numbers(metrics: dict) -> dict:
+    """The metrics that are numbers over the pairs."""
+    other = ("_runtime", "_per_second", "_preparation_time", "_num_tokens")
+    return {k.removeprefix("eval_"): v for k, v in metrics.items() if not k.endswith(other) and k != "epoch"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 17, 64])
+def test_evaluation_equals_a_plain_loop_for_any_batch_size(scorer, batch_size):
+    trainer = scorer(per_device_eval_batch_size=batch_size, center_rewards_coefficient=0.02)
+    pairs = naive_pairs(trainer.model, trainer.eval_dataset)
+    expected = naive_metrics(pairs, ["majority", "minority"], center=0.02)
+    assert numbers(trainer.evaluate()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_evaluation_is_bradley_terry(encoder, pairs, teachers, training, tmp_path):
+    trainer = PAFORewardTrainer(
+        encoder, PAFOConfig(str(tmp_path / "a"), **training), train_dataset=pairs, eval_dataset=pairs, teachers=teachers
+    )
+    metrics = trainer.evaluate()
+    assert len(trainer.eval_dataset) == len(pairs)  # no counterfactual rows in evaluation
+    expected = naive_metrics(naive_pairs(trainer.model, trainer.eval_dataset))
+    assert metrics["eval_loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert "eval_distillation_loss" not in metrics
+
+
+def test_works_without_a_training_set(scorer):
+    trainer = scorer()
+    assert trainer.train_dataset is None
+    assert trainer.groups == ["majority", "minority"]
+    assert trainer.dropped_pairs == {"eval": {}}
+    given = trainer.evaluate(make_pairs(history=0).select(range(3)))  # not tokenized
+    assert given["eval_count/minority"] == 3
+    assert math.isnan(given["eval_accuracy/majority"])
+    with pytest.raises(ValueError, match="training requires a train_dataset"):
+        trainer.train()
+
+
+def test_groups_of_training_set_and_teachers_are_known_in_evaluation(encoder, pairs, teachers, training, tmp_path):
+    rows = pairs.filter(lambda row: row["group"] == "minority")
+    args = PAFOConfig(str(tmp_path), **training)
+    trained = PAFORewardTrainer(encoder, args, train_dataset=pairs, eval_dataset=rows)
+    served = PAFORewardTrainer(encoder, args, eval_dataset=rows, teachers=teachers)
+    for trainer in (trained, served):
+        metrics = trainer.evaluate()
+        assert metrics["eval_count/majority"] == 0
+        assert math.isnan(metrics["eval_accuracy/majority"])
+        assert metrics["eval_accuracy_group_min"] == metrics["eval_accuracy/minority"]
+
+
+def test_rows_without_a_label_are_not_evaluated(scorer):
+    trainer = scorer()
+    rows = trainer.eval_dataset.add_column("has_label", [i != 2 for i in range(17)])
+    assert sum(trainer.evaluate(rows)[f"eval_count/{group}"] for group in trainer.groups) == 16
+    expected = trainer.evaluate(rows.select([i for i in range(17) if i != 2]))
+    assert numbers(trainer.evaluate(rows.to_iterable_dataset())) == pytest.approx(numbers(expected))
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_any_collator_will_do(scorer, unused):
+    expected = numbers(scorer().evaluate())
+    trainer = scorer(collator=DataCollatorForPreference(pad_token_id=0), remove_unused_columns=unused)
+    assert numbers(trainer.evaluate()) == expected
+    assert isinstance(trainer.data_collator, DataCollatorForPreference)
+
+
+def test_a_foreign_data_loader_is_exact_on_one_process_and_refused_on_several(scorer, monkeypatch):
+    trainer = scorer()
+    expected = naive_metrics(naive_pairs(trainer.model, trainer.eval_dataset))
+    loader = torch.utils.data.DataLoader(trainer.eval_dataset, batch_size=4, collate_fn=trainer.data_collator)
+    monkeypatch.setattr(trainer, "get_eval_dataloader", lambda dataset=None: loader)
+    metrics = numbers(trainer.evaluate())  # without the columns of group and user, which its collator drops
+    assert metrics == pytest.approx({key: expected[key] for key in metrics}, abs=1e-5)
+    assert len(metrics) == 6
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    with pytest.raises(ConfigError, match="have no number, so copies of a pair on several processes would count twice"):
+        trainer.evaluate()
+
+
+def test_compute_metrics_sees_what_was_preprocessed(scorer):
+    seen = []
+    trainer = scorer(
+        compute_metrics=lambda prediction: seen.append(prediction) or {"accuracy": -1.0},
+        preprocess_logits_for_metrics=lambda rewards, labels: rewards[:, 0] - rewards[:, 1],
+    )
+    metrics = trainer.evaluate()
+    assert seen[0].predictions.shape == (17,)
+    assert seen[0].predictions.mean() == pytest.approx(metrics["eval_margin"], abs=1e-6)
+    assert seen[0].inputs is None
+    assert metrics["eval_accuracy"] == -1.0  # the user's own number wins
+    assert metrics["eval_accuracy/majority"] >= 0
+
+
+def test_prediction_loss_only_gives_metrics_and_no_predictions(scorer):
+    trainer = scorer(prediction_loss_only=True, compute_metrics=lambda prediction: pytest.fail("asked"))
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.predictions is None
+    assert output.label_ids is None
+    assert output.metrics["test_count/minority"] == 8
+
+
+def test_predict_takes_rows_that_are_not_tokenized(scorer):
+    trainer = scorer()
+    output = trainer.predict(make_pairs(history=0).select(range(7)))
+    assert output.predictions.shape == (7, 2)
+    assert output.label_ids["user"].tolist() == ["user-0"] * 5 + ["user-1"] * 2
+    pairs = naive_pairs(trainer.model, trainer.eval_dataset.select(range(7)))  # the same pairs, tokenized
+    np.testing.assert_allclose(output.predictions, [[p["chosen"], p["rejected"]] for p in pairs], atol=1e-5)
+
+
+def test_predict_takes_any_dataset_of_tokenized_rows(scorer):
+    trainer = scorer()
+    expected = trainer.predict(trainer.eval_dataset)
+    rows = [{key: row[key] for key in ("chosen_ids", "rejected_ids", "margin", "group")} for row in trainer.eval_dataset]
+    output = trainer.predict(rows)
+    np.testing.assert_array_equal(output.predictions, expected.predictions)
+    assert output.metrics["test_accuracy_group_min"] == expected.metrics["test_accuracy_group_min"]
+
+
+@pytest.mark.parametrize("option", ["bf16", "bf16_full_eval"])
+def test_metrics_of_bfloat16_are_exact_for_its_rewards(scorer, option):
+    trainer = scorer(**{option: True})
+    output = trainer.predict(trainer.eval_dataset)
+    pairs = [
+        {"chosen": float(c), "rejected": float(r), **{key: row[key] for key in ("margin", "group", "user")}}
+        for (c, r), row in zip(output.predictions, trainer.eval_dataset, strict=True)
+    ]
+    metrics = {k.removeprefix("test_"): v for k, v in output.metrics.items()}
+    assert {k: metrics[k] for k in naive_metrics(pairs)} == pytest.approx(naive_metrics(pairs), abs=1e-9)
+    assert all(math.isfinite(v) for v in output.predictions.flat)
+
+
+def test_a_model_that_broke_is_reported_as_nan(scorer):
+    trainer = scorer()
+    with torch.no_grad():
+        trainer.model.classifier.weight.fill_(math.nan)
+    metrics = numbers(trainer.evaluate())
+    assert metrics["count/minority"] == 8
+    assert all(math.isnan(value) for key, value in metrics.items() if not key.startswith("count/"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [
+        ("eval_accuracy_group_min", max),
+        ("user_accuracy_p10", max),
+        ("eval_accuracy/minority", max),
+        ("eval_accuracy_difference", min),
+        ("eval_user_accuracy_gini", min),
+    ],
+)
+def test_metrics_choose_the_best_model(encoder, pairs, training, tmp_path, metric, better):
+    training |= {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    training |= {"load_best_model_at_end": True, "learning_rate": 3e-2, "metric_for_best_model": metric}
+    trainer = PAFORewardTrainer(
+        encoder, PAFOConfig(str(tmp_path), **training), train_dataset=pairs, eval_dataset=make_pairs(seed=1)
+    )
+    trainer.train()
+    key = metric if metric.startswith("eval_") else f"eval_{metric}"
+    values = [log[key] for log in trainer.state.log_history if key in log]
+    assert len(set(values)) > 1
+    assert trainer.state.best_metric == better(values)
+    assert trainer.evaluate()[key] == better(values)
+
+
+def test_a_dataset_sharded_by_dispatch_is_not(encoder, pairs, training, tmp_path):
+    args = PAFOConfig(str(tmp_path), accelerator_config={"dispatch_batches": True}, **training)
+    assert PAFORewardTrainer(encoder, args, train_dataset=pairs).accelerator.dispatch_batches is False
 
 
 # --- what it saves
@@ -327,23 +634,6 @@ def test_card_names_method_and_paper(trainer):
 def test_no_teacher_stays_in_memory(trainer):
     assert trainer._teachers == {}
     assert sum(isinstance(m, torch.nn.Module) for m in vars(trainer).values()) <= 2  # model and its wrapped self
-
-
-def test_evaluation_is_bradley_terry(encoder, pairs, teachers, training, tmp_path):
-    ours = PAFORewardTrainer(
-        encoder, PAFOConfig(str(tmp_path / "a"), **training), train_dataset=pairs, eval_dataset=pairs, teachers=teachers
-    )
-    metrics = ours.evaluate()
-    rows = ours.eval_dataset
-    with torch.no_grad():
-        ours.model.eval()
-        margins = [
-            (ours.model(torch.tensor([r["chosen_ids"]])).logits - ours.model(torch.tensor([r["rejected_ids"]])).logits).item()
-            for r in rows
-        ]
-    assert len(rows) == len(pairs)  # no counterfactual rows in evaluation
-    expected = -torch.nn.functional.logsigmoid(torch.tensor(margins)).mean().item()
-    assert metrics["eval_loss"] == pytest.approx(expected, abs=1e-3)
 
 
 # --- bad input, before a model is loaded

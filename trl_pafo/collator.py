@@ -1,10 +1,17 @@
-"""Rows to tensors."""
+"""Rows to tensors, and in evaluation rows that know which pair they are."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl.trainer.reward_trainer import DataCollatorForPreference
+
+NUMBER_COLUMN = "pair_number"
+"""Column that [`number_rows`] adds: the place of a row in its dataset."""
+
+PAIR_KEYS = (NUMBER_COLUMN, "pair_group", "pair_user")
+"""Keys that [`NumberedCollator`] adds to a batch: lists of whole numbers and of names, `""` for none."""
 
 
 @dataclass
@@ -53,3 +60,71 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
             ids = {group: position for position, group in enumerate(self.groups)}
             output["group_id"] = torch.tensor([ids.get(example["group"], -1) for example in examples])
         return output
+
+
+@dataclass
+class NumberedCollator:
+    """
+    Any collator, with `"pair_number"`, `"pair_group"` and `"pair_user"` beside what it returns: lists, one entry a pair.
+
+    Samplers fill up the last batch with copies of earlier rows, and streams have no length to cut them off by. The number
+    tells a copy from another pair. Names go beside the collator, not through it, so that every collator will do.
+
+    Args:
+        collator (`Callable`):
+            Collator of the rows.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        numbers = [example[NUMBER_COLUMN] for example in examples]
+        groups, users = ([_name(example.get(column)) for example in examples] for column in ("group", "user"))
+        rows = [{key: value for key, value in example.items() if key != NUMBER_COLUMN} for example in examples]
+        return {**self.collator(rows), **dict(zip(PAIR_KEYS, (numbers, groups, users), strict=True))}
+
+
+def _name(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def number_rows(dataset: Any) -> torch.utils.data.Dataset:
+    """A dataset, streaming or not, whose rows know their place in it under `"pair_number"`; nothing is copied."""
+    return _NumberedStream(dataset) if isinstance(dataset, torch.utils.data.IterableDataset) else _NumberedRows(dataset)
+
+
+class _NumberedRows(torch.utils.data.Dataset):
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.dataset[place], NUMBER_COLUMN: place}
+
+    def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
+        # One read for the whole batch where the dataset can.
+        rows = (
+            self.dataset.__getitems__(places) if hasattr(self.dataset, "__getitems__") else map(self.dataset.__getitem__, places)
+        )
+        return [{**row, NUMBER_COLUMN: place} for place, row in zip(places, rows, strict=True)]
+
+
+class _NumberedStream(torch.utils.data.IterableDataset):
+    """Every process reads the whole stream and accelerate deals out its rows, so that all take equally many steps.
+
+    A stream of several files would otherwise be dealt out by file, and processes with fewer rows would leave the others
+    waiting.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # Each worker of a data loader reads files of its own, so each counts numbers of its own.
+        worker = torch.utils.data.get_worker_info()
+        number, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for row in self.dataset:
+            yield {**row, NUMBER_COLUMN: number}
+            number += step

@@ -13,6 +13,9 @@ from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 
 TEACHER_SCALES = ("none", "rms")
 
+# Endings of evaluation metrics that are better when lower; the base class knows only "loss".
+_LOWER_IS_BETTER = ("_difference", "_std", "_gini", "_theil")
+
 
 @dataclass
 class PAFOConfig(RewardConfig):
@@ -125,6 +128,8 @@ class PAFOConfig(RewardConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(_LOWER_IS_BETTER):
+            self.greater_is_better = False
         super().__post_init__()
         self.check()
 

@@ -19,3 +19,7 @@ class TeacherError(TrlPafoError):
 
 class RunFolderError(TrlPafoError):
     """An output folder belongs to another run, or cannot be written."""
+
+
+class PortfolioError(TrlPafoError):
+    """A portfolio cannot be built, certified, saved or used as asked."""

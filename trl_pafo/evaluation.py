@@ -3,12 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer
 
@@ -16,78 +15,13 @@ from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter, add_history_template, render_history, without_history
-from trl_pafo.history_rows import count_by_group
+from trl_pafo.history import HistoryCutter, content_text, render_history, without_history
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
-from trl_pafo.models import longest_input
+from trl_pafo.report.rewardbench import write_rewardbench
+from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
-from trl_pafo.scoring import load_reward_model, local_folder, pad_id_of, score_pairs, tokenize_response
+from trl_pafo.scoring import local_folder
 from trl_pafo.sources.reading import open_dataset
-
-
-def pair_rewards(
-    folder: str | Path, rows: Dataset, *, batch_size: int = 32, bf16: bool = False, desc: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and rejected responses under a saved model, raw, each of shape `(num_pairs,)`.
-
-    Args:
-        folder (`str` or `Path`):
-            A saved reward model or adapter with its tokenizer.
-        rows ([`~datasets.Dataset`]):
-            Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs`.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Pairs in a forward pass.
-        bf16 (`bool`, *optional*, defaults to `False`):
-            Compute in bfloat16 mixed precision.
-        desc (`str`, *optional*):
-            Title of the progress bar; no bar without it.
-
-    Raises:
-        DataError: If a pair is longer than the model's positions.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if "chat_template_kwargs" in rows.column_names:
-        add_history_template(tokenizer)  # a teacher that was trained elsewhere may have none
-    ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for row in rows:
-        for side, sequences in ids.items():
-            sequences.append(tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs")))
-    longest = longest_input(str(folder)) if not (Path(folder) / "adapter_config.json").exists() else None
-    too_long = [i for i, pair in enumerate(zip(*ids.values(), strict=True)) if longest and max(map(len, pair)) > longest]
-    if too_long:
-        raise DataError(
-            f"{len(too_long)} of {len(rows)} pairs are longer than the model's {longest} positions (by group: "
-            f"{dict(count_by_group(rows.select(too_long)))}), the first in row {too_long[0]}. Lower `history_max_tokens`, or leave "
-            "them out."
-        )
-    device = PartialState().device
-    model = load_reward_model(folder).to(device)
-    return score_pairs(
-        model,
-        ids["chosen"],
-        ids["rejected"],
-        pad_id_of(model.config, tokenizer),
-        batch_size=2 * batch_size,
-        device=device,
-        autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        desc=desc,
-    )
-
-
-def routed_rewards(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards under the teacher of each row's group: the oracle, which needs the label at inference."""
-    group = np.asarray(rows["group"])
-    rewards = np.full((2, len(rows)), np.nan, dtype=np.float32)
-    for name, folder in teachers.items():
-        mine = np.flatnonzero(group == name)
-        if len(mine):
-            rewards[:, mine] = pair_rewards(folder, rows.select(mine), **kwargs)
-    if np.isnan(rewards).any():
-        missing = sorted(set(group) - set(teachers))
-        raise DataError(
-            f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out the oracle."
-        )
-    return rewards[0], rewards[1]
 
 
 def majority_and_minority(train: Dataset) -> tuple[str, str]:
@@ -119,12 +53,10 @@ def evaluate_run(
             "bf16": bool(args.bf16),
             "desc": f"Test pairs, {TITLES[method]}",
         }
-        chosen, rejected = routed_rewards(source, rows, **how) if isinstance(source, dict) else pair_rewards(source, rows, **how)
-        correct[method] = pair_correctness(chosen - rejected)
-        summaries[method] = fairness_summary(
-            correct[method], test["user"], test["group"], majority=majority, num_resamples=run.num_resamples, seed=args.seed
-        )
-        _write_rewards(out / f"{method}.jsonl", test["user"], test["group"], chosen, rejected)
+        scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
+        correct[method] = pair_correctness(scored.chosen - scored.rejected)
+        summaries[method] = _summary(scored, test, majority, run.num_resamples, args.seed)
+        _write_rewards(out, method, test, scored)
     verdicts = {
         method: _verdict(correct[method], correct[run.reference], test["user"], test["group"], args.seed)
         for method in models
@@ -146,7 +78,21 @@ def evaluate_run(
 
 def _verdict(correct: np.ndarray, reference: np.ndarray, user: Any, group: Any, seed: int) -> dict[str, Any]:
     verdict = compare(correct, reference, user, group, seed=seed)
-    return {"verdict": verdict.verdict, "differences": verdict.differences, "sentence": verdict.sentence}
+    return asdict(verdict)
+
+
+def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resamples: int, seed: int) -> dict[str, Any]:
+    margins = scored.chosen - scored.rejected
+    return fairness_summary(
+        pair_correctness(margins),
+        users_of(rows),
+        groups_of(rows),
+        support=rows["support_rate"][:] if "support_rate" in rows.column_names else None,
+        margins=margins,
+        majority=majority,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
 
 
 def write_report(out: Path, results: dict[str, Any]) -> None:
@@ -172,12 +118,31 @@ def verdict_lines(results: dict[str, Any]) -> str:
     return "\n".join(lines + [f"Distilled for {choice['sentence']}." for choice in results.get("teacher_choice", [])])
 
 
-def _write_rewards(path: Path, user: Any, group: Any, chosen: np.ndarray, rejected: np.ndarray) -> None:
+def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
+    """`<name>.jsonl`, and the same in RewardBench's shape with the texts."""
+    user, group = users_of(rows), groups_of(rows)
     lines = [
         json.dumps({"user": u, "group": g, "reward_chosen": a, "reward_rejected": b})
-        for u, g, a, b in zip(user, group, chosen.tolist(), rejected.tolist(), strict=True)
+        for u, g, a, b in zip(user, group, scored.chosen.tolist(), scored.rejected.tolist(), strict=True)
     ]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(out / f"{name}.jsonl", "\n".join(lines) + "\n")
+    prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * len(rows)
+    columns = zip(prompts, user, group, scored.text_chosen, scored.text_rejected, strict=True)
+    pairs = [
+        {"prompt": None if p is None else content_text(p), "user": u, "group": g, "text_chosen": a, "text_rejected": b}
+        for p, u, g, a, b in columns
+    ]
+    write_rewardbench(out / "rewardbench", name, pairs, scored.chosen, scored.rejected)
+
+
+def users_of(rows: Dataset) -> list[Any]:
+    """The user of each row; without the column, every row is one's own."""
+    return rows["user"][:] if "user" in rows.column_names else list(range(len(rows)))
+
+
+def groups_of(rows: Dataset) -> list[Any]:
+    """The group of each row; without the column, all are one."""
+    return rows["group"][:] if "group" in rows.column_names else ["all"] * len(rows)
 
 
 def load_rows(name: str, split: str) -> Dataset:
@@ -209,10 +174,9 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     what = f"The data {args.dataset_name}"
     checks.check_columns(rows.column_names, ("chosen", "rejected"), what)
     checks.check_pairs(rows, what)
-    user = rows["user"][:] if "user" in rows.column_names else list(range(len(rows)))
-    group = rows["group"][:] if "group" in rows.column_names else ["all"] * len(rows)
+    user, group = users_of(rows), groups_of(rows)
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
-    rewards = {}
+    scored = {}
     for name, source in sources.items():
         folder = str(local_folder(source))
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -220,16 +184,12 @@ def evaluate_models(args: Any) -> dict[str, Any]:
         ready = rows
         if "history" in rows.column_names:
             ready = render_history(rows, HistoryCutter.of(tokenizer, **overrides))
-        rewards[name] = pair_rewards(folder, ready, batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
-    correct = {name: pair_correctness(chosen - rejected) for name, (chosen, rejected) in rewards.items()}
+        scored[name] = score_rows(folder, ready, batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
+    correct = {name: pair_correctness(s.chosen - s.rejected) for name, s in scored.items()}
     counts = Counter(dict(zip(user, group, strict=True)).values()).most_common()
     majority, minority = counts[0][0], counts[-1][0]
-    methods = {
-        name: fairness_summary(
-            c, user, group, majority=majority if majority != minority else None, num_resamples=args.num_resamples, seed=args.seed
-        )
-        for name, c in correct.items()
-    }
+    side = majority if majority != minority else None
+    methods = {name: _summary(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
         verdicts["model"] = _verdict(correct["model"], correct["reference"], user, group, args.seed)
@@ -237,7 +197,7 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     if args.output_dir:
         out = Path(args.output_dir)
         out.mkdir(parents=True)
-        for name, (chosen, rejected) in rewards.items():
-            _write_rewards(out / f"{name}.jsonl", user, group, chosen, rejected)
+        for name, pairs in scored.items():
+            _write_rewards(out, name, rows, pairs)
         write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results

@@ -72,7 +72,7 @@ class RunFolder:
             RunFolderError: If another run is at work in the folder, or the lock cannot be written.
         """
         try:
-            lock = (self.path / LOCK).open("w", encoding="utf-8")  # noqa: SIM115 (closed below)
+            lock = (self.path / LOCK).open("w", encoding="utf-8")
         except OSError as error:
             raise RunFolderError(f"The output folder {self.path} cannot be written: {error}") from error
         with lock:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_pafo.evaluation import pair_rewards
 from trl_pafo.metrics import pair_correctness
+from trl_pafo.rewards import pair_rewards
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def choose_teachers(
         min_standard_errors (`float`):
             A teacher is better if its gain is above 0 and at least so many standard errors.
         **scoring:
-            Options of [`~trl_pafo.evaluation.pair_rewards`].
+            Options of [`~trl_pafo.rewards.pair_rewards`].
 
     Returns:
         `list[Choice]`: One a group. A group with held-out pairs of fewer than two users cannot be judged and keeps its teacher.

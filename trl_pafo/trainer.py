@@ -10,28 +10,34 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo import checks
-from trl_pafo.collator import DataCollatorForGroupPreference
+from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.exact_evaluation import PairSums
+from trl_pafo.exact_trainer import ExactRewardTrainer
 from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
 from trl_pafo.history_rows import count_by_group, counterfactual_rows
-from trl_pafo.losses import pafo_loss
+from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.scoring import reward_of
 from trl_pafo.teachers import TeacherSpec, as_teachers, check_teacher
 
 logger = get_logger(__name__)
 
-# Keys that our collator adds to a batch and that no model takes: models swallow unknown keyword arguments in silence.
-_OWN_KEYS = ("teacher_margin", "has_label", "group_id")
+# Keys of a batch that no model takes: models swallow unknown keyword arguments in silence.
+_OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", *PAIR_KEYS)
 
 
-class PAFORewardTrainer(RewardTrainer):
+# Stands in for the training set where there is none.
+_NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
+
+
+class PAFORewardTrainer(ExactRewardTrainer):
     """
     [`~trl.RewardTrainer`] with Pareto Fairness Optimization: the margins of one teacher a preference group are distilled,
     conditionally on the group, into one reward model that needs no group label at inference.
@@ -60,19 +66,23 @@ class PAFORewardTrainer(RewardTrainer):
             Configuration; a `RewardConfig` is taken with the defaults of PAFO.
         data_collator ([`~transformers.DataCollator`], *optional*):
             Defaults to [`DataCollatorForGroupPreference`].
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Preference pairs as for [`~trl.RewardTrainer`] and, where PAFO is to act, the columns `group` (str) with
             `teachers`, or `teacher_margin` (float, reward units) without; optional `user` (str), `history` (list of past pairs
             with `prompt`, `chosen`, `rejected`, newest first), `has_label` (bool, false on counterfactual rows). The history is
             put into the prompt by the chat template, see [`~trl_pafo.history.render_history`]; with it, each pair is also
-            shown under histories of the other groups (`args.counterfactual_share`).
+            shown under histories of the other groups (`args.counterfactual_share`). Not needed to evaluate and predict.
         eval_dataset (*optional*):
-            As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry.
+            As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry. With the columns `group` and `user`, accuracies
+            of groups and users are reported ([`~trl_pafo.exact_evaluation.evaluation_metrics`]).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As for [`~trl.RewardTrainer`].
         teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):
             Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Their margins are computed once,
             here, and kept on disk; no teacher stays in memory. Defaults to `args.teachers`.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            As for [`~trl.RewardTrainer`], with one row a pair: `predictions` of shape `(num_pairs, 2)`, the rewards of chosen
+            and rejected, and `label_ids`, a dictionary with `"group"` and `"user"`, string arrays of shape `(num_pairs,)`.
         **kwargs:
             All other arguments of [`~trl.RewardTrainer`], `peft_config` among them.
 
@@ -80,12 +90,7 @@ class PAFORewardTrainer(RewardTrainer):
         TrlPafoError: If data, groups and teachers do not fit together; raised before a model is loaded.
     """
 
-    # What the base class leaves open, or types more loosely.
-    args: PAFOConfig  # type: ignore[assignment]
-    model: Any
-    data_collator: Any
-    processing_class: Any
-    _signature_columns: Any
+    args: PAFOConfig
 
     _tag_names = ["trl", "reward-trainer", "pafo"]
     _name = "PAFO"
@@ -118,8 +123,13 @@ class PAFORewardTrainer(RewardTrainer):
         args = PAFOConfig.from_reward_config(args)
         args.check()
         self._teachers = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
+        # A dispatched batch is cut by rows, and would tear the chosen responses from the rejected ones.
+        args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
-        self._distils = args.alpha < 1 and bool(self._teachers or "teacher_margin" in columns)
+        self._distils = args.alpha < 1 and train_dataset is not None and bool(self._teachers or "teacher_margin" in columns)
+        train_groups = _groups_of(train_dataset)
+        eval_datasets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        self.groups: list[str] = sorted(set(self._teachers).union(train_groups, *map(_groups_of, eval_datasets)))
         self._train_is_prepared = False
         self.dropped_pairs: dict[str, Counter[str]] = {}
         """Pairs dropped because they are longer than `max_length`, by dataset and group."""
@@ -133,12 +143,18 @@ class PAFORewardTrainer(RewardTrainer):
                 check_teacher(teacher, processing_class)
 
         _warn_of_a_lost_head(kwargs.get("peft_config", positional[-1] if positional else None))
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional, **kwargs)
-        if data_collator is None and self._distils:
+        given = _NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
+        super().__init__(model, args, data_collator, given, eval_dataset, processing_class, *positional, **kwargs)
+        if train_dataset is None:
+            self.train_dataset = None
+        if data_collator is None:
             base = self.data_collator
             self.data_collator = DataCollatorForGroupPreference(
-                pad_token_id=base.pad_token_id, pad_to_multiple_of=base.pad_to_multiple_of
+                pad_token_id=base.pad_token_id,
+                pad_to_multiple_of=base.pad_to_multiple_of,
+                groups=sorted(train_groups) or self.groups,
             )
+        self._sums = PairSums(getattr(self.data_collator, "groups", ()))
         if self._distils and isinstance(self.train_dataset, Dataset):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
         # Given models would otherwise be kept alive, and be moved and saved by whatever walks over the trainer.
@@ -188,9 +204,13 @@ class PAFORewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         is_train = not self._train_is_prepared  # the base class prepares the training dataset first
         self._train_is_prepared = True
+        if dataset is _NO_PAIRS:
+            return dataset
         columns = get_dataset_column_names(dataset)
         if is_train and isinstance(dataset, Dataset):
             dataset = self._add_counterfactual_rows(dataset, args)
+        elif not is_train and "has_label" in columns:
+            dataset = dataset.filter(lambda row: row["has_label"])  # nothing tells whether a model is right about the others
         if "chosen_ids" not in columns and ("history" in columns or "chat_template_kwargs" in columns):
             # A template that knows no `history` would lose it in silence.
             add_history_template(processing_class)
@@ -270,61 +290,61 @@ class PAFORewardTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        for name in ("teacher_margin", "has_label", "group"):
+        for name in ("teacher_margin", "has_label"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        # The lines from the forward pass to the loss are those of the base class, whose own method gathers four times and waits
+        # for the device six times in every step.
         own = {key: inputs.pop(key) for key in _OWN_KEYS if key in inputs}
-        if not (self._distils and self.model.training):  # evaluation is Bradley-Terry, as in the base class
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if "teacher_margin" not in own:
+        is_training = self.model.training
+        distils = self._distils and is_training  # evaluation is Bradley-Terry, as in the base class
+        if distils and "teacher_margin" not in own:
             raise ConfigError(
                 "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
                 "leave `data_collator` out."
             )
-        _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        rewards = reward_of(outputs)
-        chosen, rejected = torch.chunk(rewards, chunks=2)
-        margin = chosen - rejected
-        parts = pafo_loss(
-            margin,
-            own["teacher_margin"],
-            own["has_label"],
-            alpha=self.args.alpha,
-            distillation_loss=self.args.distillation_loss,
-            temperature=self.args.distillation_temperature,
-            condition=self.args.condition,
-            counterfactual_weight=self.args.counterfactual_weight,
-            offset=inputs.get("margin", 0.0),
-        )
-        loss = parts.loss
+        outputs = model(**inputs, use_cache=False)
+        chosen, rejected = torch.chunk(reward_of(outputs), chunks=2)
+        margin, offset = chosen - rejected, own.get("margin", 0.0)
+        parts = None
+        if distils:
+            parts = pafo_loss(
+                margin,
+                own["teacher_margin"],
+                own["has_label"],
+                alpha=self.args.alpha,
+                distillation_loss=self.args.distillation_loss,
+                temperature=self.args.distillation_temperature,
+                condition=self.args.condition,
+                counterfactual_weight=self.args.counterfactual_weight,
+                offset=offset,
+            )
+            loss = parts.loss
+        else:
+            loss = bradley_terry(margin, offset).mean()
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * torch.mean((chosen + rejected) ** 2)
-        self._log_parts(parts.bradley_terry, parts.distillation, margin, own["has_label"])
+        if is_training:
+            self._sums.add(
+                chosen,
+                rejected,
+                inputs["attention_mask"].sum(),
+                own.get("has_label"),
+                own.get("group_id"),
+                loss_parts=None if parts is None else (parts.bradley_terry, parts.distillation),
+            )
         return (loss, outputs) if return_outputs else loss
 
-    @torch.no_grad()
-    def _log_parts(
-        self, bradley_terry: torch.Tensor, distillation: torch.Tensor, margin: torch.Tensor, has_label: torch.Tensor
-    ) -> None:
-        """Log both parts of the loss, and accuracy and margin over the rows that have a label."""
-        label = has_label.to(margin.dtype)
-        sums = torch.stack([bradley_terry, distillation, label.sum(), (label * (margin > 0)).sum(), (label * margin).sum()])
-        gathered = self.accelerator.gather(sums[None]).float().cpu()
-        metrics = self._metrics["train"]
-        metrics["bradley_terry_loss"].append(gathered[:, 0].mean().item())
-        metrics["distillation_loss"].append(gathered[:, 1].mean().item())
-        labelled = gathered[:, 2].sum().item()
-        for key, column in (("accuracy", 3), ("margin", 4)):
-            # The base class has just logged them over all rows; nobody labelled the counterfactual ones.
-            metrics[key].pop()
-            if labelled:
-                metrics[key].append(gathered[:, column].sum().item() / labelled)
-            elif not metrics[key]:
-                del metrics[key]
+
+def _groups_of(dataset: Any) -> set[str]:
+    """Names of the groups of a dataset that is not a stream."""
+    if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
+        return set()
+    return {str(group) for group in dataset.unique("group")} - {"None", ""}
 
 
 def _warn_of_a_lost_head(peft_config: Any) -> None:

@@ -17,7 +17,7 @@ def draw_pairs(num_users=40, seed=0):
 
 
 def group_accuracies(cells, weights):
-    return group_totals(cells, weights, cells.correct[0]) / group_totals(cells, weights, cells.pairs)
+    return group_totals(cells, weights, cells.sums[0]) / group_totals(cells, weights, cells.pairs)
 
 
 def test_cells_hold_every_user_once():
@@ -25,7 +25,7 @@ def test_cells_hold_every_user_once():
     cells = user_cells(user, group, correct)
     rebuilt = sorted(
         tuple(column)
-        for column, users in zip(np.vstack([cells.group, cells.pairs, cells.correct]).T, cells.users, strict=True)
+        for column, users in zip(np.vstack([cells.group, cells.pairs, cells.sums]).T, cells.users, strict=True)
         for _ in range(users)
     )
     naive = sorted(
@@ -75,7 +75,7 @@ def test_models_are_paired():
 
     def difference(cells, weights):
         totals = group_totals(cells, weights, cells.pairs)
-        return (group_totals(cells, weights, cells.correct[0]) - group_totals(cells, weights, cells.correct[1])) / totals
+        return (group_totals(cells, weights, cells.sums[0]) - group_totals(cells, weights, cells.sums[1])) / totals
 
     assert not bootstrap_users(user, group, same, difference).resamples.any()
     assert bootstrap_users(user, group, correct, difference).resamples.std() > 0
@@ -90,6 +90,32 @@ def test_seed_decides_and_chunks_bound_the_memory(monkeypatch):
     monkeypatch.setattr(bootstrap_module, "_CHUNK_CELLS", 7 * len(cells.users))
     assert [len(w) for w in bootstrap_weights(cells, 30, 0)] == [7, 7, 7, 7, 2]
     assert bootstrap_users(user, group, correct, group_accuracies, num_resamples=30).resamples.shape == (30, 2)
+
+
+def test_many_different_users_are_drawn_one_by_one_from_the_same_distribution(monkeypatch):
+    user, group, correct = draw_pairs()
+    cells = user_cells(user, group, correct)
+    few = np.concatenate(list(bootstrap_weights(cells, 6000, 0)))
+    monkeypatch.setattr(bootstrap_module, "_MANY_CELLS", 0)
+    many = np.concatenate(list(bootstrap_weights(cells, 6000, 0)))
+    assert not np.array_equal(few, many)
+    assert (many[:, cells.group == 1].sum(axis=1) == 10).all()
+    assert many.mean(axis=0) == pytest.approx(cells.users, rel=0.08)
+    share = cells.users / np.where(cells.group == 0, 30, 10)
+    assert many.var(axis=0) == pytest.approx(cells.users * (1 - share), rel=0.15)
+    assert np.cov(many.T) == pytest.approx(np.cov(few.T), abs=0.15)
+
+
+def test_totals_of_groups_match_a_naive_loop():
+    user, group, correct = draw_pairs()
+    cells = user_cells(user, group, correct)
+    weights = next(bootstrap_weights(cells, 4, 0))
+    naive = [[(row * cells.sums[0])[cells.group == g].sum() for g in (0, 1)] for row in weights]
+    assert group_totals(cells, weights, cells.sums[0]) == pytest.approx(np.array(naive))
+    both = group_totals(cells, weights, cells.sums.T)
+    assert both.shape == (4, 2, 2)
+    assert both[..., 0] == pytest.approx(np.array(naive))
+    assert both[..., 1] == pytest.approx(group_totals(cells, weights, cells.sums[1]))
 
 
 def test_subsets_take_each_user_half_the_time():
@@ -114,20 +140,10 @@ def test_many_users_are_few_cells():
     assert high - low == pytest.approx(expected, rel=0.15)
 
 
-def test_percentile_interval_is_numpys():
-    values = np.random.default_rng(0).normal(size=(500, 3))
-    low, high = percentile_interval(values, 0.9)
-    assert low == pytest.approx(np.quantile(values, 0.05, axis=0))
-    assert high == pytest.approx(np.quantile(values, 0.95, axis=0))
-
-
 def test_unusable_input():
     user, group, correct = draw_pairs()
     with pytest.raises(ConfigError, match="`num_resamples` must be at least 1"):
         bootstrap_users(user, group, correct, group_accuracies, num_resamples=0)
-    for confidence in (0.0, 1.0, 95):
-        with pytest.raises(ConfigError, match=r"0\.95 for 95 %"):
-            percentile_interval(np.zeros((3, 1)), confidence)
     with pytest.raises(DataError, match="does not give a value for each of"):
         user_cells(user, group, correct[:, :-1])
     with pytest.raises(DataError, match="names 41 users, but 40 have pairs"):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import atkinson, cvar, generalised_entropy, gini, jain, max_min, std, theil
+from trl_pafo.metrics import atkinson, cvar, entropy_split, generalised_entropy, gini, jain, max_min, std, theil
 
 MEASURES = {
     "gini": gini,
@@ -139,6 +139,100 @@ def test_unusable_benefits_and_weights(measure):
             measure([0.5, 1.0], weights)
 
 
+# How each answers to benefits that are all multiplied: relative measures do not, the others scale with them.
+SCALE_POWER = {"cvar": 1, "std": 1, "max_min": 1}
+# Which way a transfer from a better to a worse user may move it.
+RISES = {"cvar": 1, "jain": 1}
+each_name = pytest.mark.parametrize("name", MEASURES)
+transfers = st.tuples(accuracies.filter(lambda b: len(set(b)) > 1), st.floats(0, 0.5), st.randoms(use_true_random=False))
+
+
+@each_name
+@settings(max_examples=30, deadline=None)
+@given(benefits=accuracies, factor=st.floats(0.01, 100))
+def test_scale(name, benefits, factor):
+    found = MEASURES[name](np.array(benefits) * factor)
+    assert found == pytest.approx(MEASURES[name](benefits) * factor ** SCALE_POWER.get(name, 0), rel=1e-9, abs=1e-9)
+
+
+@each_name
+@settings(max_examples=30, deadline=None)
+@given(benefits=accuracies, random=st.randoms(use_true_random=False))
+def test_names_of_users_do_not_count(name, benefits, random):
+    shuffled = random.sample(benefits, len(benefits))
+    assert MEASURES[name](shuffled) == pytest.approx(MEASURES[name](benefits), abs=1e-12)
+
+
+@each_name
+@settings(max_examples=60, deadline=None)
+@given(drawn=transfers)
+def test_a_transfer_to_a_worse_user_makes_it_fairer(name, drawn):
+    """Pigou and Dalton: a transfer that leaves the worse user at most where the better one was."""
+    benefits, share, random = drawn
+    before = np.array(benefits)
+    poor, rich = random.choice([(i, j) for i in range(len(before)) for j in range(len(before)) if before[i] < before[j]])
+    after = before.copy()
+    after[[poor, rich]] += np.array([1, -1]) * share * (before[rich] - before[poor])
+    change = MEASURES[name](after) - MEASURES[name](before) if np.isfinite(MEASURES[name](before)) else 0.0
+    assert RISES.get(name, -1) * change >= -1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(accuracies, st.floats(0.0, 4.0))
+def test_bounds(benefits, epsilon):
+    n = len(benefits)
+    assert 0 <= gini(benefits) <= 1 - 1 / n + 1e-12
+    assert 1 / n - 1e-12 <= jain(benefits) <= 1
+    assert 0 <= theil(benefits) <= np.log(n) + 1e-12
+    assert 0 <= generalised_entropy(benefits) <= (n - 1) / 2 + 1e-12
+    assert 0 <= atkinson(benefits, epsilon=epsilon) <= 1
+    assert min(benefits) - 1e-12 <= cvar(benefits) <= np.mean(benefits) + 1e-12
+    assert 0 <= std(benefits) <= max_min(benefits) / 2 + 1e-12
+
+
+users_in_groups = st.lists(st.tuples(st.integers(0, 8).map(lambda k: k / 8), st.sampled_from("abc")), min_size=1, max_size=25)
+
+
+@settings(max_examples=120, deadline=None)
+@given(users_in_groups, st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0]))
+def test_entropy_is_the_sum_of_within_and_between(users, alpha):
+    benefits, group = (list(column) for column in zip(*users, strict=True))
+    within, between = entropy_split(benefits, group, alpha=alpha)
+    assert within + between == pytest.approx(generalised_entropy(benefits, alpha=alpha), abs=1e-12)
+    assert within >= 0
+    assert between >= 0
+    means = {g: np.mean([b for b, h in users if h == g]) for g in group}
+    assert between == pytest.approx(generalised_entropy([means[g] for g in group], alpha=alpha), abs=1e-12)
+
+
+def test_split_where_all_lies_on_one_side():
+    assert entropy_split([0.2, 0.8, 0.2, 0.8], list("aabb")) == pytest.approx((theil([0.2, 0.8]), 0.0))
+    assert entropy_split([0.2, 0.8, 0.2, 0.8], list("abab")) == pytest.approx((0.0, theil([0.2, 0.8])))
+    assert entropy_split([0.2, 0.4, 0.9], list("aaa"))[1] == pytest.approx(0.0)
+    assert entropy_split([0.2, 0.4, 0.9], list("abc"))[0] == pytest.approx(0.0)
+    assert entropy_split([0.0, 0.0, 0.0], list("aab")) == (0.0, 0.0)
+
+
+def test_theil_within_weighs_groups_by_their_share_of_the_benefit():
+    benefits, group = np.array([0.1, 0.5, 0.3, 0.9, 0.6]), np.array(list("aabbb"))
+    share = {g: benefits[group == g].sum() / benefits.sum() for g in "ab"}
+    expected = sum(share[g] * theil(benefits[group == g]) for g in "ab")
+    assert entropy_split(benefits, group).within == pytest.approx(expected)
+
+
+def test_split_with_weights_is_that_of_repeated_users():
+    rng = np.random.default_rng(0)
+    benefits, group = rng.choice([0.0, 0.25, 0.5, 1.0], size=12), rng.choice(list("abc"), size=12)
+    weights = rng.integers(0, 3, size=(2, 5, 12))
+    weights[..., np.argmax(benefits)] += 1
+    weights[0, 0, group == "a"] = 0
+    found = entropy_split(benefits, group, weights, alpha=2.0)
+    assert found.within.shape == (2, 5)
+    for index in np.ndindex(2, 5):
+        repeated = entropy_split(np.repeat(benefits, weights[index]), np.repeat(group, weights[index]), alpha=2.0)
+        assert (found.within[index], found.between[index]) == pytest.approx((repeated.within, repeated.between), abs=1e-12)
+
+
 def test_unusable_parameters():
     for share in (0.0, 1.1, np.nan):
         with pytest.raises(ConfigError, match="`share` is a share of the users"):
@@ -148,3 +242,7 @@ def test_unusable_parameters():
             atkinson([0.5], epsilon=epsilon)
     with pytest.raises(ConfigError, match="`alpha` must be finite"):
         generalised_entropy([0.5], alpha=np.nan)
+    with pytest.raises(ConfigError, match="`alpha` must be finite"):
+        entropy_split([0.5], ["a"], alpha=np.inf)
+    with pytest.raises(DataError, match=r"for each of 2 users, got shape \(3,\)"):
+        entropy_split([0.5, 0.1], list("abc"))

@@ -2,9 +2,30 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import cvar, fairness_summary, gini, std
+from trl_pafo.metrics import (
+    atkinson,
+    bootstrap_users,
+    brier,
+    cvar,
+    ece,
+    ece_noise,
+    entropy_split,
+    fairness_difference,
+    fairness_summary,
+    generalised_entropy,
+    gini,
+    group_calibration,
+    jain,
+    max_min,
+    pair_correctness,
+    percentile_interval,
+    std,
+    theil,
+)
+from trl_pafo.metrics.bootstrap import group_totals
 
 RATES = {"a": 0.9, "b": 0.6, "c": 0.75}
 
@@ -17,44 +38,189 @@ def draw(num_users=60, seed=0):
     return correct, [f"u{u}" for u in user], group.tolist()
 
 
+def numbers(summary):
+    """The entries that have an interval."""
+    return {name: entry for name, entry in summary.items() if isinstance(entry, dict)}
+
+
+def everything(seed=0, **options):
+    """A summary with all its parts, and what it was made from."""
+    correct, user, group = draw(seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    margins = (2 * correct - 1) * rng.exponential(size=len(correct))
+    support = {f"u{u}": (u % 6) / 10 if u % 10 else np.nan for u in range(60)}
+    options = {"support": support, "margins": margins, "majority": "a", **options}
+    return fairness_summary(correct, user, group, **options), correct, user, group, margins, support
+
+
 def test_values_match_naive_ones():
-    correct, user, group = draw()
-    summary = fairness_summary(correct, user, group, num_resamples=20)
+    summary, correct, user, group, margins, support = everything(num_resamples=20, atkinson_epsilon=0.3)
     by_group = {g: np.mean([c for c, h in zip(correct, group, strict=True) if h == g]) for g in "abc"}
-    by_user = [np.mean([c for c, v in zip(correct, user, strict=True) if v == u]) for u in sorted(set(user))]
+    users = sorted(set(user))
+    by_user = np.array([np.mean([c for c, v in zip(correct, user, strict=True) if v == u]) for u in users])
+    group_of_user = [dict(zip(user, group, strict=True))[u] for u in users]
+    known = [i for i, u in enumerate(users) if not np.isnan(support[u])]
     expected = {
         "overall": np.mean(correct),
         **{f"accuracy/{g}": accuracy for g, accuracy in by_group.items()},
         "group_min": min(by_group.values()),
+        "group_max": max(by_group.values()),
         "difference": max(by_group.values()) - min(by_group.values()),
+        "ratio": min(by_group.values()) / max(by_group.values()),
+        "user_mean": by_user.mean(),
         "user_worst_decile": cvar(by_user),
-        "user_gini": gini(by_user),
+        "user_max_min": max_min(by_user),
         "user_std": std(by_user),
+        "user_gini": gini(by_user),
+        "user_jain": jain(by_user),
+        "user_atkinson": atkinson(by_user, epsilon=0.3),
+        "user_theil": theil(by_user),
+        "user_entropy": generalised_entropy(by_user),
+        **{f"user_theil_{part}": v for part, v in entropy_split(by_user, group_of_user)._asdict().items()},
+        **{f"user_entropy_{part}": v for part, v in entropy_split(by_user, group_of_user, alpha=2.0)._asdict().items()},
+        "majority": by_group["a"],
+        "minority": np.mean([c for c, g in zip(correct, group, strict=True) if g != "a"]),
+        "support_spearman": stats.spearmanr(by_user[known], [support[users[i]] for i in known]).statistic,
+        "ece": ece(margins),
+        "brier": brier(margins),
+        **{f"ece/{g}": entry["ece"] for g, entry in group_calibration(margins, group).items()},
+        **{f"brier/{g}": entry["brier"] for g, entry in group_calibration(margins, group).items()},
     }
-    measured = {name: entry["value"] for name, entry in summary.items() if isinstance(entry, dict)}
+    measured = {name: entry["value"] for name, entry in numbers(summary).items()}
     assert measured == pytest.approx(expected)
-    assert summary["num_pairs"] == len(correct)
-    assert summary["num_users"] == 60
-    assert {g: summary[f"num_pairs/{g}"] for g in "abc"} == {g: group.count(g) for g in "abc"}
-    assert {g: summary[f"num_users/{g}"] for g in "abc"} == {"a": 30, "b": 20, "c": 10}
+    facts = {name: entry for name, entry in summary.items() if not isinstance(entry, dict)}
+    assert facts.pop("worst_group_share") > 0.5
+    noise = {f"ece_noise/{g}": entry["ece_noise"] for g, entry in group_calibration(margins, group).items()}
+    assert facts == {
+        "num_pairs": len(correct),
+        "num_users": 60,
+        **{f"num_pairs/{g}": group.count(g) for g in "abc"},
+        **{f"num_users/{g}": n for g, n in {"a": 30, "b": 20, "c": 10}.items()},
+        "num_users_without_support": 6,
+        "worst_group": "b",
+        "ece_noise": ece_noise(margins),
+        **noise,
+        "confidence": 0.95,
+        "num_resamples": 20,
+        "method": "percentile",
+        "atkinson_epsilon": 0.3,
+    }
 
 
-def test_every_interval_holds_its_value_and_has_a_width():
-    summary = fairness_summary(*draw())
-    for entry in summary.values():
-        if isinstance(entry, dict):
-            assert set(entry) == {"value", "low", "high"}
-            assert entry["low"] <= entry["value"] <= entry["high"]
-            assert 0 < entry["high"] - entry["low"] < 0.5
+def test_parts_that_are_not_asked_for_are_not_there():
+    plain = fairness_summary(*draw())
+    assert not [name for name in plain if "support" in name or "ece" in name or "brier" in name or "ority" in name]
+    with_all, *_ = everything()
+    assert {name: with_all[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_intervals_hold_their_values(method):
+    summary, *_ = everything(method=method)
+    for name, entry in numbers(summary).items():
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert entry["low"] < entry["high"] or name == "user_max_min"
+    assert summary["method"] == method
+
+
+def test_bca_is_that_of_users_as_samples_of_their_groups():
+    rng = np.random.default_rng(0)
+    right = rng.binomial(97, rng.beta(3, 0.7, size=50))
+    group_of_user = np.repeat(["x", "y"], [35, 15])
+    correct = (np.arange(97) < right[:, None]).astype(float).ravel()
+    user, group = np.repeat(np.arange(50), 97), np.repeat(group_of_user, 97)
+    ours = fairness_summary(correct, user, group, method="bca", num_resamples=15_000)
+    for name in ("accuracy/x", "user_gini"):
+        samples = [right[group_of_user == g] / 97 for g in (("x",) if name == "accuracy/x" else ("x", "y"))]
+        theirs = stats.bootstrap(
+            samples,
+            np.mean if name == "accuracy/x" else lambda *drawn: gini(np.concatenate(drawn)),
+            vectorized=False,
+            n_resamples=4000,
+            method="BCa",
+            rng=np.random.default_rng(1),
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert [ours[name]["low"], ours[name]["high"]] == pytest.approx([*theirs], abs=0.06 * width)
+
+
+def test_worst_group_and_how_sure_that_is():
+    sure = fairness_summary(*draw(num_users=600))
+    assert sure["worst_group"] == "b"
+    assert sure["worst_group_share"] > 0.99
+    user = np.repeat(np.arange(40), 4)
+    even = fairness_summary(np.tile([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], 20), user, np.where(user % 2, "y", "x"))
+    assert even["worst_group"] == "x"  # the first of equals
+    unsure = fairness_summary(np.random.default_rng(0).integers(0, 2, 160), user, np.where(user % 4 < 2, "y", "x"))
+    assert 0.2 < unsure["worst_group_share"] < 0.95
+
+
+def test_support_without_correlation_is_nan_and_the_rest_stands():
+    correct, user, group = draw()
+    summary = fairness_summary(correct, user, group, support=np.full(len(user), 0.5))
+    assert np.isnan(list(summary["support_spearman"].values())).all()
+    assert summary["num_users_without_support"] == 0
+    assert summary["overall"] == fairness_summary(correct, user, group)["overall"]
+
+
+def test_support_interval_covers_a_true_correlation():
+    rng = np.random.default_rng(0)
+    support = rng.random(400)
+    user = np.repeat(np.arange(400), 20)
+    correct = (rng.random(8000) < 0.5 + 0.4 * support[user]).astype(float)
+    entry = fairness_summary(correct, user, user % 2, support=support[user])["support_spearman"]
+    assert 0.3 < entry["low"] < entry["value"] < entry["high"] < 0.9
+    # The width is that of Fisher's transformation, about.
+    assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 * (1 - entry["value"] ** 2) / 20, rel=0.3)
+
+
+def test_differences_are_those_of_two_summaries():
+    ours, correct, user, group, margins, support = everything(num_resamples=10)
+    rng = np.random.default_rng(5)
+    other_margins = margins + rng.normal(size=len(margins))
+    other = pair_correctness(other_margins)
+    options = {"support": support, "majority": "a", "num_resamples": 10}
+    theirs = fairness_summary(other, user, group, margins=other_margins, **options)
+    found = fairness_difference(
+        correct, other, user, group, margins=margins, reference_margins=other_margins, **options, method="bca"
+    )
+    assert set(numbers(found)) == set(numbers(ours))
+    for name, entry in numbers(found).items():
+        assert entry["value"] == pytest.approx(ours[name]["value"] - theirs[name]["value"], abs=1e-12)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    assert found["num_users_without_support"] == 6
+    assert found["method"] == "bca"
+    assert "worst_group" not in found
+
+
+def test_differences_are_paired():
+    correct, user, group = draw(num_users=200)
+    same = fairness_difference(correct, correct, user, group)
+    assert all(set(entry.values()) == {0.0} for entry in numbers(same).values())
+    worse = correct.copy()
+    worse[np.flatnonzero(correct == 1)[::25]] = 0.0
+    paired = fairness_difference(correct, worse, user, group)["overall"]
+    alone = fairness_summary(correct, user, group)["overall"]
+    # What two models share cancels: alone, neither interval would leave out the other's value.
+    assert 0 < paired["low"] < paired["high"]
+    assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
 
 
 def test_interval_of_equal_groups_still_holds_the_difference():
-    # All resampled differences lie at or above 0, the value: without widening, most intervals would leave it out.
+    # The best of four groups lies above the worst in all resamples: without widening, the interval would leave out 0.
     user = np.repeat(np.arange(200), 3)
     correct = np.tile([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], 100)
-    entry = fairness_summary(correct, user, user // 2 % 2)["difference"]
+    group = user // 2 % 4
+    entry = fairness_summary(correct, user, group)["difference"]
     assert entry["value"] == 0
     assert entry["low"] == 0 < entry["high"]
+    resamples = bootstrap_users(
+        user,
+        np.arange(200) // 2 % 4,
+        correct,
+        lambda cells, weights: np.ptp(group_totals(cells, weights, cells.sums[0] / 75), axis=1)[:, None],
+    ).resamples
+    assert percentile_interval(resamples, 0.95)[0][0] > 0
 
 
 def test_overall_interval_covers_the_truth():
@@ -107,3 +273,15 @@ def test_unusable_input():
         fairness_summary([1, 0], ["u", "u"], ["a", "b"])
     with pytest.raises(ConfigError, match="`confidence`"):
         fairness_summary(correct, user, group, confidence=95)
+    with pytest.raises(ConfigError, match="`method` must be one of percentile, bca"):
+        fairness_summary(correct, user, group, method="basic")
+    with pytest.raises(ConfigError, match="`epsilon` must be finite"):
+        fairness_summary(correct, user, group, atkinson_epsilon=-1)
+    with pytest.raises(DataError, match="more than one value of `support`"):
+        fairness_summary(correct, user, group, support=np.arange(len(user)))
+    with pytest.raises(DataError, match="`margins` and `correct` disagree"):
+        fairness_summary(correct, user, group, margins=1 - 2 * correct)
+    with pytest.raises(DataError, match="the reference 1: score both on the same pairs"):
+        fairness_difference(correct, [1.0], user, group)
+    with pytest.raises(DataError, match="Give `margins` and `reference_margins`, or neither"):
+        fairness_difference(correct, correct, user, group, margins=2 * correct - 1)

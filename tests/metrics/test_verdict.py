@@ -163,6 +163,14 @@ def test_level_and_power_in_a_small_simulation():
     assert held >= 0.88
 
 
+def test_no_difference_is_called_an_improvement_in_at_most_5_percent_of_1000_runs():
+    shares, _ = simulate(np.random.default_rng(3), 15, equal_rates, four_pairs, 1000, 499)
+    assert shares.get("improves", 0) <= 0.05
+    # The level is 2.5 % a side for both groups together; never saying anything would be no virtue.
+    assert shares["improves"] >= 0.005
+    assert shares["cannot tell"] >= 0.92
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_users", [15, 30])
 @pytest.mark.parametrize("counts", [four_pairs, uneven_pairs])
@@ -211,6 +219,29 @@ def test_sentence_gives_the_numbers():
     assert sentence.startswith("Cannot tell: more accurate for min")
     assert "perhaps less accurate, but not shown to be, for maj -.010" in sentence
     assert "no loss above .020 measured for maj -.010" in compare(*study(maj=(0, 1), min=(12, 0)), margin=0.02).sentence
+
+
+def test_sentence_says_how_many_users_would_have_told():
+    result = compare(*study(maj=(2, 4), min=(6, 1)))
+    assert result.verdict == "cannot tell"
+    needed, half = result.users_needed, round(result.users_needed / 2)
+    assert result.sentence.endswith(
+        f"over 48 users; were these differences true, it would take {needed} such users (maj {half}, min {half}) to tell with "
+        "80 % power)."
+    )
+    assert needed > 48
+    assert set(result.group_users_needed) == {"maj", "min"}
+    assert "to tell with 90 % power" in compare(*study(maj=(2, 4), min=(6, 1)), power=0.9).sentence
+    told = compare(*study(maj=(1, 0), min=(12, 0)))
+    assert "power" not in told.sentence
+    assert told.users_needed <= 48
+    never = compare(*study(maj=(0, 0), min=(3, 3)))
+    assert never.users_needed is None
+    assert never.group_users_needed == {"maj": None, "min": None}
+    assert never.sentence.endswith("; by what was measured, more such users would not tell either).")
+    lone = compare([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], ["a", "b", "c"], ["x", "x", "y"])
+    assert lone.users_needed is None
+    assert "how many users would tell stays open: one user of a group does not show how they differ" in lone.sentence
 
 
 def test_verdict_is_frozen_and_fits_into_json():

@@ -85,10 +85,22 @@ def check_correct(correct: ArrayLike, name: str = "correct") -> FloatArray:
     return values
 
 
+def check_both(correct: ArrayLike, reference_correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Correctness of a model and of a reference as vectors of one length; [`DataError`] otherwise."""
+    values, reference = check_correct(correct), check_correct(reference_correct, "reference_correct")
+    if len(reference) != len(values):
+        raise DataError(
+            f"The model has {len(values)} pairs and the reference {len(reference)}: score both on the same pairs, "
+            "in the same order."
+        )
+    return values, reference
+
+
 def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[list[str], IntArray]:
     """The distinct labels as sorted strings, and the place of each pair's label among them, of shape `(num_pairs,)`."""
-    found: dict[object, int] = {}
-    codes = np.fromiter((found.setdefault(label, len(found)) for label in labels), dtype=np.int64)
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    found = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    codes = np.fromiter(map(found.__getitem__, labels), dtype=np.int64, count=len(labels))
     if len(codes) != num_pairs:
         raise DataError(f"There are {num_pairs} pairs, but {len(codes)} values of `{name}`; give one a pair.")
     if any(label is None or label != label for label in found):

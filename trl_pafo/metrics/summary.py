@@ -1,17 +1,18 @@
-"""The fairness numbers of one model on one test set, each with its interval."""
+"""The numbers of one model on one test set, or of one model minus another, each with its interval."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import DataError
-from trl_pafo.metrics.accuracy import FloatArray, check_correct, encode_pairs
-from trl_pafo.metrics.bootstrap import UserCells, bootstrap_users, group_totals, percentile_interval
-from trl_pafo.metrics.inequality import cvar, gini, std
-
-WORST_SHARE = 0.1
+from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, check_correct, encode_pairs
+from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
+from trl_pafo.metrics.calibration import ece_noise
+from trl_pafo.metrics.families import Family, accuracy_family, calibration_family, support_family
+from trl_pafo.metrics.intervals import IntervalMethod, bootstrap_interval, check_options
+from trl_pafo.metrics.support import support_of_users
 
 
 def fairness_summary(
@@ -19,10 +20,14 @@ def fairness_summary(
     user: Iterable[object],
     group: Iterable[object],
     *,
+    support: ArrayLike | Mapping[str, float] | None = None,
+    margins: ArrayLike | None = None,
     majority: str | None = None,
+    method: IntervalMethod = "percentile",
     num_resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    atkinson_epsilon: float = 0.5,
 ) -> dict[str, Any]:
     """Accuracy overall and of each group, and how far groups and users lie apart.
 
@@ -33,72 +38,192 @@ def fairness_summary(
             Whose pair it is.
         group (`Iterable`, one a pair):
             The group of that user.
+        support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
+            Support rate of each user, such as those of `trl_pafo.groups`: one value a pair, one a user in the order of
+            the sorted names, or from user to value. NaN where unknown. Adds `support_spearman`.
+        margins (array of shape `(num_pairs,)`, *optional*):
+            The margins from which `correct` was made, as log-odds. Adds calibration.
         majority (`str`, *optional*):
             The group to set against all others. Adds `majority` and `minority`: the accuracies over its pairs and over
             the pairs of all other groups.
+        method (`str`, *optional*, defaults to `"percentile"`):
+            `"percentile"` or `"bca"`, which corrects for bias and skewness and takes about twice as long; better with
+            2,000 resamples.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Resamples of the bootstrap over users, stratified by group.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the resamples.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence of each interval by itself, in (0, 1).
+        atkinson_epsilon (`float`, *optional*, defaults to `0.5`):
+            Aversion to inequality of `user_atkinson`, >= 0 ([`atkinson`]).
 
     Returns:
-        `dict`, ready for JSON. `{"value", "low", "high"}` under each of
+        `dict`. `{"value", "low", "high"}` under each of
 
         - `overall`: accuracy over all pairs; `accuracy/{group}`: over the pairs of a group;
-        - `group_min`: accuracy of the worst group; `difference`: best minus worst group;
-        - `user_worst_decile`: mean accuracy of the worst 10 % of users; `user_gini`, `user_std`: inequality of users;
+        - `group_min`, `group_max`: accuracies of the worst and best group; `difference`: best minus worst; `ratio`: worst
+          over best, NaN where all are 0 (the names are fairlearn's);
+        - `user_mean`: mean accuracy of users, each with the same weight; `user_worst_decile`: that of the worst 10 %;
+          `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil` and `user_entropy` (generalised,
+          alpha 2): how unequal users are ([`gini`] and the others);
+        - `user_theil_within`, `user_theil_between`, `user_entropy_within`, `user_entropy_between`: how much of it lies within
+          groups and between them ([`entropy_split`]);
+        - with `support`, `support_spearman`: rank correlation of users' accuracy with their support, over users whose
+          support is known; NaN where it is undefined;
+        - with `margins`, `ece` and `brier`, `ece/{group}` and `brier/{group}`: calibration, in 10 bins of equal width
+          (`trl_pafo.metrics.calibration` says what it means for pairs);
 
-        and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`, `confidence`,
-        `num_resamples`.
+        `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
+        resamples in which it is the worst; `ece_noise` and `ece_noise/{group}`, the calibration error that chance alone
+        would make; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
+        `num_users_without_support`, `confidence`, `num_resamples`, `method`, `atkinson_epsilon`.
 
-        Intervals are percentile bootstrap intervals, widened where needed to hold their value: `difference` cannot
+        All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
+
+        Intervals come from a bootstrap over users, and are widened where needed to hold their value: `difference` cannot
         fall below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore
-        no evidence for a difference; [`compare`] gives evidence. A group of one user has an interval of no width,
-        which means "unknown", not "certain".
+        no evidence for a difference; [`compare`] gives evidence. The same holds for each measure of inequality and for
+        `ece`. A group of one user has an interval of no width, which means "unknown", not "certain".
 
     Raises:
-        DataError: If columns do not fit, a user is in two groups, or `majority` is no group or the only one.
-        ConfigError: If `confidence` or `num_resamples` cannot be used.
+        DataError: If columns do not fit, a user is in two groups or has two values of support, margins and correctness
+            disagree, or `majority` is no group or the only one.
+        ConfigError: If `confidence`, `method`, `num_resamples` or `atkinson_epsilon` cannot be used.
     """
+    check_options(confidence, method)
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
+    families, facts = _families(pairs, [correct], [margins], support, majority, atkinson_epsilon)
+    summary, resamples = _with_intervals(families, 1, confidence, method, num_resamples, seed)
+    accuracies = [f"accuracy/{name}" for name in pairs.groups]
+    worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
+    worst_in_resample = np.argmin([resamples[name] for name in accuracies], axis=0)
+    summary["worst_group"] = pairs.groups[worst]
+    summary["worst_group_share"] = float((worst_in_resample == worst).mean())
+    if margins is not None:
+        values = np.asarray(margins, dtype=np.float64)
+        summary["ece_noise"] = ece_noise(values)
+        for code, name in enumerate(pairs.groups):
+            summary[f"ece_noise/{name}"] = ece_noise(values[pairs.group_codes == code])
+    return summary | facts | {"confidence": confidence, "num_resamples": num_resamples, "method": method}
+
+
+def fairness_difference(
+    correct: ArrayLike,
+    reference_correct: ArrayLike,
+    user: Iterable[object],
+    group: Iterable[object],
+    *,
+    support: ArrayLike | Mapping[str, float] | None = None,
+    margins: ArrayLike | None = None,
+    reference_margins: ArrayLike | None = None,
+    majority: str | None = None,
+    method: IntervalMethod = "percentile",
+    num_resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    atkinson_epsilon: float = 0.5,
+) -> dict[str, Any]:
+    """Each number of [`fairness_summary`] for a model, minus that for a reference, judged on the same pairs.
+
+    Paired: each resample takes the same users for both, so that what makes a user easy or hard for any model cancels.
+    Each interval stands for itself and is, with few users, too narrow for a claim; whether a model is better for every
+    group is what [`compare`] says.
+
+    Args:
+        correct (array of shape `(num_pairs,)`):
+            Correctness of the model, output of [`pair_correctness`], in [0, 1].
+        reference_correct (array of shape `(num_pairs,)`):
+            Correctness of the reference on the same pairs in the same order.
+        user (`Iterable`, one a pair):
+            Whose pair it is.
+        group (`Iterable`, one a pair):
+            The group of that user.
+        support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
+            As in [`fairness_summary`].
+        margins (array of shape `(num_pairs,)`, *optional*):
+            Margins of the model. Adds calibration; needs `reference_margins`.
+        reference_margins (array of shape `(num_pairs,)`, *optional*):
+            Margins of the reference.
+        majority (`str`, *optional*):
+            As in [`fairness_summary`].
+        method (`str`, *optional*, defaults to `"percentile"`):
+            As in [`fairness_summary`].
+        num_resamples (`int`, *optional*, defaults to `1000`):
+            As in [`fairness_summary`].
+        seed (`int`, *optional*, defaults to `0`):
+            As in [`fairness_summary`].
+        confidence (`float`, *optional*, defaults to `0.95`):
+            As in [`fairness_summary`].
+        atkinson_epsilon (`float`, *optional*, defaults to `0.5`):
+            As in [`fairness_summary`].
+
+    Returns:
+        `dict` with `{"value", "low", "high"}` under each name that has an interval in [`fairness_summary`], and its counts
+        and options. Above 0, the number is larger for the model, which is good for accuracies, `ratio` and `user_jain`
+        and bad for `difference` and the other measures of inequality, `ece` and `brier`.
+
+    Raises:
+        DataError: As in [`fairness_summary`], or if only one of the two has margins, or another number of pairs.
+        ConfigError: As in [`fairness_summary`].
+    """
+    check_options(confidence, method)
+    both = check_both(correct, reference_correct)
+    if (margins is None) != (reference_margins is None):
+        raise DataError("Give `margins` and `reference_margins`, or neither: calibration is compared on both models.")
+    pairs = encode_pairs(user, group, len(both[0]))
+    families, facts = _families(pairs, both, [margins, reference_margins], support, majority, atkinson_epsilon)
+    differences, _ = _with_intervals(families, 2, confidence, method, num_resamples, seed)
+    return differences | facts | {"confidence": confidence, "num_resamples": num_resamples, "method": method}
+
+
+def _families(
+    pairs: EncodedPairs,
+    correct: Sequence[FloatArray],
+    margins: Sequence[ArrayLike | None],
+    support: ArrayLike | Mapping[str, float] | None,
+    majority: str | None,
+    atkinson_epsilon: float,
+) -> tuple[list[Family], dict[str, Any]]:
+    """The families that can be computed, a row of `correct` and `margins` for each model; and the counts."""
     groups = pairs.groups
     if majority is not None and (majority not in groups or len(groups) == 1):
         raise DataError(
             f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct "
             "it, or leave it out."
         )
+    facts: dict[str, Any] = {"num_pairs": len(pairs.user_codes), "num_users": len(pairs.users)}
+    counts = zip(groups, np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True)
+    for name, num_pairs, num_users in counts:
+        facts |= {f"num_pairs/{name}": num_pairs, f"num_users/{name}": num_users}
+    families = [accuracy_family(pairs, correct, majority, atkinson_epsilon)]
+    if support is not None:
+        of_user = support_of_users(support, pairs)
+        facts["num_users_without_support"] = int(np.isnan(of_user).sum())
+        families.append(support_family(pairs, correct, of_user))
+    if margins[0] is not None:
+        families.append(calibration_family(pairs, correct, margins))
+    return families, facts | {"atkinson_epsilon": atkinson_epsilon}
 
-    names = ["overall", *(f"accuracy/{name}" for name in groups), "group_min", "difference"]
-    names += ["user_worst_decile", "user_gini", "user_std"]
-    if majority is not None:
-        names += ["majority", "minority"]
-        in_majority = np.array([name == majority for name in groups])
 
-    def statistics(cells: UserCells, weights: FloatArray) -> FloatArray:
-        right = group_totals(cells, weights, cells.correct[0])
-        total = group_totals(cells, weights, cells.pairs)
-        by_group = right / total
-        by_user = cells.correct[0] / cells.pairs
-        columns = [right.sum(axis=1) / total.sum(axis=1), *by_group.T, by_group.min(axis=1), np.ptp(by_group, axis=1)]
-        columns += [cvar(by_user, weights, WORST_SHARE), gini(by_user, weights), std(by_user, weights)]
-        if majority is not None:
-            columns += [right[:, side].sum(axis=1) / total[:, side].sum(axis=1) for side in (in_majority, ~in_majority)]
-        return np.column_stack(columns)
+def _with_intervals(
+    families: Sequence[Family], num_models: int, confidence: float, method: IntervalMethod, num_resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+    """Each number of a model, or of the first minus the second, with its interval; and its resamples."""
+    entries: dict[str, Any] = {}
+    resamples: dict[str, FloatArray] = {}
+    for family in families:
 
-    value, resamples = bootstrap_users(
-        pairs.user_codes, pairs.group_of_user, correct, statistics, num_resamples=num_resamples, seed=seed
-    )
-    low, high = percentile_interval(resamples, confidence)
-    ends = zip(value.tolist(), np.minimum(low, value).tolist(), np.maximum(high, value).tolist(), strict=True)
-    summary: dict[str, Any] = {name: {"value": v, "low": lo, "high": hi} for name, (v, lo, hi) in zip(names, ends, strict=True)}
-    summary["num_pairs"] = len(correct)
-    summary["num_users"] = len(pairs.users)
-    for name, num_pairs, num_users in zip(
-        groups, np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True
-    ):
-        summary[f"num_pairs/{name}"] = num_pairs
-        summary[f"num_users/{name}"] = num_users
-    return summary | {"confidence": confidence, "num_resamples": num_resamples}
+        def statistics(cells: UserCells, weights: FloatArray, family: Family = family) -> FloatArray:
+            found = family.statistics(cells, weights)
+            return found[:, 0] if num_models == 1 else found[:, 0] - found[:, 1]
+
+        bootstrap = bootstrap_cells(family.cells, statistics, num_resamples, seed)
+        low, high = bootstrap_interval(bootstrap, family.cells, statistics, confidence=confidence, method=method, seed=seed)
+        value = bootstrap.value
+        ends = (value.tolist(), np.minimum(low, value).tolist(), np.maximum(high, value).tolist())
+        for name, v, lo, hi in zip(family.names, *ends, strict=True):
+            entries[name] = {"value": v, "low": lo, "high": hi}
+        resamples |= dict(zip(family.names, bootstrap.resamples.T, strict=True))
+    return entries, resamples

@@ -13,8 +13,8 @@ interval.
 
 The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at
 once. To show anything at 95 % with two groups it takes about 7 users of a group on whom the models differ, all to the
-same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet
-a rare difference may have been missed.
+same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users):
+nothing was seen, yet a rare difference may have been missed.
 
 **The verdict**, in this order:
 
@@ -32,6 +32,10 @@ another seed of their training would give is not in it.
 No method sees whom the sample missed. If one user in ten loses .45, all others gain .05 and 200 pairs each make that
 visible, the mean difference is 0, yet `improves` was said in 15 % of our simulated studies with 15 users a group and in
 7 % with 30: many pairs do not replace users.
+
+**How many users would have told** (`users_needed`): the least number with which the verdict would be another than
+`cannot tell` in 80 % of studies, if what was measured is true. The formulas stand in `trl_pafo.metrics.power`. In
+simulations of ours, studies of so many users, drawn from those that were measured, told in 74 to 90 % of runs.
 """
 
 import math
@@ -42,9 +46,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics.accuracy import FloatArray, check_correct, encode_pairs
-from trl_pafo.metrics.bootstrap import UserCells, check_confidence, group_totals, subset_weights, user_cells
+from trl_pafo.errors import ConfigError
+from trl_pafo.metrics.accuracy import FloatArray, check_both, encode_pairs
+from trl_pafo.metrics.bootstrap import UserCells, group_totals, subset_weights, user_cells
+from trl_pafo.metrics.intervals import check_confidence
+from trl_pafo.metrics.power import group_spread, users_to_show, users_to_tell
+
+_Name = Literal["improves", "degrades", "mixed", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,20 @@ class Verdict:
             simultaneous interval.
         sentence (`str`):
             The same in one sentence.
+        users_needed (`int` or `None`):
+            Least number of users in all, in the measured proportions of groups, with which the verdict would be other
+            than `"cannot tell"` with the stated power, if the measured differences and their spread over users were the
+            true ones. `None` where no number would do.
+        group_users_needed (`dict[str, int | None]`):
+            For each group, the least number of its users with which its interval would leave out 0. `None` where its
+            difference is 0.
     """
 
-    verdict: Literal["improves", "degrades", "mixed", "cannot tell"]
+    verdict: _Name
     differences: dict[str, dict[str, float]]
     sentence: str
+    users_needed: int | None
+    group_users_needed: dict[str, int | None]
 
 
 def compare(
@@ -77,10 +94,12 @@ def compare(
     num_resamples: int = 2000,
     seed: int = 0,
     margin: float = 0.0,
+    power: float = 0.8,
 ) -> Verdict:
     """Whether a model is a Pareto improvement over a reference, both judged on the same pairs. (Ours.)
 
-    Rules and method stand at the top of this module.
+    Rules and method stand at the top of this module; how the least numbers of users are computed, at the top of
+    `trl_pafo.metrics.power`.
 
     Args:
         correct (array of shape `(num_pairs,)`):
@@ -100,28 +119,40 @@ def compare(
         margin (`float`, *optional*, defaults to `0.0`):
             Estimated loss of accuracy that a group may have beside another's gain, in [0, 1). A loss that is *shown* is
             never passed over, however small.
+        power (`float`, *optional*, defaults to `0.8`):
+            Probability with which `users_needed` users would have told, in (0, 1).
 
     Raises:
         DataError: If columns do not fit or a user is in two groups.
         ConfigError: If an option cannot be used, or there are too few resamples for so many groups.
     """
-    correct = check_correct(correct)
-    reference = check_correct(reference_correct, "reference_correct")
-    if len(reference) != len(correct):
-        raise DataError(
-            f"The model has {len(correct)} pairs and the reference {len(reference)}: score both on the same pairs, "
-            "in the same order."
-        )
+    ours, theirs = check_both(correct, reference_correct)
     if not 0 <= margin < 1:
         raise ConfigError(f"`margin` is a loss of accuracy, at least 0 and below 1; got {margin}.")
-    pairs = encode_pairs(user, group, len(correct))
-    cells = user_cells(pairs.user_codes, pairs.group_of_user, correct - reference)
+    if not 0 < power < 1:
+        raise ConfigError(f"`power` must be above 0 and below 1 (0.8 for 80 %), got {power}.")
+    pairs = encode_pairs(user, group, len(ours))
+    cells = user_cells(pairs.user_codes, pairs.group_of_user, ours - theirs)
     value, low, high = _subset_intervals(cells, confidence, num_resamples, seed)
     differences = {
         name: {"value": v, "low": lo, "high": hi}
         for name, v, lo, hi in zip(pairs.groups, value.tolist(), low.tolist(), high.tolist(), strict=True)
     }
-    return _decide(differences, margin, f"simultaneous {100 * confidence:g} % intervals over {len(pairs.users)} users")
+    spread = group_spread(cells)
+    tail = _tail(confidence, len(pairs.groups))
+    group_users_needed = dict(zip(pairs.groups, users_to_show(spread, tail, power), strict=True))
+    users_needed = users_to_tell(spread, tail, power, margin)
+    verdict, found = _decide(differences, margin)
+    basis = f"simultaneous {100 * confidence:g} % intervals over {len(pairs.users)} users"
+    if verdict == "cannot tell":
+        shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=True))
+        basis += f"; {_what_it_takes(users_needed, shares, min(spread.users) > 1, power)}"
+    return Verdict(verdict, differences, f"{found} ({basis}).", users_needed, group_users_needed)
+
+
+def _tail(confidence: float, num_groups: int) -> float:
+    """Share of studies in which the interval of one group may miss the truth on one side."""
+    return (1 - confidence) / (2 * num_groups)
 
 
 def _subset_intervals(
@@ -130,7 +161,7 @@ def _subset_intervals(
     """Difference of each group, and the ends of its simultaneous interval, each of shape `(num_groups,)`."""
     check_confidence(confidence)
     num_groups = len(cells.group_starts)
-    tail = (1 - confidence) / (2 * num_groups)
+    tail = _tail(confidence, num_groups)
     # The place at which the share of studies that miss the truth on this side is at most `tail`, Monte Carlo included.
     place = math.floor(tail * (num_resamples + 1) + 1e-9)
     if place < 1:
@@ -140,7 +171,7 @@ def _subset_intervals(
         )
 
     def totals(weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        return group_totals(cells, weights, cells.correct[0]), group_totals(cells, weights, cells.pairs)
+        return group_totals(cells, weights, cells.sums[0]), group_totals(cells, weights, cells.pairs)
 
     chunks = [totals(weights) for weights in subset_weights(cells, num_resamples, seed)]
     gained, counts = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
@@ -152,13 +183,14 @@ def _subset_intervals(
     return (all_gained / all_counts)[0], low, high
 
 
-def _decide(differences: dict[str, dict[str, float]], margin: float, basis: str) -> Verdict:
+def _decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Name, str]:
+    """The verdict, and the sentence without its basis."""
     gained = [name for name, d in differences.items() if d["low"] > 0]
     lost = [name for name, d in differences.items() if d["high"] < 0]
     rest = [name for name in differences if name not in gained and name not in lost]
     perhaps_lost = [name for name in rest if differences[name]["value"] < -margin]
     same = [name for name in rest if name not in perhaps_lost]
-    verdict: Literal["improves", "degrades", "mixed", "cannot tell"] = "cannot tell"
+    verdict: _Name = "cannot tell"
     if lost:
         verdict = "mixed" if gained else "degrades"
     elif gained and not perhaps_lost:
@@ -178,7 +210,17 @@ def _decide(differences: dict[str, dict[str, float]], margin: float, basis: str)
     start = "Cannot tell" if verdict == "cannot tell" else f"{verdict.capitalize()} on the reference"
     if verdict == "mixed":
         start = "Mixed against the reference"
-    return Verdict(verdict, differences, f"{start}: {'; '.join(parts)} ({basis}).")
+    return verdict, f"{start}: {'; '.join(parts)}"
+
+
+def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bool, power: float) -> str:
+    if not known:
+        return "how many users would tell stays open: one user of a group does not show how they differ"
+    if users_needed is None:
+        return "by what was measured, more such users would not tell either"
+    by_group = ", ".join(f"{name} {users_needed * share:.0f}" for name, share in shares.items())
+    told = f"to tell with {100 * power:g} % power"
+    return f"were these differences true, it would take {users_needed} such users ({by_group}) {told}"
 
 
 def _with_numbers(name: str, difference: dict[str, float]) -> str:

@@ -1,0 +1,275 @@
+"""Metrics of an evaluation and sums of training steps, against plain loops over the pairs."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_pafo.errors import DataError
+from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
+
+# --- the plain loop: also the reference of the trainer's tests
+
+
+def naive_metrics(pairs: list[dict], groups=(), center=None) -> dict[str, float]:
+    """What an evaluation must report on pairs with `chosen`, `rejected` and optional `margin`, `group`, `user`."""
+    losses, correct, rewards = [], [], []
+    for pair in pairs:
+        difference = pair["chosen"] - pair["rejected"]
+        loss = math.log1p(math.exp(-(difference - pair.get("margin", 0.0))))
+        losses.append(loss + (center or 0.0) * (pair["chosen"] + pair["rejected"]) ** 2)
+        correct.append(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0)
+        rewards += [pair["chosen"], pair["rejected"]]
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    metrics = {
+        "loss": mean(losses),
+        "accuracy": mean(correct),
+        "margin": mean([pair["chosen"] - pair["rejected"] for pair in pairs]),
+        "min_reward": min(rewards),
+        "mean_reward": mean(rewards),
+        "max_reward": max(rewards),
+    }
+
+    def by(column):
+        members = {}
+        for pair, right in zip(pairs, correct, strict=True):
+            if pair.get(column):
+                members.setdefault(pair[column], []).append(right)
+        return members
+
+    of_group = by("group")
+    if of_group:
+        for group in {*of_group, *groups}:
+            metrics[f"accuracy/{group}"] = mean(of_group[group]) if group in of_group else math.nan
+            metrics[f"count/{group}"] = len(of_group.get(group, []))
+        accuracies = [mean(values) for values in of_group.values()]
+        metrics["accuracy_group_min"] = min(accuracies)
+        metrics["accuracy_difference"] = max(accuracies) - min(accuracies)
+        metrics["accuracy_ratio"] = min(accuracies) / max(accuracies) if max(accuracies) else math.nan
+    users = sorted(mean(values) for values in by("user").values())
+    if users:
+        center_of_users = mean(users)
+        place = 0.1 * (len(users) - 1)
+        low, high = users[math.floor(place)], users[math.ceil(place)]
+        shares = [value / center_of_users for value in users] if center_of_users else []
+        metrics |= {
+            "user_accuracy_mean": center_of_users,
+            "user_accuracy_min": users[0],
+            "user_accuracy_p10": low + (high - low) * (place - math.floor(place)),
+            "user_accuracy_std": math.sqrt(mean([(value - center_of_users) ** 2 for value in users])),
+            "user_accuracy_gini": mean([abs(a - b) for a in shares for b in shares]) / 2 if shares else 0.0,
+            "user_accuracy_theil": mean([s * math.log(s) if s else 0.0 for s in shares]) if shares else 0.0,
+        }
+    return metrics
+
+
+def naive_pairs(model, rows) -> list[dict]:
+    """Each response of each row scored alone, in float64."""
+    model = copy.deepcopy(model).double().eval()
+
+    def reward(ids):
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits.item()
+
+    return [
+        {
+            **{key: row[key] for key in ("margin", "group", "user") if key in row},
+            "chosen": reward(row["chosen_ids"]),
+            "rejected": reward(row["rejected_ids"]),
+        }
+        for row in rows
+    ]
+
+
+# --- metrics
+
+
+def scored(pairs: list[dict], **more) -> ScoredPairs:
+    return ScoredPairs(
+        np.arange(len(pairs)),
+        np.array([[p["chosen"], p["rejected"]] for p in pairs], dtype=np.float32).reshape(-1, 2),
+        np.array([p.get("margin", 0.0) for p in pairs]),
+        np.array([p.get("group", "") for p in pairs], dtype=np.str_),
+        np.array([p.get("user", "") for p in pairs], dtype=np.str_),
+        **more,
+    )
+
+
+# Halves are exact in float32, and give ties.
+reward = st.integers(-6, 6).map(lambda n: n / 2)
+pair = st.fixed_dictionaries(
+    {
+        "chosen": reward,
+        "rejected": reward,
+        "margin": reward,
+        "group": st.sampled_from(["", "a", "b", "c"]),
+        "user": st.sampled_from(["", *(f"u{i}" for i in range(12))]),
+    }
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs=st.lists(pair, min_size=1, max_size=25), center=st.sampled_from([None, 0.3]))
+def test_metrics_equal_a_plain_loop(pairs, center):
+    metrics = evaluation_metrics(scored(pairs), ["a", "absent"], center)
+    assert metrics == pytest.approx(naive_metrics(pairs, ["a", "absent"], center), abs=1e-12, nan_ok=True)
+    assert all(type(value) is (int if key.startswith("count/") else float) for key, value in metrics.items())
+
+
+def test_an_absent_group_is_nan_with_count_zero_and_is_not_the_worst():
+    metrics = evaluation_metrics(scored([{"chosen": 1.0, "rejected": 0.0, "group": "a"}]), ["a", "b"])
+    assert math.isnan(metrics["accuracy/b"])
+    assert metrics["count/b"] == 0
+    assert metrics["accuracy_group_min"] == 1.0
+    assert metrics["accuracy_difference"] == 0.0
+
+
+def test_sets_without_groups_or_users_have_the_plain_keys_alone():
+    metrics = evaluation_metrics(scored([{"chosen": 1.0, "rejected": 0.0}]), ["a", "b"])
+    assert set(metrics) == {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward"}
+
+
+def test_a_nan_reward_makes_all_but_the_counts_nan():
+    pairs = [{"chosen": math.nan, "rejected": 0.0, "group": "a", "user": "u"}, {"chosen": 1.0, "rejected": 0.0, "group": "b"}]
+    metrics = evaluation_metrics(scored(pairs), ["a", "b", "c"])
+    assert {key: value for key, value in metrics.items() if not math.isnan(value)} == {"count/a": 1, "count/b": 1, "count/c": 0}
+    pairs[0]["chosen"] = 1.0
+    assert set(metrics) == set(evaluation_metrics(scored(pairs), ["a", "b", "c"]))
+
+
+def test_losses_are_finite_where_an_exponential_would_overflow():
+    losses = pair_losses(scored([{"chosen": -2000.0, "rejected": 2000.0}, {"chosen": 2000.0, "rejected": -2000.0}]))
+    assert losses.tolist() == [4000.0, 0.0]
+
+
+# --- each pair once
+
+
+def test_merging_takes_each_pair_once_in_the_order_of_the_dataset():
+    pairs = scored([{"chosen": float(i), "rejected": 0.0, "group": f"g{i}", "user": "long name" * i} for i in range(7)])
+    parts = [pairs.take(np.array(rows, dtype=int)) for rows in ([4, 5, 6], [2, 3], [], [0, 1, 4])]
+    merged = merge_pairs(parts)
+    for got, expected in zip(merged, pairs, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_merging_widens_inputs_and_keeps_predictions():
+    def part(number, width):
+        tokens = np.full((1, 2, width), number)
+        one = scored([{"chosen": 0.0, "rejected": 0.0}], predictions=np.array([number * 10.0]), inputs=tokens)
+        return one._replace(number=np.array([number]))
+
+    merged = merge_pairs([part(1, 3), part(0, 2)])
+    assert merged.predictions.tolist() == [0.0, 10.0]
+    assert merged.inputs.tolist() == [[[0, 0, -100]] * 2, [[1, 1, 1]] * 2]
+
+
+def test_merging_nothing_is_refused():
+    with pytest.raises(DataError, match=r"has no pair\. Give it rows; if it has some, all are longer than `max_length`"):
+        merge_pairs([scored([])])
+
+
+def test_collector_keeps_batches_whatever_their_number_format():
+    collector = PairCollector()
+    collector.add([3, 1], torch.tensor([[1.0, 0.5], [2.0, 0.25]], dtype=torch.bfloat16))
+    assert collector.to_host()[0].rewards.dtype == np.float32
+    collector.add([0], torch.tensor([[3.0, 0.0]]), torch.tensor([0.5]), ["g"], ["u"], torch.ones(1, dtype=torch.bfloat16))
+    assert (collector.num_pairs, collector.num_batches) == (3, 2)
+    first, second = collector.to_host()
+    assert first.offset.tolist() == [0.0, 0.0]
+    assert first.group.tolist() == ["", ""]
+    assert second.offset.tolist() == [0.5]
+    assert second.predictions.tolist() == [1.0]
+    assert merge_pairs([first]).rewards.tolist() == [[2.0, 0.25], [1.0, 0.5]]
+    assert collector.unseen(first).number.tolist() == [3, 1]
+    assert collector.unseen(first._replace(number=np.array([3, 2]))).number.tolist() == [2]
+
+
+# --- training sums
+
+
+def fill(sums: PairSums, rows: list[dict], groups: list[str], parts=None) -> None:
+    sums.add(
+        torch.tensor([row["chosen"] for row in rows]),
+        torch.tensor([row["rejected"] for row in rows]),
+        torch.tensor(10 * len(rows)),
+        torch.tensor([row["label"] for row in rows]),
+        torch.tensor([groups.index(row["group"]) if row["group"] in groups else -1 for row in rows]),
+        parts,
+    )
+
+
+labelled_row = st.fixed_dictionaries(
+    {"chosen": reward, "rejected": reward, "label": st.booleans(), "group": st.sampled_from(["a", "b", "other"])}
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches=st.lists(st.lists(labelled_row, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_sums_of_steps_equal_a_plain_loop(batches):
+    groups = ["b", "a", "never"]
+    sums = PairSums(groups)
+    assert not sums
+    for number, rows in enumerate(batches):
+        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0)))
+    assert sums
+    rows = [row for batch in batches for row in batch]
+    assert sums.num_tokens() == 10 * len(rows)
+    num_tokens, metrics = sums.reduce(lambda vector: vector)
+    assert num_tokens == 10 * len(rows)
+    assert not sums
+
+    def mean(values):
+        return sum(values) / len(values) if values else math.nan
+
+    labelled = [row for row in rows if row["label"]]
+    right = [1.0 if r["chosen"] > r["rejected"] else 0.5 if r["chosen"] == r["rejected"] else 0.0 for r in labelled]
+    rewards = [row[side] for row in rows for side in ("chosen", "rejected")]
+    expected = {
+        "min_reward": min(rewards),
+        "mean_reward": mean(rewards),
+        "max_reward": max(rewards),
+        "accuracy": mean(right),
+        "margin": mean([row["chosen"] - row["rejected"] for row in labelled]),
+        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(rows),
+        "distillation_loss": 1.0,
+    }
+    for group in groups:
+        expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labelled, strict=True) if row["group"] == group])
+    assert metrics == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_sums_of_processes_are_added_and_extremes_compared():
+    groups = ["a"]
+    one, two = PairSums(groups), PairSums(groups)
+    fill(one, [{"chosen": 3.0, "rejected": 1.0, "label": True, "group": "a"}], groups)
+    fill(two, [{"chosen": -5.0, "rejected": 2.0, "label": True, "group": "a"}] * 3, groups)
+    other: list[torch.Tensor] = []
+    two.reduce(lambda vector: (other.append(vector), vector)[1])
+    num_tokens, metrics = one.reduce(lambda vector: torch.cat([vector, *other]))
+    assert num_tokens == 40
+    assert metrics == {
+        "min_reward": -5.0,
+        "mean_reward": (4 - 9) / 8,
+        "max_reward": 3.0,
+        "accuracy": 0.25,
+        "margin": (2 - 21) / 4,
+        "accuracy/a": 0.25,
+    }
+
+
+def test_sums_without_labels_and_groups_take_every_row():
+    sums = PairSums()
+    sums.add(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]), torch.tensor(7))
+    assert sums.reduce(lambda vector: vector)[1]["accuracy"] == 0.75
+
+
+def test_tokens_are_counted_beyond_what_float32_holds():
+    sums = PairSums()
+    for tokens in (2**24, 1):
+        sums.add(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor(tokens))
+    assert sums.reduce(lambda vector: vector)[0] == 2**24 + 1
