@@ -18,7 +18,7 @@ from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
-from trl_pafo.teacher_choice import Choice
+from trl_pafo.teacher_choice import TeacherGain
 
 DATA = {
     "train_users": 10,
@@ -132,29 +132,30 @@ def test_a_foreign_folder_is_refused_and_left_alone(run, tmp_path):
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
-def judged(choices: dict[str, bool]):
+def judged(better: dict[str, bool]):
     """In place of the scoring of held-out pairs: a fixed answer a group."""
 
-    def choose(teachers, shared, held_out, min_standard_errors, **scoring):
+    def judge(teachers, shared, held_out, min_standard_errors, **scoring):
         assert min_standard_errors == 1.64
+        assert Path(shared).name == "personalized_bt"
         assert len(held_out)
-        return [Choice(group, choices[group], 0.1, 0.05, 8, 4) for group in teachers]
+        return [TeacherGain(group, better[group], 0.1, 0.05, 8, 4) for group in teachers]
 
-    return choose
+    return judge
 
 
 def test_without_a_better_teacher_the_shared_model_is_kept(run, trained, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": False}))
+    monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": False}))
     results = run(validation_share=0.3)()
     assert "PAFO" not in trained
     weights = [(tmp_path / f"run/models/{m}/model.safetensors").read_bytes() for m in ("pafo", "personalized_bt")]
     assert weights[0] == weights[1]
     assert results["verdicts"]["pafo"]["differences"]["minority"]["value"] == 0
     assert results["verdicts"]["pafo"]["verdict"] == "cannot tell"
-    assert "stands in" in (tmp_path / "run/results/results.md").read_text()
+    assert "not shown to be better than the shared model" in (tmp_path / "run/results/results.md").read_text()
 
 
-def test_the_shared_model_stands_in_for_one_teacher(run, monkeypatch, tmp_path):
+def test_one_better_teacher_is_enough_to_distil_all(run, trained, monkeypatch):
     taken = {}
     original = stages.PAFORewardTrainer.__init__
 
@@ -162,15 +163,15 @@ def test_the_shared_model_stands_in_for_one_teacher(run, monkeypatch, tmp_path):
         taken.update({group: Path(folder).name for group, folder in teachers.items()})
         original(self, *args, teachers=teachers, **kwargs)
 
-    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": True}))
+    monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": True}))
     monkeypatch.setattr(stages.PAFORewardTrainer, "__init__", spy)
     results = run(validation_share=0.3)()
-    assert taken == {"majority": "personalized_bt", "minority": "minority"}
-    assert [choice["own"] for choice in results["teacher_choice"]] == [False, True]
+    assert taken == {"majority": "majority", "minority": "minority"}
+    assert [teacher["better"] for teacher in results["teachers"]] == [False, True]
 
 
-def test_another_choice_of_teachers_trains_another_student(run, trained, monkeypatch):
-    monkeypatch.setattr(stages, "choose_teachers", judged({"majority": False, "minority": True}))
+def test_a_student_that_was_not_distilled_is_refused_where_it_is_to_be(run, trained, monkeypatch):
+    monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": False}))
     run(validation_share=0.3)()
     trained.clear()
     with pytest.raises(RunFolderError, match="'pafo' of another run"):

@@ -1,14 +1,15 @@
-"""A teacher is distilled if it beats the shared model on held-out pairs of its group."""
+"""Distilling is worth it if a teacher beats the shared model on held-out pairs of its group."""
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from trl_pafo import teacher_choice
-from trl_pafo.teacher_choice import choose_teachers, gain_over_users
+from trl_pafo.teacher_choice import TeacherGain, gain_over_users, judge_teachers, worth_distilling
 
 
 def test_gain_and_its_error_equal_a_naive_loop():
@@ -66,23 +67,32 @@ def scored(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("teacher", "own"), [("better", True), ("same", False), ("worse", False)])
-def test_only_a_better_teacher_is_taken(scored, teacher, own):
-    (choice,) = choose_teachers({"g": teacher}, "shared", scored, 1.0)
-    assert choice.own is own
-    assert (choice.num_pairs, choice.num_users) == (8, 4)
-    assert ("stands in" in str(choice)) is not own
+@pytest.mark.parametrize(("teacher", "better"), [("better", True), ("same", False), ("worse", False)])
+def test_only_a_better_teacher_is_called_better(scored, teacher, better):
+    (gain,) = judge_teachers({"g": teacher}, "shared", scored, 1.0)
+    assert gain.better is better
+    assert (gain.num_pairs, gain.num_users) == (8, 4)
+    assert ("not shown to be better" in str(gain)) is not better
+    assert worth_distilling([gain]) is better
 
 
 def test_a_higher_bar_refuses_what_a_lower_one_takes(scored):
-    (choice,) = choose_teachers({"g": "better"}, "shared", scored, 1.0)
-    bar = choice.gain / choice.standard_error
-    assert not choose_teachers({"g": "better"}, "shared", scored, bar + 0.01)[0].own
-    assert choose_teachers({"g": "worse"}, "shared", scored, -math.inf)[0].own is False  # a loss is never taken
+    (gain,) = judge_teachers({"g": "better"}, "shared", scored, 1.0)
+    bar = gain.gain / gain.standard_error
+    assert not judge_teachers({"g": "better"}, "shared", scored, bar + 0.01)[0].better
+    assert not judge_teachers({"g": "worse"}, "shared", scored, -math.inf)[0].better  # a loss is never better
 
 
-def test_a_group_that_cannot_be_judged_keeps_its_teacher(scored):
-    choices = choose_teachers({"g": "same", "h": "same"}, "shared", scored, 1.0)
-    assert [choice.own for choice in choices] == [False, True]
-    assert "too few to tell" in str(choices[1])
-    assert json.loads(json.dumps(choices[1].as_dict()))["gain"] is None
+def test_one_better_teacher_is_enough(scored):
+    other = scored.map(lambda row: {"group": "h", "user": "h" + row["user"]})
+    gains = judge_teachers({"g": "better", "h": "worse"}, "shared", concatenate_datasets([scored, other]), 1.0)
+    assert [gain.better for gain in gains] == [True, False]
+    assert worth_distilling(gains)
+
+
+def test_a_group_that_cannot_be_judged_counts_as_better(scored):
+    gains = judge_teachers({"g": "same", "h": "same"}, "shared", scored, 1.0)
+    assert [gain.better for gain in gains] == [False, None]
+    assert "cannot be judged" in str(gains[1])
+    assert worth_distilling(gains)
+    assert TeacherGain(**json.loads(json.dumps(asdict(gains[1])))) == gains[1]

@@ -114,9 +114,9 @@ class RunArguments(DataArguments):
         teacher_min_steps (`int`, *optional*, defaults to `0`):
             At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
         teacher_min_gain (`float`, *optional*, defaults to `1.64`):
-            A teacher is distilled if its accuracy on held-out pairs of its group is above the personalised Bradley-Terry model's
-            by at least this many standard errors (1.64: a one-sided test at 5 %); else that model stands in for it. `-inf` takes
-            every teacher, as does a `validation_share` of 0.
+            Teachers are distilled if one at least is better than the personalised Bradley-Terry model: more accurate on held-out
+            pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, that model is
+            the result. `-inf` distils in any case, as does a `validation_share` of 0.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Bootstrap resamples over users.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -132,7 +132,7 @@ class RunArguments(DataArguments):
     teacher_start: str = _option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = _option(0, "At least this many optimiser steps a teacher.")
     teacher_min_gain: float = _option(
-        1.64, "Standard errors by which a teacher must beat the shared model; -inf takes every one."
+        1.64, "Standard errors by which a teacher must beat the shared model, or nothing is distilled."
     )
     num_resamples: int = _option(1000, "Bootstrap resamples over users.")
     overwrite: bool = _option(False, "Replace results in output_dir that were made with other options.")

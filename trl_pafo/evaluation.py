@@ -22,6 +22,7 @@ from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
 from trl_pafo.scoring import local_folder
 from trl_pafo.sources.reading import open_dataset
+from trl_pafo.teacher_choice import TeacherGain
 
 
 def majority_and_minority(train: Dataset) -> tuple[str, str]:
@@ -39,7 +40,7 @@ def evaluate_run(
     run: RunArguments,
     args: PAFOConfig,
     seconds: Mapping[str, float],
-    teacher_choice: Sequence[Mapping[str, Any]] = (),
+    teacher_gains: Sequence[TeacherGain] = (),
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
     majority, minority = majority_and_minority(train)
@@ -68,7 +69,7 @@ def evaluate_run(
         "reference": run.reference,
         "methods": summaries,
         "verdicts": verdicts,
-        "teacher_choice": list(teacher_choice),
+        "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
         "seconds": dict(seconds),
         "data": run.data_inputs(),
     }
@@ -112,10 +113,10 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """One line a method: the Pareto verdict against the reference. And what each group was distilled from."""
+    """One line a method: the Pareto verdict against the reference. And one a teacher: whether it is better than the shared model."""
     reference = TITLES.get(results["reference"], results["reference"])
     lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
-    return "\n".join(lines + [f"Distilled for {choice['sentence']}." for choice in results.get("teacher_choice", [])])
+    return "\n".join(lines + [f"{teacher['sentence']}." for teacher in results.get("teachers", [])])
 
 
 def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trl_pafo.models import WHEEL_MODELS, load_tokenizer, materialise_model
 from trl_pafo.preparation import fit_lengths, load_prepared, prepare
 from trl_pafo.progress import PairProgress
 from trl_pafo.runs import RunFolder, write_text
-from trl_pafo.teacher_choice import choose_teachers
+from trl_pafo.teacher_choice import TeacherGain, judge_teachers, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
 
@@ -103,6 +104,7 @@ class Run:
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
+        self._shared = str(self.folder / "models/personalized_bt")
 
     def __call__(self) -> dict[str, Any]:
         """Do all stages that are not done; return the results."""
@@ -120,7 +122,7 @@ class Run:
             for teacher in given.values():
                 check_teacher(teacher, self.tokenizer)
         models: dict[str, Any] = {}
-        choices: list[dict[str, Any]] = []
+        gains: list[TeacherGain] = []
         for method in ("bradley_terry", "personalized_bt"):
             if method in self.run.methods:
                 models[method] = self._baseline(method, data["train"])
@@ -130,10 +132,9 @@ class Run:
                 models["oracle"] = teachers
                 self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
             students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
-            if students:
-                teachers, choices = self._choose_teachers(teachers, data)
+            gains = self._judge_teachers(teachers, data) if students else []
             for method in students:
-                models[method] = self._student(method, data["train"], teachers)
+                models[method] = self._student(method, data["train"], teachers, not gains or worth_distilling(gains))
         models = {method: models[method] for method in self.run.methods}
         inputs: dict[str, Any] = {
             "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
@@ -144,9 +145,7 @@ class Run:
             "evaluate",
             inputs,
             "results",
-            lambda out: evaluate_run(
-                out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), choices
-            ),
+            lambda out: evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains),
             derived=True,
         )
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
@@ -228,17 +227,17 @@ class Run:
         folders = {}
         for group in self.groups:
             output = _teacher_output(group)
-            start = self.folder / "models/personalized_bt" if self.run.teacher_start == "warm" else None
+            start = self._shared if self.run.teacher_start == "warm" else None
             inputs = self._inputs(group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps)
 
-            def work(out: Path, group: str = group, start: Path | None = start) -> None:
+            def work(out: Path, group: str = group, start: str | None = start) -> None:
                 rows = train.filter(lambda row: row["group"] == group)
                 changes = {}
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
                     steps = math.ceil(self._steps_per_epoch(len(rows)) * self.args.num_train_epochs)
                     changes["max_steps"] = max(steps, self.run.teacher_min_steps)
                 set_seed(self.args.seed)
-                trainer = self._reward_trainer(out, rows, str(start) if start else None, **changes)
+                trainer = self._reward_trainer(out, rows, start, **changes)
                 self._train(trainer, out, f"Teacher of {group}")
 
             self._digests[f"teacher:{group}"] = self.folder.stage(f"teacher:{group}", inputs, output, work)
@@ -247,50 +246,46 @@ class Run:
 
     def _identities(self, teachers: dict[str, str]) -> dict[str, str | None]:
         """What decides each teacher's answers: how it was trained here, or the weights that were given."""
-        known = {str(self.folder / _teacher_output(g)): f"teacher:{g}" for g in teachers}
-        known[str(self.folder / "models/personalized_bt")] = "personalized_bt"
-        return {g: self._digests.get(known.get(path, "")) or Teacher(g, path).identity() for g, path in teachers.items()}
+        return {g: self._digests.get(f"teacher:{g}") or Teacher(g, path).identity() for g, path in teachers.items()}
 
-    def _choose_teachers(self, teachers: dict[str, str], data: DatasetDict) -> tuple[dict[str, str], list[dict[str, Any]]]:
-        """The teachers, the shared model in place of those that do not beat it on held-out pairs, and why."""
+    def _judge_teachers(self, teachers: dict[str, str], data: DatasetDict) -> list[TeacherGain]:
+        """What each teacher gains over the shared model on held-out pairs; nothing where teachers are not to be judged."""
         if not (self.run.judges_teachers and "validation" in data):
-            return teachers, []
-        shared = str(self.folder / "models/personalized_bt")
-        gain = self.run.teacher_min_gain
+            return []
         scoring = {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
+        minimum = self.run.teacher_min_gain
 
         def work(out: Path) -> None:
-            choices = choose_teachers(teachers, shared, data["validation"], gain, **scoring)
-            write_text(out, json.dumps([choice.as_dict() for choice in choices], indent=2) + "\n")
+            gains = judge_teachers(teachers, self._shared, data["validation"], minimum, **scoring)
+            write_text(out, json.dumps([asdict(gain) for gain in gains], indent=2) + "\n")
 
         inputs = {
             "teachers": self._identities(teachers),
             "shared": self._digests["personalized_bt"],
             "data": self._digests["data"],
-            "teacher_min_gain": gain,
+            "teacher_min_gain": minimum,
         }
-        self.folder.stage("teacher_choice", inputs, "teacher_choice.json", work, derived=True)
-        choices = json.loads((self.folder / "teacher_choice.json").read_text(encoding="utf-8"))
-        for choice in choices:
-            print(f"    {choice['sentence']}", flush=True)
-        return {choice["group"]: teachers[choice["group"]] if choice["own"] else shared for choice in choices}, choices
+        self.folder.stage("judge_teachers", inputs, "teacher_gains.json", work, derived=True)
+        rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
+        gains = [TeacherGain(**row) for row in rows]
+        for gain in gains:
+            print(f"    {gain}", flush=True)
+        return gains
 
     def _steps_per_epoch(self, num_rows: int) -> float:
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return num_rows / batch
 
-    def _student(self, method: str, train: Dataset, teachers: dict[str, str]) -> str:
+    def _student(self, method: str, train: Dataset, teachers: dict[str, str], distil: bool) -> str:
         output = f"models/{method}"
         changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
         options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
         identities = self._identities(teachers)
 
-        shared = self.folder / "models/personalized_bt"
-
         def work(out: Path) -> None:
-            if set(teachers.values()) == {str(shared)}:
-                print("    No group's own teacher is better than the shared model: nothing to distil, the shared model is kept.")
-                shutil.copytree(shared, out)
+            if not distil:
+                print("    No teacher is better than the shared model: nothing to distil, the shared model is kept.", flush=True)
+                shutil.copytree(self._shared, out)
                 return
             trainer = PAFORewardTrainer(
                 model=self.base,
@@ -308,6 +303,8 @@ class Run:
             self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **options)
+        if not distil:
+            inputs["instead"] = self._digests["personalized_bt"]
         self._digests[method] = self.folder.stage(method, inputs, output, work)
         return str(self.folder / output)
 

@@ -1,14 +1,18 @@
-"""Which model a group is distilled from: a teacher of its own, if that beats the shared model on held-out pairs. (Ours.)
+"""Whether there is anything to distil: does a teacher beat the shared model on held-out pairs of its group? (Ours.)
 
 A teacher learns from its group's pairs alone. Where the groups do not want different things, it is the shared model with
-less data, and distilling it does harm: it teaches the student the noise of a small sample. So each teacher must first beat the
-shared (personalised Bradley-Terry) model on pairs of its group that neither was trained on. Where it does not, the shared model
-stands in for it. Where none does, there is nothing to distil, and the shared model is the answer.
+less data, and distilling it does harm: it teaches the student the noise of a small sample. So the teachers must first show
+that one of them at least is better for its group than the shared (personalised Bradley-Terry) model, on pairs that neither was
+trained on. Where none is, there is nothing to distil, and the shared model is the answer.
+
+Where one is, all are distilled. The student learns to read the history from the contrast of the teachers: with the shared model
+in the place of the majority's teacher, which is less sure than the minority's, it leaned to the minority everywhere
+(docs/results.md has the figures).
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,40 +23,41 @@ from trl_pafo.rewards import pair_rewards
 
 
 @dataclass(frozen=True)
-class Choice:
+class TeacherGain:
     """
-    Whether a group gets a teacher of its own.
+    What a group's own teacher gains over the shared model.
 
     Attributes:
         group (`str`):
             The group.
-        own (`bool`):
-            Whether its own teacher is distilled; else the shared model.
-        gain (`float`):
-            Accuracy of its own teacher minus the shared model's on held-out pairs of the group, in [-1, 1]; NaN without pairs.
-        standard_error (`float`):
-            Standard error of the gain over users; NaN with fewer than two users.
+        better (`bool` or `None`):
+            Whether it is shown to be better; `None` where there are too few held-out pairs to judge.
+        gain (`float` or `None`):
+            Its accuracy minus the shared model's on held-out pairs of the group, in [-1, 1]; `None` without pairs.
+        standard_error (`float` or `None`):
+            Standard error of the gain over users; `None` with fewer than two users.
         num_pairs, num_users (`int`):
             Held-out pairs of the group, and whose they are.
     """
 
     group: str
-    own: bool
-    gain: float
-    standard_error: float
+    better: bool | None
+    gain: float | None
+    standard_error: float | None
     num_pairs: int
     num_users: int
 
     def __str__(self) -> str:
         seen = f"on {self.num_pairs} held-out pairs of {self.num_users} users"
-        if math.isnan(self.standard_error):
-            return f"{self.group}: its own teacher, unjudged ({seen} are too few to tell)"
-        whose = "its own teacher" if self.own else "the shared model stands in, as its own teacher is not shown to be better"
-        return f"{self.group}: {whose} (accuracy {self.gain:+.3f} ± {self.standard_error:.3f} {seen})"
+        if self.better is None:
+            return f"Teacher of {self.group}: {seen} cannot be judged, and counts as better than the shared model"
+        shown = "better" if self.better else "not shown to be better"
+        return f"Teacher of {self.group}: {shown} than the shared model ({self.gain:+.3f} ± {self.standard_error:.3f} {seen})"
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON values, with the same in a sentence."""
-        return {name: None if value != value else value for name, value in asdict(self).items()} | {"sentence": str(self)}
+
+def worth_distilling(gains: Sequence[TeacherGain]) -> bool:
+    """Whether a teacher is better for its group than the shared model, or may be and cannot be judged."""
+    return any(gain.better is not False for gain in gains)
 
 
 def gain_over_users(correct: np.ndarray, reference_correct: np.ndarray, user: Any) -> tuple[float, float]:
@@ -81,9 +86,9 @@ def gain_over_users(correct: np.ndarray, reference_correct: np.ndarray, user: An
     return gain, float(np.sqrt((residual**2).sum() * users / (users - 1)) / len(difference))
 
 
-def choose_teachers(
+def judge_teachers(
     teachers: Mapping[str, str], shared: str, held_out: Dataset, min_standard_errors: float, **scoring: Any
-) -> list[Choice]:
+) -> list[TeacherGain]:
     """Judge each group's teacher against the shared model on held-out pairs of its group.
 
     Args:
@@ -97,19 +102,17 @@ def choose_teachers(
             A teacher is better if its gain is above 0 and at least so many standard errors.
         **scoring:
             Options of [`~trl_pafo.rewards.pair_rewards`].
-
-    Returns:
-        `list[Choice]`: One a group. A group with held-out pairs of fewer than two users cannot be judged and keeps its teacher.
     """
     group = np.asarray(held_out["group"])
-    choices = []
+    gains = []
     for name, folder in teachers.items():
         rows = held_out.select(np.flatnonzero(group == name))
         gain = error = math.nan
         if len(rows):
             desc = f"Held-out pairs, {name}"
-            mine, ours = (pair_correctness(np.subtract(*pair_rewards(f, rows, desc=desc, **scoring))) for f in (folder, shared))
-            gain, error = gain_over_users(mine, ours, rows["user"])
-        own = math.isnan(error) or (gain > 0 and gain >= min_standard_errors * error)
-        choices.append(Choice(name, own, gain, error, len(rows), len(set(rows["user"]))))
-    return choices
+            own, common = (pair_correctness(np.subtract(*pair_rewards(f, rows, desc=desc, **scoring))) for f in (folder, shared))
+            gain, error = gain_over_users(own, common, rows["user"])
+        better = None if math.isnan(error) else gain > 0 and gain >= min_standard_errors * error
+        known = [None if math.isnan(number) else number for number in (gain, error)]
+        gains.append(TeacherGain(name, better, known[0], known[1], len(rows), len(set(rows["user"]))))
+    return gains

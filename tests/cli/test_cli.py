@@ -45,7 +45,7 @@ def test_version_and_unknown_command(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == f"trl-pafo {__version__}"
     assert main(["dance"]) == 2
-    assert "choose one of quickstart, prepare" in capsys.readouterr().err
+    assert f"choose one of {', '.join(COMMANDS)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
