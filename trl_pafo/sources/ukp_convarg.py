@@ -59,7 +59,7 @@ def load_ukp_convarg(
         ConfigError: If a share leaves one side empty.
         DataError: If a file is missing, or a row of it cannot be used.
     """
-    rows = _read_pairs(Path(path))
+    rows = read_pairs(Path(path))
     rng = random.Random(seed)
     rng.shuffle(rows)
     prompts = sorted({row["prompt"] for row in rows})
@@ -85,7 +85,8 @@ def load_ukp_convarg(
     return add_support_groups(splits, support, minority_quantile, minority_threshold)
 
 
-def _read_pairs(folder: Path) -> list[dict[str, str]]:
+def read_pairs(folder: Path) -> list[dict[str, str]]:
+    """One row a vote: `prompt`, `chosen`, `rejected`, `user`."""
     prompt_of: dict[str, str] = {}
     text_by_id: dict[str, str] = {}
     for place, record in read_records(_file(folder, ARGUMENTS)):

@@ -1,0 +1,105 @@
+"""Headroom on populations of which the truth is known."""
+
+import numpy as np
+import pytest
+
+from trl_pafo.audit.headroom import PairFeatures, _history_weights, probe_headroom
+from trl_pafo.errors import ConfigError, DataError
+
+
+def population(tastes, users=(50, 20), pairs_a_user=5, num_prompts=60, seed=0, noise=0.0):
+    """Users of two groups, each with its weights `tastes[group]`; the history is the user's other pairs."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"{group}{number}", group, prompt)
+        for group, count in zip("ab", users, strict=True)
+        for number in range(count)
+        for prompt in rng.choice(num_prompts, pairs_a_user, replace=False)
+    ]
+    differences = rng.normal(size=(len(rows), len(tastes["a"])))
+    likes = np.sign([difference @ tastes[group] for difference, (_, group, _) in zip(differences, rows, strict=True)])
+    differences *= (likes * np.where(rng.random(len(rows)) < noise, -1, 1))[:, None]
+    user = [name for name, _, _ in rows]
+    past = [[j for j in range(len(rows)) if user[j] == user[i] and j != i] for i in range(len(rows))]
+    return PairFeatures(differences, np.array([p for _, _, p in rows]), past, user, [g for _, g, _ in rows])
+
+
+RNG = np.random.default_rng(5)
+ONE, OTHER = RNG.normal(size=12), RNG.normal(size=12)
+
+
+def test_headroom_is_found_where_groups_differ_and_the_history_is_too_short_to_tell():
+    found = probe_headroom(population({"a": ONE, "b": OTHER - ONE}, users=(50, 30)), num_history=1, folds=2, repeats=1)
+    minority = found["groups"]["b"]
+    assert minority["gain"]["low"] > 0.05
+    assert minority["teacher"] > minority["shared"] + 0.1
+    assert minority["gain"]["value"] == pytest.approx(minority["teacher"] - minority["shared"])
+    assert minority["gain_of_each_repeat"] == pytest.approx([minority["gain"]["value"]])
+
+
+def test_no_headroom_where_groups_are_alike():
+    found = probe_headroom(population({"a": ONE, "b": ONE}), num_history=3, folds=2, repeats=1)
+    for group in found["groups"].values():
+        assert group["gain"]["low"] <= 0
+        assert group["gain"]["value"] < 0.03
+    assert found["groups"]["b"]["shared"] > 0.8
+
+
+def test_no_headroom_where_the_history_says_it_all():
+    """Opposite tastes in few dimensions: without a history hopeless for the minority, with one as good as a teacher."""
+    taste = np.array([1.0, 0.5])
+    pairs = population({"a": taste, "b": -taste}, users=(40, 20), pairs_a_user=6)
+    with_history = probe_headroom(pairs, num_history=5, folds=2, repeats=1)["groups"]["b"]
+    assert with_history["no_history"] < 0.3
+    assert with_history["shared"] > 0.85
+    assert with_history["gain"]["value"] < 0.1
+    without = probe_headroom(pairs, num_history=0, folds=2, repeats=1)["groups"]["b"]
+    assert without["shared"] < 0.3
+    assert without["gain"]["low"] > 0.5
+
+
+@pytest.mark.parametrize("known_by", ["prompt", "user"])
+def test_held_out_users_and_prompts_are_not_seen(known_by):
+    """A label drawn for each prompt (or user), and features that name it: whoever has seen it knows, nobody else can."""
+    rng = np.random.default_rng(0)
+    pairs = population({"a": ONE, "b": OTHER}, users=(50, 20), pairs_a_user=4)
+    code = pairs.prompt if known_by == "prompt" else np.unique(pairs.user, return_inverse=True)[1]
+    number = code.max() + 1
+    differences = (rng.normal(size=(number, 80)) * rng.choice([-1, 1], size=number)[:, None])[code]
+    named = PairFeatures(differences, pairs.prompt, pairs.past, pairs.user, pairs.group)
+    found = probe_headroom(named, num_history=0, folds=2, repeats=1)
+    for probe, correct in found["correct"].items():
+        assert correct.mean() < 0.7, probe
+
+
+def test_a_fitted_row_shows_no_held_out_prompt_and_a_judged_one_its_newest():
+    judged, allowed = np.array([False, True, False]), np.array([True, False, True, True])
+    weights = _history_weights([[1, 3, 2], [1, 3, 2], [1]], 2, judged, allowed).toarray()
+    assert weights.tolist() == [[0, 0, 0.5, 0.5], [0, 0.5, 0, 0.5], [0, 0, 0, 0]]
+
+
+def test_the_result_is_the_same_every_time_and_differs_with_the_seed():
+    pairs = population({"a": ONE, "b": OTHER}, users=(12, 6))
+    how = {"num_history": 1, "folds": 2, "repeats": 1}
+    first, again, other = (probe_headroom(pairs, seed=seed, **how) for seed in (0, 0, 1))
+    assert first["groups"] == again["groups"]
+    assert first["groups"] != other["groups"]
+
+
+def test_entries_that_only_serve_as_history():
+    pairs = population({"a": ONE[:2], "b": -ONE[:2]}, users=(20, 10))
+    extra = np.vstack([pairs.differences, ONE[:2] * 5, -ONE[:2] * 5])
+    past = [[len(pairs.past) + (group == "b")] for group in pairs.group]
+    told = PairFeatures(extra, np.r_[pairs.prompt, 98, 99], past, pairs.user, pairs.group)
+    found = probe_headroom(told, num_history=1, folds=2, repeats=1)["groups"]["b"]
+    assert found["shared"] > 0.85 > 0.4 > found["no_history"]
+
+
+def test_folds_are_lowered_for_small_groups_and_bad_input_is_refused():
+    pairs = population({"a": ONE, "b": OTHER}, users=(12, 2))
+    assert probe_headroom(pairs, folds=4, repeats=1)["folds"] == 2
+    with pytest.raises(DataError, match=r"'b': 1.*merge the groups b"):
+        probe_headroom(population({"a": ONE, "b": OTHER}, users=(12, 1)))
+    for options in ({"folds": 1}, {"repeats": 0}, {"num_history": -1}):
+        with pytest.raises(ConfigError, match="`folds` must be at least 2"):
+            probe_headroom(pairs, **options)

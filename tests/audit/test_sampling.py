@@ -1,0 +1,84 @@
+"""Features of texts, the sample of users, and who may show which past pair."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pairs, make_tokenizer
+from transformers import AutoModel
+
+from trl_pafo.audit.features import embed_texts
+from trl_pafo.audit.sampling import MAX_PAIRS_A_USER, pair_features, sample_rows
+from trl_pafo.errors import ConfigError
+
+TEXTS = ["the cat", "a dog can sing in the rain", "the cat", "please kindly sir", "red"]
+
+
+def test_features_do_not_depend_on_the_batch_and_equal_texts_are_equal(base_model):
+    features = embed_texts(TEXTS, base_model, batch_size=4)
+    assert features.shape == (5, 4 * 16 + 1)
+    assert features[0] == pytest.approx(features[2])
+    assert features == pytest.approx(embed_texts(TEXTS, base_model, batch_size=1), abs=1e-5)
+
+
+def test_features_are_standardised_means_over_the_tokens_of_each_layer(encoder):
+    features = embed_texts(TEXTS, encoder)
+    tokenizer, model = make_tokenizer("encoder"), AutoModel.from_pretrained(encoder).eval()
+    different = [TEXTS[i] for i in (0, 1, 3, 4)]
+    means = []
+    for text in different:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            states = model(ids, output_hidden_states=True).hidden_states
+        means.append(torch.cat([states[layer].mean(1)[0] for layer in (0, 1, 1, 2)]).double().numpy())
+    expected = (np.array(means) - np.mean(means, axis=0)) / np.std(means, axis=0)
+    for depth in range(4):
+        block = expected[:, 16 * depth : 16 * depth + 16]
+        block /= np.sqrt((block**2).sum(axis=1).mean())
+        assert features[[0, 1, 3, 4], 16 * depth : 16 * depth + 16] == pytest.approx(block, abs=1e-3)
+    lengths = np.log([len(tokenizer(text)["input_ids"]) for text in different])
+    assert np.corrcoef(features[[0, 1, 3, 4], -1], lengths)[0, 1] == pytest.approx(1)
+
+
+def test_an_unknown_model_is_an_error():
+    with pytest.raises(ConfigError, match="nowhere/x"):
+        embed_texts(["a"], "nowhere/x")
+
+
+def test_the_sample_keeps_whole_users_and_the_shares_of_groups():
+    rows = make_pairs(num_users=50, pairs_per_user=6, num_minority=10, history=0)
+    sample = sample_rows(rows, 120, seed=0)
+    assert 108 <= len(sample) <= 120
+    users = sample["user"][:]
+    assert all(users.count(user) == 6 for user in set(users))
+    assert sample["group"][:].count("minority") == 24
+    assert sample["user"][:] == sample_rows(rows, 120, seed=0)["user"][:] != sample_rows(rows, 120, seed=1)["user"][:]
+    assert sample_rows(rows, 1000, seed=0)["user"][:] == rows["user"][:]
+
+
+def test_nobody_fills_the_sample_alone():
+    rows = make_pairs(num_users=4, pairs_per_user=50, num_minority=2, history=0)
+    sample = sample_rows(rows, 10_000, seed=0)
+    assert len(sample) == 4 * MAX_PAIRS_A_USER
+    assert len(set(sample_rows(rows, 50, seed=0)["user"])) == 4  # two of each group at least
+
+
+def test_the_past_are_the_users_other_pairs_newest_first(encoder):
+    rows = make_pairs(num_users=2, pairs_per_user=4, num_minority=1, history=0)
+    rows = rows.map(lambda row, i: {"prompt": "the same" if i in (1, 2) else row["prompt"]}, with_indices=True)
+    features = pair_features(rows, encoder)
+    assert list(features.past[3]) == [2, 1, 0]
+    assert list(features.past[0]) == [3, 2, 1]
+    assert list(features.past[2]) == [0, 3]  # not the pair with its own prompt
+    assert all(entry >= 4 for entry in features.past[5])
+    both = embed_texts([*rows["chosen"], *rows["rejected"]], encoder)
+    assert features.differences == pytest.approx(both[:8] - both[8:])
+
+
+def test_a_given_history_is_the_past(encoder):
+    rows = make_pairs(num_users=3, pairs_per_user=2, num_minority=1, history=2)
+    features = pair_features(rows, encoder)
+    assert len(features.differences) == 6 + 12
+    assert features.past[0] == [6, 7]
+    own = rows[0]["history"][1] | {"prompt": rows[0]["prompt"]}
+    leaking = rows.map(lambda row, i: {"history": [own, *row["history"]] if i == 0 else row["history"]}, with_indices=True)
+    assert len(pair_features(leaking, encoder).past[0]) == 2

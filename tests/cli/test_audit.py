@@ -1,0 +1,101 @@
+"""`trl-pafo audit` as a user types it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import make_pairs
+
+from trl_pafo.cli import main
+
+QUICK = ["--folds", "2", "--repeats", "1", "--num_resamples", "100", "--num_history", "1"]
+STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25", "--pairs_per_user", "3"]
+
+
+def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
+    out = tmp_path / "audit"
+    flags = ["audit", *STYLES, *QUICK, "--embedding_model", encoder, "--output_dir", str(out), "--max_length", "40"]
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((out / "audit.json").read_text())
+    assert result["verdict"] in printed
+    assert (result["counts"]["users"], result["counts"]["pairs"]) == (24, 96)
+    assert result["counts"]["groups"]["minority"]["users"] == 6
+    assert result["noise"]["known"] == 1
+    assert set(result["headroom"]["groups"]) == {"majority", "minority"}
+    assert result["accuracy"]["judge"] == "shared probe, cross-validated"
+    assert sum(group["dropped"] for group in result["length"]["groups"].values()) > 0
+    assert {path.name for path in out.glob("*.png")} == {"support.png", "accuracy_by_support.png", "headroom.png"}
+    assert main(flags) == 0  # an earlier audit is replaced
+    (out / "mine.txt").write_text("keep")
+    assert main(flags) == 1
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
+    pairs = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
+    file = tmp_path / "pairs.jsonl"
+    pairs.to_json(file)
+    flags = ["audit", "--source", "files", "--data_path", str(file), "--model", base_model, "--headroom", "false", *QUICK]
+    assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
+    result = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert result["headroom"] is None
+    assert result["accuracy"]["judge"] == f"model {base_model}, on test pairs"
+    assert result["length"]["tokenizer"] == base_model
+    assert "cannot be estimated" in result["noise"]["reason"]
+    assert "not known" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "audit").glob("*.png")} == {"support.png", "accuracy_by_support.png"}
+
+    # The accuracies are those that `evaluate` gives the same model on the same pairs.
+    prepared = tmp_path / "prepared"
+    source = ["--source", "files", "--data_path", str(file)]
+    assert (
+        main(["prepare", *source, "--model_name_or_path", base_model, "--num_history", "1", "--output_dir", str(prepared)]) == 0
+    )
+    evaluated = tmp_path / "evaluated"
+    evaluate = ["evaluate", "--model_name_or_path", base_model, "--dataset_name", str(prepared), "--num_history", "1"]
+    assert main([*evaluate, "--output_dir", str(evaluated), "--num_resamples", "100"]) == 0
+    expected = json.loads((evaluated / "results.json").read_text())["methods"]["model"]
+    assert result["accuracy"]["overall"]["value"] == pytest.approx(expected["overall"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--folds", "1"], "`folds` must be at least 2"),
+        (["--min_gain", "0"], "`min_gain` is a gain"),
+        (["--max_length", "0"], "`max_length` must be at least 1"),
+        (["--source", "nonsense"], "Unknown source 'nonsense'"),
+        (["--source", "dsp"], "give its path with --data_path"),
+        (["--model", "nowhere/x"], "nowhere/x"),
+        (["--embedding_model", "nowhere/x"], "nowhere/x"),
+        (["--history_fields", "colour"], "`history_fields` must be some of"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys):
+    assert main(["audit", *STYLES, "--embedding_model", encoder, *flags]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("trl-pafo audit: ")
+    assert match in error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TRL_PAFO_UKP" not in os.environ, reason="TRL_PAFO_UKP does not name the folder of the UKPConvArg1 data")
+def test_ukp_is_noise_not_taste(tmp_path):
+    flags = ["--source", "ukp_convarg", "--data_path", os.environ["TRL_PAFO_UKP"], "--repeats", "1"]
+    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
+    result = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert result["verdict"].startswith("Nothing to distil")
+    assert 0.73 < result["noise"]["leave_one_out"]["value"] < 0.76
+    assert result["noise"]["taste_or_noise"]["shared_taste"]["low"] < 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name the file of the DSP data")
+def test_dsp_has_headroom_for_the_minority(tmp_path):
+    flags = ["--source", "dsp", "--data_path", os.environ["TRL_PAFO_DSP"], "--max_words", "45", "--num_history", "1"]
+    assert main(["audit", *flags, "--repeats", "1", "--output_dir", str(tmp_path / "audit")]) == 0
+    result = json.loads(Path(tmp_path / "audit/audit.json").read_text())
+    assert result["verdict"].startswith("PAFO can help")
+    assert result["headroom"]["groups"]["minority"]["gain"]["low"] > 0.2

@@ -1,0 +1,98 @@
+"""From rows of a source to what the probes see: a sample of users, their features, and who may show which past pair."""
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_pafo.audit.features import embed_texts
+from trl_pafo.audit.headroom import PairFeatures
+from trl_pafo.history import content_key, content_text
+
+logger = logging.getLogger(__name__)
+
+MAX_PAIRS_A_USER = 30
+
+
+def sample_rows(rows: Dataset, max_pairs: int, seed: int) -> Dataset:
+    """All pairs of some users, at most 30 of each, the groups in their proportions, at most about `max_pairs`.
+
+    Rows of a user keep their order, and the users theirs. At least two users of each group are taken, where there are two.
+    """
+    rng = np.random.default_rng(seed)
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, user in enumerate(rows["user"][:]):
+        rows_of[user].append(row)
+    group_of = dict(zip(rows["user"][:], rows["group"][:], strict=True))
+    kept = {
+        user: sorted(rng.choice(own, MAX_PAIRS_A_USER, replace=False).tolist()) if len(own) > MAX_PAIRS_A_USER else own
+        for user, own in rows_of.items()
+    }
+    total = sum(map(len, kept.values()))
+    share = min(1.0, max_pairs / total)
+    taken: set[str] = set()
+    for group in sorted(set(group_of.values())):
+        members = [user for user in kept if group_of[user] == group]
+        rng.shuffle(members)
+        budget = share * sum(len(kept[user]) for user in members)
+        used = 0
+        for number, user in enumerate(members):
+            if number >= 2 and used + len(kept[user]) > budget:
+                break
+            taken.add(user)
+            used += len(kept[user])
+    sample = rows.select([row for user in kept if user in taken for row in kept[user]])
+    if len(sample) < len(rows):
+        logger.info("The probes take %d of %d pairs (%d of %d users).", len(sample), len(rows), len(taken), len(kept))
+    return sample
+
+
+def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, desc: str | None = None) -> PairFeatures:
+    """Features of pairs and of what their histories may show.
+
+    Without a `history` column, the past of a pair are the user's other pairs on other prompts: the earlier ones, newest first,
+    then the later ones.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, and `history` where the data brings one.
+        embedding_model (`str`):
+            As in [`~trl_pafo.audit.features.embed_texts`].
+        batch_size, desc:
+            As in [`~trl_pafo.audit.features.embed_texts`].
+    """
+    entries: list[dict[str, Any]] = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
+    keys = [content_key(entry["prompt"]) for entry in entries]
+    past: list[list[int]] = []
+    if "history" in rows.column_names:
+        places: dict[tuple[str, ...], int] = {}
+        for row, history in enumerate(rows["history"][:]):
+            shown = []
+            for entry in history or []:
+                key = tuple(content_key(entry[name]) for name in ("prompt", "chosen", "rejected"))
+                if key not in places:
+                    places[key] = len(entries)
+                    entries.append(entry)
+                    keys.append(key[0])
+                if key[0] != keys[row]:
+                    shown.append(places[key])
+            past.append(shown)
+    else:
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, user in enumerate(rows["user"][:]):
+            rows_of[user].append(row)
+        past = [[] for _ in entries]
+        for own in rows_of.values():
+            for place, row in enumerate(own):
+                past[row] = [other for other in own[:place][::-1] + own[place + 1 :][::-1] if keys[other] != keys[row]]
+    texts = [content_text(entry[side]) for side in ("chosen", "rejected") for entry in entries]
+    features = embed_texts(texts, embedding_model, batch_size=batch_size, desc=desc)
+    return PairFeatures(
+        differences=features[: len(entries)] - features[len(entries) :],
+        prompt=np.unique(keys, return_inverse=True)[1].astype(np.int64),
+        past=past,
+        user=rows["user"][:],
+        group=rows["group"][:],
+    )
