@@ -22,6 +22,7 @@ from trl_pafo.history import HistoryCutter, without_history
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer, materialise_model
 from trl_pafo.preparation import fit_lengths, load_prepared, prepare
 from trl_pafo.progress import PairProgress
+from trl_pafo.report.page import write_report
 from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
@@ -107,9 +108,11 @@ class Run:
         self._shared = str(self.folder / "models/personalized_bt")
 
     def __call__(self) -> dict[str, Any]:
-        """Do all stages that are not done; return the results."""
+        """Do all stages that are not done, write `report.html`; return the results."""
         with self.folder.locked():
-            return self._do_stages()
+            results = self._do_stages()
+            write_report([self.folder.path])
+            return results
 
     def _do_stages(self) -> dict[str, Any]:
         self._prepare()

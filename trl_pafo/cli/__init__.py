@@ -11,10 +11,12 @@ from trl_pafo.errors import TrlPafoError
 
 COMMANDS = {
     "quickstart": "the whole of PAFO on the shipped corpus, in minutes on a laptop",
+    "audit": "before any PAFO: users, groups, noise, bias of a dataset, and whether teachers of their own would gain",
     "prepare": "groups, histories and splits: write training and test pairs that any RewardTrainer reads",
     "reward": "train a reward model: the flags of `trl reward`, and PAFO's",
     "run": "all stages: prepare, baselines, teachers, margins, the unified model, evaluation",
     "evaluate": "group and user fairness of a saved reward model on test pairs",
+    "report": "the results of a run as one HTML file with pictures, or several runs compared",
     "score": "JSONL of pairs or responses (with histories) in, raw rewards out",
 }
 

@@ -28,3 +28,4 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     print("\n" + plain_table(named, results["majority"], results["minority"]))
     print("\n" + verdict_lines(results))
     print(f"\nPicture: {run.folder / 'results/majority_minority.png'}\nTable:   {run.folder / 'results/results.md'}")
+    print(f"Report:  {run.folder / 'report.html'}")

@@ -1,42 +1,33 @@
-"""Pictures of results. No pyplot: figures are objects, so that nothing global changes and threads do not meet."""
+"""The picture of majority against minority accuracy."""
 
 import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.report.style import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, new_figure, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as
-# well, for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _SIZE_INCHES = (8.0, 6.6)
 _DPI = 150  # 1,200 pixels wide
 _SMALLEST_SPAN = 0.15
-_TEXT = "#333333"
 
 
 def plot_majority_minority(
     points: list[dict[str, Any]], path: str | os.PathLike[str], *, reference: str | None, title: str | None = None
 ) -> None:
-    """Accuracy on the majority against accuracy on the minority, one point a method, as a PNG 1,200 pixels wide.
-
-    On the dashed diagonal both groups are served alike. In the shaded field, up and to the right of the reference,
-    neither accuracy is lower than the reference's: as a point, that is; whether it is shown says
-    [`~trl_pafo.metrics.compare`].
+    """Write [`draw_majority_minority`] as a PNG 1,200 pixels wide.
 
     Args:
         points (`list[dict]`):
-            One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`,
-            as accuracies in [0, 1].
+            One a method, see there.
         path (`str` or `os.PathLike`):
             The file. It is written aside and renamed, so that no reader ever sees half of it.
         reference (`str`, *optional*):
@@ -48,36 +39,78 @@ def plot_majority_minority(
         DataError: If there is no point, a name appears twice, or a number is missing or outside [0, 1].
         ConfigError: If `reference` is none of the methods.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    write_png(draw_majority_minority(points, reference=reference, title=title), path)
 
+
+def draw_majority_minority(
+    points: list[dict[str, Any]],
+    *,
+    reference: str | None,
+    title: str | None = None,
+    size: tuple[float, float] = _SIZE_INCHES,
+    dpi: float = _DPI,
+    arrows: Sequence[tuple[str, str]] = (),
+    legend: Mapping[str, int] | None = None,
+) -> "Figure":
+    """Accuracy on the majority against accuracy on the minority, one point a method.
+
+    On the dashed diagonal both groups are served alike. In the shaded field, up and to the right of the reference,
+    neither accuracy is lower than the reference's: as a point, that is; whether it is shown says
+    [`~trl_pafo.metrics.compare`].
+
+    Args:
+        points (`list[dict]`):
+            One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`,
+            as accuracies in [0, 1]. Optional: `label`, the text at the point (its name), and `series`, the number of its
+            colour and marker (its place).
+        reference (`str`, *optional*):
+            Name of the method whose Pareto region is shaded; `None` for no region.
+        title (`str`, *optional*):
+            Title above the plot.
+        size (`tuple[float, float]`, *optional*, defaults to `(8.0, 6.6)`):
+            Width and height in inches. Below 6 inches the type is smaller, for a column of a page.
+        dpi (`float`, *optional*, defaults to `150`):
+            Pixels an inch.
+        arrows (`Sequence[tuple[str, str]]`, *optional*):
+            Names of points to join, from the first to the second.
+        legend (`Mapping[str, int]`, *optional*):
+            Texts below the plot and the `series` that they explain.
+
+    Raises:
+        DataError: If there is no point, a name appears twice, or a number is missing or outside [0, 1].
+        ConfigError: If `reference` is none of the methods.
+    """
     _check(points, reference)
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    font = 11 if size[0] >= 6 else 9
+    figure = new_figure(*size, dpi=dpi)
     axes = figure.add_subplot()
-    _draw_frame(axes, points, title)
-    caption = "Bars: intervals over users. Dashed: equal accuracy. Each axis has its own scale."
-    for point in points:
-        if point["name"] == reference:
-            corner = (point["majority"]["value"], point["minority"]["value"])
-            axes.fill_between([corner[0], 1], corner[1], 1, color="#009E73", alpha=0.10, linewidth=0, zorder=0)
-            caption += f"\nShaded: neither group below {reference}."
+    _draw_frame(axes, points, title, font)
+    sentences = ["Bars: intervals over users.", "Dashed: equal accuracy.", "Each axis has its own scale."]
+    at = {point["name"]: (point["majority"]["value"], point["minority"]["value"]) for point in points}
+    if reference is not None:
+        x, y = at[reference]
+        axes.fill_between([x, 1], y, 1, color=COLOURS[2], alpha=0.10, linewidth=0, zorder=0)
+        sentences.append(f"Shaded: neither group below {reference}.")
+    for start, end in arrows:
+        style = {"arrowstyle": "->", "color": MUTED, "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
+        axes.annotate("", at[end], at[start], arrowprops=style, zorder=2).set_in_layout(False)
     # Later points lie above earlier ones: what would be hidden is drawn larger, and shows as a rim.
     above = [sum(_apart(axes, point, later) < 0.01 for later in points[i:]) for i, point in enumerate(points, start=1)]
-    sizes = [9 + 5 * min(number, 3) for number in above]
+    sizes = [9 * font / 11 + 5 * min(number, 3) for number in above]
     for i, point in enumerate(points):
-        _draw_point(axes, point, _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], sizes[i])
-    figure.supxlabel(caption, fontsize=9, color="#666666", parse_math=False)
+        series = point.get("series", i)
+        _draw_point(axes, point, COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)], sizes[i])
+    for text, series in (legend or {}).items():
+        colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
+        axes.plot([], [], linestyle="none", color=colour, marker=marker, markersize=6, label=text)
+    if legend:
+        figure.legend(loc="outside upper center", ncols=2, fontsize=font, frameon=False, labelcolor=TEXT)
+    if size[0] >= 6:  # a page has its own captions
+        caption = " ".join(sentences[:3]) + "".join(f"\n{sentence}" for sentence in sentences[3:])
+        figure.supxlabel(caption, fontsize=9, color=MUTED, parse_math=False)
     figure.draw_without_rendering()  # Settles the layout, without which no label has a place.
-    _place_labels(axes, points, sizes)
-
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        canvas.print_png(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    _place_labels(axes, points, sizes, font)
+    return figure
 
 
 def _check(points: list[dict[str, Any]], reference: str | None) -> None:
@@ -108,19 +141,19 @@ def _limits(accuracies: list[dict[str, float]]) -> tuple[float, float]:
     return low - over, high - over
 
 
-def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None) -> None:
+def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None, font: float) -> None:
     # Each axis has its own scale: majorities lie close together, and whether they lose is half the question.
     axes.set_xlim(_limits([p["majority"] for p in points]))
     axes.set_ylim(_limits([p["minority"] for p in points]))
-    axes.set_xlabel("Accuracy, majority", fontsize=12, color=_TEXT)
-    axes.set_ylabel("Accuracy, minority", fontsize=12, color=_TEXT)
+    axes.set_xlabel("Accuracy, majority", fontsize=font + 1, color=TEXT)
+    axes.set_ylabel("Accuracy, minority", fontsize=font + 1, color=TEXT)
     if title is not None:
-        axes.set_title(title, fontsize=13, color=_TEXT, parse_math=False)
-    axes.grid(color="#E5E5E5", linewidth=0.8)
+        axes.set_title(title, fontsize=font + 2, color=TEXT, parse_math=False)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=_TEXT)
+    axes.tick_params(labelsize=font - 1, colors=TEXT)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.plot([0, 1], [0, 1], linestyle=(0, (5, 4)), color="#888888", linewidth=1.2, zorder=1)
+    axes.plot([0, 1], [0, 1], linestyle=(0, (5, 4)), color=MUTED, linewidth=1.2, zorder=1)
 
 
 def _apart(axes: "Axes", a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -129,7 +162,7 @@ def _apart(axes: "Axes", a: dict[str, Any], b: dict[str, Any]) -> float:
     return math.hypot(*((a[side]["value"] - b[side]["value"]) / (high - low) for side, (low, high) in sides))
 
 
-def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, size: int) -> None:
+def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, size: float) -> None:
     x, y = point["majority"], point["minority"]
     axes.errorbar(
         x["value"],
@@ -139,7 +172,7 @@ def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, s
         color=colour,
         marker=marker,
         markersize=size,
-        markeredgecolor="white",
+        markeredgecolor=PAPER,
         markeredgewidth=0.8,
         linewidth=1.3,
         capsize=3,
@@ -147,12 +180,14 @@ def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, s
     )
 
 
-def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[int]) -> None:
+def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[float], font: float) -> None:
     """Write each name at its point, at the nearest place that hides neither a point, a bar nor another name."""
     from matplotlib.path import Path as Line
     from matplotlib.transforms import Bbox
 
-    pixels = _DPI / 72  # A point of type in pixels. Boxes are left, bottom, right, top in pixels.
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    pixels = figure.dpi / 72  # A point of type in pixels. Boxes are left, bottom, right, top in pixels.
     to_pixels = axes.transData.transform
     diagonal = Line(to_pixels([(0, 0), (1, 1)]))
     frame = np.array([axes.bbox.padded(-3 * pixels).extents])
@@ -168,17 +203,17 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[int]) 
     for point in points:
         at = (point["majority"]["value"], point["minority"]["value"])
         label = axes.annotate(
-            point["name"],
+            point.get("label", point["name"]),
             at,
             xytext=(0, 0),
             textcoords="offset points",
             horizontalalignment="left",
             verticalalignment="bottom",
-            fontsize=11,
-            color=_TEXT,
+            fontsize=font,
+            color=TEXT,
             zorder=5,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.9, "shrinkB": 6},
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.9, "shrinkB": 6},
         )
         label.set_in_layout(False)
         extent = label.get_window_extent()

@@ -1,0 +1,124 @@
+"""Folders as a run leaves them, with made-up rewards: for tests of what reads them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from trl_pafo.arguments import DataArguments
+from trl_pafo.metrics import compare, fairness_summary, pair_correctness
+
+SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "oracle": (1.1, 1.4)}
+LOG = [
+    {"step": 5, "loss": 0.69, "accuracy": 0.4, "bradley_terry_loss": 0.3, "distillation_loss": 0.7},
+    {"step": 10, "loss": 0.5, "accuracy": 0.8, "bradley_terry_loss": 0.2, "distillation_loss": 0.6},
+    {"step": 10, "train_loss": 0.6},
+]
+
+
+def make_rows(groups=("majority", "minority"), users=(12, 5), pairs_per_user=4, text="plain"):
+    """Test pairs as `prepare` writes them; every text holds `text`."""
+    rows = []
+    for g, (group, number) in enumerate(zip(groups, users, strict=True)):
+        for u in range(number):
+            for p in range(pairs_per_user):
+                name = f"{group}-{u}"
+                past = {side: f"{side} of the past of {name} {p} {text}" for side in ("prompt", "chosen", "rejected")}
+                rows.append(
+                    {
+                        "prompt": [{"role": "user", "content": f"question {p} of {name} {text}"}],
+                        "chosen": [{"role": "assistant", "content": f"liked {p} {text}"}],
+                        "rejected": [{"role": "assistant", "content": f"disliked {p} {text}"}],
+                        "user": name,
+                        "group": group,
+                        "support_rate": (0.8, 0.2, 0.1, 0.05)[g],
+                        "chat_template_kwargs": {"history": [{"chosen": past["chosen"]}]},
+                        "history": [past],
+                    }
+                )
+    return rows
+
+
+def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, **data):
+    """A finished run: results, rewards, test pairs, training logs and a manifest, but no models."""
+    rows = make_rows(groups, users, text=text)
+    user, group = [row["user"] for row in rows], [row["group"] for row in rows]
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=len(rows))
+    (folder / "results").mkdir(parents=True)
+    (folder / "data").mkdir()
+    correct, summaries = {}, {}
+    for method in methods:
+        skill = np.array([SKILL[method][g != groups[0]] for g in group])
+        rejected = rng.normal(size=len(rows)).round(3)
+        chosen = (rejected + skill + shared + 0.5 * rng.normal(size=len(rows))).round(3)
+        lines = zip(user, group, chosen.tolist(), rejected.tolist(), strict=True)
+        keys = ("user", "group", "reward_chosen", "reward_rejected")
+        text_lines = [json.dumps(dict(zip(keys, line, strict=True))) for line in lines]
+        (folder / f"results/{method}.jsonl").write_text("\n".join(text_lines) + "\n", encoding="utf-8")
+        correct[method] = pair_correctness(chosen - rejected)
+        summaries[method] = fairness_summary(correct[method], user, group, num_resamples=60)
+        if method != "oracle":
+            write_training(folder / "models" / method)
+    reference = "personalized_bt" if "personalized_bt" in methods else methods[0]
+    verdicts = {}
+    for method in methods:
+        if method != reference:
+            verdict = compare(correct[method], correct[reference], user, group, num_resamples=400)
+            verdicts[method] = {k: getattr(verdict, k) for k in ("verdict", "differences", "sentence")}
+    arguments = DataArguments(**{"source": "styles", **data}).data_inputs()
+    results = {
+        "majority": groups[0],
+        "minority": groups[-1],
+        "reference": reference,
+        "methods": summaries,
+        "verdicts": verdicts,
+        "seconds": {},
+        "data": arguments,
+    }
+    write_json(folder / "results/results.json", results)
+    Dataset.from_list(rows).to_parquet(folder / "data/test.parquet")
+    counts = {"pairs": {g: group.count(g) for g in groups}, "users": dict(zip(groups, users, strict=True))}
+    write_json(folder / "data/summary.json", {"train": counts, "test": counts})
+    stages = {"prepare": {"inputs": {**arguments, "num_history": 1, "tokenizer": "minilm"}, "output": "data", "seconds": 1.0}}
+    for g in groups:
+        output = f"teachers/{groups.index(g)}"
+        write_training(folder / output)
+        stages[f"teacher:{g}"] = {"inputs": {"seed": 42, "start": "warm", "min_steps": 7}, "output": output, "seconds": 3.0}
+    for method in methods:
+        if method != "oracle":
+            inputs = {"seed": 42, "learning_rate": 1e-4, "method": method, "base": "abc", "lora_target_modules": None}
+            inputs |= {"alpha": 0.25} if method == "pafo" else {}
+            stages[method] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
+    inputs = {"reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
+    stages["evaluate"] = {"inputs": inputs, "output": "results", "seconds": 1.0, "finished": "2026-01-02T03:04:05+0000"}
+    write_json(folder / "manifest.json", {"format": "trl-pafo run 1", "stages": stages})
+    return folder
+
+
+def write_training(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "trainer_state.json", {"log_history": LOG})
+
+
+def write_json(path: Path, value) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_inspection(folder: Path, methods=("personalized_bt", "pafo"), seed=0, teacher=True) -> dict[str, np.ndarray]:
+    """Made-up states and rewards: each of some pairs under both groups' histories."""
+    rows = [json.loads(line) for line in (folder / "results/pafo.jsonl").read_text(encoding="utf-8").splitlines()]
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    picked = [i for g in groups for i in [n for n, row in enumerate(rows) if row["group"] == g][:6]]
+    row = np.array([i for i in picked for _ in groups])
+    group = np.array([rows[i]["group"] for i in row])
+    shown = np.array([g for _ in picked for g in groups])
+    rng = np.random.default_rng(seed)
+    arrays = {"about": np.asarray("{}"), "row": row, "group": group, "shown": shown}
+    for method in (*methods, *(["teacher"] if teacher else [])):
+        arrays[f"rewards/{method}"] = rng.normal(size=(len(row), 2)).astype(np.float32)
+        if method != "teacher":
+            arrays[f"states/{method}"] = rng.normal(size=(len(row), 8)).astype(np.float16)
+    np.savez_compressed(folder / "results/inspection.npz", **arrays)
+    return arrays

@@ -1,0 +1,63 @@
+import pytest
+from fake_runs import make_run, write_json
+
+from trl_pafo.report.comparison import compare_sections
+from trl_pafo.report.page import write_report
+from trl_pafo.report.records import read_record
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    make_run(root / "first")
+    make_run(root / "second", seed=1)
+    make_run(root / "<third>", text="other", groups=("road", "rail"))
+    write_json(
+        root / "results.json",
+        {"majority": "x", "minority": "x", "methods": {"model": read_record(root / "first").methods["pafo"]}},
+    )
+    return [root / "first", root / "second", root / "<third>", root]
+
+
+@pytest.fixture
+def records(folders):
+    return [read_record(folder) for folder in folders]
+
+
+def test_a_row_a_run(records):
+    _, _, sections = compare_sections(records)
+    table = sections[0].tables[0]
+    assert [row[0] for row in table["rows"]] == ["1. first", "2. second", "3. <third>", f"4. {records[3].name}"]
+    verdict = records[1].results["verdicts"]["pafo"]["verdict"]
+    assert table["rows"][1][-1] == f"PAFO against personalised BT: {verdict}"
+    assert table["rows"][0][4]["text"] == f"{records[0].methods['pafo']['accuracy/minority']['value']:.3f}".replace("0.", ".")
+    assert table["rows"][3][1:] == [{"text": "-", "interval": ""}] * 4 + ["-"]
+
+
+def test_the_picture_has_the_reference_and_the_model_of_every_run_with_two_groups(records):
+    _, _, sections = compare_sections(records)
+    figure = sections[0].pictures[0].figure
+    axes = figure.axes[0]
+    assert sorted(text.get_text() for text in axes.texts if text.get_text()) == ["1", "1", "2", "2", "3", "3"]
+    places = [tuple(container[0].get_xydata()[0]) for container in axes.containers]
+    assert places[3] == tuple(records[1].methods["pafo"][f"accuracy/{side}"]["value"] for side in ("majority", "minority"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["personalised BT", "PAFO"]
+
+
+def test_pair_by_pair_only_on_the_same_pairs(records):
+    _, _, sections = compare_sections(records)
+    against = sections[1]
+    assert len(against.points) == 1
+    assert against.points[0].startswith("PAFO of 2. second against PAFO of 1. first: ")
+    assert f"3. <third>, 4. {records[3].name}" in against.missing[0]
+
+
+def test_every_run_has_its_section(records, folders, tmp_path):
+    _, _, sections = compare_sections(records)
+    assert [section.title for section in sections[2:-1]] == [f"Run {i}. {r.name}" for i, r in enumerate(records, start=1)]
+    assert "alpha 0.25" in sections[2].facts[0]
+    path = write_report(folders[1:3], tmp_path / "all.html")
+    text = path.read_text(encoding="utf-8")
+    assert "<third>" not in text
+    assert "2. &lt;third&gt;" in text
+    assert (tmp_path / "all_pictures/run2-majority_minority.png").exists()

@@ -1,0 +1,194 @@
+"""The whole page: what it holds, what it leaves alone, and that a browser has nothing to say against it."""
+
+import html as entities
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from fake_runs import make_run, write_inspection
+
+from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.report import page
+from trl_pafo.report.details import history
+from trl_pafo.report.page import write_report
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, and the text outside of `<style>`."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "br", "path", "use"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory):
+    """A run whose texts, users and groups are markup, with its report."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "a<b", groups=(f"most {EVIL}", f"few {EVIL}"), text=EVIL)
+    write_inspection(folder)
+    return write_report([folder], inspect=False)
+
+
+def test_the_page_is_one_file_without_scripts_or_network(evil):
+    text = evil.read_text(encoding="utf-8")
+    tags = Elements(text).tags
+    assert not [tag for tag, _ in tags if tag in ("script", "iframe", "object", "img", "embed", "base")]
+    for tag, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_every_text_from_the_data_is_escaped(evil):
+    text = evil.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "{{ 7 * 7 }}" in entities.unescape(text)  # shown, not computed
+    words = Elements(text).text
+    for shown in (f"disliked 1 {EVIL}", f"most {EVIL}", "a<b"):
+        assert shown in words
+
+
+def test_ids_are_unique_and_links_have_targets(evil):
+    tags = Elements(evil.read_text(encoding="utf-8")).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"][1:] for tag, attributes in tags if tag == "a"]
+    assert len(links) >= 9
+    assert set(links) <= set(ids)
+
+
+def test_pictures_are_in_the_page_and_beside_it(evil):
+    tags = Elements(evil.read_text(encoding="utf-8")).tags
+    svgs = [attributes for tag, attributes in tags if tag == "svg"]
+    files = sorted(file.name for file in (evil.parent / "report_pictures").iterdir())
+    assert len(svgs) == len(files)
+    assert all(attributes["aria-label"] for attributes in svgs)
+    for name in (
+        "majority_minority",
+        "differences",
+        "group_accuracy",
+        "support_pafo",
+        "hidden_pafo",
+        "margins_1_pafo",
+        "training_4",
+    ):
+        assert f"{name}.png" in files
+
+
+def test_an_older_report_is_replaced_with_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "SECTIONS", (history,))
+    folder = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
+    write_inspection(folder, methods=["pafo"])
+    path = write_report([folder], inspect=False)
+    assert (tmp_path / "run/report_pictures/hidden_pafo.png").exists()
+    stale = tmp_path / "run/report_pictures/stale.png"
+    stale.write_bytes(b"old")
+    before = path.read_text(encoding="utf-8")
+    assert write_report([folder], inspect=False) == path
+    assert path.read_text(encoding="utf-8") == before  # the same run gives the same page
+    assert not stale.exists()
+
+
+def test_nothing_else_is_overwritten(tmp_path):
+    folder = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text("<html>my thesis</html>", encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"is no report of trl-pafo.*nothing was overwritten"):
+        write_report([folder], thesis, inspect=False)
+    with pytest.raises(ConfigError, match=r"A report is a \.html file"):
+        write_report([folder], tmp_path / "report.pdf", inspect=False)
+    assert thesis.read_text(encoding="utf-8") == "<html>my thesis</html>"
+    with pytest.raises(ConfigError, match="at least one"):
+        write_report([])
+    with pytest.raises(ConfigError, match=r"--output FILE\.html"):
+        write_report([folder, tmp_path])
+    with pytest.raises(ConfigError, match="named twice"):
+        write_report([folder, f"{folder}/../run"], tmp_path / "x.html")
+    with pytest.raises(RunFolderError, match=r"no results\.json"):
+        write_report([tmp_path], inspect=False)
+
+
+def test_the_inspection_is_made_where_it_can_be(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "run")
+    monkeypatch.setattr(page, "SECTIONS", (history,))
+    monkeypatch.setattr(page, "inspect_run", lambda at, progress: write_inspection(at))
+    assert "own history helps" in write_report([folder]).read_text(encoding="utf-8")
+
+    def fail(at, progress):
+        raise DataError("keeps no model <b>")
+
+    (folder / "results/inspection.npz").unlink()
+    monkeypatch.setattr(page, "inspect_run", fail)
+    text = write_report([folder]).read_text(encoding="utf-8")
+    assert "own history helps" not in text
+    assert "could not be made (keeps no model &lt;b&gt;)" in text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None and os.environ.get("TRL_PAFO_REQUIRE_CHROMIUM") != "1":
+        pytest.skip("no Chromium on the PATH; with TRL_PAFO_REQUIRE_CHROMIUM=1 this is a failure")
+    assert found, f"TRL_PAFO_REQUIRE_CHROMIUM=1, but none of {BROWSERS} is on the PATH."
+    return found
+
+
+def test_a_browser_has_no_complaint_and_a_telephone_no_need_to_scroll(evil, browser, tmp_path):
+    control = tmp_path / "control.html"  # what the test must see if it were so
+    control.write_text("<div style='width:600px'>x</div><script>console.error('complaint')</script>", encoding="utf-8")
+    report = tmp_path / "report.html"
+    shutil.copy(evil, report)
+    frames = "".join(f"<iframe id={f.stem} src='{f.as_uri()}' width=390 height=800></iframe>" for f in (report, control))
+    script = (
+        "onload = () => { document.title = ['report', 'control'].map(id => { let page = "
+        "document.getElementById(id).contentDocument.documentElement; return page.scrollWidth - page.clientWidth }).join() }"
+    )
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(f"<!doctype html><title></title><script>{script}</script>{frames}", encoding="utf-8")
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--enable-logging=stderr",
+        "--v=0",
+    ]
+    done = subprocess.run(
+        [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert [line for line in console if "complaint" in line and "control.html" in line]
+    assert not [line for line in console if "control.html" not in line]
+    too_wide = re.search(r"<title>(-?\d+),(-?\d+)</title>", done.stdout)
+    assert too_wide, done.stdout[:500] + done.stderr[-2000:]
+    assert int(too_wide[1]) <= 0 < int(too_wide[2])

@@ -1,0 +1,152 @@
+"""What each section says, with everything there and with parts missing."""
+
+import numpy as np
+import pytest
+from fake_runs import make_run, write_inspection, write_json
+
+from trl_pafo.metrics import fairness_summary
+from trl_pafo.report import sections
+from trl_pafo.report.page import SECTIONS
+from trl_pafo.report.records import read_record
+from trl_pafo.report.sections import number
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run")
+    write_inspection(folder)
+    return folder
+
+
+@pytest.fixture
+def record(folder):
+    return read_record(folder)
+
+
+def names(section):
+    return [picture.name for picture in section.pictures]
+
+
+def test_numbers():
+    assert number({"value": 0.912, "low": 0.89, "high": 1.0}) == {"text": ".912", "interval": "[.890, 1.000]"}
+    assert number({"value": 0.1, "low": -0.2, "high": 0.3}, signed=True) == {"text": "+.100", "interval": "[-.200, +.300]"}
+    assert number(12345) == {"text": "12,345", "interval": ""}
+    assert number(None)["text"] == "-"
+
+
+def test_a_whole_run_misses_nothing(record):
+    made = [make(record) for make in SECTIONS]
+    assert len({section.id for section in made}) == len(made)
+    assert [line for section in made for line in section.missing] == []
+    pictures = [picture.name for section in made for picture in section.pictures]
+    assert len(pictures) == len(set(pictures)) == 3 + 2 + 2 + 4 + 5
+
+
+def test_the_verdict_stands_first_in_its_own_words(record):
+    section = sections.answer(record)
+    verdict = record.results["verdicts"]["pafo"]
+    assert section.verdict["sentence"] == verdict["sentence"]
+    assert section.verdict["word"] == f"PAFO against personalised BT: {verdict['verdict']}"
+    assert section.verdict["meaning"]
+    assert any(line.startswith("Bradley-Terry: ") for line in section.points)
+    assert not any(line.startswith("PAFO: ") for line in section.points)
+
+
+def test_every_verdict_has_a_meaning():
+    from typing import get_args, get_type_hints
+
+    from trl_pafo.metrics import Verdict
+
+    assert set(sections.MEANINGS) == set(get_args(get_type_hints(Verdict)["verdict"]))
+
+
+def test_the_table_holds_the_summaries(record):
+    table = sections.results_table(record)
+    assert table["header"] == ["method", "overall", "majority", "minority", "gap", "worst 10 % of users", "Gini"]
+    assert [row[0] for row in table["rows"]] == ["Bradley-Terry", "personalised BT", "PAFO", "oracle (knows the group)"]
+    keys = ("overall", "accuracy/majority", "accuracy/minority", "difference", "user_worst_decile", "user_gini")
+    assert table["rows"][2][1:] == [number(record.methods["pafo"][key]) for key in keys]
+    assert "68 test pairs of 17 users (12 majority, 5 minority)" in table["note"]
+
+
+def test_ties_are_told(record):
+    record.rewards["pafo"].margins[:3] = 0
+    assert "count half: PAFO 3." in sections.results_table(record)["note"]
+
+
+def test_what_the_trial_of_the_teachers_found_is_told(record):
+    record.results["teachers"] = [
+        {"sentence": "Teacher of a: better", "better": True},
+        {"sentence": "of b: not", "better": False},
+    ]
+    points = sections.answer(record).points
+    assert {"Teacher of a: better.", "of b: not."} <= set(points)
+    assert not any("nothing was distilled" in line for line in points)
+    record.results["teachers"][0]["better"] = False
+    assert any("nothing was distilled: PAFO is personalised BT." in line for line in sections.answer(record).points)
+    record.results["teachers"][0]["better"] = None  # not judged counts as better
+    assert not any("nothing was distilled" in line for line in sections.answer(record).points)
+
+
+def test_names_of_groups_that_do_not_say_their_role(tmp_path):
+    record = read_record(make_run(tmp_path / "run", groups=("road", "rail"), methods=("personalized_bt", "pafo")))
+    assert sections.results_table(record)["header"][2:4] == ["road (majority)", "rail (minority)"]
+    axes = sections.accuracy_pictures(record).pictures[0].figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Accuracy, road (majority)", "Accuracy, rail (minority)")
+
+
+def test_four_groups(tmp_path):
+    folder = make_run(tmp_path / "run", groups=("a", "b", "c", "d"), users=(8, 5, 4, 4))
+    write_inspection(folder)
+    record = read_record(folder)
+    made = {section.id: section for section in (make(record) for make in SECTIONS)}
+    assert made["answer"].tables[0]["header"][2:6] == ["a (majority)", "b", "c", "d (minority)"]
+    assert "Of 4 groups" in made["groups"].pictures[0].caption
+    assert len(names(made["teachers"])) == 8
+    assert {case["group"] for case in made["cases"].cases} <= {"a", "b", "c", "d"}
+    assert len(made["history"].tables[0]["rows"]) == 8
+    assert not any(section.missing for section in made.values())
+
+
+def test_one_group_has_no_minority(tmp_path):
+    rng = np.random.default_rng(0)
+    summary = fairness_summary(rng.random(40) < 0.7, np.repeat(range(10), 4), ["all"] * 40, num_resamples=50)
+    write_json(tmp_path / "results.json", {"majority": "all", "minority": "all", "methods": {"model": summary}, "verdicts": {}})
+    record = read_record(tmp_path)
+    made = {section.id: section for section in (make(record) for make in SECTIONS)}
+    assert names(made["groups"]) == ["group_accuracy"]
+    assert "one group only" in made["groups"].missing[0]
+    assert made["answer"].verdict is None
+    assert "No verdict" in made["answer"].missing[0]
+    for name in ("users", "cases", "history", "teachers", "training", "reproduce"):
+        assert made[name].missing, name
+        assert not made[name].pictures
+    assert "gap" not in made["answer"].tables[0]["header"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "section", "why"),
+    [
+        ("data/test.parquet", "users", "no data/test.parquet"),
+        ("data/test.parquet", "cases", "The texts: there is no data/test.parquet"),
+        ("results/inspection.npz", "history", "no results/inspection.npz"),
+        ("results/pafo.jsonl", "cases", "takes the rewards of a reference and of a model"),
+        ("models/pafo/trainer_state.json", "training", "No curves of PAFO: no trainer_state.json"),
+        ("manifest.json", "reproduce", "no manifest.json"),
+    ],
+)
+def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
+    folder = make_run(tmp_path / "run")
+    write_inspection(folder)
+    (folder / gone).unlink()
+    record = read_record(folder)
+    made = {s.id: s for s in (make(record) for make in SECTIONS)}
+    assert any(why in line for line in made[section].missing)
+    assert made["answer"].verdict
+    assert len(made["groups"].pictures) == 3
+
+
+def test_whose_numbers_these_are(record):
+    text = " ".join(sections.about(record).points)
+    assert "No number on this page is the paper's" in text
+    assert "arXiv 2606.07988" in text

@@ -1,0 +1,100 @@
+import re
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+from matplotlib.image import imread
+
+from trl_pafo.report.style import COLOURS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
+
+EVIL = "<script>alert('x')</script> & -- cost $a$"
+
+
+@pytest.fixture
+def figure():
+    figure = new_figure(height=3)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=COLOURS[1], marker="o", markeredgecolor=PAPER)
+    axes.fill_between([0, 1], 1, color=COLOURS[0], alpha=0.2)
+    axes.set_title(EVIL, color=TEXT, parse_math=False)
+    return figure
+
+
+def test_colours_and_font_are_those_of_the_page(figure):
+    svg = as_svg(figure, "one", "what it shows")
+    assert not re.search(r"#[0-9a-f]{6}", svg, re.I)
+    for colour in (COLOURS[0], COLOURS[1], TEXT, PAPER):
+        assert f"var({VARIABLES[colour]})" in svg
+    assert "DejaVu" not in svg
+    assert "var(--chart-font)" in svg
+
+
+def test_text_stays_text_and_is_escaped(figure):
+    svg = as_svg(figure, "one", EVIL)
+    assert "<script" not in svg
+    assert "<!--" not in svg
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["aria-label"] == EVIL
+    assert EVIL in ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_ids_are_the_pictures_own_and_every_link_has_its_target(figure):
+    first, second = (as_svg(figure, name, "") for name in ("one", "two"))
+    ids = [set(re.findall(r'id="([^"]*)"', svg)) for svg in (first, second)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    for svg, known in zip((first, second), ids, strict=True):
+        targets = [a or b for a, b in re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', svg)]
+        assert targets
+        assert set(targets) <= known
+
+
+def test_it_scales_and_brings_no_style_of_its_own(figure):
+    head = re.match(r"<svg[^>]*>", as_svg(figure, "one", ""))[0]
+    assert "viewBox" in head
+    assert "width" not in head
+    assert "<style" not in as_svg(figure, "one", "")
+
+
+def test_the_same_figure_gives_the_same_text_and_settings_stay(figure):
+    before = matplotlib.rcParams.copy()
+    assert as_svg(figure, "one", "x") == as_svg(figure, "one", "x")
+    assert matplotlib.rcParams.copy() == before
+
+
+def test_png_is_sharp_and_a_failure_keeps_the_old_one(figure, tmp_path, monkeypatch):
+    path = tmp_path / "p.png"
+    write_png(figure, path)
+    assert imread(path).shape[1] >= 1200
+    old = path.read_bytes()
+
+    def fail(self, file, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.backends.backend_agg.FigureCanvasAgg.print_png", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_png(figure, path)
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_glyphs_that_the_font_lacks_are_no_noise(tmp_path, recwarn):
+    figure = new_figure(height=1)
+    figure.add_subplot().set_title("多数")
+    write_png(figure, tmp_path / "p.png")
+    assert "多数" in as_svg(figure, "one", "")
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
+def test_short():
+    assert short("minority") == "minority"
+    assert short("people who travel by train", 12) == "people who…"
+
+
+def test_a_settled_figure_keeps_its_places(figure):
+    before = settle(figure).axes[0].get_position().bounds
+    assert before[1] > 0.05  # room for the labels was made
+    figure.axes[0].set_ylabel("two\nlines")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().bounds == before

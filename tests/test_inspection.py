@@ -1,0 +1,191 @@
+"""What is looked at, under whose history, and that states and rewards are the models' own."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_pairs
+from fake_runs import write_json
+from peft import LoraConfig, get_peft_model
+from pyarrow.parquet import read_table
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.inspection import INSPECTION, inspect_run, pooled_states
+from trl_pafo.rewards import score_rows
+from trl_pafo.scoring import pad_id_of, score_sequences
+
+
+def write_run(folder, kind="encoder", history=2, reference="personalized_bt", teachers=True, num_users=6):
+    """A run with tiny models in it."""
+    for seed, method in enumerate((reference, "pafo")):
+        make_model(kind, folder / "models" / method, seed=seed)
+    stages = {}
+    for seed, group in enumerate(("majority", "minority"), start=5):
+        if teachers:
+            make_model(kind, folder / f"teachers/{group}", seed=seed)
+            stages[f"teacher:{group}"] = {"inputs": {}, "output": f"teachers/{group}"}
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder / "models/pafo"))
+    rows = make_pairs(num_users=num_users, history=history)
+    if history:
+        rows = render_history(rows, HistoryCutter(tokenizer, 1, fields=["chosen"])).add_column("history", rows["history"][:])
+    (folder / "data").mkdir()
+    (folder / "results").mkdir()
+    rows.to_parquet(folder / "data/test.parquet")
+    write_json(folder / "results/results.json", {"reference": reference, "methods": {reference: {}, "pafo": {}}})
+    write_json(folder / "manifest.json", {"stages": stages})
+    return rows
+
+
+def load(folder, **kwargs):
+    with np.load(inspect_run(folder, progress=False, **kwargs), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(params=["encoder", "decoder"])
+def run(request, tmp_path):
+    return tmp_path, write_run(tmp_path, request.param)
+
+
+def test_entries_are_each_pair_under_its_own_and_another_groups_history(run):
+    folder, rows = run
+    seen = load(folder, pairs_per_group=4)
+    assert sorted(zip(seen["group"], seen["shown"], strict=True)) == sorted(
+        [(group, shown) for group in ("majority", "minority") for shown in ("majority", "minority")] * 4
+    )
+    assert [rows["group"][int(row)] for row in seen["row"]] == seen["group"].tolist()
+    assert len(set(seen["row"].tolist())) == 8
+
+
+def test_rewards_under_the_own_history_are_those_of_the_evaluation(run):
+    folder, rows = run
+    seen = load(folder, pairs_per_group=5)
+    own = seen["shown"] == seen["group"]
+    for method in ("personalized_bt", "pafo"):
+        expected = np.stack(score_rows(folder / "models" / method, rows.select(seen["row"][own]))[:2], axis=1)
+        assert seen[f"rewards/{method}"][own] == pytest.approx(expected, abs=1e-4)
+        assert np.abs(seen[f"rewards/{method}"][own] - seen[f"rewards/{method}"][~own]).max() > 1e-3
+    mine = own & (seen["group"] == "minority")
+    expected = np.stack(score_rows(folder / "teachers/minority", rows.select(seen["row"][mine]))[:2], axis=1)
+    assert seen["rewards/teacher"][mine] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_borrowed_history_is_judged_by_its_groups_teacher(run):
+    folder, rows = run
+    seen = load(folder, pairs_per_group=5)
+    i = np.flatnonzero((seen["group"] == "majority") & (seen["shown"] == "minority"))[0]
+    pair = rows.select([int(seen["row"][i])]).remove_columns("chat_template_kwargs")
+    histories = [kwargs for kwargs, group in zip(rows["chat_template_kwargs"], rows["group"], strict=True) if group == "minority"]
+    tried = [
+        [
+            float(side[0])
+            for side in score_rows(folder / "teachers/minority", pair.add_column("chat_template_kwargs", [kwargs]))[:2]
+        ]
+        for kwargs in histories
+    ]
+    assert any(rewards == pytest.approx(seen["rewards/teacher"][i], abs=1e-4) for rewards in tried)
+
+
+def test_the_reward_can_be_computed_from_the_state(run):
+    """The state is the one that the reward is read from: pooler and head give the reward back."""
+    folder, _ = run
+    seen = load(folder, pairs_per_group=5)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "models/pafo").eval()
+    states = torch.from_numpy(seen["states/pafo"].astype(np.float32))
+    with torch.no_grad():
+        rewards = model.score(states) if hasattr(model, "score") else model.classifier(model.bert.pooler(states[:, None]))
+    assert rewards.squeeze(-1).numpy() == pytest.approx(seen["rewards/pafo"][:, 0], rel=2e-2, abs=2e-2)
+
+
+def test_states_do_not_depend_on_the_batch(run):
+    folder, _ = run
+    first = load(folder, pairs_per_group=5, batch_size=1)
+    (folder / INSPECTION).unlink()
+    second = load(folder, pairs_per_group=5, batch_size=16)
+    assert first["states/pafo"].astype(float) == pytest.approx(second["states/pafo"].astype(float), rel=1e-2, abs=1e-2)
+
+
+def test_a_decoder_whose_pad_token_ends_its_texts(decoder):
+    """Pooling looks for the last token that is no pad; where the end of a text is one, it is the token before."""
+    model = AutoModelForSequenceClassification.from_pretrained(decoder).eval()
+    model.config.pad_token_id = 5
+    sequences = [[7, 8, 9, 5], [7, 8, 10, 11, 12, 5]]
+    with pooled_states(model, 5) as states:
+        rewards = score_sequences(model, sequences, 5)
+    with torch.no_grad():
+        again = model.score(torch.from_numpy(np.stack([states[tuple(s)] for s in sequences]).astype(np.float32)))
+    assert again.squeeze(-1).numpy() == pytest.approx(rewards, rel=1e-2, abs=1e-2)
+    assert not model._forward_hooks  # nothing is left behind
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_an_adapter(kind, tmp_path, request):
+    base = request.getfixturevalue(kind)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2)).eval()
+    with pooled_states(adapted, pad_id_of(model.config, tokenizer)) as states:
+        score_sequences(adapted, [[7, 8, 9]], tokenizer.pad_token_id)
+    with torch.no_grad():
+        output = model.base_model(input_ids=torch.tensor([[7, 8, 9]])).last_hidden_state
+    assert states[7, 8, 9].astype(float) == pytest.approx(output[0, 0 if kind == "encoder" else -1].numpy(), rel=1e-2, abs=1e-2)
+
+
+def test_it_is_kept_until_asked_for_something_else(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    path = inspect_run(tmp_path, pairs_per_group=2, progress=False)
+    before = path.stat().st_mtime_ns
+    assert inspect_run(tmp_path, pairs_per_group=2, progress=False) == path
+    assert path.stat().st_mtime_ns == before
+    assert len(load(tmp_path, pairs_per_group=3)["row"]) == 12
+    assert not [file for file in path.parent.iterdir() if file.suffix == ".tmp"]
+
+
+def test_a_run_without_histories_shows_its_pairs_as_they_are(tmp_path):
+    write_run(tmp_path, history=0)
+    seen = load(tmp_path, pairs_per_group=3)
+    assert set(seen["shown"]) == {""}
+    assert not np.isnan(seen["rewards/teacher"]).any()
+
+
+def test_one_group_and_no_teachers(tmp_path):
+    rows = write_run(tmp_path, teachers=False)
+    rows.filter(lambda row: row["group"] == "majority").to_parquet(tmp_path / "data/test.parquet")
+    seen = load(tmp_path, pairs_per_group=3)
+    assert set(seen["shown"]) == set(seen["group"]) == {"majority"}
+    assert "rewards/teacher" not in seen
+    assert set(read_table(tmp_path / "data/test.parquet")["group"].to_pylist()) == {"majority"}
+
+
+def test_plain_bradley_terry_is_not_looked_at(tmp_path):
+    write_run(tmp_path, reference="bradley_terry")
+    assert {name for name in load(tmp_path, pairs_per_group=2) if name.startswith("states/")} == {"states/pafo"}
+
+
+def test_pairs_that_are_too_long_under_a_borrowed_history_are_left_out(tmp_path):
+    rows = write_run(tmp_path)
+    long = [
+        {**row, "chat_template_kwargs": {"history": [{"chosen": "soup " * 250}]}} if row["group"] == "minority" else row
+        for row in rows
+    ]
+    type(rows).from_list(long).to_parquet(tmp_path / "data/test.parquet")
+    seen = load(tmp_path, pairs_per_group=3)
+    assert set(seen["shown"]) == {"majority"}
+
+
+def test_what_cannot_be_inspected(tmp_path):
+    with pytest.raises(DataError, match=r"holds no results/results\.json"):
+        inspect_run(tmp_path)
+    write_run(tmp_path)
+    with pytest.raises(ConfigError, match="`pairs_per_group` and `batch_size` must be at least 1"):
+        inspect_run(tmp_path, pairs_per_group=0)
+    (tmp_path / "data/test.parquet").unlink()
+    with pytest.raises(DataError, match=r"no data/test\.parquet"):
+        inspect_run(tmp_path)
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(DataError, match="keeps no model that is shown histories"):
+        inspect_run(tmp_path)
+    assert json.loads((tmp_path / "results/results.json").read_text(encoding="utf-8"))

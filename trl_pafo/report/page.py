@@ -1,0 +1,154 @@
+"""`report.html`: one file without scripts or network, and its pictures as PNG beside it."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
+from trl_pafo.inspection import INSPECTION, inspect_run
+from trl_pafo.report.comparison import compare_sections
+from trl_pafo.report.details import cases, history, teachers, training, users
+from trl_pafo.report.records import Record, read_record
+from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, reproduction
+from trl_pafo.report.style import as_svg, settle, write_png
+from trl_pafo.runs import write_text
+
+SECTIONS: tuple[Callable[[Record], Section], ...] = (
+    answer,
+    accuracy_pictures,
+    users,
+    cases,
+    history,
+    teachers,
+    training,
+    reproduction,
+    about,
+)
+"""The sections of a report on one run, in order."""
+
+_MARK = '<meta name="generator" content="trl-pafo '
+
+
+def write_report(
+    folders: Sequence[str | Path], output: str | Path | None = None, *, inspect: bool = True, progress: bool = True
+) -> Path:
+    """Write the report of a run, or the comparison of several, as one HTML file and PNGs.
+
+    The pictures are in the page as SVG, which follows the reader's light or dark colours, and as `<name>_pictures/*.png` beside
+    `<name>.html`. An older report of trl-pafo at the same place is replaced.
+
+    Args:
+        folders (`Sequence[str]` or `Sequence[Path]`):
+            Folders of `trl-pafo run`, or of `trl-pafo evaluate --output_dir`.
+        output (`str` or `Path`, *optional*):
+            The HTML file. Defaults to `report.html` in the folder of a single run; needed for several.
+        inspect (`bool`, *optional*, defaults to `True`):
+            Score a sample of test pairs under other groups' histories where this has not been done; see
+            [`~trl_pafo.inspection.inspect_run`]. Only for a single run.
+        progress (`bool`, *optional*, defaults to `True`):
+            Show progress bars of it.
+
+    Returns:
+        `Path`: The HTML file.
+
+    Raises:
+        ConfigError: If there is no folder, or no `output` for several.
+        RunFolderError: If a folder holds no results, or `output` is a file of another kind.
+    """
+    if not folders:
+        raise ConfigError("Name at least one folder of a run.")
+    if len({str(Path(folder).resolve()) for folder in folders}) < len(folders):
+        raise ConfigError("A run is named twice; name each once.")
+    if output is None and len(folders) > 1:
+        raise ConfigError("Give --output FILE.html for the comparison of several runs.")
+    path = Path(folders[0]) / "report.html" if output is None else Path(output)
+    _refuse_foreign(path)
+    records = [read_record(folder) for folder in folders]
+    if len(records) == 1:
+        if inspect:
+            records[0] = _inspected(records[0], progress)
+        title, lead = f"Report of {records[0].name}", _lead(records[0])
+        sections = [make(records[0]) for make in SECTIONS]
+    else:
+        title, lead, sections = compare_sections(records)
+    _write_page(path, title, lead, sections)
+    return path
+
+
+def _inspected(record: Record, progress: bool) -> Record:
+    """The record with what the inspection found; why not, where it cannot be done."""
+    if record.stages.get("evaluate") is None:
+        return record  # no run
+    try:
+        inspect_run(record.folder, progress=progress)
+    except (TrlPafoError, OSError) as error:
+        if record.inspection is None:
+            record.missing["inspection"] = f"{INSPECTION} could not be made ({error})"
+        return record
+    return read_record(record.folder)
+
+
+def _lead(record: Record) -> list[str]:
+    """In a sentence or two, what was run."""
+    data, models = record.results.get("data"), record.results.get("models")
+    summary = next(iter(record.methods.values()))
+    lines = []
+    if data:
+        inputs = record.stages.get("prepare", {}).get("inputs", {})
+        parts = [f"Data: {data['source']}", f"population seed {data['population_seed']}"]
+        if inputs.get("tokenizer"):
+            parts.append(f"model: {inputs['tokenizer']}")
+        seeds = {done["inputs"].get("seed") for done in record.stages.values()} - {None}
+        parts += [f"training seed {seed}" for seed in sorted(seeds)]
+        day = record.stages.get("evaluate", {}).get("finished", "")[:10].replace("-", "\u2011")  # no line breaks at these hyphens
+        lines.append("; ".join([*parts, day] if day else parts) + ".")
+    elif models:
+        lines += [f"{record.title(name)[:1].upper()}{record.title(name)[1:]}: {path}" for name, path in models.items()]
+    tested = f"Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} users"
+    if train := record.data.get("train"):
+        pairs, users = train["pairs"], train["users"]
+        groups = ", ".join(f"{users[group]:,} {group}" for group in record.groups if group in users)
+        lines.append(
+            f"Trained on {sum(pairs.values()):,} pairs of {sum(users.values()):,} users ({groups}). {tested}, none of them among these."
+        )
+    else:
+        lines.append(f"{tested}.")
+    return lines
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.suffix != ".html":
+        raise ConfigError(f"A report is a .html file; --output is {path}.")
+    if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:4000]):
+        raise RunFolderError(f"{path} is there and is no report of trl-pafo. Choose another --output; nothing was overwritten.")
+
+
+def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]) -> None:
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    from trl_pafo import __version__
+
+    here = Path(__file__).parent
+    beside = path.with_name(f"{path.stem}_pictures")
+    beside.mkdir(parents=True, exist_ok=True)
+    for old in beside.glob("*.png"):
+        old.unlink()
+
+    def shown(picture: Picture) -> dict[str, Any]:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
+        write_png(settle(picture.figure), beside / f"{name}.png")
+        description = f"{picture.title}. {picture.caption}"
+        return {**vars(picture), "name": name, "svg": Markup(as_svg(picture.figure, name, description))}
+
+    environment = Environment(loader=FileSystemLoader(here), autoescape=True)
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    html = environment.get_template("page.html.jinja").render(
+        title=title,
+        lead=lead,
+        version=__version__,
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
+        sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
+    )
+    write_text(path, html + "\n")

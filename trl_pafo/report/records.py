@@ -1,0 +1,213 @@
+"""What a run or an evaluation left on disk, as far as it is there, and why the rest is missing."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow.parquet import read_table
+
+from trl_pafo.arguments import TITLES
+from trl_pafo.errors import RunFolderError
+from trl_pafo.inspection import INSPECTION, STUDENTS
+from trl_pafo.metrics import pair_correctness
+from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.runs import MANIFEST
+
+_SERIES = {"bradley_terry": 0, "personalized_bt": 1, "pafo": 2, "oracle": 3, "pafo_own_group": 4, "model": 2, "reference": 1}
+_EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Rewards of the test pairs under one method; `user` and `group` hold a name a pair, `margins` has shape `(num_pairs,)`."""
+
+    user: list[str]
+    group: list[str]
+    margins: FloatArray
+
+    @property
+    def correct(self) -> FloatArray:
+        """1, 0, or 0.5 for a tie, of shape `(num_pairs,)`."""
+        return pair_correctness(self.margins)
+
+    @property
+    def ties(self) -> int:
+        """Pairs whose two answers have the same reward."""
+        return int((self.margins == 0).sum())
+
+
+@dataclass
+class Record:
+    """
+    One run, or one evaluation of a model.
+
+    Attributes:
+        folder (`Path`):
+            Where it is.
+        name (`str`):
+            The folder's name.
+        results (`dict`):
+            `results.json`.
+        stages (`dict`):
+            Stages of the manifest by name; empty without one.
+        rewards (`dict[str, Rewards]`):
+            By method, all over the same pairs.
+        data (`dict`):
+            `summary.json` of the prepared data: split to pairs and users of each group; empty without it.
+        pairs (`list[dict]`, *optional*):
+            The test pairs, in the order of the rewards.
+        trainings (`dict[str, list[dict]]`):
+            Title of each model trained, and the `log_history` of its trainer.
+        inspection (`dict[str, numpy.ndarray]`, *optional*):
+            What [`~trl_pafo.inspection.inspect_run`] wrote.
+        missing (`dict[str, str]`):
+            Name of a part that is not there: why, and what to do.
+    """
+
+    folder: Path
+    name: str
+    results: dict[str, Any]
+    stages: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, Rewards] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    pairs: list[dict[str, Any]] | None = None
+    trainings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    inspection: dict[str, np.ndarray] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> dict[str, Any]:
+        """The summaries by method, in the order in which they were asked for."""
+        return self.results["methods"]
+
+    @property
+    def reference(self) -> str | None:
+        """The method that the others are compared with."""
+        named = self.results.get("reference", "reference")
+        return named if named in self.methods else None
+
+    @property
+    def student(self) -> str | None:
+        """The method that the report is about: PAFO's, the model of an evaluation, or what there is beside the reference."""
+        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, "oracle")]
+        return others[0] if others else None
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups: the majority first, the minority last, others by their number of test users between."""
+        summary = next(iter(self.methods.values()))
+        names = [key.removeprefix("accuracy/") for key in summary if key.startswith("accuracy/")]
+        ends = {self.results.get("majority"): -1, self.results.get("minority"): 1}
+        return sorted(names, key=lambda name: (ends.get(name, 0), -summary.get(f"num_users/{name}", 0), name))
+
+    @property
+    def has_minority(self) -> bool:
+        """Whether there are two groups to set against each other."""
+        majority, minority = self.results.get("majority"), self.results.get("minority")
+        return majority != minority and {majority, minority} <= set(self.groups)
+
+    def title(self, method: str) -> str:
+        """A method's name for people."""
+        return TITLES.get(method, _EVALUATED.get(method, method))
+
+    def series(self, method: str) -> int:
+        """The number of a method's colour, the same in every run."""
+        return _SERIES.get(method, list(self.methods).index(method))
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the folder of a run, or of `trl-pafo evaluate --output_dir`.
+
+    Raises:
+        RunFolderError: If it holds no results, or results that cannot be read.
+    """
+    folder = Path(folder)
+    where = next((at for at in (folder / "results", folder) if (at / "results.json").is_file()), None)
+    if where is None:
+        raise RunFolderError(
+            f"{folder} holds no results.json: it is no finished run of trl-pafo, and no --output_dir of `trl-pafo evaluate`. Finish the "
+            "run with its own command, or name another folder."
+        )
+    results = _read_json(where / "results.json")
+    if not isinstance(results, dict) or not results.get("methods"):
+        raise RunFolderError(f"{where / 'results.json'} names no methods, so there is nothing to report. Evaluate again.")
+    record = Record(folder, folder.resolve().name, results)
+    if (folder / MANIFEST).is_file():
+        record.stages = _read_json(folder / MANIFEST).get("stages", {})
+    else:
+        record.missing["manifest"] = f"there is no {MANIFEST}: how the models came about is not known"
+    if (folder / "data/summary.json").is_file():
+        record.data = _read_json(folder / "data/summary.json")
+    _read_rewards(record, where)
+    _read_pairs(record)
+    _read_trainings(record)
+    if (folder / INSPECTION).is_file():
+        with np.load(folder / INSPECTION, allow_pickle=False) as file:
+            record.inspection = {name: file[name] for name in file.files}
+    else:
+        record.missing["inspection"] = f"there is no {INSPECTION}"
+    return record
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} cannot be read ({error}). Make it again.") from error
+
+
+def _read_rewards(record: Record, where: Path) -> None:
+    for method in record.methods:
+        path = where / f"{method}.jsonl"
+        if not path.is_file():
+            record.missing[f"rewards/{method}"] = f"{path.name} is not there"
+            continue
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
+        found = Rewards([str(line["user"]) for line in lines], [str(line["group"]) for line in lines], margins)
+        first = next(iter(record.rewards.values()), found)
+        if (found.user, found.group) != (first.user, first.group):
+            record.missing[f"rewards/{method}"] = f"{path.name} is over other pairs than the other methods' files"
+            continue
+        record.rewards[method] = found
+
+
+def _read_pairs(record: Record) -> None:
+    path = record.folder / "data/test.parquet"
+    if not path.is_file():
+        record.missing["pairs"] = "there is no data/test.parquet, so the texts and support rates of the test pairs are not known"
+        return
+    pairs = read_table(path).to_pylist()
+    scored = next(iter(record.rewards.values()), None)
+    if scored is None or [str(row["user"]) for row in pairs] != scored.user:
+        record.missing["pairs"] = "data/test.parquet does not hold the pairs that were scored"
+        return
+    record.pairs = pairs
+
+
+def _read_trainings(record: Record) -> None:
+    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method != "oracle"}
+    for stage, done in record.stages.items():
+        if stage.startswith("teacher:"):
+            folders[f"teacher of {stage.removeprefix('teacher:')}"] = record.folder / done["output"]
+    for title, folder in folders.items():
+        path = folder / "trainer_state.json"
+        if path.is_file():
+            record.trainings[title] = _read_json(path)["log_history"]
+        else:
+            record.missing[f"training/{title}"] = "no trainer_state.json"
+
+
+def same_pairs(first: Record, second: Record) -> bool:
+    """Whether two runs were tested on the same pairs of the same users, so that they can be compared pair by pair."""
+    if not first.pairs or not second.pairs:
+        return False
+    keys = ("user", "group", "prompt", "chosen", "rejected")
+    return [_values(row, keys) for row in first.pairs] == [_values(row, keys) for row in second.pairs]
+
+
+def _values(row: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
+    return [row.get(key) for key in keys]

@@ -1,0 +1,106 @@
+"""How pictures look, and the two forms they leave in: PNG on white, and SVG for a page that may be dark.
+
+No pyplot: figures are objects, so that nothing global changes and threads do not meet.
+"""
+
+import io
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as
+# well, for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+# Groups are no methods: other colours first.
+GROUP_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#D55E00", "#000000")
+TEXT, MUTED, GRID, PAPER = "#333333", "#666666", "#E5E5E5", "#FFFFFF"
+
+# A page sets these: `var(--chart-...)` takes the place of the colour in SVG.
+VARIABLES = {
+    **{colour: f"--chart-{i}" for i, colour in enumerate(COLOURS)},
+    TEXT: "--chart-text",
+    MUTED: "--chart-muted",
+    GRID: "--chart-grid",
+    PAPER: "--chart-paper",
+}
+# Narrow, so that 9 points of type stay 9 points on a telephone.
+WIDTH_INCHES = 4.3
+PNG_DPI = 280  # 1,204 pixels wide
+
+
+def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PNG_DPI) -> "Figure":
+    """An empty figure on white, which lays itself out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def settle(figure: "Figure") -> "Figure":
+    """Lay a finished figure out once and for all, rather than in each form that it is written in; returns it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write a picture aside and rename it, so that no reader ever sees half of it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with warnings.catch_warnings():
+            # A name in a script that the font lacks: boxes in the PNG, and right in the page.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            FigureCanvasAgg(figure).print_png(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def as_svg(figure: "Figure", name: str, description: str) -> str:
+    """The figure as an `<svg>` element whose colours and font are those of the page.
+
+    Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font lacks.
+
+    Args:
+        figure ([`~matplotlib.figure.Figure`]):
+            The picture.
+        name (`str`):
+            Letters, digits, `-` and `_`; makes the ids in it its own, so that several pictures fit into one page.
+        description (`str`):
+            What a screen reader says.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", facecolor="none", metadata=nobody)
+    svg = buffer.getvalue()
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img"'
+    svg = re.sub(r"<svg[^>]*>", lambda _: f"{head} aria-label={quoteattr(description)}>", svg, count=1)
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"'?DejaVu Sans'?(, '[^']*')*", "var(--chart-font)", svg)
+    for colour, variable in VARIABLES.items():
+        svg = re.sub(rf"(?<=[:\s]){colour}\b", f"var({variable})", svg, flags=re.I)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def short(name: str, length: int = 18) -> str:
+    """A name that fits beside an axis."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
