@@ -1,0 +1,75 @@
+"""Rows of a dataset under saved models: the rewards of a plain loop, and the texts that the model read."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from trl_pafo.errors import DataError
+from trl_pafo.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.rewards import pair_rewards, score_routed, score_rows
+
+
+@pytest.fixture
+def folder(base_model, tmp_path):
+    """A model whose tokenizer renders histories, and rows with one past pair each."""
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    add_history_template(tokenizer)
+    HistoryCutter(tokenizer, 1).remember()
+    AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def rows(folder, pairs):
+    return render_history(pairs, HistoryCutter.of(AutoTokenizer.from_pretrained(folder)))
+
+
+def test_rewards_are_those_of_one_response_at_a_time(folder, rows):
+    scored = score_rows(folder, rows, batch_size=3)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for number in (0, 1, len(rows) - 1):
+        row = rows[number]
+        for side, rewards in (("chosen", scored.chosen), ("rejected", scored.rejected)):
+            messages = row["prompt"] + row[side]
+            ids = tokenizer.apply_chat_template(messages, return_dict=True, **row["chat_template_kwargs"])["input_ids"]
+            with torch.no_grad():
+                expected = model(input_ids=torch.tensor([ids])).logits.item()
+            assert rewards[number] == pytest.approx(expected, abs=1e-4)
+
+
+def test_texts_are_as_the_model_read_them(folder, rows):
+    scored = score_rows(folder, rows)
+    for number, row in enumerate(rows):
+        past = rows[number]["history"][0]["chosen"] if "history" in rows.column_names else None
+        for side, text in (("chosen", scored.text_chosen[number]), ("rejected", scored.text_rejected[number])):
+            assert row[side][0]["content"] in text
+            assert row["prompt"][0]["content"] in text
+            assert past is None or past in text
+
+
+def test_the_oracle_scores_each_row_by_the_model_of_its_group(folder, rows, tmp_path):
+    kind = "encoder" if "bert" in AutoModelForSequenceClassification.from_pretrained(folder).config.model_type else "decoder"
+    other = make_model(kind, tmp_path / "other", seed=5)
+    mine, theirs = score_rows(folder, rows), score_rows(other, rows)
+    routed = score_routed({"minority": other, "majority": folder}, rows)
+    is_minority = np.asarray(rows["group"]) == "minority"
+    assert 0 < is_minority.sum() < len(rows)
+    np.testing.assert_allclose(routed.chosen, np.where(is_minority, theirs.chosen, mine.chosen), atol=1e-5)
+    np.testing.assert_allclose(routed.rejected, np.where(is_minority, theirs.rejected, mine.rejected), atol=1e-5)
+    assert routed.text_chosen == mine.text_chosen
+    with pytest.raises(DataError, match="groups without a teacher: minority"):
+        score_routed({"majority": folder}, rows)
+
+
+def test_pairs_beyond_the_model_positions_are_refused_with_their_groups(folder, rows):
+    longest = AutoModelForSequenceClassification.from_pretrained(folder).config.max_position_embeddings
+    long = rows.map(
+        lambda row, number: {"chosen": [{"role": "assistant", "content": "cat " * longest}]} if number == 2 else row,
+        with_indices=True,
+    )
+    with pytest.raises(DataError, match=r"1 of \d+ pairs are longer than the model's \d+ positions .* the first in row 2"):
+        pair_rewards(folder, long)
