@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "group and user fairness of a saved reward model on test pairs",
     "report": "the results of a run as one HTML file with pictures, or several runs compared",
     "score": "JSONL of pairs or responses (with histories) in, raw rewards out",
+    "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }
 
 

@@ -1,0 +1,246 @@
+"""`trl-pafo portfolio` as a user types it, on files."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_model, make_pairs
+
+from trl_pafo.cli import main
+from trl_pafo.portfolio import Portfolio
+from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
+from trl_pafo.portfolio.oracles_texts import RewardModel
+from trl_pafo.portfolio.posterior import WeightPosterior
+
+NAMES = ["helpful", "harmless", "humour"]
+REWARDS = np.random.default_rng(0).beta(2, 2, size=(30, 6, 3))
+
+
+def portfolio(*flags: object) -> int:
+    return main(["portfolio", *map(str, flags)])
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rewards of candidates, users, a table of policies, and a portfolio built from the first."""
+    root = tmp_path_factory.mktemp("files")
+    np.savez(root / "candidates.npz", rewards=REWARDS, names=NAMES)
+    rng = np.random.default_rng(1)
+    users = [{"weights": rng.dirichlet([5, 2, 1]).tolist(), "group": "majority", "user": f"m{n}"} for n in range(12)]
+    users += [{"weights": rng.dirichlet([1, 1, 6]).tolist(), "group": "minority", "user": f"s{n}"} for n in range(4)]
+    lines(root / "users.jsonl", users)
+    values = rng.random((12, 2))
+    rows = [f"p{n},{0.1 * n},{a},{b}" for n, (a, b) in enumerate(values)]
+    (root / "table.csv").write_text("policy,kl,helpful,brief\n" + "\n".join(rows) + "\n")
+    assert portfolio("build", "--candidates", root / "candidates.npz", "--epsilon", 0.05, "--output_dir", root / "built") == 0
+    return root
+
+
+def test_help_names_the_commands_and_each_explains_its_flags(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        portfolio("--help")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name in ("build", "certify", "choose", "plot", "compare", "export"):
+        assert f"  {name}" in printed
+        with pytest.raises(SystemExit) as stop:
+            portfolio(name, "--help")
+        assert stop.value.code == 0
+        assert f"usage: trl-pafo portfolio {name}" in capsys.readouterr().out
+
+
+def test_build_keeps_its_promise_to_the_true_optimum(files: Path) -> None:
+    built = Portfolio.load(files / "built")
+    assert built.reward_names == tuple(NAMES)
+    assert built.gap <= 0.05
+    oracle = CandidateOracle(REWARDS)
+    for weights in np.random.default_rng(2).dirichlet(np.ones(3), 100):
+        earned = built.values[built.choose(weights)] @ weights
+        assert earned >= (1 - built.gap) * oracle.optimum(weights) - 1e-9
+
+
+def test_build_from_yaml_with_raw_rewards_and_a_kl_term(tmp_path, capsys) -> None:
+    raw = 7 * REWARDS - 2
+    lines(tmp_path / "c.jsonl", [{"rewards": table.tolist(), "logprobs": [-1.0, -2, -3, -1, -2, -3]} for table in raw])
+    config = tmp_path / "build.yaml"
+    config.write_text(
+        f"candidates: {tmp_path / 'c.jsonl'}\nnormalise: min_max\nreward_names: [a, b, c]\nbeta: 0.05\nepsilon: 0.0\ndelta: 0.05\n"
+        f"output_dir: {tmp_path / 'built'}\n"
+    )
+    assert portfolio("build", "--config", config) == 0
+    assert "objective w.R - 0.05 KL" in capsys.readouterr().out
+    built = Portfolio.load(tmp_path / "built")
+    scale = RewardScale.fit(raw)
+    reference = np.exp([-1.0, -2, -3, -1, -2, -3])
+    oracle = CandidateOracle(scale(raw), 0.05, reference / reference.sum())
+    assert built.values[0] == pytest.approx(np.asarray(oracle(built.weights[0]).values))
+    kept = json.loads((tmp_path / "built/scale.json").read_text())
+    assert kept["origin"] == pytest.approx(scale.origin.tolist())
+    # The portfolio on top of it: policies that exist are known beforehand.
+    rows = [{"values": dict(zip("abc", v.tolist(), strict=True)), "kl": k} for v, k in zip(built.values, built.kl, strict=True)]
+    (tmp_path / "pool.json").write_text(json.dumps(rows))
+    flags = ["--candidates", tmp_path / "c.jsonl", "--normalise", "min_max", "--policies", tmp_path / "pool.json"]
+    assert portfolio("build", *flags, "--reward_names", *"abc", "--beta", 0.05, "--epsilon", 0, "--delta", 0.05) == 0
+    calls = int(re.findall(r"(\d+) oracle calls", capsys.readouterr().out)[0])
+    assert calls < built.oracle_calls + 3
+
+
+def test_build_from_a_table_and_for_users(files: Path, capsys, tmp_path) -> None:
+    assert portfolio("build", "--policies", files / "table.csv", "--epsilon", 0.03, "--output_dir", tmp_path / "pool") == 0
+    assert set(Portfolio.load(tmp_path / "pool").policies) <= {f"p{n}" for n in range(12)}
+    capsys.readouterr()
+    flags = ["--candidates", files / "candidates.npz", "--users", files / "users.jsonl", "--hull", "true"]
+    assert portfolio("build", *flags, "--output_dir", tmp_path / "u") == 0
+    printed = capsys.readouterr().out
+    assert "For 16 different weights of users and all weights between them" in printed
+    assert "minority: 4 users" in printed
+    assert len(Portfolio.load(tmp_path / "u")) <= len(Portfolio.load(files / "built"))
+
+
+def test_a_build_that_was_killed_goes_on(files: Path, tmp_path) -> None:
+    out, flags = tmp_path / "out", ["--candidates", files / "candidates.npz", "--output_dir", tmp_path / "out"]
+    assert portfolio("build", *flags, "--epsilon", 0.05, "--max_calls", 3) == 1
+    kept = (out / "calls.jsonl").read_text()
+    assert kept.count("\n") == 4
+    assert portfolio("build", *flags, "--epsilon", 0.05) == 0
+    assert (out / "calls.jsonl").read_text().startswith(kept)
+    assert Portfolio.load(out).gap == Portfolio.load(files / "built").gap
+
+
+def test_certify(files: Path, tmp_path, capsys) -> None:
+    assert portfolio("certify", "--portfolio", files / "built", "--output", tmp_path / "c.json", "--num_resamples", 20) == 0
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["relative_gap"] == Portfolio.load(files / "built").gap
+    assert result["interval"][0] < result["interval"][1]
+    assert "95 % interval" in capsys.readouterr().out
+    assert portfolio("certify", "--policies", files / "table.csv", "--members", 0, 1, "--output", tmp_path / "t.json") == 0
+    both = np.genfromtxt(files / "table.csv", delimiter=",", skip_header=1)[:, 2:]
+    share = np.linspace(0, 1, 100_001)[:, None]
+    values = np.hstack([1 - share, share]) @ both.T
+    worst = (1 - values[:, :2].max(axis=1) / values.max(axis=1)).max()
+    assert json.loads((tmp_path / "t.json").read_text())["relative_gap"] == pytest.approx(worst, abs=1e-4)
+    assert portfolio("certify", "--policies", files / "table.csv", "--reference", files / "table.csv") == 0
+    assert "relative gap 0.0000" in capsys.readouterr().out
+
+
+def test_choose_by_weights_answers_and_users(files: Path, tmp_path, capsys) -> None:
+    built = Portfolio.load(files / "built")
+    assert portfolio("choose", "--portfolio", files / "built", "--weights", 0.2, 0.3, 0.5, "--output", tmp_path / "w.json") == 0
+    member = built.choose([0.2, 0.3, 0.5])
+    assert json.loads((tmp_path / "w.json").read_text())["member"] == member
+    assert f"Member {member}: helpful" in capsys.readouterr().out
+
+    rng, weights, rows = np.random.default_rng(0), np.array([0.1, 0.2, 0.7]), []
+    for first, second in rng.random((25, 2, 3)):
+        liked = "first" if weights @ (first - second) > 0 else "second"
+        rows.append({"first": first.tolist(), "second": dict(zip(NAMES, second.tolist(), strict=True)), "liked": liked})
+    answers = lines(tmp_path / "answers.jsonl", rows)
+    for extra in ([], ["--sharpness", 50]):
+        out = tmp_path / f"a{len(extra)}.json"
+        assert portfolio("choose", "--portfolio", files / "built", "--answers", answers, "--output", out, *extra) == 0
+        result = json.loads(out.read_text())
+        missed = 1 - built.values[result["member"]] @ weights / (built.values @ weights).max()
+        assert missed <= 0.03
+    rows.append({**rows[0], "liked": "second" if rows[0]["liked"] == "first" else "first"})
+    capsys.readouterr()
+    assert portfolio("choose", "--portfolio", files / "built", "--answers", lines(answers, rows)) == 1
+    assert "No weights fit answer 26" in capsys.readouterr().err
+
+    users = tmp_path / "users.json"
+    assert portfolio("choose", "--portfolio", files / "built", "--users", files / "users.jsonl", "--output", users) == 0
+    result = json.loads(users.read_text())
+    assert result["users"] == len(result["members"]) == 16
+    assert {group["name"] for group in result["groups"]} == {"majority", "minority"}
+    assert f"worst-served group: {result['groups'][0]['name']}" in capsys.readouterr().out
+
+
+def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, capsys) -> None:
+    models = [make_model("encoder", tmp_path / name, seed=seed) for seed, name in enumerate(NAMES)]
+    pairs = make_pairs(num_users=3, pairs_per_user=3, num_minority=1, history=0)
+    history = lines(tmp_path / "history.jsonl", pairs.to_list())
+    texts = [[(row["prompt"], row[side]) for row in pairs] for side in ("chosen", "rejected")]
+    chosen, rejected = (np.column_stack([RewardModel(model)(*zip(*side, strict=True)) for model in models]) for side in texts)
+    scale = RewardScale.fit(np.vstack([chosen, rejected]), "sigmoid")
+    scaled = tmp_path / "scaled"
+    scaled.mkdir()
+    (scaled / "portfolio.json").write_text((files / "built/portfolio.json").read_text())
+    about = {"kind": "sigmoid", "origin": scale.origin.tolist(), "unit": scale.unit.tolist()}
+    (scaled / "scale.json").write_text(json.dumps(about))
+    # The tiny models' raw rewards hardly differ; the scale that the build kept brings them into its units.
+    for folder, units in ((files / "built", lambda raw: raw), (scaled, scale)):
+        out = tmp_path / f"{folder.name}.json"
+        flags = ["--portfolio", folder, "--history", history, "--reward_models", *models, "--output", out]
+        assert portfolio("choose", *flags) == 0
+        result = json.loads(out.read_text())
+        assert set(result["members"]) == {"user-0", "user-1", "user-2"}
+        assert {group["name"]: group["users"] for group in result["groups"]} == {"majority": 2, "minority": 1}
+        posterior = WeightPosterior(3)
+        posterior.update((units(chosen) - units(rejected))[[row == "user-0" for row in pairs["user"]]])
+        assert result["members"]["user-0"]["weights"] == pytest.approx(posterior.mean.tolist(), abs=1e-6)
+    assert np.abs(posterior.mean - 1 / 3).max() > 0.05
+    assert "worst-served group" in capsys.readouterr().out
+
+
+def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
+    flags = ["--portfolio", files / "built", "--users", files / "users.jsonl"]
+    assert portfolio("plot", *flags, "--output_dir", tmp_path / "p") == 0
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"cells.png", "gap.png", "usage.png"}
+    capsys.readouterr()
+    flags = ["--portfolio", files / "built", "--candidates", files / "candidates.npz", "--output_dir", tmp_path / "c"]
+    assert portfolio("compare", *flags, "--max_size", 2, "--num_seeds", 2) == 0
+    assert "against the true optimum" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "c/comparison.json").read_text())
+    found = {(row["method"], row["size"]): row["gap"] for row in rows}
+    assert found["PALM", 2] < min(found["uniform", 2], found["random", 2])
+    assert (tmp_path / "c/gap_by_size.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "match"),
+    [
+        (["dance"], 2, "unknown command 'dance'; choose one of build, certify"),
+        (["build", "--nope", "3"], 2, "--nope"),
+        (["build"], 1, "Give --candidates or --policies.*examples/portfolio_grpo.py"),
+        (["build", "--candidates", "missing.npz"], 1, "missing.npz: no such file"),
+        (["build", "--candidates", "C", "--normalise", "log"], 1, "--normalise must be none, min_max or sigmoid"),
+        (["build", "--candidates", "C", "--epsilon", "2"], 1, "epsilon must be 0 or lie in"),
+        (["build", "--candidates", "C", "--hull", "true"], 1, "--hull is for --users"),
+        (["build", "--candidates", "C", "--users", "U", "--num_members", "2"], 1, "--users takes neither --num_members"),
+        (["build", "--candidates", "C", "--reward_names", "a", "b"], 1, "has 3 rewards"),
+        (["build", "--candidates", "C", "--output_dir", "BUILT"], 1, "holds a finished portfolio.*nothing is overwritten"),
+        (["build", "--candidates", "C", "--output_dir", "ROOT"], 1, "is not empty and holds no build"),
+        (["build", "--policies", "T", "--normalise", "min_max"], 1, "--normalise is for --candidates"),
+        (["build", "--policies", "T", "--reward_names", "helpful", "warm"], 1, "asked for are helpful, warm"),
+        (["certify"], 1, "Give --portfolio .* or --policies"),
+        (["certify", "--policies", "T"], 1, "Give --members"),
+        (["certify", "--policies", "T", "--members", "12"], 1, "rows of the table, 0 to 11"),
+        (["certify", "--portfolio", "BUILT", "--reference", "T"], 1, "asked for are helpful, harmless, humour"),
+        (["choose", "--portfolio", "BUILT"], 1, "Give one of --weights, --answers"),
+        (["choose", "--weights", "1", "0", "0"], 1, "Give --portfolio"),
+        (["choose", "--portfolio", "ROOT", "--weights", "1", "0", "0"], 1, "No portfolio at"),
+        (["choose", "--portfolio", "BUILT", "--weights", "0.5", "0.5"], 1, r"must have shape \(3,\)"),
+        (["choose", "--portfolio", "BUILT", "--weights", "0.5", "0.5", "0.5"], 1, "divide them by their sum"),
+        (["choose", "--portfolio", "BUILT", "--users", "T"], 1, "line 1 is no JSON"),
+        (["choose", "--portfolio", "BUILT", "--history", "U"], 1, "lacks `prompt`"),
+        (["choose", "--portfolio", "BUILT", "--weights", "1", "0", "0", "--output", "T"], 1, "exists already"),
+        (["compare", "--portfolio", "BUILT", "--policies", "T"], 1, "asked for are helpful, harmless, humour"),
+        (["export", "--portfolio", "BUILT"], 1, "Give --output_dir"),
+        (["export", "--portfolio", "BUILT", "--output_dir", "NEW"], 1, "no folder of an adapter or a model"),
+    ],
+)
+def test_bad_input_is_one_line(flags: list[str], status: int, match: str, files: Path, tmp_path, capsys) -> None:
+    named = {"C": "candidates.npz", "U": "users.jsonl", "T": "table.csv", "BUILT": "built", "ROOT": "."}
+    places = {name: str(files / path) for name, path in named.items()} | {"NEW": str(tmp_path / "new")}
+    capsys.readouterr()
+    assert portfolio(*(places.get(flag, flag) for flag in flags)) == status
+    error = capsys.readouterr().err
+    assert error.startswith("trl-pafo portfolio: ")
+    assert error.count("\n") == 1
+    assert re.search(match, error), error

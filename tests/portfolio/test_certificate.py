@@ -1,0 +1,174 @@
+"""The certificate against linear programmes over the simplex, and against a million sampled weights."""
+
+import time
+
+import numpy as np
+import pytest
+from fronts import Gibbs, Sphere, worst_sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from trl_pafo.errors import PortfolioError
+from trl_pafo.portfolio import Certificate, UpperBound, certify
+
+
+def additive_by_programmes(members: np.ndarray, pool: np.ndarray, epsilon: float = 0.0) -> float:
+    """max over q of max {t : w in the simplex, w.((1 - epsilon) q - p_j) >= t for all j}."""
+    d, worst = members.shape[1], 0.0
+    for q in pool:
+        answer = linprog(
+            np.append(np.zeros(d), -1.0),
+            A_ub=np.column_stack([members - (1 - epsilon) * q, np.ones(len(members))]),
+            b_ub=np.zeros(len(members)),
+            A_eq=[np.append(np.ones(d), 0.0)],
+            b_eq=[1.0],
+            bounds=[(0, None)] * d + [(None, None)],
+        )
+        worst = max(worst, -answer.fun)
+    return worst
+
+
+def relative_by_programmes(members: np.ndarray, pool: np.ndarray) -> float:
+    """max over q of 1 - min {s : w >= 0, w.q = 1, w.p_j <= s for all j}."""
+    d, worst = members.shape[1], 0.0
+    for q in pool[(pool > 1e-9).any(axis=1)]:
+        answer = linprog(
+            np.append(np.zeros(d), 1.0),
+            A_ub=np.column_stack([members, -np.ones(len(members))]),
+            b_ub=np.zeros(len(members)),
+            A_eq=[np.append(q, 0.0)],
+            b_eq=[1.0],
+            bounds=[(0, None)] * (d + 1),
+        )
+        worst = max(worst, 1 - answer.fun)
+    return worst
+
+
+def pools(seed: int, d: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    members, pool = rng.random((rng.integers(1, 6), d)), rng.random((8, d))
+    if kind == "few numbers":
+        members, pool = (members * 3).round() / 3, (pool * 3).round() / 3
+    return members, np.vstack([pool, members])
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.sampled_from(["even", "few numbers"]))
+def test_a_pool_as_by_linear_programmes(seed: int, d: int, kind: str) -> None:
+    members, pool = pools(seed, d, kind)
+    certificate = certify(members, pool, epsilon=0.1)
+    assert certificate.additive_gap == pytest.approx(additive_by_programmes(members, pool, 0.1), abs=1e-7)
+    assert certify(members, pool).additive_gap == pytest.approx(additive_by_programmes(members, pool), abs=1e-7)
+    assert certificate.relative_gap == pytest.approx(relative_by_programmes(members, pool), abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 4))
+def test_the_gap_is_reached_at_the_weights_that_are_named(seed: int, d: int) -> None:
+    members, pool = pools(seed, d, "even")
+    certificate = certify(members, pool, delta=0.02)
+    w = certificate.relative_weights
+    best, own = (pool @ w).max(), (members @ w).max()
+    assert max((best - own - 0.02) / best, 0) == pytest.approx(certificate.relative_gap, abs=1e-8)
+    w = certificate.additive_weights
+    assert (pool @ w).max() - (members @ w).max() == pytest.approx(certificate.additive_gap, abs=1e-8)
+
+
+def test_one_member_against_one_policy_by_hand() -> None:
+    certificate = certify([[0.6, 0.3]], [[0.5, 0.4]])
+    assert certificate.additive_gap == pytest.approx(0.1)
+    assert certificate.relative_gap == pytest.approx(0.25)
+    assert certificate.relative_weights == pytest.approx([0, 1])
+    assert certify([[0.6, 0.3]], [[0.5, 0.4]], delta=0.04).relative_gap == pytest.approx(0.15)
+
+
+def sphere_members(d: int, num_members: int) -> tuple[np.ndarray, UpperBound]:
+    weights = np.vstack([np.eye(d), np.random.default_rng(d).dirichlet(np.ones(d), 2 * num_members)])
+    norms = Sphere.optimum(weights)
+    return (weights / norms[:, None])[:num_members], UpperBound(weights, norms)
+
+
+def sampled_gaps(d: int, num_samples: int) -> None:
+    members, bound = sphere_members(d, 20)
+    start = time.perf_counter()
+    certificate = certify(members, bound)
+    assert time.perf_counter() - start < 1
+    relative = worst_sample(lambda w: 1 - (w @ members.T).max(axis=1) / bound.at(w), d, num_samples)
+    additive = worst_sample(lambda w: bound.at(w) - (w @ members.T).max(axis=1), d, num_samples)
+    assert relative <= certificate.relative_gap + 1e-9 <= relative + 1e-4
+    assert additive <= certificate.additive_gap + 1e-9 <= additive + 1e-4
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 5])
+def test_agrees_with_sampled_weights_and_takes_less_than_a_second(d: int) -> None:
+    sampled_gaps(d, 40_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [2, 3, 4, 5])
+def test_agrees_with_a_million_sampled_weights(d: int) -> None:
+    sampled_gaps(d, 1_000_000)
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_the_optimum_as_by_programmes_over_the_vertices_of_its_bound(d: int) -> None:
+    members, bound = sphere_members(d, 6)
+    certificate = certify(members, bound)
+    assert certificate.relative_gap == pytest.approx(relative_by_programmes(members, bound._vertices), abs=1e-6)
+    assert certificate.additive_gap == pytest.approx(additive_by_programmes(members, bound._vertices), abs=1e-6)
+
+
+def test_a_known_optimum_is_below_its_upper_bound() -> None:
+    members, bound = sphere_members(3, 12)
+    true, upper = certify(members, Sphere.optimum), certify(members, bound)
+    sampled = worst_sample(lambda w: 1 - (w @ members.T).max(axis=1) / Sphere.optimum(w), 3, 40_000)
+    assert sampled <= true.relative_gap + 1e-9 <= sampled + 1e-4
+    assert true.relative_gap < upper.relative_gap
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.5])
+def test_with_a_kl_term(beta: float) -> None:
+    gibbs = Gibbs(np.random.default_rng(0).random((8, 3)), beta)
+    answers = [gibbs(w) for w in np.vstack([np.eye(3), np.full((1, 3), 1 / 3)])]
+    members, kl = np.array([a.values for a in answers]), np.array([a.kl for a in answers])
+    certificate = certify(members, gibbs.optimum, kl=kl, beta=beta)
+    sampled = worst_sample(lambda w: gibbs.optimum(w) - (w @ members.T - beta * kl).max(axis=1), 3, 40_000)
+    assert sampled <= certificate.additive_gap + 1e-9 <= sampled + 1e-4
+    assert certificate.objective == f"w.R - {beta:g} KL"
+
+
+def test_where_nothing_can_be_earned_nothing_is_lost() -> None:
+    assert certify([[0.5, 0.0]], [[0.5, 0.0]]).relative_gap == 0
+    assert certify([[0.4, 0.0]], [[0.5, 0.0]]).relative_gap == pytest.approx(0.2)
+
+
+def test_it_says_what_it_is() -> None:
+    certificate = certify([[0.6, 0.3]], [[0.5, 0.4], [0.6, 0.3]], delta=0.01)
+    assert str(certificate) == (
+        "relative gap 0.2250 beyond delta = 0.01 at w = (0.000, 1.000); additive gap 0.1000 at w = (0.000, 1.000); over all w "
+        "(2 corner weights); objective w.R; against the pool of 2 policies"
+    )
+    assert "additive gap 0.0800 beyond epsilon = 0.05 at w" in str(certify([[0.6, 0.3]], [[0.5, 0.4]], epsilon=0.05))
+    back = Certificate.from_json(certificate.to_json())
+    assert str(back) == str(certificate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.5, 0.5], [[0.5, 0.5]], {}), r"`values` must have shape.*got \(2,\)"),
+        (([[0.5, 0.5]], [[0.5, 0.5, 0.5]], {}), "have 2 rewards, `reference` has 3"),
+        (([[0.5, np.nan]], [[0.5, 0.5]], {}), "`values` holds NaN"),
+        (([[0.5, 0.5]], [[0.5, np.inf]], {}), "`reference` holds NaN"),
+        (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1}), "pass `kl`"),
+        (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1]}), "pass `reference_kl`"),
+        (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1, 0.2]}), "one finite KL for each of the 1 policies"),
+        (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": -0.1}), "beta must not be negative"),
+        (([[0.5, 0.5]], UpperBound(np.eye(2), np.ones(2)), {"beta": 0.1, "kl": [0.1]}), "made for beta=0"),
+    ],
+)
+def test_bad_input(arguments: tuple, message: str) -> None:
+    values, reference, options = arguments
+    with pytest.raises(PortfolioError, match=message):
+        certify(values, reference, **options)

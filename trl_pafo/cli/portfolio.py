@@ -1,0 +1,155 @@
+"""`trl-pafo portfolio build | certify | choose | plot | compare | export`: a few policies for every preference weight."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+COMMANDS = {
+    "build": "search, prune and certify, from rewards of candidate responses or a table of policies",
+    "certify": "the worst case over all weights, of a portfolio or of some policies of a table",
+    "choose": "the member for weights, pairwise answers, a preference history, or each user of a population",
+    "plot": "the weight simplex with its cells, the gap over it, the usage",
+    "compare": "PALM against uniform and random weights at equal size",
+    "export": "copy trained members into one folder that peft and vLLM load, with a card",
+}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text.replace("%", "%%")})
+
+
+@dataclass
+class _Oracle:
+    candidates: str | None = _option(
+        None,
+        "Rewards of candidate responses: .npz with `rewards` (prompts, candidates, rewards), or JSON Lines, a line a prompt.",
+    )
+    policies: str | None = _option(
+        None,
+        "Table of policies that exist, .csv or .json: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand.",
+    )
+    normalise: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
+    reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
+    beta: float = _option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
+
+
+@dataclass
+class BuildArguments(_Oracle):
+    epsilon: float = _option(0.05, "Relative tolerance; 0 for an additive one alone.")
+    delta: float = _option(0.0, "Additive tolerance, in units of the rewards.")
+    num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
+    search: str = _option("corners", "corners, or grid: the structured grid (needs delta > 0 and beta = 0).")
+    users: str | None = _option(None, "JSON Lines of users (weights, group): keep the promise for them alone.")
+    hull: bool = _option(False, "With --users: for all weights between them too.")
+    max_calls: int = _option(1000, "Calls of the oracle at most.")
+    output_dir: str | None = _option(None, "Folder for portfolio.json; a build that was killed goes on there.")
+
+
+@dataclass
+class CertifyArguments:
+    portfolio: str | None = _option(None, "Folder of a portfolio.")
+    policies: str | None = _option(None, "Table of policies, in place of --portfolio.")
+    members: list[int] | None = _option(None, "With --policies: rows, from 0 on, that are served. Default: all.")
+    reference: str | None = _option(
+        None, "Table of policies to be held against. Default: the oracle's bound, or all of --policies."
+    )
+    reward_names: list[str] | None = _option(None, "Names of the rewards of a table, in the order of the weights.")
+    beta: float = _option(0.0, "With --policies: weight of the KL term.")
+    epsilon: float = _option(0.0, "With --policies: relative tolerance beside the additive gap.")
+    delta: float = _option(0.0, "With --policies: additive tolerance beside the relative gap.")
+    num_resamples: int = _option(200, "Resamples of the prompts for the interval, where values are known by prompt; 0: none.")
+    output: str | None = _option(None, "JSON file to write; must not exist.")
+
+
+@dataclass
+class ChooseArguments:
+    portfolio: str | None = _option(None, "Folder of a portfolio.")
+    weights: list[float] | None = _option(None, "Weights of the rewards, adding up to 1.")
+    answers: str | None = _option(
+        None, 'JSON Lines of answers: {"first": [...], "second": [...], "liked": "first"}, rewards of both.'
+    )
+    tolerance: float = _option(0.0, "With --answers: options whose worth differs by no more may be mistaken.")
+    sharpness: float | None = _option(
+        None,
+        "Answers are sometimes wrong: right with chance sigmoid(sharpness x difference of worth). Default: answers never are, histories 10.",
+    )
+    history: str | None = _option(None, "JSON Lines of past pairs: prompt, chosen, rejected, optionally user and group.")
+    reward_models: list[str] | None = _option(
+        None, "With --history: folders or Hub ids of reward models, in the order of the rewards."
+    )
+    users: str | None = _option(None, "JSON Lines of users: weights, optionally group and user.")
+    output: str | None = _option(None, "JSON file to write; must not exist.")
+
+
+@dataclass
+class PlotArguments:
+    portfolio: str | None = _option(None, "Folder of a portfolio.")
+    users: str | None = _option(
+        None, "JSON Lines of users to show: weights, optionally group. Default: 1,000 drawn evenly, for the usage."
+    )
+    output_dir: str | None = _option(None, "Folder for the pictures. Default: that of the portfolio.")
+
+
+@dataclass
+class CompareArguments(_Oracle):
+    portfolio: str | None = _option(None, "Folder of a portfolio that was built from --candidates or --policies.")
+    max_size: int = _option(8, "Sizes 1 to this.")
+    num_seeds: int = _option(10, "Draws of the baselines.")
+    output_dir: str | None = _option(
+        None, "Folder for comparison.json and gap_by_size.png; without it only the table is printed."
+    )
+
+
+@dataclass
+class ExportArguments:
+    portfolio: str | None = _option(None, "Folder of a portfolio whose policies are folders of adapters or models.")
+    output_dir: str | None = _option(None, "New folder.")
+    base_model: str | None = _option(None, "What the adapters are loaded on, such as a Hub id. Default: what they name.")
+    copy_base: bool = _option(False, "Copy the base of the adapters beside the members.")
+    title: str = _option("Portfolio", "Title of the card.")
+
+
+_ARGUMENTS = {
+    "build": BuildArguments,
+    "certify": CertifyArguments,
+    "choose": ChooseArguments,
+    "plot": PlotArguments,
+    "compare": CompareArguments,
+    "export": ExportArguments,
+}
+
+
+class _Parser:
+    """Hands the flags to the parser of the command behind `portfolio`."""
+
+    def __init__(self, prog: str):
+        self.prog = prog
+
+    def parse_args_and_config(self, argv: list[str]) -> tuple[str, Any]:
+        from trl import TrlParser
+
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(f"usage: {self.prog} COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
+            for name, text in COMMANDS.items():
+                print(f"  {name:<12}{text}")
+            print(f"\n`{self.prog} COMMAND --help` lists the flags of a command.")
+            raise SystemExit(0)
+        name = argv[0]
+        if name not in COMMANDS:
+            raise ValueError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
+        parser = TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
+        return name, *parser.parse_args_and_config(argv[1:])  # type: ignore[return-value]
+
+
+def make_parser(prog: str | None = None) -> _Parser:
+    return _Parser(prog or "trl-pafo portfolio")
+
+
+def main(name: str, args: Any) -> None:
+    from trl_pafo.portfolio import tasks
+
+    text, result = getattr(tasks, name)(args)
+    print(text)
+    if getattr(args, "output", None):
+        tasks.write_result(args.output, json.dumps(result, indent=2) + "\n")
+        print(f"Written: {args.output}")

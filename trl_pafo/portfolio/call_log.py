@@ -1,0 +1,91 @@
+"""The answers of the oracle on disk, each as soon as it is there: a build that is killed loses none of them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from trl_pafo.errors import PortfolioError
+from trl_pafo.portfolio.core import OracleCall, OracleResult, checked_result
+
+_FORMAT = "trl-pafo portfolio calls 1"
+
+
+class CallLog:
+    """
+    A JSON Lines file: the problem, then one answer a line, flushed to the disk before the search goes on.
+
+    Args:
+        path (`Path`):
+            The file; made if it is not there.
+        problem (`dict`):
+            All that decides what the oracle answers, as JSON values, with `num_rewards` and `reward_range`.
+
+    Raises:
+        PortfolioError: If the file holds the answers to another problem, or a line in it cannot be read.
+    """
+
+    def __init__(self, path: Path, problem: dict[str, Any]):
+        self.path = path
+        try:
+            header = json.loads(json.dumps({"line": "problem", "format": _FORMAT, **problem}))
+        except (TypeError, ValueError) as error:
+            raise PortfolioError(f"`problem` must hold JSON values, to be compared when a build resumes: {error}.") from error
+        self.calls: list[OracleCall] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._read(header)
+            if not path.exists() or path.stat().st_size == 0:
+                self._append(header)
+        except OSError as error:
+            raise PortfolioError(f"{path} cannot be read or written: {error}. Choose another folder.") from error
+
+    def append(self, call: OracleCall) -> None:
+        """Write one answer; on return it is on the disk.
+
+        Raises:
+            PortfolioError: If the policy is no JSON value or path, or the disk is full.
+        """
+        try:
+            self._append(call.to_json())
+        except OSError as error:
+            raise PortfolioError(f"{self.path} cannot be written: {error}. Make room and build again.") from error
+        self.calls.append(call)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, header: dict[str, Any]) -> None:
+        if not self.path.exists():
+            return
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):
+            # Killed while writing: the answer of that line was never acknowledged, so the line is cut off.
+            os.truncate(self.path, whole)
+        lines = text[:whole].decode("utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                if number == 1:
+                    self._check_header(row, header)
+                else:
+                    self.calls.append(self._checked(OracleCall.from_json(row), header, number))
+            except (ValueError, KeyError, TypeError) as error:
+                if isinstance(error, PortfolioError):
+                    raise
+                raise PortfolioError(f"{self.path}, line {number} cannot be read ({error}). Choose another folder.") from error
+
+    def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
+        changed = sorted(key for key in {*found, *header} if found.get(key) != header.get(key))
+        if changed:
+            detail = "; ".join(f"{key}: {found.get(key)!r} -> {header.get(key)!r}" for key in changed)
+            raise PortfolioError(f"{self.path} holds the answers to another problem ({detail}). Choose another folder.")
+
+    def _checked(self, call: OracleCall, header: dict[str, Any], number: int) -> OracleCall:
+        low, high = header["reward_range"]
+        result: OracleResult = checked_result(call.result, header["num_rewards"], (low, high), f"{self.path}, line {number}")
+        return OracleCall(call.weights, result, call.warm)

@@ -1,0 +1,210 @@
+"""What an oracle is asked and what it answers; whether a question and an answer can be used."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trl_pafo.errors import PortfolioError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """
+    The answer of an oracle to one weight vector: a policy, and what it is worth.
+
+    Parameters:
+        values (array of shape `(num_rewards,)`):
+            Mean of each reward under the policy, in the reward's own order; in [0, 1] unless `reward_range` says otherwise.
+            The rewards alone: the KL term is never subtracted here.
+        kl (`float`, *optional*, defaults to `0.0`):
+            KL(policy || reference) in nats, the mean over prompts.
+        policy (`Any`, *optional*):
+            What to serve: a string or a path (a folder with an adapter), or any object as long as nothing is saved. With a
+            log or a folder it must be a JSON value or a `Path`.
+        prompt_values (array of shape `(num_prompts, num_rewards)`, *optional*):
+            Values prompt by prompt, the same prompts in the same order for every answer; `values` is their mean. Needed for
+            [`Portfolio.gap_interval`] only.
+        prompt_kl (array of shape `(num_prompts,)`, *optional*):
+            KL prompt by prompt; needed beside `prompt_values` where `beta > 0`.
+    """
+
+    values: ArrayLike
+    kl: float = 0.0
+    policy: Any = None
+    prompt_values: ArrayLike | None = None
+    prompt_kl: ArrayLike | None = None
+
+
+Oracle = Callable[[FloatArray], OracleResult]
+"""Takes weights of shape `(num_rewards,)` on the simplex, returns the best policy that it can find for them."""
+
+
+@dataclass(frozen=True)
+class OracleCall:
+    """
+    One policy that is known: an answer of the oracle, or a policy that existed before.
+
+    Parameters:
+        weights (array of shape `(num_rewards,)`):
+            The weights that the oracle was asked; NaN for an existing policy that was optimised for no known weights.
+        result ([`OracleResult`]):
+            The checked answer: arrays are `float64`.
+        warm (`bool`, *optional*, defaults to `False`):
+            The policy was there before the build and cost no call.
+    """
+
+    weights: FloatArray
+    result: OracleResult
+    warm: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether the policy claims to be the best for its weights."""
+        return not bool(np.isnan(self.weights).any())
+
+    def to_json(self, line: str = "call") -> dict[str, Any]:
+        """As JSON values; floats survive to the last digit. [`PortfolioError`] if the policy is no JSON value."""
+        result = self.result
+        row: dict[str, Any] = {
+            "line": line,
+            "weights": self.weights.tolist() if self.asked else None,
+            "values": np.asarray(result.values).tolist(),
+            "kl": result.kl,
+            "policy": policy_to_json(result.policy),
+        }
+        if self.warm:
+            row["warm"] = True
+        if result.prompt_values is not None:
+            row["prompt_values"] = np.asarray(result.prompt_values).tolist()
+        if result.prompt_kl is not None:
+            row["prompt_kl"] = np.asarray(result.prompt_kl).tolist()
+        return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "OracleCall":
+        """The call that [`~OracleCall.to_json`] wrote."""
+        values = np.asarray(row["values"], dtype=np.float64)
+        weights = row["weights"]
+        return cls(
+            weights=np.full(len(values), np.nan) if weights is None else np.asarray(weights, dtype=np.float64),
+            result=OracleResult(
+                values=values,
+                kl=float(row["kl"]),
+                policy=row["policy"],
+                prompt_values=_optional_array(row.get("prompt_values")),
+                prompt_kl=_optional_array(row.get("prompt_kl")),
+            ),
+            warm=bool(row.get("warm", False)),
+        )
+
+
+def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:
+    """The weights as a `float64` vector that adds up to 1.
+
+    Args:
+        weights (array of shape `(num_rewards,)`):
+            How much a user cares for each reward: not negative, adding up to 1 within 1e-6.
+        num_rewards (`int`):
+            Number of rewards.
+
+    Raises:
+        PortfolioError: If the shape is another, a weight is NaN or negative, or they do not add up to 1.
+    """
+    vector = _array(weights, (num_rewards,), "`weights`")
+    total, least = float(vector.sum()), float(vector.min())
+    if least < -1e-9 or abs(total - 1) > 1e-6:
+        raise PortfolioError(
+            f"`weights` must lie on the simplex (none negative, adding up to 1), got {_short(vector)} with sum {total:.6g}; "
+            "divide them by their sum."
+        )
+    if least < 0:
+        vector = np.maximum(vector, 0.0)
+        total = float(vector.sum())
+    return vector / total
+
+
+def checked_result(result: OracleResult, num_rewards: int, reward_range: tuple[float, float], where: str) -> OracleResult:
+    """The answer with `float64` arrays.
+
+    Args:
+        result ([`OracleResult`]):
+            What the oracle returned.
+        num_rewards (`int`):
+            Length that `values` must have.
+        reward_range (`tuple[float, float]`):
+            Least and greatest value a reward can have.
+        where (`str`):
+            Whose answer it is, for the message.
+
+    Raises:
+        PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, or lies outside the range.
+    """
+    if not isinstance(result, OracleResult):
+        raise PortfolioError(f"{where}: expected an OracleResult(values, kl, policy), got {type(result).__name__}.")
+    values = _array(result.values, (num_rewards,), f"{where}: `values`")
+    low, high = reward_range
+    if (values < low - 1e-9).any() or (values > high + 1e-9).any():
+        raise PortfolioError(
+            f"{where}: the values {_short(values)} leave the range [{low:g}, {high:g}]. Normalise the rewards, for example "
+            "(r - least) / (greatest - least), or pass the true `reward_range`. A relative gap (epsilon > 0) needs rewards that "
+            "are not negative; with epsilon=0 and delta > 0 the range may start below 0."
+        )
+    try:
+        kl = float(result.kl)
+    except (TypeError, ValueError) as error:
+        raise PortfolioError(f"{where}: `kl` must be a number, got {result.kl!r}.") from error
+    if not (np.isfinite(kl) and kl >= -1e-6):
+        raise PortfolioError(f"{where}: `kl` must be a number of nats and not negative, got {kl}.")
+    prompt_values, prompt_kl = None, None
+    if result.prompt_values is not None:
+        num_prompts = len(np.asarray(result.prompt_values))
+        prompt_values = _array(result.prompt_values, (num_prompts, num_rewards), f"{where}: `prompt_values`")
+        if num_prompts == 0 or not np.allclose(prompt_values.mean(axis=0), values, atol=1e-6):
+            raise PortfolioError(f"{where}: `values` must be the mean of `prompt_values` over the prompts.")
+        if result.prompt_kl is not None:
+            prompt_kl = _array(result.prompt_kl, (num_prompts,), f"{where}: `prompt_kl`")
+    return OracleResult(np.clip(values, low, high), max(kl, 0.0), result.policy, prompt_values, prompt_kl)
+
+
+def policy_to_json(policy: Any) -> Any:
+    """The policy as a JSON value, a path as text; [`PortfolioError`] for anything else."""
+    if isinstance(policy, Path):
+        return str(policy)
+    try:
+        json.dumps(policy)
+    except (TypeError, ValueError) as error:
+        raise PortfolioError(
+            f"A policy of type {type(policy).__name__} cannot be written to a file. Let the oracle save it and return its "
+            "path as `policy`, or build without `folder`."
+        ) from error
+    return policy
+
+
+def _array(value: ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PortfolioError(f"{name} must be numbers, got {type(value).__name__}.") from error
+    if array.shape != shape:
+        raise PortfolioError(f"{name} must have shape {shape}, got {array.shape}.")
+    # A sum is finite only if all its terms are; it is the quicker question.
+    if not math.isfinite(array.sum()):
+        raise PortfolioError(f"{name} holds NaN or infinity: find out which reward gives it, and why.")
+    return array
+
+
+def _optional_array(value: Any) -> FloatArray | None:
+    return None if value is None else np.asarray(value, dtype=np.float64)
+
+
+def _short(values: FloatArray) -> str:
+    return np.array2string(values, precision=4, separator=", ", threshold=8)

@@ -1,0 +1,105 @@
+"""Minimum set cover: the fewest columns such that every row has one of them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import LinearConstraint, milp
+
+from trl_pafo.errors import PortfolioError
+
+BoolArray = NDArray[np.bool_]
+
+
+class Cover(NamedTuple):
+    """The chosen columns in rising order, whether no smaller cover exists, and how many nodes it took to know."""
+
+    columns: list[int]
+    exact: bool
+    nodes: int
+
+
+def minimum_cover(covers: BoolArray, nodes: int | None = None, enough: int = 0) -> Cover:
+    """The fewest columns that cover all rows: an integer programme (HiGHS), or greedy with reverse delete.
+
+    Args:
+        covers (`bool` array of shape `(num_rows, num_columns)`):
+            Whether the column covers the row.
+        nodes (`int`, *optional*):
+            Nodes of the branch and bound tree that the integer programme may visit; no limit by default. 0 is greedy, and so
+            is what is returned when the limit is reached; `Cover.exact` says so. (A limit in seconds would make the result
+            depend on the machine.)
+        enough (`int`, *optional*, defaults to `0`):
+            A greedy cover of at most so many columns is good enough.
+
+    Raises:
+        PortfolioError: If a row is covered by no column.
+    """
+    if not covers.any(axis=1).all():
+        raise PortfolioError(f"{int((~covers.any(axis=1)).sum())} weights are covered by no policy; widen the tolerance.")
+    rows = minimal_rows(covers)
+    kept = _undominated_columns(rows)
+    small = rows[:, kept]
+    columns = _greedy(small)
+    # Rows that share no column need one each: a greedy cover of that size is a smallest one.
+    exact, visited = len(columns) <= _disjoint_rows(small), 0
+    if not exact and nodes != 0 and len(columns) > enough:
+        ones = np.ones(small.shape[1])
+        answer = milp(
+            ones,
+            constraints=LinearConstraint(small.astype(np.float64), lb=1.0),
+            integrality=ones,
+            bounds=(0, 1),
+            options={} if nodes is None else {"node_limit": nodes},
+        )
+        visited = int(answer.mip_node_count or 0)
+        if answer.x is not None and answer.status == 0:
+            columns, exact = [int(column) for column in np.flatnonzero(answer.x > 0.5)], True
+    return Cover(sorted(int(kept[column]) for column in columns), exact, visited)
+
+
+def minimal_rows(covers: BoolArray) -> BoolArray:
+    """The rows that imply all others: equal rows once, and no row that holds all columns of another."""
+    rows = np.unique(covers, axis=0)
+    rows = rows[np.argsort(rows.sum(axis=1), kind="stable")]
+    sizes, kept = rows.sum(axis=1), np.ones(len(rows), dtype=bool)
+    numbers = rows.astype(np.float32)
+    for place in range(len(rows)):
+        if kept[place]:
+            implied = numbers[place + 1 :] @ numbers[place] == sizes[place]
+            kept[place + 1 :] &= ~implied
+    return rows[kept]
+
+
+def _undominated_columns(covers: BoolArray) -> NDArray[np.int64]:
+    """Columns without those that cover no more than another does; the first of equals stays."""
+    columns = covers.T.astype(np.float32)
+    sizes = columns.sum(axis=1)
+    inside = columns @ columns.T == sizes[:, None]
+    earlier = np.arange(len(sizes))[:, None] > np.arange(len(sizes))
+    dominated = inside & ((sizes[:, None] < sizes) | ((sizes[:, None] == sizes) & earlier))
+    return np.flatnonzero(~dominated.any(axis=1))
+
+
+def _greedy(covers: BoolArray) -> list[int]:
+    """Always the column that covers most of what is left; then those dropped that turn out not to be needed."""
+    left, chosen = covers.copy(), []
+    while len(left):
+        best = int(left.sum(axis=0).argmax())
+        chosen.append(best)
+        left = left[~left[:, best]]
+    for column in reversed(chosen[:-1].copy()):
+        others = [other for other in chosen if other != column]
+        if covers[:, others].any(axis=1).all():
+            chosen = others
+    return chosen
+
+
+def _disjoint_rows(covers: BoolArray) -> int:
+    """A lower bound: rows, smallest first, that share no column with those taken before."""
+    taken, count = np.zeros(covers.shape[1], dtype=bool), 0
+    for row in covers[np.argsort(covers.sum(axis=1), kind="stable")]:
+        if not (row & taken).any():
+            taken |= row
+            count += 1
+    return count
