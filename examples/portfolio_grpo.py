@@ -62,7 +62,7 @@ class ScriptArguments:
     model: str = field(default="smollm2", metadata={"help": "Base model: smollm2, a folder or a Hub id."})
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Keep only the first layers of the base."})
     max_calls: int = field(default=3, metadata={"help": "Members that are trained at most."})
-    num_members: int = field(default=3, metadata={"help": "Members of the portfolio."})
+    num_members: int = field(default=2, metadata={"help": "Members of the portfolio."})
     gap: float = field(default=0.05, metadata={"help": "Stop earlier where the relative gap is certified to be this."})
     num_samples: int = field(default=2, metadata={"help": "Responses a held-out prompt."})
 
@@ -124,14 +124,11 @@ def main() -> None:
         max_calls=script.max_calls,
         reward_names=oracle.names,
         oracle_factor="estimate",
-        warm_start=[base],
         progress=False,
     )
     if PartialState().is_main_process:
         print(f"\nbase: {dict(zip(oracle.names, np.round(base.values, 3).tolist(), strict=True))}")
         for call in portfolio.calls:
-            if call.warm:
-                continue
             mean, low, high = gain(call.result, base, call.weights)
             print(
                 f"w = {np.round(call.weights, 3)}: values {np.round(call.result.values, 3)}, KL {call.result.kl:.1f} nats, w.R "

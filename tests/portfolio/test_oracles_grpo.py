@@ -86,6 +86,9 @@ class TestMembers:
         responses = oracle.responses(member_name([1, 0]))
         assert sorted(responses) == [0, 1, 2]
         assert [a[0] for a in responses[1]] == [a[0] for a in again.responses[1]]
+        assert set(oracle.seconds()) == {
+            f"{what} {name}" for name in (member_name([1, 0]), member_name([0, 1])) for what in ("member", "evaluation")
+        } | {"evaluation base"}
 
     def test_reward_weights_reach_the_trainer(self, base, tmp_path, monkeypatch):
         seen = []
@@ -212,6 +215,8 @@ from test_oracles_grpo import make_oracle
 oracle = make_oracle(sys.argv[1], sys.argv[2], options={"per_device_train_batch_size": 4}, eval_batch_size=2)
 first, again, base = oracle(np.array([0.5, 0.5])), oracle(np.array([0.5, 0.5])), oracle.evaluate_base()
 assert PartialState().num_processes == 2
+if PartialState().is_main_process:  # by one process alone: it must not wait for the other
+    assert oracle.seconds()
 print("RESULT", PartialState().process_index, first.values.tolist(), first.kl, again.kl == first.kl, base.values.tolist())
 try:
     make_oracle(sys.argv[1], sys.argv[2], options={"learning_rate": 1.0})(np.array([0.5, 0.5]))

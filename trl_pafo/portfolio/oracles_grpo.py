@@ -177,8 +177,8 @@ class GRPOOracle:
         return {int(row): [tuple(answer) for answer in answers] for row, answers in saved["responses"].items()}
 
     def seconds(self) -> dict[str, float]:
-        """Duration of each training and each evaluation that is complete."""
-        return self._on_main(lambda: self._folder.seconds() if self._folder else {})
+        """Duration of each training and each evaluation that is complete; empty but on the main process."""
+        return self._folder.seconds() if self._folder else {}
 
     @property
     def problem(self) -> dict[str, Any]:
