@@ -125,17 +125,7 @@ def build_portfolio(
     """
     names = checked_options(num_rewards, epsilon, delta, beta, reward_range, reward_names, split, oracle_factor, num_members)
     shares = _grid_shares(search, epsilon, delta, beta, split)
-    identity = {
-        "num_rewards": num_rewards,
-        "beta": beta,
-        "reward_range": [float(end) for end in reward_range],
-        "reward_names": list(names),
-        "problem": dict(problem) if problem is not None else getattr(oracle, "problem", None),
-    }
-    log = CallLog(Path(folder) / CALLS_FILE, identity) if folder is not None else None
-    known = Known(num_rewards, beta, reward_range, oracle_factor)
-    known.calls += [warm_call(item, num_rewards, reward_range, place) for place, item in enumerate(warm_start)]
-    known.calls += log.calls if log is not None else []
+    log, known = open_search(oracle, num_rewards, beta, reward_range, names, oracle_factor, warm_start, folder, problem)
     measure, goal = Measure.of(epsilon * (1 - split[2]), delta * (1 - split[2]))
     num_calls = sum(not call.warm for call in known.calls)
     with tqdm(desc="portfolio", unit="call", initial=num_calls, disable=not progress) as bar:
@@ -202,6 +192,32 @@ def _finish(
         smallest=choice.exact,
         observed_factor=observed_factor(own, best),
     )
+
+
+def open_search(
+    oracle: Oracle,
+    num_rewards: int,
+    beta: float,
+    reward_range: tuple[float, float],
+    reward_names: Sequence[str],
+    oracle_factor: float | Literal["estimate"],
+    warm_start: Sequence[OracleResult | tuple[ArrayLike, OracleResult]],
+    folder: str | Path | None,
+    problem: Mapping[str, Any] | None,
+) -> tuple[CallLog | None, Known]:
+    """The log of the folder's problem, if a folder is given, and what is known before the oracle is asked."""
+    identity = {
+        "num_rewards": num_rewards,
+        "beta": beta,
+        "reward_range": [float(end) for end in reward_range],
+        "reward_names": list(reward_names),
+        "problem": dict(problem) if problem is not None else getattr(oracle, "problem", None),
+    }
+    log = CallLog(Path(folder) / CALLS_FILE, identity) if folder is not None else None
+    known = Known(num_rewards, beta, reward_range, oracle_factor)
+    known.calls += [warm_call(item, num_rewards, reward_range, place) for place, item in enumerate(warm_start)]
+    known.calls += log.calls if log is not None else []
+    return log, known
 
 
 def ask_oracle(

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.portfolio.bounds import UpperBound, best_values
-from trl_pafo.portfolio.build import CALLS_FILE, ask_oracle, checked_options, warm_call
-from trl_pafo.portfolio.call_log import CallLog
+from trl_pafo.portfolio.build import ask_oracle, checked_options, open_search
 from trl_pafo.portfolio.certificate import Measure, certify
 from trl_pafo.portfolio.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights
 from trl_pafo.portfolio.cover import minimum_cover
@@ -93,17 +92,7 @@ def build_for_users(
     users = _checked_users(weights)
     num_rewards = users.shape[1]
     names = checked_options(num_rewards, epsilon, delta, beta, reward_range, reward_names, (0.0, 1.0, 0.0), oracle_factor, None)
-    identity = {
-        "num_rewards": num_rewards,
-        "beta": beta,
-        "reward_range": [float(end) for end in reward_range],
-        "reward_names": list(names),
-        "problem": dict(problem) if problem is not None else getattr(oracle, "problem", None),
-    }
-    log = CallLog(Path(folder) / CALLS_FILE, identity) if folder is not None else None
-    known = Known(num_rewards, beta, reward_range, oracle_factor)
-    known.calls += [warm_call(item, num_rewards, reward_range, place) for place, item in enumerate(warm_start)]
-    known.calls += log.calls if log is not None else []
+    log, known = open_search(oracle, num_rewards, beta, reward_range, names, oracle_factor, warm_start, folder, problem)
     num_calls = sum(not call.warm for call in known.calls)
     region = WeightRegion.hull(users) if hull else None
     measure, goal = Measure.of(epsilon, delta)
