@@ -1,10 +1,13 @@
 """Figures of other libraries that mean the same. They are no dependencies: each test is skipped without its library."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
-from trl_pafo.portfolio import certify, random_weights, uniform_weights
-from trl_pafo.portfolio.bounds import Pool
+from trl_pafo.portfolio import OracleResult, build_portfolio, certify, random_weights, uniform_weights
+from trl_pafo.portfolio.bounds import Pool, UpperBound
 from trl_pafo.portfolio.certificate import corner_values
 
 
@@ -23,6 +26,27 @@ def test_morl_baselines_loses_as_much_at_the_corner_weights(d: int) -> None:
     assert indicators.maximum_utility_loss(list(members), list(pool), corners) == pytest.approx(gap, abs=1e-9)
     # Its own way, sampled weights, sees less.
     assert indicators.maximum_utility_loss(list(members), list(pool), random_weights(d, 300)) < gap
+
+
+@pytest.mark.parametrize(("d", "tolerance"), [(2, 0.02), (3, 0.03), (4, 0.08)])
+def test_optimistic_linear_support_of_morl_baselines(
+    d: int, tolerance: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    # It logs to a service that is not needed here, and is not always installed beside it.
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    module = pytest.importorskip("morl_baselines.multi_policy.linear_support.linear_support")
+    search = module.LinearSupport(d, epsilon=tolerance, verbose=False)
+    while (weights := search.next_weight()) is not None:
+        search.add_solution(weights / np.linalg.norm(weights), weights)
+    asked = np.array(search.visited_weights)
+    # From the same answers, the same gap: what its queue would still gain is what we certify. It knows no range of the rewards,
+    # and rounds values to 4 decimals.
+    bound = UpperBound(asked, np.linalg.norm(asked, axis=1), reward_range=(-10.0, 10.0))
+    theirs = max(map(search.ols_priority, search.compute_corner_weights()))
+    assert certify(np.array(search.ccs), bound).additive_gap == pytest.approx(theirs, abs=2e-4)
+    ours = build_portfolio(lambda w: OracleResult(values=w / np.linalg.norm(w)), d, epsilon=0.0, delta=tolerance)
+    assert ours.oracle_calls <= len(asked)
+    assert len(ours.values) < len(search.ccs) / 1.5
 
 
 @pytest.mark.parametrize("d", [2, 3, 5])
