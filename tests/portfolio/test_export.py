@@ -59,6 +59,26 @@ def test_peft_loads_every_member_of_the_folder(folders, tmp_path) -> None:
     assert {file.name for file in (out / "members/0").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
+def test_vllm_reads_every_member_of_the_folder(folders, tmp_path, monkeypatch) -> None:
+    """By the code that `LoRARequest` leads to, which needs no GPU; serving needs one. Skipped without vLLM."""
+    lora_model = pytest.importorskip("vllm.lora.lora_model")
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.peft_helper import PEFTHelper
+
+    monkeypatch.setattr(lora_model, "PIN_MEMORY", False)
+    _, adapters = folders
+    out = export_members(portfolio_of(adapters), tmp_path / "out", base_model="org/base")
+    for member in (out / "members").iterdir():
+        helper = PEFTHelper.from_local_dir(str(member), max_position_embeddings=512)
+        helper.validate_legal(LoRAConfig(max_lora_rank=8))
+        modules = {name.rpartition(".")[2] for name in helper.target_modules}
+        loaded = lora_model.LoRAModel.from_local_checkpoint(
+            str(member), modules, peft_helper=helper, lora_model_id=1, device="cpu", dtype=torch.float32
+        )
+        assert loaded.loras
+        assert all(lora.rank == 2 for lora in loaded.loras.values())
+
+
 def test_no_path_of_this_machine_is_left(folders, tmp_path) -> None:
     base, adapters = folders
     known = portfolio_of(adapters)
