@@ -8,13 +8,15 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test test-slow lint format clean
+.PHONY: help setup quickstart test test-slow test-lowest test-highest lint format clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-lowest  the tests with the lowest versions of all requirements (docs/versions.md)"
+	@echo "make test-highest the tests with the newest versions within the ranges"
 
 setup: $(STAMP)
 
@@ -34,6 +36,20 @@ test: setup lint
 
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+
+# Environments of their own, so that .venv stays what the lock says.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-lowest.txt -e ".[dev]"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest -n 2 -q
+
+test-highest:
+	$(PYTHON) -m venv .venv-highest
+	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch==2.13.0 -e ".[dev]"
+	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	$(TEST_ENV) .venv-highest/bin/python -m pytest -n 2 -q
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,14 +4,14 @@ import pytest
 from conftest import make_pairs
 from datasets import Dataset, concatenate_datasets
 
-from trl_pafo import checks
+from trl_pafo import checks, columns
 from trl_pafo.errors import DataError, TeacherError, TrlPafoError
 
 WHAT = "The training dataset"
 
 
-def rows(**columns):
-    return Dataset.from_dict(columns)
+def rows(**values):
+    return Dataset.from_dict(values)
 
 
 def said(*contents):
@@ -62,6 +62,28 @@ class TestPairs:
         data = rows(**{names[0]: [good, empty], names[1]: [other, other]})
         with pytest.raises(DataError, match=f"row 1: the {names[0]} response is empty. Leave such rows out"):
             checks.check_pairs(data, WHAT)
+
+    @pytest.mark.parametrize("conversational", [False, True])
+    def test_texts_of_any_script_are_read_as_python_does(self, conversational):
+        shown = (lambda text: [{"role": "assistant", "content": text}]) if conversational else str
+        white = "\t\x1c\x85\xa0\u2003\u3000"
+        fine = ["。", "好", "é", "🙂", "\u200b", "7"]
+        checks.check_pairs(rows(chosen=[shown(text) for text in fine], rejected=[shown(text + "!") for text in fine]), WHAT)
+        for text in white:
+            with pytest.raises(DataError, match="row 6: the rejected response is empty"):
+                checks.check_pairs(rows(chosen=[shown("a")] * 7, rejected=[shown(t) for t in [*fine, text]]), WHAT)
+
+    def test_the_first_bad_row_of_any_batch_is_named(self, monkeypatch):
+        monkeypatch.setattr(columns, "_BATCH_ROWS", 2)
+        with pytest.raises(DataError, match="row 3: the chosen response is empty"):
+            checks.check_pairs(rows(chosen=["a", "b", "c", "", "e"], rejected=["b", "c", "d", "e", "e"]), WHAT)
+        with pytest.raises(DataError, match="row 4: chosen and rejected are identical"):
+            checks.check_pairs(rows(chosen=["a", "b", "c", "d", "e"], rejected=["b", "c", "d", "e", "e"]), WHAT)
+
+    def test_responses_that_only_end_alike_are_no_copies(self):
+        first, second = ([{"role": "assistant", "content": text} for text in (word, "end")] for word in ("a", "b"))
+        checks.check_pairs(rows(chosen=[first], rejected=[second]), WHAT)
+        checks.check_pairs(rows(chosen_ids=[[1, 3]], rejected_ids=[[2, 3]]), WHAT)
 
     def test_empty_token_ids(self):
         with pytest.raises(DataError, match="row 1: the rejected response is empty"):
@@ -143,6 +165,13 @@ class TestHistory:
             checks.check_history(Dataset.from_list(data), WHAT)
         with pytest.raises(DataError, match="row 3: the history is empty"):
             checks.check_history(Dataset.from_list(data).remove_columns("user"), WHAT)
+
+    def test_rows_of_a_later_batch(self, monkeypatch):
+        monkeypatch.setattr(columns, "_BATCH_ROWS", 2)
+        data = make_pairs().to_list()
+        data[5]["history"][0]["chosen"] = ""
+        with pytest.raises(DataError, match="row 5 of user 'user-1': an entry of the history lacks chosen"):
+            checks.check_history(Dataset.from_list(data), WHAT)
 
     @pytest.mark.parametrize("nothing", ["", None])
     def test_an_entry_that_lacks_fields(self, nothing):

@@ -53,6 +53,22 @@ def test_groups_get_their_position_and_unknown_ones_minus_one():
     assert "group_id" not in without_group
 
 
+@pytest.mark.parametrize("multiple", [None, 4])
+def test_shared_rows_bring_the_same_columns(multiple):
+    rows = [{**row, "margin": float(i)} for i, row in enumerate(ROWS)]
+    options = {"pad_token_id": 99, "pad_to_multiple_of": multiple, "groups": ["majority", "minority"]}
+    two = DataCollatorForGroupPreference(**options)(rows)
+    shared = DataCollatorForGroupPreference(**options, share_prefix=True)(rows)
+    assert set(shared) == {*two, "pair_lengths"}
+    assert shared["input_ids"].tolist()[0] == [1, 2, 3, 4]
+    assert shared["pair_lengths"].tolist() == [[0, 3, 1], [0, 1, 2], [0, 2, 1]]
+    assert shared["attention_mask"].sum() == two["attention_mask"].sum()  # here nothing is shared
+    for name in ("margin", "teacher_margin", "has_label", "group_id"):
+        assert torch.equal(shared[name], two[name])
+    plain = DataCollatorForGroupPreference(pad_token_id=99, share_prefix=True)(without("teacher_margin", "group"))
+    assert set(plain) == {"input_ids", "attention_mask", "pair_lengths"}
+
+
 def test_the_example_of_the_docstring():
     collator = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])
     batch = collator([{"chosen_ids": [1, 2], "rejected_ids": [3], "group": "minority", "teacher_margin": 0.5}])

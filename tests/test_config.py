@@ -10,7 +10,7 @@ import yaml
 from trl import RewardConfig, TrlParser
 
 from trl_pafo import PAFOConfig
-from trl_pafo.config import TEACHER_SCALES
+from trl_pafo.config import PREFIX_SHARING, TEACHER_SCALES
 from trl_pafo.errors import ConfigError
 from trl_pafo.history import HISTORY_FIELDS
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
@@ -43,7 +43,12 @@ class TestValues:
 
     @pytest.mark.parametrize(
         ("name", "choices"),
-        [("distillation_loss", tuple(DISTILLATION_LOSSES)), ("condition", CONDITIONS), ("teacher_scale", TEACHER_SCALES)],
+        [
+            ("distillation_loss", tuple(DISTILLATION_LOSSES)),
+            ("condition", CONDITIONS),
+            ("teacher_scale", TEACHER_SCALES),
+            ("prefix_sharing", PREFIX_SHARING),
+        ],
     )
     def test_choices(self, name, choices, tmp_path):
         for choice in choices:

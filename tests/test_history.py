@@ -3,6 +3,7 @@
 import importlib.util
 import random
 
+import pyarrow as pa
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from trl_pafo import columns, history
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import (
     HISTORY_FIELDS,
@@ -17,8 +19,11 @@ from trl_pafo.history import (
     add_history_template,
     as_messages,
     content_key,
+    content_keys,
     content_text,
+    content_texts,
     is_rendered,
+    remember_rendering,
     render_history,
     without_history,
 )
@@ -29,6 +34,7 @@ PAST = [
     {"prompt": "what is red", "chosen": "the house", "rejected": "haha"},
     {"prompt": "can i run", "chosen": "yes you can", "rejected": "lol no"},
 ]
+_PAIR = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 MESSAGES = [{"role": "user", "content": "how do i sing"}, {"role": "assistant", "content": "kindly"}]
 SYSTEM = [{"role": "system", "content": "you sing"}, *MESSAGES]
 
@@ -233,6 +239,22 @@ class TestCutter:
         assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (None, None, list(HISTORY_FIELDS))
 
 
+def random_histories(seed, words=("kindly", "run", "what is", "soup and bread")):
+    rng = random.Random(seed)
+    return [[{k: " ".join(rng.choices(words, k=2)) for k in HISTORY_FIELDS} for _ in range(rng.randrange(5))] for _ in range(20)]
+
+
+@pytest.mark.parametrize("settings_", [(None, None), (2, None), (None, 9), (3, 14), (None, 40)])
+@pytest.mark.parametrize("fields", [HISTORY_FIELDS, ("chosen",)])
+def test_many_histories_are_cut_as_one_by_one(settings_, fields, monkeypatch):
+    monkeypatch.setattr(history, "_REMEMBERED", 10)
+    one, many = (HistoryCutter(make_tokenizer("encoder"), *settings_, fields=fields) for _ in range(2))
+    for seed in range(3):
+        histories = random_histories(seed)
+        assert many.cut_all(histories) == [one(past) for past in histories]
+    assert set(many._lengths) <= set(one._lengths)  # nothing is counted in vain, and what is remembered has a limit
+
+
 def load_tokenizer_that_counts_characters():
     """Stands for tokenizers that split words: one token a character that is no white space."""
     return lambda text, add_special_tokens: {"input_ids": [c for c in text if not c.isspace()]}
@@ -244,6 +266,18 @@ class TestTexts:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         assert content_text(turns) == "a\nb"
         assert content_key(turns) != content_key([turns[0], {"role": "user", "content": "b"}])
+
+    @given(st.lists(st.lists(st.tuples(st.sampled_from(["user", "system"]), st.sampled_from(["a", "'", '"\n'])), max_size=3)))
+    def test_whole_columns_are_read_as_value_by_value(self, conversations):
+        values = [[{"role": role, "content": content} for role, content in turns] for turns in conversations]
+        for some in (values, [content_text(value) for value in values]):
+            array = pa.array(some, pa.string() if some is not values else pa.list_(_MESSAGE))
+            assert content_keys(array) == [content_key(value) for value in some]
+            assert content_texts(array) == [content_text(value) for value in some]
+            assert content_keys(array[1:]) == [content_key(value) for value in some[1:]]
+
+
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 
 class TestRender:
@@ -257,6 +291,43 @@ class TestRender:
         rendered = render_history(dataset, HistoryCutter(make_tokenizer("encoder"), 1))
         assert is_rendered(rendered)
         assert rendered[0] == {**messages, "user": "u", "chat_template_kwargs": {"history": PAST[:1]}}
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        st.lists(st.lists(st.sampled_from(PAST), max_size=3), min_size=1, max_size=7),
+        st.sampled_from([None, 0, 1, 2]),
+        st.sampled_from([("chosen",), ("prompt", "rejected"), HISTORY_FIELDS]),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_whole_columns_are_rendered_as_row_by_row(self, histories, num_history, fields, conversational, kwargs):
+        histories = [*histories, PAST]  # so that the column has a type
+        shown = (lambda text: as_messages(text, "user")) if conversational else str
+        rows = [
+            {"n": n, "history": [{k: shown(v) for k, v in past.items()} for past in history]}
+            | {k: shown(f"{k} {n}") for k in _PAIR}
+            for n, history in enumerate(histories)
+        ]
+        dataset = Dataset.from_list([{**row, "chat_template_kwargs": {"tag": row["n"]}} for row in rows] if kwargs else rows)
+        dataset = dataset.select([*range(0, len(dataset), 2), *range(1, len(dataset), 2)])
+        cutter = HistoryCutter(make_tokenizer("encoder"), num_history, fields=fields)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(columns, "_BATCH_ROWS", 3)
+            rendered = render_history(dataset, cutter)
+        assert rendered[:] == render_history(dataset, lambda history: cutter(history))[:]
+        plain = {k: v for k, v in rows[0].items() if k not in ("history", *_PAIR)}
+        kept = [{k: shown(past[k]) for k in HISTORY_FIELDS if k in fields} for past in histories[0][:num_history]]
+        as_shown = {k: shown(f"{k} 0") if conversational else as_messages(f"{k} 0", _PAIR[k]) for k in _PAIR}
+        options = {"tag": 0} if kwargs else {}
+        assert rendered[0] == {**plain, **as_shown, "chat_template_kwargs": {**options, "history": kept}}
+
+    def test_what_was_shown_is_remembered(self):
+        rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "history": past} for past in (PAST[:1], PAST, [])]
+        tokenizer = make_tokenizer("encoder")
+        rendered = render_history(Dataset.from_list(rows), HistoryCutter(tokenizer, fields=["rejected", "prompt"]))
+        remember_rendering(rendered, tokenizer)
+        cutter = HistoryCutter.of(tokenizer)
+        assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (2, None, ["prompt", "rejected"])
 
     def test_other_template_options_stay(self):
         row = {"prompt": "how", "chosen": "yes", "rejected": "no", "history": PAST, "chat_template_kwargs": {"thinking": False}}

@@ -2,17 +2,19 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import make_pairs, make_tokenizer
 from datasets import Dataset, concatenate_datasets, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo import checks
+from trl_pafo import checks, columns
 from trl_pafo.errors import DataError
 from trl_pafo.history import HISTORY_FIELDS, HistoryCutter, as_messages, render_history
-from trl_pafo.history_rows import attach_history, count_by_group, counterfactual_rows
+from trl_pafo.history_rows import attach_history, count_by_group, counterfactual_rows, past_pairs
 from trl_pafo.sources.styles import load_styles
 from trl_pafo.sources.typed_users import Population, make_splits
 
@@ -86,6 +88,88 @@ class TestAttach:
             expected = [i for i in walk if rows[i]["user"] == row["user"] and rows[i]["prompt"] != row["prompt"]]
             assert past == expected[:k]
 
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pqrs")), min_size=2, max_size=24),
+        st.integers(1, 5),
+        st.integers(1, 3),
+        st.booleans(),
+        st.randoms(use_true_random=False),
+    )
+    def test_all_rows_at_once_as_one_after_the_other(self, judged, k, min_history, past_only, rng):
+        rows = [{"n": i, "prompt": p, "chosen": f"yes {i}", "rejected": f"no {i}", "user": u} for i, (u, p) in enumerate(judged)]
+        rng.shuffle(rows)
+        order = rng.choices(range(len(rows)), k=len(rows))  # some rows twice, behind indices
+        dataset = Dataset.from_list(rows).select(order)
+        expected = naive_attach([rows[i] for i in order], k, past_only, min_history)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(columns, "_BATCH_ROWS", 4)
+            if expected is None:
+                with pytest.raises(DataError, match="have no history"):
+                    attach_history(dataset, k, past_only, min_history)
+            else:
+                assert attach_history(dataset, k, past_only, min_history).to_list() == expected
+
+    def test_one_user_with_many_pairs_on_few_prompts(self):
+        """The walk jumps over all neighbours on its own prompt, however many they are."""
+        prompt = np.repeat([0, 1, 0, 0], [3, 1, 20_000, 20_000])
+        past = past_pairs(np.zeros(len(prompt), np.int64), prompt, 2, past_only=True)
+        assert past[-1].tolist() == [3, -1]
+        assert past[3].tolist() == [2, 1]
+        back = past_pairs(np.zeros(len(prompt), np.int64), prompt, 2, past_only=False)
+        assert back[-1].tolist() == back[0].tolist() == [3, -1]
+        assert back[3].tolist() == [2, 1]
+
+    def test_histories_of_rows_on_disk_are_on_disk_and_made_once(self, tmp_path, monkeypatch):
+        data = Dataset.from_list(user_rows("p", "q", "r") + user_rows("a", "b", user="v"))
+        assert not attach_history(data, 2).cache_files
+        stored = columns.on_disk(data, tmp_path / "rows.arrow")
+        first, again = attach_history(stored, 2), attach_history(stored, 2)
+        assert first[:] == attach_history(data, 2)[:]
+        assert [Path(file["filename"]).parent for file in first.cache_files] == [tmp_path]
+        assert first.cache_files == again.cache_files
+        assert attach_history(stored, 1)[:] == attach_history(data, 1)[:]
+
+
+def naive_attach(rows, k, past_only, min_history):
+    """Row by row; `None` if a user has no history."""
+    of_user = {}
+    for row in rows:
+        of_user.setdefault(row["user"], []).append(row)
+    found, needed = [], {}
+    for row in rows:
+        mine = of_user[row["user"]]
+        place = next(i for i, other in enumerate(mine) if other is row and i not in {p for u, p, _ in found if u == row["user"]})
+        others = mine[:place][::-1] + ([] if past_only else mine[place + 1 :][::-1])
+        past = [{k: other[k] for k in HISTORY_FIELDS} for other in others if other["prompt"] != row["prompt"]][:k]
+        found.append((row["user"], place, {**row, "history": past}))
+        needed[row["user"]] = max(needed.get(row["user"], 0), len(past))
+    if not all(needed.values()):
+        return None
+    return [row for user, _, row in found if len(row["history"]) >= max(1, min(min_history, needed[user]))]
+
+
+def naive_counterfactual(rows, groups, share, seed):
+    """The draws one after the other, by the texts themselves."""
+    rng = random.Random(seed)
+    of_group = {group: [row for row in rows if row["group"] == group] for group in groups}
+    new = []
+    for group in groups:
+        picked = rng.sample(of_group[group], round(share * len(of_group[group])))
+        for other in [name for name in groups if name != group]:
+            for row in picked:
+                fits = lambda d: d["history"] and row["prompt"] not in [past["prompt"] for past in d["history"]]  # noqa: B023, E731
+                drawn = (rng.choice(of_group[other]) for _ in range(50))
+                donor = next((donor for donor in drawn if fits(donor)), None)
+                if donor is None and (fitting := [d for d in of_group[other] if fits(d)]):
+                    donor = rng.choice(fitting)
+                if donor is not None:
+                    new.append({**row, **{k: donor[k] for k in TAKEN if k in donor}, "has_label": False})
+    return [{**row, "has_label": True} for row in rows] + new
+
+
+TAKEN = ("history", "chat_template_kwargs", "user", "group", "support_rate")
+
 
 def judged(num_groups=2, seed=0, shared=False):
     """Rows of several groups with histories; with `shared`, prompts come back in the histories of others."""
@@ -144,6 +228,23 @@ class TestCounterfactual:
         new = both.filter(lambda row: not row["has_label"])
         assert count_by_group(new) == Counter({"g1": round(30 * share), "g0": round(15 * share)})  # under the other's history
         assert len(both) == 45 + len(new)
+
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("num_groups", [2, 3])
+    def test_the_same_draws_as_one_after_the_other(self, seed, num_groups, monkeypatch, tmp_path):
+        monkeypatch.setattr(columns, "_BATCH_ROWS", 7)
+        dataset = judged(num_groups, seed, shared=True)
+        dataset = dataset.select(random.Random(seed).sample(range(len(dataset)), len(dataset) - 3))
+        rows, groups = dataset.to_list(), sorted(dataset.unique("group"))
+        rows[0]["history"] = []
+        dataset = Dataset.from_list(rows, features=dataset.features)
+        for share in (0.5, 1.0):
+            expected = naive_counterfactual(rows, groups, share, seed)
+            assert counterfactual_rows(dataset, groups, share, seed).to_list() == expected
+            stored = columns.on_disk(dataset, tmp_path / f"{share}.arrow")
+            shown = counterfactual_rows(stored, groups, share, seed)
+            assert shown.to_list() == expected
+            assert len(shown.cache_files) == 2
 
     def test_the_seed_decides(self):
         users = [counterfactual_rows(judged(), ["g0", "g1"], 0.5, seed)["user"][:] for seed in (3, 3, 4)]

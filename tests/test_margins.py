@@ -1,5 +1,7 @@
 """Teacher margins: right, computed once, and never reused where something changed."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import trl_pafo.teacher_models
 from trl_pafo import margins as module
 from trl_pafo.errors import TeacherError
 from trl_pafo.margins import compute_teacher_margins, scale_margins
+from trl_pafo.scoring import load_reward_model
+from trl_pafo.teacher_models import TeacherModels
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 
 
@@ -46,17 +51,31 @@ def compute(folders, tmp_path):
 
 
 @pytest.fixture
-def scored(monkeypatch) -> list[int]:
-    """Number of pairs of each call that really scored something."""
-    calls: list[int] = []
-    original = module.score_pairs
+def scored(monkeypatch) -> list[str]:
+    """Groups of the calls that really scored something."""
+    calls: list[str] = []
+    original = TeacherModels.score
 
-    def spy(model, chosen, *args, **kwargs):
-        calls.append(len(chosen))
-        return original(model, chosen, *args, **kwargs)
+    def spy(self, group, *args, **kwargs):
+        calls.append(group)
+        return original(self, group, *args, **kwargs)
 
-    monkeypatch.setattr(module, "score_pairs", spy)
+    monkeypatch.setattr(TeacherModels, "score", spy)
     return calls
+
+
+@pytest.fixture
+def loaded(monkeypatch) -> list[weakref.ref]:
+    """Models that were loaded from disk."""
+    models: list[weakref.ref] = []
+
+    def spy(*args):
+        model = load_reward_model(*args)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", spy)
+    return models
 
 
 def test_margins_equal_plain_forwards_of_the_groups_teacher(rows, folders, compute):
@@ -126,6 +145,64 @@ def test_a_sharded_model_has_no_identity(folders):
     model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
     model.score.weight.data = torch.empty(0)
     assert Teacher("a", model).identity() is None
+
+
+def test_a_model_that_differs_between_processes_is_refused(rows, folders, compute, monkeypatch):
+    """Under FSDP the first process alone may have the weights of a model that a user loads."""
+    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
+    monkeypatch.setattr(module, "gather_object", lambda found: [*found, "of another process"])
+    with pytest.raises(TeacherError, match="group 'a' has other weights on other processes"):
+        compute(rows, {**folders, "a": model})
+
+
+def test_the_main_process_alone_reads_files_and_cache(rows, folders, compute, tmp_path, monkeypatch):
+    """Others may not see its disk, and take what it says."""
+    first = compute(rows)
+    said = []
+    monkeypatch.setattr(module, "broadcast_object_list", lambda found, from_process: said.append(found[0]))
+    compute(rows)
+    monkeypatch.setattr(type(Accelerator(cpu=True)), "is_main_process", False)
+    monkeypatch.setattr(module.np, "load", lambda *args, **kwargs: pytest.fail("read by another process"))
+    monkeypatch.setattr(Teacher, "identity", lambda self: pytest.fail("read by another process"))
+    answers = iter(said)
+    monkeypatch.setattr(module, "broadcast_object_list", lambda found, from_process: found.__setitem__(0, next(answers)))
+    np.testing.assert_array_equal(compute(rows), first)
+
+
+def test_teachers_are_loaded_one_backbone_at_a_time_and_freed(rows, folders, compute, loaded, monkeypatch):
+    """No teacher is in memory beside another one, after the last, or where the margins are at hand."""
+    alive = []
+    score = TeacherModels.score
+
+    def spy(self, *args, **kwargs):
+        alive.append(sum(model() is not None for model in loaded))
+        return score(self, *args, **kwargs)
+
+    monkeypatch.setattr(TeacherModels, "score", spy)
+    compute(rows)
+    assert alive == [1, 1]
+    assert [model() for model in loaded] == [None, None]
+    compute(rows)
+    assert len(loaded) == 2
+
+
+def test_of_adapters_on_one_backbone_only_missing_ones_are_scored(rows, folders, compute, loaded, scored, tmp_path):
+    adapters = {}
+    for seed, group in enumerate("ab"):
+        torch.manual_seed(seed)
+        base = AutoModelForSequenceClassification.from_pretrained(folders["a"])
+        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(base, config).save_pretrained(tmp_path / f"adapter-{group}")
+        adapters[group] = str(tmp_path / f"adapter-{group}")
+    first = compute(rows, adapters)
+    assert (len(loaded), scored) == (1, ["a", "b"])
+    path = f"{adapters['b']}/adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
+    second = compute(rows, adapters)
+    assert (len(loaded), scored) == (2, ["a", "b", "b"])
+    is_a = np.asarray(rows["group"]) == "a"
+    np.testing.assert_array_equal(first[is_a], second[is_a])
+    assert not np.allclose(first[~is_a], second[~is_a])
 
 
 def test_adapter_as_teacher(rows, folders, compute, tmp_path):

@@ -1,14 +1,19 @@
-"""A run's folder: what is done is kept, what has changed is refused, what was killed is done again."""
+"""A run's folder: what is done is kept, what has changed or is damaged is refused, what was killed goes on or is done again."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, suppress
+from itertools import count
 
 import pytest
 
+from trl_pafo import runs
 from trl_pafo.errors import RunFolderError
-from trl_pafo.runs import MANIFEST, RunFolder, write_text
+from trl_pafo.runs import KEPT, MANIFEST, RunFolder
 
 INPUTS = {"learning_rate": 0.1, "data": "digest"}
 
@@ -141,23 +146,261 @@ class TestKilled:
         assert work.calls == 0
         assert kept(folder) == "old"
 
-    def test_the_new_output_is_never_taken_for_the_old(self, path, error, monkeypatch):
+
+class Killed(BaseException):
+    """As if the process had ended."""
+
+
+@contextmanager
+def killed_before_change(number):
+    """From the change of the disk with this number on, none happens any more. Yields how many happened, as a list of one."""
+    done = [0]
+
+    def guard(function):
+        def guarded(*args, **kwargs):
+            if done[0] == number:
+                raise Killed
+            done[0] += 1
+            return function(*args, **kwargs)
+
+        return guarded
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        for name in ("replace", "unlink", "rmdir", "mkdir", "fsync"):
+            patch.setattr(os, name, guard(getattr(os, name)))
+        yield done
+
+
+def left_over(folder):
+    return [p for p in folder.rglob("*") if p.suffix == ".partial" or p.name == KEPT]
+
+
+class TestKilledBetweenTwoChanges:
+    """At whatever change of the disk a run is killed, the next one ends with the whole output and works only if it must."""
+
+    def test_in_a_new_stage(self, tmp_path):
+        calls = []
+        for number in count():
+            path, work = tmp_path / str(number), Work()
+            with killed_before_change(number) as done:
+                do(path, work)
+            if done[0] < number:
+                break
+            before = work.calls
+            folder, _ = do(path, work)
+            assert kept(folder) == "result"
+            assert not left_over(path)
+            calls.append((before, work.calls))
+        # Killed before the work, after it, and once the manifest knows its output.
+        assert calls == sorted(calls, key=[(0, 1), (1, 2), (1, 1)].index)
+        assert len(set(calls)) == 3
+
+    def test_in_a_stage_that_replaces_another(self, tmp_path):
+        new = {"other": 1}
+        texts = []
+        for number in count():
+            path, work = tmp_path / str(number), Work("new")
+            do(path, Work("old"))
+            with killed_before_change(number) as done:
+                do(path, work, new, overwrite=True)
+            if done[0] < number:
+                break
+            # What the manifest says is what is there: the old output, or the new one.
+            texts.append("old")
+            try:
+                folder, _ = do(path, Work("never"), new)
+                texts[-1] = "new"
+            except RunFolderError:
+                folder, _ = do(path, Work("never"))
+            assert kept(folder) == texts[-1]
+            do(path, work, new, overwrite=True)
+            assert kept(folder) == "new"
+            assert work.calls <= (1 if texts[-1] == "new" else 2)
+            assert not left_over(path)
+        assert texts == sorted(texts, reverse=True)
+        assert len(set(texts)) == 2
+
+
+class Steps:
+    """A stage that can go on: keeps a line a step, and is killed after some of them."""
+
+    def __init__(self, killed_after=None):
+        self.killed_after, self.done = killed_after, []
+
+    def __call__(self, out):
+        notes = out / KEPT / "steps"
+        steps = notes.read_text().split() if notes.exists() else []
+        before = float(len(steps))
+        for step in ("a", "b", "c")[len(steps) :]:
+            if step == self.killed_after:
+                raise KeyboardInterrupt
+            steps.append(step)
+            self.done.append(step)
+            notes.write_text(" ".join(steps))
+        (out / "model").write_text("".join(steps))
+        return before
+
+
+class TestGoingOn:
+    def go(self, path, work, inputs=INPUTS, keep_for=None, **options):
+        folder = RunFolder(path, **options)
+        folder.stage("student", inputs, "models/student", work, keep_for=keep_for or {"version": 1})
+        return folder
+
+    def test_what_was_kept_is_there_and_gone_when_it_is_done(self, path):
+        with pytest.raises(KeyboardInterrupt):
+            self.go(path, Steps("c"))
+        work = Steps()
+        folder = self.go(path, work)
+        assert work.done == ["c"]
+        assert kept(folder) == "abc"
+        assert [p.name for p in (path / "models").rglob("*")] == ["student", "model"]
+        assert 2.0 <= folder.seconds()["student"] < 2.5  # the seconds of the killed attempt count
+
+    def test_of_what_failed_only_that_is_kept(self, path):
+        def full(out):
+            Steps()(out)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(RunFolderError, match="No space left on device"):
+            self.go(path, full)
+        assert [p.name for p in (path / "models/student.partial").iterdir()] == [KEPT]
+
+    @pytest.mark.parametrize("other", [{"inputs": {**INPUTS, "data": "other"}}, {"keep_for": {"version": 2}}], ids=list)
+    def test_what_was_kept_for_another_is_not_used(self, path, other):
+        with pytest.raises(KeyboardInterrupt):
+            self.go(path, Steps("c"))
+        (path / "models/student.partial/model").write_text("of the other")
+        work = Steps()
+        self.go(path, work, **other)
+        assert work.done == ["a", "b", "c"]
+
+    def test_a_note_that_was_half_written_is_not_used(self, path):
+        with pytest.raises(KeyboardInterrupt):
+            self.go(path, Steps("c"))
+        (path / "models/student.partial" / KEPT / "kept_for.json").write_text('"12')
+        work = Steps()
+        self.go(path, work)
+        assert work.done == ["a", "b", "c"]
+
+
+class TestDamage:
+    @pytest.fixture
+    def large(self, monkeypatch):
+        """Files count as large, so that they are read again only if their time of change is another."""
+        monkeypatch.setattr(runs, "_SMALL", 0)
+
+    def refused(self, path, match):
+        with pytest.raises(
+            RunFolderError, match=match + r".*'student' cannot be used.*remove .*student or pass --overwrite true"
+        ):
+            do(path, Work())
+        work = Work("again")
+        folder, _ = do(path, work, overwrite=True)
+        assert work.calls == 1
+        assert kept(folder) == "again"
+
+    def test_a_file_that_was_cut_off(self, path):
+        do(path, Work())
+        (path / "models/student/model").write_text("res")
+        self.refused(path, r"student/model has 3 bytes and not the 6 that were written")
+
+    def test_a_file_that_is_missing(self, path):
+        do(path, Work())
+        (path / "models/student/model").unlink()
+        self.refused(path, r"student/model is missing")
+
+    def test_other_content_of_the_same_size(self, path):
+        do(path, Work())
+        (path / "models/student/model").write_text("tluser")
+        self.refused(path, r"student/model is not what was written")
+
+    def test_other_content_of_the_same_size_in_a_large_file(self, path, large):
+        do(path, Work())
+        (path / "models/student/model").write_text("tluser")
+        self.refused(path, r"student/model is not what was written")
+
+    def test_a_large_file_is_not_read_again_while_it_is_untouched(self, path, large, monkeypatch):
+        do(path, Work())
+        monkeypatch.setattr(runs, "_file_digest", lambda path: pytest.fail("read again"))
+        work = Work()
+        do(path, work)
+        assert work.calls == 0
+
+    @pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2])
+    def test_a_copied_run_is_whole(self, path, tmp_path, large, copy):
+        do(path, Work())
+        shutil.copytree(path, tmp_path / "copy", copy_function=copy)
+        work = Work()
+        do(tmp_path / "copy", work)
+        assert work.calls == 0
+
+    def test_what_is_added_or_written_for_people_is_no_damage(self, path):
+        def with_card(out):
+            Work()(out)
+            (out / "README.md").write_text("card")
+
+        do(path, with_card)
+        (path / "models/student/README.md").write_text("A better card.")
+        (path / "models/student/notes.txt").write_text("mine")
+        work = Work()
+        do(path, work)
+        assert work.calls == 0
+
+    def test_what_is_made_again_at_little_cost_is_made_again(self, path, capsys):
+        folder = RunFolder(path)
+        for text in ("1", "2"):
+            folder.stage("table", INPUTS, "table.csv", lambda out, text=text: out.write_text(text) and None, derived=True)
+            (path / "table.csv").write_text("?")
+        assert "[table] " + str(path / "table.csv") + " is not what was written: done again" in capsys.readouterr().out
+        folder.stage("table", INPUTS, "table.csv", lambda out: out.write_text("3") and None, derived=True)
+        assert (path / "table.csv").read_text() == "3"
+
+    def test_a_run_of_an_older_version_knows_no_digests(self, path):
+        do(path, Work())
+        manifest = json.loads((path / MANIFEST).read_text())
+        del manifest["stages"]["student"]["files"]
+        (path / MANIFEST).write_text(json.dumps(manifest))
+        work = Work()
+        do(path, work)
+        assert work.calls == 0
+
+
+class TestFullDisk:
+    def test_in_the_work(self, path):
+        do(path, Work("old"))
+        full = OSError(errno.ENOSPC, "No space left on device")
+        match = r"models/student cannot be written: No space left on device. Make room"
+        with pytest.raises(RunFolderError, match=match):
+            do(path, Work("half", full), {"other": 1}, overwrite=True)
+        assert not left_over(path)  # it would fill the disk further
+        folder, _ = do(path, Work("never"))
+        assert kept(folder) == "old"
+
+    @pytest.mark.parametrize("name", ["fsync", "replace", "mkdir"])
+    def test_wherever_it_is_noticed(self, path, monkeypatch, name):
         do(path, Work("old"))
         folder = RunFolder(path, overwrite=True)
-        replace = os.replace
 
-        def killed_after_the_output_is_in_place(source, target):
-            replace(source, target)
-            if str(target).endswith("student"):
-                raise error
+        def refuse(*args, **kwargs):
+            raise OSError(errno.EROFS, "Read-only file system", str(path / "models"))
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", killed_after_the_output_is_in_place)
-            with pytest.raises(type(error)):
+            patch.setattr(os, name, refuse)
+            with pytest.raises(
+                RunFolderError, match=r"run/models cannot be read or written: Read-only file system. Make it writable"
+            ):
                 folder.stage("student", {"other": 1}, "models/student", Work("new"))
-        assert kept(folder) == "new"
-        again, _ = do(path, Work("old"))
+        again, _ = do(path, Work("never"))
         assert kept(again) == "old"
+
+    def test_a_new_folder(self, path, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "mkdir", refuse)
+        with pytest.raises(RunFolderError, match="run cannot be read or written: Permission denied"):
+            RunFolder(path)
 
 
 class TestFolder:
@@ -204,26 +447,6 @@ class TestFolder:
             RunFolder(path / "run")
 
 
-def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    file = tmp_path / "results.json"
-    write_text(file, "old")
-
-    def full(descriptor):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_text(file, "new")
-    assert file.read_text() == "old"
-    monkeypatch.undo()
-    write_text(file, "ä")
-    assert file.read_text(encoding="utf-8") == "ä"
-    with open(file, encoding="utf-8") as reader:  # who has begun to read goes on with the old file
-        write_text(file, "newer")
-        assert reader.read() == "ä"
-    assert file.read_text() == "newer"
-
-
 class TestLock:
     def test_a_second_run_is_refused_while_the_first_is_at_work(self, path):
         first, second = RunFolder(path), RunFolder(path)
@@ -251,3 +474,11 @@ class TestLock:
         with late.locked():
             late.stage("student", INPUTS, "models/student", work)
         assert work.calls == 1
+
+    def test_what_killed_runs_were_writing_is_removed(self, path):
+        dead = subprocess.Popen(["true"])
+        dead.wait()
+        folder = RunFolder(path)
+        (path / f"report.html.{dead.pid}.tmp").write_text("half")
+        with folder.locked():
+            assert sorted(p.name for p in path.iterdir()) == [".lock", MANIFEST]

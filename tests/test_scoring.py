@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from trl_pafo.errors import TeacherError
+from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.history import add_history_template
 from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences, tokenize_response
 
@@ -177,7 +177,7 @@ class TestFolders:
         model = AutoModelForSequenceClassification.from_pretrained(encoder)
         (tmp_path / "model/model.safetensors").unlink()
         torch.save(model.state_dict(), tmp_path / "model/pytorch_model.bin")
-        with pytest.raises(OSError, match="safetensors"):
+        with pytest.raises(ConfigError, match=r"pickle.*Convert them to safetensors"):
             load_reward_model(tmp_path / "model")
 
     def test_an_adapter_finds_the_pad_id_that_its_base_lacks(self, tmp_path):

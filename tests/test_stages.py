@@ -53,7 +53,7 @@ def trained(monkeypatch) -> list[str]:
 
     def spy(self, trainer, out, title):
         titles.append(title)
-        original(self, trainer, out, title)
+        return original(self, trainer, out, title)
 
     monkeypatch.setattr(Run, "_train", spy)
     return titles
@@ -105,6 +105,60 @@ def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
     trained.clear()
     run()()
     assert trained == ["PAFO"]
+
+
+def test_a_training_that_was_killed_goes_on_from_its_checkpoint(run, trained, monkeypatch, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "methods": ["personalized_bt", "pafo"]}
+    original = stages.PAFORewardTrainer.training_step
+    steps = []
+
+    def killed_in_the_fourth(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(stages.PAFORewardTrainer, "training_step", killed_in_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        run(**options)()
+    assert (tmp_path / "run/models/pafo.partial/.kept/checkpoint-2/optimizer.pt").exists()
+    seconds = run(**options)()["seconds"]["pafo"]
+    assert steps == [0, 1, 2, 3, 2, 3]
+    assert "going on after step 2" in capsys.readouterr().out
+    assert seconds > 0
+    files = {p.name for p in (tmp_path / "run/models/pafo").iterdir()}
+    assert "model.safetensors" in files
+    assert not [name for name in files if "checkpoint" in name or "optimizer" in name or name.startswith(".")]
+
+
+def test_a_training_with_other_options_begins_anew(run, trained, monkeypatch, tmp_path, capsys):
+    options = {"save_strategy": "steps", "save_steps": 1, "methods": ["bradley_terry"], "reference": "bradley_terry"}
+    save = stages.RewardTrainer.save_model
+
+    def killed_at_the_end(self, output_dir=None, _internal_call=False):
+        if not _internal_call:
+            raise KeyboardInterrupt
+        save(self, output_dir, _internal_call)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.RewardTrainer, "save_model", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            run(**options)()
+    run(**options, gradient_checkpointing=True)()  # no input of the stage, yet of the losses' last digits
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_a_damaged_model_is_not_used(run, trained, tmp_path):
+    run(methods=["personalized_bt", "pafo"])()
+    weights = tmp_path / "run/models/personalized_bt/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    with pytest.raises(RunFolderError, match=r"model.safetensors has [\d,]+ bytes and not .*'personalized_bt' cannot be used"):
+        run(methods=["personalized_bt", "pafo"])()
+    trained.clear()
+    run(methods=["personalized_bt", "pafo"], overwrite=True)()
+    assert trained == ["personalised BT"]  # the same inputs: what was made from it is as good as before
+    assert weights.read_bytes() == whole
 
 
 def test_other_alpha_is_refused_and_with_overwrite_only_the_student_is_trained_again(run, trained):

@@ -28,6 +28,8 @@ __all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "TrlPafoError":  # the others are built on trl and transformers
+        import_module("trl_pafo.versions").check_versions()
     return getattr(import_module(_HOMES[name]), name)
 
 

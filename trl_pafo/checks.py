@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
+from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of
 from trl_pafo.errors import DataError, TeacherError
-from trl_pafo.history import HISTORY_FIELDS, content_text
+from trl_pafo.history import HISTORY_FIELDS, content_texts, past_prompts
 
 PAIR_COLUMNS = ("chosen", "rejected")
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
@@ -29,9 +32,14 @@ def check_pairs(dataset: Dataset, what: str) -> None:
         raise DataError(f"{what} has no rows.")
     names = TOKEN_COLUMNS if set(TOKEN_COLUMNS) <= set(dataset.column_names) else PAIR_COLUMNS
     check_columns(dataset.column_names, names, what)
-    position = 0
-    for batch in dataset.select_columns(list(names)).iter(batch_size=10_000):
-        for chosen, rejected in zip(batch[names[0]], batch[names[1]], strict=True):
+    first = 0
+    for table in Rows(dataset, names):
+        doubtful = first + _doubtful_pairs(column(table, names[0]), column(table, names[1]))
+        first += len(table)
+        if not len(doubtful):
+            continue
+        pairs = dataset.select_columns(list(names))[doubtful.tolist()]
+        for position, chosen, rejected in zip(doubtful.tolist(), pairs[names[0]], pairs[names[1]], strict=True):
             if _is_empty(chosen) or _is_empty(rejected):
                 side = "chosen" if _is_empty(chosen) else "rejected"
                 raise DataError(f"{what}, row {position}: the {side} response is empty. Leave such rows out.")
@@ -39,7 +47,33 @@ def check_pairs(dataset: Dataset, what: str) -> None:
                 raise DataError(
                     f"{what}, row {position}: chosen and rejected are identical, so the pair says nothing. Leave such rows out."
                 )
-            position += 1
+
+
+def _doubtful_pairs(chosen: pa.Array, rejected: pa.Array) -> np.ndarray:
+    """Numbers of the rows that have to be looked at: of all others a column operation tells that they are good."""
+    if chosen.type != rejected.type:
+        return np.arange(len(chosen))
+    if is_list(chosen.type) and pa.types.is_integer(chosen.type.value_type):
+        length, other = lengths_of(chosen), lengths_of(rejected)
+        return np.flatnonzero((length == 0) | (other == 0) | (length == other))
+    texts = [_last_texts(side) for side in (chosen, rejected)]
+    if texts[0] is None or texts[1] is None:
+        return np.arange(len(chosen))
+    # A letter of any script, a digit or a sign of ASCII says that a text is not empty.
+    good = pc.not_equal(*texts)
+    for text in texts:
+        good = pc.and_(good, pc.match_substring_regex(text, r"[!-~\pL]"))
+    return np.flatnonzero(~np.asarray(pc.fill_null(good, False)))
+
+
+def _last_texts(responses: pa.Array) -> pa.Array | None:
+    """Each text, or that of the last message, missing where there is none; `None` if the column holds neither."""
+    if is_text(responses.type):
+        return responses
+    if not is_list_of(responses.type, ["content"]):
+        return None
+    contents, lengths = pc.struct_field(pc.list_flatten(responses), "content"), lengths_of(responses)
+    return contents.take(pa.array(np.cumsum(lengths) - 1, mask=lengths == 0)) if is_text(contents.type) else None
 
 
 def _is_empty(response: Any) -> bool:
@@ -87,28 +121,39 @@ def check_teacher_margins(dataset: Dataset, what: str) -> None:
 def check_history(dataset: Dataset, what: str) -> None:
     """Raise [`DataError`] if a row has no history, or an entry of one lacks a field."""
     names = ["history", *(["user"] if "user" in dataset.column_names else [])]
-    position = 0
-    for batch in dataset.select_columns(names).iter(batch_size=10_000):
-        for row, history in enumerate(batch["history"]):
+    first = 0
+    for table in Rows(dataset, ["history"]):
+        batch = {} if _all_filled(column(table, "history")) else dataset.select_columns(names)[first : first + len(table)]
+        for row, history in enumerate(batch.get("history", [])):
             who = f" of user {batch['user'][row]!r}" if "user" in batch else ""
             if not history:
                 raise DataError(
-                    f"{what}, row {position}{who}: the history is empty. Give the user past pairs, leave the row out, or set "
+                    f"{what}, row {first + row}{who}: the history is empty. Give the user past pairs, leave the row out, or set "
                     "num_history to 0."
                 )
             for entry in history:
                 missing = [name for name in HISTORY_FIELDS if not isinstance(entry, dict) or not entry.get(name)]
                 if missing:
-                    raise DataError(f"{what}, row {position}{who}: an entry of the history lacks {', '.join(missing)}.")
-            position += 1
+                    raise DataError(f"{what}, row {first + row}{who}: an entry of the history lacks {', '.join(missing)}.")
+        first += len(table)
+
+
+def _all_filled(history: pa.Array) -> bool:
+    """Whether a column operation tells that all rows have past pairs with all fields; if not, they have to be looked at."""
+    if not is_list_of(history.type, HISTORY_FIELDS) or not filled(history).all():
+        return False
+    entries = pc.list_flatten(history)
+    return all(filled(pc.struct_field(entries, name)).all() for name in HISTORY_FIELDS)
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:
     """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history."""
-    users = set(train["user"]) & set(test["user"])
-    seen = {content_text(prompt) for prompt in train["prompt"]}
-    seen |= {content_text(entry["prompt"]) for history in train["history"] for entry in history}
-    shared = seen & {content_text(prompt) for prompt in test["prompt"]}
+    users = set(train["user"][:]) & set(test["user"][:])
+    tested = {text for rows in Rows(test, ["prompt"]) for text in content_texts(column(rows, "prompt"))}
+    shared: set[str] = set()
+    for rows in Rows(train, ["prompt", "history"]):
+        for prompts in (column(rows, "prompt"), past_prompts(column(rows, "history"))):
+            shared |= tested.intersection(content_texts(prompts))
     if users or shared:
         raise DataError(
             f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), so the test would not be "

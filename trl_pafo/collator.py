@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from trl_pafo.prefix_sharing.rows import collate_pairs
+
 NUMBER_COLUMN = "pair_number"
 """Column that [`number_rows`] adds: the place of a row in its dataset."""
 
@@ -25,6 +27,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
     - `"has_label"`: bool tensor of shape `(num_pairs,)`, false on counterfactual rows; all true without the column.
     - `"group_id"`: int tensor of shape `(num_pairs,)`, the position of the row's group in `groups`, -1 for a group that
       is not in it. Only if `groups` is set.
+    - `"pair_lengths"`: int tensor of shape `(num_pairs, 3)`. Only if `share_prefix` is set, and `"input_ids"` then has one
+      row a pair ([`~trl_pafo.prefix_sharing.rows.collate_pairs`]).
 
     Args:
         pad_token_id (`int`):
@@ -35,6 +39,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
             Type of Tensor to return. Only `"pt"` is currently supported.
         groups (`list[str]`, *optional*):
             Names of the groups, in the order of their ids.
+        share_prefix (`bool`, *optional*, defaults to `False`):
+            One row a pair, `[prefix | rest of chosen | rest of rejected]`, in the place of two.
 
     Examples:
     ```python
@@ -48,10 +54,17 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
     """
 
     groups: list[str] = field(default_factory=list)
+    share_prefix: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super().torch_call(examples)
         first = examples[0]
+        output: dict[str, Any]
+        if self.share_prefix:
+            output = {**collate_pairs(examples, self.pad_token_id, self.pad_to_multiple_of)}
+            if "margin" in first:
+                output["margin"] = torch.tensor([example["margin"] for example in examples], dtype=torch.float)
+        else:
+            output = super().torch_call(examples)
         if "teacher_margin" in first:
             margins = [example["teacher_margin"] for example in examples]
             output["teacher_margin"] = torch.tensor(margins, dtype=torch.float)

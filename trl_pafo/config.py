@@ -12,6 +12,7 @@ from trl_pafo.history import HISTORY_FIELDS, check_history_options
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 
 TEACHER_SCALES = ("none", "rms")
+PREFIX_SHARING = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
 _LOWER_IS_BETTER = ("_difference", "_std", "_gini", "_theil")
@@ -72,6 +73,20 @@ class PAFOConfig(RewardConfig):
             alone is shortened.
         history_fields (`list[str]`, *optional*, defaults to `["prompt", "chosen", "rejected"]`):
             What of a past pair is shown.
+
+        > Parameters that control the speed
+
+        prefix_sharing (`str`, *optional*, defaults to `"auto"`):
+            Whether a pair is one row, in which what both responses begin with (history and prompt) is computed once:
+            `"auto"` where the model gives the rewards of two rows and the lengths of the pairs promise a gain, `"on"`
+            wherever the rewards are those of two rows, else an error, `"off"` never. Rewards differ by rounding alone. Ours.
+        max_tokens_per_batch (`int`, *optional*):
+            Budget of a training batch of a process, in tokens with padding. A batch is then made of pairs of like length, as
+            many as fit, and `per_device_train_batch_size` is the most it may have. An optimizer step still follows the mean over
+            all its pairs. `None` makes batches of `per_device_train_batch_size` pairs. Ours.
+        max_tokens_per_eval_batch (`int`, *optional*):
+            The same for evaluation and prediction, which hold no gradients and have room for more, in the place of
+            `per_device_eval_batch_size`. Defaults to `max_tokens_per_batch`.
     """
 
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "teachers"]
@@ -126,6 +141,24 @@ class PAFOConfig(RewardConfig):
         default_factory=lambda: list(HISTORY_FIELDS),
         metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."},
     )
+    prefix_sharing: str = field(
+        default="auto",
+        metadata={
+            "help": "A pair as one row that computes what both responses begin with once: 'auto' where it is exact and pays, 'on' "
+            "(an error where it is not exact), 'off'."
+        },
+    )
+    max_tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Training batches of pairs of like length, as many as fit into this many tokens, padding included, and at most "
+            "per_device_train_batch_size."
+        },
+    )
+    max_tokens_per_eval_batch: int | None = field(
+        default=None,
+        metadata={"help": "The same for evaluation, in the place of per_device_eval_batch_size. Default: max_tokens_per_batch."},
+    )
 
     def __post_init__(self) -> None:
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(_LOWER_IS_BETTER):
@@ -141,15 +174,41 @@ class PAFOConfig(RewardConfig):
         _check_choice("distillation_loss", self.distillation_loss, tuple(DISTILLATION_LOSSES))
         _check_choice("condition", self.condition, CONDITIONS)
         _check_choice("teacher_scale", self.teacher_scale, TEACHER_SCALES)
+        _check_choice("prefix_sharing", self.prefix_sharing, PREFIX_SHARING)
         if not self.distillation_temperature > 0:
             raise ConfigError(f"`distillation_temperature` must be above 0, got {self.distillation_temperature}.")
         if self.teacher_margin_clip is not None and not self.teacher_margin_clip > 0:
             raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
         check_history_options(self.num_history, self.history_max_tokens, self.history_fields)
+        self._check_batches()
         if self.teachers is not None and not isinstance(self.teachers, dict):
             raise ConfigError(
                 f"`teachers` must map each group to a path or Hub id, got {type(self.teachers).__name__}. On the command "
                 """line write it as JSON: --teachers '{"majority": "PATH", "minority": "PATH"}'."""
+            )
+
+    def _check_batches(self) -> None:
+        for name in ("max_tokens_per_batch", "max_tokens_per_eval_batch"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"`{name}` must be a whole number of at least 1 (or None), got {value!r}.")
+        strategy = getattr(self, "train_sampling_strategy", "random")
+        if strategy == "batch_rebalance":
+            raise ConfigError(
+                "train_sampling_strategy='batch_rebalance' makes batches of unequal size and weighs their pairs unequally. Set "
+                "`max_tokens_per_batch` in its place, which weighs all alike, or use 'group_by_length'."
+            )
+        if self.max_tokens_per_batch is None:
+            return
+        if strategy == "sequential":
+            raise ConfigError(
+                "`max_tokens_per_batch` puts pairs of like length together, train_sampling_strategy='sequential' keeps their order. "
+                "Choose one of them."
+            )
+        if getattr(self.accelerator_config, "split_batches", False):
+            raise ConfigError(
+                "`max_tokens_per_batch` gives each process batches of its own, split_batches=True cuts one batch for all. Leave "
+                "`split_batches` out of `accelerator_config`."
             )
 
     @classmethod

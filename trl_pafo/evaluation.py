@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer
 
 from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
@@ -20,7 +19,7 @@ from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
-from trl_pafo.scoring import local_folder
+from trl_pafo.scoring import load_saved_tokenizer, local_folder
 from trl_pafo.sources.reading import open_dataset
 from trl_pafo.teacher_choice import TeacherGain
 
@@ -180,7 +179,7 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     scored = {}
     for name, source in sources.items():
         folder = str(local_folder(source))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_saved_tokenizer(folder)
         overrides = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": args.history_fields}
         ready = rows
         if "history" in rows.column_names:

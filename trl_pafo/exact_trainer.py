@@ -13,9 +13,18 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize
 from trl import RewardTrainer
 
+from trl_pafo.batching import (
+    LongestFirstSampler,
+    TokenBudgetBatchSampler,
+    batched_loader,
+    is_tokenized,
+    row_lengths,
+    rows_a_pair,
+)
 from trl_pafo.collator import NUMBER_COLUMN, PAIR_KEYS, NumberedCollator, number_rows
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, two_rows
 
 
 class ExactRewardTrainer(RewardTrainer):
@@ -54,6 +63,10 @@ class ExactRewardTrainer(RewardTrainer):
             logs.update({"num_tokens": self._total_train_tokens, **metrics})
         super().log(logs, start_time)
 
+    def _training_collator(self) -> Any:
+        """For a subclass: what makes the batches of training, where that is not `data_collator` alone."""
+        return self.data_collator
+
     def _get_dataloader(
         self,
         dataset: Any,
@@ -63,17 +76,58 @@ class ExactRewardTrainer(RewardTrainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
+        batches = self._token_budget_batches(dataset, batch_size, is_training)
         if is_training:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+            if batches is not None:
+                rows = self._remove_unused_columns(dataset, description)
+                loader = batched_loader(rows, batches, self._training_collator(), self.args, is_training=True)
+                return self.accelerator.prepare(loader)
+            collator, self.data_collator = self.data_collator, self._training_collator()
+            try:
+                return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+            finally:
+                self.data_collator = collator
         rows = self._remove_unused_columns(dataset, description) if isinstance(dataset, Dataset) else dataset
+        if batches is not None:
+            loader = batched_loader(
+                number_rows(rows), batches, NumberedCollator(self.data_collator), self.args, is_training=False
+            )
+            return self.accelerator.prepare(loader)
+        sampler = sampler_fn and sampler_fn(dataset)
         # The base class reads both of these from the trainer. Evaluation drops no last batch: each pair counts.
         collator, drop_last = self.data_collator, self.args.dataloader_drop_last
         self.data_collator, self.args.dataloader_drop_last = NumberedCollator(collator), False
         try:
-            sampler = sampler_fn and (lambda numbered: sampler_fn(dataset))
-            return super()._get_dataloader(number_rows(rows), description, batch_size, sampler, dataloader_key=dataloader_key)
+            return super()._get_dataloader(
+                number_rows(rows), description, batch_size, lambda numbered: sampler, dataloader_key=dataloader_key
+            )
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # Rewards come back by the number of their pair, so any order will do; this one computes least on padding.
+        if is_tokenized(eval_dataset):
+            return LongestFirstSampler(row_lengths(eval_dataset, self.data_collator))
+        return super()._get_eval_sampler(eval_dataset)
+
+    def _token_budget_batches(self, dataset: Any, most_pairs: int, is_training: bool) -> TokenBudgetBatchSampler | None:
+        args = self.args
+        budget = getattr(args, "max_tokens_per_batch", None)
+        if not is_training:
+            budget = getattr(args, "max_tokens_per_eval_batch", None) or budget
+        if budget is None or not is_tokenized(dataset):
+            return None
+        return TokenBudgetBatchSampler(
+            row_lengths(dataset, self.data_collator),
+            budget,
+            rows_a_pair=rows_a_pair(self.data_collator),
+            max_pairs=most_pairs if is_training else None,
+            num_processes=self.accelerator.num_processes // self.get_tp_size() // self.get_cp_size() // self.get_sp_size(),
+            seed=self._data_seed() if is_training else None,
+        )
+
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -96,7 +150,7 @@ class ExactRewardTrainer(RewardTrainer):
         predictions = None
         if self.preprocess_logits_for_metrics is not None and not prediction_loss_only:
             predictions = self.preprocess_logits_for_metrics(rewards, None)
-        tokens = torch.stack(torch.chunk(inputs["input_ids"], chunks=2), dim=1) if collector.keeps_inputs else None
+        tokens = self._token_ids(inputs) if collector.keeps_inputs else None
         collector.add(number, rewards, inputs.get("margin"), group, user, predictions, tokens)
         if self.args.batch_eval_metrics and self.compute_metrics is not None and not prediction_loss_only:
             pairs = collector.unseen(merge_pairs(gather_object(collector.to_host()[-1:])))
@@ -105,6 +159,12 @@ class ExactRewardTrainer(RewardTrainer):
         elif self.args.eval_accumulation_steps and collector.num_batches % self.args.eval_accumulation_steps == 0:
             collector.to_host()
         return None, None, None  # nothing for the base class to gather
+
+    def _token_ids(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Those of both sequences of each pair, of shape `(num_pairs, 2, num_tokens)`."""
+        if PAIR_LENGTHS in inputs:
+            return two_rows(inputs["input_ids"], inputs[PAIR_LENGTHS], self.data_collator.pad_token_id)
+        return torch.stack(torch.chunk(inputs["input_ids"], chunks=2), dim=1)
 
     def evaluation_loop(
         self,

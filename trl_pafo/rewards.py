@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoTokenizer
 
 from trl_pafo.errors import DataError
 from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import count_by_group
 from trl_pafo.models import longest_input
-from trl_pafo.scoring import load_reward_model, pad_id_of, score_pairs, tokenize_response
+from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
 
 
 class ScoredPairs(NamedTuple):
@@ -52,7 +51,7 @@ def score_rows(
     Raises:
         DataError: If a pair is longer than the model's positions.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_saved_tokenizer(folder)
     if "chat_template_kwargs" in rows.column_names:
         add_history_template(tokenizer)  # a teacher that was trained elsewhere may have none
     ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}

@@ -8,12 +8,20 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.disk import replacing, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter, add_history_template, as_messages
-from trl_pafo.runs import write_text
-from trl_pafo.scoring import load_reward_model, local_folder, pad_id_of, score_sequences, tokenize_response
+from trl_pafo.scoring import (
+    load_reward_model,
+    load_saved_tokenizer,
+    local_folder,
+    pad_id_of,
+    score_sequences,
+    tokenize_response,
+)
+from trl_pafo.sources.reading import parse_json
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
@@ -30,10 +38,8 @@ def parse_lines(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
             continue
         at = f"{where}, line {number}"
         try:
-            row = json.loads(line)
-            # Half a surrogate pair can be read from an escape, but be neither tokenised nor written.
-            json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{at} is no JSON: {error}. Write one JSON object a line.") from error
         if not isinstance(row, dict):
             raise DataError(f"{at} is no JSON object but {type(row).__name__}. Write one JSON object a line.")
@@ -80,21 +86,57 @@ def row_sequences(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, cutte
 
 
 def score_file(args: Any) -> None:
-    """Score a file; `args` are the flags of `trl-pafo score`. The input is checked before the model is loaded."""
+    """Score a file; `args` are the flags of `trl-pafo score`. The input is checked before the model is loaded.
+
+    Raises:
+        ConfigError: If a flag is missing.
+        DataError: If the input cannot be scored.
+        RunFolderError: If the output exists or cannot be written, the latter before anything is scored as far as it shows.
+    """
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
-    if args.output and Path(args.output).exists():
-        raise RunFolderError(f"{args.output} exists already. Choose another --output; nothing is overwritten.")
-    if args.input == "-":
-        rows = parse_lines(sys.stdin, "standard input")
-    else:
-        try:
-            with open(args.input, encoding="utf-8-sig") as file:
-                rows = parse_lines(file, args.input)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{args.input} is no UTF-8 text: {error}. Write one JSON object a line, in UTF-8.") from error
+    if not args.output:
+        with writing("Standard output"):
+            sys.stdout.write(_scored(args))
+            sys.stdout.flush()
+        return
+    output = Path(args.output)
+    _refuse_existing(output)
+    with replacing(output) as aside:
+        aside.touch()
+        text = _scored(args)
+        _refuse_existing(output)  # by another command meanwhile
+        aside.write_text(text, encoding="utf-8")
+    print(f"{text.count(chr(10))} rows scored: {output}")
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise RunFolderError(f"{output} exists already. Choose another --output; nothing is overwritten.")
+
+
+def _read_rows(source: str) -> list[dict[str, Any]]:
+    where = "standard input" if source == "-" else source
+    try:
+        if source == "-":
+            return parse_lines(sys.stdin, where)
+        with open(source, encoding="utf-8-sig") as file:
+            return parse_lines(file, where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no UTF-8 text: {error}. Write one JSON object a line, in UTF-8.") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # a folder, too long a name, or one with a NUL
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{where[:200]!r} cannot be read: {error}. Correct --input.") from error
+
+
+def _scored(args: Any) -> str:
+    """The lines of the input with their rewards."""
+    rows = _read_rows(args.input)
     folder = local_folder(args.model_name_or_path)
-    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+    tokenizer = add_history_template(load_saved_tokenizer(folder))
     cutter = HistoryCutter.of(
         tokenizer, num_history=args.num_history, max_tokens=args.history_max_tokens, fields=args.history_fields
     )
@@ -120,12 +162,7 @@ def score_file(args: Any) -> None:
             desc="Scoring" if args.output else None,
         ).tolist()
     )
-    text = "".join(
+    return "".join(
         json.dumps({**row, **{name: next(rewards) for name in names}}, ensure_ascii=False) + "\n"
         for row, names in zip(rows, sequences, strict=True)
     )
-    if args.output:
-        write_text(Path(args.output), text)
-        print(f"{len(rows)} rows scored: {args.output}")
-    else:
-        sys.stdout.write(text)

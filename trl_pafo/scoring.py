@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_pafo.errors import TeacherError
+from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.prefix_sharing.forward import forward_shared
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
+from trl_pafo.safe_loading import SAFELY, check_model_folder, reason
 
 
 def local_folder(source: str) -> Path:
@@ -18,9 +22,21 @@ def local_folder(source: str) -> Path:
 
     Raises:
         TeacherError: If there is no such folder and no such repository.
+        ConfigError: If its weights are no safetensors, see [`~trl_pafo.safe_loading.check_model_folder`].
     """
-    if Path(source).is_dir():
-        return Path(source)
+    folder = Path(source) if _is_folder(source) else _snapshot(source)
+    check_model_folder(folder)
+    return folder
+
+
+def _is_folder(source: str) -> bool:
+    try:
+        return Path(source).is_dir()
+    except (OSError, ValueError):  # too long a name, or one with a NUL
+        return False
+
+
+def _snapshot(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -35,18 +51,42 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
 
 
-def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A saved reward model or adapter, in evaluation mode, only from safetensors and without remote code."""
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").exists():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
-    from peft import AutoPeftModelForSequenceClassification
+def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a saved model, without code of its own.
 
-    model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype)
+    Raises:
+        ConfigError: If it cannot be loaded so.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises nothing more particular
+        raise ConfigError(
+            f"No tokenizer can be loaded from {folder}: {reason(error)}. Save it there with save_pretrained."
+        ) from error
+
+
+def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A saved reward model or adapter, in evaluation mode, only from safetensors and without code of its own.
+
+    Raises:
+        ConfigError: If it cannot be loaded so.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    try:
+        if not (folder / "adapter_config.json").exists():
+            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY).eval()
+        from peft import AutoPeftModelForSequenceClassification
+
+        model: Any = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype, **SAFELY)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
+        ) from error
     config = model.config.get_text_config()
     if config.pad_token_id is None and has_tokenizer(folder):
         # The base's own config knows no pad id, but pooling looks for the one that the adapter was trained with.
-        config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+        config.pad_token_id = load_saved_tokenizer(folder).pad_token_id
     return model.eval()
 
 
@@ -111,24 +151,88 @@ def score_sequences(
         `np.ndarray` of shape `(num_sequences,)`, float32.
 
     Raises:
+        ConfigError: If `batch_size` is no whole number above 0.
         TeacherError: If a reward is not finite.
     """
-    place: dict[tuple[int, ...], int] = {}
-    index = np.fromiter((place.setdefault(tuple(s), len(place)) for s in sequences), dtype=np.int64, count=len(sequences))
+
+    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
+        ids, mask = _pad(batch, pad_token_id)
+        return reward_of(model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))
+
+    keys = [tuple(sequence) for sequence in sequences]
+    return _score(model, keys, len, forward, batch_size, autocast, desc, "seq")
+
+
+def score_pairs(
+    model: torch.nn.Module,
+    chosen_ids: Sequence[Sequence[int]],
+    rejected_ids: Sequence[Sequence[int]],
+    pad_token_id: int,
+    *,
+    share_prefix: bool = False,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    desc: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. See [`score_sequences`].
+
+    Args:
+        share_prefix (`bool`, *optional*, defaults to `False`):
+            Compute what both responses of a pair begin with once. The rewards are the same to rounding, if the model is one that
+            [`~trl_pafo.prefix_sharing.choice.choose_sharing`] shares with. A pair still counts as two of `batch_size`.
+    """
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast": autocast, "desc": desc}
+    if not share_prefix:
+        rewards = score_sequences(model, [*chosen_ids, *rejected_ids], pad_token_id, **options)
+        return rewards[: len(chosen_ids)], rewards[len(chosen_ids) :]
+
+    def forward(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> torch.Tensor:
+        rows = [{"chosen_ids": chosen, "rejected_ids": rejected} for chosen, rejected in pairs]
+        batch = {name: tensor.to(device) for name, tensor in collate_pairs(rows, pad_token_id).items()}
+        outputs = forward_shared(model, batch["input_ids"], batch[PAIR_LENGTHS], use_cache=False)
+        return torch.stack(reward_of(outputs).chunk(2), dim=1)
+
+    keys = [(tuple(chosen), tuple(rejected)) for chosen, rejected in zip(chosen_ids, rejected_ids, strict=True)]
+    rewards = _score(model, keys, length_of_row, forward, batch_size, autocast, desc, "pair", rewards_each=2)
+    return rewards[:, 0], rewards[:, 1]
+
+
+def length_of_row(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
+    return sum(pair_lengths(*pair))
+
+
+def _score(
+    model: torch.nn.Module,
+    keys: Sequence[Any],
+    length: Callable[[Any], int],
+    forward: Callable[[list[Any]], torch.Tensor],
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager],
+    desc: str | None,
+    unit: str,
+    rewards_each: int = 1,
+) -> np.ndarray:
+    """Rewards of what `keys` stand for, equal ones computed once, those of like length together."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+    place: dict[Any, int] = {}
+    index = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
     unique = list(place)
+    lengths = [length(key) for key in unique]
     # Longest first: a batch that does not fit into memory fails at once, not after an hour.
-    order = sorted(range(len(unique)), key=lambda i: -len(unique[i]))
-    rewards = np.empty(len(unique), dtype=np.float32)
+    order = sorted(range(len(unique)), key=lambda i: -lengths[i])
+    rewards = np.empty((len(unique), rewards_each) if rewards_each > 1 else len(unique), dtype=np.float32)
+    num_rows = max(1, batch_size // rewards_each)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), tqdm(total=len(unique), desc=desc, unit="seq", disable=desc is None) as bar:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                ids, mask = _pad([unique[row] for row in rows], pad_token_id)
+        with torch.no_grad(), tqdm(total=len(unique), desc=desc, unit=unit, disable=desc is None) as bar:
+            for start in range(0, len(order), num_rows):
+                rows = order[start : start + num_rows]
                 with autocast():
-                    outputs = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-                rewards[rows] = reward_of(outputs).float().cpu().numpy()
+                    batch = forward([unique[row] for row in rows])
+                rewards[rows] = batch.float().cpu().numpy()
                 bar.update(len(rows))
     finally:
         model.train(was_training)
@@ -138,18 +242,6 @@ def score_sequences(
             "number format are broken. Train it again, or score it in float32."
         )
     return rewards[index]
-
-
-def score_pairs(
-    model: torch.nn.Module,
-    chosen_ids: Sequence[Sequence[int]],
-    rejected_ids: Sequence[Sequence[int]],
-    pad_token_id: int,
-    **kwargs: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. See [`score_sequences`]."""
-    rewards = score_sequences(model, [*chosen_ids, *rejected_ids], pad_token_id, **kwargs)
-    return rewards[: len(chosen_ids)], rewards[len(chosen_ids) :]
 
 
 def _pad(sequences: list[tuple[int, ...]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:

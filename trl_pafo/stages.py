@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import checks
@@ -19,14 +19,18 @@ from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation import evaluate_run
 from trl_pafo.history import HistoryCutter, without_history
+from trl_pafo.hub import check_before_training
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer, materialise_model
+from trl_pafo.names import folder_names
 from trl_pafo.preparation import fit_lengths, load_prepared, prepare
-from trl_pafo.progress import PairProgress
+from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import write_report
 from trl_pafo.runs import RunFolder, write_text
+from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
+from trl_pafo.training import keep_for, train, write_checkpoints_to
 
 # Options of PAFO that only the student depends on: changing them must not ask for new teachers.
 _STUDENT_OPTIONS = (
@@ -101,6 +105,10 @@ class Run:
                 "`accelerate launch -m trl_pafo.cli reward`."
             )
         fit_lengths(args, model.model_name_or_path)
+        if args.push_to_hub:  # hours of training must not end at a missing token
+            check_before_training(
+                args.hub_model_id, str(args.output_dir), strategy=str(HubStrategy(args.hub_strategy).value), token=args.hub_token
+            )
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
@@ -112,7 +120,13 @@ class Run:
         with self.folder.locked():
             results = self._do_stages()
             write_report([self.folder.path])
-            return results
+            write_cards(self.folder.path)
+        if self.args.push_to_hub:
+            args = self.args
+            name = args.hub_model_id or self.folder.path.absolute().name
+            private, revision = args.hub_private_repo, args.hub_revision
+            push_run(self.folder.path, name, token=args.hub_token, private=private, revision=revision)
+        return results
 
     def _do_stages(self) -> dict[str, Any]:
         self._prepare()
@@ -183,8 +197,9 @@ class Run:
 
     def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
         args = copy.deepcopy(self.args)
-        args.output_dir = str(out)
+        self._checkpoints = write_checkpoints_to(args, out)
         args.teachers = None
+        args.push_to_hub = False  # what is pushed is the student alone, when all is done
         for name, value in changes.items():
             setattr(args, name, value)
         if isinstance(args.model_init_kwargs, dict) or args.model_init_kwargs is None:
@@ -193,18 +208,14 @@ class Run:
             args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
         return args
 
-    def _train(self, trainer: RewardTrainer, out: Path, title: str) -> None:
-        for callback in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(callback)
-        trainer.add_callback(PairProgress(title))
-        trainer.train()
-        trainer.save_model(str(out))
-        trainer.state.save_to_json(str(out / "trainer_state.json"))
+    def _train(self, trainer: RewardTrainer, out: Path, title: str) -> float:
+        return train(trainer, out, title, self._checkpoints)
 
     def _reward_trainer(self, out: Path, rows: Dataset, start: str | None = None, **changes: Any) -> RewardTrainer:
         """TRL's own trainer, on the prepared rows as they are."""
         args = self._training_args(out, **changes)
         keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
+        args.model_init_kwargs = safe_init_kwargs(start or self.base, args.model_init_kwargs)  # type: ignore[arg-type]
         return RewardTrainer(
             model=start or self.base,
             args=args,
@@ -216,24 +227,24 @@ class Run:
     def _baseline(self, method: str, train: Dataset) -> str:
         output = f"models/{method}"
 
-        def work(out: Path) -> None:
+        def work(out: Path) -> float:
             rows = train if method == "personalized_bt" else without_history(train)
             trainer = self._reward_trainer(out, rows)
             if method == "bradley_terry":  # saved with the model, so that it is never shown a history
                 HistoryCutter(trainer.processing_class, 0).remember()  # type: ignore[arg-type]
-            self._train(trainer, out, TITLES[method])
+            return self._train(trainer, out, TITLES[method])
 
-        self._digests[method] = self.folder.stage(method, self._inputs(method=method), output, work)
+        self._digests[method] = self.folder.stage(method, self._inputs(method=method), output, work, keep_for=keep_for(self.args))
         return str(self.folder / output)
 
     def _teachers(self, train: Dataset) -> dict[str, str]:
         folders = {}
-        for group in self.groups:
-            output = _teacher_output(group)
+        for group, name in folder_names(self.groups).items():
+            output = f"teachers/{name}"
             start = self._shared if self.run.teacher_start == "warm" else None
             inputs = self._inputs(group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps)
 
-            def work(out: Path, group: str = group, start: str | None = start) -> None:
+            def work(out: Path, group: str = group, start: str | None = start) -> float:
                 rows = train.filter(lambda row: row["group"] == group)
                 changes = {}
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
@@ -241,9 +252,10 @@ class Run:
                     changes["max_steps"] = max(steps, self.run.teacher_min_steps)
                 set_seed(self.args.seed)
                 trainer = self._reward_trainer(out, rows, start, **changes)
-                self._train(trainer, out, f"Teacher of {group}")
+                return self._train(trainer, out, f"Teacher of {group}")
 
-            self._digests[f"teacher:{group}"] = self.folder.stage(f"teacher:{group}", inputs, output, work)
+            stage = f"teacher:{group}"
+            self._digests[stage] = self.folder.stage(stage, inputs, output, work, keep_for=keep_for(self.args))
             folders[group] = str(self.folder / output)
         return folders
 
@@ -285,16 +297,17 @@ class Run:
         options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
         identities = self._identities(teachers)
 
-        def work(out: Path) -> None:
-            if not distil:
-                print("    No teacher is better than the shared model: nothing to distil, the shared model is kept.", flush=True)
-                shutil.copytree(self._shared, out)
-                return
+        def copy_shared(out: Path) -> None:
+            print("    No teacher is better than the shared model: nothing to distil, the shared model is kept.", flush=True)
+            shutil.copytree(self._shared, out)
+
+        def distilled(out: Path) -> float:
             trainer = PAFORewardTrainer(
                 model=self.base,
                 args=self._training_args(
                     out,
                     num_history=None,  # the rows are rendered already
+                    history_max_tokens=None,
                     teacher_margin_cache_dir=str(self.folder / "teacher_margins"),
                     **changes,
                 ),
@@ -303,15 +316,14 @@ class Run:
                 teachers=teachers,
                 peft_config=get_peft_config(self.model),
             )
-            self._train(trainer, out, TITLES[method])
+            args = self.args
+            HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
+            return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **options)
-        if not distil:
+        if distil:
+            self._digests[method] = self.folder.stage(method, inputs, output, distilled, keep_for=keep_for(self.args))
+        else:
             inputs["instead"] = self._digests["personalized_bt"]
-        self._digests[method] = self.folder.stage(method, inputs, output, work)
+            self._digests[method] = self.folder.stage(method, inputs, output, copy_shared)
         return str(self.folder / output)
-
-
-def _teacher_output(group: str) -> str:
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in group)
-    return f"teachers/{safe if safe.strip('.') else f'group_{safe}'}"

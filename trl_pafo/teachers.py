@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
-from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder
+from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder, pad_id_of
 
 TeacherSpec = str | Path | torch.nn.Module
 
 # Files of a checkpoint that decide what it answers.
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "config.json", "adapter_config.json")
+_WEIGHTS = ("*.safetensors", "config.json", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,44 @@ class Teacher:
         """Digest of all that decides the teacher's answers; `None` where it cannot be known (sharded parameters)."""
         return _digest_files(local_folder(self.source)) if isinstance(self.source, str) else _digest_module(self.source)
 
-    def load(self, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-        """The model, in evaluation mode, with frozen parameters where it was loaded here."""
+    def adapter(self) -> dict[str, Any] | None:
+        """The configuration of an adapter on disk; `None` where the teacher is something else."""
+        return _adapter_config(local_folder(self.source)) if isinstance(self.source, str) else None
+
+    def backbone(self) -> Any:
+        """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint or model."""
         if not isinstance(self.source, str):
-            return self.source
-        return load_reward_model(local_folder(self.source), dtype).requires_grad_(False)
+            return id(self.source)
+        adapter = self.adapter()
+        # Other kinds of adapters, and those with biases of their own, cannot stand beside each other.
+        if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
+            return str(local_folder(self.source))
+        base = adapter["base_model_name_or_path"]
+        return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"))
 
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
         if not isinstance(self.source, str):
             return self.source.config
-        folder = local_folder(self.source)
-        adapter = folder / "adapter_config.json"
-        if adapter.exists():
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return AutoConfig.from_pretrained(base, num_labels=1)
-        return AutoConfig.from_pretrained(self.source)
+        if adapter := self.adapter():
+            return AutoConfig.from_pretrained(adapter["base_model_name_or_path"], num_labels=1, trust_remote_code=False)
+        return AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+
+    def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
+
+        A checkpoint's configuration says it. The base of an adapter was not changed by the training, so there the tokenizer
+        beside the adapter does.
+        """
+        own = self.tokenizer() if self.adapter() else None
+        return own.pad_token_id if own is not None and own.pad_token_id is not None else pad_id_of(self.config(), tokenizer)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that was saved with the teacher, if one was."""
         if not isinstance(self.source, str):
             return None
         folder = local_folder(self.source)
-        return AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
+        return load_saved_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher]:
@@ -127,18 +143,21 @@ def _digest_files(folder: Path) -> str:
         digest.update(path.name.encode())
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():  # an adapter answers with its base's weights too
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        digest.update(_digest_files(local_folder(base)).encode())
+    if adapter := _adapter_config(folder):  # an adapter answers with its base's weights too
+        digest.update(_digest_files(local_folder(adapter["base_model_name_or_path"])).encode())
     return digest.hexdigest()
+
+
+def _adapter_config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "adapter_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _digest_module(module: torch.nn.Module) -> str | None:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
-        if tensor.numel() == 0:
-            return None  # a shard of ZeRO-3: two different teachers would look the same
+        if tensor.numel() == 0 or tensor.is_meta or isinstance(tensor, DTensor):
+            return None  # a shard, or no weights at all: two different teachers could look the same
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -8,42 +8,58 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo import checks
+from trl_pafo.adapters import active_adapter_alone, keep_reward_head
+from trl_pafo.batching import (
+    EpochOfSampler,
+    LengthGroupedSampler,
+    check_budget,
+    is_tokenized,
+    num_pairs,
+    row_lengths,
+    rows_a_pair,
+)
 from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.exact_evaluation import PairSums
-from trl_pafo.exact_trainer import ExactRewardTrainer
 from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
 from trl_pafo.history_rows import count_by_group, counterfactual_rows
+from trl_pafo.hub_trainer import HubRewardTrainer
 from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
+from trl_pafo.online_teachers import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
+from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
+from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
+from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.scoring import reward_of
 from trl_pafo.teachers import TeacherSpec, as_teachers, check_teacher
+from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
 logger = get_logger(__name__)
 
 # Keys of a batch that no model takes: models swallow unknown keyword arguments in silence.
-_OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", *PAIR_KEYS)
+_OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", TEACHER_ROWS, PAIR_LENGTHS, *PAIR_KEYS)
 
 
 # Stands in for the training set where there is none.
 _NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
 
 
-class PAFORewardTrainer(ExactRewardTrainer):
+class PAFORewardTrainer(HubRewardTrainer):
     """
     [`~trl.RewardTrainer`] with Pareto Fairness Optimization: the margins of one teacher a preference group are distilled,
     conditionally on the group, into one reward model that needs no group label at inference.
 
     Without teachers and without a `teacher_margin` column, or with `alpha=1`, it is [`~trl.RewardTrainer`], to the last
-    digit of its losses. What it saves is a plain sequence classification model or adapter, with the tokenizer.
+    digit of its losses (to rounding where prefixes are shared). What it saves is a plain sequence classification model or
+    adapter, with the tokenizer.
 
     Example:
 
@@ -79,7 +95,8 @@ class PAFORewardTrainer(ExactRewardTrainer):
             As for [`~trl.RewardTrainer`].
         teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):
             Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Their margins are computed once,
-            here, and kept on disk; no teacher stays in memory. Defaults to `args.teachers`.
+            here, and kept on disk; no teacher stays in memory. Those of a stream score each batch of the training instead.
+            Defaults to `args.teachers`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             As for [`~trl.RewardTrainer`], with one row a pair: `predictions` of shape `(num_pairs, 2)`, the rewards of chosen
             and rejected, and `label_ids`, a dictionary with `"group"` and `"user"`, string arrays of shape `(num_pairs,)`.
@@ -94,15 +111,9 @@ class PAFORewardTrainer(ExactRewardTrainer):
 
     _tag_names = ["trl", "reward-trainer", "pafo"]
     _name = "PAFO"
-    _paper = {
-        "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
-        "id": "2606.07988",
-        "citation": (
-            "@article{pafo2026,\n    title        = {{PAFO: Pareto Fairness Optimization for Personalized Reward Modeling}},\n"
-            "    author       = {Chunyuan Zheng and Fuli Feng and Haoting Ni and Haoxuan Li and Xiaoyan Zhao and Yang Zhang},\n"
-            "    year         = 2026,\n    eprint       = {arXiv:2606.07988}\n}"
-        ),
-    }
+
+    _online: OnlineTeachers | None = None
+    """Teachers of a stream, which score the rows of each batch."""
 
     def __init__(
         self,
@@ -122,6 +133,13 @@ class PAFORewardTrainer(ExactRewardTrainer):
             args = PAFOConfig(f"{model_name.split('/')[-1]}-PAFO")
         args = PAFOConfig.from_reward_config(args)
         args.check()
+        if isinstance(model, str):
+            args.model_init_kwargs = safe_init_kwargs(model, args.model_init_kwargs)  # type: ignore[arg-type]
+        if args.activation_offloading and torch.accelerator.current_accelerator() is None:
+            raise ConfigError(
+                "activation_offloading=True moves activations from the accelerator to the host, and this machine has no accelerator. "
+                "Leave it out; gradient_checkpointing=True saves memory here."
+            )
         self._teachers = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         # A dispatched batch is cut by rows, and would tear the chosen responses from the rejected ones.
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
@@ -136,13 +154,14 @@ class PAFORewardTrainer(ExactRewardTrainer):
 
         if train_dataset is not None:
             self._check_train_dataset(train_dataset, args)
+        keep_reward_head(model, kwargs.get("peft_config", positional[-1] if positional else None))
+        self._prepare_to_push(args, train_dataset)
         if processing_class is None and (self._teachers or "history" in columns):
             processing_class = self._load_tokenizer(model, args)
         if self._distils and processing_class is not None:
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
 
-        _warn_of_a_lost_head(kwargs.get("peft_config", positional[-1] if positional else None))
         given = _NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
         super().__init__(model, args, data_collator, given, eval_dataset, processing_class, *positional, **kwargs)
         if train_dataset is None:
@@ -154,11 +173,48 @@ class PAFORewardTrainer(ExactRewardTrainer):
                 pad_to_multiple_of=base.pad_to_multiple_of,
                 groups=sorted(train_groups) or self.groups,
             )
+        self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
+        """Whether pairs share rows, and why."""
+        if self.args.max_tokens_per_batch is not None and is_tokenized(self.train_dataset):
+            lengths = row_lengths(self.train_dataset, self.data_collator)  # type: ignore[arg-type]
+            check_budget(lengths, rows_a_pair(self.data_collator), self.args.max_tokens_per_batch)
+        self.add_callback(EpochOfSampler())
         self._sums = PairSums(getattr(self.data_collator, "groups", ()))
         if self._distils and isinstance(self.train_dataset, Dataset):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
+        elif self._distils and "teacher_margin" not in columns:
+            self._online = OnlineTeachers(
+                self._teachers, self.processing_class, self.accelerator, self._teacher_dtype(), self.args.teacher_margin_clip
+            )
+            self.add_callback(self._online)
         # Given models would otherwise be kept alive, and be moved and saved by whatever walks over the trainer.
         self._teachers = {}
+
+    def _choose_prefix_sharing(self, own_collator: bool) -> SharingChoice:
+        args, collator = self.args, self.data_collator
+        mode, hindrance = args.prefix_sharing, None
+        if not own_collator:
+            hindrance = "the data collator is not the trainer's own"
+            if getattr(collator, "share_prefix", False):  # whoever gives such a collator asks for it
+                mode, hindrance = "on", None
+        if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
+            hindrance = "tensor, context and sequence parallelism split what the reward head reads"
+        dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()), None)
+        choice = choose_sharing(
+            mode,
+            self.model,
+            dataset,
+            args.train_batch_size,
+            pad_to_multiple_of=getattr(collator, "pad_to_multiple_of", None),
+            hindrance=hindrance,
+        )
+        if choice.share:
+            PairHead.of(self.model)
+            collator.share_prefix = True
+        logger.info(f"Prefixes are {'shared' if choice.share else 'not shared'}: {choice.reason}.")
+        return choice
 
     @staticmethod
     def _load_tokenizer(model: Any, args: PAFOConfig) -> PreTrainedTokenizerBase:
@@ -173,11 +229,18 @@ class PAFORewardTrainer(ExactRewardTrainer):
         columns = get_dataset_column_names(dataset)
         uses_teachers = self._distils and "teacher_margin" not in columns
         if not isinstance(dataset, Dataset):
-            if uses_teachers and isinstance(dataset, IterableDataset):
-                raise DataError(
-                    "Teacher margins are computed before training, which needs a dataset with a length, and a streaming one has "
-                    "none. Load it without streaming, or add a `teacher_margin` column to the stream."
+            if args.max_tokens_per_batch is not None:
+                raise ConfigError(
+                    "`max_tokens_per_batch` looks at the lengths of all pairs, and a stream has no end to look for. Load without "
+                    "streaming, or leave it out."
                 )
+            if uses_teachers and isinstance(dataset, IterableDataset):
+                checks.check_columns(columns, ["group"], f"{what} (a stream, with `teachers`)")
+                if args.teacher_scale != "none":
+                    raise ConfigError(
+                        f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, and a stream has no "
+                        "end to wait for. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
+                    )
             return  # the base class raises for other types
         if "history" in columns:
             checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
@@ -215,10 +278,16 @@ class PAFORewardTrainer(ExactRewardTrainer):
             # A template that knows no `history` would lose it in silence.
             add_history_template(processing_class)
             dataset = self._render_history(dataset, processing_class, args)
-        before = count_by_group(dataset) if isinstance(dataset, Dataset) else None
-        dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if before is not None and isinstance(dataset, Dataset):
-            self._report_drops(before, dataset, dataset_name, args)
+        if not isinstance(dataset, Dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        before = count_by_group(dataset)
+        dataset = tokenize_pairs(dataset, processing_class, title=dataset_name, num_proc=args.dataset_num_proc)
+        if args.max_length is not None and is_tokenized(dataset):
+            dataset = drop_long_pairs(dataset, args.max_length)
+            dataset = super()._prepare_dataset(dataset, processing_class, without_limit(args), dataset_name)
+        else:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        self._report_drops(before, dataset, dataset_name, args)  # type: ignore[arg-type]
         return dataset
 
     @staticmethod
@@ -262,15 +331,18 @@ class PAFORewardTrainer(ExactRewardTrainer):
                 "`num_history` or `history_max_tokens`."
             )
 
+    def _teacher_dtype(self) -> torch.dtype:
+        """Teachers on disk are loaded in the number format of the student."""
+        init_kwargs: Any = self.args.model_init_kwargs or {}
+        dtype = init_kwargs.get("dtype") or "float32"
+        return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, torch.float32)
+
     def _add_teacher_margins(self, dataset: Dataset) -> Dataset:
         args = self.args
         if "teacher_margin" in dataset.column_names:
             margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float32)
             dataset = dataset.remove_columns("teacher_margin")
         else:
-            init_kwargs: Any = args.model_init_kwargs or {}
-            init_dtype = init_kwargs.get("dtype") or "float32"
-            dtype = init_dtype if isinstance(init_dtype, torch.dtype) else getattr(torch, init_dtype, torch.float32)
             margins = compute_teacher_margins(
                 dataset,
                 self._teachers,
@@ -278,7 +350,8 @@ class PAFORewardTrainer(ExactRewardTrainer):
                 self.accelerator,
                 batch_size=args.teacher_batch_size or 2 * args.per_device_eval_batch_size,
                 cache_dir=args.teacher_margin_cache_dir or f"{args.output_dir}/teacher_margins",
-                dtype=dtype,
+                dtype=self._teacher_dtype(),
+                prefix_sharing="off" if args.prefix_sharing == "off" else "auto",  # a teacher may be of another family
             )
         if args.teacher_scale == "rms":
             checks.check_columns(dataset.column_names, ["group"], "The training dataset (teacher_scale='rms' needs groups)")
@@ -286,13 +359,39 @@ class PAFORewardTrainer(ExactRewardTrainer):
             margins = scale_margins(margins, np.asarray(dataset["group"][:]), np.asarray(has_label))
         if args.teacher_margin_clip is not None:
             margins = margins.clip(-args.teacher_margin_clip, args.teacher_margin_clip)
-        return dataset.add_column("teacher_margin", margins.tolist())
+        return dataset.add_column("teacher_margin", margins)  # type: ignore[arg-type]
+
+    def _training_collator(self) -> Any:
+        return self.data_collator if self._online is None else TeacherRowsCollator(self.data_collator)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with active_adapter_alone(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+            super()._save(output_dir, state_dict)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         for name in ("teacher_margin", "has_label"):
             if name not in self._signature_columns:
                 self._signature_columns.append(name)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
+            lengths = row_lengths(dataset, self.data_collator)
+            return LengthGroupedSampler(
+                lengths, self._train_batch_size * self.args.gradient_accumulation_steps, self._data_seed()
+            )
+        return super()._get_train_sampler(train_dataset)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.max_tokens_per_batch is None or not batches:
+            return batches, num_items
+        total = sum(map(num_pairs, batches))
+        if self.accelerator.num_processes == 1:
+            return batches, total
+        # Filled where it is, and left there: nothing waits for the device.
+        return batches, self.accelerator.gather(torch.full((1,), total, device=device)).sum()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -302,12 +401,20 @@ class PAFORewardTrainer(ExactRewardTrainer):
         own = {key: inputs.pop(key) for key in _OWN_KEYS if key in inputs}
         is_training = self.model.training
         distils = self._distils and is_training  # evaluation is Bradley-Terry, as in the base class
+        if distils and TEACHER_ROWS in own:
+            own["teacher_margin"] = self._online.margins(own[TEACHER_ROWS])  # type: ignore[union-attr]
         if distils and "teacher_margin" not in own:
             raise ConfigError(
                 "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
                 "leave `data_collator` out."
             )
-        outputs = model(**inputs, use_cache=False)
+        lengths = own.get(PAIR_LENGTHS)
+        if lengths is None:
+            outputs = model(**inputs, use_cache=False)
+            num_tokens = inputs["attention_mask"].sum()
+        else:
+            outputs = forward_shared(model, inputs["input_ids"], lengths, use_cache=False)
+            num_tokens = lengths.sum() + lengths[:, 0].sum()  # those of both sequences, as RewardTrainer counts them
         chosen, rejected = torch.chunk(reward_of(outputs), chunks=2)
         margin, offset = chosen - rejected, own.get("margin", 0.0)
         parts = None
@@ -332,11 +439,15 @@ class PAFORewardTrainer(ExactRewardTrainer):
             self._sums.add(
                 chosen,
                 rejected,
-                inputs["attention_mask"].sum(),
+                num_tokens,
                 own.get("has_label"),
                 own.get("group_id"),
                 loss_parts=None if parts is None else (parts.bradley_terry, parts.distillation),
             )
+        if is_training and self.args.max_tokens_per_batch is not None and num_items_in_batch is not None:
+            # The Trainer takes the mean over batches and processes; the mean over the pairs of the step is wanted.
+            num_batches = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = loss * (len(chosen) * num_batches / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
 
@@ -345,17 +456,3 @@ def _groups_of(dataset: Any) -> set[str]:
     if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
         return set()
     return {str(group) for group in dataset.unique("group")} - {"None", ""}
-
-
-def _warn_of_a_lost_head(peft_config: Any) -> None:
-    """An adapter of another task type is saved without the reward head, and loads with a random one."""
-    if (
-        not isinstance(peft_config, PeftConfig)
-        or str(getattr(peft_config.task_type, "value", peft_config.task_type)) == "SEQ_CLS"
-    ):
-        return
-    if not {"score", "classifier"} & set(getattr(peft_config, "modules_to_save", None) or []):
-        logger.warning(
-            f"`peft_config` has task_type={peft_config.task_type!r}, so the reward head is neither trained nor saved and would be random "
-            "after loading. Use task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS)."
-        )

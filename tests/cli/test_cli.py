@@ -1,12 +1,16 @@
 """The command line, as a user types it."""
 
+import errno
 import json
+import re
+import resource
 import subprocess
 import sys
 import time
 
 import pytest
 from conftest import make_model, make_pairs
+from safetensors import SafetensorError
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
@@ -101,6 +105,103 @@ def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
     assert all(isinstance(r["reward"], float) for r in scored)
 
 
+class TestDiskThatRefuses:
+    """One line that names path and fix, and what was there is still there: the disk is full after so many bytes a file."""
+
+    @pytest.fixture
+    def full_after(self):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def files(self, folder):
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def refused(self, argv, capsys):
+        assert main(argv) == 1
+        error = capsys.readouterr().err
+        out = argv[argv.index("--output" if argv[0] == "score" else "--output_dir") + 1]
+        match = rf"^trl-pafo {argv[0]}: {re.escape(out)}\S* cannot be written: .*(Raise the limit|Make room)"
+        assert re.search(match, error, re.M), error
+        assert "Traceback" not in error
+
+    def test_prepare(self, encoder, tmp_path, capsys, full_after):
+        flags = ["--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3", "--num_history", "1"]
+        full_after(1000)
+        self.refused(["prepare", "--model_name_or_path", encoder, "--output_dir", str(tmp_path / "data"), *flags], capsys)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_score(self, encoder, tmp_path, capsys, full_after):
+        (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "what", "response": "yes"}) + "\n")
+        argv = ["score", "--model_name_or_path", encoder, "--input", str(tmp_path / "in.jsonl")]
+        full_after(10)
+        self.refused([*argv, "--output", str(tmp_path / "out.jsonl")], capsys)
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    def test_run(self, encoder, tmp_path, capsys, full_after):
+        flags = ["--model_name_or_path", encoder, "--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3"]
+        flags += ["--pairs_per_user", "2", "--context_pairs", "2", "--num_history", "1", "--num_resamples", "50", *TINY]
+        argv = [
+            "run",
+            *flags,
+            "--reference",
+            "bradley_terry",
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--methods",
+            "bradley_terry",
+        ]
+        assert main(argv) == 0
+        before = self.files(tmp_path / "run")
+        full_after(40_000)  # less than a model
+        self.refused([*argv, "personalized_bt"], capsys)
+        assert self.files(tmp_path / "run") | before == self.files(tmp_path / "run")
+        full_after(resource.RLIM_INFINITY)
+        capsys.readouterr()
+        assert main([*argv, "personalized_bt"]) == 0
+        assert "[bradley_terry] done before, kept\n[personalized_bt]\n" in capsys.readouterr().out
+
+    def test_reward(self, encoder, pairs, tmp_path, capsys, full_after):
+        pairs.select_columns(["prompt", "chosen", "rejected"]).to_json(tmp_path / "pairs/train.jsonl")
+        argv = ["reward", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "pairs"), "--eos_token", "[SEP]"]
+        argv += ["--output_dir", str(tmp_path / "out"), "--max_length", "256", *TINY]
+        assert main(argv) == 0
+        before = self.files(tmp_path / "out")
+        full_after(len(before["model.safetensors"]) - 1)
+        self.refused([*argv, "--learning_rate", "0.1"], capsys)
+        assert self.files(tmp_path / "out")["model.safetensors"] == before["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/a"),
+            "out/a cannot be written: No space left on device. Make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "b"),
+            "b cannot be read or written: Permission denied. Make it writable",
+        ),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "The output cannot be written: No space left"),
+    ],
+    ids=repr,
+)
+def test_a_disk_that_refuses_is_one_line_wherever_it_is_noticed(error, line, capsys, monkeypatch):
+    def refuse(args):
+        raise error
+
+    monkeypatch.setattr("trl_pafo.score_files.score_file", refuse)
+    assert main(["score"]) == 1
+    assert capsys.readouterr().err.startswith(f"trl-pafo score: {line}")
+
+
+def test_errors_of_libraries_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("trl_pafo.score_files.score_file", lambda args: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["score"])
+
+
 def test_run_from_a_yaml_file(encoder, tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
@@ -132,6 +233,4 @@ def test_errors_are_one_line_and_name_the_fix(argv, match, capsys, tmp_path, mon
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"trl-pafo {argv[0]}: ")
-    import re
-
     assert re.search(match, error)

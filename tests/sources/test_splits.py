@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.groups import support_rate_by_agreement
 from trl_pafo.sources.splits import (
     add_support_groups,
     add_type_support,
@@ -88,6 +89,17 @@ class TestSupport:
         )
         assert agreement(data) == {"a": 0.5, "b": 0.0, "c": 0.5}
 
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pq"), st.permutations("xyz")), max_size=20), st.booleans())
+    def test_agreement_is_that_of_votes_on_pairs_told_apart_by_their_texts(self, votes, conversational):
+        shown = (lambda text: [{"role": "user", "content": text}]) if conversational else str
+        names = ("user", "prompt", "chosen", "rejected")
+        columns = [[u for u, *_ in votes], *([shown(r[i]) if i else shown(p) for _, p, r in votes] for i in range(3))]
+        data = Dataset.from_dict(dict(zip(names, columns, strict=True)))
+        pairs = [f"{prompt}{min(r[1:3])}{max(r[1:3])}" for _, prompt, r in votes]
+        expected = support_rate_by_agreement(columns[0], pairs, [1 if r[1] < r[2] else -1 for *_, r in votes])
+        assert repr(agreement(data)) == repr(expected)  # NaN is NaN
+
     def test_both_quantile_and_threshold(self):
         splits = DatasetDict(train=rows(("a", "1"), ("b", "1")), test=rows(("c", "2")))
         support = {"train": {"a": 0.1, "b": 0.9}, "test": {"c": 0.5}}
@@ -108,7 +120,7 @@ class TestHoldOutPrompts:
         assert Counter(zip([*kept["user"], *out["user"]], [*kept["prompt"], *out["prompt"]], strict=True)) == Counter(pairs)
         assert len(kept)
         prompts = len(set(data["prompt"]))
-        if share and prompts > 1:
+        if share and max(1, round(share * prompts)) < prompts:
             assert len(set(out["prompt"])) == max(1, round(share * prompts))
         if not share:
             assert not len(out)

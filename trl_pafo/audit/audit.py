@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from transformers import AutoTokenizer
 
 from trl_pafo import checks
 from trl_pafo.audit.counts import count_all, dropped_by_length, support_histogram
@@ -23,7 +22,7 @@ from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
 from trl_pafo.rewards import pair_rewards
-from trl_pafo.scoring import local_folder
+from trl_pafo.scoring import load_saved_tokenizer, local_folder
 from trl_pafo.sources.registry import load_source
 
 FORMAT = "trl-pafo audit 1"
@@ -90,7 +89,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
 
 def _tokenizer(args: AuditArguments, folder: str | None) -> Any:
     if args.tokenizer is None and folder is not None:
-        return add_history_template(AutoTokenizer.from_pretrained(folder))
+        return add_history_template(load_saved_tokenizer(folder))
     return load_tokenizer(args.tokenizer or args.embedding_model)
 
 

@@ -1,7 +1,6 @@
 """Frozen features of answers: hidden states of a small model at several depths, averaged over tokens, and the length."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +8,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
-from trl_pafo.errors import ConfigError
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.models import load_tokenizer, locate_model
+from trl_pafo.models import load_base, load_tokenizer
 
 MAX_TOKENS = 128
 # The first layers know the words and the manner, the last ones the matter; which of them a preference is about is not known.
@@ -45,11 +43,7 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
     """
     tokenizer = load_tokenizer(model_name)
     tokenizer.padding_side = "right"  # a decoder counts positions from the left
-    source, model_kwargs, _ = locate_model(model_name)
-    try:
-        model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, **model_kwargs)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"No model can be loaded from {model_name!r}; give another --embedding_model. ({error})") from error
+    model = load_base(AutoModel, model_name)
     device = PartialState().device
     model.to(device).eval()
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}

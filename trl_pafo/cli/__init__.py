@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "group and user fairness of a saved reward model on test pairs",
     "report": "the results of a run as one HTML file with pictures, or several runs compared",
     "score": "JSONL of pairs or responses (with histories) in, raw rewards out",
+    "push": "a model of a run, or a saved one, to the Hub: weights, tokenizer and card, nothing else",
     "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }
 
@@ -40,15 +41,25 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    import yaml
+
     from trl_pafo.cli.quiet import quiet
+    from trl_pafo.versions import check_versions
 
     quiet()
     command = import_module(f"trl_pafo.cli.{name}")
     try:
+        check_versions()
         try:
             parsed = command.make_parser(prog=f"trl-pafo {name}").parse_args_and_config(rest)
         except TrlPafoError:
             raise
+        except yaml.YAMLError as error:
+            print(
+                f"trl-pafo {name}: --config is no YAML, or asks for more than plain values: {_first_lines(error)}",
+                file=sys.stderr,
+            )
+            return 2
         except ValueError as error:  # an unknown flag or YAML key, or an option that transformers refuses on this machine
             print(f"trl-pafo {name}: {_first_lines(error)}", file=sys.stderr)
             return 2
@@ -58,6 +69,14 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except FileNotFoundError as error:
         print(f"trl-pafo {name}: {error.filename or error}: no such file.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        from trl_pafo.disk import disk_error
+
+        found = disk_error(error)
+        if found is None:
+            raise
+        print(f"trl-pafo {name}: {found}", file=sys.stderr)
         return 1
     return 0
 

@@ -26,27 +26,21 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(args: Any) -> None:
-    import os
     from pathlib import Path
 
     from trl_pafo.config import PAFOConfig
-    from trl_pafo.errors import ConfigError, RunFolderError
+    from trl_pafo.disk import new_folder
+    from trl_pafo.errors import ConfigError
     from trl_pafo.models import load_tokenizer
     from trl_pafo.preparation import fit_lengths, prepare
 
     if not args.output_dir or not args.model_name_or_path:
         raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")
     out = Path(args.output_dir)
-    if out.exists():
-        raise RunFolderError(f"{out} exists already. Choose another --output_dir; nothing is overwritten.")
     known = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
     config = PAFOConfig(str(out), use_cpu=True, bf16=False, **{k: v for k, v in known.items() if v is not None})
-    fit_lengths(config, args.model_name_or_path)
-    aside = out.with_name(out.name + ".partial")
-    if aside.exists():
-        raise RunFolderError(f"{aside} is left from another prepare. Remove it if none is running.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    prepare(args, config, load_tokenizer(args.model_name_or_path), aside)
-    os.replace(aside, out)
+    with new_folder(out) as aside:
+        fit_lengths(config, args.model_name_or_path)
+        prepare(args, config, load_tokenizer(args.model_name_or_path), aside)
     print(f"Prepared pairs: {out}")
     print(f"Any RewardTrainer takes them: trl reward --dataset_name {out} --chat_template_path {out / 'chat_template.jinja'} ...")

@@ -14,13 +14,20 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    from contextlib import nullcontext
+    from pathlib import Path
+
     from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
 
+    from trl_pafo.disk import alone, writing
     from trl_pafo.errors import ConfigError
     from trl_pafo.models import WHEEL_MODELS, load_tokenizer, locate_model
     from trl_pafo.trainer import PAFORewardTrainer
+    from trl_pafo.training import Checkpoints, checkpoint_to_resume, save_whole
 
+    out = Path(training_args.output_dir)
+    training_args.resume_from_checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, out)
     name, wheel_kwargs, _ = locate_model(model_args.model_name_or_path)
     processing_class = load_tokenizer(model_args.model_name_or_path) if model_args.model_name_or_path in WHEEL_MODELS else None
     training_args.model_init_kwargs = {
@@ -42,19 +49,26 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     ):
         if used and split not in dataset:
             raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")
-    trainer = PAFORewardTrainer(
-        model=name,
-        args=training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
-        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
-        processing_class=processing_class,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    if hasattr(trainer, "end"):  # closes trackers and the process group; new in transformers 5.18
-        trainer.end()
+    busy = f"Another training is at work in {out}. Wait until it ends, or choose another --output_dir."
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        # The processes of one training share the lock of the first.
+        with alone(out, busy) if training_args.process_index == 0 else nullcontext():
+            trainer = PAFORewardTrainer(
+                model=name,
+                args=training_args,
+                train_dataset=dataset[script_args.dataset_train_split],
+                eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+                processing_class=processing_class,
+                quantization_config=get_quantization_config(model_args),
+                peft_config=get_peft_config(model_args),
+            )
+            trainer.add_callback(Checkpoints())
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+            save_whole(trainer, out)
+            trainer.create_model_card(dataset_name=script_args.dataset_name)
+            trainer.accelerator.print(f"Model saved to {out}.")
+            if training_args.push_to_hub:
+                trainer.push_to_hub(dataset_name=script_args.dataset_name)
+            if hasattr(trainer, "end"):  # closes trackers and the process group; new in transformers 5.18
+                trainer.end()

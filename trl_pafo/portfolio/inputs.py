@@ -2,9 +2,11 @@
 
 import csv
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import softmax
@@ -111,7 +113,7 @@ def _candidates_from_arrays(path: Path) -> Candidates:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         if isinstance(error, FileNotFoundError):
             raise
         raise DataError(f"{path} cannot be read as .npz: {error}. Write it with numpy.savez, without objects.") from error
@@ -202,7 +204,7 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}); a table of policies is a .csv or a .json file.") from error
     if not isinstance(rows, list) or not rows:
         raise DataError(f'{path} must be a list of policies, each {{"values": {{NAME: number}}, "kl": ..., "policy": ...}}.')
@@ -296,7 +298,7 @@ def _json_lines(path: Path, known: Sequence[str] | None, needed: Sequence[str]) 
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is no JSON: {error}. Write one JSON object a line.") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number} is no JSON object but {type(row).__name__}.")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
-from trl_pafo.scoring import has_tokenizer, local_folder
+from trl_pafo.safe_loading import SAFELY
+from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder
 
 PolicySource = str | Path | torch.nn.Module
 
@@ -313,9 +314,9 @@ def _member(source: str | torch.nn.Module, dtype: torch.dtype | str) -> _Member:
         if (folder / "adapter_config.json").exists():
             from peft import AutoPeftModelForCausalLM
 
-            model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
     else:
         model = source
     return _Member(model, model.active_adapter if hasattr(model, "peft_config") else None)
@@ -325,7 +326,7 @@ def _adapters(base: str, sources: Sequence[str], dtype: torch.dtype | str) -> tu
     """Adapters on one base, and the base without them."""
     from peft import PeftModel
 
-    model: Any = AutoModelForCausalLM.from_pretrained(local_folder(base), dtype=dtype, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(local_folder(base), dtype=dtype, **SAFELY)
     names = [f"policy_{number}" for number in range(len(sources))]
     for name, source in zip(names, sources, strict=True):
         if name == names[0]:
@@ -349,7 +350,7 @@ def _common_tokenizer(sources: Sequence[str], given: PreTrainedTokenizerBase | N
         folder = local_folder(source)
         if not has_tokenizer(folder):
             continue
-        own = AutoTokenizer.from_pretrained(folder)
+        own = load_saved_tokenizer(folder)
         if common is None:
             common, owner = own, source
         elif own.get_vocab() != common.get_vocab() or own.eos_token_id != common.eos_token_id:

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_pafo.errors import ConfigError, DataError, TrlPafoError
-from trl_pafo.models import WHEEL_MODELS, load_tokenizer, locate_model
+from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
 from trl_pafo.runs import RunFolder, write_text
+from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.teachers import Teacher
 
 # Options of GRPOConfig that decide a member. The number of processes is none: a build may go on elsewhere.
@@ -222,9 +223,8 @@ class GRPOOracle:
     def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
         if not PartialState().is_main_process:
             return
-        source, kwargs, _ = locate_model(model)
         layers = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
-        policy = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **layers, **kwargs)
+        policy = load_base(AutoModelForCausalLM, model, **layers)
         policy.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
 
@@ -232,6 +232,7 @@ class GRPOOracle:
         args = copy.deepcopy(self.args)
         args.output_dir = str(out)
         args.reward_weights = weights.tolist()
+        args.model_init_kwargs = safe_init_kwargs(self.base, args.model_init_kwargs)  # type: ignore[arg-type]
         trainer = GRPOTrainer(
             model=self.base,
             reward_funcs=[_Checked(reward) for reward in self.rewards],  # type: ignore[misc]

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter, add_history_template, as_messages
 from trl_pafo.models import materialise_model
+from trl_pafo.names import folder_names
 from trl_pafo.portfolio.oracles_candidates import RewardScale
-from trl_pafo.scoring import load_reward_model, local_folder, pad_id_of, score_sequences, tokenize_response
+from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, local_folder, pad_id_of, score_sequences, tokenize_response
 from trl_pafo.sources.typed_users import AnsweredPrompt
 
 
@@ -83,7 +84,7 @@ class RewardModel:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            tokenizer = add_history_template(AutoTokenizer.from_pretrained(self.folder))
+            tokenizer = add_history_template(load_saved_tokenizer(self.folder))
             self._loaded = load_reward_model(self.folder).requires_grad_(False).to(self.device), tokenizer
         return self._loaded
 
@@ -175,14 +176,14 @@ def fit_reward_models(
     unknown = sorted(set(types or []) - set(known))
     if unknown:
         raise ConfigError(f"`types` must be types of the prompts ({', '.join(known)}), got {', '.join(unknown)}.")
-    folders = {t: Path(output_dir) / t for t in (types or known)}
+    folders = {t: Path(output_dir) / name for t, name in folder_names(types or known).items()}
     for folder in folders.values():
         if folder.exists():
             raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
     aside = Path(output_dir) / "backbone.partial"
     shutil.rmtree(aside, ignore_errors=True)
     materialise_model(model, aside, num_hidden_layers, seed)
-    tokenizer = AutoTokenizer.from_pretrained(aside)
+    tokenizer = load_saved_tokenizer(aside)
     HistoryCutter(tokenizer, 0).remember()
     reward_model = load_reward_model(aside).requires_grad_(False)
     name = next((n for n in ("score", "classifier") if isinstance(getattr(reward_model, n, None), torch.nn.Linear)), None)

@@ -175,8 +175,8 @@ def _check_kinds(prompt: Any, chosen: Any, rejected: Any, place: str) -> None:
     for name, kind in kinds.items():
         if kind is None:
             raise DataError(
-                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content`; got "
-                f"{ {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}[name]!r}."
+                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (texts); got "
+                f"{ {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}[name]!r:.200}."
             )
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
@@ -186,14 +186,20 @@ def _check_kinds(prompt: Any, chosen: Any, rejected: Any, place: str) -> None:
 def _kind(value: Any) -> str | None:
     if isinstance(value, str) and value.strip():
         return "text"
-    if isinstance(value, list) and value and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in value):
+    if isinstance(value, list) and value and all(_is_message(message) for message in value):
         return "messages"
     return None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
 def _label(value: Any, name: str, place: str) -> str:
     if value is None or not str(value).strip():
         raise DataError(f"{place}: `{name}` is missing. Each pair needs a {name}; leave such rows out.")
+    if isinstance(value, list | dict | bytes):
+        raise DataError(f"{place}: `{name}` must be a text or a number, got {value!r:.200}.")
     return str(value)
 
 
@@ -210,9 +216,13 @@ def _rate(value: Any, place: str) -> float:
 def _history(value: Any, place: str) -> list[dict[str, Any]]:
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(entry, dict) and set(HISTORY_FIELDS) <= set(entry) for entry in value):
+    if not isinstance(value, list) or not all(_is_past_pair(entry) for entry in value):
         raise DataError(
             f"{place}: `history` must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, newest first, which a CSV file "
-            f"cannot hold (use JSON Lines or Parquet); got {value!r}."
+            f"cannot hold (use JSON Lines or Parquet); got {value!r:.200}."
         )
     return [{name: entry[name] for name in HISTORY_FIELDS} for entry in value]
+
+
+def _is_past_pair(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(_kind(entry.get(name)) for name in HISTORY_FIELDS)

@@ -30,11 +30,28 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, entry
 
 
+def parse_json(text: str) -> Any:
+    """JSON that can be worked with: its texts can be written, its nesting can be walked.
+
+    Raises:
+        ValueError: If it cannot; the message names the reason alone.
+    """
+    try:
+        value = json.loads(text)
+        # Half a surrogate pair can be read from an escape, but be neither tokenised nor written.
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError(f"{error}; it is nested too deeply") from error
+    return value
+
+
 def _list_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: the JSON list is broken ({error.msg}).") from error
+        raise DataError(f"{path}, line {error.lineno}: the JSON list is broken ({error.msg}). Correct the line.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: the JSON list cannot be read ({error}). Write one JSON object a line.") from error
     for number, entry in enumerate(entries, start=1):
         yield f"{path}, entry {number}", entry
 
@@ -43,10 +60,12 @@ def _line_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                message = f"{path}, line {number}: not JSON ({error.msg}). Each line must be one JSON object."
+                entry = parse_json(line)
+            except ValueError as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                message = f"{path}, line {number}: not JSON ({reason}). Each line must be one JSON object."
                 raise DataError(message) from error
+            yield f"{path}, line {number}", entry
 
 
 def _read_text(path: Path) -> str:
@@ -87,6 +106,12 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
         DataError: If nothing is found there, or it cannot be read.
     """
     local = Path(path)
+    try:
+        local.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # no right to look, too long a name, or one with a NUL
+        raise DataError(f"{str(path)[:200]!r} cannot be read: {error}. Correct the path.") from error
     endings = [ending for ending in local.suffixes[-2:] if ending != ".gz"]
     ending = endings[-1] if endings else ""
     if local.is_file():
@@ -94,7 +119,7 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
     if local.is_dir():
         try:
             return load_from_disk(str(local))
-        except (FileNotFoundError, pa.ArrowInvalid, ValueError) as error:
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"The folder {local} was not written by `save_to_disk` of datasets; give a file with one of the endings "
                 f"{', '.join(FILE_ENDINGS)}."
@@ -103,7 +128,7 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
         raise DataError(f"There is no file or folder {local}. Correct the path.")
     try:
         return load_dataset(str(path), name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a dataset that is a script, which is never run
         raise DataError(
             f"{str(path)!r} is neither a file nor a folder here, and could not be loaded from the Hub ({error}). Correct "
             "the path or the Hub id; without a connection, give a file or a folder of `save_to_disk`."
@@ -124,7 +149,7 @@ def _read_file(path: Path, ending: str, columns: Collection[str] | None) -> Data
             # As text: a user "007" must not become 7, and an answer "None" must not become a missing value.
             separator = "\t" if ending == ".tsv" else ","
             return Dataset.from_pandas(pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False))
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, EOFError, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as {ending[1:]}: {error}.") from error
@@ -137,7 +162,7 @@ def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Colle
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
             built[name] = pa.array([row.get(name) for row in rows])
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OverflowError) as error:
             if columns is None or name in columns:
                 raise DataError(f"{what}: the field `{name}` changes its type from row to row ({error}).") from error
     if not built:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from trl_pafo.columns import IntArray, Numbers, Rows, column, joined, take_rows
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.groups import assign_groups, quantile_thresholds, support_rate_by_agreement, support_rate_by_type
-from trl_pafo.history import content_key
+from trl_pafo.history import content_keys, past_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, user in enumerate(dataset["user"][:]):
         rows_of[user].append(row)
-    return dataset.select([row for user in users for row in rows_of[user]])
+    return take_rows(dataset, [row for user in users for row in rows_of[user]])
 
 
 def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
@@ -73,8 +74,8 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     A history holds no pair on the prompt that is judged, so that people need a second one.
     """
     rows_of: dict[str, list[str]] = defaultdict(list)
-    for user, prompt in zip(dataset["user"][:], dataset["prompt"][:], strict=True):
-        rows_of[user].append(content_key(prompt))
+    for user, prompt in zip(dataset["user"][:], _prompt_keys(dataset), strict=True):
+        rows_of[user].append(prompt)
     kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
     if not kept:
         raise DataError(
@@ -97,10 +98,13 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
     Raises:
         DataError: If no test pair is left.
     """
-    known = {content_key(prompt) for prompt in train["prompt"][:]}
+    prompts = _prompt_keys(test)
+    tested = set(prompts)
+    known = tested.intersection(_prompt_keys(train))
     if "history" in train.column_names:
-        known |= {content_key(entry["prompt"]) for history in train["history"][:] for entry in history or []}
-    kept = [row for row, prompt in enumerate(test["prompt"][:]) if content_key(prompt) not in known]
+        for rows in Rows(train, ["history"]):
+            known |= tested.intersection(content_keys(past_prompts(column(rows, "history"))))
+    kept = [row for row, prompt in enumerate(prompts) if prompt not in known]
     if not kept:
         raise DataError(
             f"All {len(test)} test pairs have a prompt that occurs in training, so that none is left to evaluate on. Give "
@@ -110,7 +114,11 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
         logger.warning(
             "%d of %d test pairs are left out, since their prompts occur in training.", len(test) - len(kept), len(test)
         )
-    return test.select(kept)
+    return take_rows(test, kept)
+
+
+def _prompt_keys(dataset: Dataset) -> list[str]:
+    return [key for rows in Rows(dataset, ["prompt"]) for key in content_keys(column(rows, "prompt"))]
 
 
 def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -128,16 +136,18 @@ def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset
         `tuple[Dataset, Dataset]`: Kept and held-out rows; none are held out, and it is said, where that would leave a group
         without rows.
     """
-    keys = [content_key(prompt) for prompt in dataset["prompt"][:]]
+    keys = _prompt_keys(dataset)
     prompts = sorted(set(keys))
     random.Random(seed).shuffle(prompts)
     out = set(prompts[: max(1, round(share * len(prompts)))] if share else [])
-    kept = dataset.select([row for row, key in enumerate(keys) if key not in out])
-    lost = set(dataset["group"][:]) - set(kept["group"][:]) if "group" in dataset.column_names else set()
-    if lost or not len(kept):
+    held_out = np.fromiter((key in out for key in keys), dtype=bool, count=len(keys))
+    groups = np.array(dataset["group"][:], dtype=object) if "group" in dataset.column_names else np.array([])
+    lost = set(groups) - set(groups[~held_out]) if len(groups) else set()
+    if lost or held_out.all():
         logger.warning("No pairs are held out of training: that would leave %s without any.", ", ".join(sorted(lost)) or "it")
         return dataset, dataset.select([])
-    return kept, dataset.select([row for row, key in enumerate(keys) if key in out])
+    # As arrays: a list of indices would be pickled number by number for the fingerprint.
+    return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 
 def users_in_order(dataset: Dataset) -> list[str]:
@@ -162,7 +172,7 @@ def add_type_support(splits: DatasetDict) -> DatasetDict:
         )
     return DatasetDict(
         {
-            split: rows.add_column("support_rate", [share_of[group] for group in rows["group"][:]])
+            split: rows.add_column("support_rate", np.array([share_of[group] for group in rows["group"][:]]))
             for split, rows in splits.items()
         }
     )
@@ -184,15 +194,16 @@ def agreement(dataset: Dataset) -> dict[str, float]:
 
     NaN for users who share no pair with others, see [`~trl_pafo.groups.support_rate_by_agreement`].
     """
-    numbers: dict[tuple[str, str, str], int] = {}
-    pairs: list[int] = []
-    labels: list[int] = []
-    columns = (dataset[name][:] for name in ("prompt", "chosen", "rejected"))
-    for prompt, chosen, rejected in zip(*columns, strict=True):
-        first, second = content_key(chosen), content_key(rejected)
-        labels.append(1 if first < second else -1)
-        key = (content_key(prompt), min(first, second), max(first, second))
-        pairs.append(numbers.setdefault(key, len(numbers)))
+    prompts, responses = Numbers(), Numbers()
+    parts: list[list[IntArray]] = [[], [], []]
+    for rows in Rows(dataset, ["prompt", "chosen", "rejected"]):
+        for part, name in zip(parts, ("prompt", "chosen", "rejected"), strict=True):
+            part.append((prompts if name == "prompt" else responses)(content_keys(column(rows, name))))
+    prompt, chosen, rejected = (joined(part) for part in parts)
+    # Which response of a pair comes first is all the same, as long as it does for everyone.
+    labels = np.where(chosen < rejected, 1, -1)
+    both = np.unique(np.minimum(chosen, rejected) * len(responses) + np.maximum(chosen, rejected), return_inverse=True)[1]
+    pairs = prompt * len(labels) + both
     return support_rate_by_agreement(dataset["user"][:], pairs, labels)
 
 
@@ -253,6 +264,6 @@ def add_support_groups(
     for split, rows in splits.items():
         group_of = dict(zip(rated[split], groups[split].tolist(), strict=True))
         rows = rows_by_user(rows, rated[split])
-        rows = rows.add_column("group", [group_of[user] for user in rows["user"][:]])
-        built[split] = rows.add_column("support_rate", [rated[split][user] for user in rows["user"][:]])
+        rows = rows.add_column("group", np.array([group_of[user] for user in rows["user"][:]]))
+        built[split] = rows.add_column("support_rate", np.array([rated[split][user] for user in rows["user"][:]]))
     return built

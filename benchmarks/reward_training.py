@@ -1,0 +1,211 @@
+"""Speed of reward training: PAFORewardTrainer against TRL's RewardTrainer on the same pairs, model, batch and precision.
+
+    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --source dsp --data_path DSP_FILE      personalised pairs
+    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --plain                               nothing is shared
+    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --curve 50                            the losses of 50 steps
+
+All sides train one epoch over the same pairs, in turn, so that whatever else the machine does hits all of them alike; ratios
+are taken within a turn. Pairs are tokenized before the clock starts. Peak memory is that of a process of its own a side.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import RewardConfig, RewardTrainer
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.arguments import DataArguments
+from trl_pafo.history import HistoryCutter, render_history
+from trl_pafo.history_rows import attach_history
+from trl_pafo.models import load_tokenizer, materialise_model
+from trl_pafo.prefix_sharing.choice import lengths_of
+from trl_pafo.sources.registry import load_source
+
+SIDES: dict[str, dict[str, Any] | None] = {
+    "RewardTrainer": None,
+    "all off": {"prefix_sharing": "off"},
+    "prefix sharing": {"prefix_sharing": "auto"},
+    "length grouping": {"prefix_sharing": "off", "train_sampling_strategy": "group_by_length"},
+    "everything": {"prefix_sharing": "auto", "train_sampling_strategy": "group_by_length"},
+}
+"""Options of each side; RewardTrainer has none of its own."""
+
+
+class Clock(TrainerCallback):
+    """Seconds of the loop over the batches."""
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        self.seconds = time.perf_counter() - self.start
+
+
+def make_rows(options: argparse.Namespace) -> Dataset:
+    """Pairs with `--history` past pairs of their users in the prompt; `--plain`: responses alone, which share no prefix."""
+    data = DataArguments(source=options.source, data_path=options.data_path, max_words=options.max_words)
+    rows = load_source(data)["train"].shuffle(seed=options.seed)
+    if options.plain:
+        rows = rows.select(range(options.pairs)).select_columns(["chosen", "rejected"])
+        return rows.map(lambda row: {side: row[side][-1]["content"] for side in ("chosen", "rejected")})
+    rows = attach_history(rows, num_history=options.history, past_only=False).select(range(options.pairs))
+    tokenizer = load_tokenizer(options.model)
+    return render_history(rows, HistoryCutter(tokenizer)).select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"])
+
+
+def make_trainer(side: str, base: str, rows: Dataset, options: argparse.Namespace, folder: str, **changes: Any) -> RewardTrainer:
+    args = {
+        "output_dir": folder,
+        "per_device_train_batch_size": options.batch,
+        "num_train_epochs": 1,
+        "max_length": None,
+        "learning_rate": 1e-5,
+        "bf16": options.bf16,
+        "gradient_checkpointing": options.checkpointing,
+        "use_cpu": not torch.accelerator.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "seed": options.seed,
+        **changes,
+    }
+    tokenizer = load_tokenizer(options.model)
+    HistoryCutter(tokenizer).remember()
+    own = SIDES[side]
+    if own is None:
+        return RewardTrainer(base, RewardConfig(**args), train_dataset=rows, processing_class=tokenizer)
+    return PAFORewardTrainer(base, PAFOConfig(**args, **own), train_dataset=rows, processing_class=tokenizer)
+
+
+def train(trainer: RewardTrainer) -> float:
+    clock = Clock()
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock.seconds
+
+
+def measure(base: str, rows: Dataset, options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
+    """Seconds of an epoch, by side and turn; before the first turn each side takes two steps that do not count."""
+    seconds: dict[str, list[float]] = {side: [] for side in options.sides}
+    for side in options.sides:
+        train(make_trainer(side, base, rows, options, folder, max_steps=2))
+    for turn in range(options.rounds):
+        for place in range(len(options.sides)):
+            side = options.sides[(place + turn) % len(options.sides)]
+            seconds[side].append(train(make_trainer(side, base, rows, options, folder)))
+            print(f"turn {turn + 1} of {options.rounds}, {side}: {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def peak_memory(side: str) -> float:
+    """GiB at the peak of a process that trains this side alone."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def compare_losses(base: str, rows: Dataset, options: argparse.Namespace, folder: str) -> None:
+    """Print how far the losses of every side are from RewardTrainer's, over the same steps on the same batches."""
+    logs: dict[str, np.ndarray] = {}
+    for side in options.sides:
+        if (SIDES[side] or {}).get("train_sampling_strategy"):
+            continue  # other batches, so other losses
+        trainer = make_trainer(
+            side, base, rows, options, folder, max_steps=options.curve, logging_strategy="steps", logging_steps=1
+        )
+        train(trainer)
+        logs[side] = np.array([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    reference = logs.pop("RewardTrainer")
+    print(
+        f"RewardTrainer: loss {reference[0]:.4f} at step 1, {reference[-5:].mean():.4f} in the mean of the last 5 of {options.curve}"
+    )
+    for side, losses in logs.items():
+        print(f"{side}: greatest difference of a step's loss {np.abs(losses - reference).max():.2e}")
+
+
+def count_tokens(rows: Dataset, batch: int) -> tuple[int, str]:
+    """Tokens of all sequences, and how many are computed for each one that must be, padding included."""
+    lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
+    sequences, shared = lengths[:, :1] + lengths[:, 1:], lengths.sum(axis=1)
+    starts = range(0, len(rows), batch)
+    two = sum(2 * sequences[start : start + batch].max() * len(sequences[start : start + batch]) for start in starts)
+    one, like = (
+        sum(row[start : start + batch].max() * len(row[start : start + batch]) for start in starts)
+        for row in (shared, np.sort(shared))
+    )
+    counts = {"two rows": two, "shared rows": one, "shared rows of like length": like}
+    text = ", ".join(f"{name} {count / shared.sum():.2f}" for name, count in counts.items())
+    return int(sequences.sum()), f"tokens computed over tokens that must be: {text}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="styles")
+    parser.add_argument("--data_path")
+    parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
+    parser.add_argument("--history", type=int, default=3, help="past pairs in the prompt")
+    parser.add_argument("--plain", action="store_true", help="responses without prompts: nothing to share")
+    parser.add_argument("--pairs", type=int, default=160)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--curve", type=int, default=0, help="compare the losses of so many steps instead")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory_of", choices=list(SIDES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    rows = make_rows(options)
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(Path(folder) / "base")
+        materialise_model(options.model, Path(base), options.layers, options.seed)
+        if options.memory_of:
+            train(make_trainer(options.memory_of, base, rows, options, folder))
+            if torch.accelerator.is_available():
+                print(torch.cuda.max_memory_allocated() / 2**30)
+            else:
+                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            return
+        if options.curve:
+            compare_losses(base, rows, options, folder)
+            return
+        tokens, needed = count_tokens(make_trainer("all off", base, rows, options, folder).train_dataset, options.batch)
+        print(f"{len(rows)} pairs, {tokens / len(rows) / 2:.0f} tokens a sequence in the mean; {json.dumps(vars(options))}")
+        print(needed, flush=True)
+        seconds = measure(base, rows, options, folder)
+    print("\n| side | pairs/s | tokens/s | ratio to RewardTrainer: median [least, greatest] | peak memory, GiB |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for side, times in seconds.items():
+        ratios = [theirs / ours for theirs, ours in zip(seconds["RewardTrainer"], times, strict=True)]
+        print(
+            f"| {side} | {len(rows) / median(times):.2f} | {tokens / median(times):,.0f} | {median(ratios):.2f} "
+            f"[{min(ratios):.2f}, {max(ratios):.2f}] | {peak_memory(side):.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What all of PAFO costs: groups, teachers, margins and student against one plain RewardTrainer run of as many epochs.
+
+    OMP_NUM_THREADS=2 python benchmarks/whole_pafo.py --source dsp --data_path DSP_FILE
+
+Both sides start from the same personalised pairs (three past pairs in the prompt) and the same model, and save what they have
+trained. Each runs in a process of its own, in turn, so that its peak memory is its own; the clock leaves out imports and the
+loading of the data, and counts tokenization. Ratios are taken within a turn.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import RewardConfig, RewardTrainer
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.arguments import DataArguments
+from trl_pafo.history import HistoryCutter, render_history
+from trl_pafo.history_rows import attach_history
+from trl_pafo.models import load_tokenizer, materialise_model
+from trl_pafo.sources.registry import load_source
+
+SIDES = ("RewardTrainer", "PAFO")
+
+
+def training_options(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": options.batch,
+        "num_train_epochs": options.epochs,
+        "max_length": None,
+        "learning_rate": 1e-5,
+        "bf16": options.bf16,
+        "gradient_checkpointing": options.checkpointing,
+        "use_cpu": not torch.accelerator.is_available(),
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+    }
+
+
+def finish(trainer: RewardTrainer, folder: Path) -> str:
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.train()
+    trainer.save_model(str(folder))
+    return str(folder)
+
+
+def plain(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    tokenizer = load_tokenizer(options.model)
+    cutter = HistoryCutter(tokenizer)
+    start = time.perf_counter()
+    rows = render_history(rows, cutter).select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"])
+    args = RewardConfig(**training_options(options, folder / "args"))
+    finish(RewardTrainer(base, args, train_dataset=rows, processing_class=tokenizer), folder / "model")
+    return {"model": time.perf_counter() - start}
+
+
+def pafo(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    common = training_options(options, folder / "args")
+    common |= {"train_sampling_strategy": "group_by_length", "prefix_sharing": "auto"}
+    start = time.perf_counter()
+
+    def done(stage: str) -> None:
+        seconds[stage] = time.perf_counter() - start - sum(seconds.values())
+
+    group = np.asarray(rows["group"][:])
+    parts = {name: np.flatnonzero(group == name) for name in np.unique(group)}
+    done("groups")
+    teachers = {}
+    for name, places in parts.items():
+        part = rows.select(places).remove_columns("group")
+        trainer = PAFORewardTrainer(
+            base, PAFOConfig(**common), train_dataset=part, processing_class=load_tokenizer(options.model)
+        )
+        teachers[str(name)] = finish(trainer, folder / f"teacher-{name}")
+        done(f"teacher of {name}")
+    del trainer
+    args = PAFOConfig(**common, counterfactual_share=options.share)
+    student = PAFORewardTrainer(base, args, train_dataset=rows, processing_class=load_tokenizer(options.model), teachers=teachers)
+    done("margins")
+    finish(student, folder / "student")
+    done("student")
+    return seconds
+
+
+def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One side in this process: its seconds by stage, and its peak memory."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    data = DataArguments(source=options.source, data_path=options.data_path, max_words=options.max_words)
+    rows = attach_history(load_source(data)["train"].shuffle(seed=0), num_history=options.history, past_only=False)
+    rows = rows.select(range(options.pairs))
+    with tempfile.TemporaryDirectory() as folder:
+        base = str(Path(folder) / "base")
+        materialise_model(options.model, Path(base), options.layers, 0)
+        work = plain if side == "RewardTrainer" else pafo
+        seconds = work(rows, base, options, Path(folder))
+    on_device = torch.accelerator.is_available()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": seconds, "peak": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="styles")
+    parser.add_argument("--data_path")
+    parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
+    parser.add_argument("--history", type=int, default=3, help="past pairs in the prompt")
+    parser.add_argument("--pairs", type=int, default=160)
+    parser.add_argument("--share", type=float, default=1.0, help="counterfactual_share")
+    parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(run_side(options.side, options)))
+        return
+    print(json.dumps(vars(options)))
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for turn in range(options.rounds):
+        for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
+            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+            results[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(f"turn {turn + 1} of {options.rounds}, {side}: {results[side][-1]}", file=sys.stderr, flush=True)
+    total = {side: [sum(result["seconds"].values()) for result in results[side]] for side in SIDES}
+    for side in SIDES:
+        stages = results[side][0]["seconds"]
+        by_stage = ", ".join(f"{stage} {median(r['seconds'][stage] for r in results[side]):.1f}" for stage in stages)
+        print(f"{side}: {median(total[side]):.1f} s ({by_stage}), peak {median(r['peak'] for r in results[side]):.2f} GiB")
+    ratios = [ours / theirs for theirs, ours in zip(total["RewardTrainer"], total["PAFO"], strict=True)]
+    peaks = [b["peak"] / a["peak"] for a, b in zip(results["RewardTrainer"], results["PAFO"], strict=True)]
+    print(f"time: {median(ratios):.2f} x [{min(ratios):.2f}, {max(ratios):.2f}]; peak memory: {median(peaks):.2f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""`trl-pafo reward` that was stopped: it goes on, is never overwritten without a word, and is alone in its folder."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_model, make_pairs
+
+from trl_pafo import PAFORewardTrainer
+from trl_pafo.cli import main
+from trl_pafo.disk import alone
+from trl_pafo.runs import KEPT
+from trl_pafo.training import MARK, is_whole
+
+GROUPS = ("majority", "minority")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A dataset, a student, teachers, and `unbroken`: a training of 6 steps with checkpoints after 2, 4 and 6."""
+    base = tmp_path_factory.mktemp("reward")
+    make_pairs().to_json(base / "pairs/train.jsonl")
+    make_model("encoder", base / "student")
+    for seed, group in enumerate(GROUPS, 1):
+        make_model("encoder", base / group, seed=seed)
+    assert main(command(base, base / "unbroken")) == 0
+    return base
+
+
+def command(base, out, *more):
+    teachers = {group: str(base / group) for group in GROUPS}
+    flags = {
+        "model_name_or_path": base / "student",
+        "dataset_name": base / "pairs",
+        "teachers": json.dumps(teachers),
+        "output_dir": out,
+        "max_steps": 6,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.01,
+        "max_length": 256,
+        "num_history": 1,
+        "disable_dropout": "false",
+        "gradient_checkpointing": "false",
+        "use_cpu": "true",
+        "bf16": "false",
+        "report_to": "none",
+    }
+    return ["reward", *(str(word) for name, value in flags.items() for word in (f"--{name}", value)), *more]
+
+
+@pytest.fixture
+def stopped(base, tmp_path):
+    """As if it had been killed while it wrote the checkpoint after step 4."""
+    out = tmp_path / "out"
+    shutil.copytree(base / "unbroken", out)
+    shutil.rmtree(out / "checkpoint-6")
+    (out / "model.safetensors").unlink()
+    (out / "checkpoint-4/optimizer.pt").unlink()
+    return out
+
+
+def losses(folder):
+    return [
+        log["loss"]
+        for log in json.loads((folder / "checkpoint-6/trainer_state.json").read_text())["log_history"]
+        if "loss" in log
+    ]
+
+
+@pytest.mark.parametrize("value", ["true", "last", "checkpoint-2"])
+def test_it_goes_on_after_the_last_whole_checkpoint(base, stopped, value):
+    assert main(command(base, stopped, "--resume_from_checkpoint", value)) == 0
+    assert losses(stopped) == losses(base / "unbroken")
+    assert len(set(losses(stopped))) == 6
+    assert (stopped / "model.safetensors").read_bytes() == (base / "unbroken/model.safetensors").read_bytes()
+    assert all(is_whole(stopped / f"checkpoint-{step}") for step in (2, 4, 6))
+
+
+def test_started_again_it_says_what_to_do_and_changes_nothing(base, stopped, capsys):
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
+    assert main(command(base, stopped)) == 1
+    error = capsys.readouterr().err
+    assert "stopped after step 2 of 6. Pass --resume_from_checkpoint true to go on with it, false to begin anew" in error
+    assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*")} == before
+
+
+def test_begun_anew_it_never_goes_on_with_what_was_there(base, stopped):
+    assert main(command(base, stopped, "--resume_from_checkpoint", "false", "--save_strategy", "no")) == 0
+    assert (stopped / "model.safetensors").read_bytes() == (base / "unbroken/model.safetensors").read_bytes()
+    assert not is_whole(stopped / "checkpoint-2")
+    assert json.loads((stopped / "checkpoint-2" / MARK).read_text()) == {"whole": False}
+
+
+def test_a_finished_training_is_done_again_as_by_trl(base, tmp_path):
+    shutil.copytree(base / "unbroken", tmp_path / "out")
+    assert main(command(base, tmp_path / "out", "--max_steps", "2", "--save_total_limit", "1")) == 0
+    assert is_whole(tmp_path / "out/checkpoint-2")
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_full_disk_at_the_end_leaves_the_model_before(base, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(base / "unbroken", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def full(self, folder, **kwargs):
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "config.json").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PAFORewardTrainer, "save_model", full)
+    assert main(command(base, out, "--save_strategy", "no", "--max_steps", "1")) == 1
+    assert f"trl-pafo reward: {out} cannot be written: No space left on device. Make room" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert not [path for path in out.iterdir() if path.name.startswith(KEPT)]
+
+
+def test_nothing_to_go_on_with(base, tmp_path, capsys):
+    assert main(command(base, tmp_path / "out", "--resume_from_checkpoint", "true")) == 1
+    assert "holds no whole checkpoint. Leave out --resume_from_checkpoint, or pass `last`" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_in_one_folder(base, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out", "busy"):
+        assert main(command(base, tmp_path / "out")) == 1
+    assert "Another training is at work in" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []

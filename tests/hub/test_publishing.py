@@ -1,0 +1,146 @@
+"""The models of a real run, tiny: their cards, and one of them on a Hub on this machine."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hub_endpoint import Hub, hub_in_place
+from huggingface_hub import ModelCard
+from trl import ModelConfig
+
+from trl_pafo.arguments import RunArguments
+from trl_pafo.cli import main
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.publishing import _group_definition, push_run, write_cards
+from trl_pafo.stages import Run
+
+METHODS = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    users = {"train_users": 16, "test_users": 12, "pairs_per_user": 2, "context_pairs": 1, "minority_ratio": 0.25}
+    options = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False, "report_to": "none"}
+    options |= {"gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "num_history": 1, "max_length": 256}
+    Run(
+        RunArguments(methods=METHODS, num_resamples=50, teacher_min_gain=float("-inf"), **users),
+        PAFOConfig(str(folder), **options),
+        ModelConfig(model_name_or_path=encoder, dtype=None),
+    )()
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    yield from hub_in_place(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
+    written = write_cards(run)
+    assert [str(path.relative_to(run)) for path in written] == [f"models/{m}/README.md" for m in METHODS[:-1]]
+    results = json.loads((run / "results/results.json").read_text())
+    counts = json.loads((run / "data/summary.json").read_text())["train"]
+    for path in written:
+        method, card = path.parent.name, ModelCard.load(path)
+        summary = results["methods"][method]
+        rows = {r.metric_name: r for r in card.data.eval_results}
+        assert set(rows) == {"accuracy", "accuracy (group=majority)", "accuracy (group=minority)"}
+        for name, entry in (("", summary["overall"]), ("majority", summary["accuracy/majority"])):
+            row = rows[f"accuracy (group={name})" if name else "accuracy"]
+            assert row.metric_value == pytest.approx(entry["value"], abs=1e-6)
+            assert row.metric_args["interval"] == pytest.approx([entry["low"], entry["high"]], abs=1e-6)
+            assert row.metric_args.get("group", "") == name
+        assert f"| majority | {counts['users']['majority']} | {counts['pairs']['majority']} |" in card.content
+        assert counts["users"]["minority"] < 5
+        assert "| minority | &lt;5 | not shown |" in card.content
+        assert "Its users are simulated" in card.content
+        assert "The share of the minority was set to 0.25." in card.content
+    pafo, shared, plain = (ModelCard.load(run / "models" / m / "README.md") for m in ("pafo", "personalized_bt", "bradley_terry"))
+    assert "Their margins were distilled into this one model" in pafo.content
+    assert "| alpha | 0.1 |" in pafo.content
+    assert "arXiv:2606.07988" in pafo.content
+    assert results["verdicts"]["pafo"]["sentence"].split()[0] in pafo.content
+    assert not re.search(r"\d+ users", pafo.content.split("## Evaluation")[1])  # all but one group are counted
+    assert re.search(r"over \d+ users", results["verdicts"]["pafo"]["sentence"])
+    assert "pafo" not in shared.data.tags
+    assert "PAFO" not in shared.content
+    assert "alpha" not in shared.content
+    assert "history=history" in shared.content
+    assert "history=history" not in plain.content  # it is never shown one
+    assert "It takes no history" in plain.content
+
+
+def test_a_student_that_was_not_distilled_says_so(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"]["pafo"]["inputs"]["instead"] = "abc"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_cards(run)
+    text = (run / "models/pafo/README.md").read_text()
+    assert "nothing was distilled: this is the model of all groups" in text
+    assert "| alpha |" not in text
+
+
+def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(run, hub: Hub, capsys):
+    write_cards(run)
+    card = run / "models/pafo/README.md"
+    card.write_text(card.read_text() + "\nA word of mine.\n")
+    assert main(["push", str(run), "--hub_model_id", "lab/fair"]) == 0
+    assert capsys.readouterr().out == f"Pushed: {hub.url}/lab/fair\n"
+    repo = hub.repos["lab/fair"]
+    model = {"README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(repo.files) == {".gitattributes", *model}
+    assert (run / "models/pafo/training_args.bin").exists()  # and stays here
+    assert repo.files["model.safetensors"] == (run / "models/pafo/model.safetensors").read_bytes()
+    text = repo.files["README.md"].decode()
+    assert 'model_id = "lab/fair"' in text
+    assert "A word of mine." in text
+    found = b"\n".join([*repo.files.values(), *hub.objects.values()])
+    users = {json.loads(line)["user"] for line in (run / "results/pafo.jsonl").read_text().splitlines()}
+    assert users
+    for secret in (*users, str(run), "teachers/"):
+        assert secret.encode() not in found, secret
+
+
+def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, hub: Hub):
+    push_run(run, "lab/plain", method="bradley_terry", private=True)
+    assert hub.repos["lab/plain"].private
+    assert "# Bradley-Terry reward model" in hub.repos["lab/plain"].files["README.md"].decode()
+
+
+def test_teachers_and_what_is_not_there_are_refused(run, hub: Hub):
+    with pytest.raises(ConfigError, match="The oracle is the teachers, which are not pushed"):
+        push_run(run, "lab/x", method="oracle")
+    with pytest.raises(ConfigError, match=r"is a teacher.*Push the student"):
+        push_run(run / "teachers/minority", "lab/x")
+    with pytest.raises(ConfigError, match="has no model 'pafo_own_group'; it has bradley_terry, pafo, personalized_bt"):
+        push_run(run, "lab/x", method="pafo_own_group")
+    shutil.rmtree(run / "results")
+    with pytest.raises(RunFolderError, match=r"holds no results.json.*Finish the run"):
+        push_run(run, "lab/x")
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (
+            {"source": "prism", "group_by": "age", "minority": ["65+"]},
+            "the field age of the survey make the groups; the minority: 65+",
+        ),
+        ({"source": "files", "minority_threshold": 0.3}, "support rate is below 0.3 are the minority"),
+        ({"source": "files", "minority_quantile": 0.2}, "The 20% of users with the lowest"),
+        ({"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1}, "the minority b, c. The share"),
+        ({"source": "swissmetro"}, "The groups are as they come with it."),
+    ],
+)
+def test_how_the_groups_were_made_is_said(data, says):
+    assert says in _group_definition(data)

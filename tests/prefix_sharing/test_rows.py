@@ -1,0 +1,175 @@
+"""Shared rows against loops over single tokens and against rows of their own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from trl_pafo.prefix_sharing.forward import attention_mask
+from trl_pafo.prefix_sharing.rows import (
+    PAIR_LENGTHS,
+    collate_pairs,
+    common_prefix_length,
+    dense_mask,
+    pair_lengths,
+    reward_places,
+    row_layout,
+    two_rows,
+)
+
+# Few different tokens, so that sequences share prefixes, and 0 to 3 of them.
+SEQUENCES = st.lists(st.integers(1, 3), min_size=1, max_size=9)
+PAIRS = st.lists(st.fixed_dictionaries({"chosen_ids": SEQUENCES, "rejected_ids": SEQUENCES}), min_size=1, max_size=4)
+MULTIPLES = st.sampled_from([None, 1, 4, 7])
+
+
+def loop_prefix(a, b):
+    """Tokens that both begin with, where each keeps one of its own."""
+    count = 0
+    while count < len(a) - 1 and count < len(b) - 1 and a[count] == b[count]:
+        count += 1
+    return count
+
+
+def own_tokens(pair):
+    """Of each token of a shared row: the sequences it belongs to, and its place there."""
+    prefix = loop_prefix(pair["chosen_ids"], pair["rejected_ids"])
+    tokens = [({"chosen", "rejected"}, place) for place in range(prefix)]
+    for side in ("chosen", "rejected"):
+        tokens += [({side}, place) for place in range(prefix, len(pair[f"{side}_ids"]))]
+    return tokens
+
+
+class TestPrefix:
+    @given(SEQUENCES, SEQUENCES)
+    def test_equals_a_loop(self, a, b):
+        assert common_prefix_length(a, b) == loop_prefix(a, b)
+        prefix, chosen, rejected = pair_lengths(a, b)
+        assert a[:prefix] == b[:prefix]
+        assert (prefix + chosen, prefix + rejected) == (len(a), len(b))
+        assert min(chosen, rejected) >= 1
+
+    def test_equal_sequences_keep_a_token_each(self):
+        assert pair_lengths([5, 6, 7], [5, 6, 7]) == (2, 1, 1)
+        assert pair_lengths([5], [5]) == (0, 1, 1)
+        assert pair_lengths([5, 6], [5, 6, 7]) == (1, 1, 2)
+
+
+class TestBatch:
+    @given(PAIRS, MULTIPLES)
+    def test_holds_both_sequences_of_each_pair(self, pairs, multiple):
+        batch = collate_pairs(pairs, 0, multiple)
+        ids, lengths = batch["input_ids"], batch[PAIR_LENGTHS]
+        assert ids.shape == batch["attention_mask"].shape
+        assert torch.equal(batch["attention_mask"], (ids != 0).long())
+        longest = max(len(own_tokens(pair)) for pair in pairs)
+        assert ids.shape[1] >= longest
+        assert ids.shape[1] - longest < (multiple or 1)
+        assert ids.shape[1] % (multiple or 1) == 0
+        sequences = two_rows(ids, lengths, pad_token_id=-1)
+        assert sequences.shape[2] == max(len(s) for pair in pairs for s in pair.values())
+        for pair, both in zip(pairs, sequences.tolist(), strict=True):
+            assert [[token for token in side if token != -1] for side in both] == [pair["chosen_ids"], pair["rejected_ids"]]
+
+    def test_the_example(self):
+        pairs = [{"chosen_ids": [1, 2, 3, 4], "rejected_ids": [1, 2, 5]}, {"chosen_ids": [6], "rejected_ids": [6]}]
+        batch = collate_pairs(pairs, 9)
+        assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 6, 9, 9, 9]]
+        assert batch[PAIR_LENGTHS].tolist() == [[2, 2, 1], [0, 1, 1]]
+
+
+class TestWhoSeesWhom:
+    @given(PAIRS, MULTIPLES, st.sampled_from([None, 1, 2, 5]))
+    def test_equals_a_loop_over_tokens(self, pairs, multiple, window):
+        batch = collate_pairs(pairs, 0, multiple)
+        num_tokens = batch["input_ids"].shape[1]
+        layout = row_layout(batch[PAIR_LENGTHS], num_tokens)
+        mask = dense_mask(layout, window)
+        assert mask.shape == (len(pairs), 1, num_tokens, num_tokens)
+        for row, pair in enumerate(pairs):
+            tokens = own_tokens(pair)
+            assert layout.position[row, : len(tokens)].tolist() == [place for _, place in tokens]
+            assert not layout.position[row, len(tokens) :].any()
+            for query, (of_query, at) in enumerate(tokens):
+                for key in range(num_tokens):
+                    expected = False
+                    if key < len(tokens):
+                        of_key, place = tokens[key]
+                        # A token of the prefix looks ahead at nothing, one of a rest only at its own sequence.
+                        expected = of_query <= of_key and place <= at and (window is None or at - place < window)
+                    assert mask[row, 0, query, key] == expected, (query, key)
+            # Softmax over nothing is NaN, which spreads.
+            assert mask[row, 0].any(-1).all()
+            assert not mask[row, 0, len(tokens) :, : len(tokens)].any()
+
+    @settings(max_examples=10, deadline=None)
+    @given(PAIRS, st.sampled_from([None, 3]))
+    def test_every_implementation_is_told_the_same(self, pairs, window):
+        batch = collate_pairs(pairs, 0)
+        num_tokens = batch["input_ids"].shape[1]
+        layout = row_layout(batch[PAIR_LENGTHS], num_tokens)
+        expected = dense_mask(layout, window)
+        torch.testing.assert_close(attention_mask(layout, window, "sdpa", torch.float32), expected)
+        for dtype in (torch.float32, torch.bfloat16):
+            added = attention_mask(layout, window, "eager", dtype)
+            assert added.dtype == dtype
+            torch.testing.assert_close(added == 0, expected)
+            assert (added[~expected] == torch.finfo(dtype).min).all()
+        block_mask = attention_mask(layout, window, "flex_attention", torch.float32)
+        assert block_mask.shape == (len(pairs), 1, num_tokens, num_tokens)
+        index = torch.arange(num_tokens)
+        grid = torch.meshgrid(torch.arange(len(pairs)), index, index, indexing="ij")
+        torch.testing.assert_close(block_mask.mask_mod(grid[0], None, grid[1], grid[2])[:, None], expected)
+
+    @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+    def test_flex_attention_leaves_out_blocks_of_the_other_rest(self):
+        """Rests that fill blocks of their own: what flex_attention computes is what SDPA does, in fewer blocks."""
+        from torch.nn.attention.flex_attention import flex_attention
+
+        lengths = torch.tensor([[256, 256, 256], [0, 128, 60]])
+        layout = row_layout(lengths, 768)
+        block_mask = attention_mask(layout, None, "flex_attention", torch.float32)
+        blocks = block_mask.to_dense()[0, 0].bool()
+        assert not blocks[4:, 2:4].any()  # the rejected rest on the chosen one
+        assert blocks[4:, :2].all()
+        query, key, value = torch.randn(3, 2, 1, 768, 8).unbind(0)
+        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(layout))
+        torch.testing.assert_close(flex_attention(query, key, value, block_mask=block_mask), expected, atol=1e-5, rtol=1e-4)
+
+
+class TestWhereRewardsAreRead:
+    @given(PAIRS, st.sampled_from([0, 1, 2, None]))
+    def test_is_where_a_model_reads_those_of_two_rows(self, pairs, pad):
+        """Also with pad tokens inside, as where the end token pads: pooling then steps back over them."""
+        batch = collate_pairs(pairs, 0 if pad is None else pad)
+        ids, lengths = batch["input_ids"], batch[PAIR_LENGTHS]
+        places = reward_places(ids, lengths, pad)
+        for row, pair in enumerate(pairs):
+            tokens = own_tokens(pair)
+            for side, place in zip(("chosen", "rejected"), places[row].tolist(), strict=True):
+                sequence = pair[f"{side}_ids"]
+                pooled = max([i for i, token in enumerate(sequence) if pad is None or token != pad], default=0)
+                belongs, at = tokens[place]
+                assert side in belongs
+                assert at == pooled
+
+    @pytest.mark.parametrize("pad", [0, 2])
+    def test_is_what_the_installed_transformers_pools(self, pad):
+        """The loop above says how we think that pooling works; this asks."""
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1
+        )
+        model = LlamaForSequenceClassification(config).eval()
+        model.config.pad_token_id = pad
+        pairs = [{"chosen_ids": [1, 3, 2, 2], "rejected_ids": [1, 3, 4, 2]}, {"chosen_ids": [2, 2], "rejected_ids": [5]}]
+        batch = collate_pairs(pairs, pad)
+        places = reward_places(batch["input_ids"], batch[PAIR_LENGTHS], pad)
+        sequences = two_rows(batch["input_ids"], batch[PAIR_LENGTHS], pad)
+        with torch.no_grad():
+            pooled = torch.stack([model(sequences[:, side]).logits.squeeze(-1) for side in (0, 1)], dim=1)
+            everywhere = torch.stack([model.score(model.model(sequences[:, side]).last_hidden_state) for side in (0, 1)], dim=1)
+        positions = row_layout(batch[PAIR_LENGTHS], batch["input_ids"].shape[1]).position.gather(1, places)
+        read = everywhere.squeeze(-1).gather(2, positions[:, :, None]).squeeze(-1)
+        torch.testing.assert_close(read, pooled)

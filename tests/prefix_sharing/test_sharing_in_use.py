@@ -1,0 +1,252 @@
+"""Training, evaluation and scoring give the same numbers with shared rows as without."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_pairs
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.forward import PairHead
+from trl_pafo.scoring import load_reward_model, score_pairs
+
+
+def pairs(**options) -> Dataset:
+    rows = make_pairs(num_users=8, pairs_per_user=4, **options)
+    rows = rows.add_column("margin", [0.25 * (i % 3) for i in range(len(rows))])
+    return rows.add_column("teacher_margin", [0.5 * (i % 5 - 1) for i in range(len(rows))])
+
+
+@pytest.fixture
+def make_trainer(decoder, training, tmp_path):
+    def make(sharing, train=None, model=decoder, collator=None, peft=None, **options):
+        args = PAFOConfig(
+            str(tmp_path / sharing), **{"distillation_loss": "mse", "prefix_sharing": sharing, **training, **options}
+        )
+        return PAFORewardTrainer(
+            model,
+            args,
+            collator,
+            pairs() if train is None else train,
+            pairs(seed=1),
+            compute_metrics=options.pop("compute_metrics", None),
+            peft_config=peft,
+        )
+
+    return make
+
+
+def logs(trainer) -> list[dict[str, float]]:
+    timing = ("_runtime", "_per_second", "_preparation_time")
+    return [{k: v for k, v in log.items() if not k.endswith(timing)} for log in trainer.state.log_history]
+
+
+def assert_same_logs(found, expected, tolerance=1e-5):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            # A norm is of gradients, which are held to 1e-4. The arithmetic that the Trainer reports is that of the tokens given.
+            bound = {"grad_norm": 1e-4, "total_flos": math.inf}.get(key, tolerance)
+            assert ours[key] == pytest.approx(value, abs=bound, rel=bound, nan_ok=True), key
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """How many rows the models are given, one entry a forward pass."""
+    rows: list[int] = []
+    forward = PairHead.__call__
+
+    def counting(self, module, inputs, output):
+        rows.append(len(output))
+        return forward(self, module, inputs, output)
+
+    monkeypatch.setattr(PairHead, "__call__", counting)
+    return rows
+
+
+class TestTraining:
+    def test_same_curve_over_fifty_steps(self, make_trainer, seen):
+        options = {"max_steps": 50, "learning_rate": 1e-3, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 25}
+        trainers = {sharing: make_trainer(sharing, **options) for sharing in ("on", "off")}
+        del seen[:]  # those of the small twin
+        for trainer in trainers.values():
+            trainer.train()
+        assert trainers["on"].prefix_sharing.share
+        assert set(seen[:5]) == {4}  # pairs, not twice as many rows
+        assert not trainers["off"].prefix_sharing.share
+        assert_same_logs(logs(trainers["on"]), logs(trainers["off"]))
+        losses = [log["loss"] for log in logs(trainers["on"]) if "loss" in log]
+        assert len(losses) == 50
+        assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+        theirs = dict(trainers["off"].model.named_parameters())
+        for name, parameter in trainers["on"].model.named_parameters():
+            torch.testing.assert_close(parameter, theirs[name], atol=1e-3, rtol=1e-3)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"center_rewards_coefficient": 0.1},
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+            {"gradient_accumulation_steps": 2},
+            {"pad_to_multiple_of": 16},
+            {"peft": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"])},
+            {"model_init_kwargs": {"attn_implementation": "eager"}},
+        ],
+        ids=lambda options: "-".join(options),
+    )
+    def test_with_other_options(self, make_trainer, options):
+        trainers = [make_trainer(sharing, **options) for sharing in ("on", "off")]
+        for trainer in trainers:
+            trainer.train()
+        assert_same_logs(*map(logs, trainers), tolerance=1e-4)
+
+    def test_in_bfloat16(self, make_trainer):
+        trainers = [make_trainer(sharing, bf16=True) for sharing in ("on", "off")]
+        for trainer in trainers:
+            trainer.train()
+        first = [logs(trainer)[0]["loss"] for trainer in trainers]
+        assert first[0] == pytest.approx(first[1], rel=0.02)
+        assert all(math.isfinite(log["loss"]) for log in logs(trainers[0]) if "loss" in log)
+
+    def test_what_is_saved_is_a_plain_model(self, make_trainer, tmp_path):
+        trainer = make_trainer("on")
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+        trainer.model.eval()
+        ids = torch.tensor([[6, 7, 8, 9]])
+        assert torch.equal(saved(ids).logits, trainer.model(ids).logits)
+        assert not saved.score._forward_hooks
+
+    def test_streams_share_if_asked(self, make_trainer, seen):
+        rows = pairs(history=0).to_iterable_dataset()
+        assert not make_trainer("auto", train=rows).prefix_sharing.share
+        trainer = make_trainer("on", train=rows)
+        del seen[:]
+        trainer.train()
+        assert set(seen) == {4}
+
+
+class TestEvaluation:
+    def test_same_metrics_predictions_and_inputs(self, make_trainer, seen):
+        found = {}
+        for sharing in ("on", "off"):
+            trainer = make_trainer(sharing, include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=5)
+            kept = []
+            trainer.compute_metrics = lambda prediction, kept=kept: kept.append(prediction) or {}
+            metrics = trainer.evaluate()
+            del seen[:]
+            output = trainer.predict(pairs(seed=1))
+            found[sharing] = (metrics, output, kept[0])
+            assert sharing == "off" or max(seen) == 5
+        (metrics, output, prediction), (expected_metrics, expected_output, expected_prediction) = found["on"], found["off"]
+        timing = ("_runtime", "_per_second", "_preparation_time")
+        assert_same_logs(*([{k: v for k, v in m.items() if not k.endswith(timing)}] for m in (metrics, expected_metrics)))
+        np.testing.assert_allclose(output.predictions, expected_output.predictions, atol=1e-5)
+        np.testing.assert_allclose(prediction.losses, expected_prediction.losses, atol=1e-5)
+        # Other pairs share a batch, so other tokens are its padding (0) and not that of shorter batches (-100).
+        np.testing.assert_array_equal(np.maximum(prediction.inputs, 0), np.maximum(expected_prediction.inputs, 0))
+        assert np.ptp(expected_output.predictions) > 0.1
+
+    def test_without_a_training_set_the_evaluation_set_decides(self, decoder, training, tmp_path):
+        args = PAFOConfig(str(tmp_path), **training)
+        trainer = PAFORewardTrainer(decoder, args, eval_dataset={"a": pairs(seed=1)})
+        assert trainer.prefix_sharing.share
+        assert PAFORewardTrainer(decoder, args).prefix_sharing.reason.startswith("the lengths of the pairs are not known")
+        plain = PAFORewardTrainer(
+            decoder, PAFOConfig(str(tmp_path), prefix_sharing="off", **training), eval_dataset=pairs(seed=1)
+        )
+        assert trainer.evaluate()["eval_a_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-5)
+
+    def test_predictions_called_by_hand(self, make_trainer):
+        trainer = make_trainer("on")
+        batch = next(iter(trainer.get_train_dataloader()))
+        loss, logits, _ = trainer.prediction_step(trainer.model, dict(batch), prediction_loss_only=False)
+        assert logits.shape[0] == 8
+        assert torch.isfinite(loss)
+
+
+class TestChoice:
+    def test_the_choice_is_logged(self, make_trainer, caplog):
+        with caplog.at_level(logging.INFO, "trl_pafo.trainer"):
+            make_trainer("auto")
+            make_trainer("off")
+        said = [record.message for record in caplog.records if "Prefixes" in record.message]
+        assert len(said) == 2
+        assert "Prefixes are shared: one row a pair is estimated to be 1." in said[0]
+        assert "Prefixes are not shared: prefix_sharing='off'." in said[1]
+
+    def test_auto_leaves_encoders_alone_and_on_refuses_them(self, make_trainer, encoder):
+        assert "no reward head" in make_trainer("auto", model=encoder).prefix_sharing.reason
+        with pytest.raises(
+            ConfigError, match="prefix_sharing='on' cannot give the rewards of two rows: the model has no reward head"
+        ):
+            make_trainer("on", model=encoder)
+
+    def test_collators_of_ones_own(self, make_trainer, seen):
+        plain = DataCollatorForPreference(pad_token_id=0)
+        rows = pairs().remove_columns("teacher_margin")
+        trainer = make_trainer("auto", train=rows, collator=plain)
+        assert trainer.prefix_sharing == (False, "the data collator is not the trainer's own")
+        trainer.train()
+        with pytest.raises(ConfigError, match="the data collator is not the trainer's own"):
+            make_trainer("on", train=rows, collator=plain)
+        sharing = DataCollatorForGroupPreference(pad_token_id=0, share_prefix=True)
+        trainer = make_trainer("auto", train=rows, collator=sharing)
+        del seen[:]
+        trainer.train()
+        assert set(seen) == {4}
+
+    def test_a_collator_that_shares_for_a_model_that_cannot(self, make_trainer, encoder):
+        sharing = DataCollatorForGroupPreference(pad_token_id=0, share_prefix=True)
+        with pytest.raises(ConfigError, match="no reward head"):
+            make_trainer("auto", model=encoder, collator=sharing)
+
+    @pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+    def test_parallelism_inside_of_a_row(self, make_trainer, monkeypatch, kind):
+        monkeypatch.setattr(PAFORewardTrainer, f"get_{kind}_size", lambda self: 2)
+        assert "split what the reward head reads" in make_trainer("auto").prefix_sharing.reason
+
+
+class TestScores:
+    CHOSEN = [[7, 8, 9, 10], [7, 8, 9, 10], [11], [20, 21, 22, 23, 24, 25, 26]]
+    REJECTED = [[7, 8, 9, 12, 13], [7, 8, 9, 12, 13], [14, 15], [20, 21, 22, 23]]
+
+    @pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+    def test_equal_those_of_single_sequences(self, decoder, batch_size, seen):
+        model = load_reward_model(decoder)
+        expected = score_pairs(model, self.CHOSEN, self.REJECTED, 0, batch_size=batch_size)
+        model.train()
+        found = score_pairs(model, self.CHOSEN, self.REJECTED, 0, batch_size=batch_size, share_prefix=True)
+        assert model.training
+        assert sum(seen) == 3  # equal pairs once
+        assert max(seen) == max(1, min(batch_size // 2, 3))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == np.float32
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert np.ptp(expected[0]) > 0.1
+
+    def test_of_no_pair_and_of_a_broken_batch_size(self, decoder):
+        model = load_reward_model(decoder)
+        assert [len(rewards) for rewards in score_pairs(model, [], [], 0, share_prefix=True)] == [0, 0]
+        with pytest.raises(ConfigError, match="`batch_size` must be a whole number"):
+            score_pairs(model, self.CHOSEN, self.REJECTED, 0, share_prefix=True, batch_size=0)
+
+    def test_of_an_adapter(self, tmp_path):
+        from peft import get_peft_model
+
+        base = AutoModelForSequenceClassification.from_pretrained(make_model("decoder", tmp_path / "base"))
+        model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False))
+        model.save_pretrained(tmp_path / "adapter")
+        loaded = load_reward_model(tmp_path / "adapter")
+        expected = score_pairs(loaded, self.CHOSEN, self.REJECTED, 0)
+        np.testing.assert_allclose(score_pairs(loaded, self.CHOSEN, self.REJECTED, 0, share_prefix=True), expected, atol=1e-5)

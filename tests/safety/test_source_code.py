@@ -1,0 +1,128 @@
+"""What the code never does, read from its syntax: pickles, code from data, unsafe YAML, and models loaded past the few loaders."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import trl_pafo
+
+ROOT = Path(trl_pafo.__file__).parent
+FILES = sorted(
+    path for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "examples").rglob("*.py")] if "__pycache__" not in path.parts
+)
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "zipfile", "tarfile"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+}
+CALLS |= {"pd.read_pickle", "pandas.read_pickle", "shutil.unpack_archive"}
+# The only names that are taken from a module of what should not be used: an error, and no reader.
+TAKEN = {("zipfile", "BadZipFile")}
+
+
+def dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def faults(source: str) -> list[str]:
+    """What of all this a source text does."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
+            found += [f"from {node.module} import {a.name}" for a in node.names if (node.module, a.name) not in TAKEN]
+        elif isinstance(node, ast.Call):
+            found += _faults_of_call(node)
+    return found
+
+
+def _faults_of_call(call: ast.Call) -> list[str]:
+    name, last = dotted(call.func), dotted(call.func).split(".")[-1]
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    found = [name] if name in CALLS else []
+    for risky in ("allow_pickle", "shell", "trust_remote_code"):
+        value = keywords.get(risky)
+        if isinstance(value, ast.Constant) and value.value is not False:
+            found.append(f"{name}({risky}={value.value!r})")
+    if (
+        last in ("load", "save", "savez", "savez_compressed")
+        and name.split(".")[0] in ("np", "numpy")
+        and "allow_pickle" not in keywords
+    ):
+        found.append(f"{name} without allow_pickle=False")
+    if last == "from_pretrained":
+        spread = {dotted(keyword.value) for keyword in call.keywords if keyword.arg is None}
+        if "SAFELY" not in spread and not _needs_no_more(name, keywords):
+            found.append(f"{name} without SAFELY")
+    return found
+
+
+def _needs_no_more(name: str, keywords: dict) -> bool:
+    if name == "PeftModel.from_pretrained":  # an adapter on a base in memory: its folder is checked, it brings no code
+        return True
+    return ("Tokenizer" in name or "Config" in name) and "trust_remote_code" in keywords
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT.parent)))
+def test_no_file_does_any_of_it(path):
+    assert not faults(path.read_text(encoding="utf-8")), "See trl_pafo/safe_loading.py for how models are loaded."
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import joblib.numpy_pickle",
+        "from pickle import loads",
+        "from zipfile import ZipFile",
+        "eval('1')",
+        "torch.load(path, weights_only=True)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "pd.read_pickle(path)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(line, shell=True)",
+        "AutoModel.from_pretrained(path)",
+        "AutoModel.from_pretrained(path, use_safetensors=True)",
+        "AutoTokenizer.from_pretrained(path)",
+        "AutoTokenizer.from_pretrained(path, trust_remote_code=True)",
+        "AutoConfig.from_pretrained(path, num_labels=1)",
+    ],
+)
+def test_each_would_be_found(source):
+    assert faults(source)
+
+
+def test_what_is_allowed_is_not_found():
+    allowed = (
+        "np.load(p, allow_pickle=False)\nyaml.safe_load(t)\nAutoModel.from_pretrained(p, **SAFELY)\n"
+        "AutoTokenizer.from_pretrained(p, trust_remote_code=args.trust_remote_code)\nre.compile('a')"
+    )
+    assert not faults(allowed)
+
+
+def test_templates_escape():
+    """Only what the page makes itself is marked as markup."""
+    marked = [
+        (path.name, ast.unparse(node))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] == "Markup"
+    ]
+    assert {file for file, _ in marked} == {"page.py"}
+    assert len(marked) == 2  # the pictures and the style sheet
+    for template in ROOT.rglob("*.html.jinja"):
+        assert "|safe" not in template.read_text(encoding="utf-8").replace(" ", "")

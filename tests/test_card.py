@@ -1,0 +1,198 @@
+"""The model card: numbers and names as given, and no name that can break or change it."""
+
+import re
+
+import pytest
+import yaml
+from hub_endpoint import card_errors
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from trl_pafo.card import Accuracy, Card, GroupCount, base_id, hub_ids, wilson_interval, with_base, with_repo
+from trl_pafo.markdown import one_line
+from trl_pafo.models import WHEEL_MODELS, locate_model
+
+EVIL = [
+    "| evil | 9 |",
+    "---",
+    "a\n---\nbase_model: evil/model\n---\n# Owned",
+    "{{ 7 * 7 }} {% include 'x' %} {# c #}",
+    "<script>alert(1)</script>",
+    "![x](http://evil.example/x.png) [y](javascript:z)",
+    "http://evil.example www.evil.example",
+    "```\nimport os\n```",
+    'model_id = "evil/model"',
+    '"""',
+    "a: [b, {c: *d}] # e",
+    "\u2028---\u2029\x85---\x0b\x00\x1b[31m\u202egnp",
+    "&lt;b&gt; $x$ ~~y~~ **z** _w_",
+    "~",
+    "no",
+    "1e3",
+]
+
+
+def card_of(*names: str, **options) -> Card:
+    groups = [GroupCount(name, 10 + i, 100 + i) for i, name in enumerate(names)]
+    rows = [Accuracy("", 0.75, 0.7, 0.8, 21, 201), *(Accuracy(n, 0.5, 0.4, 0.6, 10 + i, 100 + i) for i, n in enumerate(names))]
+    options = {"title": "fair", "groups": groups, "accuracies": rows, "history": {"num_history": 2}, **options}
+    return Card(**options)
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"^#+ .*$", text, re.M)
+
+
+def shape(text: str) -> tuple[list[str], list[str], int, list[str]]:
+    """What a name must not change: headings, columns of tables, code blocks, links."""
+    body = ModelCard(text).text
+    cells = [re.sub(r"\\.", "", line).count("|") for line in body.splitlines() if line.startswith("|")]
+    plain = re.sub(r"\\.", "", body)
+    return headings(text), list(map(str, cells)), body.count("```"), re.findall(r"\]\([^)]*\)|https?://\S+|<\w+|\{\{|\{%", plain)
+
+
+def check_harmless(name: str) -> None:
+    text = card_of(name, "other").render()
+    assert shape(text) == shape(card_of("some", "other").render())
+    data = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
+    assert "base_model" not in data
+    metrics = data["model-index"][0]["results"][0]["metrics"]
+    assert [m.get("args", {}).get("group", "") for m in metrics] == ["", one_line(name), "other"] or not one_line(name)
+    assert not card_errors(text)
+    assert 'model_id = "."' in text
+    assert len(re.findall(r"^model_id = ", text, re.M)) == 1
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_group_name_cannot_break_or_change_the_card(name):
+    check_harmless(name)
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_reader_of_markdown_sees_the_name_as_text(name):
+    markdown = (
+        pytest.importorskip("markdown_it", reason="markdown-it-py is not installed").MarkdownIt("commonmark").enable("table")
+    )
+
+    def kinds(text: str) -> tuple[list[str], str]:
+        tokens = markdown.parse(ModelCard(text).text)
+        inline = [child for token in tokens for child in token.children or ()]
+        marks = [child.type for child in inline if child.type not in ("text", "text_special")]
+        return [token.type for token in tokens] + marks, "".join(child.content for child in inline)
+
+    found, said = kinds(card_of(name, "other").render())
+    assert found == kinds(card_of("some", "other").render())[0]
+    assert one_line(name) in said
+
+
+@given(st.text(min_size=1, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_no_text_at_all_can(name):
+    if one_line(name):
+        check_harmless(name)
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_titles_definitions_and_options_are_escaped_too(name):
+    wild = dict(title=f"a {name}", group_definition=f"Made by {name}", findings=[f"Against {name}"], eval_dataset=f"x {name}")
+    wild |= dict(hyperparameters={"optim": name}, dropped={f"g {name}": 3}, eval_split=f"x {name}")
+    tame = dict(title="a b", group_definition="Made by b", findings=["Against b"], eval_dataset="x b", eval_split="x b")
+    tame |= dict(hyperparameters={"optim": "b"}, dropped={"g b": 3})
+    text, reference = card_of("g", **wild).render(), card_of("g", **tame).render()
+    assert len(headings(text)) == len(headings(reference))
+    assert shape(text)[1:] == shape(reference)[1:]
+    assert not card_errors(text)
+
+
+def test_rows_of_the_model_index_are_metrics_of_one_result():
+    text = card_of("many", "few").render()
+    index = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))["model-index"]
+    assert len(index[0]["results"]) == 1
+    result = index[0]["results"][0]
+    assert result["task"]["type"] == "preference_evaluation"
+    assert [(m["name"], m["value"], m["args"]["interval"]) for m in result["metrics"]] == [
+        ("accuracy", 0.75, [0.7, 0.8]),
+        ("accuracy (group=many)", 0.5, [0.4, 0.6]),
+        ("accuracy (group=few)", 0.5, [0.4, 0.6]),
+    ]
+    read = ModelCard(text).data.eval_results
+    assert [r.metric_args.get("group") for r in read] == [None, "many", "few"]
+
+
+def test_small_groups_are_not_counted_neither_by_a_sum_nor_by_what_was_dropped():
+    rows = [Accuracy("", 0.5, 0.4, 0.6, 14, 56), Accuracy("many", 0.5, 0.4, 0.6, 10, 40), Accuracy("few", 0.5, None, None, 4, 16)]
+    groups = [GroupCount("many", 10, 40), GroupCount("few", 4, 16)]
+    text = Card("fair", groups=groups, accuracies=rows, dropped={"few": 1, "many": 2, "none": 0}).render()
+    assert "| many | 10 | 40 |" in text
+    assert "| few | &lt;5 | not shown |" in text
+    assert "| all pairs | 0.500 | 0.400 to 0.600 | not shown | not shown |" in text
+    assert "| few | 0.500 | unknown | &lt;5 | not shown |" in text
+    assert "2 pairs of many." in text
+    assert not re.search(r"\b(14|16|56)\b", text.split("## Groups")[1].split("## Training")[0])
+    five = Card("fair", groups=[GroupCount("few", 5, 16)]).render()
+    assert "| few | 5 | 16 |" in five
+
+
+def test_numbers_that_are_not_known_are_left_out():
+    text = Card("fair", accuracies=[Accuracy("absent", float("nan"), None, None, None, 0)]).render()
+    assert "Not evaluated" in text
+    assert "model-index" not in text
+    assert "The training data name no groups." in text
+    assert "nan" not in text.split("## Intended")[0].lower().replace("finance", "")
+
+
+def test_paths_and_other_texts_are_no_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org/here").mkdir()
+    names = ["org/there", "org/here", str(tmp_path), None, "a b/c", "x/y/z", "org/there", "name\n---"]
+    assert hub_ids(names) == ["org/there"]
+    assert base_id("/home/somebody/models/base") is None
+    assert base_id("org/there") == "org/there"
+
+
+@pytest.mark.parametrize("name", WHEEL_MODELS)
+def test_the_models_of_wheels_are_named_as_on_the_hub(name):
+    assert re.fullmatch(r"[\w-]+/[\w.-]+", base_id(name))
+    assert base_id(f"/somewhere/{WHEEL_MODELS[name].package}/model") == base_id(name)
+    assert locate_model("org/other")[0] == base_id("org/other")
+
+
+def test_repo_and_base_are_put_in_and_the_rest_is_kept():
+    text = Card("fair", is_adapter=True, base_is_local=True).render() + "\nA word of mine.\n"
+    assert "library_name: peft" in text
+    moved = with_repo(text, "lab/fair")
+    assert 'model_id = "lab/fair"' in moved
+    assert moved.replace('"lab/fair"', '"."') == text
+    assert "so the lines above fail" in moved
+    based = with_base(moved, "lab/base-1_b")
+    assert ModelCard(based).data.base_model == "lab/base-1_b"
+    assert "lines above fail" not in based
+    assert "(https://huggingface.co/lab/base-1_b)" in based
+    assert "A word of mine." in based
+    assert with_repo("a card of another kind", "lab/fair") == "a card of another kind"
+
+
+def test_wilson_is_that_of_scipy():
+    for right, count in ((0, 5), (3, 7), (50, 50), (17, 1000)):
+        wanted = binomtest(right, count).proportion_ci(0.95, method="wilson")
+        assert wilson_interval(right / count, count) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+    assert wilson_interval(float("nan"), 4) == (None, None)
+    assert wilson_interval(0.5, 0) == (None, None)
+
+
+def test_links_lead_where_they_say():
+    text = Card("fair", links={"W [x](y)": "https://logs.example/a b)(c<d>"}).render()
+    assert r"Logs: [W \[x\]\(y\)](https://logs.example/abcd)" in text
+
+
+def test_code_of_the_snippet_is_python_for_every_kind():
+    for adapter in (True, False):
+        for history in (None, {"num_history": 1, "max_tokens": 9, "fields": ["chosen"]}):
+            for conversational in (True, False):
+                card = Card("t", is_adapter=adapter, history=history, is_conversational=conversational or history is not None)
+                snippet = re.search(r"```python\n(.*?)```", card.render(), re.S)[1]
+                compile(snippet, "card", "exec")
+                assert ("history=history" in snippet) == (history is not None)

@@ -1,0 +1,154 @@
+"""Teachers of a stream give each row the margin that they would have given it before training."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_model, make_pairs
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+import trl_pafo.teacher_models
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import TeacherError
+from trl_pafo.online_teachers import OnlineTeachers, TeacherRows, TeacherRowsCollator
+from trl_pafo.scoring import load_reward_model
+from trl_pafo.teachers import as_teachers
+
+
+@pytest.fixture
+def teachers(tmp_path) -> dict[str, str]:
+    folders = {g: make_model("encoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+    for folder in folders.values():
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.classifier.weight.mul_(10)
+        model.save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture
+def train(encoder, training, teachers, tmp_path):
+    """A trainer on the pairs as a stream or as they are."""
+
+    def build(rows, collator=None, teachers=teachers, **more):
+        args = PAFOConfig(str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", **{**training, **more})
+        return PAFORewardTrainer(encoder, args, collator, train_dataset=rows, teachers=teachers)
+
+    return build
+
+
+def margins_of_batches(trainer, num_batches: int = 3) -> list[float]:
+    found = []
+    for batch, _ in zip(trainer.get_train_dataloader(), range(num_batches), strict=False):
+        found.extend(trainer._online.margins(batch["teacher_rows"]).tolist())
+    return found
+
+
+def test_margins_are_those_of_the_precompute(train, teachers, encoder, tmp_path):
+    rows = make_pairs(history=0)
+    kept = train(rows).train_dataset["teacher_margin"][:]
+    trainer = train(rows.to_iterable_dataset())
+    got = margins_of_batches(trainer)
+    np.testing.assert_allclose(got, kept[: len(got)], rtol=1e-5, atol=1e-5)
+    assert len(set(np.round(got, 4))) > 6
+
+
+def test_a_stream_trains_like_its_rows(train):
+    rows = make_pairs(history=0)
+    stream = train(rows.to_iterable_dataset())
+    stream.train()
+    # The same rows in the same order, with margins from before the training.
+    plain = train(train(rows).train_dataset.to_iterable_dataset(), teachers=None)
+    plain.train()
+    losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (stream, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "accuracy/minority" in stream.state.log_history[0]
+
+
+def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypatch):
+    models = []
+
+    def spy(*args):
+        model = load_reward_model(*args)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", spy)
+    trainer = train(make_pairs(history=0).to_iterable_dataset())
+    assert models == []
+    for times in (1, 2):
+        trainer.train()
+        gc.collect()
+        assert len(models) == 2 * times
+        assert not any(model() for model in models)
+    assert sum(isinstance(value, torch.nn.Module) for value in vars(trainer).values()) <= 2
+
+
+def test_no_teacher_is_loaded_where_nothing_is_distilled(train, monkeypatch):
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *args: pytest.fail("loaded"))
+    rows = make_pairs(history=0)
+    train(rows.to_iterable_dataset(), alpha=1.0).train()
+    trainer = train(rows.to_iterable_dataset())
+    trainer.evaluate(rows)
+
+
+def test_margins_are_clipped(train):
+    rows = make_pairs(history=0).to_iterable_dataset()
+    free = margins_of_batches(train(rows))
+    clip = float(np.median(np.abs(free)))
+    clipped = margins_of_batches(train(rows, teacher_margin_clip=clip))
+    np.testing.assert_allclose(clipped, np.clip(free, -clip, clip), atol=1e-6)
+
+
+def test_rows_without_a_label_are_distilled_alone(train):
+    rows = make_pairs(history=0)
+    rows = rows.add_column("has_label", [i % 3 > 0 for i in range(len(rows))])
+    trainer = train(rows.to_iterable_dataset())
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch["has_label"].tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_any_collator_and_workers_will_do(train, workers):
+    collator = DataCollatorForPreference(pad_token_id=0)
+    trainer = train(make_pairs(history=0).to_iterable_dataset(), collator, dataloader_num_workers=workers)
+    trainer.train()
+    assert "distillation_loss" in trainer.state.log_history[0]
+    assert trainer.data_collator is collator
+
+
+def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypatch):
+    """Sharded weights need every process, so each teacher takes one forward pass a batch whoever's rows are there."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    online = OnlineTeachers(as_teachers(teachers), tokenizer, Accelerator(cpu=True), torch.float32)
+    calls = []
+    forward = trl_pafo.teacher_models.TeacherModels.forward
+    monkeypatch.setattr(
+        trl_pafo.teacher_models.TeacherModels, "forward", lambda self, *args: calls.append(args) or forward(self, *args)
+    )
+    margins = online.margins(TeacherRows(["minority"] * 2, [[7, 8, 9], [7]], [[10], [11, 12]]))
+    assert [group for group, _ in calls] == ["majority", "minority"]
+    model = load_reward_model(teachers["minority"])
+    with torch.no_grad():
+        first = model(torch.tensor([[7, 8, 9]])).logits.item() - model(torch.tensor([[10]])).logits.item()
+    assert margins.tolist()[0] == pytest.approx(first, rel=1e-5)
+    online.on_train_end()
+
+
+def test_a_group_without_a_teacher_is_refused(train):
+    rows = make_pairs(history=0)
+    group = ["rare" if i == 2 else g for i, g in enumerate(rows["group"])]
+    trainer = train(rows.remove_columns("group").add_column("group", group).to_iterable_dataset())
+    with pytest.raises(TeacherError, match="rows of the group 'rare', for which there is no teacher"):
+        trainer.train()
+
+
+def test_the_collator_keeps_the_rows_as_they_came():
+    examples = [{"chosen_ids": [1, 2], "rejected_ids": [3], "group": "a"}, {"chosen_ids": [4], "rejected_ids": [5], "group": "b"}]
+    batch = TeacherRowsCollator(DataCollatorForPreference(pad_token_id=0))(examples)
+    assert batch["teacher_rows"] == TeacherRows(["a", "b"], [[1, 2], [4]], [[3], [5]])
+    assert batch["input_ids"].shape == (4, 2)

@@ -1,0 +1,46 @@
+"""The files of a run's data: what they hold, and nothing beside them."""
+
+import json
+
+import pytest
+from conftest import make_tokenizer
+from datasets import Dataset
+
+from trl_pafo import columns
+from trl_pafo.arguments import DataArguments
+from trl_pafo.config import PAFOConfig
+from trl_pafo.history import HistoryCutter, add_history_template
+from trl_pafo.preparation import load_prepared, prepare, write_parquet
+
+
+@pytest.mark.parametrize("budget", [None, 12])
+def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget, tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "_BATCH_ROWS", 40)
+    tokenizer = add_history_template(make_tokenizer("encoder"))
+    args = PAFOConfig(
+        str(tmp_path), num_history=2, history_max_tokens=budget, history_fields=["chosen"], use_cpu=True, bf16=False
+    )
+    data = DataArguments(source="styles", train_users=12, test_users=10, validation_share=0.2)
+    prepare(data, args, tokenizer, tmp_path / "data")
+    names = {"train", "validation", "test"}
+    written = {f"{name}.parquet" for name in names} | {"chat_template.jinja", "summary.json"}
+    assert {path.name for path in (tmp_path / "data").iterdir()} == written
+    cutter = HistoryCutter(make_tokenizer("encoder"), 2, budget, ["chosen"])
+    loaded = load_prepared(tmp_path / "data")
+    assert set(loaded) == names
+    summary = json.loads((tmp_path / "data/summary.json").read_text())
+    for name, rows in loaded.items():
+        assert rows.column_names[-2:] == ["chat_template_kwargs", "history"]
+        for row in rows:
+            assert 1 <= len(row["history"]) <= 2
+            assert row["chat_template_kwargs"] == {"history": cutter(row["history"])}
+            assert [message["role"] for message in row["prompt"] + row["chosen"]] == ["user", "assistant"]
+        assert sum(summary[name]["pairs"].values()) == len(rows)
+
+
+def test_rows_behind_indices_are_written_in_their_order(tmp_path):
+    rows = Dataset.from_list([{"n": n, "past": [{"text": "t" * n}] * n} for n in range(6)]).select([5, 0, 3])
+    write_parquet(rows, tmp_path / "rows.parquet")
+    loaded = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))
+    assert loaded.features == rows.features
+    assert loaded.to_list() == rows.to_list()

@@ -1,0 +1,220 @@
+"""Teachers in memory: several on one backbone, scored like each alone, and put away as they came. (On ranks: tests/distributed)"""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import trl_pafo.teacher_models
+from trl_pafo.errors import TeacherError
+from trl_pafo.scoring import load_reward_model
+from trl_pafo.teacher_models import TeacherModels, by_backbone
+from trl_pafo.teachers import as_teachers
+
+
+def save_adapter(base: str, folder, seed: int, **options) -> str:
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    settings = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
+    model = get_peft_model(model, LoraConfig(**settings))
+    with torch.no_grad():
+        model.score.weight.normal_()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def adapters(decoder, tmp_path) -> dict[str, str]:
+    return {group: save_adapter(decoder, tmp_path / group, seed) for seed, group in enumerate("abc", 1)}
+
+
+@pytest.fixture
+def sequences() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    found = [rng.integers(6, 40, rng.integers(3, 12)).tolist() for _ in range(9)]
+    return [*found, found[0], found[4]]
+
+
+def plain(model, sequences) -> list[float]:
+    with torch.no_grad():
+        return [model.eval()(torch.tensor([ids])).logits.item() for ids in sequences]
+
+
+def models_of(teachers, tokenizer, **options) -> TeacherModels:
+    return TeacherModels(as_teachers(teachers), AutoTokenizer.from_pretrained(tokenizer), Accelerator(cpu=True), **options)
+
+
+def test_adapters_of_one_base_share_it(adapters, decoder, sequences, monkeypatch):
+    loads = []
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *a: loads.append(a) or load_reward_model(*a))
+    with models_of(adapters, decoder) as models:
+        for group in ("b", "a", "c", "a"):  # in any order, each head with its adapter
+            expected = plain(load_reward_model(adapters[group]), sequences)
+            np.testing.assert_allclose(models.score(group, sequences, batch_size=4), expected, atol=1e-5)
+        assert not any(p.requires_grad for p in models._model.parameters())
+        assert not models._model.training
+    assert len(loads) == 1
+
+
+def test_each_adapter_is_scored_with_its_own_pad_id(adapters, decoder, sequences, tmp_path):
+    """The pad id moves the token that a decoder pools at."""
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(sequences[0][-1])
+    tokenizer.save_pretrained(adapters["b"])
+    with models_of(adapters, decoder) as models:
+        got = models.score("b", sequences, batch_size=3)
+        own = load_reward_model(adapters["b"])
+        own.config.pad_token_id = tokenizer.pad_token_id
+        np.testing.assert_allclose(got, plain(own, sequences), atol=1e-5)
+        other = load_reward_model(adapters["a"])
+        np.testing.assert_allclose(models.score("a", sequences, batch_size=3), plain(other, sequences), atol=1e-5)
+
+
+def test_what_shares_a_backbone(adapters, decoder, tmp_path):
+    other = make_model("decoder", tmp_path / "other", seed=7)
+    model = AutoModelForSequenceClassification.from_pretrained(decoder)
+    teachers = as_teachers(
+        {
+            **adapters,
+            "full": other,
+            "again": other,
+            "of another": save_adapter(other, tmp_path / "d", 4),
+            "with biases": save_adapter(decoder, tmp_path / "e", 5, bias="all"),
+            "memory": model,
+            "same": model,
+        }
+    )
+    groups = [set(together) for together in by_backbone(teachers)]
+    assert groups == [{"a", "b", "c"}, {"full", "again"}, {"of another"}, {"with biases"}, {"memory", "same"}]
+
+
+def test_closing_frees_what_was_loaded(adapters, decoder, sequences, tmp_path):
+    other = make_model("decoder", tmp_path / "other", seed=7)
+    for teachers in (adapters, {"full": other}):
+        with models_of(teachers, decoder) as models:
+            models.score(next(iter(teachers)), sequences)
+            model = weakref.ref(models._model)
+            weight = weakref.ref(next(models._model.parameters()))
+            assert model() is not None
+        gc.collect()
+        assert model() is None
+        assert weight() is None
+        with pytest.raises(RuntimeError, match="closed"):
+            models.score(next(iter(teachers)), sequences)
+
+
+def test_a_given_model_is_left_as_it_was(decoder, sequences):
+    model = AutoModelForSequenceClassification.from_pretrained(decoder)
+    model.train()
+    model.model.layers[1].eval()
+    model.model.norm.weight.requires_grad_(False)
+    model.config.pad_token_id = None
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    modes = [module.training for module in model.modules()]
+    with models_of({"a": model}, decoder) as models:
+        got = models.score("a", sequences, batch_size=4)
+    assert [module.training for module in model.modules()] == modes
+    assert model.config.pad_token_id is None
+    assert "forward" not in vars(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+        assert parameter.grad is None
+    np.testing.assert_allclose(got, plain(model, sequences), atol=1e-5)
+
+
+def test_rewards_do_not_depend_on_how_many_processes_share_the_batches(adapters, decoder, sequences, monkeypatch):
+    """Each process in turn, without the others: together they score every sequence, in batches that are always the same."""
+    with models_of(adapters, decoder) as models:
+        whole = models.score("a", sequences, batch_size=2)
+        shares, calls = [], []
+        forward = models.forward
+        monkeypatch.setattr(models, "forward", lambda *args: calls.append(args) or forward(*args))
+        monkeypatch.setattr(trl_pafo.teacher_models, "gather_object", lambda found: shares.extend(found) or shares)
+        monkeypatch.setattr(type(models.accelerator), "num_processes", 3)
+        for rank in range(3):
+            monkeypatch.setattr(type(models.accelerator), "process_index", rank)
+            got = models.score("a", sequences, batch_size=2)
+        np.testing.assert_array_equal(got, whole)
+        assert len(calls) == 3 * 2  # 9 different sequences are 5 batches: each process takes 2, one of them again
+
+
+def test_what_the_student_draws_does_not_depend_on_teachers(adapters, decoder, sequences):
+    """The base of an adapter draws a head at random, which the adapter replaces."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with models_of(adapters, decoder):
+        pass
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mixed_precision_of_the_run_is_used(adapters, decoder, sequences, monkeypatch):
+    with models_of(adapters, decoder) as models:
+        exact = models.score("a", sequences)
+        # As under DeepSpeed, where `Accelerator.autocast` does nothing.
+        monkeypatch.setattr(type(models.accelerator), "mixed_precision", "bf16")
+        assert not models.accelerator.native_amp
+        rough = models.score("a", sequences)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            expected = plain(load_reward_model(adapters["a"]), sequences)
+    np.testing.assert_allclose(rough, expected, atol=0.02)
+    assert 1e-4 < np.abs(rough - exact).max() < 0.1
+
+
+def test_a_broken_teacher_is_named_so(adapters, decoder, sequences):
+    with models_of(adapters, decoder) as models:
+        with torch.no_grad():
+            models._model.base_model.model.model.norm.weight.fill_(float("nan"))
+        with pytest.raises(TeacherError, match="NaN or infinite"):
+            models.score("a", sequences)
+
+
+class TestMarginsOfPairs:
+    """Chosen and rejected responses that begin alike are computed as one row, where that pays."""
+
+    @pytest.fixture
+    def pairs(self) -> tuple[list[list[int]], list[list[int]]]:
+        rng = np.random.default_rng(1)
+        prefixes = [rng.integers(6, 40, rng.integers(20, 30)).tolist() for _ in range(7)]
+        chosen, rejected = ([[*p, first, *rng.integers(6, 40, 3).tolist()] for p in prefixes] for first in (4, 5))
+        return [*chosen, chosen[2]], [*rejected, rejected[2]]
+
+    def test_shared_rows_give_the_margins_of_two_rows(self, adapters, decoder, pairs, monkeypatch):
+        calls = []
+        score_pairs = trl_pafo.teacher_models.score_pairs
+        monkeypatch.setattr(
+            trl_pafo.teacher_models, "score_pairs", lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k)
+        )
+        with models_of(adapters, decoder) as models:
+            for group in ("b", "a"):
+                apart = models.margins(group, *pairs, batch_size=3)
+                assert not calls
+                shared = models.margins(group, *pairs, batch_size=3, prefix_sharing="auto")
+                assert calls == [True] * 3  # seven different pairs in batches of three
+                calls.clear()
+                np.testing.assert_allclose(shared, apart, atol=1e-5)
+                assert np.ptp(apart) > 1e-3
+                assert shared[2] == shared[7]
+
+    def test_where_it_does_not_pay_there_are_two_rows(self, adapters, decoder, monkeypatch):
+        monkeypatch.setattr(trl_pafo.teacher_models, "score_pairs", None)
+        rng = np.random.default_rng(2)
+        chosen, rejected = ([[first, *rng.integers(6, 40, 9).tolist()] for _ in range(4)] for first in (4, 5))
+        with models_of(adapters, decoder) as models:
+            margins = models.margins("a", chosen, rejected, prefix_sharing="auto")
+            rewards = models.score("a", [*chosen, *rejected])
+        np.testing.assert_allclose(margins, rewards[:4] - rewards[4:], atol=1e-6)
+
+    def test_a_given_model_gets_no_hook(self, decoder, pairs):
+        model = AutoModelForSequenceClassification.from_pretrained(decoder)
+        with models_of({"a": model}, decoder) as models:
+            models.margins("a", *pairs, prefix_sharing="auto")
+        assert not model.score._forward_hooks

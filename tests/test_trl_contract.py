@@ -1,0 +1,410 @@
+"""What trl_pafo relies on in trl, transformers, peft and accelerate: names, signatures, and the very lines.
+
+A failure here names the file of ours that has to be looked at. The lines are compared as syntax, so comments, quotes and line
+breaks of the other library do not matter.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from trl import RewardTrainer
+
+import trl_pafo
+
+ROOT = Path(trl_pafo.__file__).parent
+LIBRARIES = ("trl", "transformers", "peft", "accelerate")
+
+
+@dataclass
+class Contract:
+    """What we take for granted of one function."""
+
+    function: str
+    """`module:name` or `module:Class.method`."""
+    ours: str
+    """File of ours that relies on it, and what to look at there."""
+    parameters: str | None = None
+    """Names of its parameters, in order; `None` where they do not matter."""
+    lines: tuple[str, ...] = ()
+    """Statements or expressions that it has to hold."""
+
+    def find(self) -> Callable[..., Any]:
+        module, name = self.function.split(":")
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return inspect.unwrap(found)
+
+
+TRAINER, REWARD = "transformers.trainer:Trainer", "trl.trainer.reward_trainer:RewardTrainer"
+CONTRACTS = [
+    Contract(
+        f"{REWARD}.__init__",
+        "trl_pafo/trainer.py, __init__: arguments are handed on by place, and the last one is taken for peft_config; datasets are "
+        "prepared there, the training set first; what compute_loss and log use is set there",
+        "self model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks optimizers "
+        "optimizer_cls_and_kwargs preprocess_logits_for_metrics quantization_config peft_config",
+        (
+            "args = RewardConfig(f'{model_name}-Reward')",
+            "model_init_kwargs = dict(args.model_init_kwargs or {})",
+            "model_init_kwargs.setdefault('trust_remote_code', args.trust_remote_code)",
+            "model = create_model_from_path(model, AutoModelForSequenceClassification, **model_init_kwargs)",
+            "AutoTokenizer.from_pretrained(get_config_model_id(model.config), revision=model_revision, "
+            "trust_remote_code=args.trust_remote_code)",
+            "data_collator = DataCollatorForPreference(pad_token_id=processing_class.pad_token_id, "
+            "pad_to_multiple_of=args.pad_to_multiple_of)",
+            "train_dataset = self._prepare_dataset(train_dataset, processing_class, args, 'train')",
+            "eval_dataset = self._prepare_dataset(eval_dataset, processing_class, args, 'eval')",
+            "model.config.get_text_config().pad_token_id = processing_class.pad_token_id",
+            "self.can_return_loss = True",
+            "self.label_names = []",
+            "self._total_train_tokens = 0",
+            "self._tp_size = self.accelerator.parallelism_config.tp_size",
+            "self.model.add_model_tags(self._tag_names)",
+        ),
+    ),
+    Contract(
+        f"{REWARD}._prepare_dataset",
+        "trl_pafo/trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/scoring.py, "
+        "tokenize_response, which makes the same tokens",
+        "self dataset processing_class args dataset_name",
+        (
+            "is_processed = 'chosen_ids' in column_names and 'rejected_ids' in column_names",
+            "example['chosen'] = example['chosen'] + eos_token",
+            "apply_chat_template_kwargs = {'tools': tools, **example.get('chat_template_kwargs', {})}",
+            "example['chosen'] = example['prompt'] + example['chosen']",
+            "example['rejected'] = example['prompt'] + example['rejected']",
+            "output = {'chosen_ids': chosen_ids, 'rejected_ids': rejected_ids}",
+            "len(example['chosen_ids']) <= args.max_length and len(example['rejected_ids']) <= args.max_length",
+        ),
+    ),
+    Contract(
+        f"{REWARD}.compute_loss",
+        "trl_pafo/trainer.py, compute_loss, which repeats these lines and does not call super()",
+        "self model inputs return_outputs num_items_in_batch",
+        (
+            "inputs['use_cache'] = False",
+            "outputs = model(**inputs)",
+            "rewards_chosen, rewards_rejected = torch.chunk(outputs.logits.squeeze(-1), chunks=2)",
+            "loss = -nn.functional.logsigmoid(rewards_chosen - rewards_rejected - inputs['margin']).mean()",
+            "loss = -nn.functional.logsigmoid(rewards_chosen - rewards_rejected).mean()",
+            "loss += self.args.center_rewards_coefficient * torch.mean((rewards_chosen + rewards_rejected) ** 2)",
+            "self._total_train_tokens += num_tokens_in_batch // self._tp_size",
+            "return (loss, outputs) if return_outputs else loss",
+        ),
+    ),
+    Contract(
+        f"{REWARD}._set_signature_columns_if_needed",
+        "trl_pafo/exact_trainer.py and trl_pafo/trainer.py, _set_signature_columns_if_needed, which add columns to the list",
+        "self",
+        ("self._signature_columns = ['chosen_ids', 'rejected_ids', 'margin']",),
+    ),
+    Contract(
+        f"{REWARD}.log",
+        "trl_pafo/exact_trainer.py, log, which puts its own numbers in before",
+        "self logs start_time",
+        ("metrics = {key: sum(val) / len(val) for key, val in self._metrics[mode].items()}", "logs.update(metrics)"),
+    ),
+    Contract(
+        f"{REWARD}.evaluate",
+        "trl_pafo/exact_trainer.py, predict, which prepares rows in the same way",
+        "self eval_dataset ignore_keys metric_key_prefix",
+        ("eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, 'eval')",),
+    ),
+    Contract(
+        "trl.trainer.reward_trainer:DataCollatorForPreference.torch_call",
+        "trl_pafo/collator.py, torch_call, which adds to what it returns; chosen rows stand before rejected ones",
+        "self examples",
+        (
+            "margins = torch.tensor([example['margin'] for example in examples], dtype=torch.float)",
+            "input_ids = chosen_ids + rejected_ids",
+            "output['attention_mask'] = pad(attention_mask, padding_value=0, padding_side='right', "
+            "pad_to_multiple_of=self.pad_to_multiple_of)",
+            "output['margin'] = margins",
+        ),
+    ),
+    Contract(
+        f"{TRAINER}._get_dataloader",
+        "trl_pafo/exact_trainer.py, _get_dataloader, which sets data_collator and dataloader_drop_last meanwhile",
+        "self dataset description batch_size sampler_fn is_training dataloader_key",
+        (
+            "data_collator = self.data_collator",
+            "data_collator = self._get_collator_with_removed_columns(self.data_collator, description=description)",
+            "sampler_fn(dataset)",
+            "dataloader_params['drop_last'] = self.args.dataloader_drop_last",
+        ),
+    ),
+    Contract(
+        f"{TRAINER}._get_collator_with_removed_columns",
+        "trl_pafo/collator.py, NumberedCollator: pair_number, group and user have to reach it through the signature columns",
+        "self data_collator description",
+        ("self._set_signature_columns_if_needed()",),
+    ),
+    Contract(f"{TRAINER}._remove_unused_columns", "trl_pafo/exact_trainer.py, _get_dataloader", "self dataset description"),
+    Contract(
+        f"{TRAINER}.prediction_step",
+        "trl_pafo/exact_trainer.py, prediction_step: the logits come as a tuple or alone, in the order chosen, rejected",
+        "self model inputs prediction_loss_only ignore_keys",
+        (
+            "return_loss = self.can_return_loss",
+            "logits = tuple((v for k, v in outputs.items() if k not in ignore_keys + ['loss']))",
+            "logits = logits[0]",
+            "return (loss, logits, labels)",
+        ),
+    ),
+    Contract(
+        f"{TRAINER}.evaluation_loop",
+        "trl_pafo/exact_trainer.py, evaluation_loop: the base drives the loop, gathers nothing where a step returns nothing, and "
+        "gathers inputs only if include_for_metrics names them",
+        "self dataloader description prediction_loss_only ignore_keys metric_key_prefix",
+        (
+            "for step, inputs in enumerate(dataloader): _",
+            "if losses is not None: _",
+            "if logits is not None: _",
+            "if labels is not None: _",
+            "'inputs' in args.include_for_metrics",
+            "self.prediction_step(model, inputs, prediction_loss_only, ignore_keys=ignore_keys)",
+        ),
+    ),
+    Contract(
+        f"{TRAINER}._save",
+        "trl_pafo/trainer.py, _save, which leaves the student's adapter alone on the model meanwhile",
+        "self output_dir state_dict",
+        ("self.model.save_pretrained(output_dir, state_dict=state_dict...",),
+    ),
+    Contract(
+        f"{TRAINER}.get_batch_samples",
+        "trl_pafo/trainer.py, get_batch_samples, which counts pairs in the place of items",
+        "self epoch_iterator num_batches device",
+        ("batch_samples.append(next(epoch_iterator))",),
+    ),
+    Contract(
+        f"{TRAINER}._get_train_sampler",
+        "trl_pafo/trainer.py, _get_train_sampler, which takes the place of group_by_length alone",
+        "self train_dataset",
+        ("if self.args.train_sampling_strategy == 'group_by_length': _",),
+    ),
+    Contract(
+        f"{TRAINER}._get_eval_sampler",
+        "trl_pafo/exact_trainer.py, _get_eval_sampler: evaluation takes no copies of pairs but to fill up its last batch",
+        "self eval_dataset",
+    ),
+    Contract(f"{TRAINER}.predict", "trl_pafo/exact_trainer.py, predict", "self test_dataset ignore_keys metric_key_prefix"),
+    Contract(
+        f"{TRAINER}.log",
+        "trl_pafo/exact_trainer.py, log, and trl_pafo/progress.py: the state's history and the callbacks",
+        "self logs start_time",
+        ("self.state.log_history.append(output)",),
+    ),
+    Contract(
+        "trl.trainer.utils:get_config_model_id",
+        "trl_pafo/trainer.py, _load_tokenizer, which loads the tokenizer that the base class would",
+        "config",
+        ("getattr(config, '_name_or_path', '')",),
+    ),
+    Contract("trl.trainer.utils:get_callable_name", "trl_pafo/portfolio/oracles_judging.py, reward_name", "func"),
+    Contract(
+        "trl.data_utils:get_dataset_column_names",
+        "trl_pafo/trainer.py: columns of a dataset, streaming or not",
+        "dataset",
+    ),
+    Contract(
+        "trl.scripts.utils:TrlParser.parse_args_and_config",
+        "trl_pafo/cli/__init__.py: YAML is read safely, and a wrong key or kind is a ValueError",
+        "self args return_remaining_strings fail_with_unknown_args separate_remaining_strings",
+        ("config = yaml.safe_load(yaml_file)",),
+    ),
+    Contract(
+        "trl.scripts.utils:TrlParser.set_defaults_with_config",
+        "trl_pafo/cli/quickstart.py, reward.py, run.py: returns what no option is called",
+        "self kwargs",
+    ),
+    Contract(
+        "accelerate.utils:gather_object",
+        "trl_pafo/exact_trainer.py, margins.py, portfolio/oracles_grpo.py: lists are joined, on one process as they are",
+        "object",
+        ("return object",),
+    ),
+    Contract(
+        "accelerate.utils:broadcast_object_list",
+        "trl_pafo/margins.py, portfolio/oracles_grpo.py: the list is changed in place",
+        "object_list from_process",
+    ),
+    Contract(
+        "trl.trainer.grpo_trainer:GRPOTrainer.__init__",
+        "trl_pafo/portfolio/oracles_grpo.py, _train: weights of the rewards, several reward functions, an adapter",
+        None,
+        ("self.reward_weights = torch.tensor(args.reward_weights, dtype=torch.float32)",),
+    ),
+    Contract(
+        "trl.trainer.grpo_trainer:GRPOTrainer._calculate_rewards",
+        "trl_pafo/portfolio/oracles_judging.py, call_rewards and oracles_grpo.py, _Checked: how a reward function is called",
+        None,
+        ("reward_func(prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs)",),
+    ),
+    Contract(
+        "peft.auto:_BaseAutoPeftModel.from_pretrained",
+        "trl_pafo/scoring.py, load_reward_model: keyword arguments reach the base, so that it comes from safetensors",
+        None,
+        ("base_model = target_class.from_pretrained(base_model_path, revision=base_model_revision, **kwargs)",),
+    ),
+    Contract(
+        "peft.utils.save_and_load:load_peft_weights",
+        "trl_pafo/safe_loading.py: adapter_model.safetensors goes before adapter_model.bin",
+        None,
+        (
+            "if os.path.exists(os.path.join(path, SAFETENSORS_WEIGHTS_NAME)): _",
+            "elif os.path.exists(os.path.join(path, WEIGHTS_NAME)): _",
+        ),
+    ),
+    Contract(
+        "transformers.dynamic_module_utils:resolve_trust_remote_code",
+        "trl_pafo/safe_loading.py: trust_remote_code=False raises where there is nothing but a model's own code, and never asks",
+        None,
+        ("if trust_remote_code is None: _", "if has_remote_code and (not has_local_code) and (not trust_remote_code): _"),
+    ),
+]
+RESUMING = Contract(
+    f"{TRAINER}._load_rng_state",
+    "docs/security.md: what a checkpoint to resume from may hold",
+    None,
+    ("torch.load(rng_file, weights_only=True)",),
+)
+
+
+def normal(source: str) -> str:
+    """The syntax of a text, one line a statement, without documentation and layout."""
+    tree = ast.parse(textwrap.dedent(source))
+    return "\n".join(line.strip() for line in ast.unparse(tree).splitlines())
+
+
+def wanted(line: str) -> str:
+    """A line as [`normal`] shows it; ` _` stands for the body of a statement that has one, a final `...` for
+    what follows it on the line."""
+    if line.endswith("..."):
+        return line.removesuffix("...")
+    if line.endswith(": _"):
+        return line.removesuffix(" _") if line.startswith("elif") else normal(line).splitlines()[0]
+    return normal(line)
+
+
+def complaint(contract: Contract, function: Callable[..., Any] | None = None) -> str | None:
+    """What of a contract does not hold, and where to look; `None` if all does."""
+    try:
+        found = contract.find() if function is None else function
+    except (ImportError, AttributeError) as error:
+        return f"{contract.function} is not there ({error}). Look at {contract.ours}."
+    problems = []
+    names = " ".join(inspect.signature(found).parameters)
+    if contract.parameters is not None and names != contract.parameters:
+        problems.append(f"its parameters are now ({names.replace(' ', ', ')})")
+    source = normal(inspect.getsource(found))
+    problems += [f"it does not hold any more: {line}" for line in contract.lines if wanted(line) not in source]
+    if not problems:
+        return None
+    versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in LIBRARIES)
+    return (
+        f"{contract.function} has changed ({versions}): {'; '.join(problems)}. Look at {contract.ours}. Where ours still does the right "
+        "thing, change the contract in tests/test_trl_contract.py."
+    )
+
+
+@pytest.mark.parametrize("contract", [*CONTRACTS, RESUMING], ids=lambda contract: contract.function.split(":")[1])
+def test_what_we_rely_on_is_as_it_was(contract):
+    found = complaint(contract)
+    assert found is None, found
+
+
+@pytest.mark.parametrize("contract", [*CONTRACTS, RESUMING], ids=lambda contract: contract.function.split(":")[1])
+def test_each_line_is_missed_where_it_is_gone(contract):
+    """Every line of a contract is really looked for: without it, the text of the function fails."""
+    source = normal(inspect.getsource(contract.find()))
+    for line in contract.lines:
+        assert wanted(line) not in source.replace(wanted(line), "pass")
+        assert wanted(line) in source
+    for file in re.findall(r"(?:trl_pafo|docs|tests)/[\w/]+\.\w+", contract.ours):
+        assert (ROOT.parent / file).exists(), f"{file} is named in a contract and is not there"
+
+
+def test_a_changed_method_is_found_and_names_our_file(monkeypatch):
+    def compute_loss(self, model, inputs, return_outputs=False):
+        outputs = model(**inputs)
+        rewards_chosen, rewards_rejected = outputs.logits[::2], outputs.logits[1::2]
+        return -(rewards_chosen - rewards_rejected).sigmoid().log().mean()
+
+    contract = next(c for c in CONTRACTS if c.function.endswith("RewardTrainer.compute_loss"))
+    monkeypatch.setattr(RewardTrainer, "compute_loss", compute_loss)
+    found = complaint(contract)
+    assert found is not None
+    assert "its parameters are now (self, model, inputs, return_outputs)" in found
+    assert "chunks=2" in found
+    assert "Look at trl_pafo/trainer.py, compute_loss" in found
+    assert f"trl {trl.__version__}" in found
+    monkeypatch.delattr(RewardTrainer, "_prepare_dataset")
+    contract = next(c for c in CONTRACTS if c.function.endswith("RewardTrainer._prepare_dataset"))
+    found = complaint(contract)
+    assert found is not None
+    assert "is not there" in found
+    assert "Look at trl_pafo/trainer.py, _prepare_dataset" in found
+
+
+def test_comments_and_layout_are_no_change():
+    def first(a, b=1):
+        """Documented."""
+        if a:  # a comment
+            return {"x": (a + b)}
+
+    contract = Contract("here:first", "there", "a b", ("return {'x': a + b}", "if a: _"))
+    assert complaint(contract, first) is None
+
+
+def overridden() -> set[str]:
+    """Methods of ours that take the place of one of RewardTrainer's."""
+    from trl_pafo.exact_trainer import ExactRewardTrainer
+    from trl_pafo.trainer import PAFORewardTrainer
+
+    return {
+        name
+        for cls in (PAFORewardTrainer, ExactRewardTrainer)
+        for name, member in vars(cls).items()
+        if inspect.isfunction(member) and hasattr(RewardTrainer, name)
+    }
+
+
+def test_every_overridden_method_has_a_contract():
+    covered = {contract.function.split(".")[-1] for contract in CONTRACTS}
+    assert overridden() - covered <= KNOWN_ELSEWHERE, "Write a contract for each method that takes the place of a base method."
+
+
+# Made by the base classes for others to override; what they are given is of no concern to us.
+KNOWN_ELSEWHERE = {"create_model_card", "push_to_hub"}
+
+
+def imports_of_libraries() -> list[tuple[str, str, str]]:
+    found = set()
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in LIBRARIES and not node.level:
+                found |= {(node.module, alias.name, str(path.relative_to(ROOT.parent))) for alias in node.names}
+    return sorted(found)
+
+
+def test_every_name_that_is_imported_is_there():
+    missing = []
+    for module, name, path in imports_of_libraries():
+        if not hasattr(importlib.import_module(module), name):
+            try:
+                importlib.import_module(f"{module}.{name}")
+            except ImportError:
+                missing.append(f"{module}.{name}, which {path} imports")
+    assert len(imports_of_libraries()) > 30
+    assert not missing, "; ".join(missing)

@@ -1,0 +1,47 @@
+"""`trl-pafo push FOLDER`: a model of a run, or a saved model, to the Hub: weights, tokenizer and card."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def make_parser(prog: str | None = None) -> Any:
+    from trl import TrlParser
+
+    @dataclass
+    class PushArguments:
+        hub_model_id: str | None = field(default=None, metadata={"help": "NAME or NAMESPACE/NAME on the Hub."})
+        method: str | None = field(default=None, metadata={"help": "Which model of a run. Default: pafo."})
+        private: bool = field(
+            default=False, metadata={"help": "Make a new repository private. Default: what its owner's settings say."}
+        )
+        hub_token: str | None = field(
+            default=None, metadata={"help": "Token that may write. Default: HF_TOKEN, or who is logged in."}
+        )
+        hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to. Default: main."})
+        base_model: str | None = field(
+            default=None, metadata={"help": "Hub id of an adapter's base model, where it was trained from a folder."}
+        )
+        commit_message: str = field(default="Upload model", metadata={"help": "Message of the commit."})
+
+    parser = TrlParser(PushArguments, prog=prog)  # type: ignore[arg-type]
+    parser.add_argument("folder", metavar="FOLDER", help="Folder of a run, or of a saved model.")
+    return parser
+
+
+def main(args: Any, positional: Any) -> None:
+    from trl_pafo.errors import ConfigError
+    from trl_pafo.publishing import push_run
+
+    if not args.hub_model_id:
+        raise ConfigError("Give --hub_model_id: NAME or NAMESPACE/NAME.")
+    commit = push_run(
+        positional.folder,
+        args.hub_model_id,
+        method=args.method,
+        token=args.hub_token,
+        private=args.private or None,
+        revision=args.hub_revision,
+        message=args.commit_message,
+        base_model=args.base_model,
+    )
+    print(f"Pushed: {commit.repo_url}")

@@ -1,0 +1,162 @@
+"""Whether a run shares prefixes: what the option asks for, what the model can, and what the lengths of the pairs promise."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.forward import reward_model
+from trl_pafo.prefix_sharing.rows import pair_lengths, round_up
+from trl_pafo.prefix_sharing.support import TESTED_FAMILIES, why_not_shared
+
+MIN_GAIN = 1.1
+"""Estimated gain in speed from which on `"auto"` shares: measured gains lie around the estimate (docs/prefix_sharing.md)."""
+
+_MOST_PAIRS = 1024
+
+
+class SharingChoice(NamedTuple):
+    """Whether pairs share rows, and why."""
+
+    share: bool
+    reason: str
+
+
+class Gain(NamedTuple):
+    """Two rows a pair over shared rows: how many times the tokens, and how many times the arithmetic."""
+
+    tokens: float
+    speed: float
+
+
+def attention_weight(config: Any) -> float:
+    """Arithmetic of one query on one key, over that of one token in the matrices of a layer: it grows with the row, they do not."""
+    hidden = config.hidden_size
+    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries = config.num_attention_heads * head_size
+    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    width = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
+    return 4 * queries / (2 * hidden * (2 * queries + 2 * keys + 3 * experts * width))
+
+
+def estimate_gain(
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    weight: float,
+    implementation: str = "sdpa",
+    pad_to_multiple_of: int | None = None,
+) -> Gain:
+    """Gain for batches in the order given, padding included. (Ours.)
+
+    Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
+    which two rows of equal length need, half of that; and with flex_attention only what a token sees.
+
+    Args:
+        lengths (`np.ndarray` of shape `(num_pairs, 3)`):
+            Tokens of prefix, chosen rest and rejected rest ([`pair_lengths`]), at least one pair.
+        batch_size (`int`):
+            Pairs in a batch.
+        weight (`float`):
+            [`attention_weight`].
+        implementation (`str`, *optional*, defaults to `"sdpa"`):
+            Implementation of attention.
+        pad_to_multiple_of (`int`, *optional*):
+            As in the collator.
+    """
+    tokens = np.zeros(2)
+    seen = np.zeros(2)
+    for start in range(0, len(lengths), batch_size):
+        batch = lengths[start : start + batch_size]
+        sequences = batch[:, :1] + batch[:, 1:]
+        two = round_up(int(sequences.max()), pad_to_multiple_of)
+        shared = round_up(int(batch.sum(axis=1).max()), pad_to_multiple_of)
+        tokens += len(batch) * np.array([2 * two, shared])
+        if implementation == "flex_attention":
+            twice = (sequences**2).sum()
+            seen += np.array([twice, twice - (batch[:, 0] ** 2).sum()]) / 2
+        else:
+            needs_mask = implementation == "eager" or bool((sequences < two).any())
+            seen += len(batch) * np.array([2 * two**2 * (1.0 if needs_mask else 0.5), shared**2])
+    cost = tokens + weight * seen
+    return Gain(float(tokens[0] / tokens[1]), float(cost[0] / cost[1]))
+
+
+def lengths_of(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """[`pair_lengths`] of pairs of token sequences, of shape `(num_pairs, 3)`."""
+    return np.array([pair_lengths(*pair) for pair in zip(chosen, rejected, strict=True)], dtype=np.int64).reshape(-1, 3)
+
+
+def choose_sharing(
+    mode: str,
+    model: torch.nn.Module,
+    dataset: Any,
+    batch_size: int,
+    *,
+    pad_to_multiple_of: int | None = None,
+    hindrance: str | None = None,
+) -> SharingChoice:
+    """Decide whether the pairs of a run share rows.
+
+    Args:
+        mode (`str`):
+            `"off"`; `"on"`, which shares whatever the lengths are; or `"auto"`, which shares where the model's family is among the
+            tested ones and a sample of the pairs promises a gain of at least [`MIN_GAIN`].
+        model (`torch.nn.Module`):
+            Reward model.
+        dataset ([`~datasets.Dataset`], *optional*):
+            Tokenized pairs; a stream has no lengths to look at.
+        batch_size (`int`):
+            Pairs in a batch.
+        pad_to_multiple_of (`int`, *optional*):
+            As in the collator.
+        hindrance (`str`, *optional*):
+            Why the caller cannot have shared rows.
+
+    Returns:
+        [`SharingChoice`]. The same on every process that sees the same model and dataset.
+
+    Raises:
+        ConfigError: With `"on"`, if shared rows would not give the rewards of two rows.
+    """
+    if mode == "off":
+        return SharingChoice(False, "prefix_sharing='off'")
+    if mode == "on":
+        reason = hindrance or why_not_shared(model)
+        if reason is not None:
+            raise ConfigError(
+                f"prefix_sharing='on' cannot give the rewards of two rows: {reason}. Set prefix_sharing='auto' or 'off'."
+            )
+        return SharingChoice(True, "prefix_sharing='on'")
+    # What costs least is asked first.
+    inner = reward_model(model)
+    if hindrance is not None or inner is None:
+        return SharingChoice(False, hindrance or str(why_not_shared(model)))
+    if inner.config.model_type not in TESTED_FAMILIES:
+        return SharingChoice(
+            False,
+            f"models of type {inner.config.model_type!r} are not among those whose gradients are compared in our tests; "
+            "prefix_sharing='on' shares if a small model of the type gives equal rewards",
+        )
+    if not isinstance(dataset, Dataset) or not len(dataset):
+        return SharingChoice(False, "the lengths of the pairs are not known; prefix_sharing='on' shares all the same")
+    gain = sampled_gain(dataset, batch_size, inner.config, pad_to_multiple_of)
+    estimate = (
+        f"one row a pair is estimated to be {gain.speed:.2f} times as fast as two, which have {gain.tokens:.2f} times the tokens"
+    )
+    if gain.speed < MIN_GAIN:
+        return SharingChoice(False, f"{estimate}: below {MIN_GAIN}")
+    reason = why_not_shared(model)
+    return SharingChoice(reason is None, reason or estimate)
+
+
+def sampled_gain(dataset: Dataset, batch_size: int, config: Any, pad_to_multiple_of: int | None = None) -> Gain:
+    """[`estimate_gain`] of about a thousand pairs, drawn at random but the same every time."""
+    order = np.random.default_rng(0).permutation(len(dataset))[: max(_MOST_PAIRS, batch_size)]
+    rows = dataset.select(order.tolist()).with_format(None)
+    lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
+    return estimate_gain(lengths, batch_size, attention_weight(config), config._attn_implementation, pad_to_multiple_of)

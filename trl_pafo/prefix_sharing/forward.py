@@ -1,0 +1,159 @@
+"""One forward pass of a wrapped model over shared rows, and the two rewards of each.
+
+Only the model's own `forward` may be called: hooks of DistributedDataParallel, FSDP and DeepSpeed hang on it, and gather
+the weights there. It pools one position of a row. So a hook on the reward head, the module `score` between the last layer and the
+pooling, puts both rewards at every position: whichever is pooled, both come out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask, may_see, reward_places, row_layout
+
+ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Implementations of attention that can be told who sees whom; flash attention cannot."""
+
+
+def reward_model(model: torch.nn.Module) -> Any:
+    """The sequence classification model inside of wrappers and adapters, `None` if there is none with a `score` head."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and isinstance(getattr(module, "score", None), torch.nn.Module):
+            return module
+    return None
+
+
+class PairHead:
+    """Forward hook of a reward head: two rewards at every position while a shared batch is at work, nothing otherwise.
+
+    It stays on the module, and is put there before anything wraps or compiles the model: hooks that come later are not seen
+    by `torch.compile`.
+    """
+
+    def __init__(self) -> None:
+        self.places: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "PairHead":
+        """The hook on the reward head of a model, put there if it is not yet.
+
+        Raises:
+            ConfigError: If the model has no head `score`.
+        """
+        owner = reward_model(model)
+        if owner is None:
+            raise ConfigError(
+                f"{type(model).__name__} has no reward head `score` that reads every token, so a pair cannot share a row. Use a "
+                "decoder of transformers, or set prefix_sharing='off'."
+            )
+        # With an adapter that trains the head, `score` is peft's wrapper of it, whose output is what gets pooled.
+        for hook in owner.score._forward_hooks.values():
+            if isinstance(hook, cls):
+                return hook
+        head = cls()
+        owner.score.register_forward_hook(head)
+        return head
+
+    @contextmanager
+    def reading(self, places: torch.Tensor) -> Iterator[None]:
+        """While it lasts, the head gives the rewards at `places`, of shape `(num_pairs, 2)`."""
+        self.places = places
+        try:
+            yield
+        finally:
+            self.places = None
+
+    def __call__(self, module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        if self.places is None:
+            return None
+        rewards = output.squeeze(-1).gather(1, self.places.to(output.device))
+        return rewards[:, None].expand(-1, output.shape[1], -1)
+
+
+def layer_windows(config: Any) -> dict[str, int | None] | int | None:
+    """Sliding windows of a model: one for all layers (`None` without), or one for each type of layer where types differ.
+
+    Raises:
+        ConfigError: If a type of layer does not attend by a mask alone.
+    """
+    types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if other := types - {"full_attention", "sliding_attention"}:
+        raise ConfigError(f"layers of type {', '.join(sorted(other))} look at tokens in an order of their own")
+    if not types:
+        return window
+    return {"full_attention": None, "sliding_attention": window} if "sliding_attention" in types else None
+
+
+def attention_mask(layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype) -> Any:
+    """Who sees whom, as one implementation of attention wants to be told.
+
+    Args:
+        layout ([`RowLayout`]):
+            Layout of the rows.
+        window (`int`, *optional*):
+            Sliding window.
+        implementation (`str`):
+            One of [`ATTENTION`].
+        dtype (`torch.dtype`):
+            Number format of the model.
+
+    Returns:
+        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`; `"eager"`: the same, to be added to the scores;
+        `"flex_attention"`: a `BlockMask`, whose empty blocks are not computed.
+    """
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, num_tokens = layout.part.shape
+        # H=None: all heads see the same.
+        return create_block_mask(may_see(layout, window), rows, None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
+    sees = dense_mask(layout, window)
+    if implementation == "sdpa":
+        return sees
+    return torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
+
+
+def forward_shared(model: torch.nn.Module, input_ids: torch.Tensor, lengths: torch.Tensor, **model_kwargs: Any) -> Any:
+    """Forward pass over shared rows. The output is that of two rows a pair: all chosen responses, then all rejected ones.
+
+    Args:
+        model (`torch.nn.Module`):
+            Reward model, however wrapped. It must be one that [`why_not_shared`] has no reason against.
+        input_ids (`torch.Tensor` of shape `(num_pairs, num_tokens)`):
+            Shared rows ([`collate_pairs`]).
+        lengths (`torch.Tensor` of shape `(num_pairs, 3)`):
+            See [`PAIR_LENGTHS`].
+        **model_kwargs:
+            Handed to the model.
+
+    Returns:
+        Output of the model with `logits` of shape `(2 * num_pairs, 1)`.
+
+    Raises:
+        ConfigError: If the model has no head to read two rewards from.
+    """
+    owner, head = reward_model(model), PairHead.of(model)
+    layout = row_layout(lengths, input_ids.shape[1])
+    implementation, windows = owner.config._attn_implementation, layer_windows(owner.config)
+    masks = {
+        name: attention_mask(layout, window, implementation, owner.dtype)
+        for name, window in (windows.items() if isinstance(windows, dict) else [("all", windows)])
+    }
+    with head.reading(reward_places(input_ids, lengths, owner.config.get_text_config().pad_token_id)):
+        outputs = model(
+            input_ids=input_ids,
+            position_ids=layout.position,
+            attention_mask=masks if isinstance(windows, dict) else masks["all"],
+            **model_kwargs,
+        )
+    if outputs.logits.shape[-1] != 2:
+        raise ConfigError(
+            "The forward pass went past the reward head that two rewards were to be read from. Set prefix_sharing='off'."
+        )
+    outputs.logits = outputs.logits.T.reshape(-1, 1)
+    return outputs

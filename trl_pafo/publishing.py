@@ -1,0 +1,203 @@
+"""The models of a finished run: a card beside each, and one of them to the Hub."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from trl_pafo.arguments import TITLES
+from trl_pafo.card import (
+    CARD_NAME,
+    FEWEST_USERS,
+    STUDENT_HYPERPARAMETERS,
+    Accuracy,
+    Card,
+    GroupCount,
+    base_id,
+    hub_ids,
+)
+from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.hub import ADAPTER_CONFIG, history_of, local_base_of, push_model
+from trl_pafo.report.records import Record, read_record
+from trl_pafo.runs import MANIFEST, write_text
+
+_STUDENTS = ("pafo", "pafo_own_group")
+_TAGS = ("trl", "reward-trainer")
+
+
+def write_cards(folder: str | Path) -> list[Path]:
+    """Write a README.md beside each model of a finished run, from its results; return the files.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of the run.
+
+    Raises:
+        RunFolderError: If it is no finished run.
+    """
+    record = read_record(folder)
+    written = []
+    for method in record.methods:
+        model = record.folder / "models" / method
+        if model.is_dir():  # the oracle is the teachers
+            write_text(model / CARD_NAME, run_card(record, method).render())
+            written.append(model / CARD_NAME)
+    return written
+
+
+def run_card(record: Record, method: str) -> Card:
+    """What the run knows of one of its models."""
+    folder = record.folder / "models" / method
+    stage = record.stages.get(method, {}).get("inputs", {})
+    data = record.results.get("data", {})
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    settings = dict(stage)
+    is_student = method in _STUDENTS and "instead" not in stage
+    if not is_student:
+        settings = {name: value for name, value in settings.items() if name not in STUDENT_HYPERPARAMETERS}
+    if not is_adapter:
+        settings = {name: value for name, value in settings.items() if not name.startswith(("lora_", "use_"))}
+    history = history_of(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if history is not None:
+        settings |= {"num_history": history.get("num_history"), "history_max_tokens": history.get("max_tokens")}
+    base = base_id(stage.get("model_name_or_path"))
+    verdict = record.results.get("verdicts", {}).get(method)
+    accuracies = _accuracies(record, method)
+    findings = []
+    if verdict:
+        sentence = verdict["sentence"]
+        if any(row.name and row.users is not None and row.users < FEWEST_USERS for row in accuracies):
+            sentence = re.sub(r" over \d+ users", "", sentence)  # a sum would give away the group that is not counted
+        findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
+    return Card(
+        title=f"{record.title(method)} reward model",
+        method=("pafo" if is_student else "kept") if method in _STUDENTS else method,
+        tags=(*_TAGS, "pafo") if method in _STUDENTS else _TAGS,
+        base_model=base,
+        base_is_local=local_base_of(folder) is not None,
+        datasets=hub_ids([data.get("data_path")]),
+        is_adapter=is_adapter,
+        history=history,
+        group_definition=_group_definition(data),
+        groups=_counts(record, "train"),
+        accuracies=accuracies,
+        evaluated_on="On the test pairs of the run, which no training has seen.",
+        interval_method="Intervals come from a bootstrap over users, stratified by group; that of a group with one user is unknown.",
+        eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
+        findings=findings,
+        hyperparameters=settings,
+    )
+
+
+def push_run(
+    folder: str | Path,
+    hub_model_id: str,
+    *,
+    method: str | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    message: str = "Upload model",
+    base_model: str | None = None,
+) -> Any:
+    """Push one model of a finished run, or a folder with a saved model: the model, its tokenizer and its card, nothing else.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a run, or of a saved model.
+        hub_model_id (`str`):
+            `name` or `namespace/name`; made where it does not exist.
+        method (`str`, *optional*):
+            Which model of the run. Defaults to PAFO's.
+        token, private, revision, message, base_model (*optional*):
+            As in [`~trl_pafo.hub.push_model`].
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`].
+
+    Raises:
+        ConfigError: If the run has no such model, or it is a teacher's.
+        RunFolderError: If there is no such folder, or no finished run in it.
+        HubError: If the Hub refuses, or cannot be reached.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} is no folder. Name that of a run, or of a saved model.")
+    model = folder
+    if (folder / MANIFEST).is_file():
+        model = _model_of(folder, method)
+        results = folder / "results/results.json"
+        if not _is_newer(model / CARD_NAME, results):  # else it is the run's, with what somebody wrote into it since
+            write_cards(folder)
+    elif method is not None:
+        raise ConfigError(f"{folder} is no run of trl-pafo, so it has no methods. Leave out --method.")
+    if model.resolve().parent.name == "teachers" and (model.resolve().parent.parent / MANIFEST).is_file():
+        raise ConfigError(
+            f"{model} is a teacher: it is trained on the pairs of one group alone, and is not pushed. Push the student."
+        )
+    options: dict[str, Any] = {
+        "token": token,
+        "private": private,
+        "revision": revision,
+        "message": message,
+        "base_model": base_model,
+    }
+    return push_model(model, hub_model_id, **options)
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+
+
+def _model_of(folder: Path, method: str | None) -> Path:
+    found = {path.name: path for path in sorted((folder / "models").glob("*")) if path.name in TITLES}
+    name = method or next((student for student in _STUDENTS if student in found), None)
+    if name == "oracle":
+        raise ConfigError("The oracle is the teachers, which are not pushed. Push another method.")
+    if name is None or name not in found:
+        raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
+    return found[name]
+
+
+def _counts(record: Record, split: str) -> list[GroupCount]:
+    found = record.data.get(split, {})
+    users = found.get("users", {})
+    pairs = sorted(found.get("pairs", {}).items(), key=lambda item: (-item[1], item[0]))
+    return [GroupCount(str(name), users.get(name), count) for name, count in pairs]
+
+
+def _accuracies(record: Record, method: str) -> list[Accuracy]:
+    summary = record.methods[method]
+    rows = []
+    for name in ("", *record.groups):
+        entry, suffix = summary[f"accuracy/{name}" if name else "overall"], f"/{name}" if name else ""
+        users, pairs = summary[f"num_users{suffix}"], summary[f"num_pairs{suffix}"]
+        low, high = (None, None) if users == 1 else (entry["low"], entry["high"])  # one user, drawn again and again: no width
+        rows.append(Accuracy(name, entry["value"], low, high, users, pairs))
+    return rows
+
+
+def _group_definition(data: Mapping[str, Any]) -> str:
+    """How the groups of a run were made, from the options of its data."""
+    source = data.get("source", "unknown")
+    text = f"The data are those of the source {source}."
+    if data.get("group_by"):
+        held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
+        return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
+    if data.get("minority_threshold") is not None:
+        return f"{text} Users whose preference support rate is below {data['minority_threshold']} are the minority."
+    if data.get("minority_quantile") is not None:
+        share = f"{data['minority_quantile']:.0%}"
+        return f"{text} The {share} of users with the lowest preference support rates are the minority."
+    if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
+        types = [
+            f"the {side} {', '.join(data[side]) if data.get(side) else 'what the source has by default'}"
+            for side in ("majority", "minority")
+        ]
+        return (
+            f"{text} Its users are simulated: each holds one type, which decides what it chooses, {'; '.join(types)}. The share of the "
+            f"minority was set to {data.get('minority_ratio')}."
+        )
+    return f"{text} The groups are as they come with it."

@@ -1,0 +1,240 @@
+"""Teachers in memory: adapters on one backbone, sharded where the student is, scored by all processes in step, and put away."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from trl_pafo.prefix_sharing.choice import choose_sharing
+from trl_pafo.scoring import length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
+from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student, whole_weights
+from trl_pafo.teachers import Teacher
+
+_Key = TypeVar("_Key")
+
+
+def by_backbone(teachers: Mapping[str, Teacher]) -> list[dict[str, Teacher]]:
+    """Teachers that need the same weights in memory together: adapters of one base, or one checkpoint for several groups."""
+    shared: dict[Any, dict[str, Teacher]] = {}
+    for group, teacher in teachers.items():
+        shared.setdefault(teacher.backbone(), {})[group] = teacher
+    return list(shared.values())
+
+
+class TeacherModels:
+    """
+    Teachers of one backbone (see [`by_backbone`]) in memory, frozen, to be used as one of them at a time.
+
+    They never meet the optimiser, and neither the accelerator nor the trainer knows of them, so that nothing saves them or
+    keeps them alive. [`~TeacherModels.close`] frees them, or leaves a model that was given as it was.
+
+    Args:
+        teachers (`dict[str, Teacher]`):
+            Teacher of each group.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The student's tokenizer.
+        accelerator ([`~accelerate.Accelerator`]):
+            Says where the models go. All of its processes have to make this object together.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Number format in which they are loaded.
+    """
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.accelerator = accelerator
+        self.pad_ids = {group: teacher.pad_id(tokenizer) for group, teacher in teachers.items()}
+        self._stack = ExitStack()
+        self._adapters: dict[str, str] = {}
+        self._model: torch.nn.Module | None = None
+        first = next(iter(teachers.values()))
+        self._is_borrowed = not isinstance(first.source, str)
+        if isinstance(first.source, str):
+            self._load(teachers, dtype)
+        else:
+            self._borrow(first.source)
+
+    def _load(self, teachers: Mapping[str, Teacher], dtype: torch.dtype) -> None:
+        sharded = shards_the_student(self.accelerator)
+        # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
+        with in_turn(self.accelerator) if sharded else nullcontext(), whole_weights(), torch.random.fork_rng(devices=[]):
+            folders = {group: local_folder(str(teacher.source)) for group, teacher in teachers.items()}
+            first = next(iter(folders.values()))
+            model = load_reward_model(first, dtype)
+            if (first / "adapter_config.json").exists():
+                names = {first: model.active_adapter}
+                for folder in folders.values():
+                    if folder not in names:
+                        names[folder] = f"teacher{len(names)}"
+                        model.load_adapter(folder, names[folder], is_trainable=False)
+                self._adapters = {group: names[folder] for group, folder in folders.items()}
+            model.requires_grad_(False).eval()
+            if sharded and getattr(model, "hf_quantizer", None) is None:
+                shard(model, self.accelerator.device, self.accelerator.num_processes)
+        self._model = model if getattr(model, "hf_quantizer", None) is not None else model.to(self.accelerator.device)
+
+    def _borrow(self, model: torch.nn.Module) -> None:
+        self._model = model
+        modes = {module: module.training for module in model.modules()}
+        self._stack.callback(_restore_modes, modes)
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        self._stack.callback(setattr, config, "pad_token_id", config.pad_token_id)
+        self._stack.enter_context(gathered(model))
+        devices = {parameter.device for parameter in model.parameters()}
+        if len(devices) == 1 and not is_sharded(model) and getattr(model, "hf_quantizer", None) is None:
+            self._stack.callback(model.to, devices.pop())
+            model.to(self.accelerator.device)
+
+    def forward(self, group: str, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Rewards of this process's token sequences under a group's teacher, in one forward pass.
+
+        Under a launcher that shards the student every process has to call it equally often.
+        """
+        model = self._activate(group)
+        device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
+        return score_sequences(model, sequences, self.pad_ids[group], batch_size=len(sequences), device=device, autocast=autocast)
+
+    def _activate(self, group: str) -> torch.nn.Module:
+        """The model, as the teacher of this group."""
+        model = self._model
+        if model is None:
+            raise RuntimeError("These teachers are closed.")
+        if group in self._adapters:
+            model.set_adapter(self._adapters[group], inference_mode=True)  # type: ignore[operator]
+        # Pooling looks for this id, and the base of an adapter may know another one or none.
+        model.config.get_text_config().pad_token_id = self.pad_ids[group]  # type: ignore[operator, union-attr]
+        return model
+
+    def score(
+        self, group: str, sequences: Sequence[Sequence[int]], *, batch_size: int = 32, desc: str | None = None
+    ) -> np.ndarray:
+        """Rewards of token sequences, the same on every process: raw, each shared out once, equal sequences scored once.
+
+        The batches are the same however many processes share them, and so are the rewards, to the last bit. Processes that run
+        out of batches repeat the last one: all take equally many forward passes, as sharded weights need.
+
+        Args:
+            group (`str`):
+                Whose teacher scores.
+            sequences (`Sequence[Sequence[int]]`):
+                Token ids, the same on every process.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Sequences in a forward pass.
+            desc (`str`, *optional*):
+                Title of the progress bar of the main process; no bar without it.
+
+        Returns:
+            `np.ndarray` of shape `(num_sequences,)`, float32.
+
+        Raises:
+            TeacherError: If a reward is not finite.
+        """
+        keys = [tuple(sequence) for sequence in sequences]
+        return self._in_batches(keys, len, lambda batch: self.forward(group, batch), batch_size, desc)
+
+    def margins(
+        self,
+        group: str,
+        chosen: Sequence[Sequence[int]],
+        rejected: Sequence[Sequence[int]],
+        *,
+        batch_size: int = 16,
+        prefix_sharing: str = "off",
+        desc: str | None = None,
+    ) -> np.ndarray:
+        """Margins of pairs of token sequences under a group's teacher, the same on every process: see [`~TeacherModels.score`].
+
+        Args:
+            batch_size (`int`, *optional*, defaults to `16`):
+                Pairs in a forward pass.
+            prefix_sharing (`str`, *optional*, defaults to `"off"`):
+                `"auto"` computes once what both responses of a pair begin with, where the teacher can and the lengths promise a
+                gain ([`~trl_pafo.prefix_sharing.choice.choose_sharing`]); margins are the same to rounding.
+
+        Returns:
+            `np.ndarray` of shape `(num_pairs,)`, float32.
+
+        Raises:
+            TeacherError: If a reward is not finite.
+        """
+        if self._model is None:
+            raise RuntimeError("These teachers are closed.")
+        pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
+        # Sharing puts a hook on the reward head, and a model that was given is to be left as it was.
+        hindrance = "the teacher is not loaded here" if self._is_borrowed else None
+        if not choose_sharing(prefix_sharing, self._model, pairs, batch_size, hindrance=hindrance).share:
+            rewards = self.score(group, [*chosen, *rejected], batch_size=2 * batch_size, desc=desc)
+            return rewards[: len(chosen)] - rewards[len(chosen) :]
+        keys = [(tuple(one), tuple(other)) for one, other in zip(chosen, rejected, strict=True)]
+        return self._in_batches(keys, length_of_row, lambda batch: self._shared_margins(group, batch), batch_size, desc)
+
+    def _shared_margins(self, group: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> np.ndarray:
+        model = self._activate(group)
+        chosen, rejected = zip(*pairs, strict=True)
+        device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
+        options: dict[str, Any] = {"batch_size": 2 * len(pairs), "device": device, "autocast": autocast}
+        rewards = score_pairs(model, chosen, rejected, self.pad_ids[group], share_prefix=True, **options)
+        return rewards[0] - rewards[1]
+
+    def _in_batches(
+        self,
+        keys: Sequence[_Key],
+        length: Callable[[_Key], int],
+        forward: Callable[[list[_Key]], np.ndarray],
+        batch_size: int,
+        desc: str | None,
+    ) -> np.ndarray:
+        """One number for each key, equal ones computed once; see [`~TeacherModels.score`] for who computes what."""
+        place: dict[_Key, int] = {}
+        index = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
+        unique = list(place)
+        # Longest first: a batch that does not fit into memory fails at once, not after an hour.
+        order = sorted(range(len(unique)), key=lambda row: -length(unique[row]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        turns = range(math.ceil(len(batches) / num_processes))
+        found = []
+        for turn in tqdm(turns, desc=desc, unit="batch", disable=desc is None or not self.accelerator.is_main_process):
+            rows = batches[min(turn * num_processes + rank, len(batches) - 1)]
+            found.append((rows, forward([unique[row] for row in rows])))
+        numbers = np.empty(len(unique), dtype=np.float32)
+        for rows, values in gather_object(found):
+            numbers[rows] = values
+        return numbers[index]
+
+    def close(self) -> None:
+        """Free the models that were loaded here; leave one that was given with device, modes and pad id that it came with."""
+        self._stack.close()
+        self._model = None
+        clear_device_cache(garbage_collection=True)
+
+    def __enter__(self) -> "TeacherModels":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:
+    """The mixed precision of the run. Under DeepSpeed `Accelerator.autocast` does nothing, as its engine casts the student."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    return partial(torch.autocast, accelerator.device.type, dtype=dtype) if dtype else nullcontext
+
+
+def _restore_modes(modes: Mapping[torch.nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training

@@ -1,0 +1,102 @@
+"""Teachers under the launchers that shard the student: weights loaded whole, then cut so that each process keeps its part.
+
+TRL wraps a frozen model as its student is wrapped: a DeepSpeed engine, or FSDP around the root. Here teachers are sharded by
+`fully_shard` under every launcher, layer by layer: a forward gathers one layer and not the whole teacher, the weights keep the
+number format that they were loaded in, so that margins are the same bits in every mode, and nothing outlives the model, as a
+DeepSpeed engine does.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+def shards_the_student(accelerator: Accelerator) -> bool:
+    """Whether the weights of the student are spread over several processes: FSDP of either version, or DeepSpeed ZeRO-3."""
+    if accelerator.num_processes == 1:
+        return False
+    deepspeed = accelerator.state.deepspeed_plugin
+    fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+    return fsdp is not None or (deepspeed is not None and deepspeed.zero_stage == 3)
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Models that are loaded inside have all their weights on every process.
+
+    What a launcher sets up for the student acts on every `from_pretrained`: ZeRO-3 cuts the weights up at once, and FSDP with
+    `cpu_ram_efficient_loading` leaves processes other than the first without some or all of them (which, differs between
+    versions of transformers) until the student is wrapped. A teacher would be scored with that.
+    """
+    from transformers.integrations import deepspeed
+
+    config = deepspeed._hf_deepspeed_config_weak_ref and deepspeed._hf_deepspeed_config_weak_ref()
+    efficient = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
+    deepspeed.unset_hf_deepspeed_config()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
+        if efficient is None:
+            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+        else:
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
+
+
+@contextmanager
+def in_turn(accelerator: Accelerator) -> Iterator[None]:
+    """Processes of one machine do what is inside one after the other, so that its memory holds one whole model at a time."""
+    for turn in range(accelerator.num_processes):
+        if turn == accelerator.local_process_index:
+            yield
+        accelerator.wait_for_everyone()
+
+
+def shard(model: torch.nn.Module, device: torch.device, num_processes: int) -> None:
+    """Leave each process its part of the weights, on the device: the layers first, then what is outside of them.
+
+    Args:
+        model (`torch.nn.Module`):
+            A model of transformers, or one of peft around it, the same on every process. It is changed.
+        device (`torch.device`):
+            Where the parts are kept.
+        num_processes (`int`):
+            Number of processes, all of which have to run each forward pass from now on.
+    """
+    mesh = init_device_mesh(device.type, (num_processes,))
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    for module in reversed(list(model.modules())):  # the inner ones first
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    # By default the root stays gathered for a backward pass, which a teacher never has.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether this process holds only a part of the weights."""
+    return any(isinstance(p, DTensor) or _is_cut_by_deepspeed(p) for p in module.parameters()) or any(
+        isinstance(m, FSDPModule) for m in module.modules()
+    )
+
+
+def gathered(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """Inside, the weights that ZeRO-3 has cut up (of a model that its owner loaded) are whole on every process."""
+    parameters = [p for p in model.parameters() if _is_cut_by_deepspeed(p)]
+    if not parameters:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _is_cut_by_deepspeed(parameter: torch.nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_id")

@@ -1,0 +1,201 @@
+"""Pairs to token ids, exactly those of RewardTrainer: what texts have in common is tokenized once.
+
+A tokenizer first cuts a text at its special tokens and treats each piece alone. So a text is the sum of its pieces, and with a
+template that ends each turn by a special token, chosen and rejected share all but their last pieces: prompt and history. Rows of
+one user share the texts of the history as well.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from accelerate.logging import get_logger
+from datasets import Dataset, concatenate_datasets
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import is_conversational
+from trl.trainer.utils import global_then_local_main_first
+
+from trl_pafo.columns import Rows, column, lengths_of
+
+logger = get_logger(__name__)
+
+ID_COLUMNS = ("chosen_ids", "rejected_ids")
+"""Columns of the token ids of a pair."""
+
+_COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
+_SIDES = ("chosen", "rejected")
+
+# Rows of a batch: the more, the more pieces are found again.
+_BATCH = 2000
+# Rows that are also tokenized one by one, to see that a tokenizer does what all are taken to do.
+_CHECKED = 8
+
+# Arguments of `apply_chat_template` that say how to tokenize, not what to write.
+_HOW = {"tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+_HOW |= {"sanitize_control_tokens", "tokenizer_kwargs"}
+
+
+def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_proc: int | None = None) -> Dataset:
+    """Add the columns `chosen_ids` and `rejected_ids`, which hold what RewardTrainer would put there, to the last token.
+
+    The other columns stay as they are and are not written again.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Preference pairs as RewardTrainer takes them.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        title (`str`, *optional*):
+            Name of the dataset, for the progress bar.
+        num_proc (`int`, *optional*):
+            Number of processes.
+
+    Returns:
+        [`~datasets.Dataset`]. The dataset itself where it is tokenized already, or where the tokenizer is of a kind whose ids could
+        be others; RewardTrainer then goes through it row by row.
+    """
+    columns = [name for name in _COLUMNS if name in dataset.column_names]
+    if not set(_SIDES) <= set(columns) or ID_COLUMNS[0] in dataset.column_names or "chosen_input_ids" in dataset.column_names:
+        return dataset
+    # A dataset that tokenizes itself, or rows that the base class has an error for.
+    if not len(dataset) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return dataset
+    texts = dataset.select_columns(columns).with_format(None)
+    is_chat = is_conversational(texts[0])
+    if is_chat and type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+        return dataset
+    if not is_chat and tokenizer.eos_token is None:
+        return dataset
+    tokenize: Callable[..., dict[str, list[list[int]]]] = _tokenize_chats if is_chat else _tokenize_texts
+    first = texts[:_CHECKED]
+    expected = [[_alone(tokenizer, row, side, is_chat) for row in _rows(first)] for side in _SIDES]
+    if list(tokenize(first, tokenizer).values()) != expected:
+        logger.info(f"{type(tokenizer).__name__} does not treat the pieces between special tokens alone; they are not shared.")
+        return dataset
+    with global_then_local_main_first():
+        ids = texts.map(
+            tokenize,
+            batched=True,
+            batch_size=_BATCH,
+            fn_kwargs={"tokenizer": tokenizer},
+            remove_columns=columns,
+            num_proc=num_proc,
+            desc=f"Tokenizing {title} dataset",
+        )
+    return concatenate_datasets([dataset.with_format(None), ids], axis=1)
+
+
+def drop_long_pairs(dataset: Dataset, max_length: int) -> Dataset:
+    """The pairs of which both sequences have at most `max_length` tokens, in their order."""
+    fits = (sequence_lengths(dataset) <= max_length).all(axis=1)
+    return dataset if fits.all() else dataset.select(np.flatnonzero(fits))
+
+
+def sequence_lengths(dataset: Dataset) -> NDArray[np.int64]:
+    """Tokens of `chosen_ids` and `rejected_ids`, of shape `(num_pairs, 2)`, counted in Arrow."""
+    tables = Rows(dataset, ID_COLUMNS)
+    parts = [np.stack([lengths_of(column(table, name)) for name in ID_COLUMNS], axis=1) for table in tables]
+    return np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
+
+
+def without_limit(args: Any) -> Any:
+    """The arguments of a trainer for its own preparation of rows that are tokenized and cut to `max_length` already."""
+    args = copy.copy(args)
+    args.max_length = None
+    return args
+
+
+def _rows(batch: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _sequence(row: dict[str, Any], side: str) -> Any:
+    return row["prompt"] + row[side] if "prompt" in row else row[side]
+
+
+def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
+    tools = row.get("tools")
+    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **row.get("chat_template_kwargs", {})}
+
+
+def _with_end(row: dict[str, Any], side: str, end: str) -> dict[str, Any]:
+    return row if row[side].endswith(end) else {**row, side: row[side] + end}
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, is_chat: bool) -> list[int]:
+    """What RewardTrainer does with a row."""
+    if not is_chat:
+        return tokenizer(text=_sequence(_with_end(row, side, str(tokenizer.eos_token)), side))["input_ids"]
+    encoded: Any = tokenizer.apply_chat_template(
+        _sequence(row, side), **{"tokenize": True, "return_dict": True, **_template_kwargs(row)}
+    )
+    return encoded["input_ids"]
+
+
+def _tokenize_texts(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    # The special tokens that the tokenizer puts around a text keep it in one piece.
+    rows, end = _rows(batch), str(tokenizer.eos_token)
+    return {f"{s}_ids": _ids(tokenizer, [_sequence(_with_end(row, s, end), s) for row in rows], True) for s in _SIDES}
+
+
+def _tokenize_chats(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    rows = _rows(batch)
+    if any(_HOW & row.get("chat_template_kwargs", {}).keys() for row in rows):
+        return {f"{side}_ids": [_alone(tokenizer, row, side, True) for row in rows] for side in _SIDES}
+    texts: list[Any] = [
+        tokenizer.apply_chat_template(_sequence(row, side), tokenize=False, **_template_kwargs(row))
+        for side in _SIDES
+        for row in rows
+    ]
+    ids = sum_of_pieces(tokenizer, texts)
+    return {"chosen_ids": ids[: len(rows)], "rejected_ids": ids[len(rows) :]}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    encoded: Any = tokenizer(
+        texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
+    )
+    return encoded["input_ids"]
+
+
+def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts without special tokens around them, each piece between special tokens tokenized once. (Ours.)
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer. One that is not fast, or that takes special tokens for text, gets whole texts.
+        texts (`Sequence[str]`):
+            Texts.
+    """
+    cut = _cutter(tokenizer)
+    place: dict[str, int] = {}
+    pieces = [[place.setdefault(piece, len(place)) for piece in cut(text)] for text in texts]
+    ids = _ids(tokenizer, list(place), False)
+    return [[token for piece in places for token in ids[piece]] for places in pieces]
+
+
+def _cutter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[str]]:
+    """Cuts a text in front of each special token, as the tokenizer finds them: the first, and of several there the longest."""
+    if not tokenizer.is_fast or getattr(tokenizer, "split_special_tokens", False):
+        return lambda text: [text]
+    # The others are looked for in normalized text, piece by piece.
+    tokens = [token for token in tokenizer.added_tokens_decoder.values() if not token.normalized and token.content]
+    # What takes blanks around it, or must stand alone, depends on its neighbours.
+    bound = {token.content for token in tokens if token.lstrip or token.rstrip or token.single_word}
+    if not tokens:
+        return lambda text: [text]
+    pattern = re.compile("|".join(re.escape(content) for content in sorted((t.content for t in tokens), key=len, reverse=True)))
+
+    def cut(text: str) -> list[str]:
+        if any(content in text for content in bound):
+            return [text]
+        starts = [match.start() for match in pattern.finditer(text)]
+        places = [0, *(start for start in starts if start), len(text)]
+        return [text[start:end] for start, end in pairwise(places)]
+
+    return cut
