@@ -8,13 +8,14 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test test-slow test-lowest test-highest lint format clean
+.PHONY: help setup quickstart test test-slow test-launchers test-lowest test-highest lint format clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-launchers  DDP, FSDP2, ZeRO-1 to 3 on two processes, with DeepSpeed (tens of minutes)"
 	@echo "make test-lowest  the tests with the lowest versions of all requirements (docs/versions.md)"
 	@echo "make test-highest the tests with the newest versions within the ranges"
 
@@ -36,6 +37,14 @@ test: setup lint
 
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+
+test-launchers:
+	$(PYTHON) -m venv .venv-launchers
+	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	DS_BUILD_OPS=0 .venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-deepspeed.lock
+	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(TEST_ENV) .venv-launchers/bin/python -m pytest -q -m "slow or not slow" tests/distributed
 
 # Environments of their own, so that .venv stays what the lock says.
 test-lowest:

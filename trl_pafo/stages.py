@@ -66,6 +66,8 @@ _TRAINING_OPTIONS = (
     "max_length",
     "disable_dropout",
     "center_rewards_coefficient",
+    "train_sampling_strategy",
+    "max_tokens_per_batch",
 )
 _MODEL_OPTIONS = (
     "lora_dropout",
@@ -214,8 +216,10 @@ class Run:
     def _reward_trainer(self, out: Path, rows: Dataset, start: str | None = None, **changes: Any) -> RewardTrainer:
         """TRL's own trainer, on the prepared rows as they are."""
         args = self._training_args(out, **changes)
-        keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
+        if args.train_sampling_strategy == "group_by_length":  # RewardTrainer drops the lengths, and raises
+            args.train_sampling_strategy = "random"
         args.model_init_kwargs = safe_init_kwargs(start or self.base, args.model_init_kwargs)  # type: ignore[arg-type]
+        keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
         return RewardTrainer(
             model=start or self.base,
             args=args,
