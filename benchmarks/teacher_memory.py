@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--num_hidden_layers", type=int, default=16)
     parser.add_argument("--vocab_size", type=int, default=16_000)
     options = parser.parse_args()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back to the system at once, not into a list of glibc
     with tempfile.TemporaryDirectory() as folder:
         parts = Path(folder)
         make_parts(parts / "tiny", 64, 1, 100)

@@ -13,7 +13,8 @@ from datasets import Dataset, load_dataset
 from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
-from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.disk import new_folder
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import HistoryCutter, content_text, render_history, without_history
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.report.rewardbench import write_rewardbench
@@ -168,8 +169,13 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     """
     if not args.model_name_or_path or not args.dataset_name:
         raise ConfigError("Give --model_name_or_path and --dataset_name.")
-    if args.output_dir and Path(args.output_dir).exists():
-        raise RunFolderError(f"{args.output_dir} exists already. Choose another --output_dir; nothing is overwritten.")
+    if not args.output_dir:
+        return _evaluate_models(args, None)
+    with new_folder(Path(args.output_dir)) as out:
+        return _evaluate_models(args, out)
+
+
+def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     rows = load_rows(args.dataset_name, args.dataset_split)
     what = f"The data {args.dataset_name}"
     checks.check_columns(rows.column_names, ("chosen", "rejected"), what)
@@ -194,9 +200,8 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     if args.reference:
         verdicts["model"] = _verdict(correct["model"], correct["reference"], user, group, args.seed)
     results = {"majority": majority, "minority": minority, "models": sources, "methods": methods, "verdicts": verdicts}
-    if args.output_dir:
-        out = Path(args.output_dir)
-        out.mkdir(parents=True)
+    if out is not None:
+        out.mkdir()
         for name, pairs in scored.items():
             _write_rewards(out, name, rows, pairs)
         write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")

@@ -5,7 +5,6 @@ users who want different things must judge the same two answers differently then
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from datasets import Dataset
 from pyarrow.parquet import read_table
 
 from trl_pafo.arguments import TITLES
+from trl_pafo.disk import replacing
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import counterfactual_rows
@@ -102,13 +102,8 @@ def inspect_run(
             mine = np.flatnonzero(whose == name)
             if len(mine):
                 arrays["rewards/teacher"][mine] = forward(source, entries.select(mine), f"the teacher of {name}")[0]
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as aside, open(aside, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     return path
 
 

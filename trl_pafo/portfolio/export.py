@@ -3,7 +3,6 @@
 import dataclasses
 import html
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_pafo.disk import new_folder
 from trl_pafo.errors import PortfolioError, RunFolderError
 from trl_pafo.portfolio.core import OracleCall
 from trl_pafo.portfolio.portfolio import Portfolio
@@ -62,12 +62,15 @@ def export_members(
     Raises:
         PortfolioError: If a policy is no folder with safetensors, the adapters have several bases, or the base is a folder of
             this machine that is neither renamed nor copied.
-        RunFolderError: If the folder exists, or an unfinished export stands beside it.
+        RunFolderError: If the folder exists, another export is at work on it, or it cannot be written.
     """
-    out, aside = Path(folder), Path(folder).with_name(Path(folder).name + ".partial")
-    for path in (out, aside):
-        if path.exists():
-            raise RunFolderError(f"{path} exists already. Choose another folder; nothing is overwritten.")
+    out = Path(folder)
+    with new_folder(out) as aside:
+        _export(portfolio, aside, out, base_model, copy_base, title)
+    return out
+
+
+def _export(portfolio: Portfolio, aside: Path, out: Path, base_model: str | None, copy_base: bool, title: str) -> None:
     sources = [_source(policy, place) for place, policy in enumerate(portfolio.policies)]
     base, base_source = _base(sources, base_model, copy_base)
     try:
@@ -80,10 +83,7 @@ def export_members(
         ranks = [_adapter(source).get("r", 0) for source in sources]
         write_text(aside / "README.md", member_card(moved, base, max(ranks), title))
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise RunFolderError(f"The members cannot be written to {out}: {error}.") from error
-    os.replace(aside, out)
-    return out
 
 
 def _source(policy: Any, place: int) -> Path:

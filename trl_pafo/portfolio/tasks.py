@@ -1,11 +1,14 @@
 """What `trl-pafo portfolio` does, command by command: flags in, text for people and JSON values out."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trl_pafo.disk import alone, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.portfolio.baselines import compare_sizes, comparison_table
 from trl_pafo.portfolio.bounds import Optimum, Pool, Reference
@@ -37,8 +40,14 @@ def build(args: Any) -> Result:
         raise ConfigError(
             "--users takes neither --num_members nor --search: it covers the users' weights with the fewest members."
         )
-    folder = _build_folder(args.output_dir)
-    oracle, names, warm, scale = _oracle(args)
+    _build_folder(args.output_dir)
+    search = _oracle(args)
+    with _alone_in(args.output_dir) as folder:
+        return _build(args, search, folder)
+
+
+def _build(args: Any, search: tuple[Any, list[str], list[Any], RewardScale | None], folder: Path | None) -> Result:
+    oracle, names, warm, scale = search
     options: dict[str, Any] = {"beta": args.beta, "reward_names": names, "warm_start": warm, "max_calls": args.max_calls}
     options["folder"] = folder
     if args.users:
@@ -224,6 +233,20 @@ def _build_folder(output_dir: str | None) -> Path | None:
     if folder.exists() and any(folder.iterdir()) and not (folder / CALLS_FILE).exists():
         raise RunFolderError(f"{folder} is not empty and holds no build that could go on. Choose another --output_dir.")
     return folder
+
+
+@contextmanager
+def _alone_in(output_dir: str | None) -> Iterator[Path | None]:
+    """The folder of a build, with no other build in it meanwhile: two would mix their answers."""
+    if output_dir is None:
+        yield None
+        return
+    folder = Path(output_dir)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder, f"Another build is at work in {folder}. Wait until it ends, or choose another --output_dir."):
+            _build_folder(output_dir)  # another build may have ended meanwhile
+            yield folder
 
 
 def _certify_table(args: Any) -> Result:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_pafo.disk import writing
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.inspection import INSPECTION, inspect_run
 from trl_pafo.report.comparison import compare_sections
@@ -132,23 +133,27 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
 
     here = Path(__file__).parent
     beside = path.with_name(f"{path.stem}_pictures")
-    beside.mkdir(parents=True, exist_ok=True)
-    for old in beside.glob("*.png"):
-        old.unlink()
+    written = set()
 
     def shown(picture: Picture) -> dict[str, Any]:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
         write_png(settle(picture.figure), beside / f"{name}.png")
+        written.add(f"{name}.png")
         description = f"{picture.title}. {picture.caption}"
         return {**vars(picture), "name": name, "svg": Markup(as_svg(picture.figure, name, description))}
 
     environment = Environment(loader=FileSystemLoader(here), autoescape=True)
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    html = environment.get_template("page.html.jinja").render(
-        title=title,
-        lead=lead,
-        version=__version__,
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
-    )
-    write_text(path, html + "\n")
+    with writing(path):
+        beside.mkdir(parents=True, exist_ok=True)
+        html = environment.get_template("page.html.jinja").render(
+            title=title,
+            lead=lead,
+            version=__version__,
+            css=Markup((here / "page.css").read_text(encoding="utf-8")),
+            sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
+        )
+        write_text(path, html + "\n")
+        for old in beside.glob("*.png"):  # of the report before; last, so that a full disk leaves it whole
+            if old.name not in written:
+                old.unlink()

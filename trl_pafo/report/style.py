@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
+from trl_pafo.disk import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -56,16 +58,10 @@ def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write a picture aside and rename it, so that no reader ever sees half of it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with warnings.catch_warnings():
-            # A name in a script that the font lacks: boxes in the PNG, and right in the page.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            FigureCanvasAgg(figure).print_png(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(Path(path)) as aside, warnings.catch_warnings():
+        # A name in a script that the font lacks: boxes in the PNG, and right in the page.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_png(aside)
 
 
 def as_svg(figure: "Figure", name: str, description: str) -> str:

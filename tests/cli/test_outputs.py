@@ -1,0 +1,104 @@
+"""Outputs of the commands that train nothing: the disk is full or read-only, or two of them write to one place.
+
+One line that names path and fix, and what was there is still there.
+"""
+
+import errno
+import os
+import resource
+
+import numpy as np
+import pytest
+from conftest import make_pairs
+from fake_runs import make_run
+
+from trl_pafo.cli import main
+from trl_pafo.disk import alone, new_folder
+from trl_pafo.report.sections import accuracy_pictures
+
+
+@pytest.fixture
+def full_after():
+    """The disk is full after so many bytes a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(argv, capsys, match):
+    assert main([str(word) for word in argv]) == 1
+    error = capsys.readouterr().err
+    assert f"trl-pafo {argv[0]}: " in error
+    assert match in error
+    assert "Traceback" not in error
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def argv(self, encoder, tmp_path):
+        make_pairs(history=0).to_json(tmp_path / "test.jsonl")
+        flags = ["--dataset_name", tmp_path / "test.jsonl", "--dataset_split", "train", "--num_resamples", 50, "--num_history", 0]
+        return ["evaluate", "--model_name_or_path", encoder, *flags, "--output_dir", tmp_path / "out"]
+
+    def test_full_disk(self, argv, tmp_path, capsys, full_after):
+        full_after(100)
+        refused(argv, capsys, "cannot be written: File too large. Raise the limit")
+        assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+        full_after(resource.RLIM_INFINITY)
+        assert main([str(word) for word in argv]) == 0
+        assert (tmp_path / "out/results.json").exists()
+
+    def test_read_only_is_said_before_anything_is_scored(self, argv, capsys, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr("trl_pafo.evaluation.score_rows", lambda *args, **kwargs: pytest.fail("scored"))
+        monkeypatch.setattr(os, "mkdir", refuse)
+        refused(argv, capsys, "out cannot be read or written: Read-only file system. Make it writable")
+
+    def test_two_at_one_folder(self, argv, tmp_path, capsys):
+        with new_folder(tmp_path / "out") as aside:
+            aside.mkdir()
+            refused(argv, capsys, "Another process is at work on")
+
+
+class TestReport:
+    def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch, full_after):
+        monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (accuracy_pictures,))
+        run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
+        argv = ["report", run, "--inspect", "false"]
+        assert main([str(word) for word in argv]) == 0
+        before = files(run)
+        full_after(100)
+        refused(argv, capsys, "cannot be written: File too large")
+        assert files(run) == before
+        full_after(resource.RLIM_INFINITY)
+        (run / "report_pictures/of_an_older_version.png").write_bytes(b"")
+        assert main([str(word) for word in argv]) == 0
+        assert set(files(run)) == set(before)
+
+
+class TestPortfolio:
+    @pytest.fixture
+    def argv(self, tmp_path):
+        np.savez(tmp_path / "candidates.npz", rewards=np.random.default_rng(0).random((5, 4, 2)), names=["a", "b"])
+        return ["portfolio", "build", "--candidates", tmp_path / "candidates.npz", "--output_dir", tmp_path / "out"]
+
+    def test_two_builds_in_one_folder(self, argv, tmp_path, capsys):
+        (tmp_path / "out").mkdir()
+        with alone(tmp_path / "out", "busy"):
+            refused(argv, capsys, "Another build is at work in")
+        assert list((tmp_path / "out").iterdir()) == []
+        assert main([str(word) for word in argv]) == 0
+
+    def test_full_disk(self, argv, tmp_path, capsys, full_after):
+        full_after(500)
+        refused(argv, capsys, "File too large")
+        kept = (tmp_path / "out/calls.jsonl").read_text()
+        full_after(resource.RLIM_INFINITY)
+        assert main([str(word) for word in argv]) == 0
+        assert (tmp_path / "out/calls.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
