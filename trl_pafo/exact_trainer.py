@@ -81,7 +81,7 @@ class ExactRewardTrainer(RewardTrainer):
             if batches is not None:
                 rows = self._remove_unused_columns(dataset, description)
                 loader = batched_loader(rows, batches, self._training_collator(), self.args, is_training=True)
-                return self.accelerator.prepare(loader)
+                return self._prepared(loader)
             collator, self.data_collator = self.data_collator, self._training_collator()
             try:
                 return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
@@ -92,7 +92,7 @@ class ExactRewardTrainer(RewardTrainer):
             loader = batched_loader(
                 number_rows(rows), batches, NumberedCollator(self.data_collator), self.args, is_training=False
             )
-            return self.accelerator.prepare(loader)
+            return self._prepared(loader)
         sampler = sampler_fn and sampler_fn(dataset)
         # The base class reads both of these from the trainer. Evaluation drops no last batch: each pair counts.
         collator, drop_last = self.data_collator, self.args.dataloader_drop_last
@@ -103,6 +103,15 @@ class ExactRewardTrainer(RewardTrainer):
             )
         finally:
             self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    def _prepared(self, loader: Any) -> Any:
+        # All processes have equally many batches already, of sizes of their own, which accelerate 1.10 refuses to even out.
+        accelerator = self.accelerator
+        before, accelerator.even_batches = accelerator.even_batches, False
+        try:
+            return accelerator.prepare(loader)
+        finally:
+            accelerator.even_batches = before
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         # Rewards come back by the number of their pair, so any order will do; this one computes least on padding.

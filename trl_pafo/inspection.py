@@ -97,7 +97,7 @@ def inspect_run(
         arrays[f"rewards/{method}"], arrays[f"states/{method}"] = forward(source, entries, TITLES.get(method, method))
     if teachers:
         arrays["rewards/teacher"] = np.full((len(entries), 2), np.nan, dtype=np.float32)
-        whose = shown if shown.any() else group
+        whose = shown if (shown != "").any() else group
         for name, source in teachers.items():
             mine = np.flatnonzero(whose == name)
             if len(mine):
