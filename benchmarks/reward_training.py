@@ -30,7 +30,7 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.arguments import DataArguments
-from trl_pafo.history import HistoryCutter, render_history
+from trl_pafo.history import HistoryCutter, content_text, render_history
 from trl_pafo.history_rows import attach_history
 from trl_pafo.models import load_tokenizer, materialise_model
 from trl_pafo.prefix_sharing.choice import lengths_of
@@ -64,7 +64,7 @@ def make_rows(options: argparse.Namespace) -> Dataset:
     rows = load_source(data)["train"].shuffle(seed=options.seed)
     if options.plain:
         rows = rows.select(range(options.pairs)).select_columns(["chosen", "rejected"])
-        return rows.map(lambda row: {side: row[side][-1]["content"] for side in ("chosen", "rejected")})
+        return rows.map(lambda row: {side: content_text(row[side]) for side in ("chosen", "rejected")})
     rows = attach_history(rows, num_history=options.history, past_only=False).select(range(options.pairs))
     tokenizer = load_tokenizer(options.model)
     return render_history(rows, HistoryCutter(tokenizer)).select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"])

@@ -30,7 +30,9 @@ def dataset(prefix: int, rest: int, num_pairs: int = 8) -> Dataset:
 
 
 class TestGain:
-    @given(LENGTHS, st.integers(1, 4), st.sampled_from([None, 4]), st.sampled_from(["sdpa", "eager", "flex_attention"]))
+    @given(
+        LENGTHS, st.integers(1, 4), st.sampled_from([None, 4]), st.sampled_from(["sdpa", "eager", "flex_attention", "by_rows"])
+    )
     def test_equals_a_count_over_batches(self, lengths, batch_size, multiple, attention):
         weight = 0.01
         cost = np.zeros((2, 2))  # two rows, shared; tokens, queries on keys
@@ -52,6 +54,9 @@ class TestGain:
                 masked = attention == "eager" or any(len(s) < longest for s in sequences)
                 seen_two = len(sequences) * longest**2 * (1 if masked else 0.5)
                 seen_shared = len(pairs) * width**2
+                if attention == "by_rows":  # a causal sequence, and what follows it against all that it may see
+                    kept = lengths[start : start + batch_size]
+                    seen_shared = sum((p + c) ** 2 / 2 + r * (p + r) for p, c, r in kept)
             cost += [[len(sequences) * longest, seen_two], [len(pairs) * width, seen_shared]]
         gain = estimate_gain(np.array(lengths), batch_size, weight, attention, multiple)
         assert gain.tokens == pytest.approx(cost[0, 0] / cost[1, 0])
@@ -74,6 +79,14 @@ class TestGain:
         assert gain.speed < 0.8
         assert estimate_gain(lengths, 4, weight, "flex_attention").speed > 1.05
 
+    def test_a_window_that_bites_needs_the_mask(self):
+        rows = dataset(30, 10, 8)
+        lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
+        for window, attention in ((24, "sdpa"), (4096, "sdpa" if torch.accelerator.is_available() else "by_rows")):
+            config = make_family("mistral", sliding_window=window).config
+            expected = estimate_gain(lengths, 4, attention_weight(config), attention)
+            assert tuple(sampled_gain(rows, 4, config)) == pytest.approx(tuple(expected))
+
     def test_weight_counts_the_arithmetic_of_a_layer(self):
         """Against the weights of a layer themselves: a multiplication and an addition each, a token."""
         for family in ("llama", "qwen2", "qwen3", "gemma"):
@@ -88,7 +101,8 @@ class TestGain:
         config = make_family("llama").config
         lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
         weight = attention_weight(config)
-        assert sampled_gain(rows, 4, config) == pytest.approx(estimate_gain(lengths, 4, weight))
+        attention = "by_rows" if torch.accelerator.current_accelerator() is None else "sdpa"
+        assert tuple(sampled_gain(rows, 4, config)) == pytest.approx(tuple(estimate_gain(lengths, 4, weight, attention)))
         assert sampled_gain(rows.with_format("torch"), 4, config) == sampled_gain(rows, 4, config)
 
 
@@ -146,8 +160,9 @@ class TestChoice:
         with pytest.raises(ConfigError, match="gives other rewards"):
             choose_sharing("on", model, dataset(50, 5), 4)
 
-    def test_longer_batches_pad_more(self, model):
-        """One long pair among short ones: what is shared drowns in padding."""
+    def test_longer_batches_pad_more(self):
+        """One long pair among short ones: what is shared drowns in padding, which matrices are multiplied with."""
+        model = make_family("llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=1)
         rows = Dataset.from_list([*dataset(40, 2, 7), *dataset(0, 200, 1)])
         alone = choose_sharing("auto", model, rows.select(range(7)), 1)
         assert alone.share

@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.forward import reward_model
+from trl_pafo.prefix_sharing.forward import layer_windows, reward_model
 from trl_pafo.prefix_sharing.rows import pair_lengths, round_up
 from trl_pafo.prefix_sharing.support import TESTED_FAMILIES, why_not_shared
 
@@ -54,7 +54,7 @@ def estimate_gain(
     """Gain for batches in the order given, padding included. (Ours.)
 
     Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
-    which two rows of equal length need, half of that; and with flex_attention only what a token sees.
+    which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.
 
     Args:
         lengths (`np.ndarray` of shape `(num_pairs, 3)`):
@@ -64,7 +64,7 @@ def estimate_gain(
         weight (`float`):
             [`attention_weight`].
         implementation (`str`, *optional*, defaults to `"sdpa"`):
-            Implementation of attention.
+            Implementation of attention, or `"by_rows"`: `sdpa` where it attends row by row.
         pad_to_multiple_of (`int`, *optional*):
             As in the collator.
     """
@@ -81,7 +81,10 @@ def estimate_gain(
             seen += np.array([twice, twice - (batch[:, 0] ** 2).sum()]) / 2
         else:
             needs_mask = implementation == "eager" or bool((sequences < two).any())
-            seen += len(batch) * np.array([2 * two**2 * (1.0 if needs_mask else 0.5), shared**2])
+            of_shared: float = len(batch) * shared**2
+            if implementation == "by_rows":
+                of_shared = (sequences[:, 0] ** 2 / 2 + batch[:, 2] * sequences[:, 1]).sum()
+            seen += np.array([len(batch) * 2 * two**2 * (1.0 if needs_mask else 0.5), of_shared])
     cost = tokens + weight * seen
     return Gain(float(tokens[0] / tokens[1]), float(cost[0] / cost[1]))
 
@@ -159,4 +162,12 @@ def sampled_gain(dataset: Dataset, batch_size: int, config: Any, pad_to_multiple
     order = np.random.default_rng(0).permutation(len(dataset))[: max(_MOST_PAIRS, batch_size)]
     rows = dataset.select(order.tolist()).with_format(None)
     lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
-    return estimate_gain(lengths, batch_size, attention_weight(config), config._attn_implementation, pad_to_multiple_of)
+    implementation = config._attn_implementation
+    longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
+    windows = layer_windows(config)
+    bites = any(
+        window is not None and window < longest for window in (windows.values() if isinstance(windows, dict) else [windows])
+    )
+    if implementation == "sdpa" and torch.accelerator.current_accelerator() is None and not bites:
+        implementation = "by_rows"
+    return estimate_gain(lengths, batch_size, attention_weight(config), implementation, pad_to_multiple_of)

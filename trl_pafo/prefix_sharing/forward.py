@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.row_attention import RowMask
 from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask, may_see, reward_places, row_layout
 
 ATTENTION = ("sdpa", "eager", "flex_attention")
@@ -89,7 +90,9 @@ def layer_windows(config: Any) -> dict[str, int | None] | int | None:
     return {"full_attention": None, "sliding_attention": window} if "sliding_attention" in types else None
 
 
-def attention_mask(layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype) -> Any:
+def attention_mask(
+    layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype, lengths: torch.Tensor | None = None
+) -> Any:
     """Who sees whom, as one implementation of attention wants to be told.
 
     Args:
@@ -101,24 +104,36 @@ def attention_mask(layout: RowLayout, window: int | None, implementation: str, d
             One of [`ATTENTION`].
         dtype (`torch.dtype`):
             Number format of the model.
+        lengths (`torch.Tensor` of shape `(num_pairs, 3)`, *optional*):
+            See [`PAIR_LENGTHS`]; on the CPU, where attention may go row by row.
 
     Returns:
-        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`; `"eager"`: the same, to be added to the scores;
-        `"flex_attention"`: a `BlockMask`, whose empty blocks are not computed.
+        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, with `lengths` a [`RowMask`] that stands for it,
+        unless a window bites; `"eager"`: the same, to be added to the scores; `"flex_attention"`: a `BlockMask`, whose empty
+        blocks are not computed.
     """
+    num_tokens = layout.part.shape[1]
+    by_row = lengths is not None and implementation == "sdpa"
+    if by_row and (window is None or int((lengths[:, 0] + lengths[:, 1:].amax(1)).max()) <= window):  # type: ignore[index]
+        return RowMask.of(lengths, num_tokens, lambda: dense_mask(layout))  # type: ignore[arg-type]
     if implementation == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
 
-        rows, num_tokens = layout.part.shape
         # H=None: all heads see the same.
-        return create_block_mask(may_see(layout, window), rows, None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
+        return create_block_mask(may_see(layout, window), len(layout.part), None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
     sees = dense_mask(layout, window)
     if implementation == "sdpa":
         return sees
     return torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
 
 
-def forward_shared(model: torch.nn.Module, input_ids: torch.Tensor, lengths: torch.Tensor, **model_kwargs: Any) -> Any:
+def _is_compiled(model: torch.nn.Module) -> bool:
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
+
+
+def forward_shared(
+    model: torch.nn.Module, input_ids: torch.Tensor, lengths: torch.Tensor, *, by_rows: bool = True, **model_kwargs: Any
+) -> Any:
     """Forward pass over shared rows. The output is that of two rows a pair: all chosen responses, then all rejected ones.
 
     Args:
@@ -128,6 +143,8 @@ def forward_shared(model: torch.nn.Module, input_ids: torch.Tensor, lengths: tor
             Shared rows ([`collate_pairs`]).
         lengths (`torch.Tensor` of shape `(num_pairs, 3)`):
             See [`PAIR_LENGTHS`].
+        by_rows (`bool`, *optional*, defaults to `True`):
+            Let `sdpa` on a CPU attend row by row ([`RowMask`]); `False` gives it a dense mask there too.
         **model_kwargs:
             Handed to the model.
 
@@ -140,8 +157,10 @@ def forward_shared(model: torch.nn.Module, input_ids: torch.Tensor, lengths: tor
     owner, head = reward_model(model), PairHead.of(model)
     layout = row_layout(lengths, input_ids.shape[1])
     implementation, windows = owner.config._attn_implementation, layer_windows(owner.config)
+    # The lengths are numbers of Python then, which an accelerator would have to be waited for, and which compiled code cannot take.
+    by_row = lengths if by_rows and lengths.device.type == "cpu" and not _is_compiled(model) else None
     masks = {
-        name: attention_mask(layout, window, implementation, owner.dtype)
+        name: attention_mask(layout, window, implementation, owner.dtype, by_row)
         for name, window in (windows.items() if isinstance(windows, dict) else [("all", windows)])
     }
     with head.reading(reward_places(input_ids, lengths, owner.config.get_text_config().pad_token_id)):

@@ -1,0 +1,127 @@
+"""Row by row, attention gives what the dense mask gives, and whoever does not know of it sees the dense mask."""
+
+import pytest
+import torch
+from shared_pairs import gradients, make_family, needs_minilm, real_pairs, shared_rewards
+from torch.nn.functional import scaled_dot_product_attention
+
+from trl_pafo.prefix_sharing.forward import attention_mask, forward_shared
+from trl_pafo.prefix_sharing.row_attention import RowMask
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, dense_mask, row_layout
+
+LENGTHS = torch.tensor([[7, 3, 5], [0, 4, 2], [9, 1, 1], [2, 6, 8]])
+NUM_TOKENS = 20
+
+
+@pytest.fixture
+def mask():
+    return RowMask.of(LENGTHS, NUM_TOKENS, lambda: dense_mask(row_layout(LENGTHS, NUM_TOKENS)))
+
+
+@pytest.fixture
+def dense():
+    return dense_mask(row_layout(LENGTHS, NUM_TOKENS))
+
+
+@pytest.fixture
+def attended(monkeypatch) -> list[int]:
+    """Number of rows, for each time that attention went row by row."""
+    calls: list[int] = []
+    original = RowMask._attend
+
+    def spy(self, *args, **kwargs):
+        calls.append(len(self))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(RowMask, "_attend", spy)
+    return calls
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_outputs_and_gradients_are_those_of_the_dense_mask(mask, dense, scale, attended):
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 3, NUM_TOKENS, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    is_real = (torch.arange(NUM_TOKENS) < LENGTHS.sum(1, keepdim=True))[:, None, :, None]
+    found, expected = (
+        scaled_dot_product_attention(*tensors, attn_mask=given, dropout_p=0.0, scale=scale, is_causal=False) * is_real
+        for given in (mask, dense)
+    )
+    assert attended == [4]
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad((o * weights).sum(), tensors) for o in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_padding_gives_zeros(mask):
+    out = scaled_dot_product_attention(*torch.randn(3, 4, 1, NUM_TOKENS, 8), attn_mask=mask)
+    assert torch.equal(out[1, :, 6:], torch.zeros(1, 14, 8))
+
+
+def test_it_looks_like_the_dense_mask_and_is_not_made_for_that(mask, dense):
+    assert (mask.shape, mask.dtype, mask.device, mask.ndim) == (dense.shape, dense.dtype, dense.device, 4)
+    assert (mask.dim(), mask.size(2), mask.is_floating_point(), mask.requires_grad) == (4, NUM_TOKENS, False, False)
+    assert mask._dense is None
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda mask: mask[:, :, 3:9, :5],
+        lambda mask: ~mask,
+        lambda mask: mask.to(torch.float32),
+        lambda mask: torch.where(mask, 0.0, -1.0),
+        lambda mask: torch.zeros(4, 1, NUM_TOKENS, NUM_TOKENS).masked_fill(mask, 7.0),
+        lambda mask: mask.expand(-1, 2, -1, -1).contiguous(),
+        lambda mask: torch.cat([mask, mask]),
+    ],
+)
+def test_any_other_use_meets_the_dense_mask(mask, dense, use):
+    found = use(mask)
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, use(dense))
+
+
+def test_a_mask_handed_over_by_place_is_the_dense_one(mask, dense, attended):
+    tensors = torch.randn(3, 4, 1, NUM_TOKENS, 8)
+    found = scaled_dot_product_attention(*tensors, mask)
+    torch.testing.assert_close(found, scaled_dot_product_attention(*tensors, dense))
+    assert attended == []
+
+
+@pytest.mark.parametrize(("window", "by_rows"), [(None, True), (15, True), (10, True), (9, False)])
+def test_a_window_that_bites_needs_the_mask(window, by_rows):
+    """The longest sequence has 12 tokens: 7 + 5; a window of 10 is that of the second row."""
+    lengths = LENGTHS[[1, 3]]  # sequences of 4, 2, 8 and 10 tokens
+    found = attention_mask(row_layout(lengths, 16), window, "sdpa", torch.float32, lengths)
+    assert isinstance(found, RowMask) is by_rows
+
+
+@needs_minilm
+class TestInModels:
+    def test_each_layer_goes_row_by_row(self, attended):
+        shared_rewards(make_family("llama"), real_pairs(2))
+        assert attended == [4] * 4
+
+    def test_as_with_the_mask(self, attended):
+        model, batch = make_family("qwen3"), collate_pairs(real_pairs(2), 0)
+        found, expected = (
+            forward_shared(model, batch["input_ids"], batch[PAIR_LENGTHS], by_rows=by_rows, use_cache=False).logits.squeeze(-1)
+            for by_rows in (True, False)
+        )
+        assert attended == [4] * 4
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+    def test_layers_with_and_without_a_window(self, attended):
+        shared_rewards(make_family("gemma3_text", attention="sdpa"), real_pairs(2))
+        types = make_family("gemma3_text").config.layer_types
+        assert attended == [4] * types.count("full_attention")
+
+    @pytest.mark.parametrize("use_reentrant", [True, False])
+    def test_recomputed_layers_go_row_by_row_again(self, use_reentrant, attended):
+        model = make_family("llama")
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.enable_input_require_grads()
+        model.train()
+        gradients(model, shared_rewards(model, real_pairs(2)))
+        assert attended == [4] * 8

@@ -1,0 +1,93 @@
+"""Attention of shared rows without computing what no token sees: on a CPU, row by row, in two calls of a kernel each.
+
+A dense mask costs every token of a row on every other one, padding included. A row is two things that kernels know: a sequence
+of prefix and chosen response, which is causal, and the rejected response, which looks at the prefix and at itself. An
+accelerator would have to be waited for to learn the lengths, and has flex_attention.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map_only
+
+# What code asks of a mask before it uses it; all else is asked of the dense mask.
+_ABOUT = (
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad")),
+    *(torch.Tensor.dim, torch.Tensor.size, torch.Tensor.is_floating_point, torch.is_floating_point),
+)
+
+
+class RowMask(torch.Tensor):
+    """
+    Mask of shared rows that `scaled_dot_product_attention` need not look at: given one, it attends row by row.
+
+    It has the shape and type of the dense mask, of shape `(num_pairs, 1, num_tokens, num_tokens)`, and turns into it wherever
+    anything else is done with it: whatever a model does, it sees the right mask.
+    """
+
+    _lengths: list[list[int]]
+    _make_dense: Callable[[], torch.Tensor]
+    _dense: torch.Tensor | None
+    _of_rejected: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, lengths: torch.Tensor, num_tokens: int, make_dense: Callable[[], torch.Tensor]) -> "RowMask":
+        """The mask of rows of these lengths, of shape `(num_pairs, 3)` on the CPU; `make_dense` makes the dense one."""
+        shape = (len(lengths), 1, num_tokens, num_tokens)
+        mask = torch.ones((1, 1, 1, 1), dtype=torch.bool).expand(shape).as_subclass(cls)  # takes no memory
+        mask._lengths = lengths.tolist()
+        mask._make_dense, mask._dense = make_dense, None
+        mask._of_rejected = [
+            torch.ones(rejected, prefix + rejected, dtype=torch.bool).tril(prefix) for prefix, _, rejected in mask._lengths
+        ]
+        return mask
+
+    def dense(self) -> torch.Tensor:
+        """The dense mask; it is made when it is first asked for."""
+        if self._dense is None:
+            self._dense = self._make_dense()
+        return self._dense
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is scaled_dot_product_attention and isinstance(kwargs.get("attn_mask"), cls) and len(args) == 3:
+                return kwargs.pop("attn_mask")._attend(*args, **kwargs)
+            if func in _ABOUT:
+                return func(*args, **kwargs)
+            args, kwargs = tree_map_only(cls, cls.dense, (tuple(args), kwargs))
+            return func(*args, **kwargs)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Attention of shape `(num_pairs, num_heads, num_tokens, head_size)`; 0 on padding."""
+        options["is_causal"] = False
+        rows = []
+        # The gradient of a split is one concatenation; that of a slice would be a tensor as large as the whole.
+        tensors = (tensor.split(1) for tensor in (query, key, value))
+        for lengths, of_rejected, q, k, v in zip(self._lengths, self._of_rejected, *tensors, strict=True):
+            prefix, chosen, rejected = lengths
+            padding = query.shape[2] - sum(lengths)
+            of_first, of_second, _ = q.split([prefix + chosen, rejected, padding], 2)
+            (k_prefix, k_chosen, k_rejected, _), (v_prefix, v_chosen, v_rejected, _) = (
+                tensor.split([*lengths, padding], 2) for tensor in (k, v)
+            )
+            first = scaled_dot_product_attention(
+                of_first,
+                torch.cat([k_prefix, k_chosen], 2),
+                torch.cat([v_prefix, v_chosen], 2),
+                **options | {"is_causal": True},
+            )
+            second = scaled_dot_product_attention(
+                of_second,
+                torch.cat([k_prefix, k_rejected], 2),
+                torch.cat([v_prefix, v_rejected], 2),
+                attn_mask=of_rejected,
+                **options,
+            )
+            rows.append(torch.cat([first, second, first.new_zeros(*first.shape[:2], padding, first.shape[3])], 2))
+        return torch.cat(rows)
