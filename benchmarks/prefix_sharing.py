@@ -31,7 +31,7 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.history import HistoryCutter, render_history
 from trl_pafo.history_rows import attach_history
 from trl_pafo.models import load_tokenizer
-from trl_pafo.prefix_sharing.choice import attention_weight, estimate_gain, lengths_of
+from trl_pafo.prefix_sharing.choice import attention_weight, estimate_gain, how_rows_attend, lengths_of
 from trl_pafo.sources.registry import load_source
 
 # SmolLM2-135M's layers; how many of them hardly changes a ratio.
@@ -161,8 +161,9 @@ def main() -> None:
             for name in ("RewardTrainer", "off"):
                 ratio = sorted(a / b for a, b in zip(seconds[name], seconds["on"], strict=True))
                 ratios.append(f"{median(ratio):.2f} ({ratio[len(ratio) // 4]:.2f} to {ratio[-1 - len(ratio) // 4]:.2f})")
-            weight = attention_weight(LlamaConfig(**SHAPE))
-            gain = estimate_gain(lengths_of(setting.chosen, setting.rejected), options.batch, weight, options.attention)
+            config, lengths = LlamaConfig(**SHAPE), lengths_of(setting.chosen, setting.rejected)
+            config._attn_implementation = options.attention
+            gain = estimate_gain(lengths, options.batch, attention_weight(config), how_rows_attend(config, lengths))
             numbers = f"{speed['RewardTrainer']:14.2f} {speed['off']:8.2f} {speed['on']:8.2f}"
             print(f"{setting.name:30} {gain.tokens:7.2f} {gain.speed:9.2f} {numbers}   {'   '.join(ratios)}", flush=True)
 

@@ -10,7 +10,6 @@ are taken within a turn. Pairs are tokenized before the clock starts. Peak memor
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,8 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from measuring import forget_peak, peak_memory, silence, training_options
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -33,7 +32,7 @@ from trl_pafo.arguments import DataArguments
 from trl_pafo.history import HistoryCutter, content_text, render_history
 from trl_pafo.history_rows import attach_history
 from trl_pafo.models import load_tokenizer, materialise_model
-from trl_pafo.prefix_sharing.choice import lengths_of
+from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend, lengths_of
 from trl_pafo.sources.registry import load_source
 
 SIDES: dict[str, dict[str, Any] | None] = {
@@ -71,21 +70,7 @@ def make_rows(options: argparse.Namespace) -> Dataset:
 
 
 def make_trainer(side: str, base: str, rows: Dataset, options: argparse.Namespace, folder: str, **changes: Any) -> RewardTrainer:
-    args = {
-        "output_dir": folder,
-        "per_device_train_batch_size": options.batch,
-        "num_train_epochs": 1,
-        "max_length": None,
-        "learning_rate": 1e-5,
-        "bf16": options.bf16,
-        "gradient_checkpointing": options.checkpointing,
-        "use_cpu": not torch.accelerator.is_available(),
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "seed": options.seed,
-        **changes,
-    }
+    args = {**training_options(options, folder), "seed": options.seed, **changes}
     tokenizer = load_tokenizer(options.model)
     HistoryCutter(tokenizer).remember()
     own = SIDES[side]
@@ -96,9 +81,7 @@ def make_trainer(side: str, base: str, rows: Dataset, options: argparse.Namespac
 
 def train(trainer: RewardTrainer) -> float:
     clock = Clock()
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(clock)
+    silence(trainer).add_callback(clock)
     trainer.train()
     return clock.seconds
 
@@ -111,14 +94,15 @@ def measure(base: str, rows: Dataset, options: argparse.Namespace, folder: str) 
     for turn in range(options.rounds):
         for place in range(len(options.sides)):
             side = options.sides[(place + turn) % len(options.sides)]
-            seconds[side].append(train(make_trainer(side, base, rows, options, folder)))
+            trainer = make_trainer(side, base, rows, options, folder, max_steps=options.steps or -1)
+            seconds[side].append(train(trainer))
             print(f"turn {turn + 1} of {options.rounds}, {side}: {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
     return seconds
 
 
-def peak_memory(side: str) -> float:
-    """GiB at the peak of a process that trains this side alone."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", side]
+def peak_of(side: str, base: str) -> float:
+    """GiB at the peak of the training in a process that trains this side alone."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", side, base]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
@@ -142,23 +126,27 @@ def compare_losses(base: str, rows: Dataset, options: argparse.Namespace, folder
         print(f"{side}: greatest difference of a step's loss {np.abs(losses - reference).max():.2e}")
 
 
-def count_tokens(rows: Dataset, batch: int) -> tuple[int, str]:
-    """Tokens of all sequences, and how many are computed for each one that must be, padding included."""
+def work_lines(rows: Dataset, batch: int, config: Any) -> list[str]:
+    """What is computed, padding included, over what must be: in tokens, and in arithmetic, that of attention included."""
     lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
-    sequences, shared = lengths[:, :1] + lengths[:, 1:], lengths.sum(axis=1)
-    starts = range(0, len(rows), batch)
-    two = sum(2 * sequences[start : start + batch].max() * len(sequences[start : start + batch]) for start in starts)
-    one, like = (
-        sum(row[start : start + batch].max() * len(row[start : start + batch]) for start in starts)
-        for row in (shared, np.sort(shared))
-    )
-    counts = {"two rows": two, "shared rows": one, "shared rows of like length": like}
-    text = ", ".join(f"{name} {count / shared.sum():.2f}" for name, count in counts.items())
-    return int(sequences.sum()), f"tokens computed over tokens that must be: {text}"
+    attention = how_rows_attend(config, lengths)
+    like = lengths[np.argsort(lengths.sum(axis=1))]
+    # Alone in its batch, and looking at what it must look at only.
+    needed = count_work(lengths, 1, "flex_attention")[1]
+    two, shared = count_work(lengths, batch, attention)
+    grouped = count_work(like, batch, attention)[1]
+    weight = np.array([[1.0, 0.0], [1.0, attention_weight(config)]]).T
+    over = [work @ weight / (needed @ weight) for work in (two, shared, grouped)]
+    names = ("two rows", "shared rows", "shared rows of like length")
+    return [
+        f"{what} computed over what must be: " + ", ".join(f"{n} {o[i]:.2f}" for n, o in zip(names, over, strict=True))
+        for i, what in enumerate(("tokens", "arithmetic"))
+    ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """What is trained on what."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="styles")
     parser.add_argument("--data_path")
     parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
@@ -170,39 +158,55 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--curve", type=int, default=0, help="compare the losses of so many steps instead")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--memory_of", choices=list(SIDES), help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=0, help="train so many steps in a turn, in the place of an epoch")
+    parser.add_argument("--rounds", type=int, default=5, help="0 only counts tokens and arithmetic")
+    parser.add_argument("--curve", type=int, default=0, help="compare the losses of so many steps instead")
+    parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     rows = make_rows(options)
+    if options.memory_of:
+        side, base = options.memory_of
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = make_trainer(side, base, rows, options, folder)
+            forget_peak()
+            train(trainer)
+            print(peak_memory())
+        return
     with tempfile.TemporaryDirectory() as folder:
         base = str(Path(folder) / "base")
         materialise_model(options.model, Path(base), options.layers, options.seed)
-        if options.memory_of:
-            train(make_trainer(options.memory_of, base, rows, options, folder))
-            if torch.accelerator.is_available():
-                print(torch.cuda.max_memory_allocated() / 2**30)
-            else:
-                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            return
         if options.curve:
             compare_losses(base, rows, options, folder)
             return
-        tokens, needed = count_tokens(make_trainer("all off", base, rows, options, folder).train_dataset, options.batch)
+        trainer = make_trainer("all off", base, rows, options, folder)
+        tokens = sum(map(len, [*trainer.train_dataset["chosen_ids"][:], *trainer.train_dataset["rejected_ids"][:]]))
         print(f"{len(rows)} pairs, {tokens / len(rows) / 2:.0f} tokens a sequence in the mean; {json.dumps(vars(options))}")
-        print(needed, flush=True)
+        print(*work_lines(trainer.train_dataset, options.batch, trainer.model.config), sep="\n", flush=True)
+        if not options.rounds:
+            return
         seconds = measure(base, rows, options, folder)
+        share = options.steps * options.batch / len(rows) if options.steps else 1
+        report(seconds, len(rows) * share, tokens * share, base)
+
+
+def report(seconds: dict[str, list[float]], num_pairs: float, tokens: float, base: str) -> None:
+    """The table; each peak of memory is that of a process of its own."""
     print("\n| side | pairs/s | tokens/s | ratio to RewardTrainer: median [least, greatest] | peak memory, GiB |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for side, times in seconds.items():
         ratios = [theirs / ours for theirs, ours in zip(seconds["RewardTrainer"], times, strict=True)]
         print(
-            f"| {side} | {len(rows) / median(times):.2f} | {tokens / median(times):,.0f} | {median(ratios):.2f} "
-            f"[{min(ratios):.2f}, {max(ratios):.2f}] | {peak_memory(side):.2f} |",
+            f"| {side} | {num_pairs / median(times):.2f} | {tokens / median(times):,.0f} | {median(ratios):.2f} "
+            f"[{min(ratios):.2f}, {max(ratios):.2f}] | {peak_of(side, base):.2f} |",
             flush=True,
         )
 

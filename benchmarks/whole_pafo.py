@@ -9,7 +9,6 @@ loading of the data, and counts tokenization. Ratios are taken within a turn.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 import transformers
 from datasets import Dataset
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from measuring import forget_peak, peak_memory, silence, training_options
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -36,26 +34,8 @@ from trl_pafo.sources.registry import load_source
 SIDES = ("RewardTrainer", "PAFO")
 
 
-def training_options(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": options.batch,
-        "num_train_epochs": options.epochs,
-        "max_length": None,
-        "learning_rate": 1e-5,
-        "bf16": options.bf16,
-        "gradient_checkpointing": options.checkpointing,
-        "use_cpu": not torch.accelerator.is_available(),
-        "report_to": "none",
-        "save_strategy": "no",
-        "logging_strategy": "no",
-    }
-
-
 def finish(trainer: RewardTrainer, folder: Path) -> str:
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.train()
+    silence(trainer).train()
     trainer.save_model(str(folder))
     return str(folder)
 
@@ -65,14 +45,14 @@ def plain(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -
     cutter = HistoryCutter(tokenizer)
     start = time.perf_counter()
     rows = render_history(rows, cutter).select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"])
-    args = RewardConfig(**training_options(options, folder / "args"))
+    args = RewardConfig(**training_options(options, folder / "args") | {"num_train_epochs": options.epochs})
     finish(RewardTrainer(base, args, train_dataset=rows, processing_class=tokenizer), folder / "model")
     return {"model": time.perf_counter() - start}
 
 
 def pafo(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     seconds: dict[str, float] = {}
-    common = training_options(options, folder / "args")
+    common = training_options(options, folder / "args") | {"num_train_epochs": options.epochs}
     common |= {"train_sampling_strategy": "group_by_length", "prefix_sharing": "auto"}
     start = time.perf_counter()
 
@@ -107,13 +87,10 @@ def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     rows = attach_history(load_source(data)["train"].shuffle(seed=0), num_history=options.history, past_only=False)
     rows = rows.select(range(options.pairs))
     with tempfile.TemporaryDirectory() as folder:
-        base = str(Path(folder) / "base")
-        materialise_model(options.model, Path(base), options.layers, 0)
+        forget_peak()
         work = plain if side == "RewardTrainer" else pafo
-        seconds = work(rows, base, options, Path(folder))
-    on_device = torch.accelerator.is_available()
-    peak = torch.cuda.max_memory_allocated() / 2**30 if on_device else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": seconds, "peak": peak}
+        seconds = work(rows, options.base, options, Path(folder))
+    return {"seconds": seconds, "peak": peak_memory()}
 
 
 def main() -> None:
@@ -132,18 +109,21 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--base", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         print(json.dumps(run_side(options.side, options)))
         return
     print(json.dumps(vars(options)))
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for turn in range(options.rounds):
-        for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
-            command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-            results[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"turn {turn + 1} of {options.rounds}, {side}: {results[side][-1]}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as base:
+        materialise_model(options.model, base, options.layers, 0)
+        for turn in range(options.rounds):
+            for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
+                command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--base", base]
+                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+                results[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                print(f"turn {turn + 1} of {options.rounds}, {side}: {results[side][-1]}", file=sys.stderr, flush=True)
     total = {side: [sum(result["seconds"].values()) for result in results[side]] for side in SIDES}
     for side in SIDES:
         stages = results[side][0]["seconds"]

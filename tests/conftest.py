@@ -86,7 +86,7 @@ def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1) -> str:
+def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1, **sizes: int) -> str:
     """A tiny sequence classification model with its tokenizer, saved."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(kind)
@@ -99,6 +99,7 @@ def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1) -> s
         "max_position_embeddings": 256,
         "num_labels": num_labels,
         "pad_token_id": tokenizer.pad_token_id,
+        **sizes,
     }
     if kind == "encoder":
         model = transformers.BertForSequenceClassification(BertConfig(**common))

@@ -10,7 +10,7 @@ from conftest import make_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 import trl_pafo.teacher_models
 from trl_pafo import margins as module
@@ -18,7 +18,7 @@ from trl_pafo.errors import TeacherError
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.scoring import load_reward_model
 from trl_pafo.teacher_models import TeacherModels
-from trl_pafo.teachers import Teacher, as_teachers, check_teacher
+from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_teacher
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folders(tmp_path) -> dict[str, str]:
 def compute(folders, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(folders["a"])
 
-    def run(rows, teachers=None, batch_size=4):
+    def run(rows, teachers=None, batch_size=4, **options):
         return compute_teacher_margins(
             rows,
             as_teachers(teachers or folders),
@@ -45,6 +45,7 @@ def compute(folders, tmp_path):
             Accelerator(cpu=True),
             batch_size=batch_size,
             cache_dir=tmp_path / "cache",
+            **options,
         )
 
     return run
@@ -69,8 +70,8 @@ def loaded(monkeypatch) -> list[weakref.ref]:
     """Models that were loaded from disk."""
     models: list[weakref.ref] = []
 
-    def spy(*args):
-        model = load_reward_model(*args)
+    def spy(*args, **kwargs):
+        model = load_reward_model(*args, **kwargs)
         models.append(weakref.ref(model))
         return model
 
@@ -218,6 +219,26 @@ def test_adapter_as_teacher(rows, folders, compute, tmp_path):
         with torch.no_grad():
             chosen, rejected = (model(torch.tensor([rows[i][k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
         assert got[i] == pytest.approx(chosen - rejected, abs=1e-5)
+
+
+def test_the_quantisation_of_the_base_is_part_of_the_key(rows, folders, compute, tmp_path, monkeypatch):
+    """Margins on the base as it is are not those on the student's quantised one."""
+    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
+    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    teachers = {"a": str(tmp_path / "adapter"), "b": folders["b"]}
+    given = []
+
+    def load(folder, dtype, quantization_config=None):
+        given.append((folder.name, quantization_config and quantization_config.load_in_4bit))
+        return load_reward_model(folder, dtype)
+
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", load)
+    compute(rows, teachers)
+    assert given == [("adapter", None), ("b", None)]
+    base = QuantisedBase(folders["a"], BitsAndBytesConfig(load_in_4bit=True))
+    compute(rows, teachers, quantised=base)
+    compute(rows, teachers, quantised=base)
+    assert given[2:] == [("adapter", True)]
 
 
 def test_the_base_of_an_adapter_is_part_of_its_identity(folders, tmp_path):

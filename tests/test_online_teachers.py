@@ -72,8 +72,8 @@ def test_a_stream_trains_like_its_rows(train):
 def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypatch):
     models = []
 
-    def spy(*args):
-        model = load_reward_model(*args)
+    def spy(*args, **kwargs):
+        model = load_reward_model(*args, **kwargs)
         models.append(weakref.ref(model))
         return model
 
@@ -89,7 +89,7 @@ def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypa
 
 
 def test_no_teacher_is_loaded_where_nothing_is_distilled(train, monkeypatch):
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *args, **kwargs: pytest.fail("loaded"))
     rows = make_pairs(history=0)
     train(rows.to_iterable_dataset(), alpha=1.0).train()
     trainer = train(rows.to_iterable_dataset())

@@ -39,12 +39,13 @@ def bars(monkeypatch):
     return made
 
 
-def train(callback, state, steps, logs=()):
-    callback.on_train_begin(ARGS, state, TrainerControl())
+def train(callback, state, steps, logs=(), args=ARGS, **kwargs):
+    callback.on_train_begin(args, state, TrainerControl(), **kwargs)
     for _ in range(steps):
-        callback.on_step_end(ARGS, state, TrainerControl())
+        state.global_step += 1
+        callback.on_step_end(args, state, TrainerControl())
     for log in logs:
-        callback.on_log(ARGS, state, TrainerControl(), logs=log)
+        callback.on_log(args, state, TrainerControl(), logs=log)
 
 
 def test_it_counts_the_pairs_of_all_devices(bars):
@@ -53,6 +54,15 @@ def test_it_counts_the_pairs_of_all_devices(bars):
     assert bar.options["total"] == 10 * 4 * 3 * 2
     assert bar.done == 3 * 4 * 3 * 2
     assert (bar.options["desc"], bar.options["unit"]) == ("Teacher of minority", "pair")
+
+
+def test_with_a_budget_of_tokens_it_counts_the_mean_of_a_step(bars):
+    """25 pairs in 9 batches of a process, three a step."""
+    args = SimpleNamespace(**vars(ARGS), max_tokens_per_batch=64)
+    batches = type("Batches", (list,), {"dataset": range(25)})(range(9))
+    train(PairProgress("t"), state(max_steps=6), steps=3, args=args, train_dataloader=batches)
+    assert bars[0].options["total"] == 50
+    assert bars[0].done == 25
 
 
 def test_a_resumed_training_goes_on_where_it_was(bars):

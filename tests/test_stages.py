@@ -8,41 +8,21 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 from datasets import load_dataset
+from small_runs import small_run
 from transformers import AutoModelForSequenceClassification
-from trl import ModelConfig, RewardConfig, RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import stages
-from trl_pafo.arguments import RunArguments
-from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
 from trl_pafo.teacher_choice import TeacherGain
 
-DATA = {
-    "train_users": 10,
-    "test_users": 10,
-    "pairs_per_user": 2,
-    "context_pairs": 2,
-    "minority_ratio": 0.3,
-    "validation_share": 0.0,
-}
-
 
 @pytest.fixture
 def run(encoder, training, tmp_path):
-    def build(model=encoder, data=None, **options) -> Run:
-        known = set(RunArguments.__dataclass_fields__)
-        run_options = {**DATA, "num_resamples": 50, **(data or {}), **{k: v for k, v in options.items() if k in known}}
-        args = {**training, "max_steps": 2, "num_history": 1} | {k: v for k, v in options.items() if k not in known}
-        return Run(
-            RunArguments(**run_options),
-            PAFOConfig(str(tmp_path / "run"), **args),
-            ModelConfig(model_name_or_path=model, dtype=None),
-        )
-
-    return build
+    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 
 @pytest.fixture
@@ -98,10 +78,16 @@ def test_accuracy_in_results_is_that_of_the_written_rewards(run, tmp_path):
 
 def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
     original = stages.PAFORewardTrainer.train
-    monkeypatch.setattr(stages.PAFORewardTrainer, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        run()()
-    monkeypatch.setattr(stages.PAFORewardTrainer, "train", original)
+
+    def killed_in_the_student(self, *args, **kwargs):
+        if self._distils:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.PAFORewardTrainer, "train", killed_in_the_student)
+        with pytest.raises(KeyboardInterrupt):
+            run()()
     trained.clear()
     run()()
     assert trained == ["PAFO"]
@@ -113,8 +99,9 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(run, trained, mo
     steps = []
 
     def killed_in_the_fourth(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if len(steps) == 4:
+        if self._distils:
+            steps.append(self.state.global_step)
+        if self._distils and len(steps) == 4:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -133,7 +120,7 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(run, trained, mo
 
 def test_a_training_with_other_options_begins_anew(run, trained, monkeypatch, tmp_path, capsys):
     options = {"save_strategy": "steps", "save_steps": 1, "methods": ["bradley_terry"], "reference": "bradley_terry"}
-    save = stages.RewardTrainer.save_model
+    save = stages.PAFORewardTrainer.save_model
 
     def killed_at_the_end(self, output_dir=None, _internal_call=False):
         if not _internal_call:
@@ -141,7 +128,7 @@ def test_a_training_with_other_options_begins_anew(run, trained, monkeypatch, tm
         save(self, output_dir, _internal_call)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.RewardTrainer, "save_model", killed_at_the_end)
+        patch.setattr(stages.PAFORewardTrainer, "save_model", killed_at_the_end)
         with pytest.raises(KeyboardInterrupt):
             run(**options)()
     run(**options, gradient_checkpointing=True)()  # no input of the stage, yet of the losses' last digits
@@ -213,8 +200,8 @@ def test_one_better_teacher_is_enough_to_distil_all(run, trained, monkeypatch):
     taken = {}
     original = stages.PAFORewardTrainer.__init__
 
-    def spy(self, *args, teachers, **kwargs):
-        taken.update({group: Path(folder).name for group, folder in teachers.items()})
+    def spy(self, *args, teachers=None, **kwargs):
+        taken.update({group: Path(folder).name for group, folder in (teachers or {}).items()})
         original(self, *args, teachers=teachers, **kwargs)
 
     monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": True}))
@@ -262,9 +249,9 @@ def test_warm_teachers_start_from_the_model_of_all_groups(run, monkeypatch):
     started = []
     original = Run._reward_trainer
 
-    def spy(self, out, rows, start=None, **changes):
+    def spy(self, out, rows, start=None, *args, **changes):
         started.append(start and Path(start).name)
-        return original(self, out, rows, start, **changes)
+        return original(self, out, rows, start, *args, **changes)
 
     monkeypatch.setattr(Run, "_reward_trainer", spy)
     run(teacher_start="warm")()
@@ -279,6 +266,23 @@ def test_a_small_group_gets_its_least_number_of_steps(run, tmp_path):
     assert state["global_step"] == 7  # 7 users with 4 pairs
 
 
+def test_with_a_budget_of_tokens_no_teacher_is_cut_short(run, tmp_path):
+    """A step has as many pairs as fit, so an epoch more steps than the batch size says."""
+    options = {"methods": ["personalized_bt", "oracle"], "max_steps": -1, "num_train_epochs": 1, "teacher_min_steps": 2}
+    run(**options, max_tokens_per_batch=300)()
+    state = json.loads((tmp_path / "run/teachers/majority/trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(1.0)
+    assert state["global_step"] > 7  # of 28 pairs in fours
+
+
+def test_batches_by_length_are_an_input_of_all_trainings(run, tmp_path):
+    """Older versions trained baselines and teachers on random batches whatever was asked for."""
+    run(methods=["personalized_bt", "oracle"], train_sampling_strategy="group_by_length")()
+    stages_done = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]
+    for name in ("personalized_bt", "teacher:minority"):
+        assert stages_done[name]["inputs"]["batches"] == "by length"
+
+
 def test_first_layers_and_reward_head_are_the_same_for_all(run, tmp_path):
     run(num_hidden_layers=1, methods=["personalized_bt"])()
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/models/personalized_bt")
@@ -287,10 +291,7 @@ def test_first_layers_and_reward_head_are_the_same_for_all(run, tmp_path):
 
 
 def test_decoder_with_lora(run, decoder, tmp_path):
-    options = {"model": decoder}
-    built = run(**options)
-    built.model.use_peft, built.model.lora_task_type, built.model.lora_target_modules = True, "SEQ_CLS", ["q_proj", "v_proj"]
-    results = built()
+    results = run(model=decoder, kind={"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]})()
     assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
     assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
 
@@ -343,6 +344,7 @@ def test_test_users_and_prompts_are_apart_from_training(run, tmp_path):
         ({"methods": ["pafo"]}, "`reference` must be one of the methods"),
         ({"validation_share": 1.0}, "`validation_share` must be at least 0 and below 1"),
         ({"teacher_min_gain": float("nan")}, "`teacher_min_gain` is a number of standard errors"),
+        ({"teacher_kind": "huge"}, "`teacher_kind` must be auto, adapter or full, got 'huge'"),
         ({"teacher_start": "hot"}, "`teacher_start` must be base or warm"),
         ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0"),
         ({"source": "nowhere"}, "Unknown source 'nowhere'"),

@@ -53,7 +53,9 @@ def models_of(teachers, tokenizer, **options) -> TeacherModels:
 
 def test_adapters_of_one_base_share_it(adapters, decoder, sequences, monkeypatch):
     loads = []
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *a: loads.append(a) or load_reward_model(*a))
+    monkeypatch.setattr(
+        trl_pafo.teacher_models, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
+    )
     with models_of(adapters, decoder) as models:
         for group in ("b", "a", "c", "a"):  # in any order, each head with its adapter
             expected = plain(load_reward_model(adapters[group]), sequences)

@@ -45,6 +45,24 @@ def keep_reward_head(model: Any, peft_config: Any) -> None:
         )
 
 
+def keep_head_in_format(model: Any) -> None:
+    """Give the trained head of an adapter on a quantised base the number format of the states that it reads.
+
+    TRL turns all that is trained on such a base into bfloat16. Adapters convert what they read, the head does not: without
+    mixed precision it would meet states of another format, and fail.
+
+    Args:
+        model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
+            The student, before its optimizer is made; others than adapters on a quantised base are left as they are.
+    """
+    if not isinstance(model, PeftModel) or getattr(model, "hf_quantizer", None) is None:
+        return
+    dtype = model.get_input_embeddings().weight.dtype
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "modules_to_save" in name:
+            parameter.data = parameter.data.to(dtype)
+
+
 def _task(config: PeftConfig) -> str | None:
     return getattr(config.task_type, "value", config.task_type)
 

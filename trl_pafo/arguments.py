@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_pafo.errors import ConfigError
 
+TEACHER_KINDS = ("auto", "adapter", "full")
 METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "oracle")
 
 TITLES = {
@@ -109,6 +110,10 @@ class RunArguments(DataArguments):
             Method that the others are compared with in the verdict.
         num_hidden_layers (`int`, *optional*):
             Keep only the first layers of the model.
+        teacher_kind (`str`, *optional*, defaults to `"auto"`):
+            `"auto"`: teachers are what the student is, adapters with `use_peft`, else full models; `"adapter"`: teachers, the other
+            methods and the student are LoRA adapters of one base; `"full"`: teachers are full models, also beside a student that
+            is an adapter.
         teacher_start (`str`, *optional*, defaults to `"base"`):
             `"base"`: teachers start from the base model; `"warm"`: from the personalised Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
@@ -129,6 +134,7 @@ class RunArguments(DataArguments):
     )
     reference: str = _option("personalized_bt", "Method that the others are compared with in the verdict.")
     num_hidden_layers: int | None = _option(None, "Keep only the first layers of the model.")
+    teacher_kind: str = _option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = _option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = _option(0, "At least this many optimiser steps a teacher.")
     teacher_min_gain: float = _option(
@@ -144,6 +150,10 @@ class RunArguments(DataArguments):
             raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")
         if self.reference not in self.methods:
             raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
+        if self.teacher_kind not in TEACHER_KINDS:
+            raise ConfigError(
+                f"`teacher_kind` must be {', '.join(TEACHER_KINDS[:-1])} or {TEACHER_KINDS[-1]}, got {self.teacher_kind!r}."
+            )
         if self.teacher_start not in ("base", "warm"):
             raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:

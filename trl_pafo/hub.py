@@ -22,10 +22,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from trl_pafo.card import CARD_NAME, with_base, with_repo
 from trl_pafo.errors import ConfigError, TrlPafoError
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
 _OF_ADAPTERS = (ADAPTER_CONFIG, "adapter_model.safetensors")
 _OF_FULL_MODELS = ("config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Files of the top level of a folder; those of tokenizers are the names that transformers and tokenizers write.

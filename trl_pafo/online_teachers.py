@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_pafo.errors import TeacherError
 from trl_pafo.teacher_models import TeacherModels, by_backbone
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers import QuantisedBase, Teacher
 
 TEACHER_ROWS = "teacher_rows"
 """Key that [`TeacherRowsCollator`] adds to a batch."""
@@ -59,6 +59,8 @@ class OnlineTeachers(TrainerCallback):
             Number format in which they are loaded.
         clip (`float`, *optional*):
             Margins are clipped to plus or minus this, in reward units.
+        quantised ([`QuantisedBase`], *optional*):
+            The student's base, on which teachers that are its adapters are loaded too.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class OnlineTeachers(TrainerCallback):
         accelerator: Accelerator,
         dtype: torch.dtype,
         clip: float | None = None,
+        quantised: QuantisedBase | None = None,
     ):
+        self.quantised = quantised
         self.teachers, self.tokenizer, self.accelerator, self.dtype, self.clip = teachers, tokenizer, accelerator, dtype, clip
         self._stack = ExitStack()
         self._models: dict[str, TeacherModels] = {}
@@ -100,7 +104,9 @@ class OnlineTeachers(TrainerCallback):
 
     def _load(self) -> None:
         for together in by_backbone(self.teachers):
-            models = self._stack.enter_context(TeacherModels(together, self.tokenizer, self.accelerator, self.dtype))
+            models = self._stack.enter_context(
+                TeacherModels(together, self.tokenizer, self.accelerator, self.dtype, self.quantised)
+            )
             self._models |= dict.fromkeys(together, models)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:

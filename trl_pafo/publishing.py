@@ -19,9 +19,10 @@ from trl_pafo.card import (
     hub_ids,
 )
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.hub import ADAPTER_CONFIG, history_of, local_base_of, push_model
+from trl_pafo.hub import history_of, local_base_of, push_model
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.runs import MANIFEST, write_text
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 
 _STUDENTS = ("pafo", "pafo_own_group")
 _TAGS = ("trl", "reward-trainer")

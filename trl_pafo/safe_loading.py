@@ -11,6 +11,9 @@ SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 """Keyword arguments of every `from_pretrained` that reads weights; said outright, as without them transformers asks at a terminal
 whether to run a model's code, and falls back on pickles."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File that makes a folder one of an adapter."""
+
 _INDEX = ".safetensors.index.json"
 # What PyTorch, and older versions of the libraries, write weights to; a folder of a Trainer has others, which nobody reads here.
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -37,7 +40,7 @@ def check_model_folder(folder: str | Path) -> None:
             message says how to convert the weights.
     """
     folder = Path(folder)
-    adapter = folder / "adapter_config.json"
+    adapter = folder / ADAPTER_CONFIG
     if adapter.is_file():
         config = read_config(adapter)
         _check_adapter_config(config, adapter)

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
-from trl_pafo.safe_loading import SAFELY, check_model_folder, reason
+from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, reason
 
 
 def local_folder(source: str) -> Path:
@@ -65,8 +65,20 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_reward_model(
+    folder: str | Path, dtype: torch.dtype = torch.float32, *, is_trainable: bool = False, quantization_config: Any = None
+) -> Any:
     """A saved reward model or adapter, in evaluation mode, only from safetensors and without code of its own.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a checkpoint or an adapter.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            Number format in which it is loaded.
+        is_trainable (`bool`, *optional*, defaults to `False`):
+            Whether an adapter is to be trained further.
+        quantization_config (*optional*):
+            How the base of an adapter is quantised when it is loaded; by default it is taken as it was saved.
 
     Raises:
         ConfigError: If it cannot be loaded so.
@@ -74,11 +86,14 @@ def load_reward_model(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     folder = Path(folder)
     check_model_folder(folder)
     try:
-        if not (folder / "adapter_config.json").exists():
+        if not (folder / ADAPTER_CONFIG).exists():
             return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY).eval()
         from peft import AutoPeftModelForSequenceClassification
 
-        model: Any = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype, **SAFELY)
+        options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
+        model: Any = AutoPeftModelForSequenceClassification.from_pretrained(
+            folder, is_trainable=is_trainable, num_labels=1, dtype=dtype, **SAFELY, **options
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
             f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again."

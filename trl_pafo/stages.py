@@ -15,73 +15,24 @@ from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
+from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation import evaluate_run
 from trl_pafo.history import HistoryCutter, without_history
 from trl_pafo.hub import check_before_training
-from trl_pafo.models import WHEEL_MODELS, load_tokenizer, materialise_model
+from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
+from trl_pafo.models import WHEEL_MODELS, load_tokenizer
 from trl_pafo.names import folder_names
 from trl_pafo.preparation import fit_lengths, load_prepared, prepare
 from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import write_report
+from trl_pafo.run_options import STUDENT_OPTIONS, training_inputs
 from trl_pafo.runs import RunFolder, write_text
-from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
 from trl_pafo.training import keep_for, train, write_checkpoints_to
-
-# Options of PAFO that only the student depends on: changing them must not ask for new teachers.
-_STUDENT_OPTIONS = (
-    "alpha",
-    "distillation_loss",
-    "distillation_temperature",
-    "condition",
-    "counterfactual_share",
-    "counterfactual_weight",
-    "teacher_scale",
-    "teacher_margin_clip",
-)
-# Options that decide a training's result.
-_TRAINING_OPTIONS = (
-    "seed",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "data_seed",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "bf16",
-    "fp16",
-    "max_length",
-    "disable_dropout",
-    "center_rewards_coefficient",
-    "train_sampling_strategy",
-    "max_tokens_per_batch",
-)
-_MODEL_OPTIONS = (
-    "lora_dropout",
-    "use_rslora",
-    "use_dora",
-    "attn_implementation",
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "use_peft",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
-)
 
 
 class Run:
@@ -98,9 +49,10 @@ class Run:
     """
 
     def __init__(self, run: RunArguments, args: PAFOConfig, model: ModelConfig):
-        self.run, self.args, self.model = run, args, model
         if model.model_name_or_path is None:
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
+        self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
+        self.teacher_model = teacher_model(self.model, run.teacher_kind)
         if args.world_size > 1:
             raise ConfigError(
                 "`run` works in one process. On several, prepare the data with `trl-pafo prepare` and launch each training with "
@@ -127,7 +79,10 @@ class Run:
             args = self.args
             name = args.hub_model_id or self.folder.path.absolute().name
             private, revision = args.hub_private_repo, args.hub_revision
-            push_run(self.folder.path, name, token=args.hub_token, private=private, revision=revision)
+            # A base that was quantised here is the one of the Hub to whoever loads the adapter.
+            whole = is_quantised(self.model) and self.run.num_hidden_layers is None
+            base = base_id(self.model.model_name_or_path) if whole else None
+            push_run(self.folder.path, name, token=args.hub_token, private=private, revision=revision, base_model=base)
         return results
 
     def _do_stages(self) -> dict[str, Any]:
@@ -182,18 +137,22 @@ class Run:
 
     def _materialise(self) -> None:
         layers = self.run.num_hidden_layers
-        if self.base not in WHEEL_MODELS and layers is None:
+        if self.base not in WHEEL_MODELS and layers is None and not is_quantised(self.model):
             return
         inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
-        name = self.base
+        if is_quantised(self.model):
+            inputs |= {name: getattr(self.model, name) for name in QUANTISATION_OPTIONS}
+        if self.model.model_revision != "main":
+            inputs["revision"] = self.model.model_revision
+        if is_quantised(self.model) and Path(self.base).is_dir():
+            inputs["identity"] = Teacher("base", self.base).identity()
         self._digests["base"] = self.folder.stage(
-            "model", inputs, "base_model", lambda out: materialise_model(name, out, layers, self.args.seed)
+            "model", inputs, "base_model", lambda out: write_base(self.model, out, layers, self.args.seed)
         )
         self.base = str(self.folder / "base_model")
 
-    def _inputs(self, **more: Any) -> dict[str, Any]:
-        inputs = {name: getattr(self.args, name) for name in _TRAINING_OPTIONS}
-        inputs |= {name: getattr(self.model, name) for name in _MODEL_OPTIONS}
+    def _inputs(self, model: ModelConfig | None = None, **more: Any) -> dict[str, Any]:
+        inputs = training_inputs(self.args, model or self.model)
         base = self._digests.get("base") or (Teacher("base", self.base).identity() if Path(self.base).is_dir() else None)
         return {**inputs, "data": self._digests["data"], "base": base, **more}
 
@@ -206,6 +165,7 @@ class Run:
             setattr(args, name, value)
         if isinstance(args.model_init_kwargs, dict) or args.model_init_kwargs is None:
             wanted = {"revision": self.model.model_revision, "dtype": self.model.dtype}
+            wanted |= {"attn_implementation": self.model.attn_implementation}
             known = {k: v for k, v in wanted.items() if v is not None and not (k == "revision" and v == "main")}
             args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
         return args
@@ -213,19 +173,21 @@ class Run:
     def _train(self, trainer: RewardTrainer, out: Path, title: str) -> float:
         return train(trainer, out, title, self._checkpoints)
 
-    def _reward_trainer(self, out: Path, rows: Dataset, start: str | None = None, **changes: Any) -> RewardTrainer:
-        """TRL's own trainer, on the prepared rows as they are."""
+    def _reward_trainer(
+        self, out: Path, rows: Dataset, start: str | None = None, model: ModelConfig | None = None, **changes: Any
+    ) -> PAFORewardTrainer:
+        """Without teachers, and on rows without groups, it is TRL's own trainer, but for what makes it faster."""
         args = self._training_args(out, **changes)
-        if args.train_sampling_strategy == "group_by_length":  # RewardTrainer drops the lengths, and raises
-            args.train_sampling_strategy = "random"
-        args.model_init_kwargs = safe_init_kwargs(start or self.base, args.model_init_kwargs)  # type: ignore[arg-type]
+        source, peft_config = start_of(start, self.base, model or self.model)
+        if not isinstance(source, str):  # loaded already
+            args.model_init_kwargs = None
         keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
-        return RewardTrainer(
-            model=start or self.base,
+        return PAFORewardTrainer(
+            model=source,
             args=args,
             train_dataset=rows.select_columns(keep),
             processing_class=copy.deepcopy(self.tokenizer),
-            peft_config=get_peft_config(self.model),
+            peft_config=peft_config,
         )
 
     def _baseline(self, method: str, train: Dataset) -> str:
@@ -238,25 +200,37 @@ class Run:
                 HistoryCutter(trainer.processing_class, 0).remember()  # type: ignore[arg-type]
             return self._train(trainer, out, TITLES[method])
 
-        self._digests[method] = self.folder.stage(method, self._inputs(method=method), output, work, keep_for=keep_for(self.args))
+        inputs = self._inputs(method=method) | self._batches()
+        self._digests[method] = self.folder.stage(method, inputs, output, work, keep_for=keep_for(self.args))
         return str(self.folder / output)
+
+    def _batches(self) -> dict[str, Any]:
+        """What older versions, whose baselines and teachers had random batches whatever was asked for, made in another way."""
+        by_length = self.args.train_sampling_strategy == "group_by_length" or self.args.max_tokens_per_batch is not None
+        return {"batches": "by length"} if by_length else {}
 
     def _teachers(self, train: Dataset) -> dict[str, str]:
         folders = {}
         for group, name in folder_names(self.groups).items():
             output = f"teachers/{name}"
             start = self._shared if self.run.teacher_start == "warm" else None
-            inputs = self._inputs(group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps)
+            inputs = self._inputs(
+                self.teacher_model, group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps
+            )
+            if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
+                inputs["start_from"] = self._digests["personalized_bt"]
+            inputs |= self._batches()
 
             def work(out: Path, group: str = group, start: str | None = start) -> float:
                 rows = train.filter(lambda row: row["group"] == group)
-                changes = {}
-                if self.run.teacher_min_steps and self.args.max_steps <= 0:
-                    steps = math.ceil(self._steps_per_epoch(len(rows)) * self.args.num_train_epochs)
-                    changes["max_steps"] = max(steps, self.run.teacher_min_steps)
                 set_seed(self.args.seed)
-                trainer = self._reward_trainer(out, rows, start, **changes)
-                return self._train(trainer, out, f"Teacher of {group}")
+                trainer = self._reward_trainer(out, rows, start, self.teacher_model)
+                if self.run.teacher_min_steps and self.args.max_steps <= 0:
+                    steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
+                    trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
+                seconds = self._train(trainer, out, f"Teacher of {group}")
+                (out / CARD_NAME).unlink(missing_ok=True)  # nobody publishes a teacher
+                return seconds
 
             stage = f"teacher:{group}"
             self._digests[stage] = self.folder.stage(stage, inputs, output, work, keep_for=keep_for(self.args))
@@ -291,14 +265,16 @@ class Run:
             print(f"    {gain}", flush=True)
         return gains
 
-    def _steps_per_epoch(self, num_rows: int) -> float:
+    def _steps_per_epoch(self, trainer: PAFORewardTrainer, num_rows: int) -> float:
+        if self.args.max_tokens_per_batch is not None:  # as many pairs as fit
+            return len(trainer.get_train_dataloader()) / self.args.gradient_accumulation_steps
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return num_rows / batch
 
     def _student(self, method: str, train: Dataset, teachers: dict[str, str], distil: bool) -> str:
         output = f"models/{method}"
         changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
-        options = {name: changes.get(name, getattr(self.args, name)) for name in _STUDENT_OPTIONS}
+        options = {name: changes.get(name, getattr(self.args, name)) for name in STUDENT_OPTIONS}
         identities = self._identities(teachers)
 
         def copy_shared(out: Path) -> None:

@@ -1,5 +1,6 @@
 """Teachers in memory: adapters on one backbone, sharded where the student is, scored by all processes in step, and put away."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -16,9 +17,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.prefix_sharing.choice import choose_sharing
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
 from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student, whole_weights
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers import QuantisedBase, Teacher
+
+logger = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key")
 
@@ -47,6 +51,8 @@ class TeacherModels:
             Says where the models go. All of its processes have to make this object together.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Number format in which they are loaded.
+        quantised ([`QuantisedBase`], *optional*):
+            The student's base; teachers that are adapters of it are loaded on it as it is.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class TeacherModels:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         dtype: torch.dtype = torch.float32,
+        quantised: QuantisedBase | None = None,
     ):
         self.accelerator = accelerator
         self.pad_ids = {group: teacher.pad_id(tokenizer) for group, teacher in teachers.items()}
@@ -64,18 +71,20 @@ class TeacherModels:
         first = next(iter(teachers.values()))
         self._is_borrowed = not isinstance(first.source, str)
         if isinstance(first.source, str):
-            self._load(teachers, dtype)
+            self._load(teachers, dtype, None if quantised is None else quantised.config_for(first))
         else:
             self._borrow(first.source)
 
-    def _load(self, teachers: Mapping[str, Teacher], dtype: torch.dtype) -> None:
+    def _load(self, teachers: Mapping[str, Teacher], dtype: torch.dtype, quantization_config: Any) -> None:
         sharded = shards_the_student(self.accelerator)
         # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
+        if quantization_config is not None:
+            logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantised.")
         with in_turn(self.accelerator) if sharded else nullcontext(), whole_weights(), torch.random.fork_rng(devices=[]):
             folders = {group: local_folder(str(teacher.source)) for group, teacher in teachers.items()}
             first = next(iter(folders.values()))
-            model = load_reward_model(first, dtype)
-            if (first / "adapter_config.json").exists():
+            model = load_reward_model(first, dtype, quantization_config=quantization_config)
+            if (first / ADAPTER_CONFIG).exists():
                 names = {first: model.active_adapter}
                 for folder in folders.values():
                     if folder not in names:

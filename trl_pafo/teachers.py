@@ -1,5 +1,6 @@
 """Group -> teacher: a checkpoint, an adapter, or a model in memory. What a teacher is, and whether it fits the student."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -82,6 +83,41 @@ class Teacher:
             return None
         folder = local_folder(self.source)
         return load_saved_tokenizer(folder) if has_tokenizer(folder) else None
+
+
+@dataclass(frozen=True)
+class QuantisedBase:
+    """
+    The base of a student that is an adapter, quantised when it was loaded (QLoRA). Teachers on the same base are loaded so too.
+
+    Parameters:
+        name (`str`):
+            Folder or Hub id of the base.
+        config ([`~transformers.quantizers.HfQuantizer`]'s configuration):
+            How it is quantised.
+    """
+
+    name: str
+    config: Any
+
+    @classmethod
+    def of(cls, model: Any) -> "QuantisedBase | None":
+        """That of a student in memory; `None` where its base is not quantised."""
+        if getattr(model, "hf_quantizer", None) is None:
+            return None
+        return cls(model.config._name_or_path, model.config.quantization_config)
+
+    def config_for(self, teacher: Teacher) -> Any:
+        """How the base of a teacher is to be quantised; `None` if it is another, or comes quantised from the disk."""
+        adapter = teacher.adapter()
+        if adapter is None or getattr(teacher.config(), "quantization_config", None) is not None:
+            return None
+        return copy.deepcopy(self.config) if _same_place(adapter["base_model_name_or_path"], self.name) else None
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two names are one Hub id or one folder."""
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
 
 
 def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher]:

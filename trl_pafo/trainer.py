@@ -14,7 +14,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo import checks
-from trl_pafo.adapters import active_adapter_alone, keep_reward_head
+from trl_pafo.adapters import active_adapter_alone, keep_head_in_format, keep_reward_head
 from trl_pafo.batching import (
     EpochOfSampler,
     LengthGroupedSampler,
@@ -39,7 +39,7 @@ from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.scoring import reward_of
-from trl_pafo.teachers import TeacherSpec, as_teachers, check_teacher
+from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_teacher
 from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
 logger = get_logger(__name__)
@@ -164,6 +164,7 @@ class PAFORewardTrainer(HubRewardTrainer):
 
         given = _NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
         super().__init__(model, args, data_collator, given, eval_dataset, processing_class, *positional, **kwargs)
+        keep_head_in_format(self.model)
         if train_dataset is None:
             self.train_dataset = None
         if data_collator is None:
@@ -184,7 +185,12 @@ class PAFORewardTrainer(HubRewardTrainer):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
         elif self._distils and "teacher_margin" not in columns:
             self._online = OnlineTeachers(
-                self._teachers, self.processing_class, self.accelerator, self._teacher_dtype(), self.args.teacher_margin_clip
+                self._teachers,
+                self.processing_class,
+                self.accelerator,
+                self._teacher_dtype(),
+                self.args.teacher_margin_clip,
+                QuantisedBase.of(self.model),
             )
             self.add_callback(self._online)
         # Given models would otherwise be kept alive, and be moved and saved by whatever walks over the trainer.
@@ -351,6 +357,7 @@ class PAFORewardTrainer(HubRewardTrainer):
                 batch_size=args.teacher_batch_size or 2 * args.per_device_eval_batch_size,
                 cache_dir=args.teacher_margin_cache_dir or f"{args.output_dir}/teacher_margins",
                 dtype=self._teacher_dtype(),
+                quantised=QuantisedBase.of(self.model),
                 prefix_sharing="off" if args.prefix_sharing == "off" else "auto",  # a teacher may be of another family
             )
         if args.teacher_scale == "rms":

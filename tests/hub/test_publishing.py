@@ -13,24 +13,28 @@ from trl import ModelConfig
 from trl_pafo.arguments import RunArguments
 from trl_pafo.cli import main
 from trl_pafo.config import PAFOConfig
-from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.publishing import _group_definition, push_run, write_cards
 from trl_pafo.stages import Run
 
 METHODS = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
 
 
-@pytest.fixture(scope="module")
-def finished(encoder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
+def make_run(folder: Path, encoder: str, **more) -> Run:
     users = {"train_users": 16, "test_users": 12, "pairs_per_user": 2, "context_pairs": 1, "minority_ratio": 0.25}
     options = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False, "report_to": "none"}
     options |= {"gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "num_history": 1, "max_length": 256}
-    Run(
+    return Run(
         RunArguments(methods=METHODS, num_resamples=50, teacher_min_gain=float("-inf"), **users),
-        PAFOConfig(str(folder), **options),
+        PAFOConfig(str(folder), **options, **more),
         ModelConfig(model_name_or_path=encoder, dtype=None),
-    )()
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    make_run(folder, encoder)()
     return folder
 
 
@@ -77,6 +81,24 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     assert "history=history" in shared.content
     assert "history=history" not in plain.content  # it is never shown one
     assert "It takes no history" in plain.content
+
+
+def test_run_pushes_its_student_at_the_end(run, encoder, hub: Hub):
+    """`trl-pafo run --push_to_hub true`: all stages are done already, and what is pushed is the student alone."""
+    make_run(run, encoder, push_to_hub=True, hub_model_id="lab/of-a-run", hub_private_repo=True)()
+    repo = hub.repos["lab/of-a-run"]
+    assert repo.private
+    assert repo.files["model.safetensors"] == (run / "models/pafo/model.safetensors").read_bytes()
+    assert 'model_id = "lab/of-a-run"' in repo.files["README.md"].decode()
+    assert list(hub.repos) == ["lab/of-a-run"]
+
+
+def test_run_asks_the_hub_before_it_trains(encoder, hub: Hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "unknown")
+    with pytest.raises(TrlPafoError, match="token"):
+        make_run(tmp_path / "new", encoder, push_to_hub=True, hub_model_id="lab/never")
+    assert not (tmp_path / "new").exists()
+    assert not hub.repos
 
 
 def test_a_student_that_was_not_distilled_says_so(run):

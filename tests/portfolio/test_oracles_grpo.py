@@ -16,6 +16,7 @@ from trl_pafo.errors import ConfigError, DataError, PortfolioError, RunFolderErr
 from trl_pafo.portfolio import oracles_grpo
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_grpo import GRPOOracle, member_name
+from trl_pafo.runs import RunFolder
 
 LORA = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 HALF = np.array([0.5, 0.5])
@@ -107,6 +108,12 @@ class TestMembers:
 
 
 class TestResume:
+    def test_a_folder_in_which_another_build_is_at_work(self, base, tmp_path):
+        oracle = make_oracle(base, tmp_path / "run")
+        with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="Another run is at work"):
+            oracle(HALF)
+        assert not (tmp_path / "run/members").exists()
+
     def test_a_complete_member_is_not_trained_again(self, base, tmp_path, monkeypatch):
         first = make_oracle(base, tmp_path / "run")(HALF)
         monkeypatch.setattr(oracles_grpo, "GRPOTrainer", None)

@@ -117,9 +117,10 @@ class TestInModels:
         types = make_family("gemma3_text").config.layer_types
         assert attended == [4] * types.count("full_attention")
 
+    @pytest.mark.parametrize("family", ["llama", "gpt2"])  # which hand the mask over by name, and by place
     @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_recomputed_layers_go_row_by_row_again(self, use_reentrant, attended):
-        model = make_family("llama")
+    def test_recomputed_layers_go_row_by_row_again(self, use_reentrant, family, attended):
+        model = make_family(family)
         model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
         model.enable_input_require_grads()
         model.train()

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -293,12 +294,14 @@ class GRPOOracle:
     ) -> None:
         """[`RunFolder.stage`] for several processes: the main one keeps the folder, all work or none does."""
         folder = self._folder
-        done = self._on_main(lambda: folder.check(stage, inputs, derived) if folder else True)
-        if folder is not None:
-            folder.stage(stage, inputs, output, work, derived)
-        elif not done:
-            work(self.path / f"{output}.partial")
-        PartialState().wait_for_everyone()
+        with ExitStack() as alone:
+            self._on_main(lambda: alone.enter_context(folder.locked()) if folder else None, share=False)
+            done = self._on_main(lambda: folder.check(stage, inputs, derived) if folder else True)
+            if folder is not None:
+                folder.stage(stage, inputs, output, work, derived)
+            elif not done:
+                work(self.path / f"{output}.partial")
+            PartialState().wait_for_everyone()
 
     def _on_main(self, work: Callable[[], Any], share: bool = True) -> Any:
         """Do something on the main process alone; every process gets the answer (unless it is not shared) or the error."""

@@ -51,7 +51,23 @@ def estimate_gain(
     implementation: str = "sdpa",
     pad_to_multiple_of: int | None = None,
 ) -> Gain:
-    """Gain for batches in the order given, padding included. (Ours.)
+    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Ours.)
+
+    Args:
+        lengths, batch_size, implementation, pad_to_multiple_of:
+            See [`count_work`].
+        weight (`float`):
+            [`attention_weight`].
+    """
+    work = count_work(lengths, batch_size, implementation, pad_to_multiple_of)
+    two, shared = work @ [1.0, weight]
+    return Gain(float(work[0, 0] / work[1, 0]), float(two / shared))
+
+
+def count_work(
+    lengths: NDArray[np.int64], batch_size: int, implementation: str = "sdpa", pad_to_multiple_of: int | None = None
+) -> NDArray[np.float64]:
+    """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Ours.)
 
     Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
     which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.
@@ -61,12 +77,13 @@ def estimate_gain(
             Tokens of prefix, chosen rest and rejected rest ([`pair_lengths`]), at least one pair.
         batch_size (`int`):
             Pairs in a batch.
-        weight (`float`):
-            [`attention_weight`].
         implementation (`str`, *optional*, defaults to `"sdpa"`):
             Implementation of attention, or `"by_rows"`: `sdpa` where it attends row by row.
         pad_to_multiple_of (`int`, *optional*):
             As in the collator.
+
+    Returns:
+        `np.ndarray` of shape `(2, 2)`: two rows, then shared rows; tokens, and queries on keys.
     """
     tokens = np.zeros(2)
     seen = np.zeros(2)
@@ -85,8 +102,7 @@ def estimate_gain(
             if implementation == "by_rows":
                 of_shared = (sequences[:, 0] ** 2 / 2 + batch[:, 2] * sequences[:, 1]).sum()
             seen += np.array([len(batch) * 2 * two**2 * (1.0 if needs_mask else 0.5), of_shared])
-    cost = tokens + weight * seen
-    return Gain(float(tokens[0] / tokens[1]), float(cost[0] / cost[1]))
+    return np.stack([tokens, seen], axis=1)
 
 
 def lengths_of(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -162,12 +178,17 @@ def sampled_gain(dataset: Dataset, batch_size: int, config: Any, pad_to_multiple
     order = np.random.default_rng(0).permutation(len(dataset))[: max(_MOST_PAIRS, batch_size)]
     rows = dataset.select(order.tolist()).with_format(None)
     lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
-    implementation = config._attn_implementation
+    return estimate_gain(lengths, batch_size, attention_weight(config), how_rows_attend(config, lengths), pad_to_multiple_of)
+
+
+def how_rows_attend(config: Any, lengths: NDArray[np.int64]) -> str:
+    """Implementation of attention that shared rows of these lengths will meet, as [`estimate_gain`] takes it."""
+    if config._attn_implementation != "sdpa" or torch.accelerator.current_accelerator() is not None:
+        return config._attn_implementation
+    try:
+        windows = layer_windows(config)
+    except ConfigError:  # `why_not_shared` says so
+        return "sdpa"
     longest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
-    windows = layer_windows(config)
-    bites = any(
-        window is not None and window < longest for window in (windows.values() if isinstance(windows, dict) else [windows])
-    )
-    if implementation == "sdpa" and torch.accelerator.current_accelerator() is None and not bites:
-        implementation = "by_rows"
-    return estimate_gain(lengths, batch_size, attention_weight(config), implementation, pad_to_multiple_of)
+    bite = [window is not None and window < longest for window in (windows.values() if isinstance(windows, dict) else [windows])]
+    return "sdpa" if any(bite) else "by_rows"

@@ -60,6 +60,8 @@ class RowMask(torch.Tensor):
                 return kwargs.pop("attn_mask")._attend(*args, **kwargs)
             if func in _ABOUT:
                 return func(*args, **kwargs)
+            if func is torch.Tensor.detach:  # done to what reentrant checkpointing computes again
+                return args[0]
             args, kwargs = tree_map_only(cls, cls.dense, (tuple(args), kwargs))
             return func(*args, **kwargs)
 

