@@ -269,7 +269,7 @@ def test_a_small_group_gets_its_least_number_of_steps(run, tmp_path):
 def test_with_a_budget_of_tokens_no_teacher_is_cut_short(run, tmp_path):
     """A step has as many pairs as fit, so an epoch more steps than the batch size says."""
     options = {"methods": ["personalized_bt", "oracle"], "max_steps": -1, "num_train_epochs": 1, "teacher_min_steps": 2}
-    run(**options, max_tokens_per_batch=300)()
+    run(**options, max_tokens_per_batch=900)()
     state = json.loads((tmp_path / "run/teachers/majority/trainer_state.json").read_text())
     assert state["epoch"] == pytest.approx(1.0)
     assert state["global_step"] > 7  # of 28 pairs in fours

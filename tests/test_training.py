@@ -80,7 +80,7 @@ class TestResume:
         trainer.save_model()
         return trainer
 
-    @pytest.mark.parametrize("step", [2, 4])
+    @pytest.mark.parametrize("step", [2, 4, 6])  # 6 is the last: there is nothing left to train
     def test_losses_and_weights_are_those_of_the_unbroken_run(self, unbroken, build, tmp_path, step):
         trainer = build(tmp_path / "resumed")
         trainer.train(resume_from_checkpoint=str(tmp_path / f"unbroken/checkpoint-{step}"))

@@ -391,6 +391,8 @@ class PAFORewardTrainer(HubRewardTrainer):
         return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        if self.state.global_step >= self.state.max_steps:
+            return [], None  # going on from the last checkpoint of all: the Trainer would take one more step
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.max_tokens_per_batch is None or not batches:
             return batches, num_items
