@@ -129,8 +129,8 @@ def watched_teachers() -> Iterator[tuple[list, list]]:
     loaded, placed = [], []
     load, place = trl_pafo.teacher_models.load_reward_model, TeacherModels._load
 
-    def load_and_remember(*args):
-        model = load(*args)
+    def load_and_remember(*args, **kwargs):
+        model = load(*args, **kwargs)
         loaded.append(weakref.ref(model))
         return model
 
