@@ -19,7 +19,7 @@ STUDENT_OPTIONS = (
 """Options of PAFO that only the student depends on: changing them must not ask for new teachers."""
 
 # Options that decide a training's result.
-_TRAINING_OPTIONS = (
+TRAINING_OPTIONS = (
     "seed",
     "learning_rate",
     "num_train_epochs",
@@ -44,7 +44,7 @@ _TRAINING_OPTIONS = (
     "train_sampling_strategy",
     "max_tokens_per_batch",
 )
-_MODEL_OPTIONS = (
+MODEL_OPTIONS = (
     "lora_dropout",
     "use_rslora",
     "use_dora",
@@ -63,6 +63,6 @@ _LATER_MODEL_OPTIONS = ("lora_modules_to_save", "lora_target_parameters")
 
 def training_inputs(args: PAFOConfig, model: ModelConfig) -> dict[str, Any]:
     """Inputs of a stage that trains, by name."""
-    inputs = {name: getattr(args, name) for name in _TRAINING_OPTIONS}
-    inputs |= {name: getattr(model, name) for name in _MODEL_OPTIONS}
+    inputs = {name: getattr(args, name) for name in TRAINING_OPTIONS}
+    inputs |= {name: getattr(model, name) for name in MODEL_OPTIONS}
     return inputs | {name: value for name in _LATER_MODEL_OPTIONS if (value := getattr(model, name, None)) is not None}

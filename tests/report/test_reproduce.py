@@ -8,7 +8,7 @@ from fake_runs import make_run
 from trl_pafo.cli.run import make_parser
 from trl_pafo.report.records import read_record
 from trl_pafo.report.reproduce import as_yaml, given_teachers, run_config
-from trl_pafo.stages import _MODEL_OPTIONS, _STUDENT_OPTIONS, _TRAINING_OPTIONS
+from trl_pafo.run_options import MODEL_OPTIONS, STUDENT_OPTIONS, TRAINING_OPTIONS
 
 
 @pytest.fixture
@@ -34,18 +34,18 @@ def test_the_command_line_takes_the_configuration_and_gets_the_same_options(reco
 def test_every_input_of_a_training_is_a_flag(record, tmp_path):
     """All that `stages` keeps in the manifest comes back through the YAML unchanged."""
     _, args, model = make_parser().parse_args_and_config(["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"])
-    inputs = {name: getattr(args, name) for name in (*_TRAINING_OPTIONS, *_STUDENT_OPTIONS)} | {
-        name: getattr(model, name) for name in _MODEL_OPTIONS
+    inputs = {name: getattr(args, name) for name in (*TRAINING_OPTIONS, *STUDENT_OPTIONS)} | {
+        name: getattr(model, name) for name in MODEL_OPTIONS
     }
     known = asdict(args)
-    assert set(_TRAINING_OPTIONS) <= set(known)
+    assert set(TRAINING_OPTIONS) <= set(known)
     kept = {**inputs, "num_train_epochs": 7.0, "alpha": 0.9, "bf16": False}
     record.stages["pafo"]["inputs"] = json.loads(json.dumps(kept, default=str))  # as a manifest keeps them
     config = run_config(record)
     path = tmp_path / "run.yaml"
     path.write_text(as_yaml(config), encoding="utf-8")
     _, again, _ = make_parser().parse_args_and_config(["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true"])
-    for name in (*_TRAINING_OPTIONS, *_STUDENT_OPTIONS):
+    for name in (*TRAINING_OPTIONS, *STUDENT_OPTIONS):
         expected = {"num_train_epochs": 7.0, "alpha": 0.9}.get(name, inputs[name])
         assert getattr(again, name) == expected, name
 
@@ -56,6 +56,15 @@ def test_controls_do_not_change_the_students_options(record):
     assert run_config(record)["counterfactual_share"] == 0.5
     del record.stages["pafo"]["inputs"]["counterfactual_share"]
     assert "counterfactual_share" not in run_config(record)
+
+
+@pytest.mark.parametrize(("of_teachers", "kind"), [(False, "full"), (True, None)])
+def test_full_teachers_beside_an_adapter(record, of_teachers, kind):
+    record.stages["teacher:minority"] = {"inputs": {"use_peft": of_teachers}, "output": "x"}
+    record.stages["pafo"]["inputs"]["use_peft"] = True
+    config = run_config(record)
+    assert config["use_peft"] is True
+    assert config.get("teacher_kind") == kind
 
 
 def test_identities_and_empty_options_are_no_flags(record):

@@ -28,6 +28,9 @@ def run_config(record: Record) -> dict[str, Any]:
             inputs = {key: value for key, value in inputs.items() if key != "counterfactual_share"}
         config |= {key: value for key, value in inputs.items() if key in flags and value is not None}
         config |= {flag: inputs[key] for key, flag in _RENAMED.items() if inputs.get(key) is not None}
+    teachers = [inputs for name, inputs in stages.items() if name.startswith("teacher:")]
+    if config.get("use_peft") and any(inputs.get("use_peft") is False for inputs in teachers):
+        config["teacher_kind"] = "full"
     if record.results.get("methods"):
         config["methods"] = list(record.methods)
     return dict(sorted(config.items()))
