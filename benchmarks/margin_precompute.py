@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from measuring import common_parser
 from reward_training import make_rows, make_trainer
 from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -37,17 +38,9 @@ def dpo_style(model, rows, pad: int, options: argparse.Namespace, device: torch.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="styles")
-    parser.add_argument("--data_path")
-    parser.add_argument("--max_words", type=int)
-    parser.add_argument("--history", type=int, default=3)
+    parser = common_parser(__doc__)
+    parser.set_defaults(batch=16)
     parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--pairs", type=int, default=160)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16, help="pairs in a forward pass")
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -10,6 +10,21 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import RewardTrainer
 
 
+def common_parser(description: str | None) -> argparse.ArgumentParser:
+    """Which pairs, which model, and how many at a time."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="styles")
+    parser.add_argument("--data_path")
+    parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
+    parser.add_argument("--history", type=int, default=3, help="past pairs in the prompt")
+    parser.add_argument("--pairs", type=int, default=160)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8, help="pairs in a batch")
+    parser.add_argument("--bf16", action="store_true")
+    return parser
+
+
 def training_options(options: argparse.Namespace, folder: str | Path) -> dict[str, Any]:
     """Options of `RewardConfig` for an epoch that nothing but training takes time of."""
     return {

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from measuring import forget_peak, peak_memory, silence, training_options
+from measuring import common_parser, forget_peak, peak_memory, silence, training_options
 from transformers import TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
@@ -146,17 +146,8 @@ def work_lines(rows: Dataset, batch: int, config: Any) -> list[str]:
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """What is trained on what."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="styles")
-    parser.add_argument("--data_path")
-    parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
-    parser.add_argument("--history", type=int, default=3, help="past pairs in the prompt")
+    parser = common_parser(description)
     parser.add_argument("--plain", action="store_true", help="responses without prompts: nothing to share")
-    parser.add_argument("--pairs", type=int, default=160)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--seed", type=int, default=0)

@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import transformers
 from datasets import Dataset
-from measuring import forget_peak, peak_memory, silence, training_options
+from measuring import common_parser, forget_peak, peak_memory, silence, training_options
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -94,18 +94,9 @@ def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="styles")
-    parser.add_argument("--data_path")
-    parser.add_argument("--max_words", type=int, help="cut the answers of dsp")
-    parser.add_argument("--history", type=int, default=3, help="past pairs in the prompt")
-    parser.add_argument("--pairs", type=int, default=160)
+    parser = common_parser(__doc__)
     parser.add_argument("--share", type=float, default=1.0, help="counterfactual_share")
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

@@ -23,6 +23,7 @@ from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import counterfactual_rows
 from trl_pafo.models import longest_input
 from trl_pafo.runs import MANIFEST
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
 
 INSPECTION = "results/inspection.npz"
@@ -144,7 +145,7 @@ def _within(entries: Dataset, sources: Sequence[Path]) -> Dataset:
     """Entries that every model can read: a borrowed history may be longer than the pair's own."""
     limits = {}
     for source in sources:
-        if not (source / "adapter_config.json").exists() and (longest := longest_input(str(source))):
+        if not (source / ADAPTER_CONFIG).exists() and (longest := longest_input(str(source))):
             limits[source] = longest
     if not limits:
         return entries

@@ -15,7 +15,7 @@ from trl_pafo.adapters import keep_reward_head
 from trl_pafo.errors import ConfigError
 from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
 from trl_pafo.safe_loading import ADAPTER_CONFIG, reason
-from trl_pafo.scoring import load_reward_model
+from trl_pafo.scoring import as_dtype, load_reward_model
 
 QUANTISATION_OPTIONS = (
     "load_in_4bit",
@@ -115,8 +115,7 @@ def start_of(folder: str | None, base: str, model: ModelConfig) -> tuple[Any, An
     """
     if folder is None or not (Path(folder) / ADAPTER_CONFIG).exists():
         return folder or base, get_peft_config(model)
-    dtype = getattr(torch, model.dtype or "", torch.float32)
-    loaded = load_reward_model(folder, dtype, is_trainable=model.use_peft)
+    loaded = load_reward_model(folder, as_dtype(model.dtype), is_trainable=model.use_peft)
     if model.attn_implementation is not None:
         loaded.set_attn_implementation(model.attn_implementation)
     return (loaded if model.use_peft else loaded.merge_and_unload().requires_grad_(True)), None

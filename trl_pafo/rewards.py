@@ -13,6 +13,7 @@ from trl_pafo.errors import DataError
 from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import count_by_group
 from trl_pafo.models import longest_input
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
 
 
@@ -58,7 +59,7 @@ def score_rows(
     for row in rows:
         for side, sequences in ids.items():
             sequences.append(tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs")))
-    longest = longest_input(str(folder)) if not (Path(folder) / "adapter_config.json").exists() else None
+    longest = longest_input(str(folder)) if not (Path(folder) / ADAPTER_CONFIG).exists() else None
     too_long = [i for i, pair in enumerate(zip(*ids.values(), strict=True)) if longest and max(map(len, pair)) > longest]
     if too_long:
         raise DataError(

@@ -105,6 +105,11 @@ def load_reward_model(
     return model.eval()
 
 
+def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
+    """The number format of an option `dtype`; float32 where it names none, as `"auto"`."""
+    return name if isinstance(name, torch.dtype) else getattr(torch, name or "float32", torch.float32)
+
+
 def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """The pad id that a model of this configuration was trained with; the tokenizer's where the model knows none."""
     own = config.get_text_config().pad_token_id

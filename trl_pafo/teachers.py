@@ -13,12 +13,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder, pad_id_of
 
 TeacherSpec = str | Path | torch.nn.Module
 
 # Files of a checkpoint that decide what it answers.
-_WEIGHTS = ("*.safetensors", "config.json", "adapter_config.json")
+_WEIGHTS = ("*.safetensors", "config.json", ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _digest_files(folder: Path) -> str:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

@@ -38,7 +38,7 @@ from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.safe_loading import safe_init_kwargs
-from trl_pafo.scoring import reward_of
+from trl_pafo.scoring import as_dtype, reward_of
 from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_teacher
 from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
@@ -340,8 +340,7 @@ class PAFORewardTrainer(HubRewardTrainer):
     def _teacher_dtype(self) -> torch.dtype:
         """Teachers on disk are loaded in the number format of the student."""
         init_kwargs: Any = self.args.model_init_kwargs or {}
-        dtype = init_kwargs.get("dtype") or "float32"
-        return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, torch.float32)
+        return as_dtype(init_kwargs.get("dtype"))
 
     def _add_teacher_margins(self, dataset: Dataset) -> Dataset:
         args = self.args
