@@ -265,6 +265,7 @@ class TestTexts:
         assert content_text("red") == content_text([{"role": "user", "content": "red"}]) == "red"
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         assert content_text(turns) == "a\nb"
+        assert content_key("red") == content_key([{"role": "user", "content": "red"}])
         assert content_key(turns) != content_key([turns[0], {"role": "user", "content": "b"}])
 
     @given(st.lists(st.lists(st.tuples(st.sampled_from(["user", "system"]), st.sampled_from(["a", "'", '"\n'])), max_size=3)))

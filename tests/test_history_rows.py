@@ -246,6 +246,16 @@ class TestCounterfactual:
             assert shown.to_list() == expected
             assert len(shown.cache_files) == 2
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_prompt_is_known_again_as_a_message(self, seed):
+        """Prepared rows: their prompts are messages, the past pairs of their histories texts."""
+        plain = judged(seed=seed, shared=True)
+        rows = [{**row, **{name: as_messages(row[name], "user") for name in HISTORY_FIELDS}} for row in plain.to_list()]
+        shown = counterfactual_rows(Dataset.from_list(rows), ["g0", "g1"], 1.0, seed)
+        assert shown["user"][:] == counterfactual_rows(plain, ["g0", "g1"], 1.0, seed)["user"][:]
+        for row in shown.filter(lambda row: not row["has_label"]):
+            assert row["prompt"][0]["content"] not in [past["prompt"] for past in row["history"]]
+
     def test_the_seed_decides(self):
         users = [counterfactual_rows(judged(), ["g0", "g1"], 0.5, seed)["user"][:] for seed in (3, 3, 4)]
         assert users[0] == users[1] != users[2]

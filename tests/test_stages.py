@@ -12,7 +12,7 @@ from small_runs import small_run
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from trl_pafo import stages
+from trl_pafo import models, stages
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
@@ -63,6 +63,30 @@ def test_run_writes_every_stage_and_the_second_run_skips_them(run, trained, tmp_
     assert trained == ALL
     assert again["methods"] == results["methods"]
     assert "[pafo] done before, kept" in capsys.readouterr().out
+
+
+def test_tokenizer_and_configuration_are_of_the_models_revision(run, monkeypatch):
+    asked: dict[str, set[str]] = {"AutoTokenizer": set(), "AutoConfig": set()}
+
+    def watch(name: str) -> None:
+        original = getattr(models, name).from_pretrained
+
+        def spy(*args, **kwargs):
+            asked[name].add(kwargs.get("revision"))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(getattr(models, name), "from_pretrained", spy)
+
+    for name in asked:
+        watch(name)
+    run(kind={"model_revision": "v2"}, num_hidden_layers=1)
+    assert asked == {"AutoTokenizer": {"v2"}, "AutoConfig": {"v2"}}
+
+
+def test_another_revision_is_another_run(run):
+    run(methods=["personalized_bt"])()
+    with pytest.raises(RunFolderError, match=r"prepare.*revision"):
+        run(kind={"model_revision": "v2"}, methods=["personalized_bt"])()
 
 
 def test_accuracy_in_results_is_that_of_the_written_rewards(run, tmp_path):

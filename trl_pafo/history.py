@@ -225,8 +225,12 @@ def content_text(value: str | list[dict[str, str]]) -> str:
 
 
 def content_key(value: str | list[dict[str, str]]) -> str:
-    """A prompt as something that can be compared: text, or messages as text."""
-    return value if isinstance(value, str) else repr([(m["role"], m["content"]) for m in value])
+    """A prompt as something that can be compared: text, or messages as text. A text and its one message are the same."""
+    return value if isinstance(value, str) else _key_of([(m["role"], m["content"]) for m in value])
+
+
+def _key_of(messages: list[tuple[str, str]]) -> str:
+    return messages[0][1] if len(messages) == 1 else repr(messages)
 
 
 def content_texts(values: pa.Array) -> list[str]:
@@ -243,7 +247,7 @@ def content_keys(values: pa.Array) -> list[str]:
         return values.to_pylist() if is_text(values.type) else [content_key(value) for value in values.to_pylist()]
     messages = pc.list_flatten(values)
     told = zip(*(pc.struct_field(messages, name).to_pylist() for name in ("role", "content")), strict=True)
-    return [repr(list(islice(told, length))) for length in lengths_of(values).tolist()]
+    return [_key_of(list(islice(told, length))) for length in lengths_of(values).tolist()]
 
 
 def past_prompts(history: pa.Array) -> pa.Array:

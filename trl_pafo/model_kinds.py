@@ -84,16 +84,17 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
         return
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as aside:
-        source, at = name, {"revision": model.model_revision}
+        source = name
         if name in WHEEL_MODELS or num_hidden_layers is not None:
-            source, at = str(Path(aside) / "plain"), {}
+            source = str(Path(aside) / "plain")
             materialise_model(name, source, num_hidden_layers, seed, model.model_revision)
         torch.manual_seed(seed)
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, revision=model.model_revision)
         how = get_quantization_config(model)
+        revision = model.model_revision if source == name else None
         try:
             with suppress_seqcls_warning():
-                base = load_base(AutoModelForSequenceClassification, source, num_labels=1, quantization_config=how, **at)
+                base = load_base(AutoModelForSequenceClassification, source, revision, num_labels=1, quantization_config=how)
         except (ImportError, RuntimeError) as error:
             raise ConfigError(f"{name} cannot be quantised on this machine ({reason(error)}). Leave out load_in_*bit.") from error
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id

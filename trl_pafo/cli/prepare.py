@@ -15,6 +15,7 @@ def make_parser(prog: str | None = None) -> Any:
             default=None,
             metadata={"help": "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."},
         )
+        model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
         output_dir: str | None = field(default=None, metadata={"help": "Folder to write to; must not exist."})
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt, newest first. Default: 3."})
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
@@ -40,7 +41,7 @@ def main(args: Any) -> None:
     known = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
     config = PAFOConfig(str(out), use_cpu=True, bf16=False, **{k: v for k, v in known.items() if v is not None})
     with new_folder(out) as aside:
-        fit_lengths(config, args.model_name_or_path)
-        prepare(args, config, load_tokenizer(args.model_name_or_path), aside)
+        fit_lengths(config, args.model_name_or_path, args.model_revision)
+        prepare(args, config, load_tokenizer(args.model_name_or_path, revision=args.model_revision), aside)
     print(f"Prepared pairs: {out}")
     print(f"Any RewardTrainer takes them: trl reward --dataset_name {out} --chat_template_path {out / 'chat_template.jinja'} ...")

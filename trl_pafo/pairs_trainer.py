@@ -1,0 +1,146 @@
+"""PairsRewardTrainer: the hooks of a trainer by which preference pairs become rows of token ids, checked before a model is loaded."""
+
+from collections import Counter
+from typing import Any
+
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import get_dataset_column_names
+
+from trl_pafo import checks
+from trl_pafo.batching import is_tokenized
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
+from trl_pafo.history_rows import count_by_group, counterfactual_rows
+from trl_pafo.hub_trainer import HubRewardTrainer
+from trl_pafo.teachers import Teacher
+from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
+
+logger = get_logger(__name__)
+
+# Stands in for the training set where there is none.
+NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
+
+
+class PairsRewardTrainer(HubRewardTrainer):
+    """
+    [`HubRewardTrainer`] whose pairs may have histories: they are rendered into the prompt, and shown under those of other groups.
+
+    A subclass sets `_distils` and `_teachers`, calls `_check_train_dataset`, and hands `NO_PAIRS` to the base class where there
+    is no training set.
+    """
+
+    _teachers: dict[str, Teacher]
+    _train_is_prepared = False
+
+    dropped_pairs: dict[str, Counter[str]]
+    """Pairs dropped because they are longer than `max_length`, by dataset and group."""
+
+    def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
+        what = "The training dataset"
+        columns = get_dataset_column_names(dataset)
+        uses_teachers = self._distils and "teacher_margin" not in columns
+        if not isinstance(dataset, Dataset):
+            if args.max_tokens_per_batch is not None:
+                raise ConfigError(
+                    "`max_tokens_per_batch` looks at the lengths of all pairs, and a stream has no end to look for. Load without "
+                    "streaming, or leave it out."
+                )
+            if uses_teachers and isinstance(dataset, IterableDataset):
+                checks.check_columns(columns, ["group"], f"{what} (a stream, with `teachers`)")
+                if args.teacher_scale != "none":
+                    raise ConfigError(
+                        f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, and a stream has no "
+                        "end to wait for. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
+                    )
+            return  # the base class raises for other types
+        if "history" in columns:
+            checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
+            if args.num_history != 0:
+                checks.check_history(dataset, what)
+        if self._distils:
+            checks.check_pairs(dataset, what)
+            if uses_teachers and args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
+                raise DataError(
+                    f"{what} is tokenized, so its pairs cannot be shown under other histories. Leave out `chosen_ids` and "
+                    "`rejected_ids`, or set counterfactual_share=0."
+                )
+            if uses_teachers:
+                checks.check_groups(dataset, self._teachers, what)
+            else:
+                checks.check_teacher_margins(dataset, what)
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: Any,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        is_train = not self._train_is_prepared  # the base class prepares the training dataset first
+        self._train_is_prepared = True
+        if dataset is NO_PAIRS:
+            return dataset
+        columns = get_dataset_column_names(dataset)
+        if is_train and isinstance(dataset, Dataset):
+            dataset = self._add_counterfactual_rows(dataset, args)
+        elif not is_train and "has_label" in columns:
+            dataset = dataset.filter(lambda row: row["has_label"])  # nothing tells whether a model is right about the others
+        if "chosen_ids" not in columns and ("history" in columns or "chat_template_kwargs" in columns):
+            # A template that knows no `history` would lose it in silence.
+            add_history_template(processing_class)
+            dataset = self._render_history(dataset, processing_class, args)
+        if not isinstance(dataset, Dataset):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        before = count_by_group(dataset)
+        dataset = tokenize_pairs(dataset, processing_class, title=dataset_name, num_proc=args.dataset_num_proc)
+        if args.max_length is not None and is_tokenized(dataset):
+            dataset = drop_long_pairs(dataset, args.max_length)
+            dataset = super()._prepare_dataset(dataset, processing_class, without_limit(args), dataset_name)
+        else:
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        self._report_drops(before, dataset, dataset_name, args)  # type: ignore[arg-type]
+        return dataset
+
+    @staticmethod
+    def _render_history(
+        dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: PAFOConfig
+    ) -> Dataset | IterableDataset:
+        if "history" not in get_dataset_column_names(dataset):
+            return dataset
+        if not isinstance(dataset, Dataset):
+            raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
+        if is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None:
+            remember_rendering(dataset, processing_class)
+            return dataset.remove_columns("history")
+        cutter = HistoryCutter(processing_class, args.num_history, args.history_max_tokens, args.history_fields)
+        cutter.remember()
+        return render_history(dataset, cutter, args.dataset_num_proc)
+
+    def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
+        if "has_label" in dataset.column_names:
+            if not self._distils:  # such rows have no label to learn from
+                dataset = dataset.filter(lambda row: row["has_label"], desc="Leaving out counterfactual rows")
+            return dataset
+        if not (self._distils and self._teachers and "teacher_margin" not in dataset.column_names):
+            return dataset
+        if args.counterfactual_share == 0 or "history" not in dataset.column_names or args.num_history == 0:
+            return dataset
+        return counterfactual_rows(dataset, list(self._teachers), args.counterfactual_share, args.seed)
+
+    def _report_drops(self, before: Counter[str], dataset: Dataset, dataset_name: str, args: PAFOConfig) -> None:
+        dropped = before - count_by_group(dataset)
+        self.dropped_pairs[dataset_name] = dropped
+        if dropped:
+            parts = [f"{group}: {count} of {before[group]} ({count / before[group]:.1%})" for group, count in dropped.items()]
+            logger.warning(
+                f"Pairs of the {dataset_name} dataset dropped because they are longer than max_length={args.max_length} tokens, by "
+                f"group: {'; '.join(parts)}. Raise `max_length` or lower `history_max_tokens` to keep them."
+            )
+        if not len(dataset):
+            raise ConfigError(
+                f"No pair of the {dataset_name} dataset is within max_length={args.max_length} tokens. Raise `max_length`, or lower "
+                "`num_history` or `history_max_tokens`."
+            )
