@@ -131,6 +131,13 @@ class TestHoldOutPrompts:
         assert (len(kept), len(out)) == (2, 0)
         assert "No pairs are held out of training: that would leave" in caplog.text
 
+    def test_a_seed_draws_the_same_prompts_as_texts_and_as_messages(self):
+        texts = rows(*[("u", f"{word} it{quote}s?") for word in ("is", "was", "isn't") for quote in ("'", '"', "`", " ")])
+        messages = texts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+        for seed in range(3):
+            drawn = [hold_out_prompts(data, 0.3, seed)[1]["prompt"][:] for data in (texts, messages)]
+            assert drawn[0] == [prompt[0]["content"] for prompt in drawn[1]]
+
     def test_a_seed_draws_the_same_prompts_in_any_order_of_rows(self):
         pairs = [("u", prompt) for prompt in "abcdefghij"]
         first = hold_out_prompts(rows(*pairs), 0.3, seed=1)[1]

@@ -137,7 +137,7 @@ def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset
         without rows.
     """
     keys = _prompt_keys(dataset)
-    prompts = sorted(set(keys))
+    prompts = sorted(set(keys), key=repr)  # the order in which the published splits were drawn
     random.Random(seed).shuffle(prompts)
     out = set(prompts[: max(1, round(share * len(prompts)))] if share else [])
     held_out = np.fromiter((key in out for key in keys), dtype=bool, count=len(keys))
