@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+from launcher import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
 
@@ -83,4 +83,4 @@ if __name__ == "__main__":
     out = Path(sys.argv[2])
     found = {way: main(sys.argv[1], out, way, goes_on) for way in sys.argv[3:]}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    leave()

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+from launcher import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
 
@@ -178,5 +178,4 @@ if __name__ == "__main__":
     model, out, kind = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     result = main(model, out, kind)
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(result))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()

@@ -1,10 +1,13 @@
 """Starts a script as several processes of one group, on the CPU with gloo, as torchrun does but without its agent."""
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 import trl_pafo
 
@@ -76,3 +79,13 @@ def launch(script: Path, num_processes: int, *arguments: str, mode: str = "ddp",
             process.kill()
     for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
         assert process.returncode == 0, f"Process {rank} of {num_processes} failed:\n{output[-4000:]}"
+
+
+def leave() -> None:
+    """End of a script on several processes, all together. A process group that is still held by a trainer, which is a circle
+    of references, would be taken apart as the interpreter ends, and then now and then aborts."""
+    if not torch.distributed.is_initialized():
+        return
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from launcher import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
 
@@ -84,4 +85,4 @@ def main(model: str, out: Path) -> dict:
 if __name__ == "__main__":
     result = main(sys.argv[1], Path(sys.argv[2]))
     (Path(sys.argv[2]) / f"rank{os.environ['RANK']}.json").write_text(json.dumps(result))
-    torch.distributed.destroy_process_group()
+    leave()

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+from launcher import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
 
@@ -58,4 +58,4 @@ if __name__ == "__main__":
     out = Path(sys.argv[2])
     found = {sharing: main(sys.argv[1], out, sys.argv[3], sharing) for sharing in ("on", "off")}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    leave()

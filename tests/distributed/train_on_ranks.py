@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from launcher import leave
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
 
@@ -190,4 +191,4 @@ if __name__ == "__main__":
     for student in sys.argv[3:]:
         found = main(parts, out / student, student)
         (out / student / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+    leave()
