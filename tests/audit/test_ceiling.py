@@ -47,7 +47,7 @@ def test_votes_of_finds_the_same_pair_in_either_order():
     messages = {**row, "prompt": [{"role": "user", "content": "p"}], "user": "cy"}
     votes = votes_of([row, turned, other, messages])
     assert votes.users == ["ann", "bob", "cy"]
-    assert votes.pair.tolist() == [0, 0, 1, 2]
+    assert votes.pair.tolist() == [0, 0, 1, 0]  # as a text and as a message
     assert votes.label[0] != votes.label[1]
     with pytest.raises(DataError, match="holds no pairs"):
         votes_of([])

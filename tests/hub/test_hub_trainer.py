@@ -381,8 +381,8 @@ def test_signatures_of_the_hooks_are_those_of_the_base_class():
         ours, base = (inspect.signature(getattr(cls, name)).parameters for cls in (HubRewardTrainer, Trainer))
         if name == "create_model_card":  # TRL's takes three of transformers'
             assert list(ours) == ["self", "model_name", "dataset_name", "tags"]
-        else:
-            assert list(ours) == list(base), name
+        else:  # transformers 5.18 knows no `private` yet
+            assert [parameter for parameter in ours if parameter in base or parameter != "private"] == list(base), name
 
 
 def test_history_settings_are_on_the_card(hub, train):
