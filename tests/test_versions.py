@@ -19,9 +19,10 @@ NOT_TRIED = {"torch"}
 
 
 def declared() -> dict[str, Requirement]:
+    """What the package needs, and what reads the models in wheels that the tests use."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = config["options"]["install_requires"].split()
+    lines = [*config["options"]["install_requires"].split(), *config["options.extras_require"]["gguf"].split()]
     return {requirement.name.lower(): requirement for requirement in map(Requirement, lines)}
 
 
