@@ -148,20 +148,23 @@ class HubRewardTrainer(ExactRewardTrainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
-            future = self._push_in_background(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}")
+            message = f"Training in progress, step {self.state.global_step}"
+            future = self._push_in_background(Path(checkpoint_folder), message, goes_on=True)
         except (TrlPafoError, OSError) as error:  # the training is worth more than a push of what is not its end
             logger.warning(f"The checkpoint was not pushed, and the training goes on. {error}")
             return
-        future.add_done_callback(_warn_of_a_failure)
         running: list[Any] = (
             [] if self.push_in_progress is None or self.push_in_progress.is_done() else self.push_in_progress.jobs
         )
         self.push_in_progress = PushInProgress([*running, future])  # type: ignore[arg-type]
 
     def _push_in_background(
-        self, folder: Path, message: str, token: str | None = None, revision: str | None = None
+        self, folder: Path, message: str, token: str | None = None, revision: str | None = None, goes_on: bool = False
     ) -> "Future[Any]":
-        """Stage the files now, so that they may change or go afterwards, and push them, after what is being pushed."""
+        """Stage the files now, so that they may change or go afterwards, and push them, after what is being pushed.
+
+        Where the training goes on, nobody may ask the push how it ended: a failure is logged, before it counts as done.
+        """
         repo_id, token = str(self.hub_model_id), token or self.args.hub_token
         revision = revision or self.args.hub_revision
         out = Path(self.args.output_dir)
@@ -171,8 +174,13 @@ class HubRewardTrainer(ExactRewardTrainer):
             until_done = stack.pop_all()
 
         def push() -> Any:
-            with until_done, hub.readable_errors("The model was not pushed", repo_id, folder):
-                return hub.upload(files, repo_id, message=message, token=token, revision=revision)
+            try:
+                with until_done, hub.readable_errors("The model was not pushed", repo_id, folder):
+                    return hub.upload(files, repo_id, message=message, token=token, revision=revision)
+            except TrlPafoError as error:
+                if goes_on:
+                    logger.warning(f"A push failed while training, and the training goes on. {error}")
+                raise
 
         self._jobs = self._jobs or HfApi()
         return self._jobs.run_as_future(push)
@@ -326,8 +334,3 @@ def _links() -> dict[str, str]:
 
         links["Weights & Biases"] = wandb.run.url if wandb.run is not None else None
     return {name: url for name, url in links.items() if url}
-
-
-def _warn_of_a_failure(future: "Future[Any]") -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        logger.warning(f"A push failed while training, and the training goes on. {error}")
