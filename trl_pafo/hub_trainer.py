@@ -47,6 +47,7 @@ class HubRewardTrainer(ExactRewardTrainer):
     _paper = PAPER
     _distils = False
     dropped_pairs: dict[str, Counter[str]]
+    """Pairs dropped because they are longer than `max_length`, by dataset and group."""
 
     hub_model_id: Any
     push_in_progress: Any

@@ -85,13 +85,13 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as aside:
         source = name
+        revision: str | None = model.model_revision
         if name in WHEEL_MODELS or num_hidden_layers is not None:
-            source = str(Path(aside) / "plain")
+            source, revision = str(Path(aside) / "plain"), None
             materialise_model(name, source, num_hidden_layers, seed, model.model_revision)
         torch.manual_seed(seed)
         tokenizer = load_tokenizer(name, revision=model.model_revision)
         how = get_quantization_config(model)
-        revision = model.model_revision if source == name else None
         try:
             with suppress_seqcls_warning():
                 base = load_base(AutoModelForSequenceClassification, source, revision, num_labels=1, quantization_config=how)

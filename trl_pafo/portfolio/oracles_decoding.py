@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
-from trl_pafo.safe_loading import SAFELY
+from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY
 from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder
 
 PolicySource = str | Path | torch.nn.Module
@@ -311,7 +311,7 @@ class DecodingOracle:
 def _member(source: str | torch.nn.Module, dtype: torch.dtype | str) -> _Member:
     if isinstance(source, str):
         folder = local_folder(source)
-        if (folder / "adapter_config.json").exists():
+        if (folder / ADAPTER_CONFIG).exists():
             from peft import AutoPeftModelForCausalLM
 
             model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
@@ -340,7 +340,7 @@ def _base_of(source: str | torch.nn.Module) -> str | None:
     """The base of a saved adapter; `None` for what is none."""
     if not isinstance(source, str):
         return None
-    config = local_folder(source) / "adapter_config.json"
+    config = local_folder(source) / ADAPTER_CONFIG
     return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.exists() else None
 
 

@@ -224,8 +224,7 @@ class GRPOOracle:
     def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
         if not PartialState().is_main_process:
             return
-        layers: dict[str, Any] = {} if num_hidden_layers is None else {"num_hidden_layers": num_hidden_layers}
-        policy = load_base(AutoModelForCausalLM, model, **layers)
+        policy = load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers)
         policy.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
 
