@@ -1,0 +1,126 @@
+"""Labels of groups and users: whatever they come as is made text here, once, and what is missing is `None`, never a name."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from trl_pafo.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def as_label(value: object) -> str | None:
+    """The name of one group or user; `None` if it is missing.
+
+    Texts stay as they are, blanks at their ends included. Whole numbers are their digits, be they integers or floats (a column of
+    integers with gaps comes as floats), so that 1, 1.0 and "1" are one name; `True` is `"True"`.
+
+    Args:
+        value (`object`):
+            A text, number or truth value, of Python, numpy, torch, pandas or Arrow. `None`, NaN, `pandas.NA`, NaT and texts of
+            nothing but blanks are missing.
+
+    Raises:
+        DataError: If it is no single value.
+
+    Examples:
+    ```python
+    >>> from trl_pafo.labels import as_label
+
+    >>> as_label("minority"), as_label(1), as_label(1.0), as_label(True), as_label(float("nan"))
+    ('minority', '1', '1', 'True', None)
+    ```
+    """
+    if isinstance(value, str):
+        return str.__str__(value) if value.strip() else None
+    if value is None or type(value).__name__ == "NAType":  # pandas.NA equals nothing, not even itself
+        return None
+    if isinstance(value, np.bool_ | bool):
+        return str(bool(value))
+    if isinstance(value, np.integer | int):
+        return str(int(value))
+    if isinstance(value, np.floating | float):
+        return None if value != value else str(int(value)) if float(value).is_integer() else str(value)
+    if isinstance(value, np.generic) and not isinstance(value, bytes):  # a date, whose `item` is a number
+        return None if value != value else str(value)
+    if hasattr(value, "as_py"):
+        return as_label(value.as_py())
+    if hasattr(value, "item"):
+        try:
+            return as_label(value.item())
+        except (ValueError, RuntimeError):
+            pass
+    elif not isinstance(value, bytes | list | dict | set):
+        return None if value != value else str(value)
+    raise DataError(f"A group or user must be one text or number, got {value!r:.200}.")
+
+
+def normalize_labels(
+    values: Iterable[object], name: str, what: str, *, missing: str = "error", names: Mapping[Any, str] | None = None
+) -> list[str | None]:
+    """A column of labels as [`as_label`] makes them. Names that differ in blanks at their ends alone are told in one warning.
+
+    Args:
+        values (`Iterable`):
+            One value a row: a list, an array, a tensor, a series, a column.
+        name (`str`):
+            Name of the column, for messages.
+        what (`str`):
+            What has the column, for messages, such as "The training dataset".
+        missing (`str`, *optional*, defaults to `"error"`):
+            `"error"`, or `"keep"` to leave `None` where there is no label.
+        names (`Mapping`, *optional*):
+            Name of each value, where the column holds numbers of names ([`label_names`]).
+
+    Raises:
+        DataError: If a row has no label, or none that can be read; it names the row.
+    """
+    if isinstance(values, str):
+        raise DataError(f"{what}: `{name}` must hold one label a row, got the text {values!r:.200}.")
+    numeric = isinstance(values, np.ndarray) and values.dtype.kind in "biufU"
+    values = values.tolist() if numeric or type(values).__module__ == "torch" else list(values)  # type: ignore[attr-defined]
+    label_of: dict[Any, str | None] = {}
+    labels = []
+    for row, value in enumerate(values):
+        key = (value.__class__, value)  # 1, 1.0 and True are equal
+        try:
+            label = label_of[key]
+        except (KeyError, TypeError):
+            try:
+                label = as_label(value if names is None else names.get(value))
+            except DataError as error:
+                raise DataError(f"{what}, row {row}, column `{name}`: {error}") from None
+            label_of[key] = label
+        labels.append(label)
+    if missing == "error" and None in labels:
+        raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
+    warn_of_blanks(label_of.values(), name, what)
+    return labels
+
+
+def missing_label(row: int, num_missing: int, num_rows: int, name: str, what: str) -> DataError:
+    """The error of a column in which some rows have no label; `row` is the first of them."""
+    rest = f" (so have {num_missing} of {num_rows} rows)" if num_missing > 1 else ""
+    return DataError(f"{what}, row {row}: has no `{name}`{rest}. Fill the column, or leave such rows out.")
+
+
+def warn_of_blanks(labels: Iterable[str | None], name: str, what: str) -> None:
+    """Warn about names that differ in blanks at their ends alone: they are kept apart, and most likely one."""
+    spellings: dict[str, set[str]] = {}
+    for label in {label for label in labels if label}:
+        spellings.setdefault(label.strip(), set()).add(label)
+    alike = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
+    if alike:
+        shown = "; ".join(", ".join(map(repr, found)) for found in alike[:5])
+        logger.warning(
+            f"{what}: values of `{name}` differ in blanks at their ends alone and count as different ones: {shown}"
+            f"{f' and {len(alike) - 5} more' if len(alike) > 5 else ''}. Strip them if they are meant to be one."
+        )
+
+
+def label_names(feature: Any) -> dict[int, str] | None:
+    """Name of each number of a [`~datasets.ClassLabel`] column, for [`normalize_labels`]; `None` for any other feature."""
+    # Known by its name: `datasets` takes seconds to import, and numbers need it not.
+    return dict(enumerate(feature.names)) if type(feature).__name__ == "ClassLabel" else None
