@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of, list_array, map_tables
 from trl_pafo.errors import ConfigError, DataError
-
-HISTORY_FIELDS = ("prompt", "chosen", "rejected")
+from trl_pafo.options import HISTORY_FIELDS
 
 _ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 _DESC = "Rendering histories"

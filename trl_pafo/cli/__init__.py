@@ -1,7 +1,7 @@
 """The command `trl-pafo`: one file a command, no logic of its own.
 
-Each command module has `make_parser()` and `main(...)`; it is imported only when its command is asked for, so that
-`trl-pafo --help` answers at once.
+Each command module has `make_parser()` and `main(...)`; it is imported only when its command is asked for, and help of any
+command loads neither torch nor transformers, so that it comes at once.
 """
 
 import sys
@@ -22,6 +22,8 @@ COMMANDS = {
     "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }
 
+TRAINING = ("quickstart", "reward", "run")  # Commands that also take the flags of a training.
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: trl-pafo COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
         for name, text in COMMANDS.items():
             print(f"  {name:<12}{text}")
-        print("\n`trl-pafo COMMAND --help` lists the flags of a command.")
+        print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` those of the libraries underneath too.")
         return 0
     if argv[0] in ("-V", "--version"):
         from trl_pafo import __version__
@@ -48,10 +50,14 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet()
     command = import_module(f"trl_pafo.cli.{name}")
+    # Loading what a training needs takes seconds, and its flags are hundreds: they are shown to those who ask for them.
+    short = {"short": True} if name in TRAINING and {"-h", "--help"} & set(rest) else {}
+    rest = ["--help" if flag == "--help-all" else flag for flag in rest]
     try:
         check_versions()
         try:
-            parsed = command.make_parser(prog=f"trl-pafo {name}").parse_args_and_config(rest)
+            parser = command.make_parser(f"trl-pafo {name}", **short)
+            parsed = parser.parse_args_and_config(rest)
         except TrlPafoError:
             raise
         except yaml.YAMLError as error:

@@ -27,14 +27,19 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def make_parser(prog: str | None = None) -> Any:
+def make_parser(prog: str | None = None, short: bool = False) -> Any:
+    from trl_pafo.cli.run import make_parser as run_parser
+
+    parser = run_parser(prog, short)
+    left = parser.set_defaults_with_config(**DEFAULTS)
+    if short:
+        parser.epilog += f" Set here: {' '.join(left)}; --bf16 and --use_cpu as the machine has it."
+        return parser
     import torch
 
-    from trl_pafo.cli.run import make_parser as run_parser
     from trl_pafo.models import fast_bf16
 
-    parser = run_parser(prog)
-    left = parser.set_defaults_with_config(**DEFAULTS, bf16=fast_bf16(), use_cpu=not torch.accelerator.is_available())
+    left += parser.set_defaults_with_config(bf16=fast_bf16(), use_cpu=not torch.accelerator.is_available())
     assert not left, left
     return parser
 

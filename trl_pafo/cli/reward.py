@@ -3,14 +3,12 @@
 from typing import Any
 
 
-def make_parser(prog: str | None = None) -> Any:
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+def make_parser(prog: str | None = None, short: bool = False) -> Any:
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
-    from trl_pafo.config import PAFOConfig
+    from trl_pafo.cli.training import training_parser
 
-    parser = TrlParser((ScriptArguments, PAFOConfig, ModelConfig, DatasetMixtureConfig), prog=prog)  # type: ignore[arg-type]
-    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
-    return parser
+    return training_parser((ScriptArguments,), (ModelConfig, DatasetMixtureConfig), prog, short)
 
 
 def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:

@@ -3,15 +3,13 @@
 from typing import Any
 
 
-def make_parser(prog: str | None = None) -> Any:
-    from trl import ModelConfig, TrlParser
+def make_parser(prog: str | None = None, short: bool = False) -> Any:
+    from trl import ModelConfig
 
     from trl_pafo.arguments import RunArguments
-    from trl_pafo.config import PAFOConfig
+    from trl_pafo.cli.training import training_parser
 
-    parser = TrlParser((RunArguments, PAFOConfig, ModelConfig), prog=prog)  # type: ignore[arg-type]
-    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
-    return parser
+    return training_parser((RunArguments,), (ModelConfig,), prog, short)
 
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:

@@ -1,0 +1,34 @@
+"""The flags of the commands that train."""
+
+from typing import Any
+
+EPILOG = (
+    "The flags of TRL's RewardConfig and of transformers' TrainingArguments are taken as well: --output_dir, --learning_rate, "
+    "--num_train_epochs, --per_device_train_batch_size, --max_length, --use_cpu and many more. `%(prog)s --help-all` lists them."
+)
+
+
+def training_parser(before: tuple[type, ...], after: tuple[type, ...], prog: str | None, short: bool) -> Any:
+    """A parser of PAFOConfig's flags between those of other dataclasses.
+
+    Args:
+        before (`tuple[type, ...]`), after (`tuple[type, ...]`):
+            The other dataclasses.
+        prog (`str`, *optional*):
+            Name of the command.
+        short (`bool`):
+            Leave out the flags of the training that are not ours, which torch must be loaded for; to print help, not to parse.
+    """
+    from trl import TrlParser
+
+    if short:
+        from trl_pafo.options import PAFOOptions as Options
+
+        page = {"usage": "%(prog)s [--config FILE.yaml] [flags]", "epilog": EPILOG}
+    else:
+        from trl_pafo.config import PAFOConfig as Options  # type: ignore[assignment]
+
+        page = {}
+    parser = TrlParser((*before, Options, *after), prog=prog, **page)  # type: ignore[arg-type]
+    parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
+    return parser
