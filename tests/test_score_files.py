@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.history import HistoryCutter, add_history_template
-from trl_pafo.score_files import parse_lines, row_sequences, score_file
+from trl_pafo.score_files import check_records, row_sequences, score_file
 from trl_pafo.scoring import load_reward_model, score_sequences, tokenize_response
+from trl_pafo.sources.reading import parse_json_records
 
 TOKENIZER = add_history_template(make_tokenizer("decoder"))
 MESSAGE = {"role": "assistant", "content": "kindly"}
@@ -26,7 +27,7 @@ ROWS = [
     {"prompt": "how do i sing", "response": "kindly sir", "id": 7},
     {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha", "history": PAST, "note": "ä 水"},
     {"prompt": [{"role": "user", "content": "how do i sing"}], "chosen": [MESSAGE], "rejected": [{**MESSAGE, "content": "lol"}]},
-    {"response": "whee", "history": PAST[:1]},
+    {"prompt": "what is it", "response": "whee", "history": PAST[:1]},
 ]
 
 ANYTHING = st.recursive(
@@ -36,6 +37,12 @@ ANYTHING = st.recursive(
 )
 MESSAGES = st.lists(st.fixed_dictionaries({}, optional={"role": ANYTHING, "content": ANYTHING}), max_size=2)
 NAMES = ("prompt", "response", "chosen", "rejected", "history")
+
+
+def parse_lines(lines, where):
+    return check_records(parse_json_records("\n".join(lines), where), where)
+
+
 LIKE_A_ROW = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, st.text(max_size=5) | MESSAGES | ANYTHING))
 
 
@@ -47,26 +54,46 @@ class TestParse:
     @pytest.mark.parametrize(
         ("line", "match"),
         [
-            ("{", "f, line 2 is no JSON: .*Write one JSON object a line"),
-            ("[1]", "f, line 2 is no JSON object but list"),
-            ("null", "f, line 2 is no JSON object but NoneType"),
-            ("[" * 100_000, "f, line 2 is no JSON: maximum recursion depth"),
-            ('{"response": "\\ud800"}', "f, line 2 is no JSON: .*surrogates not allowed"),
+            ("{", "f, line 2: not JSON .*Each line must be one JSON object"),
+            ("[1]", "f, line 2: expected a JSON object, got list"),
+            ("null", "f, line 2: expected a JSON object, got NoneType"),
+            ("[" * 100_000, "f, line 2: not JSON .*maximum recursion depth"),
+            ('{"response": "\\ud800"}', "f, line 2: not JSON .*surrogates not allowed"),
+            ('{"prompt": "a", "prompt": "b", "response": "c"}', "f, line 2: not JSON .*the key 'prompt' occurs twice"),
             ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
             ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
-            ('{"response": 3}', "line 2: `response` must be a text or a list of messages with role and content"),
+            ('{"response": 3}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),
             ('{"response": ["a"]}', "line 2: `response` must be a text"),
             ('{"response": [{"role": "user"}]}', "line 2: `response` must be a text"),
             ('{"response": "a", "prompt": null}', "line 2: `prompt` must be a text"),
-            ('{"response": ""}', "line 2: `response` is empty"),
-            ('{"chosen": "a", "rejected": []}', "line 2: `rejected` is empty"),
-            ('{"response": "a", "history": "b"}', "line 2: `history` must be a list of past pairs.*newest first"),
-            ('{"response": "a", "history": [{"prompt": 1}]}', "line 2: `history` must be a list of past pairs"),
+            ('{"prompt": "a", "response": ""}', "line 2: `response` must be a text that is not empty"),
+            ('{"prompt": "a", "chosen": "a", "rejected": []}', r"line 2: `rejected` must be .*got \[\]"),
+            ('{"response": "a"}', "line 2: `prompt` is missing, and does not stand in `response` either; the row has response"),
+            (
+                '{"question": "a", "chosen": "b", "rejected": "c"}',
+                "line 2: `prompt` is missing, and does not stand in `chosen` and `rejected`",
+            ),
+            (
+                '{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',
+                "line 2: `prompt` text, `response` messages",
+            ),
+            ('{"prompt": "a", "response": "a", "history": "b"}', "line 2: `history` must be a list of past pairs.*newest first"),
+            ('{"prompt": "a", "response": "a", "history": [{"prompt": 1}]}', "line 2: `history` must be a list of past pairs"),
         ],
     )
     def test_a_bad_line_is_named(self, line, match):
         with pytest.raises(DataError, match=match):
             parse_lines([json.dumps(ROWS[0]), line], "f")
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"chosen": "Human: hi Assistant: ho", "rejected": "Human: hi Assistant: no"},
+            {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
+        ],
+    )
+    def test_responses_that_begin_with_their_prompt_need_no_other(self, row):
+        assert parse_lines([json.dumps(row)], "f") == [row]
 
     @pytest.mark.parametrize("lines", [[], ["", " \n"]])
     def test_no_rows(self, lines):
@@ -172,7 +199,7 @@ class TestScoreFile:
         assert_same(capsys.readouterr().out, expected_rows(folder, **limits))
 
     def test_standard_input(self, model, monkeypatch, capsys):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(map(json.dumps, ROWS))))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(map(json.dumps, ROWS)).encode())))
         score_file(flags(model, "-"))
         assert_same(capsys.readouterr().out, expected_rows(model))
 
@@ -194,7 +221,7 @@ class TestScoreFile:
         with pytest.raises(DataError, match=f"{source}, line 2 has neither"):
             score_file(flags("no/such-model", source))
         source.write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(DataError, match=r"rows.jsonl is no UTF-8 text.*one JSON object a line, in UTF-8"):
+        with pytest.raises(DataError, match=r"rows.jsonl, line 1: this is not UTF-8 text"):
             score_file(flags("no/such-model", source))
 
     def test_a_byte_order_mark_does_no_harm(self, encoder, source, capsys):
@@ -203,7 +230,7 @@ class TestScoreFile:
         assert_same(capsys.readouterr().out, expected_rows(encoder))
 
     def test_what_the_model_has_no_positions_for_is_named(self, encoder, source):
-        source.write_text("\n".join(map(json.dumps, [ROWS[0], {"response": "red " * 300}])))
+        source.write_text("\n".join(map(json.dumps, [ROWS[0], {"prompt": "what", "response": "red " * 300}])))
         with pytest.raises(DataError, match="1 of 2 rows are longer than the model's 256 positions, the first is row 2"):
             score_file(flags(encoder, source))
 

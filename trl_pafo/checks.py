@@ -1,6 +1,6 @@
 """What must hold of a dataset before a model is loaded. Each failure is one clear error that names the fix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.history import HISTORY_FIELDS, content_texts, past_prompts
 
 PAIR_COLUMNS = ("chosen", "rejected")
+TEXTS = ("prompt", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
 
 
@@ -24,6 +25,67 @@ def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> N
         raise DataError(
             f"{what} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(columns)}."
         )
+
+
+def check_rows(dataset: Dataset, what: str) -> None:
+    """Raise [`DataError`] if a row cannot be read as a preference pair: see [`check_texts`] and [`check_pairs`]."""
+    check_columns(dataset.column_names, PAIR_COLUMNS, what)
+    names = [name for name in TEXTS if name in dataset.column_names]
+    first = 0
+    for table in Rows(dataset, names):
+        for row, texts in enumerate(table.to_pylist(), start=first):
+            check_texts(texts, f"{what}, row {row}")
+        first += len(table)
+    check_pairs(dataset, what)
+
+
+def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = PAIR_COLUMNS) -> None:
+    """Raise [`DataError`] if the prompt or a response of a row is missing, or some are texts and some messages.
+
+    A row without a `prompt` is one whose responses begin with it.
+
+    Args:
+        row (`Mapping`):
+            The row.
+        place (`str`):
+            Where it is, for the message.
+        responses (`Sequence[str]`, *optional*, defaults to `("chosen", "rejected")`):
+            Its responses.
+    """
+    names = [name for name in ("prompt", *responses) if name in row]
+    kinds = {name: kind_of(row[name]) for name in names}
+    for name, kind in kinds.items():
+        if kind is None:
+            raise DataError(
+                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (texts); got "
+                f"{row[name]!r:.200}."
+            )
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+        raise DataError(f"{place}: {found}. Give all as texts or all as messages.")
+    given = [row[name] for name in responses]
+    if "prompt" not in row and not (
+        all(response[0]["role"] != "assistant" for response in given)
+        if isinstance(given[0], list)
+        else len(given) > 1 and len({response.split()[0] for response in given}) == 1
+    ):
+        raise DataError(
+            f"{place}: `prompt` is missing, and does not stand in {' and '.join(f'`{name}`' for name in responses)} either; the row has "
+            f"{', '.join(map(str, row))}. Give the prompt."
+        )
+
+
+def kind_of(value: Any) -> str | None:
+    """`"text"` or `"messages"`; `None` for what is neither, or empty."""
+    if isinstance(value, str) and value.strip():
+        return "text"
+    if isinstance(value, list) and value and all(_is_message(message) for message in value):
+        return "messages"
+    return None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
 def check_pairs(dataset: Dataset, what: str) -> None:

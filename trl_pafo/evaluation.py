@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
@@ -153,7 +153,7 @@ def load_rows(name: str, split: str) -> Dataset:
         if not (path / f"{split}.parquet").exists():
             found = ", ".join(sorted(file.stem for file in path.glob("*.parquet")))
             raise DataError(f"{path} holds no {split}.parquet; it has the splits {found}. Give --dataset_split.")
-        return load_dataset("parquet", data_files=str(path / f"{split}.parquet"), split="train")
+        return open_dataset(path / f"{split}.parquet")
     rows = open_dataset(name)
     if isinstance(rows, Dataset):
         return rows
@@ -178,8 +178,7 @@ def evaluate_models(args: Any) -> dict[str, Any]:
 def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     rows = load_rows(args.dataset_name, args.dataset_split)
     what = f"The data {args.dataset_name}"
-    checks.check_columns(rows.column_names, ("chosen", "rejected"), what)
-    checks.check_pairs(rows, what)
+    checks.check_rows(rows, what)
     user, group = users_of(rows), groups_of(rows)
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     scored = {}

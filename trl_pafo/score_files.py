@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.checks import check_texts
 from trl_pafo.disk import replacing, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter, add_history_template, as_messages
@@ -21,35 +22,22 @@ from trl_pafo.scoring import (
     score_sequences,
     tokenize_response,
 )
-from trl_pafo.sources.reading import parse_json
+from trl_pafo.sources.reading import decode, parse_json_records, read_records
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
-def parse_lines(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file, checked.
+def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> list[dict[str, Any]]:
+    """Rows to score, checked; `records` are those of [`~trl_pafo.sources.reading.read_records`].
 
     Raises:
-        DataError: If a line is no JSON object, or lacks a text to score; the message names the line.
+        DataError: If a row has no response, or its texts cannot be scored; the message names the line.
     """
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        at = f"{where}, line {number}"
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{at} is no JSON: {error}. Write one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{at} is no JSON object but {type(row).__name__}. Write one JSON object a line.")
+    for at, row in records:
         if "response" not in row and not {"chosen", "rejected"} <= set(row):
             raise DataError(f"{at} has neither `response` nor `chosen` and `rejected`; it has {', '.join(row) or 'nothing'}.")
-        for name in ("prompt", "response", "chosen", "rejected"):
-            if name in row and not _is_text(row[name]):
-                raise DataError(f"{at}: `{name}` must be a text or a list of messages with role and content.")
-            if name in _SIDES and name in row and not row[name]:
-                raise DataError(f"{at}: `{name}` is empty.")
+        check_texts(row, at, [name for name in _SIDES if name in row])
         history = row.get("history", [])
         if not isinstance(history, list) or not all(_is_past_pair(entry) for entry in history):
             raise DataError(f"{at}: `history` must be a list of past pairs with prompt, chosen, rejected (texts), newest first.")
@@ -116,20 +104,10 @@ def _refuse_existing(output: Path) -> None:
 
 
 def _read_rows(source: str) -> list[dict[str, Any]]:
-    where = "standard input" if source == "-" else source
-    try:
-        if source == "-":
-            return parse_lines(sys.stdin, where)
-        with open(source, encoding="utf-8-sig") as file:
-            return parse_lines(file, where)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is no UTF-8 text: {error}. Write one JSON object a line, in UTF-8.") from error
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:  # a folder, too long a name, or one with a NUL
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where[:200]!r} cannot be read: {error}. Correct --input.") from error
+    if source == "-":
+        where = "standard input"
+        return check_records(parse_json_records(decode(sys.stdin.buffer.read(), where), where), where)
+    return check_records(read_records(source), source)
 
 
 def _scored(args: Any) -> str:

@@ -199,7 +199,7 @@ def test_run_from_a_yaml_file(encoder, tmp_path, capsys):
     ("argv", "match"),
     [
         (["run", "--config", "missing.yaml"], "missing.yaml: no such file"),
-        (["score", "--model_name_or_path", "nowhere/x", "--input", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["score", "--model_name_or_path", "nowhere/x", "--input", "missing.jsonl"], "There is no file missing.jsonl"),
         (["prepare", "--output_dir", "x"], "Give --output_dir and --model_name_or_path"),
         (["reward", "--output_dir", "x", "--use_cpu", "true", "--model_name_or_path", "nowhere/x"], "Give --dataset_name"),
         (["run", "--output_dir", "x", "--use_cpu", "true"], "Give --model_name_or_path"),

@@ -54,7 +54,7 @@ def test_candidates_of_lines_with_different_numbers_of_responses(tmp_path) -> No
         ([{"rewards": [[0.1, 0.2], [0.3]]}], "line 1: `rewards` must be numbers"),
         ([{"rewards": [[0.1, None]]}], "line 1: `rewards` must be finite numbers"),
         ([{"rewards": [{"a": 1, "b": 2}, {"a": 1}]}], "every response needs the rewards a, b"),
-        (["text"], "no JSON object but str"),
+        (["text"], "line 1: expected a JSON object, got str"),
         ([], "holds no rows"),
     ],
 )
@@ -110,11 +110,11 @@ def test_a_table_of_policies(tmp_path) -> None:
         ("policy,helpful,brief\na,1,\n", {}, "policy 1: values must be"),
         ("policy,helpful,brief\na,1,1\n", {"reward_names": ["helpful", "warm"]}, "asked for are helpful, warm"),
         ("policy,helpful\na,1\n", {}, "at least 2"),
-        ("policy,helpful,brief\n", {}, "holds no policies"),
+        ("policy,helpful,brief\n", {}, "holds no rows"),
         ("policy,helpful,brief,w_helpful\na,1,1,1\n", {}, "a column w_NAME for every reward"),
         ("policy,helpful,brief,w_colour\na,1,1,1\n", {}, "a column w_NAME for every reward"),
         ("policy,helpful,brief\na,1,1\n", {"beta": 0.1}, "policy 1 has no `kl`"),
-        ("helpful,brief,brief\n1,1,1\n", {}, "names a column twice"),
+        ("helpful,brief,brief\n1,1,1\n", {}, "line 1: the header names the column 'brief' twice"),
     ],
 )
 def test_tables_that_cannot_be_used(text: str, options: dict, match: str, tmp_path) -> None:
@@ -126,12 +126,12 @@ def test_tables_that_cannot_be_used(text: str, options: dict, match: str, tmp_pa
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{}", "must be a list of policies"),
-        ("[1]", "policy 1 is no object but int"),
+        ("{}", "line 1 lacks `values`"),
+        ("[1]", "entry 1: expected a JSON object, got int"),
         ('[{"values": {"a": 1, "b": 1}, "colour": 1}]', "unknown entry `colour`"),
         ('[{"values": [1, 2]}]', "must map names of rewards"),
         ('[{"values": {"a": 1, "b": 1}}, {"values": {"a": 1}}]', "policy 2: values and weights must be given for each of a, b"),
-        ("nonsense", "is no JSON"),
+        ("nonsense", "line 1: not JSON"),
     ],
 )
 def test_json_tables_that_cannot_be_used(content: str, match: str, tmp_path) -> None:
@@ -183,5 +183,5 @@ def test_groups_for_some_users_only(tmp_path) -> None:
     with pytest.raises(DataError, match="line 1 lacks `rejected`"):
         read_history(lines(tmp_path / "h.jsonl", [{"prompt": "p", "chosen": "c"}]))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8"):
         read_history(tmp_path / "b.jsonl")

@@ -98,10 +98,10 @@ class TestScore:
     @given(FILES | BYTES)
     @example(DEEP.encode())
     @example(MANY_DIGITS.encode())
-    @example(b'{"response": "yes", "x": ' + b"[" * 900 + b"]" * 900 + b"}")
-    @example(b'{"response": "yes"}\n{"response": "\xff"}')
-    @example(b'{"response": "yes", "history": [{"prompt": "a"}]}')
-    @example(b'{"response": "' + b"yes " * 1000 + b'"}')
+    @example(b'{"prompt": "a", "response": "yes", "x": ' + b"[" * 900 + b"]" * 900 + b"}")
+    @example(b'{"prompt": "a", "response": "yes"}\n{"prompt": "a", "response": "\xff"}')
+    @example(b'{"prompt": "a", "response": "yes", "history": [{"prompt": "a"}]}')
+    @example(b'{"prompt": "a", "response": "' + b"yes " * 1000 + b'"}')
     def test_any_file(self, model, folder, capsys, data):
         path = folder / "rows.jsonl"
         path.write_bytes(data)
@@ -132,7 +132,7 @@ class TestScore:
             (["--output", "/proc/there/is/none"], "/proc/there"),
             (["--input", "x" * 5000], "cannot be read"),
             (["--input", "."], "cannot be read"),
-            (["--input", "not there"], "no such file"),
+            (["--input", "not there"], "There is no file not there"),
             (["--model_name_or_path", "x" * 5000], "No model is found"),
             (["--model_name_or_path", "a\x00b"], "No model is found"),
             (["--model_name_or_path", "."], "can be loaded from"),

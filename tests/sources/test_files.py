@@ -266,8 +266,8 @@ class TestErrors:
             ({"prompt": " "}, "row 1: `prompt` must be a text"),
             ({"chosen": None}, "row 1: `chosen` must be a text"),
             ({"chosen": "no"}, "row 1: chosen and rejected are identical"),
-            ({"user": None}, "row 1: `user` is missing"),
-            ({"group": ""}, "row 1: `group` is missing"),
+            ({"user": None}, "row 1: has no `user`"),
+            ({"group": ""}, "row 1: has no `group`"),
             ({"support_rate": 1.5}, "row 1: `support_rate` must be a number in"),
             ({"support_rate": None}, "row 1: `support_rate` must be a number in"),
             ({"support_rate": 0.4}, "The user 'u0' has several values of `support_rate`"),
@@ -283,7 +283,7 @@ class TestErrors:
     def test_text_prompts_with_messages_as_responses(self, tmp_path):
         said = [{"role": "assistant", "content": "yes"}]
         path = write(tmp_path / "pairs.jsonl", [pair("u", 0, chosen=said, rejected=said)])
-        with pytest.raises(DataError, match="Give all three as texts or all three as messages"):
+        with pytest.raises(DataError, match="Give all as texts or all as messages"):
             load_files(path)
 
     def test_types_that_change(self, tmp_path):

@@ -23,9 +23,10 @@ class TestReadRecords:
         [
             (b'[{"a": 1},\n{"a" 2}]', "line 2: the JSON list is broken"),
             (b'{"a": 1}\n{"a" 2}', "line 2: not JSON"),
+            (b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}', "line 2: not JSON .the key 'a' occurs twice"),
             (b"[3]", "entry 1: expected a JSON object, got int"),
             (b'["text"]', "entry 1: expected a JSON object, got str"),
-            (b'{"a": "\xe9"}', "is not UTF-8 text"),
+            (b'{"a": 1}\n{"a": "\xe9"}', "line 2: this is not UTF-8 text"),
             (gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "cannot be read"),
         ],
     )
@@ -57,10 +58,10 @@ class TestOpen:
         with pytest.raises(DataError, match=r"unknown ending; known are \.jsonl"):
             open_dataset(tmp_path / "a.txt")
 
-    @pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
-    def test_a_file_that_is_not_what_its_ending_says(self, tmp_path, name):
+    @pytest.mark.parametrize(("name", "match"), [("a.parquet", "cannot be read as parquet"), ("a.csv", "not UTF-8 text")])
+    def test_a_file_that_is_not_what_its_ending_says(self, tmp_path, name, match):
         (tmp_path / name).write_bytes(b"\x00\xff\xfe")
-        with pytest.raises(DataError, match=f"cannot be read as {name[2:]}"):
+        with pytest.raises(DataError, match=match):
             open_dataset(tmp_path / name)
 
     def test_csv_values_stay_text(self, tmp_path):
@@ -73,6 +74,72 @@ class TestOpen:
             open_dataset(tmp_path / "a.jsonl")
 
 
+HEADER = "prompt,chosen,rejected,user\n"
+GOOD = [{"prompt": "a, b", "chosen": 'say "yes"', "rejected": "no\nno", "user": "007"}]
+QUOTED = '"a, b","say ""yes""","no\nno",007\n'
+
+
+class TestTables:
+    @pytest.mark.parametrize(
+        ("name", "data"),
+        [
+            ("a.csv", HEADER + QUOTED),
+            ("A.CSV", HEADER + QUOTED),
+            ("a.csv", "\n" + HEADER + "\n" + QUOTED + "\n\n"),
+            ("a.csv", (HEADER + QUOTED).replace(",", ";").replace("a; b", "a, b")),
+            ("a.csv", "prompt\tchosen\trejected\tuser\n" + '"a, b"\t"say ""yes"""\t"no\nno"\t007'),
+            ("a.tsv", HEADER + QUOTED),
+            ("a.csv", " prompt , chosen,rejected,user\n" + QUOTED),
+        ],
+    )
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+    def test_one_table_however_it_is_written(self, tmp_path, name, data, encoding):
+        (tmp_path / name).write_bytes(data.encode(encoding))
+        assert open_dataset(tmp_path / name).to_list() == GOOD
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(data.encode(encoding), mtime=0))
+        assert open_dataset(tmp_path / f"{name}.gz").to_list() == GOOD
+
+    @pytest.mark.parametrize(
+        ("rows", "match"),
+        [
+            # Pandas takes the first column of these as an index, and shifts all others.
+            ("a,b,c,u1,\n" * 3, r"line 2: 5 fields, but the header names 4 \(prompt, chosen, rejected, user\)"),
+            ("a,b,c,u1\n\na,b, and c,d,u2\n", "line 4: 5 fields"),
+            ("a,b,c,u1\na,b,c\n", "line 3: 3 fields, .*a text that holds ',' or a line break needs double quotes"),
+            ('a,b,c,u1\n"a,b,c,u2\na,b,c,u3\n', "line 3: the quotes of this row do not match .*unexpected end of data"),
+            ('"a,b,c,u1\n"a",b,c,u2\n', "line 2: the quotes of this row do not match"),
+            ('"say \\"yes\\"",b,c,u1\n', "line 2: the quotes of this row do not match .*double those within a text"),
+            ("a,b,c,caf\xe9\n", "line 2: this is not UTF-8 text"),
+        ],
+    )
+    def test_a_row_that_cannot_be_read_right_is_named(self, tmp_path, rows, match):
+        (tmp_path / "a.csv").write_bytes((HEADER + rows).encode("latin-1"))
+        with pytest.raises(DataError, match=match):
+            open_dataset(tmp_path / "a.csv")
+
+    def test_a_column_that_is_named_twice(self, tmp_path):
+        (tmp_path / "a.csv").write_text("prompt,user,user\na,b,c\n")
+        with pytest.raises(DataError, match="line 1: the header names the column 'user' twice"):
+            open_dataset(tmp_path / "a.csv")
+
+    def test_utf_16_without_a_mark(self, tmp_path):
+        (tmp_path / "a.csv").write_bytes((HEADER + QUOTED).encode("utf-16-le"))
+        with pytest.raises(DataError, match=r"line 1: this is not UTF-8 text \(it holds a NUL"):
+            open_dataset(tmp_path / "a.csv")
+
+    def test_a_text_longer_than_what_csv_reads_by_itself(self, tmp_path):
+        (tmp_path / "a.csv").write_text("prompt,user\n" + "long " * 50_000 + ",u\n")
+        assert len(open_dataset(tmp_path / "a.csv")[0]["prompt"]) == 250_000
+
+    @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+    def test_the_number_of_rows_is_said(self, tmp_path, caplog, name):
+        rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "user": ["u"] * 3})
+        getattr(rows, {"a.csv": "to_csv", "a.jsonl": "to_json", "a.parquet": "to_parquet"}[name])(tmp_path / name)
+        with caplog.at_level("INFO", logger="trl_pafo.sources"):
+            assert open_dataset(tmp_path / name).to_list() == rows.to_list()
+        assert f"{tmp_path / name}: 3 rows read" in caplog.text
+
+
 class TestRows:
     def test_fields_that_some_rows_lack(self):
         assert rows_to_dataset([{"a": 1}, {"a": 2, "b": "x"}], "rows").to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
@@ -80,7 +147,7 @@ class TestRows:
     def test_types_that_change_matter_in_wanted_columns_only(self):
         rows = [{"a": 1, "b": "x"}, {"a": 2, "b": [3]}]
         assert rows_to_dataset(rows, "rows", columns=["a"]).column_names == ["a"]
-        with pytest.raises(DataError, match="the field `b` changes its type"):
+        with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1, a list"):
             rows_to_dataset(rows, "rows")
 
 

@@ -142,7 +142,7 @@ class TestErrors:
         ("changes", "message"),
         [
             ({"PURPOSE": 12}, "the column PURPOSE holds 12"),
-            ({"SM_TT": "long"}, "must hold numbers"),
+            ({"SM_TT": "long"}, "line 2: the column SM_TT must hold a number, got 'long'"),
             ({"CHOICE": 3, "CAR_AV": 0}, "was not available"),
         ],
     )

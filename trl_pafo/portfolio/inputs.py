@@ -1,7 +1,5 @@
 """What people write for a portfolio: rewards of candidates, tables of policies, users, answers. Checked, the place named."""
 
-import csv
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +9,11 @@ from zipfile import BadZipFile
 import numpy as np
 from scipy.special import softmax
 
+from trl_pafo.checks import TEXTS, check_texts
 from trl_pafo.errors import DataError, PortfolioError
+from trl_pafo.labels import as_label
 from trl_pafo.portfolio.core import FloatArray, OracleResult, check_weights
+from trl_pafo.sources.reading import read_records
 
 _CANDIDATE_ARRAYS = ("rewards", "logprobs", "reference", "names")
 _CANDIDATE_KEYS = ("rewards", "logprobs", "prompt", "responses", "id")
@@ -80,13 +81,12 @@ def read_candidates(path: str | Path) -> Candidates:
     path = Path(path)
     if path.suffix == ".npz":
         return _candidates_from_arrays(path)
-    rows = _json_lines(path, _CANDIDATE_KEYS, ("rewards",))
-    if len({"logprobs" in row for row in rows}) > 1:
+    rows = _records(path, _CANDIDATE_KEYS, ("rewards",))
+    if len({"logprobs" in row for _, row in rows}) > 1:
         raise DataError(f"{path}: some prompts have `logprobs` and some have none; give them to all or to none.")
     names: tuple[str, ...] | None = None
     tables = []
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, line {number}"
+    for where, row in rows:
         rewards = row["rewards"]
         if isinstance(rewards, list) and rewards and all(isinstance(entry, dict) for entry in rewards):
             names = tuple(rewards[0]) if names is None else names
@@ -100,11 +100,11 @@ def read_candidates(path: str | Path) -> Candidates:
     most = max(len(table) for table in tables)
     rewards = np.full((len(tables), most, num_rewards.pop()), np.nan)
     scores = np.full((len(tables), most), -np.inf)
-    for place, (row, table) in enumerate(zip(rows, tables, strict=True)):
+    for place, ((where, row), table) in enumerate(zip(rows, tables, strict=True)):
         rewards[place, : len(table)] = table
-        logprobs = _numbers(row.get("logprobs", [0.0] * len(table)), 1, f"{path}, line {place + 1}: `logprobs`")
+        logprobs = _numbers(row.get("logprobs", [0.0] * len(table)), 1, f"{where}: `logprobs`")
         if len(logprobs) != len(table):
-            raise DataError(f"{path}, line {place + 1}: {len(table)} responses and {len(logprobs)} `logprobs`.")
+            raise DataError(f"{where}: {len(table)} responses and {len(logprobs)} `logprobs`.")
         scores[place, : len(table)] = logprobs
     return Candidates(rewards, softmax(scores, axis=1), names)
 
@@ -177,12 +177,8 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        columns = list(reader.fieldnames or [])
-    if not rows or len(set(columns)) < len(columns):
-        raise DataError(f"{path} holds no policies, or names a column twice ({', '.join(columns)}).")
+    rows = [row for _, row in _records(path, None, ())]
+    columns = list(rows[0])
     rewards = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
     own = [name for name in columns if name.startswith("w_")]
     unknown = [name for name in own if name[2:] not in rewards]
@@ -202,20 +198,11 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON ({error}); a table of policies is a .csv or a .json file.") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f'{path} must be a list of policies, each {{"values": {{NAME: number}}, "kl": ..., "policy": ...}}.')
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, policy {number}"
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is no object but {type(row).__name__}.")
-        _check_keys(row, ("values", "kl", "policy", "weights"), ("values",), where)
+    rows = _records(path, ("values", "kl", "policy", "weights"), ("values",))
+    for where, row in rows:
         if not isinstance(row["values"], dict) or not isinstance(row.get("weights") or {}, dict):
             raise DataError(f"{where}: `values` and `weights` must map names of rewards to numbers.")
-    return [{"kl": None, "policy": None, "weights": None, **row} for row in rows]
+    return [{"kl": None, "policy": None, "weights": None, **row} for _, row in rows]
 
 
 def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list[str] | None, list[str]]:
@@ -227,17 +214,21 @@ def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list
         DataError: If a key is unknown, or some users have a group and some none.
         PortfolioError: If weights are off the simplex.
     """
-    rows = _json_lines(Path(path), _USER_KEYS, ("weights",))
+    rows = _records(Path(path), _USER_KEYS, ("weights",))
     weights = []
-    for number, row in enumerate(rows, 1):
+    for where, row in rows:
         try:
-            weights.append(check_weights(_by_name(row["weights"], names, f"{path}, line {number}: `weights`"), len(names)))
+            weights.append(check_weights(_by_name(row["weights"], names, f"{where}: `weights`"), len(names)))
         except PortfolioError as error:
-            raise PortfolioError(f"{path}, line {number}: {error}") from error
-    groups = [str(row["group"]) for row in rows if row.get("group") is not None]
+            raise PortfolioError(f"{where}: {error}") from error
+    groups = [label for label in (as_label(row.get("group")) for _, row in rows) if label is not None]
     if groups and len(groups) < len(rows):
         raise DataError(f"{path}: {len(rows) - len(groups)} of {len(rows)} users have no `group`; give it to all or to none.")
-    return np.array(weights), groups or None, [str(row.get("user", number)) for number, row in enumerate(rows, 1)]
+    return (
+        np.array(weights),
+        groups or None,
+        [as_label(row.get("user")) or str(number) for number, (_, row) in enumerate(rows, 1)],
+    )
 
 
 def read_answers(path: str | Path, names: Sequence[str]) -> FloatArray:
@@ -248,8 +239,7 @@ def read_answers(path: str | Path, names: Sequence[str]) -> FloatArray:
         DataError: If a line is not so.
     """
     differences = []
-    for number, row in enumerate(_json_lines(Path(path), _ANSWER_KEYS, _ANSWER_KEYS), 1):
-        where = f"{path}, line {number}"
+    for where, row in _records(Path(path), _ANSWER_KEYS, _ANSWER_KEYS):
         first, second = (_by_name(row[side], names, f"{where}: `{side}`") for side in ("first", "second"))
         if row["liked"] not in ("first", "second"):
             raise DataError(f"{where}: `liked` must be first or second, got {row['liked']!r}.")
@@ -263,7 +253,10 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If a line lacks a text.
     """
-    return _json_lines(Path(path), None, ("prompt", "chosen", "rejected"))
+    rows = _records(Path(path), None, TEXTS)
+    for where, row in rows:
+        check_texts(row, where)
+    return [row for _, row in rows]
 
 
 def _by_name(given: Any, names: Sequence[str], where: str) -> FloatArray:
@@ -287,23 +280,11 @@ def _numbers(given: Any, num_axes: int, where: str) -> FloatArray:
     return array
 
 
-def _json_lines(path: Path, known: Sequence[str] | None, needed: Sequence[str]) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error}. Write one JSON object a line.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}. Write one JSON object a line.") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is no JSON object but {type(row).__name__}.")
-        _check_keys(row, known, needed, f"{path}, line {number}")
-        rows.append(row)
+def _records(path: Path, known: Sequence[str] | None, needed: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Each row with its place."""
+    rows = list(read_records(path))
+    for place, row in rows:
+        _check_keys(row, known, needed, place)
     if not rows:
         raise DataError(f"{path} holds no rows.")
     return rows

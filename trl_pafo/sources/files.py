@@ -7,9 +7,10 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trl_pafo.checks import check_columns, check_pairs
+from trl_pafo.checks import TEXTS, check_columns, check_pairs, check_texts, kind_of
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import HISTORY_FIELDS
+from trl_pafo.labels import label_names, normalize_labels
 from trl_pafo.sources.reading import open_dataset, single_split
 from trl_pafo.sources.splits import (
     add_support_groups,
@@ -150,15 +151,16 @@ def _conform(dataset: Dataset, columns: Mapping[str, str] | None, what: str) -> 
         raise ConfigError(f"`columns` names {', '.join(unknown)}; it may name {', '.join((*NEEDED, *OPTIONAL))}.")
     check_columns(dataset.column_names, [renamed.get(name, name) for name in NEEDED] + list(renamed.values()), what)
     source_of = {name: renamed.get(name, name) for name in (*NEEDED, *OPTIONAL)}
+    if len(set(renamed.values())) < len(renamed):
+        raise ConfigError(f"`columns` gives one column two names: {renamed}. Give each its own.")
     built: dict[str, Any] = {name: dataset[source][:] for name, source in source_of.items() if source in dataset.column_names}
     if not len(dataset):
         raise DataError(f"{what} has no rows.")
+    for name in {"user", "group"} & set(built):
+        built[name] = normalize_labels(built[name], name, what, names=label_names(dataset.features[source_of[name]]))
     for row in range(len(dataset)):
         place = f"{what}, row {row}"
-        _check_kinds(built["prompt"][row], built["chosen"][row], built["rejected"][row], place)
-        built["user"][row] = _label(built["user"][row], "user", place)
-        if "group" in built:
-            built["group"][row] = _label(built["group"][row], "group", place)
+        check_texts({name: built[name][row] for name in TEXTS}, place)
         if "support_rate" in built:
             built["support_rate"][row] = _rate(built["support_rate"][row], place)
         if "history" in built:
@@ -168,39 +170,6 @@ def _conform(dataset: Dataset, columns: Mapping[str, str] | None, what: str) -> 
     for name in {"group", "support_rate"} & set(built):
         one_value_per_user(conformed, name)
     return conformed
-
-
-def _check_kinds(prompt: Any, chosen: Any, rejected: Any, place: str) -> None:
-    kinds = {name: _kind(value) for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))}
-    for name, kind in kinds.items():
-        if kind is None:
-            raise DataError(
-                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (texts); got "
-                f"{ {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}[name]!r:.200}."
-            )
-    if len(set(kinds.values())) > 1:
-        found = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
-        raise DataError(f"{place}: {found}. Give all three as texts or all three as messages.")
-
-
-def _kind(value: Any) -> str | None:
-    if isinstance(value, str) and value.strip():
-        return "text"
-    if isinstance(value, list) and value and all(_is_message(message) for message in value):
-        return "messages"
-    return None
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
-
-
-def _label(value: Any, name: str, place: str) -> str:
-    if value is None or not str(value).strip():
-        raise DataError(f"{place}: `{name}` is missing. Each pair needs a {name}; leave such rows out.")
-    if isinstance(value, list | dict | bytes):
-        raise DataError(f"{place}: `{name}` must be a text or a number, got {value!r:.200}.")
-    return str(value)
 
 
 def _rate(value: Any, place: str) -> float:
@@ -225,4 +194,4 @@ def _history(value: Any, place: str) -> list[dict[str, Any]]:
 
 
 def _is_past_pair(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(_kind(entry.get(name)) for name in HISTORY_FIELDS)
+    return isinstance(entry, dict) and all(kind_of(entry.get(name)) for name in HISTORY_FIELDS)

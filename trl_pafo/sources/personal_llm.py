@@ -15,9 +15,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 
-from trl_pafo.checks import check_columns
+from trl_pafo.checks import TEXTS, check_columns, check_rows
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.groups import support_rate_by_type, support_rate_by_weights
+from trl_pafo.history import content_key
+from trl_pafo.labels import label_names, normalize_labels
 from trl_pafo.sources.reading import open_dataset, single_split
 from trl_pafo.sources.splits import add_support_groups
 from trl_pafo.sources.typed_users import Population
@@ -148,14 +150,16 @@ def load_personal_llm_types(path: str | Path, population: Population, split: str
     if population.taste_mix:
         raise ConfigError("`taste_mix` must be 0 here: a pair of another type need not exist for the same prompt.")
     data = single_split(open_dataset(path), split, str(path))
-    check_columns(data.column_names, ["prompt", "chosen", "rejected", "uid"], str(path))
+    check_columns(data.column_names, [*TEXTS, "uid"], str(path))
+    check_rows(data, str(path))
     pairs_of: dict[str, dict[str, dict[str, str]]] = {}
-    for row in data.select_columns(["prompt", "chosen", "rejected", "uid"]).to_list():
-        pairs_of.setdefault(str(row.pop("uid")), {}).setdefault(row["prompt"], row)
+    uids = normalize_labels(data["uid"][:], "uid", str(path), names=label_names(data.features["uid"]))
+    for held_by, row in zip(uids, data.select_columns(list(TEXTS)).to_list(), strict=True):
+        pairs_of.setdefault(str(held_by), {}).setdefault(content_key(row["prompt"]), row)
     held = [*population.majority, *population.minority]
     population.check(sorted(pairs_of), min(len(pairs_of[uid]) for uid in held) if set(held) <= set(pairs_of) else 0)
     rng = random.Random(population.seed)
-    prompts = list(dict.fromkeys(data["prompt"][:]))
+    prompts = list(dict.fromkeys(map(content_key, data["prompt"][:])))
     rng.shuffle(prompts)
     num_test = round(population.test_prompt_share * len(prompts))
     test_prompts = set(prompts[:num_test])
@@ -221,6 +225,8 @@ def _read_scored(data: Dataset, what: str) -> _Corpus:
     seen: set[str] = set()
     texts = list(zip(*(columns[f"response_{i}"] for i in numbers), strict=True))
     for row, prompt in enumerate(columns["prompt"]):
+        if not all(isinstance(text, str | None) for text in (prompt, *texts[row])):
+            raise DataError(f"{what}, row {row}: the prompt and the responses must be texts.")
         answers = [(answer or "").strip() for answer in texts[row]]
         if prompt and prompt not in seen and all(answers) and len(set(answers)) == len(answers):
             kept.append(row)

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from trl_pafo.checks import kind_of
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
 from trl_pafo.sources.splits import (
@@ -138,11 +139,15 @@ def _pairs_of(
     for message in conversation.get("conversation_history") or []:
         if not isinstance(message, dict) or not {"turn", "role", "content"} <= set(message):
             raise DataError(f"{place}: `conversation_history` must hold messages with turn, role and content, got {message!r}.")
-        turns.setdefault(int(message["turn"]), []).append(message)
+        if not isinstance(message["turn"], int) or not isinstance(message.get("if_chosen"), bool | None):
+            raise DataError(f"{place}: `turn` must be a whole number and `if_chosen` true, false or null, got {message!r:.200}.")
+        turns.setdefault(message["turn"], []).append(message)
     so_far: list[dict[str, str]] = []
     for turn in sorted(turns)[:max_turns]:
-        asked = [message for message in turns[turn] if message["role"] == "user"]
-        answers = [message for message in turns[turn] if message["role"] == "model" and str(message["content"] or "").strip()]
+        asked, answers = (
+            [message for message in turns[turn] if message["role"] == role and kind_of(message["content"]) == "text"]
+            for role in ("user", "model")
+        )
         chosen = next((answer for answer in answers if answer.get("if_chosen")), None)
         if not asked or chosen is None:
             # What follows would build on a turn that is not known.

@@ -1,7 +1,11 @@
 """Files, saved folders and Hub ids to rows, with errors that name the place."""
 
+import codecs
+import csv
 import gzip
+import io
 import json
+import logging
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,32 +16,60 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from trl_pafo.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
-FILE_ENDINGS = (*JSON_ENDINGS, ".csv", ".tsv", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FILE_ENDINGS = (*JSON_ENDINGS, *SEPARATORS, ".parquet")
+# Those of UTF-32 begin with those of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON Lines file or of a JSON list, plain or gzipped, each with its place for error messages.
+def read_records(path: str | Path, separator: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a CSV or TSV file, or the objects of a JSON Lines file or of a JSON list, each with its place for error messages.
+
+    The file may be gzipped. Values of a table stay text.
+
+    Args:
+        path (`str` or `Path`):
+            The file. It is a table if its ending is `.csv` or `.tsv`, else JSON.
+        separator (`str`, *optional*):
+            What stands between the fields of a table; with it, the file is a table whatever its ending.
 
     Raises:
-        DataError: If the file is missing, is not text, or an entry is not a JSON object. The message names the line.
+        DataError: If the file is missing or is not text, an entry is not a JSON object, or a row has other fields than the header. The
+            message names the line.
     """
     path = Path(path)
+    separator = separator or SEPARATORS.get(_ending(path))
     text = _read_text(path)
-    for place, entry in _list_entries(path, text) if text.lstrip().startswith("[") else _line_entries(path, text):
+    yield from parse_json_records(text, str(path)) if separator is None else _table_records(text, str(path), separator)
+
+
+def parse_json_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of JSON Lines or of a JSON list, each with its place; `what` says where the text is from."""
+    number = 0
+    for place, entry in _list_entries(what, text) if text.lstrip().startswith("[") else _line_entries(what, text):
         if not isinstance(entry, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}.")
+            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}. Write one JSON object a line.")
+        number += 1
         yield place, entry
+    logger.info("%s: %d rows read.", what, number)
 
 
 def parse_json(text: str) -> Any:
-    """JSON that can be worked with: its texts can be written, its nesting can be walked.
+    """JSON that can be worked with: its texts can be written, its nesting can be walked, no key hides another.
 
     Raises:
         ValueError: If it cannot; the message names the reason alone.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_repeated_keys)
         # Half a surrogate pair can be read from an escape, but be neither tokenised nor written.
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -45,39 +77,111 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _list_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice in {built!r:.200}")
+    return built
+
+
+def _list_entries(what: str, text: str) -> Iterator[tuple[str, Any]]:
     try:
         entries = parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: the JSON list is broken ({error.msg}). Correct the line.") from error
+        raise DataError(f"{what}, line {error.lineno}: the JSON list is broken ({error.msg}). Correct the line.") from error
     except ValueError as error:
-        raise DataError(f"{path}: the JSON list cannot be read ({error}). Write one JSON object a line.") from error
+        raise DataError(f"{what}: the JSON list cannot be read ({error}). Write one JSON object a line.") from error
     for number, entry in enumerate(entries, start=1):
-        yield f"{path}, entry {number}", entry
+        yield f"{what}, entry {number}", entry
 
 
-def _line_entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def _line_entries(what: str, text: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 entry = parse_json(line)
             except ValueError as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-                message = f"{path}, line {number}: not JSON ({reason}). Each line must be one JSON object."
+                message = f"{what}, line {number}: not JSON ({reason}). Each line must be one JSON object."
                 raise DataError(message) from error
-            yield f"{path}, line {number}", entry
+            yield f"{what}, line {number}", entry
+
+
+def _table_records(text: str, what: str, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows under the names of the header, all values as text: a user "007" must not become 7, nor an answer "NA" a missing value."""
+    separator = _separator(text, separator)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of all readers; a prompt may be a book
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header: list[str] = []
+    number = 0
+    while True:
+        place = f"{what}, line {rows.line_num + 1}"
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:
+            raise DataError(
+                f"{place}: the quotes of this row do not match ({error}). Close them, and double those within a text that is in "
+                'quotes ("").'
+            ) from error
+        if fields is None:
+            break
+        if not fields:  # an empty line
+            continue
+        if not header:
+            header = [name.strip() for name in fields]
+            repeated = [name for name in header if header.count(name) > 1]
+            if repeated:
+                raise DataError(
+                    f"{place}: the header names the column {repeated[0]!r} twice. Give each column a name of its own."
+                )
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{place}: {len(fields)} fields, but the header names {len(header)} ({', '.join(header)}). Correct the row; a text that "
+                f"holds {separator!r} or a line break needs double quotes around it."
+            )
+        number += 1
+        yield place, dict(zip(header, fields, strict=True))
+    logger.info("%s: %d rows read.", what, number)
+
+
+def _separator(text: str, expected: str) -> str:
+    """What separates the names of the header: as its ending says, unless that leaves a single one."""
+    header = next((line.strip("\r\n") for line in io.StringIO(text, newline="") if line.strip()), "")
+    candidates = dict.fromkeys((expected, ",", ";", "\t"))
+    return next((s for s in candidates if len(next(csv.reader([header], delimiter=s), [])) > 1), expected)
+
+
+def _ending(path: Path) -> str:
+    endings = [ending for ending in map(str.lower, path.suffixes[-2:]) if ending != ".gz"]
+    return endings[-1] if endings else ""
 
 
 def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except FileNotFoundError as error:
         raise DataError(f"There is no file {path}. Correct the path.") from error
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # a folder, too long a name, or one with a NUL
+        raise DataError(f"{str(path)[:200]!r} cannot be read: {error}. Correct the path.") from error
+    return decode(data, str(path))
+
+
+def decode(data: bytes, what: str) -> str:
+    """UTF-8, or what a byte order mark says; raises [`DataError`] with the line where it is something else."""
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text. Convert it to UTF-8.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{what}, line {line}: this is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{what}, line {line}: this is not UTF-8 text (it holds a NUL, as UTF-16 does). Save it as UTF-8.")
+    return text
 
 
 def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
@@ -112,13 +216,12 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
         pass
     except (OSError, ValueError) as error:  # no right to look, too long a name, or one with a NUL
         raise DataError(f"{str(path)[:200]!r} cannot be read: {error}. Correct the path.") from error
-    endings = [ending for ending in local.suffixes[-2:] if ending != ".gz"]
-    ending = endings[-1] if endings else ""
+    ending = _ending(local)
     if local.is_file():
         return _read_file(local, ending, columns)
     if local.is_dir():
         try:
-            return load_from_disk(str(local))
+            return _counted(load_from_disk(str(local)), str(local))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"The folder {local} was not written by `save_to_disk` of datasets; give a file with one of the endings "
@@ -127,7 +230,7 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
     if ending in FILE_ENDINGS or len(local.parts) > 2 or local.is_absolute():
         raise DataError(f"There is no file or folder {local}. Correct the path.")
     try:
-        return load_dataset(str(path), name)
+        return _counted(load_dataset(str(path), name), str(path))
     except (OSError, ValueError, RuntimeError) as error:  # the last: a dataset that is a script, which is never run
         raise DataError(
             f"{str(path)!r} is neither a file nor a folder here, and could not be loaded from the Hub ({error}). Correct "
@@ -136,24 +239,23 @@ def open_dataset(path: str | Path, name: str | None = None, columns: Collection[
 
 
 def _read_file(path: Path, ending: str, columns: Collection[str] | None) -> Dataset:
+    if ending in JSON_ENDINGS or ending in SEPARATORS:
+        return rows_to_dataset([record for _, record in read_records(path)], str(path), columns)
+    if ending != ".parquet":
+        raise DataError(f"{path} has an unknown ending; known are {', '.join(FILE_ENDINGS)} (JSON and CSV also with .gz).")
+    from pyarrow import parquet
+
     try:
-        if ending in JSON_ENDINGS:
-            return rows_to_dataset([record for _, record in read_records(path)], str(path), columns)
-        if ending == ".parquet":
-            from pyarrow import parquet
+        return _counted(Dataset(parquet.read_table(path)), str(path))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {error}.") from error
 
-            return Dataset(parquet.read_table(path))
-        if ending in (".csv", ".tsv"):
-            import pandas as pd
 
-            # As text: a user "007" must not become 7, and an answer "None" must not become a missing value.
-            separator = "\t" if ending == ".tsv" else ","
-            return Dataset.from_pandas(pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False))
-    except (pa.ArrowException, ValueError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read as {ending[1:]}: {error}.") from error
-    raise DataError(f"{path} has an unknown ending; known are {', '.join(FILE_ENDINGS)} (JSON and CSV also with .gz).")
+def _counted(data: Any, what: str) -> Any:
+    """The same, its number of rows said."""
+    counts = {name: len(rows) for name, rows in data.items()} if isinstance(data, dict) else {"": len(data)}
+    logger.info("%s: %s.", what, ", ".join(f"{number} rows read {name}".strip() for name, number in counts.items()))
+    return data
 
 
 def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Collection[str] | None = None) -> Dataset:
@@ -164,10 +266,18 @@ def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Colle
             built[name] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowException, OverflowError) as error:
             if columns is None or name in columns:
-                raise DataError(f"{what}: the field `{name}` changes its type from row to row ({error}).") from error
+                kinds = [None if row.get(name) is None else type(row[name]).__name__ for row in rows]
+                usual = next(kind for kind in kinds if kind)
+                other = next((f", first in row {n}, a {kind}" for n, kind in enumerate(kinds) if kind not in (None, usual)), "")
+                raise DataError(
+                    f"{what}: the field `{name}` changes its type from row to row{other} ({error}). Give it one type in all rows."
+                ) from error
     if not built:
         raise DataError(f"{what} holds no rows.")
-    return Dataset(pa.table(built))
+    try:
+        return Dataset(pa.table(built))
+    except pa.ArrowException as error:
+        raise DataError(f"{what} cannot be read: {error}. Leave out what is nested so deeply.") from error
 
 
 def single_split(data: Dataset | DatasetDict, split: str, what: str) -> Dataset:

@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict
 
 from trl_pafo.checks import check_columns
 from trl_pafo.errors import DataError
+from trl_pafo.sources.reading import read_records
 from trl_pafo.sources.splits import add_type_support, drop_shared_prompts, first_users, split_users
 
 logger = logging.getLogger(__name__)
@@ -136,17 +137,21 @@ def _read_people(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Each person's answered situations, in the order of the file."""
     if not path.is_file():
         raise DataError(f"There is no file {path}. Correct the path, or leave it out and run `{INSTALL}`.")
-    try:
-        table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t")
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}.") from error
-    check_columns(table.columns, ["ID", *_WORDS, *_OFFER_COLUMNS], str(path))
+    needed = ["ID", *_WORDS, *_OFFER_COLUMNS]
+    records = list(read_records(path, "," if ".csv" in path.suffixes else "\t"))
+    check_columns(records[0][1] if records else [], needed, str(path))
+    numbers: dict[str, Any] = {}
+    for column in needed:
+        values = pd.to_numeric(pd.Series([record[column] for _, record in records]), errors="coerce")
+        if values.isna().any():
+            place, record = records[int(values.isna().argmax())]
+            raise DataError(f"{place}: the column {column} must hold a number, got {record[column]!r}.")
+        numbers[column] = values
+    table = pd.DataFrame(numbers)
     for column, words in _WORDS.items():
         unknown = sorted(set(table[column]) - set(words))
         if unknown:
             raise DataError(f"{path}: the column {column} holds {unknown[0]!r}, which its description does not know.")
-    if not all(pd.api.types.is_numeric_dtype(table[column]) for column in ["ID", *_OFFER_COLUMNS]):
-        raise DataError(f"{path}: the columns ID, {', '.join(_OFFER_COLUMNS)} must hold numbers.")
     if (table.groupby("ID")["SURVEY"].nunique() > 1).any():
         raise DataError(f"{path}: a person (ID) occurs in both surveys. Each person needs an ID of its own.")
 

@@ -7,13 +7,12 @@ division into groups is ours.
 
 import random
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 
 from trl_pafo.checks import check_columns
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.reading import open_dataset, read_records, text_of
+from trl_pafo.sources.reading import read_records, text_of
 from trl_pafo.sources.splits import add_support_groups, agreement, drop_users_without_history, rows_by_user, split_users
 
 ARGUMENTS = ("arguments.jsonl", "arguments.jsonl.gz")
@@ -95,19 +94,18 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
         prompt_of[argument] = f"{topic} Which argument for this side is more convincing: {stance}?"
         text_by_id[argument] = text_of(record, "text", place)
     file = _file(folder, VOTES)
-    votes: Any = open_dataset(file)
-    check_columns(votes.column_names, ["arg1", "arg2", "user", "value"], str(file))
     rows = []
-    for line, vote in enumerate(votes.to_list(), start=2):
+    for place, vote in read_records(file):
+        check_columns(vote, ["arg1", "arg2", "user", "value"], str(file))
         if vote["value"] == "equal":
             continue
         if vote["value"] not in _VALUES:
-            raise DataError(f"{file}, line {line}: `value` must be a1, a2 or equal, got {vote['value']!r}.")
+            raise DataError(f"{place}: `value` must be a1, a2 or equal, got {vote['value']!r}.")
         liked, other = (vote[name] for name in _VALUES[vote["value"]])
         if liked not in text_by_id or other not in text_by_id:
-            raise DataError(f"{file}, line {line}: the arguments {liked!r} and {other!r} are not both in {ARGUMENTS[0]}.")
+            raise DataError(f"{place}: the arguments {liked!r} and {other!r} are not both in {ARGUMENTS[0]}.")
         if not vote["user"] or prompt_of[liked] != prompt_of[other]:
-            raise DataError(f"{file}, line {line}: a vote needs a user, and two arguments for the same side of one debate.")
+            raise DataError(f"{place}: a vote needs a user, and two arguments for the same side of one debate.")
         # A few arguments occur twice, under two numbers.
         if text_by_id[liked] != text_by_id[other]:
             pair = {"prompt": prompt_of[liked], "chosen": text_by_id[liked], "rejected": text_by_id[other]}

@@ -1,0 +1,63 @@
+"""What `trl-pafo evaluate` takes: rows are checked as `prepare` checks them, before a model is looked for."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from trl_pafo import evaluation
+from trl_pafo.cli import main
+
+ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]
+SAID = [{"role": "assistant", "content": "so"}]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """What `evaluate` says of a file, without a look at the model."""
+    monkeypatch.setattr(evaluation, "local_folder", lambda *args: pytest.fail("the model was looked for"))
+
+    def evaluate(name, *flags):
+        argv = ["evaluate", "--model_name_or_path", "no/model", "--dataset_name", str(tmp_path / name), *flags]
+        assert main(argv) == 1
+        return capsys.readouterr().err
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": None}, "row 2: `prompt` must be a text that is not empty"),
+        ({"prompt": " "}, "row 2: `prompt` must be a text that is not empty"),
+        ({"chosen": None}, "row 2: `chosen` must be a text"),
+        ({"rejected": ""}, "row 2: `rejected` must be a text"),
+        ({"chosen": "no"}, "row 2: chosen and rejected are identical"),
+    ],
+)
+def test_a_bad_row_is_named(refused, tmp_path, changes, message):
+    rows = [{**row, **(changes if n == 2 else {})} for n, row in enumerate(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert message in refused("rows.jsonl")
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert message in refused("rows.parquet")
+
+
+def test_prompts_and_responses_of_different_kinds(refused, tmp_path):
+    rows = [{**row, "chosen": SAID, "rejected": [{**SAID[0], "content": "no"}]} for row in ROWS]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert "row 0: `prompt` text, `chosen` messages, `rejected` messages" in refused("rows.parquet")
+
+
+@pytest.mark.parametrize("kind", ["text", "messages"])
+def test_a_prompt_under_another_name(refused, tmp_path, kind):
+    rows = [{"question": row["prompt"], "chosen": "so", "rejected": "no"} for row in ROWS]
+    if kind == "messages":
+        rows = [{**row, "chosen": SAID, "rejected": [{**SAID[0], "content": "no"}]} for row in rows]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert "row 0: `prompt` is missing, and does not stand in `chosen` and `rejected` either" in refused("rows.parquet")
+
+
+def test_a_row_with_a_comma_too_many(refused, tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,user\nwhy,so,no,u1,\n")
+    assert "rows.csv, line 2: 5 fields, but the header names 4" in refused("rows.csv")
