@@ -48,8 +48,9 @@ def naive_metrics(pairs: list[dict], groups=(), center=None) -> dict[str, float]
             metrics[f"count/{group}"] = len(of_group.get(group, []))
         accuracies = [mean(values) for values in of_group.values()]
         metrics["accuracy_group_min"] = min(accuracies)
-        metrics["accuracy_difference"] = max(accuracies) - min(accuracies)
-        metrics["accuracy_ratio"] = min(accuracies) / max(accuracies) if max(accuracies) else math.nan
+        several = len(accuracies) > 1
+        metrics["accuracy_difference"] = max(accuracies) - min(accuracies) if several else math.nan
+        metrics["accuracy_ratio"] = min(accuracies) / max(accuracies) if several and max(accuracies) else math.nan
     users = sorted(mean(values) for values in by("user").values())
     if users:
         center_of_users = mean(users)
@@ -125,7 +126,8 @@ def test_an_absent_group_is_nan_with_count_zero_and_is_not_the_worst():
     assert math.isnan(metrics["accuracy/b"])
     assert metrics["count/b"] == 0
     assert metrics["accuracy_group_min"] == 1.0
-    assert metrics["accuracy_difference"] == 0.0
+    assert math.isnan(metrics["accuracy_difference"])  # one group has no gap
+    assert math.isnan(metrics["accuracy_ratio"])
 
 
 def test_sets_without_groups_or_users_have_the_plain_keys_alone():

@@ -164,7 +164,7 @@ def evaluation_metrics(
 
         - `accuracy/{group}`, `count/{group}`: over the pairs of the group; NaN and 0 for a known group without a pair;
         - `accuracy_group_min`, `accuracy_difference` (best minus worst), `accuracy_ratio` (worst over best, NaN where all
-          are 0), fairlearn's names, over the groups that have pairs;
+          are 0), fairlearn's names, over the groups that have pairs; the latter two are NaN where only one has;
 
         and where some pair has a user, over users, each with the accuracy on its own pairs,
 
@@ -206,8 +206,9 @@ def _group_metrics(correct: NDArray[np.float64], group: NDArray[np.str_], known:
         metrics[f"count/{name}"] = count.get(name, 0)
     return metrics | {
         "accuracy_group_min": worst,
-        "accuracy_difference": best - worst,
-        "accuracy_ratio": worst / best if best else float("nan"),
+        # One group has no gap to others.
+        "accuracy_difference": best - worst if len(accuracy) > 1 else float("nan"),
+        "accuracy_ratio": worst / best if len(accuracy) > 1 and best else float("nan"),
     }
 
 

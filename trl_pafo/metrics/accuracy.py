@@ -113,7 +113,8 @@ class EncodedPairs(NamedTuple):
     """Users and groups of pairs as integers.
 
     `user_codes` and `group_codes` have shape `(num_pairs,)` and point into `users` and `groups`; `group_of_user`, of
-    shape `(num_users,)`, points into `groups`.
+    shape `(num_users,)`, points into `groups`. Where no groups are known, `groups` is empty and all codes are 0. Where no
+    users are known (`has_users` is false), each pair counts as a user of its own.
     """
 
     users: list[str]
@@ -121,11 +122,19 @@ class EncodedPairs(NamedTuple):
     user_codes: IntArray
     group_codes: IntArray
     group_of_user: IntArray
+    has_users: bool = True
 
 
-def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int) -> EncodedPairs:
-    """Encode the two columns; [`DataError`] where one is missing or a user is in two groups."""
-    users, user_codes = encode_labels(user, "user", num_pairs)
+def encode_pairs(user: Iterable[object] | None, group: Iterable[object] | None, num_pairs: int) -> EncodedPairs:
+    """Encode the two columns, each of which may be unknown; [`DataError`] where a value is missing or a user is in two groups."""
+    has_users = user is not None
+    if user is None:
+        users, user_codes = [str(i) for i in range(num_pairs)], np.arange(num_pairs)
+    else:
+        users, user_codes = encode_labels(user, "user", num_pairs)
+    if group is None:
+        nobody = np.zeros(num_pairs, dtype=np.int64)
+        return EncodedPairs(users, [], user_codes, nobody, np.zeros(len(users), dtype=np.int64), has_users)
     groups, group_codes = encode_labels(group, "group", num_pairs)
     group_of_user = np.zeros(len(users), dtype=np.int64)
     group_of_user[user_codes] = group_codes
@@ -137,4 +146,4 @@ def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int
             f"User {users[user_codes[first]]!r} has pairs in two groups ({', '.join(both)}); give each user one group, "
             "or make the group a part of the user's name."
         )
-    return EncodedPairs(users, groups, user_codes, group_codes, group_of_user)
+    return EncodedPairs(users, groups, user_codes, group_codes, group_of_user, has_users)
