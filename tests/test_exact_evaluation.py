@@ -217,7 +217,7 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
     sums = PairSums(groups)
     assert not sums
     for number, rows in enumerate(batches):
-        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0)))
+        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0), torch.tensor(0.25)))
     assert sums
     rows = [row for batch in batches for row in batch]
     assert sums.num_tokens() == 10 * len(rows)
@@ -237,8 +237,9 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
         "max_reward": max(rewards),
         "accuracy": mean(right),
         "margin": mean([row["chosen"] - row["rejected"] for row in labelled]),
-        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(rows),
-        "distillation_loss": 1.0,
+        # Means over all rows are sums over those that count, which are fewer.
+        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(labelled) if labelled else math.nan,
+        "distillation_loss": 4.0,
     }
     for group in groups:
         expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labelled, strict=True) if row["group"] == group])

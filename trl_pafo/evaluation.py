@@ -16,6 +16,7 @@ from trl_pafo.disk import json_ready, new_folder
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import HistoryCutter, content_text, render_history, without_history
 from trl_pafo.inspection import STUDENTS
+from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
@@ -162,12 +163,12 @@ def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> 
     write_rewardbench(out / "rewardbench", name, pairs, scored.chosen, scored.rejected)
 
 
-def users_of(rows: Dataset) -> list[Any] | None:
+def users_of(rows: Dataset) -> list[str] | None:
     """The user of each row; `None` without the column."""
     return rows["user"][:] if "user" in rows.column_names else None
 
 
-def groups_of(rows: Dataset) -> list[Any] | None:
+def groups_of(rows: Dataset) -> list[str] | None:
     """The group of each row; `None` without the column."""
     return rows["group"][:] if "group" in rows.column_names else None
 
@@ -206,6 +207,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     rows = load_rows(args.dataset_name, args.dataset_split)
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
+    rows = normalize_columns(rows, what, LABEL_COLUMNS)
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     scored = {}
     for name, source in sources.items():

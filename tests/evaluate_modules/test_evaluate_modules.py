@@ -242,9 +242,9 @@ class TestAdding:
                 r"of a tensor, `.detach\(\).float\(\).cpu\(\)`",
             ),
             ({"predictions": torch.ones(1, dtype=torch.bfloat16), "groups": ["a"]}, r"of a tensor, `.detach\(\)"),
-            ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "no label in `groups`; fill the column"),
-            ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "no label in `groups`"),
-            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label a pair, got the text 'ab'"),
+            ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "row 1: has no `groups`. Fill the column"),
+            ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "row 1: has no `groups`"),
+            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label a row, got the text 'ab'"),
         ],
     )
     def test_a_bad_batch_is_refused_and_not_stored(self, columns, match):

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import normalize_labels
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -98,15 +99,12 @@ def check_both(correct: ArrayLike, reference_correct: ArrayLike) -> tuple[FloatA
 
 def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[list[str], IntArray]:
     """The distinct labels as sorted strings, and the place of each pair's label among them, of shape `(num_pairs,)`."""
-    labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    found = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    codes = np.fromiter(map(found.__getitem__, labels), dtype=np.int64, count=len(labels))
-    if len(codes) != num_pairs:
-        raise DataError(f"There are {num_pairs} pairs, but {len(codes)} values of `{name}`; give one a pair.")
-    if any(label is None or label != label for label in found):
-        raise DataError(f"Some pairs have no `{name}`; fill the column, or leave these pairs out.")
-    names, place = np.unique([str(label) for label in found], return_inverse=True)
-    return names.tolist(), place[codes]
+    values = normalize_labels(labels, name, "The pairs")
+    if len(values) != num_pairs:
+        raise DataError(f"There are {num_pairs} pairs, but {len(values)} values of `{name}`; give one a pair.")
+    names = sorted(set(values))
+    place = {label: code for code, label in enumerate(names)}
+    return names, np.fromiter(map(place.__getitem__, values), dtype=np.int64, count=num_pairs)
 
 
 class EncodedPairs(NamedTuple):

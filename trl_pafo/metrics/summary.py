@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import as_label
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, check_correct, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
 from trl_pafo.metrics.calibration import ece_noise
@@ -192,7 +193,7 @@ def _families(
     atkinson_epsilon: float,
 ) -> tuple[list[Family], dict[str, Any]]:
     """The families that can be computed, a row of `correct` and `margins` for each model; and the counts."""
-    groups = pairs.groups
+    groups, majority = pairs.groups, as_label(majority)
     if majority is not None and (majority not in groups or len(groups) == 1):
         raise DataError(
             f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct "

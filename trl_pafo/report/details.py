@@ -169,9 +169,11 @@ def training(record: Record) -> Section:
             Picture(f"training_{i}", title[:1].upper() + title[1:], "", pictures.draw_training(history, record.groups))
         )
     if section.pictures:
-        section.text.append("Loss and accuracy on training batches, as TRL logs them (a tie counts as wrong there).")
+        section.text.append("Loss and accuracy on training batches, of the rows that have a label (a tie is half right).")
     if any("distillation_loss" in row for rows in record.trainings.values() for row in rows):
-        section.text.append("Both parts of a loss are means over all rows; rows without a label add 0 to the Bradley-Terry part.")
+        section.text.append(
+            "The Bradley-Terry part is the mean over the rows that have a label, the distillation part over those distilled."
+        )
     gone = [key.removeprefix("training/") for key in record.missing if key.startswith("training/")]
     if gone:
         section.missing.append(f"No curves of {', '.join(gone)}: no trainer_state.json is kept in its folder.")

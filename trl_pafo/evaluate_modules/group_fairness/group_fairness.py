@@ -7,6 +7,7 @@ import evaluate
 
 from trl_pafo.errors import DataError
 from trl_pafo.evaluate_modules import base
+from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 
 _DESCRIPTION = """
@@ -64,7 +65,7 @@ class GroupFairness(base.PairModule, evaluate.Metric):
         correct = pair_correctness(predictions)
         accuracy = group_accuracy(correct, groups)
         count = Counter(groups)
-        names = sorted(accuracy) if group_names is None else [str(name) for name in group_names]
+        names = sorted(accuracy) if group_names is None else normalize_labels(group_names, "group_names", "The option")
         unlisted = sorted(set(accuracy) - set(names))
         if unlisted:
             raise DataError(f"`group_names` lacks groups that the pairs have: {', '.join(unlisted)}. Add them, or leave it out.")
