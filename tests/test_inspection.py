@@ -144,6 +144,18 @@ def test_it_is_kept_until_asked_for_something_else(tmp_path, monkeypatch):
     assert not [file for file in path.parent.iterdir() if file.suffix == ".tmp"]
 
 
+def test_another_model_in_the_same_place_is_looked_at_again(run):
+    folder, _ = run
+    before = load(folder, pairs_per_group=2)
+    make_model("encoder", folder / "models/pafo", seed=9)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stages"]["pafo"] = {"digest": "of another training", "inputs": {}, "output": "models/pafo"}
+    write_json(folder / "manifest.json", manifest)
+    after = load(folder, pairs_per_group=2)
+    assert (after["rewards/pafo"] != before["rewards/pafo"]).any()
+    np.testing.assert_array_equal(after["rewards/personalized_bt"], before["rewards/personalized_bt"])
+
+
 def test_a_run_without_histories_shows_its_pairs_as_they_are(tmp_path):
     write_run(tmp_path, history=0)
     seen = load(tmp_path, pairs_per_group=3)

@@ -12,7 +12,7 @@ from small_runs import small_run
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from trl_pafo import models, stages
+from trl_pafo import models, preparation, stages
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
@@ -215,14 +215,25 @@ def test_without_a_better_teacher_the_shared_model_is_kept(run, trained, monkeyp
     assert "PAFO" not in trained
     weights = [(tmp_path / f"run/models/{m}/model.safetensors").read_bytes() for m in ("pafo", "personalized_bt")]
     assert weights[0] == weights[1]
-    verdict = results["verdicts"]["pafo"]
-    assert verdict["differences"] == {key: {"value": 0.0, "low": 0.0, "high": 0.0} for key in ("majority", "minority")}
-    assert (verdict["verdict"], verdict["sentence"]) == ("same", "The same model: nothing was distilled.")
-    page = (tmp_path / "run/report.html").read_text()
-    assert "PAFO against personalised BT: same" in page
-    assert "The same model: nothing was distilled." in page
-    assert "The same model: nothing was distilled." in (tmp_path / "run/models/pafo/README.md").read_text()
+    assert results["verdicts"]["pafo"]["differences"]["minority"]["value"] == 0
+    assert results["verdicts"]["pafo"]["verdict"] == "cannot tell"
     assert "not shown to be better than the shared model" in (tmp_path / "run/results/results.md").read_text()
+
+
+@pytest.mark.parametrize("num_pairs", ["few", "none"])
+def test_a_teacher_that_nobody_could_judge_is_not_distilled_unless_asked_for(run, trained, capsys, monkeypatch, num_pairs):
+    """Three users of the minority, then no held-out pairs at all."""
+    if num_pairs == "none":
+        hold_out = preparation.hold_out_prompts
+        monkeypatch.setattr(preparation, "hold_out_prompts", lambda rows, share, seed: hold_out(rows, 0.0, seed))
+    results = run(validation_share=0.3)()
+    assert "PAFO" not in trained
+    assert next(t["better"] for t in results["teachers"] if t["group"] == "minority") is None
+    said = capsys.readouterr().out
+    assert "Teacher of minority: cannot be judged on" in said
+    assert "nothing is distilled, the shared model is kept. Hold out more of them" in said
+    run(validation_share=0.3, teacher_min_gain=-math.inf, overwrite=True)()
+    assert trained[-1] == "PAFO"
 
 
 def test_one_better_teacher_is_enough_to_distil_all(run, trained, monkeypatch):
@@ -304,12 +315,73 @@ def test_with_a_budget_of_tokens_no_teacher_is_cut_short(run, tmp_path):
     assert state["global_step"] > 7  # of 28 pairs in fours
 
 
-def test_batches_by_length_are_an_input_of_all_trainings(run, tmp_path):
-    """Older versions trained baselines and teachers on random batches whatever was asked for."""
-    run(methods=["personalized_bt", "oracle"], train_sampling_strategy="group_by_length")()
-    stages_done = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]
-    for name in ("personalized_bt", "teacher:minority"):
-        assert stages_done[name]["inputs"]["batches"] == "by length"
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        ({"optim_args": "foreach=False"}, r"optim_args: null -> \"foreach=False\""),
+        ({"model_init_kwargs": {"attention_probs_dropout_prob": 0.2}}, "model_init_kwargs"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: null -> 5"),
+        ({"optim_target_modules": ["query"]}, "optim_target_modules"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_finished_model_of_other_options_is_refused(run, trained, other, match):
+    run(methods=["personalized_bt"])()
+    with pytest.raises(RunFolderError, match=rf"stage 'personalized_bt' of another run \(.*{match}"):
+        run(methods=["personalized_bt"], **other)()
+
+
+def test_a_data_file_that_changed_under_its_name_is_noticed(run, trained, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+
+    def write(answer: str) -> None:
+        rows = [
+            {
+                "prompt": f"p{i}",
+                "chosen": answer if i == 0 else f"a{i}",
+                "rejected": f"b{i}",
+                "user": f"u{i % 8}",
+                "group": "ab"[i % 2],
+            }
+            for i in range(64)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    data = {"source": "files", "data_path": str(path), "train_users": None, "test_users": None}
+    data |= {"minority_ratio": 0.1, "pairs_per_user": 4}
+    options = {"methods": ["bradley_terry"], "reference": "bradley_terry", "data": data}
+    write("an answer")
+    run(**options)()
+    shutil.copy(path, tmp_path / "copy")
+    write("an answer")  # another time, the same rows
+    run(**options)()
+    assert trained == ["Bradley-Terry"]
+    write("answer an")
+    with pytest.raises(RunFolderError, match=r"stage 'prepare' of another run \(data_files\.data_path: "):
+        run(**options)()
+
+
+def test_a_base_that_changed_under_its_name_is_noticed(run, encoder, trained, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(encoder, base)
+    options = {"methods": ["bradley_terry"], "reference": "bradley_terry", "num_hidden_layers": 1}
+    run(str(base), **options)()
+    run(str(base), **options)()
+    assert trained == ["Bradley-Terry"]
+    shutil.copy(Path(make_model("encoder", tmp_path / "other", seed=5)) / "model.safetensors", base)
+    with pytest.raises(RunFolderError, match=r"of another run .*identity: "):
+        run(str(base), **options)()
+
+
+def test_results_are_made_again_where_their_options_change(run, capsys):
+    options = {"methods": ["bradley_terry"], "reference": "bradley_terry"}
+    run(**options)()
+    for other in ({"num_resamples": 60}, {"per_device_eval_batch_size": 2}):
+        capsys.readouterr()
+        run(**options, **other)()
+        said = capsys.readouterr().out
+        assert "[bradley_terry] done before, kept" in said
+        assert "[evaluate]\n" in said
 
 
 def test_first_layers_and_reward_head_are_the_same_for_all(run, tmp_path):

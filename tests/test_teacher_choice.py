@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -9,7 +10,18 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from trl_pafo import teacher_choice
-from trl_pafo.teacher_choice import TeacherGain, gain_over_users, judge_teachers, worth_distilling
+from trl_pafo.teacher_choice import (
+    TeacherGain,
+    fewest_users,
+    gain_over_users,
+    judge_teachers,
+    why_not,
+    worth_distilling,
+)
+
+
+def distils(gains) -> bool:
+    return worth_distilling(gain.better for gain in gains)
 
 
 def test_gain_and_its_error_equal_a_naive_loop():
@@ -73,7 +85,7 @@ def test_only_a_better_teacher_is_called_better(scored, teacher, better):
     assert gain.better is better
     assert (gain.num_pairs, gain.num_users) == (8, 4)
     assert ("not shown to be better" in str(gain)) is not better
-    assert worth_distilling([gain]) is better
+    assert distils([gain]) is better
 
 
 def test_a_higher_bar_refuses_what_a_lower_one_takes(scored):
@@ -87,12 +99,35 @@ def test_one_better_teacher_is_enough(scored):
     other = scored.map(lambda row: {"group": "h", "user": "h" + row["user"]})
     gains = judge_teachers({"g": "better", "h": "worse"}, "shared", concatenate_datasets([scored, other]), 1.0)
     assert [gain.better for gain in gains] == [True, False]
-    assert worth_distilling(gains)
+    assert distils(gains)
 
 
-def test_a_group_that_cannot_be_judged_counts_as_better(scored):
-    gains = judge_teachers({"g": "same", "h": "same"}, "shared", scored, 1.0)
-    assert [gain.better for gain in gains] == [False, None]
-    assert "cannot be judged" in str(gains[1])
-    assert worth_distilling(gains)
+def test_a_group_that_cannot_be_judged_is_a_reason_not_to_distil(scored):
+    gains = judge_teachers({"g": "better", "h": "same"}, "shared", scored, 1.0)
+    assert [gain.better for gain in gains] == [True, None]
+    assert str(gains[1]) == "Teacher of h: cannot be judged on 0 held-out pairs of 0 users, which are too few"
+    assert not distils(gains)
+    assert re.search(r"teacher of h: nothing is distilled.*--validation_share.*--teacher_min_gain=-inf", why_not(gains))
     assert TeacherGain(**json.loads(json.dumps(asdict(gains[1])))) == gains[1]
+
+
+@pytest.mark.parametrize(("users", "better"), [("abcd", None), ("abcde", True)])
+def test_a_few_users_who_happen_to_agree_are_no_proof(scored, users, better):
+    """All have a standard error of 0: with four of them a coin would do the same in one case of sixteen."""
+    rows = scored.select([1, 3, 6, 1, 3][: len(users)]).remove_columns("user").add_column("user", list(users))
+    (gain,) = judge_teachers({"g": "better"}, "shared", rows, 1.64)
+    assert (gain.gain, gain.standard_error) == (1.0, 0.0)
+    assert gain.better is better
+
+
+def test_the_fewest_users_are_those_of_a_sign_test():
+    assert fewest_users(1.64) == 5  # 1/32 is rarer than 5.05 %
+    assert fewest_users(0.0) == fewest_users(-3.0) == 2  # one has no error
+    assert fewest_users(2.33) == 7
+    assert fewest_users(1000.0) > 300
+
+
+def test_with_no_better_teacher_there_is_nothing_to_distil(scored):
+    gains = judge_teachers({"g": "same"}, "shared", scored, 1.0)
+    assert not distils(gains)
+    assert why_not(gains) == "No teacher is better than the shared model: nothing to distil, the shared model is kept."

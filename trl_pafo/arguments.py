@@ -120,8 +120,9 @@ class RunArguments(DataArguments):
             At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
         teacher_min_gain (`float`, *optional*, defaults to `1.64`):
             Teachers are distilled if one at least is better than the personalised Bradley-Terry model: more accurate on held-out
-            pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, that model is
-            the result. `-inf` distils in any case, as does a `validation_share` of 0.
+            pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, or a group has too
+            few held-out users to judge its teacher, that model is the result. `-inf` distils in any case, as does a
+            `validation_share` of 0.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Bootstrap resamples over users.
         overwrite (`bool`, *optional*, defaults to `False`):

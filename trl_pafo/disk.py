@@ -2,16 +2,14 @@
 
 import errno
 import fcntl
+import hashlib
 import logging
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
 
 from trl_pafo.errors import RunFolderError, TrlPafoError
 
@@ -232,12 +230,13 @@ def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
                     outer.rmdir()
 
 
-def json_ready(value: Any) -> Any:
-    """The same for JSON, which knows no NaN: what is not known is `None`."""
-    if isinstance(value, dict):
-        return {str(name): json_ready(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(part) for part in value]
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        return float(value) if math.isfinite(value) else None
-    return value
+def digest_of_files(path: str | Path, patterns: Sequence[str] = ("**/*",), but: Sequence[str] = ()) -> str:
+    """Digest of the content of a file, or of the names and the content of the files in a folder, those that match `but` left out."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted({file for pattern in patterns for file in path.glob(pattern)}):
+        if file.is_file() and not any(file.match(pattern) for pattern in but):
+            digest.update(b"" if file == path else file.relative_to(path).as_posix().encode())
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -71,13 +71,16 @@ def inspect_run(
     if pairs_per_group < 1 or batch_size < 1:
         raise ConfigError(f"`pairs_per_group` and `batch_size` must be at least 1, got {pairs_per_group} and {batch_size}.")
     run = Path(folder)
-    about = json.dumps({"format": _FORMAT, "pairs_per_group": pairs_per_group, "seed": seed})
+    stages = _stages_of(run)
+    done = {name: stage.get("digest") for name, stage in sorted(stages.items())}
+    options = {"pairs_per_group": pairs_per_group, "batch_size": batch_size, "seed": seed}
+    about = json.dumps({"format": _FORMAT, **options, "stages": done})
     path = run / INSPECTION
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["about"]) == about:
                 return path
-    models, teachers, bf16 = _find_models(run)
+    models, teachers, bf16 = _find_models(run, stages)
     if not (run / "data/test.parquet").exists():
         raise DataError(f"{run} holds no data/test.parquet, so there are no pairs to look at.")
     test = Dataset(read_table(run / "data/test.parquet"))
@@ -108,7 +111,12 @@ def inspect_run(
     return path
 
 
-def _find_models(run: Path) -> tuple[dict[str, Path], dict[str, Path], bool]:
+def _stages_of(run: Path) -> dict[str, Any]:
+    manifest = run / MANIFEST
+    return json.loads(manifest.read_text(encoding="utf-8"))["stages"] if manifest.exists() else {}
+
+
+def _find_models(run: Path, stages: dict[str, Any]) -> tuple[dict[str, Path], dict[str, Path], bool]:
     """Folders of the reference and the student by method, of the teachers by group, and whether the run was in bfloat16."""
     results = run / "results/results.json"
     if not results.exists():
@@ -119,9 +127,6 @@ def _find_models(run: Path) -> tuple[dict[str, Path], dict[str, Path], bool]:
     models = {m: run / "models" / m for m in wanted if m and m != "bradley_terry" and (run / "models" / m).is_dir()}
     if not models:
         raise DataError(f"{run} keeps no model that is shown histories (looked for in {run / 'models'}).")
-    stages = {}
-    if (run / MANIFEST).exists():
-        stages = json.loads((run / MANIFEST).read_text(encoding="utf-8"))["stages"]
     teachers = {n.removeprefix("teacher:"): run / s["output"] for n, s in stages.items() if n.startswith("teacher:")}
     bf16 = any(stages[m]["inputs"].get("bf16") for m in models if m in stages)
     return models, {group: source for group, source in teachers.items() if source.is_dir()}, bf16

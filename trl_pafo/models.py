@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError
 from trl_pafo.history import add_history_template
-from trl_pafo.safe_loading import SAFELY, check_model_folder, reason
+from trl_pafo.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,18 @@ def longest_input(name: str, revision: str | None = None) -> int | None:
     except (OSError, ValueError) as error:
         raise _not_found("configuration", name, error) from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def identity_of(name: str, revision: str | None = None) -> str:
+    """What decides the weights and the tokenizer of a model: a digest of its files, or the commit of a Hub id."""
+    folder, kwargs, _ = locate_model(name, revision)
+    if Path(folder).is_dir():
+        return digest_of_files(folder, MODEL_FILES)
+    try:
+        found = cached_file(folder, "config.json", revision=kwargs.get("revision"))
+    except (OSError, ValueError) as error:
+        raise _not_found("configuration", name, error) from error
+    return str(extract_commit_hash(found, None))
 
 
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:

@@ -22,6 +22,8 @@ from trl_pafo.sources.registry import load_source
 from trl_pafo.sources.splits import hold_out_prompts
 
 DEFAULT_NUM_HISTORY = 3
+DATA_FORMAT = 2
+"""An input of every run: another number where the same options and files would give other rows."""
 
 
 def fit_lengths(args: PAFOConfig, model_name: str, revision: str | None = None) -> None:

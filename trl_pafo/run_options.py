@@ -1,10 +1,18 @@
-"""Which options decide the result of a training in a run: another value asks for another training."""
+"""Which options decide a result: all but those that are named here as free, also options that a new version brings."""
 
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from trl import ModelConfig
 
 from trl_pafo.config import PAFOConfig
+from trl_pafo.disk import digest_of_files
 
 STUDENT_OPTIONS = (
     "alpha",
@@ -18,51 +26,144 @@ STUDENT_OPTIONS = (
 )
 """Options of PAFO that only the student depends on: changing them must not ask for new teachers."""
 
-# Options that decide a training's result.
-TRAINING_OPTIONS = (
-    "seed",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "data_seed",
-    "warmup_steps",
-    "weight_decay",
-    "optim",
-    "bf16",
-    "fp16",
-    "max_length",
-    "disable_dropout",
-    "center_rewards_coefficient",
-    "train_sampling_strategy",
-    "max_tokens_per_batch",
+FREE = frozenset(
+    {
+        # Where the output is, and when checkpoints are written: a training that goes on from one gives the same weights.
+        *("output_dir", "resume_from_checkpoint", "teacher_margin_cache_dir", "enable_jit_checkpoint"),
+        *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
+        # What is told to people, trackers and the Hub. A curve of the report has the points that the training logged.
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level", "log_level_replica"),
+        *("log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "skip_memory_metrics"),
+        *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen"),
+        *("log_completions", "log_multimodal", "log_unique_prompts", "num_completions_to_print", "log_completions_hub_repo"),
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
+        # How an evaluation during a training goes. What such an evaluation decides (the best checkpoint) is not free.
+        *("eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "num_generations_eval"),
+        *("prediction_loss_only", "include_for_metrics", "batch_eval_metrics"),
+        # How rows are fetched, in the same order, and when memory is given back.
+        *("dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+        *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "torch_empty_cache_steps"),
+        # Which process this is, and how processes and servers find each other. `generation_batch_size` follows from the number of
+        # processes and options that decide; a build of a portfolio may go on with another number.
+        *("local_rank", "ddp_backend", "ddp_timeout", "generation_batch_size", "vllm_server_base_url", "vllm_server_host"),
+        *("vllm_server_port", "vllm_server_timeout", "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"),
+        # What nothing reads, or what a script reads that these are not.
+        *("do_train", "do_eval", "do_predict", "debug"),
+        # The version of the library that an adapter was made with.
+        "peft_version",
+        # Inputs of their own: teachers are known by their weights, members of a portfolio by the weights of their rewards.
+        *("teachers", "reward_weights"),
+    }
 )
-MODEL_OPTIONS = (
-    "lora_dropout",
-    "use_rslora",
-    "use_dora",
-    "attn_implementation",
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "use_peft",
-    "lora_r",
-    "lora_alpha",
-    "lora_target_modules",
+"""Options that change neither losses nor weights, nor the files that a later stage reads."""
+
+ROUNDING = frozenset(
+    {
+        # What is kept in memory and what is computed again.
+        *(
+            "gradient_checkpointing",
+            "gradient_checkpointing_kwargs",
+            "activation_checkpointing",
+            "activation_checkpointing_kwargs",
+        ),
+        *("activation_offloading", "use_cache", "ds3_gather_for_generation"),
+        # Which kernels add the same numbers up, in which order and on which machine. A finished run may be looked at elsewhere.
+        *("use_cpu", "full_determinism", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("use_liger_kernel", "liger_kernel_config", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
+        # How much padding there is, and what is scored together without a step being taken on it.
+        *(
+            "prefix_sharing",
+            "pad_to_multiple_of",
+            "per_device_eval_batch_size",
+            "max_tokens_per_eval_batch",
+            "teacher_batch_size",
+        ),
+    }
 )
-# Those that came later are named only where they are used, so that runs of older versions that did not use them can go on.
-_LATER_MODEL_OPTIONS = ("lora_modules_to_save", "lora_target_parameters")
+"""Options that say how a step is computed, not what: results differ by rounding alone. A finished training is kept where they
+change; one that was stopped goes on only where they are the same, so that it ends with the weights that it would have had."""
+
+# Read by the training: another content under the same name is another option.
+_FILES = ("chat_template_path", "deepspeed")
+# Their order means nothing.
+_SETS = ("lora_target_modules", "lora_modules_to_save", "lora_target_parameters", "optim_target_modules")
+
+
+def deciding_options(options: Any) -> dict[str, Any]:
+    """The options that decide a training, by name: every field of the configuration that is neither free nor of rounding.
+
+    The values are JSON, and the same in every process. An option that is off, as by default (`None`, `False`, 0, empty), is left
+    out: a version that brings a new one asks for nothing anew, a version that changes a default does.
+
+    Args:
+        options (`dataclass`):
+            A [`PAFOConfig`], [`~trl.RewardConfig`], [`~trl.GRPOConfig`] or [`~trl.ModelConfig`].
+
+    Returns:
+        `dict[str, Any]`: The options, and the digests of the files that they name.
+    """
+    return _values(options, lambda name: name not in FREE and name not in ROUNDING)
+
+
+def rounding_options(options: Any) -> dict[str, Any]:
+    """The options that change results by rounding alone, as [`deciding_options`] gives the others."""
+    return _values(options, lambda name: name in ROUNDING)
 
 
 def training_inputs(args: PAFOConfig, model: ModelConfig) -> dict[str, Any]:
-    """Inputs of a stage that trains, by name."""
-    inputs = {name: getattr(args, name) for name in TRAINING_OPTIONS}
-    inputs |= {name: getattr(model, name) for name in MODEL_OPTIONS}
-    return inputs | {name: value for name in _LATER_MODEL_OPTIONS if (value := getattr(model, name, None)) is not None}
+    """Inputs of a stage that trains without teachers, by name."""
+    return {n: v for n, v in (deciding_options(args) | deciding_options(model)).items() if n not in STUDENT_OPTIONS}
+
+
+def student_inputs(args: PAFOConfig) -> dict[str, Any]:
+    """What a student depends on beside [`training_inputs`], by name."""
+    return {name: canonical(getattr(args, name)) for name in STUDENT_OPTIONS}
+
+
+def canonical(value: Any) -> Any:
+    """A value of an option as JSON, the same in every process."""
+    if isinstance(value, Enum):
+        return canonical(value.value)
+    if isinstance(value, np.generic):
+        return canonical(value.item())
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 3 epochs are 3.0 epochs
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(canonical(key)): canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(canonical, value), key=json.dumps)
+    if isinstance(value, (list, tuple)):
+        return [canonical(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _values(value, lambda name: True)
+    if hasattr(value, "to_dict") and not isinstance(value, type):
+        return canonical(value.to_dict())
+    if hasattr(value, "__qualname__"):  # a class or a function: as printed it may hold an address
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dict__"):
+        return {"class": canonical(type(value)), **canonical(vars(value))}
+    return str(value).removeprefix("torch.")  # a number format is the same by name
+
+
+def _values(options: Any, wanted: Callable[[str], bool]) -> dict[str, Any]:
+    found = {}
+    for field in fields(options):
+        name = field.name
+        value = canonical(getattr(options, name))
+        if name in _SETS and isinstance(value, list):
+            value = sorted(value, key=json.dumps)
+        if name.startswith("_") or not wanted(name) or (not value and value == _default(field)):
+            continue
+        found[name] = value
+        if name in _FILES and isinstance(value, str) and Path(value).exists():
+            found[f"{name} holds"] = digest_of_files(Path(value))
+    return found
+
+
+def _default(field: Field) -> Any:
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return canonical(default) if default is not MISSING else MISSING

@@ -121,9 +121,7 @@ class RunFolder:
             return damage is None
         if replaces:
             return False
-        old = done["inputs"]
-        changed = sorted(key for key in {*old, *inputs} if old.get(key) != _plain(inputs).get(key))
-        detail = "; ".join(f"{key}: {_short(old.get(key))} -> {_short(inputs.get(key))}" for key in changed)
+        detail = "; ".join(_changes(done["inputs"], _plain(inputs)))
         raise RunFolderError(
             f"{self.path} holds the stage {stage!r} of another run ({detail}). Choose another --output_dir, or pass --overwrite true "
             "to replace what depends on it."
@@ -242,6 +240,16 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], within: str = "") -> Iterator[str]:
+    """For people: each input that is another, by name, and what it was and is."""
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changes(before, after, f"{within}{key}.")
+        elif before != after:
+            yield f"{within}{key}: {_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:

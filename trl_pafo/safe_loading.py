@@ -14,6 +14,12 @@ whether to run a model's code, and falls back on pickles."""
 ADAPTER_CONFIG = "adapter_config.json"
 """File that makes a folder one of an adapter."""
 
+MODEL_FILES = (
+    *("*.safetensors", "*.gguf", "config.json", ADAPTER_CONFIG),
+    *("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+)
+"""Files of a saved model that decide what it reads and what it answers."""
+
 _INDEX = ".safetensors.index.json"
 # What PyTorch, and older versions of the libraries, write weights to; a folder of a Trainer has others, which nobody reads here.
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

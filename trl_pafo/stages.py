@@ -1,6 +1,7 @@
 """A run: prepare, baselines, teachers, student, evaluate. Each stage leaves a folder that the next one starts from."""
 
 import copy
+import hashlib
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ from transformers import set_seed
 from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
-from trl_pafo import checks
+from trl_pafo import __version__, checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
@@ -22,14 +23,15 @@ from trl_pafo.evaluation import evaluate_run
 from trl_pafo.history import HistoryCutter, without_history
 from trl_pafo.hub import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
-from trl_pafo.models import WHEEL_MODELS, load_tokenizer
+from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer
 from trl_pafo.names import folder_names
-from trl_pafo.preparation import fit_lengths, load_prepared, prepare
+from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare
 from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import write_report
-from trl_pafo.run_options import STUDENT_OPTIONS, training_inputs
+from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.runs import RunFolder, write_text
-from trl_pafo.teacher_choice import TeacherGain, judge_teachers, worth_distilling
+from trl_pafo.sources.registry import data_identity
+from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
 from trl_pafo.training import keep_for, train, write_checkpoints_to
@@ -67,6 +69,7 @@ class Run:
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
+        self._base_identity = identity_of(self.base, model.model_revision)
         self._shared = str(self.folder / "models/personalized_bt")
 
     def __call__(self) -> dict[str, Any]:
@@ -108,13 +111,16 @@ class Run:
             students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
             gains = self._judge_teachers(teachers, data) if students else []
             for method in students:
-                models[method] = self._student(method, data["train"], teachers, not gains or worth_distilling(gains))
+                models[method] = self._student(method, data["train"], teachers, gains)
         models = {method: models[method] for method in self.run.methods}
         inputs: dict[str, Any] = {
             "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
             "data": self._digests["data"],
+            "teachers": [asdict(gain) for gain in gains],
+            **{name: getattr(self.run, name) for name in ("methods", "reference", "num_resamples")},
+            "seed": self.args.seed,
+            **self._inputs_of_scoring(),
         }
-        inputs |= {"reference": self.run.reference, "num_resamples": self.run.num_resamples}
         self.folder.stage(
             "evaluate",
             inputs,
@@ -130,7 +136,10 @@ class Run:
         self._digests = {}
         options = ("num_history", "history_max_tokens", "history_fields")
         inputs = {**self.run.data_inputs(), **{name: getattr(self.args, name) for name in options}}
-        inputs |= {"tokenizer": self.model.model_name_or_path, **self._revision()}
+        inputs |= {"tokenizer": self.model.model_name_or_path, **self._revision(), "identity": self._base_identity}
+        # What the package itself brings: how rows are made, and how a history is rendered.
+        template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
+        inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": data_identity(self.run)}
         self._digests["data"] = self.folder.stage(
             "prepare", inputs, "data", lambda out: prepare(self.run, self.args, self.tokenizer, out)
         )
@@ -146,9 +155,7 @@ class Run:
         inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
         if is_quantised(self.model):
             inputs |= {name: getattr(self.model, name) for name in QUANTISATION_OPTIONS}
-        inputs |= self._revision()
-        if is_quantised(self.model) and Path(self.base).is_dir():
-            inputs["identity"] = Teacher("base", self.base).identity()
+        inputs |= self._revision() | {"identity": self._base_identity}
         self._digests["base"] = self.folder.stage(
             "model", inputs, "base_model", lambda out: write_base(self.model, out, layers, self.args.seed)
         )
@@ -156,7 +163,7 @@ class Run:
 
     def _inputs(self, model: ModelConfig | None = None, **more: Any) -> dict[str, Any]:
         inputs = training_inputs(self.args, model or self.model)
-        base = self._digests.get("base") or (Teacher("base", self.base).identity() if Path(self.base).is_dir() else None)
+        base = self._digests.get("base") or self._base_identity
         return {**inputs, "data": self._digests["data"], "base": base, **more}
 
     def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
@@ -202,14 +209,9 @@ class Run:
                 HistoryCutter(trainer.processing_class, 0).remember()  # type: ignore[arg-type]
             return self._train(trainer, out, TITLES[method])
 
-        inputs = self._inputs(method=method) | self._batches()
+        inputs = self._inputs(method=method)
         self._digests[method] = self.folder.stage(method, inputs, output, work, keep_for=keep_for(self.args))
         return str(self.folder / output)
-
-    def _batches(self) -> dict[str, Any]:
-        """What older versions, whose baselines and teachers had random batches whatever was asked for, made in another way."""
-        by_length = self.args.train_sampling_strategy == "group_by_length" or self.args.max_tokens_per_batch is not None
-        return {"batches": "by length"} if by_length else {}
 
     def _teachers(self, train: Dataset) -> dict[str, str]:
         folders = {}
@@ -221,7 +223,6 @@ class Run:
             )
             if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
                 inputs["start_from"] = self._digests["personalized_bt"]
-            inputs |= self._batches()
 
             def work(out: Path, group: str = group, start: str | None = start) -> float:
                 rows = train.filter(lambda row: row["group"] == group)
@@ -243,15 +244,23 @@ class Run:
         """What decides each teacher's answers: how it was trained here, or the weights that were given."""
         return {g: self._digests.get(f"teacher:{g}") or Teacher(g, path).identity() for g, path in teachers.items()}
 
+    def _scoring(self) -> dict[str, Any]:
+        return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
+
+    def _inputs_of_scoring(self) -> dict[str, Any]:
+        """What decides rewards to the last digit, and which files hold them: scoring again costs little."""
+        return {**self._scoring(), "use_cpu": self.args.use_cpu, "version": __version__}
+
     def _judge_teachers(self, teachers: dict[str, str], data: DatasetDict) -> list[TeacherGain]:
         """What each teacher gains over the shared model on held-out pairs; nothing where teachers are not to be judged."""
-        if not (self.run.judges_teachers and "validation" in data):
+        if not self.run.judges_teachers:
             return []
-        scoring = {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
+        held_out = data["validation"] if "validation" in data else data["test"].select([])
+        scoring = self._scoring()
         minimum = self.run.teacher_min_gain
 
         def work(out: Path) -> None:
-            gains = judge_teachers(teachers, self._shared, data["validation"], minimum, **scoring)
+            gains = judge_teachers(teachers, self._shared, held_out, minimum, **scoring)
             write_text(out, json.dumps([asdict(gain) for gain in gains], indent=2) + "\n")
 
         inputs = {
@@ -259,6 +268,7 @@ class Run:
             "shared": self._digests["personalized_bt"],
             "data": self._digests["data"],
             "teacher_min_gain": minimum,
+            **self._inputs_of_scoring(),
         }
         self.folder.stage("judge_teachers", inputs, "teacher_gains.json", work, derived=True)
         rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
@@ -273,14 +283,13 @@ class Run:
         batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return num_rows / batch
 
-    def _student(self, method: str, train: Dataset, teachers: dict[str, str], distil: bool) -> str:
+    def _student(self, method: str, train: Dataset, teachers: dict[str, str], gains: list[TeacherGain]) -> str:
         output = f"models/{method}"
         changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
-        options = {name: changes.get(name, getattr(self.args, name)) for name in STUDENT_OPTIONS}
         identities = self._identities(teachers)
 
         def copy_shared(out: Path) -> None:
-            print("    No teacher is better than the shared model: nothing to distil, the shared model is kept.", flush=True)
+            print(f"    {why_not(gains)}", flush=True)
             shutil.copytree(self._shared, out)
 
         def distilled(out: Path) -> float:
@@ -302,8 +311,8 @@ class Run:
             HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
             return self._train(trainer, out, TITLES[method])
 
-        inputs = self._inputs(method=method, teachers=identities, **options)
-        if distil:
+        inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)
+        if not gains or worth_distilling(gain.better for gain in gains):
             self._digests[method] = self.folder.stage(method, inputs, output, distilled, keep_for=keep_for(self.args))
         else:
             inputs["instead"] = self._digests["personalized_bt"]

@@ -5,13 +5,14 @@ less data, and distilling it does harm: it teaches the student the noise of a sm
 that one of them at least is better for its group than the shared (personalised Bradley-Terry) model, on pairs that neither was
 trained on. Where none is, there is nothing to distil, and the shared model is the answer.
 
-Where one is, all are distilled. The student learns to read the history from the contrast of the teachers: with the shared model
+Where one is, all are distilled, unless the held-out pairs of a group are too few to judge its teacher: nobody knows then what that
+one would teach, and the shared model is kept too. The student learns to read the history from the contrast of the teachers: with the shared model
 in the place of the majority's teacher, which is less sure than the minority's, it leaned to the minority everywhere
 (docs/results.md has the figures).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class TeacherGain:
         group (`str`):
             The group.
         better (`bool` or `None`):
-            Whether it is shown to be better; `None` where there are too few held-out pairs to judge.
+            Whether it is shown to be better; `None` where the held-out pairs are those of fewer than [`fewest_users`].
         gain (`float` or `None`):
             Its accuracy minus the shared model's on held-out pairs of the group, in [-1, 1]; `None` without pairs.
         standard_error (`float` or `None`):
@@ -50,14 +51,35 @@ class TeacherGain:
     def __str__(self) -> str:
         seen = f"on {self.num_pairs} held-out pairs of {self.num_users} users"
         if self.better is None:
-            return f"Teacher of {self.group}: {seen} cannot be judged, and counts as better than the shared model"
+            return f"Teacher of {self.group}: cannot be judged {seen}, which are too few"
         shown = "better" if self.better else "not shown to be better"
         return f"Teacher of {self.group}: {shown} than the shared model ({self.gain:+.3f} ± {self.standard_error:.3f} {seen})"
 
 
-def worth_distilling(gains: Sequence[TeacherGain]) -> bool:
-    """Whether a teacher is better for its group than the shared model, or may be and cannot be judged."""
-    return any(gain.better is not False for gain in gains)
+def worth_distilling(better: Iterable[bool | None]) -> bool:
+    """Whether the teacher of every group could be judged, and one at least is better than the shared model; see [`TeacherGain`]."""
+    found = list(better)
+    return None not in found and True in found
+
+
+def why_not(gains: Sequence[TeacherGain]) -> str:
+    """For people: why nothing is distilled, and how to ask for it."""
+    unjudged = ", ".join(gain.group for gain in gains if gain.better is None)
+    if not unjudged:
+        return "No teacher is better than the shared model: nothing to distil, the shared model is kept."
+    return (
+        f"Too few held-out pairs to judge the teacher of {unjudged}: nothing is distilled, the shared model is kept. Hold out more of "
+        "them (--validation_share), or pass --teacher_min_gain=-inf to distil unjudged teachers."
+    )
+
+
+def fewest_users(min_standard_errors: float) -> int:
+    """The fewest users with whom a teacher can pass the test: were each a fair coin, all would agree more rarely than it allows.
+
+    A standard error over fewer says nothing; where two users happen to agree, it is 0.
+    """
+    level = math.erfc(min_standard_errors / math.sqrt(2)) / 2
+    return max(2, math.ceil(-math.log2(max(level, 1e-300))))
 
 
 def gain_over_users(correct: np.ndarray, reference_correct: np.ndarray, user: Any) -> tuple[float, float]:
@@ -103,7 +125,7 @@ def judge_teachers(
         **scoring:
             Options of [`~trl_pafo.rewards.pair_rewards`].
     """
-    group = np.asarray(held_out["group"])
+    group = np.asarray(held_out["group"][:], dtype=object)
     gains = []
     for name, folder in teachers.items():
         rows = held_out.select(np.flatnonzero(group == name))
@@ -112,7 +134,9 @@ def judge_teachers(
             desc = f"Held-out pairs, {name}"
             own, common = (pair_correctness(np.subtract(*pair_rewards(f, rows, desc=desc, **scoring))) for f in (folder, shared))
             gain, error = gain_over_users(own, common, rows["user"])
-        better = None if math.isnan(error) else gain > 0 and gain >= min_standard_errors * error
+        users = len(set(rows["user"]))
+        judged = users >= fewest_users(min_standard_errors)
+        better = gain > 0 and gain >= min_standard_errors * error if judged else None
         known = [None if math.isnan(number) else number for number in (gain, error)]
-        gains.append(TeacherGain(name, better, known[0], known[1], len(rows), len(set(rows["user"]))))
+        gains.append(TeacherGain(name, better, known[0], known[1], len(rows), users))
     return gains

@@ -12,15 +12,16 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import TeacherError
-from trl_pafo.labels import as_label
-from trl_pafo.safe_loading import ADAPTER_CONFIG
+from trl_pafo.run_options import canonical
+from trl_pafo.safe_loading import ADAPTER_CONFIG, MODEL_FILES
 from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder, pad_id_of
 
-TeacherSpec = str | Path | torch.nn.Module
+# Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
+_UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
 
-# Files of a checkpoint that decide what it answers.
-_WEIGHTS = ("*.safetensors", "config.json", ADAPTER_CONFIG)
+TeacherSpec = str | Path | torch.nn.Module
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,7 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
     for group, source in teachers.items():
         if not isinstance(source, (str, Path, torch.nn.Module)):
             raise TeacherError(f"The teacher of group {group!r} must be a path or a model, got {type(source).__name__}.")
-        name = as_label(group)
-        if name is None or name in result:
-            problem = "no name" if name is None else f"the same name as another one, {name!r}"
-            raise TeacherError(f"`teachers` has the group {group!r}, which is {problem}. Give one teacher to each group.")
-        result[name] = Teacher(name, str(source) if isinstance(source, Path) else source)
+        result[str(group)] = Teacher(str(group), str(source) if isinstance(source, Path) else source)
     return result
 
 
@@ -179,15 +176,11 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _digest_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    files = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
-    for path in files:
-        digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    own = digest_of_files(folder, MODEL_FILES)
     if adapter := _adapter_config(folder):  # an adapter answers with its base's weights too
-        digest.update(_digest_files(local_folder(adapter["base_model_name_or_path"])).encode())
-    return digest.hexdigest()
+        base = _digest_files(local_folder(adapter["base_model_name_or_path"]))
+        return hashlib.sha256(f"{own} {base}".encode()).hexdigest()
+    return own
 
 
 def _adapter_config(folder: Path) -> dict[str, Any] | None:
@@ -202,4 +195,12 @@ def _digest_module(module: torch.nn.Module) -> str | None:
             return None  # a shard, or no weights at all: two different teachers could look the same
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    # Equal weights answer otherwise under another configuration: that of the model, and those of its adapters.
+    config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
+    about = [{name: value for name, value in config.items() if name not in _UNUSED}]
+    if hasattr(module, "peft_config"):
+        about.append({name: adapter.to_dict() for name, adapter in module.peft_config.items()})  # type: ignore[operator, union-attr]
+        active = module.active_adapters
+        about.append({"active": active() if callable(active) else active})
+    digest.update(json.dumps(canonical(about), sort_keys=True).encode())
     return digest.hexdigest()

@@ -13,9 +13,11 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from trl_pafo import __version__
 from trl_pafo.disk import remove, rename, sync, write_text
 from trl_pafo.errors import ConfigError
 from trl_pafo.progress import PairProgress
+from trl_pafo.run_options import rounding_options
 from trl_pafo.runs import KEPT
 
 MARK = "whole.json"
@@ -25,21 +27,6 @@ EVERY_SECONDS = 300.0
 """Time between two checkpoints where the user has not said when to write them."""
 
 _STATE = "trainer_state.json"
-# Options that change neither losses nor weights: another value is no reason to train again from the beginning.
-_FREE = (
-    "save_",
-    "logging_",
-    "log_",
-    "output_dir",
-    "run_name",
-    "report_to",
-    "project",
-    "trackio",
-    "disable_tqdm",
-    "hub_",
-    "push_to",
-    "resume_from",
-)
 # Writing checkpoints takes this share of the time at most.
 _SHARE = 0.05
 
@@ -195,10 +182,9 @@ def checkpoint_to_resume(value: str | bool | None, folder: Path) -> str | None:
 
 
 def keep_for(args: TrainingArguments) -> dict[str, Any]:
-    """All that must be the same for a training to go on from a checkpoint: options, and versions of the libraries."""
-    options = {name: value for name, value in args.to_dict().items() if not name.startswith(_FREE)}
+    """What must be the same for a stage to go on from a checkpoint, beside its inputs: options of rounding, versions of libraries."""
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate", "peft")}
-    return {"options": json.loads(json.dumps(options, sort_keys=True, default=str)), "versions": versions}
+    return {"options": rounding_options(args), "versions": {**versions, "trl-pafo": __version__}}
 
 
 def write_checkpoints_to(args: TrainingArguments, out: Path) -> Checkpoints:

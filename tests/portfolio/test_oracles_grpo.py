@@ -154,10 +154,13 @@ class TestResume:
 
     def test_other_options_are_refused_and_overwrite_replaces(self, base, tmp_path):
         make_oracle(base, tmp_path / "run")(HALF)
-        with pytest.raises(RunFolderError, match=r"stage 'member 0\.50-0\.50-.*args:"):
+        with pytest.raises(RunFolderError, match=r"stage 'member 0\.50-0\.50-.*args\.learning_rate: 0\.02 -> 0\.5"):
             make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5})(HALF)
         with pytest.raises(RunFolderError, match="prompts:"):
             make_oracle(base, tmp_path / "run", train_dataset=prompt_rows(3))(HALF)
+        for other in ({"optim_args": "foreach=False"}, {"neftune_noise_alpha": 5.0}, {"delta": 2.0}):
+            with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: null -> "):
+                make_oracle(base, tmp_path / "run", options=other)(HALF)
         changed = make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5}, overwrite=True)(HALF)
         assert changed.kl > 0
 
@@ -166,6 +169,14 @@ class TestResume:
         monkeypatch.setattr(oracles_grpo, "GRPOTrainer", None)
         result = make_oracle(base, tmp_path / "run", eval_dataset=prompt_rows(2, first=5))(HALF)
         assert result.prompt_values.shape == (2, 2)
+
+    def test_the_base_under_another_template_is_judged_anew(self, base, tmp_path, monkeypatch):
+        make_oracle(base, tmp_path / "run").evaluate_base()
+        monkeypatch.setattr(oracles_grpo, "MixedPolicy", None)
+        make_oracle(base, tmp_path / "run").evaluate_base()
+        for other in ({"chat_template_kwargs": {"a": 1}}, {"model_init_kwargs": {"dtype": "bfloat16"}}):
+            with pytest.raises(TypeError):
+                make_oracle(base, tmp_path / "run", options=other).evaluate_base()
 
     def test_the_first_layers_of_a_model(self, base, tmp_path):
         oracle = make_oracle(base, tmp_path / "run", num_hidden_layers=1)

@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 
 import pytest
 import yaml
@@ -8,7 +7,7 @@ from fake_runs import make_run
 from trl_pafo.cli.run import make_parser
 from trl_pafo.report.records import read_record
 from trl_pafo.report.reproduce import as_yaml, given_teachers, run_config
-from trl_pafo.run_options import MODEL_OPTIONS, STUDENT_OPTIONS, TRAINING_OPTIONS
+from trl_pafo.run_options import canonical, student_inputs, training_inputs
 
 
 @pytest.fixture
@@ -34,20 +33,15 @@ def test_the_command_line_takes_the_configuration_and_gets_the_same_options(reco
 def test_every_input_of_a_training_is_a_flag(record, tmp_path):
     """All that `stages` keeps in the manifest comes back through the YAML unchanged."""
     _, args, model = make_parser().parse_args_and_config(["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"])
-    inputs = {name: getattr(args, name) for name in (*TRAINING_OPTIONS, *STUDENT_OPTIONS)} | {
-        name: getattr(model, name) for name in MODEL_OPTIONS
-    }
-    known = asdict(args)
-    assert set(TRAINING_OPTIONS) <= set(known)
-    kept = {**inputs, "num_train_epochs": 7.0, "alpha": 0.9, "bf16": False}
+    inputs = training_inputs(args, model) | student_inputs(args)
+    more = {"optim_args": "momentum=0.9", "optim_target_modules": ["q_proj"], "model_init_kwargs": {"attention_dropout": 0.1}}
+    kept = {**inputs, **more, "num_train_epochs": 7.0, "alpha": 0.9, "bf16": False, "num_history": 1, "max_length": None}
     record.stages["pafo"]["inputs"] = json.loads(json.dumps(kept, default=str))  # as a manifest keeps them
     config = run_config(record)
     path = tmp_path / "run.yaml"
     path.write_text(as_yaml(config), encoding="utf-8")
     _, again, _ = make_parser().parse_args_and_config(["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true"])
-    for name in (*TRAINING_OPTIONS, *STUDENT_OPTIONS):
-        expected = {"num_train_epochs": 7.0, "alpha": 0.9}.get(name, inputs[name])
-        assert getattr(again, name) == expected, name
+    assert training_inputs(again, model) | student_inputs(again) == canonical(kept)
 
 
 def test_controls_do_not_change_the_students_options(record):

@@ -1,5 +1,6 @@
 """Multi-objective decoding: the next-token distributions of d policies mixed by the weights. Sampling from policies."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,8 +16,10 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
+from trl_pafo.run_options import canonical
 from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY
 from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder
+from trl_pafo.teachers import Teacher
 
 PolicySource = str | Path | torch.nn.Module
 
@@ -98,6 +101,7 @@ class MixedPolicy:
         sources = [
             s if isinstance(s, torch.nn.Module) else str(s) for s in [*policies, *([] if reference is None else [reference])]
         ]
+        self._sources, self._dtype = sources, dtype
         self.names = [s if isinstance(s, str) else type(s).__name__ for s in sources[: len(policies)]]
         self.tokenizer = _common_tokenizer([s for s in sources if isinstance(s, str)], tokenizer)
         bases = [_base_of(s) for s in sources[: len(policies)]]
@@ -122,6 +126,14 @@ class MixedPolicy:
                 "be mixed token by token. Train them on one tokenizer."
             )
         self._ends = torch.tensor(sorted(_end_ids(self._members[0].model, self.tokenizer)))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, as JSON values: the weights of the policies and of the reference, and how they compute."""
+        return {
+            "weights": [Teacher("policy", source).identity() for source in self._sources],
+            "tokenizer": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16],
+            **canonical({"chat_template_kwargs": self.chat_template_kwargs, "dtype": self._dtype, "bf16": self.bf16}),
+        }
 
     @property
     def num_policies(self) -> int:
@@ -296,6 +308,7 @@ class DecodingOracle:
         return {
             "oracle": "decoding",
             "policies": self.mixture.names,
+            "mixture": self.mixture.identity(),
             "rewards": rewards,
             "prompts": digest_rows(self.dataset),
             "options": self.options,

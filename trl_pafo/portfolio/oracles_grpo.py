@@ -19,49 +19,13 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_pafo.errors import ConfigError, DataError, TrlPafoError
-from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer
+from trl_pafo.models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
+from trl_pafo.run_options import canonical, deciding_options
 from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.safe_loading import safe_init_kwargs
-from trl_pafo.teachers import Teacher
-
-# Options of GRPOConfig that decide a member. The number of processes is none: a build may go on elsewhere.
-_TRAINING_OPTIONS = (
-    "seed",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "steps_per_generation",
-    "num_generations",
-    "num_iterations",
-    "max_completion_length",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "beta",
-    "epsilon",
-    "epsilon_high",
-    "loss_type",
-    "scale_rewards",
-    "multi_objective_aggregation",
-    "importance_sampling_level",
-    "mask_truncated_completions",
-    "model_init_kwargs",
-    "chat_template_kwargs",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "optim",
-    "bf16",
-    "fp16",
-)
 
 
 class GRPOOracle:
@@ -143,8 +107,8 @@ class GRPOOracle:
         self._inputs = {
             **self._base_inputs,
             "rewards": self.names,
-            "args": {name: _plain(getattr(self.args, name, None)) for name in _TRAINING_OPTIONS},
-            "peft": _plain(self.peft_config.to_dict()),
+            "args": deciding_options(self.args),
+            "peft": deciding_options(self.peft_config),
             "prompts": digest_rows(self.train_dataset),
         }
         self._judging = {
@@ -152,7 +116,11 @@ class GRPOOracle:
             "prompts": digest_rows(self.eval_dataset),
             "max_completion_length": self.args.max_completion_length,
             "num_samples": num_samples,
+            "batch_size": eval_batch_size,
             "seed": self.args.seed,
+            "bf16": bool(self.args.bf16),
+            "model_init_kwargs": canonical(self.args.model_init_kwargs),
+            "chat_template_kwargs": canonical(self.args.chat_template_kwargs),
         }
 
     def __call__(self, weights: np.ndarray) -> OracleResult:
@@ -215,11 +183,11 @@ class GRPOOracle:
     def _materialise(self, model: str, num_hidden_layers: int | None) -> tuple[str, dict[str, Any]]:
         """The base as a folder that `from_pretrained` reads, and what decides its answers."""
         if model in WHEEL_MODELS or num_hidden_layers is not None:
-            inputs = {"model": model, "num_hidden_layers": num_hidden_layers}
+            inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}
             self._stage("model", inputs, "base_model", lambda out: self._write_base(model, num_hidden_layers, out))
             # Absolute: it is written into every adapter, which may be loaded from another working directory.
             return str((self.path / "base_model").resolve()), inputs
-        return model, {"model": Teacher("base", model).identity()}
+        return model, {"model": identity_of(model)}
 
     def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
         if not PartialState().is_main_process:
@@ -335,10 +303,3 @@ def member_name(weights: np.ndarray) -> str:
     rounded = np.round(np.asarray(weights, dtype=np.float64), 6) + 0.0
     digest = hashlib.sha256(json.dumps(rounded.tolist()).encode()).hexdigest()[:8]
     return "-".join([*(f"{weight:.2f}" for weight in rounded), digest])
-
-
-def _plain(value: Any) -> Any:
-    """As JSON, the same in every process: a set of module names has no order."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return sorted(value) if isinstance(value, (set, frozenset)) else value

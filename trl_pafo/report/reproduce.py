@@ -16,7 +16,8 @@ def run_config(record: Record) -> dict[str, Any]:
     from trl_pafo.config import PAFOConfig
 
     # Other inputs are identities: of earlier stages, of weights. So are the teachers, which the command line takes as paths.
-    flags = {field.name for kind in (RunArguments, PAFOConfig, ModelConfig) for field in fields(kind)} - {"teachers"}
+    defaults = {field.name: field.default for kind in (RunArguments, PAFOConfig, ModelConfig) for field in fields(kind)}
+    del defaults["teachers"]
     config: dict[str, Any] = {}
     stages = {name: done["inputs"] for name, done in record.stages.items()}
     if "prepare" not in stages:
@@ -26,7 +27,9 @@ def run_config(record: Record) -> dict[str, Any]:
         inputs = stages[name]
         if name == "pafo_own_group":
             inputs = {key: value for key, value in inputs.items() if key != "counterfactual_share"}
-        config |= {key: value for key, value in inputs.items() if key in flags and value is not None}
+        config |= {
+            key: value for key, value in inputs.items() if key in defaults and (value is not None or defaults[key] is not None)
+        }
         config |= {flag: inputs[key] for key, flag in _RENAMED.items() if inputs.get(key) is not None}
     teachers = [inputs for name, inputs in stages.items() if name.startswith("teacher:")]
     if config.get("use_peft") and any(inputs.get("use_peft") is False for inputs in teachers):

@@ -3,16 +3,20 @@
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 
 from trl_pafo.arguments import DataArguments
+from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError
 from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
 
 logger = logging.getLogger(__name__)
 
+# What the datasets library writes into a folder of `save_to_disk` when somebody works with it.
+_CACHES = ("cache-*", "tmp*", ".*")
 _USERS = {"train_users", "test_users"}
 _POPULATION = _USERS | {
     "majority",
@@ -48,6 +52,24 @@ def load_source(data: DataArguments) -> DatasetDict:
     for name in unused_options(data):
         logger.warning("`--%s` has no effect on the source %r. Leave it out, or choose another source.", name, data.source)
     return SOURCES[data.source](data)
+
+
+def data_identity(data: DataArguments) -> dict[str, str]:
+    """Digests of the files that a source reads, by what names them: a path may hold other rows tomorrow.
+
+    A dataset of the Hub is known by its name alone.
+    """
+    paths = {name: getattr(data, name) for name in ("data_path", "test_data_path") if getattr(data, name)}
+    if data.source == "styles":
+        from trl_pafo.sources.styles import CORPUS
+
+        paths["styles"] = CORPUS
+    elif data.source == "swissmetro" and not data.data_path:
+        from trl_pafo.sources.swissmetro import data_file
+
+        paths["swissmetro"] = data_file()
+    found = {name: Path(path) for name, path in paths.items()}
+    return {name: digest_of_files(path, but=_CACHES) for name, path in found.items() if path.exists()}
 
 
 def unused_options(data: DataArguments) -> list[str]:

