@@ -37,15 +37,15 @@ def quickstart(folder: Path, seed: int, *options: str) -> dict:
 
 def accuracies(results: dict, method: str) -> dict[str, float]:
     summary = results["methods"][method]
-    return {"Maj": summary["majority"]["value"], "Min": summary["minority"]["value"]}
+    return {side: summary[side]["value"] for side in ("majority", "minority")}
 
 
 def write_table(found: dict[str, dict[int, dict[str, float]]], folder: Path) -> str:
     """Mean and standard deviation over seeds, and every seed's figures."""
-    lines = ["| model | seeds | Maj | Min |", "| --- | ---: | ---: | ---: |"]
+    lines = ["| model | seeds | majority | minority |", "| --- | ---: | ---: | ---: |"]
     for name, by_seed in found.items():
         cells = []
-        for side in ("Maj", "Min"):
+        for side in ("majority", "minority"):
             values = np.array([by_seed[seed][side] for seed in sorted(by_seed)])
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread} ({', '.join(f'{v:.3f}' for v in values)})")

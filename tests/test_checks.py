@@ -126,11 +126,6 @@ class TestGroups:
         with pytest.raises(DataError, match="lacks the column group"):
             checks.check_groups(pairs.remove_columns("group"), ["majority"], WHAT)
 
-    @pytest.mark.parametrize("nothing", [None, ""])
-    def test_a_row_without_a_group(self, nothing):
-        with pytest.raises(DataError, match=r"some rows have no group. Give each row the group of its user"):
-            checks.check_groups(rows(group=["majority", nothing]), ["majority"], WHAT)
-
 
 class TestTeacherMargins:
     @pytest.mark.parametrize("values", [[0.0, -3.5], [1, 2]])

@@ -48,8 +48,9 @@ def naive_metrics(pairs: list[dict], groups=(), center=None) -> dict[str, float]
             metrics[f"count/{group}"] = len(of_group.get(group, []))
         accuracies = [mean(values) for values in of_group.values()]
         metrics["accuracy_group_min"] = min(accuracies)
-        metrics["accuracy_difference"] = max(accuracies) - min(accuracies)
-        metrics["accuracy_ratio"] = min(accuracies) / max(accuracies) if max(accuracies) else math.nan
+        several = len(accuracies) > 1
+        metrics["accuracy_difference"] = max(accuracies) - min(accuracies) if several else math.nan
+        metrics["accuracy_ratio"] = min(accuracies) / max(accuracies) if several and max(accuracies) else math.nan
     users = sorted(mean(values) for values in by("user").values())
     if users:
         center_of_users = mean(users)
@@ -125,7 +126,8 @@ def test_an_absent_group_is_nan_with_count_zero_and_is_not_the_worst():
     assert math.isnan(metrics["accuracy/b"])
     assert metrics["count/b"] == 0
     assert metrics["accuracy_group_min"] == 1.0
-    assert metrics["accuracy_difference"] == 0.0
+    assert math.isnan(metrics["accuracy_difference"])  # one group has no gap
+    assert math.isnan(metrics["accuracy_ratio"])
 
 
 def test_sets_without_groups_or_users_have_the_plain_keys_alone():
@@ -215,7 +217,7 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
     sums = PairSums(groups)
     assert not sums
     for number, rows in enumerate(batches):
-        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0)))
+        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0), torch.tensor(0.25)))
     assert sums
     rows = [row for batch in batches for row in batch]
     assert sums.num_tokens() == 10 * len(rows)
@@ -235,8 +237,9 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
         "max_reward": max(rewards),
         "accuracy": mean(right),
         "margin": mean([row["chosen"] - row["rejected"] for row in labelled]),
-        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(rows),
-        "distillation_loss": 1.0,
+        # Means over all rows are sums over those that count, which are fewer.
+        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(labelled) if labelled else math.nan,
+        "distillation_loss": 4.0,
     }
     for group in groups:
         expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labelled, strict=True) if row["group"] == group])

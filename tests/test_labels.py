@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel, Value
 
 from trl_pafo.errors import DataError
-from trl_pafo.labels import as_label, label_names, normalize_labels
+from trl_pafo.labels import as_label, label_names, normalize_labels, warn_of_blanks
 
 
 class Side(str, enum.Enum):  # noqa: UP042, whose `str` is another text than its value
@@ -151,16 +151,22 @@ def test_the_row_that_cannot_be_read():
 
 def test_numbers_of_names():
     names = label_names(ClassLabel(names=["rail", "road"]))
-    assert normalize_labels([1, 0, -1, None], "group", "The pairs", missing="keep", names=names) == ["road", "rail", None, None]
+    values = [1, 0.0, -1, None, torch.tensor(1), "rail"]
+    labels = normalize_labels(values, "group", "The pairs", missing="keep", names=names)
+    assert labels == ["road", "rail", None, None, "road", "rail"]
+    with pytest.raises(DataError, match=r"^The pairs, row 1: `group` is 2, but its names have the numbers 0 to 1\.$"):
+        normalize_labels([0, 2], "group", "The pairs", names=names)
     assert label_names(Value("int64")) is None
 
 
 def test_blanks_that_split_a_group(caplog: pytest.LogCaptureFixture):
+    warn_of_blanks.cache_clear()
     with caplog.at_level(logging.WARNING):
-        labels = normalize_labels(["a", "a ", "b", " b", "c ", "a "], "group", "The pairs")
+        for _ in range(2):
+            labels = normalize_labels(["a", "a ", "b", " b", "c ", "a "], "group", "The pairs")
     assert labels == ["a", "a ", "b", " b", "c ", "a "]
     [record] = caplog.records
-    assert "`group` differ in blanks at their ends alone" in record.getMessage()
+    assert "Values of `group` differ in blanks at their ends alone" in record.getMessage()
     assert "' b', 'b'; 'a', 'a '. Strip them" in record.getMessage()
     caplog.clear()
     normalize_labels(["a ", "b", "a "], "group", "The pairs")

@@ -56,13 +56,15 @@ def test_gradient_equals_numerical_differences(name, rows):
 def test_pafo_loss_equals_a_naive_loop(name, condition, rows):
     margin, teacher, has_label = rows
     alpha, weight, offset, temperature = 0.3, 0.4, 0.2, 1.5
-    bt = distilled = 0.0
+    bt = distilled = weights = 0.0
     for d, t, label in zip(margin.tolist(), teacher.tolist(), has_label.tolist(), strict=True):
         if label:
             bt += math.log(1 + math.exp(-(d - offset)))
-            distilled += naive(name, d, t, temperature) if condition == "group" or t > 0 else 0.0
+            w = 1.0 if condition == "group" or t > 0 else 0.0
         else:
-            distilled += weight * naive(name, d, t, temperature)
+            w = weight
+        distilled += w * naive(name, d, t, temperature)
+        weights += w
     bt, distilled = bt / len(margin), distilled / len(margin)
     result = pafo_loss(
         margin,
@@ -78,6 +80,7 @@ def test_pafo_loss_equals_a_naive_loop(name, condition, rows):
     assert result.bradley_terry.item() == pytest.approx(bt, rel=1e-12)
     assert result.distillation.item() == pytest.approx(distilled, rel=1e-12)
     assert result.loss.item() == pytest.approx(alpha * bt + (1 - alpha) * distilled, rel=1e-12)
+    assert result.distillation_weight.item() == pytest.approx(weights / len(margin), rel=1e-12)
 
 
 def test_loss_of_a_batch_is_the_mean_of_its_equal_parts(rows):

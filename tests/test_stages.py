@@ -215,8 +215,13 @@ def test_without_a_better_teacher_the_shared_model_is_kept(run, trained, monkeyp
     assert "PAFO" not in trained
     weights = [(tmp_path / f"run/models/{m}/model.safetensors").read_bytes() for m in ("pafo", "personalized_bt")]
     assert weights[0] == weights[1]
-    assert results["verdicts"]["pafo"]["differences"]["minority"]["value"] == 0
-    assert results["verdicts"]["pafo"]["verdict"] == "cannot tell"
+    verdict = results["verdicts"]["pafo"]
+    assert verdict["differences"] == {key: {"value": 0.0, "low": 0.0, "high": 0.0} for key in ("majority", "minority")}
+    assert (verdict["verdict"], verdict["sentence"]) == ("same", "The same model: nothing was distilled.")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "PAFO against personalised BT: same" in page
+    assert "The same model: nothing was distilled." in page
+    assert "The same model: nothing was distilled." in (tmp_path / "run/models/pafo/README.md").read_text()
     assert "not shown to be better than the shared model" in (tmp_path / "run/results/results.md").read_text()
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
@@ -44,6 +45,15 @@ def test_what_is_no_teacher_is_refused():
         as_teachers(["a"])
     with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got int"):
         as_teachers({"a": 1})
+    with pytest.raises(TeacherError, match="has the group nan, which is no name"):
+        as_teachers({"a": "folder", float("nan"): "folder"})
+    with pytest.raises(TeacherError, match="has the group '1', which is the same name as another one, '1'"):
+        as_teachers({1.0: "folder", "1": "folder"})
+
+
+@pytest.mark.parametrize("one", [1, 1.0, np.int64(1), np.float32(1), torch.tensor(1), "1"])
+def test_groups_are_named_as_those_of_the_data_are(one):
+    assert as_teachers({one: "folder", "2": "other"})["1"] == Teacher("1", "folder")
 
 
 @pytest.mark.parametrize("cut", ["empty as under ZeRO-3", "a DTensor as under FSDP"])

@@ -18,7 +18,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, DataError, TeacherError
-from trl_pafo.losses import pafo_loss
+from trl_pafo.losses import CONDITIONS, pafo_loss
 
 
 def losses(trainer) -> list[float]:
@@ -256,16 +256,30 @@ def test_logged_accuracies_are_nan_where_no_row_has_a_label(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     batch["has_label"] = torch.zeros(len(batch["input_ids"]) // 2, dtype=torch.bool)
     logs = first_log(trainer, batch)
-    assert all(math.isnan(logs[key]) for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority"))
+    none = ("accuracy", "margin", "accuracy/majority", "accuracy/minority", "bradley_terry_loss")
+    assert all(math.isnan(logs[key]) for key in none)
     assert math.isfinite(logs["distillation_loss"])
 
 
-def test_the_parts_make_up_the_logged_loss(trainer):
-    trainer.train()
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_logged_parts_are_means_over_the_rows_that_count(trainer, condition):
+    """Rows without a label do not make the Bradley-Terry part smaller; the loss divides both parts by all rows, as ever."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    batch["has_label"] = torch.tensor([True, False, True, False])
+    batch["teacher_margin"] = torch.tensor([2.0, -1.0, -3.0, 0.5])
+    weight = [1.0, 0.5, 1.0 if condition == "group" else 0.0, 0.5]
+    trainer.args.condition, trainer.args.counterfactual_weight = condition, 0.5
+    with torch.no_grad():
+        rewards = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).double()
+    margin = (rewards[:4] - rewards[4:]).tolist()
+    bradley_terry = [math.log1p(math.exp(-d)) for d in margin]
+    distilled = [w * (d - t) ** 2 for w, d, t in zip(weight, margin, batch["teacher_margin"].tolist(), strict=True)]
+    logs = first_log(trainer, batch)
+    assert logs["bradley_terry_loss"] == pytest.approx((bradley_terry[0] + bradley_terry[2]) / 2, rel=1e-5)
+    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / sum(weight), rel=1e-5)
     alpha = trainer.args.alpha
-    for log in trainer.state.log_history[:-1]:
-        parts = alpha * log["bradley_terry_loss"] + (1 - alpha) * log["distillation_loss"]
-        assert log["loss"] == pytest.approx(parts, rel=1e-5)
+    loss = alpha * (bradley_terry[0] + bradley_terry[2]) / 4 + (1 - alpha) * sum(distilled) / 4
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_logs_have_every_key_of_reward_trainer_with_its_values(encoder, training, tmp_path):

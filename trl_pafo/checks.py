@@ -148,12 +148,9 @@ def _is_empty(response: Any) -> bool:
 
 
 def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> None:
-    """Raise if groups and teachers do not match one to one."""
+    """Raise if groups, which no row lacks, and teachers do not match one to one."""
     check_columns(dataset.column_names, ["group"], what)
-    present = set(dataset.unique("group"))
-    if None in present or "" in present:
-        raise DataError(f"{what}: some rows have no group. Give each row the group of its user, or leave it out.")
-    given = set(teacher_groups)
+    present, given = set(dataset.unique("group")), set(teacher_groups)
     if present - given:
         raise TeacherError(
             f"No teacher for the group{_s(present - given)} {_names(present - given)} of {what.lower()}; teachers were given for "

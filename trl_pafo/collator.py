@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from trl_pafo.labels import as_label
 from trl_pafo.prefix_sharing.rows import collate_pairs
 
 NUMBER_COLUMN = "pair_number"
@@ -70,8 +71,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
             output["teacher_margin"] = torch.tensor(margins, dtype=torch.float)
             output["has_label"] = torch.tensor([bool(example.get("has_label", True)) for example in examples])
         if self.groups and "group" in first:
-            ids = {group: position for position, group in enumerate(self.groups)}
-            output["group_id"] = torch.tensor([ids.get(example["group"], -1) for example in examples])
+            ids = {as_label(group): position for position, group in enumerate(self.groups)}
+            output["group_id"] = torch.tensor([ids.get(as_label(example["group"]), -1) for example in examples])
         return output
 
 
@@ -92,13 +93,9 @@ class NumberedCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         numbers = [example[NUMBER_COLUMN] for example in examples]
-        groups, users = ([_name(example.get(column)) for example in examples] for column in ("group", "user"))
+        groups, users = ([as_label(row.get(column)) or "" for row in examples] for column in ("group", "user"))
         rows = [{key: value for key, value in example.items() if key != NUMBER_COLUMN} for example in examples]
         return {**self.collator(rows), **dict(zip(PAIR_KEYS, (numbers, groups, users), strict=True))}
-
-
-def _name(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def number_rows(dataset: Any) -> torch.utils.data.Dataset:

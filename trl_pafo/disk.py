@@ -4,12 +4,15 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from trl_pafo.errors import RunFolderError, TrlPafoError
 
@@ -228,6 +231,17 @@ def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
                 shutil.rmtree(aside, ignore_errors=True)
                 with suppress(OSError):
                     outer.rmdir()
+
+
+def json_ready(value: Any) -> Any:
+    """The same for JSON, which knows no NaN: what is not known is `None`."""
+    if isinstance(value, dict):
+        return {str(name): json_ready(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(part) for part in value]
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def digest_of_files(path: str | Path, patterns: Sequence[str] = ("**/*",), but: Sequence[str] = ()) -> str:

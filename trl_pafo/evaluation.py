@@ -3,19 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
 from trl_pafo import checks
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.config import PAFOConfig
-from trl_pafo.disk import new_folder
+from trl_pafo.disk import json_ready, new_folder
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import HistoryCutter, content_text, render_history, without_history
+from trl_pafo.inspection import STUDENTS
+from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
@@ -23,6 +24,7 @@ from trl_pafo.runs import write_text
 from trl_pafo.scoring import load_saved_tokenizer, local_folder
 from trl_pafo.sources.reading import open_dataset
 from trl_pafo.teacher_choice import TeacherGain
+from trl_pafo.teachers import Teacher
 
 
 def majority_and_minority(train: Dataset) -> tuple[str, str]:
@@ -45,7 +47,7 @@ def evaluate_run(
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
     majority, minority = majority_and_minority(train)
     out.mkdir(parents=True)
-    correct: dict[str, np.ndarray] = {}
+    rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
     for method, source in models.items():
         rows = without_history(test) if method == "bradley_terry" else test
@@ -55,13 +57,21 @@ def evaluate_run(
             "desc": f"Test pairs, {TITLES[method]}",
         }
         scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
-        correct[method] = pair_correctness(scored.chosen - scored.rejected)
+        rewards[method] = scored
         summaries[method] = _summary(scored, test, majority, run.num_resamples, args.seed)
         _write_rewards(out, method, test, scored)
+    reference = run.reference
     verdicts = {
-        method: _verdict(correct[method], correct[run.reference], test["user"], test["group"], args.seed)
+        method: _verdict(
+            rewards[method],
+            rewards[reference],
+            test,
+            args.seed,
+            (models[method], models[reference]),
+            "nothing was distilled" if method in STUDENTS else "",
+        )
         for method in models
-        if method != run.reference
+        if method != reference
     }
     results = {
         "majority": majority,
@@ -73,12 +83,28 @@ def evaluate_run(
         "seconds": dict(seconds),
         "data": run.data_inputs(),
     }
-    write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    write_text(out / "results.json", json.dumps(json_ready(results), indent=2, default=str) + "\n")
     write_report(out, results)
 
 
-def _verdict(correct: np.ndarray, reference: np.ndarray, user: Any, group: Any, seed: int) -> dict[str, Any]:
-    verdict = compare(correct, reference, user, group, seed=seed)
+def _verdict(
+    scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, seed: int, sources: tuple[Any, Any], why_same: str = ""
+) -> dict[str, Any]:
+    """The verdict; that two models are one is said by their files, not by their rewards alone."""
+    margins, of_reference = (pairs.chosen - pairs.rejected for pairs in (scored, reference))
+    verdict = compare(
+        pair_correctness(margins),
+        pair_correctness(of_reference),
+        users_of(rows),
+        groups_of(rows),
+        margins=margins,
+        reference_margins=of_reference,
+        seed=seed,
+    )
+    if verdict.verdict == "same" and all(isinstance(source, str) for source in sources):
+        identities = {Teacher("model", source).identity() for source in sources}
+        if len(identities) == 1:
+            verdict = replace(verdict, sentence=f"The same model{f': {why_same}' if why_same else ''}.")
     return asdict(verdict)
 
 
@@ -88,7 +114,7 @@ def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resam
         pair_correctness(margins),
         users_of(rows),
         groups_of(rows),
-        support=rows["support_rate"][:] if "support_rate" in rows.column_names else None,
+        support=rows["support_rate"][:] if {"support_rate", "user"} <= set(rows.column_names) else None,
         margins=margins,
         majority=majority,
         num_resamples=num_resamples,
@@ -103,13 +129,13 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    write_text(out / "results.md", markdown_table(named, majority, minority) + "\n\n" + verdict_lines(results) + "\n")
+    write_text(out / "results.md", markdown_table(named) + "\n\n" + verdict_lines(results) + "\n")
     points = [
         {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
         for name, summary in named.items()
     ]
     reference = TITLES.get(results["reference"], results["reference"])
-    plot_majority_minority(points, out / "majority_minority.png", reference=reference)
+    plot_majority_minority(points, out / "majority_minority.png", reference=reference, names=(majority, minority))
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
@@ -121,7 +147,8 @@ def verdict_lines(results: dict[str, Any]) -> str:
 
 def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
     """`<name>.jsonl`, and the same in RewardBench's shape with the texts."""
-    user, group = users_of(rows), groups_of(rows)
+    nobody: list[Any] = [None] * len(rows)
+    user, group = users_of(rows) or nobody, groups_of(rows) or nobody
     lines = [
         json.dumps({"user": u, "group": g, "reward_chosen": a, "reward_rejected": b})
         for u, g, a, b in zip(user, group, scored.chosen.tolist(), scored.rejected.tolist(), strict=True)
@@ -136,14 +163,14 @@ def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> 
     write_rewardbench(out / "rewardbench", name, pairs, scored.chosen, scored.rejected)
 
 
-def users_of(rows: Dataset) -> list[Any]:
-    """The user of each row; without the column, every row is one's own."""
-    return rows["user"][:] if "user" in rows.column_names else list(range(len(rows)))
+def users_of(rows: Dataset) -> list[str] | None:
+    """The user of each row; `None` without the column."""
+    return rows["user"][:] if "user" in rows.column_names else None
 
 
-def groups_of(rows: Dataset) -> list[Any]:
-    """The group of each row; without the column, all are one."""
-    return rows["group"][:] if "group" in rows.column_names else ["all"] * len(rows)
+def groups_of(rows: Dataset) -> list[str] | None:
+    """The group of each row; `None` without the column."""
+    return rows["group"][:] if "group" in rows.column_names else None
 
 
 def load_rows(name: str, split: str) -> Dataset:
@@ -165,7 +192,8 @@ def load_rows(name: str, split: str) -> Dataset:
 def evaluate_models(args: Any) -> dict[str, Any]:
     """Score the pairs under a model, and a reference, and summarise; `args` are the flags of `trl-pafo evaluate`.
 
-    Rows without a `group` count as one group, rows without a `user` as one user each.
+    Of data without a column `group` nothing is said of groups, of data without a `user` nothing of users: each pair then counts as
+    another person's.
     """
     if not args.model_name_or_path or not args.dataset_name:
         raise ConfigError("Give --model_name_or_path and --dataset_name.")
@@ -179,7 +207,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     rows = load_rows(args.dataset_name, args.dataset_split)
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
-    user, group = users_of(rows), groups_of(rows)
+    rows = normalize_columns(rows, what, LABEL_COLUMNS)
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     scored = {}
     for name, source in sources.items():
@@ -190,18 +218,26 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
         if "history" in rows.column_names:
             ready = render_history(rows, HistoryCutter.of(tokenizer, **overrides))
         scored[name] = score_rows(folder, ready, batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
-    correct = {name: pair_correctness(s.chosen - s.rejected) for name, s in scored.items()}
-    counts = Counter(dict(zip(user, group, strict=True)).values()).most_common()
-    majority, minority = counts[0][0], counts[-1][0]
+    majority, minority = _largest_and_smallest(users_of(rows), groups_of(rows))
     side = majority if majority != minority else None
     methods = {name: _summary(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
-        verdicts["model"] = _verdict(correct["model"], correct["reference"], user, group, args.seed)
+        models = (sources["model"], sources["reference"])
+        verdicts["model"] = _verdict(scored["model"], scored["reference"], rows, args.seed, models)
     results = {"majority": majority, "minority": minority, "models": sources, "methods": methods, "verdicts": verdicts}
+    results = json_ready(results)
     if out is not None:
         out.mkdir()
         for name, pairs in scored.items():
             _write_rewards(out, name, rows, pairs)
         write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
+
+
+def _largest_and_smallest(user: Sequence[Any] | None, group: Sequence[Any] | None) -> tuple[Any, Any]:
+    """The groups with the most and the fewest users, or pairs where users are not known; `None` without groups."""
+    if group is None:
+        return None, None
+    counts = Counter(group if user is None else dict(zip(user, group, strict=True)).values()).most_common()
+    return counts[0][0], counts[-1][0]

@@ -164,7 +164,7 @@ def evaluation_metrics(
 
         - `accuracy/{group}`, `count/{group}`: over the pairs of the group; NaN and 0 for a known group without a pair;
         - `accuracy_group_min`, `accuracy_difference` (best minus worst), `accuracy_ratio` (worst over best, NaN where all
-          are 0), fairlearn's names, over the groups that have pairs;
+          are 0), fairlearn's names, over the groups that have pairs; the latter two are NaN where only one has;
 
         and where some pair has a user, over users, each with the accuracy on its own pairs,
 
@@ -206,8 +206,9 @@ def _group_metrics(correct: NDArray[np.float64], group: NDArray[np.str_], known:
         metrics[f"count/{name}"] = count.get(name, 0)
     return metrics | {
         "accuracy_group_min": worst,
-        "accuracy_difference": best - worst,
-        "accuracy_ratio": worst / best if best else float("nan"),
+        # One group has no gap to others.
+        "accuracy_difference": best - worst if len(accuracy) > 1 else float("nan"),
+        "accuracy_ratio": worst / best if len(accuracy) > 1 and best else float("nan"),
     }
 
 
@@ -236,7 +237,7 @@ class PairSums:
     """
 
     # Rows of the vector of sums; then two a group (labelled rows, and how many of them are right), then the extremes.
-    _NAMES = ("rows", "labelled", "correct", "margin", "reward", "tokens", "bradley_terry", "distillation")
+    _NAMES = ("rows", "labelled", "correct", "margin", "reward", "tokens", "bradley_terry", "distillation", "weight")
 
     def __init__(self, groups: Sequence[str] = ()):
         self.groups = list(groups)
@@ -255,7 +256,7 @@ class PairSums:
         num_tokens: torch.Tensor,
         has_label: torch.Tensor | None = None,
         group_id: torch.Tensor | None = None,
-        loss_parts: tuple[torch.Tensor, torch.Tensor] | None = None,
+        loss_parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -268,8 +269,9 @@ class PairSums:
                 False on counterfactual rows, which nobody labelled; all true if left out.
             group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
                 Places in `groups`, -1 for none.
-            loss_parts (pair of `torch.Tensor`, scalars, *optional*):
-                Bradley-Terry and distillation loss, means over the rows.
+            loss_parts (three `torch.Tensor`, scalars, *optional*):
+                Bradley-Terry loss, distillation loss and weight of the distillation, means over the rows
+                ([`~trl_pafo.losses.PAFOLoss`]).
         """
         # Counts of tokens outgrow float32; the devices that lack float64 have to do with it.
         dtype = torch.float64 if chosen.device.type in ("cpu", "cuda") else torch.float32
@@ -279,9 +281,9 @@ class PairSums:
         correct = label * (torch.sign(margin) + 1) / 2
         rows = torch.ones_like(margin).sum()
         self._distils = loss_parts is not None
-        bradley_terry, distillation = (part.to(dtype) * rows for part in loss_parts or (rows * 0, rows * 0))
+        parts = [part.to(dtype) * rows for part in loss_parts or (rows * 0,) * 3]
         sums = [rows, label.sum(), correct.sum(), (label * margin).sum(), (chosen + rejected).sum()]
-        vector = torch.stack([*sums, num_tokens.to(rows), bradley_terry, distillation])
+        vector = torch.stack([*sums, num_tokens.to(rows), *parts])
         if self.groups:
             ids = torch.full_like(margin, -1) if group_id is None else group_id
             of_group = (ids[:, None] == torch.arange(len(self.groups), device=ids.device)).to(dtype)
@@ -307,8 +309,8 @@ class PairSums:
 
         Returns:
             The number of tokens, and `min_reward`, `mean_reward`, `max_reward` over all rows, `accuracy`, `margin` and
-            `accuracy/{group}` over the labelled ones (NaN if there are none), and `bradley_terry_loss` and
-            `distillation_loss` over all rows if there were such parts. A tie is half right.
+            `accuracy/{group}` over the labelled ones (NaN if there are none), and if there were such parts `bradley_terry_loss`
+            over the labelled ones and `distillation_loss` over those that are distilled, by their weights. A tie is half right.
         """
         assert self._sums is not None
         assert self._extremes is not None
@@ -327,7 +329,7 @@ class PairSums:
                 "margin": total["margin"] / total["labelled"],
             }
             if self._distils:
-                metrics["bradley_terry_loss"] = total["bradley_terry"] / total["rows"]
-                metrics["distillation_loss"] = total["distillation"] / total["rows"]
+                metrics["bradley_terry_loss"] = total["bradley_terry"] / total["labelled"]
+                metrics["distillation_loss"] = total["distillation"] / total["weight"]
             metrics |= {f"accuracy/{name}": value for name, value in zip(self.groups, correct / labelled, strict=True)}
         return round(total["tokens"]), {key: float(value) for key, value in metrics.items()}

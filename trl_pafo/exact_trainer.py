@@ -24,6 +24,7 @@ from trl_pafo.batching import (
 from trl_pafo.collator import NUMBER_COLUMN, PAIR_KEYS, NumberedCollator, number_rows
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
+from trl_pafo.label_columns import normalize_columns
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, two_rows
 
 
@@ -222,9 +223,17 @@ class ExactRewardTrainer(RewardTrainer):
             losses=pair_losses(pairs, self.args.center_rewards_coefficient) if with_loss else None,
         )
 
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        # Several datasets come back here one by one.
+        eval_dataset = normalize_columns(eval_dataset, "The evaluation dataset")
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def predict(
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
+        test_dataset = normalize_columns(test_dataset, "The test dataset")
         # As `evaluate` of the base class does; tokenized rows are left as they are.
         if isinstance(test_dataset, Dataset | IterableDataset):
             test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, metric_key_prefix)

@@ -306,10 +306,10 @@ def count_groups(rows: Dataset | None) -> list[GroupCount]:
         return []
     group = rows["group"][:]
     labelled = rows["has_label"][:] if "has_label" in rows.column_names else [True] * len(group)
-    pairs = Counter(str(g) for g, is_labelled in zip(group, labelled, strict=True) if g and is_labelled)
+    pairs = Counter(g for g, is_labelled in zip(group, labelled, strict=True) if g and is_labelled)
     users: Counter[str] = Counter()
     if "user" in rows.column_names:
-        users.update(str(g) for g, user in set(zip(group, rows["user"][:], strict=True)) if g and user is not None)
+        users.update(g for g, user in set(zip(group, rows["user"][:], strict=True)) if g and user)
     has_users = "user" in rows.column_names
     return [GroupCount(name, users[name] if has_users else None, count) for name, count in pairs.most_common()]
 

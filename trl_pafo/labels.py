@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, overload
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def as_label(value: object) -> str | None:
         return str(int(value))
     if isinstance(value, np.floating | float):
         return None if value != value else str(int(value)) if float(value).is_integer() else str(value)
-    if isinstance(value, np.generic) and not isinstance(value, bytes):  # a date, whose `item` is a number
+    if isinstance(value, np.generic) and not isinstance(value, bytes):  # a date, whose `item` may be a number
         return None if value != value else str(value)
     if hasattr(value, "as_py"):
         return as_label(value.as_py())
@@ -57,9 +58,19 @@ def as_label(value: object) -> str | None:
     raise DataError(f"A group or user must be one text or number, got {value!r:.200}.")
 
 
+@overload
+def normalize_labels(values: Iterable[object], name: str, what: str, *, names: Mapping[str, str] | None = None) -> list[str]: ...
+
+
+@overload
 def normalize_labels(
-    values: Iterable[object], name: str, what: str, *, missing: str = "error", names: Mapping[Any, str] | None = None
-) -> list[str | None]:
+    values: Iterable[object], name: str, what: str, *, missing: str, names: Mapping[str, str] | None = None
+) -> list[str | None]: ...
+
+
+def normalize_labels(
+    values: Iterable[object], name: str, what: str, *, missing: str = "error", names: Mapping[str, str] | None = None
+) -> Any:
     """A column of labels as [`as_label`] makes them. Names that differ in blanks at their ends alone are told in one warning.
 
     Args:
@@ -71,8 +82,8 @@ def normalize_labels(
             What has the column, for messages, such as "The training dataset".
         missing (`str`, *optional*, defaults to `"error"`):
             `"error"`, or `"keep"` to leave `None` where there is no label.
-        names (`Mapping`, *optional*):
-            Name of each value, where the column holds numbers of names ([`label_names`]).
+        names (`Mapping[str, str]`, *optional*):
+            Name of each number, where the column holds numbers of names ([`label_names`]).
 
     Raises:
         DataError: If a row has no label, or none that can be read; it names the row.
@@ -88,16 +99,29 @@ def normalize_labels(
         try:
             label = label_of[key]
         except (KeyError, TypeError):
-            try:
-                label = as_label(value if names is None else names.get(value))
-            except DataError as error:
-                raise DataError(f"{what}, row {row}, column `{name}`: {error}") from None
-            label_of[key] = label
+            label = label_of_row(value, row, name, what, names)
+            if not isinstance(value, float) or value == value:  # no two NaN are equal, and there may be many
+                label_of[key] = label
         labels.append(label)
     if missing == "error" and None in labels:
         raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
-    warn_of_blanks(label_of.values(), name, what)
+    _look_for_blanks(label_of.values(), name)
     return labels
+
+
+def label_of_row(value: object, row: int, name: str, what: str, names: Mapping[str, str] | None = None) -> str | None:
+    """[`as_label`], with an error that names the row; other arguments as in [`normalize_labels`]."""
+    try:
+        label = as_label(value)
+    except DataError as error:
+        raise DataError(f"{what}, row {row}, column `{name}`: {error}") from None
+    if names is None or label is None:
+        return label
+    if label in names or label == "-1":  # which `datasets` writes for none
+        return names.get(label)
+    if label not in names.values():
+        raise DataError(f"{what}, row {row}: `{name}` is {label}, but its names have the numbers 0 to {len(names) - 1}.")
+    return label
 
 
 def missing_label(row: int, num_missing: int, num_rows: int, name: str, what: str) -> DataError:
@@ -106,21 +130,29 @@ def missing_label(row: int, num_missing: int, num_rows: int, name: str, what: st
     return DataError(f"{what}, row {row}: has no `{name}`{rest}. Fill the column, or leave such rows out.")
 
 
-def warn_of_blanks(labels: Iterable[str | None], name: str, what: str) -> None:
-    """Warn about names that differ in blanks at their ends alone: they are kept apart, and most likely one."""
+def _look_for_blanks(labels: Iterable[str | None], name: str) -> None:
+    """Names that differ in blanks at their ends alone are kept apart, and most likely one."""
     spellings: dict[str, set[str]] = {}
     for label in {label for label in labels if label}:
         spellings.setdefault(label.strip(), set()).add(label)
     alike = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
     if alike:
         shown = "; ".join(", ".join(map(repr, found)) for found in alike[:5])
-        logger.warning(
-            f"{what}: values of `{name}` differ in blanks at their ends alone and count as different ones: {shown}"
-            f"{f' and {len(alike) - 5} more' if len(alike) > 5 else ''}. Strip them if they are meant to be one."
-        )
+        warn_of_blanks(name, shown + (f" and {len(alike) - 5} more" if len(alike) > 5 else ""))
 
 
-def label_names(feature: Any) -> dict[int, str] | None:
+@cache
+def warn_of_blanks(name: str, shown: str) -> None:
+    """Warn about a column once, not again in every evaluation of it."""
+    logger.warning(
+        f"Values of `{name}` differ in blanks at their ends alone and count as different ones: {shown}. Strip them if they are "
+        "meant to be one."
+    )
+
+
+def label_names(feature: Any) -> dict[str, str] | None:
     """Name of each number of a [`~datasets.ClassLabel`] column, for [`normalize_labels`]; `None` for any other feature."""
     # Known by its name: `datasets` takes seconds to import, and numbers need it not.
-    return dict(enumerate(feature.names)) if type(feature).__name__ == "ClassLabel" else None
+    if type(feature).__name__ != "ClassLabel":
+        return None
+    return {str(number): name for number, name in enumerate(feature.names)}

@@ -66,12 +66,15 @@ CONDITIONS = ("group", "correct")
 class PAFOLoss(NamedTuple):
     """The loss of a batch and its two parts, scalars.
 
-    `loss = alpha * bradley_terry + (1 - alpha) * distillation`, the parts being means over *all* rows of the batch.
+    `loss = alpha * bradley_terry + (1 - alpha) * distillation`, the parts being means over *all* rows of the batch, to which rows
+    that do not count add 0. Divided by the share of labelled rows, `bradley_terry` is the mean over these; divided by
+    `distillation_weight`, the mean weight of a row, `distillation` is the weighted mean over the rows that are distilled.
     """
 
     loss: torch.Tensor
     bradley_terry: torch.Tensor
     distillation: torch.Tensor
+    distillation_weight: torch.Tensor
 
 
 def pafo_loss(
@@ -128,4 +131,4 @@ def pafo_loss(
     labelled_part = (label * bradley_terry(margin, offset)).mean()
     distilled = DISTILLATION_LOSSES[distillation_loss](margin, teacher_margin, temperature)
     distilled_part = (weight * distilled).mean()
-    return PAFOLoss(alpha * labelled_part + (1 - alpha) * distilled_part, labelled_part, distilled_part)
+    return PAFOLoss(alpha * labelled_part + (1 - alpha) * distilled_part, labelled_part, distilled_part, weight.mean())

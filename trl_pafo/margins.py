@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.disk import replacing, write_text, writing
 from trl_pafo.errors import TeacherError
-from trl_pafo.teacher_models import TeacherModels, by_backbone
+from trl_pafo.teacher_models import TeacherModels, by_backbone, check_filled
 from trl_pafo.teachers import QuantisedBase, Teacher
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def compute_teacher_margins(
                     desc=f"Margins of the teacher of {name}",
                 )
                 records[name].write(margins[rows[name]], teacher, accelerator)
+    check_filled(margins, "margins")
     return margins
 
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_pafo.errors import TeacherError
-from trl_pafo.teacher_models import TeacherModels, by_backbone
+from trl_pafo.teacher_models import TeacherModels, by_backbone, check_filled
 from trl_pafo.teachers import QuantisedBase, Teacher
 
 TEACHER_ROWS = "teacher_rows"
@@ -85,19 +85,20 @@ class OnlineTeachers(TrainerCallback):
         Raises:
             TeacherError: If a row's group has no teacher, or a reward is not finite.
         """
-        if unknown := sorted({str(group) for group in rows.group} - set(self.teachers)):
+        if unknown := sorted(map(repr, set(rows.group) - set(self.teachers))):
             raise TeacherError(
-                f"The stream has rows of the group {unknown[0]!r}, for which there is no teacher. Add one to `teachers`, or leave "
+                f"The stream has rows of the group {unknown[0]}, for which there is no teacher. Add one to `teachers`, or leave "
                 "these rows out."
             )
         if not self._models:
             self._load()
-        margins = torch.empty(len(rows.group))
+        margins = torch.full((len(rows.group),), torch.nan)
         for group, models in self._models.items():
             own = [place for place, name in enumerate(rows.group) if name == group]
             sequences = [*(rows.chosen[i] for i in own), *(rows.rejected[i] for i in own)]
             rewards = torch.from_numpy(models.forward(group, sequences or [rows.chosen[0]]))
             margins[own] = rewards[: len(own)] - rewards[len(own) : 2 * len(own)]
+        check_filled(margins.numpy(), "margins of a batch")
         if self.clip is not None:
             margins = margins.clamp(-self.clip, self.clip)
         return margins.to(self.accelerator.device)

@@ -242,7 +242,7 @@ def _score(
     lengths = [length(key) for key in unique]
     # Longest first: a batch that does not fit into memory fails at once, not after an hour.
     order = sorted(range(len(unique)), key=lambda i: -lengths[i])
-    rewards = np.empty((len(unique), rewards_each) if rewards_each > 1 else len(unique), dtype=np.float32)
+    rewards = np.full((len(unique), rewards_each) if rewards_each > 1 else len(unique), np.nan, dtype=np.float32)
     num_rows = max(1, batch_size // rewards_each)
     was_training = model.training
     model.eval()

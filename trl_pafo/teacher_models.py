@@ -16,6 +16,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.errors import TeacherError
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
@@ -220,9 +221,10 @@ class TeacherModels:
         for turn in tqdm(turns, desc=desc, unit="batch", disable=desc is None or not self.accelerator.is_main_process):
             rows = batches[min(turn * num_processes + rank, len(batches) - 1)]
             found.append((rows, forward([unique[row] for row in rows])))
-        numbers = np.empty(len(unique), dtype=np.float32)
+        numbers = np.full(len(unique), np.nan, dtype=np.float32)
         for rows, values in gather_object(found):
             numbers[rows] = values
+        check_filled(numbers, "rewards")
         return numbers[index]
 
     def close(self) -> None:
@@ -236,6 +238,13 @@ class TeacherModels:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def check_filled(numbers: np.ndarray, what: str) -> None:
+    """Raise [`TeacherError`] if a number is NaN, which it is from the start where no teacher gives one."""
+    missing = int(np.isnan(numbers).sum())
+    if missing:
+        raise TeacherError(f"{missing} of {len(numbers)} {what} were computed by no teacher: give each row a group that has one.")
 
 
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import TeacherError
+from trl_pafo.labels import as_label
 from trl_pafo.run_options import canonical
 from trl_pafo.safe_loading import ADAPTER_CONFIG, MODEL_FILES
 from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder, pad_id_of
@@ -140,7 +141,11 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
     for group, source in teachers.items():
         if not isinstance(source, (str, Path, torch.nn.Module)):
             raise TeacherError(f"The teacher of group {group!r} must be a path or a model, got {type(source).__name__}.")
-        result[str(group)] = Teacher(str(group), str(source) if isinstance(source, Path) else source)
+        name = as_label(group)
+        if name is None or name in result:
+            problem = "no name" if name is None else f"the same name as another one, {name!r}"
+            raise TeacherError(f"`teachers` has the group {group!r}, which is {problem}. Give one teacher to each group.")
+        result[name] = Teacher(name, str(source) if isinstance(source, Path) else source)
     return result
 
 

@@ -27,6 +27,7 @@ from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairSums
+from trl_pafo.label_columns import normalize_columns
 from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.online_teachers import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
@@ -137,6 +138,14 @@ class PAFORewardTrainer(PairsRewardTrainer):
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
         self._distils = args.alpha < 1 and train_dataset is not None and bool(self._teachers or "teacher_margin" in columns)
+        needs_groups = self._distils and ("teacher_margin" not in columns or args.teacher_scale == "rms")
+        train_dataset = normalize_columns(train_dataset, "The training dataset", ["group"] if needs_groups else [])
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: normalize_columns(rows, f"The evaluation dataset {name}") for name, rows in eval_dataset.items()
+            }
+        else:
+            eval_dataset = normalize_columns(eval_dataset, "The evaluation dataset")
         train_groups = _groups_of(train_dataset)
         eval_datasets = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
         self.groups: list[str] = sorted(set(self._teachers).union(train_groups, *map(_groups_of, eval_datasets)))
@@ -332,7 +341,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
                 num_tokens,
                 own.get("has_label"),
                 own.get("group_id"),
-                loss_parts=None if parts is None else (parts.bradley_terry, parts.distillation),
+                loss_parts=None if parts is None else parts[1:],
             )
         if is_training and self.args.max_tokens_per_batch is not None and num_items_in_batch is not None:
             # The Trainer takes the mean over batches and processes; the mean over the pairs of the step is wanted.
@@ -345,4 +354,4 @@ def _groups_of(dataset: Any) -> set[str]:
     """Names of the groups of a dataset that is not a stream."""
     if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
         return set()
-    return {str(group) for group in dataset.unique("group")} - {"None", ""}
+    return set(dataset.unique("group")) - {None}

@@ -162,8 +162,8 @@ def test_training_logs_are_sums_over_the_pairs_of_all_processes(run):
         tokens += sum(step[2] for step in steps)
         wanted = {key: labelled[key] for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority")}
         wanted |= {key: everyone[key] for key in ("min_reward", "mean_reward", "max_reward")}
-        for place, key in enumerate(("bradley_terry_loss", "distillation_loss")):
-            wanted[key] = sum(step[5][place] * len(step[0]) for step in steps) / len(rows)
+        terry, distilled, weight = (sum(step[5][place] * len(step[0]) for step in steps) for place in range(3))
+        wanted |= {"bradley_terry_loss": terry / sum(row["label"] for row in rows), "distillation_loss": distilled / weight}
         wanted["num_tokens"] = tokens
         assert {key: log[key] for key in wanted} == pytest.approx(wanted, abs=1e-9, nan_ok=True)
     assert len(rows) == 2 * 3 * len(seen)

@@ -128,6 +128,11 @@ class TestGroupFairness:
         with pytest.raises(DataError, match=r"`group_names` lacks groups that the pairs have: 2. Add them, or leave it out"):
             metric.compute(predictions=[1.0, 0.0], groups=[1, 2], group_names=[1])
 
+    def test_one_group_has_no_gap(self):
+        results = evaluate_modules.load("group_fairness").compute(predictions=[-1.0, 2.0], groups=["a", "a"])
+        assert np.isnan([results["accuracy_difference"], results["accuracy_ratio"]]).all()
+        assert results["accuracy_group_min"] == 0.5
+
     def test_ratio_is_unknown_where_all_is_wrong(self):
         results = evaluate_modules.load("group_fairness").compute(predictions=[-1.0, -2.0], groups=["a", "b"])
         assert np.isnan(results["accuracy_ratio"])
@@ -165,7 +170,7 @@ class TestParetoVerdict:
         module = evaluate_modules.load("pareto_verdict")
         assert module.compute(predictions1=right, predictions2=wrong, **labels)["verdict"] == "improves"
         assert module.compute(predictions1=wrong, predictions2=right, **labels)["verdict"] == "degrades"
-        assert module.compute(predictions1=wrong, predictions2=wrong, **labels)["verdict"] == "cannot tell"
+        assert module.compute(predictions1=wrong, predictions2=wrong, **labels)["verdict"] == "same"
 
 
 def test_equal_to_the_summary(pairs):
@@ -237,9 +242,9 @@ class TestAdding:
                 r"of a tensor, `.detach\(\).float\(\).cpu\(\)`",
             ),
             ({"predictions": torch.ones(1, dtype=torch.bfloat16), "groups": ["a"]}, r"of a tensor, `.detach\(\)"),
-            ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "no label in `groups`; fill the column"),
-            ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "no label in `groups`"),
-            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label a pair, got the text 'ab'"),
+            ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "row 1: has no `groups`. Fill the column"),
+            ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "row 1: has no `groups`"),
+            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label a row, got the text 'ab'"),
         ],
     )
     def test_a_bad_batch_is_refused_and_not_stored(self, columns, match):

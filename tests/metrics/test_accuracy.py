@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from trl_pafo.errors import DataError
@@ -42,9 +43,9 @@ def test_labels_that_read_alike_are_one():
     assert counts.tolist() == [2, 1]
 
 
-@pytest.mark.parametrize("missing", [None, float("nan")])
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, "", "  "])
 def test_missing_labels_are_refused(missing):
-    with pytest.raises(DataError, match="no `group`; fill the column"):
+    with pytest.raises(DataError, match=r"The pairs, row 1: has no `group`\. Fill the column"):
         group_accuracy([1, 0], ["a", missing])
 
 

@@ -196,7 +196,10 @@ def test_differences_are_those_of_two_summaries():
 def test_differences_are_paired():
     correct, user, group = draw(num_users=200)
     same = fairness_difference(correct, correct, user, group)
-    assert all(set(entry.values()) == {0.0} for entry in numbers(same).values())
+    assert all(entry["value"] == 0 for entry in numbers(same).values())
+    # Nobody was seen for whom they differ; a share of the users that 200 may have missed could.
+    assert same["overall"]["high"] == -same["overall"]["low"] == pytest.approx(1 - 0.025 ** (1 / 200))
+    assert np.isnan([same["user_gini"]["low"], same["user_gini"]["high"]]).all()
     worse = correct.copy()
     worse[np.flatnonzero(correct == 1)[::25]] = 0.0
     paired = fairness_difference(correct, worse, user, group)["overall"]
@@ -256,11 +259,136 @@ def test_json_holds_it_and_the_seed_decides():
     assert fairness_summary(*draw(), majority="b", seed=1) != summary
 
 
+def is_unknown(entry):
+    return np.isnan([entry["low"], entry["high"]]).all() and np.isfinite(entry["value"])
+
+
 def test_one_group_and_one_user():
-    summary = fairness_summary([1, 0, 1, 1], ["u"] * 4, ["g"] * 4)
-    assert summary["overall"] == {"value": 0.75, "low": 0.75, "high": 0.75}
-    assert summary["difference"]["value"] == 0
+    summary = fairness_summary([1, 0, 1, 1], ["u"] * 4, ["g"] * 4, margins=[1.0, -1.0, 2.0, 3.0])
+    assert summary["overall"]["value"] == summary["accuracy/g"]["value"] == 0.75
     assert summary["user_gini"]["value"] == 0
+    assert all(is_unknown(entry) for entry in numbers(summary).values())
+    between = {"group_min", "group_max", "difference", "ratio", "worst_group", "worst_group_share", "user_theil_between"}
+    assert not between & set(summary)  # one group has no gap to others
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_intervals_of_few_users_are_unknown_and_the_rest_stands(method):
+    rng = np.random.default_rng(0)
+    sizes = {"many": 40, "six": 6, "five": 5, "one": 1}
+    group_of_user = np.repeat(list(sizes), list(sizes.values()))
+    correct = (rng.random((len(group_of_user), 5)) < 0.7).astype(float).ravel()
+    user, group = np.repeat(np.arange(len(group_of_user)), 5), np.repeat(group_of_user, 5)
+    margins = (2 * correct - 1) * rng.exponential(size=len(correct))
+    summary = fairness_summary(correct, user, group, margins=margins, majority="many", method=method)
+    for name in (
+        "accuracy/five",
+        "accuracy/one",
+        "ece/one",
+        "brier/five",
+        "group_min",
+        "difference",
+        "ratio",
+        "user_theil_within",
+    ):
+        assert is_unknown(summary[name]), name
+    for name in (
+        "overall",
+        "accuracy/many",
+        "accuracy/six",
+        "ece",
+        "brier/six",
+        "user_gini",
+        "user_theil",
+        "majority",
+        "minority",
+    ):
+        assert summary[name]["low"] < summary[name]["high"], name
+    assert np.isnan(summary["worst_group_share"])
+    difference = fairness_difference(correct, 1 - correct, user, group, method=method)
+    assert is_unknown(difference["accuracy/five"])
+    assert difference["accuracy/six"]["low"] < difference["accuracy/six"]["high"]
+    more = fairness_summary(correct, user, group, confidence=0.99)
+    assert is_unknown(more["accuracy/six"])
+
+
+def test_groups_of_one_user_are_not_certain_together():
+    """As many groups as users: drawn group by group, every resample would be the data themselves."""
+    rng = np.random.default_rng(0)
+    correct, user = (rng.random(240) < 0.7).astype(float), np.repeat(np.arange(40), 6)
+    lone = fairness_summary(correct, user, user, num_resamples=2000)
+    together = fairness_summary(correct, user, ["g"] * 240, num_resamples=2000)
+    for name in ("overall", "user_gini"):
+        assert [lone[name][end] for end in ("low", "high")] == pytest.approx(
+            [together[name][e] for e in ("low", "high")], abs=0.01
+        )
+    # One lone user beside a group is drawn with that group.
+    few = fairness_summary(correct, user, np.where(user == 0, "one", "many"), num_resamples=2000)
+    assert [few["overall"][e] for e in ("low", "high")] == pytest.approx(
+        [together["overall"][e] for e in ("low", "high")], abs=0.01
+    )
+
+
+def test_without_groups_nothing_is_said_of_groups():
+    whole, correct, user, _, margins, support = everything(majority=None)
+    alone = fairness_summary(correct, user, None, support=support, margins=margins)
+    assert not [name for name in alone if "/" in name or "group" in name or name in ("difference", "ratio") or "between" in name]
+    for name in numbers(alone):
+        assert alone[name]["value"] == pytest.approx(whole[name]["value"], nan_ok=True), name
+    assert alone["num_users"] == 60
+
+
+def test_without_users_nothing_is_said_of_users():
+    correct, _, group = draw()
+    summary = fairness_summary(correct, None, group)
+    assert not [name for name in summary if "user" in name]
+    assert summary["difference"]["low"] < summary["difference"]["high"]
+    bare = fairness_summary(correct, None, None)
+    assert set(numbers(bare)) == {"overall"}
+    width = bare["overall"]["high"] - bare["overall"]["low"]
+    assert width == pytest.approx(2 * 1.96 * np.std(correct) / np.sqrt(len(correct)), rel=0.1)
+    with pytest.raises(DataError, match="`support` belongs to users"):
+        fairness_summary(correct, None, group, support=np.ones(len(correct)))
+
+
+def test_users_who_all_fare_alike_do_not_make_certainty():
+    user = np.repeat(np.arange(6), 4)
+    right = fairness_summary(np.ones(24), user, ["g"] * 24)["accuracy/g"]
+    exact = stats.binomtest(6, 6).proportion_ci(0.95, method="exact")
+    assert [right["low"], right["high"]] == pytest.approx([exact.low, exact.high])
+    tied = fairness_summary(np.full(24, 0.5), user, None)["overall"]
+    missed = 1 - 0.025 ** (1 / 6)
+    assert [tied["low"], tied["high"]] == pytest.approx([0.5 - missed / 2, 0.5 + missed / 2])
+
+
+def coverage(num_users, right, num_runs, seed=0):
+    """How often the interval of a group of users with rates of their own, beta-distributed, holds their true mean."""
+    rng = np.random.default_rng(seed)
+    user, held, flat = np.repeat(np.arange(num_users), 4), 0, 0
+    for run in range(num_runs):
+        rates = rng.beta(*right, size=num_users)
+        correct = (rng.random(len(user)) < rates[user]).astype(float)
+        entry = fairness_summary(correct, user, None, num_resamples=200, seed=run)["overall"]
+        covered = entry["low"] <= right[0] / sum(right) <= entry["high"]
+        held += covered
+        flat += correct.all()
+    return held / num_runs, flat / num_runs
+
+
+def test_coverage_where_nearly_all_are_right():
+    held, flat = coverage(8, (19, 1), 300)
+    # Runs in which all 8 users are right about all 4 pairs would miss for certain with an interval of no width.
+    assert flat > 0.15
+    assert held > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_users", [6, 8, 12, 20, 40])
+@pytest.mark.parametrize("right", [(19, 1), (8, 2), (2, 2)])
+def test_coverage_of_the_intervals_of_few_users(num_users, right):
+    held, flat = coverage(num_users, right, 1000, seed=1)
+    print(num_users, right, held, flat)
+    assert held > 0.83  # as docs/evaluation.md says
 
 
 def test_unusable_input():

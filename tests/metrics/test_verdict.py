@@ -193,6 +193,35 @@ def test_intervals_hold_a_true_difference(num_users, counts):
     assert shares["improves"] >= 0.95
 
 
+def test_equal_margins_are_the_same_model_and_not_an_open_question():
+    margins = np.array([1.0, -2.0, 0.0, 3.0])
+    correct, who = (np.sign(margins) + 1) / 2, dict(user=list("aabb"), group=list("xxyy"))
+    result = compare(correct, correct, **who, margins=margins, reference_margins=margins.copy())
+    assert result.verdict == "same"
+    assert result.differences == {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in "xy"}
+    assert result.sentence == "The same: both give the same margin on every pair (4 pairs)."
+    assert result.users_needed is None
+    other = margins * 1.5  # right about the same pairs, yet another model
+    assert compare(correct, correct, **who, margins=margins, reference_margins=other).verdict == "cannot tell"
+    assert compare(correct, correct, **who).verdict == "cannot tell"
+    with pytest.raises(DataError, match="Give `margins` and `reference_margins`, or neither"):
+        compare(correct, correct, **who, margins=margins)
+
+
+def test_without_groups_the_verdict_is_on_all_pairs():
+    correct, reference, user, _ = study(a=(12, 0), b=(12, 0))
+    result = compare(correct, reference, user, None)
+    assert result.verdict == "improves"
+    assert list(result.differences) == ["overall"]
+    assert result.sentence.startswith("Improves on the reference: more accurate overall +.125 [")
+    assert result.sentence.endswith("(95 % interval over 48 users).")
+    assert result.differences["overall"] == compare(correct, reference, user, ["g"] * len(user)).differences["g"]
+    unknown = compare(correct, reference, None, None)
+    assert "(95 % interval over 192 pairs, each taken as one of another person)" in unknown.sentence
+    open_question = compare(*study(maj=(2, 4), min=(6, 1))[:3], None)
+    assert f"it would take {open_question.users_needed} such users to tell with 80 % power" in open_question.sentence
+
+
 def test_few_users_show_nothing():
     correct, reference = [1.0] * 8, [0.0] * 8
     result = compare(correct, reference, list("aabbccdd"), ["g"] * 8)
@@ -262,6 +291,8 @@ def test_verdict_is_frozen_and_fits_into_json():
         (0.99951, "1.000", "+1.000"),
         (-1.0, "-1.000", "-1.000"),
         (0.9994, ".999", "+.999"),
+        (float("nan"), "-", "-"),
+        (None, "-", "-"),
     ],
 )
 def test_numbers(value, plain, signed):

@@ -25,7 +25,10 @@ def record(folder):
 def test_interval_of_one_group():
     found = findings.interval_of(np.array([1, 0, 1, 1.0]), ["a", "a", "b", "c"], ["x", "x", "x", "y"], "x")
     assert found["value"] == pytest.approx(2 / 3)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert np.isnan([found["low"], found["high"]]).all()  # two users
+    user = [f"u{i}" for i in range(8)]
+    found = findings.interval_of(np.array([1, 0, 1, 1, 1, 0, 1, 1.0]), user, ["x"] * 8, "x")
+    assert 0 <= found["low"] < found["value"] < found["high"] <= 1
 
 
 def test_support_means_at_few_rates_and_in_fifths(record):

@@ -107,6 +107,16 @@ def test_points_and_intervals_are_where_the_numbers_say(tmp_path, drawn):
             assert (across, up)[axis][:, axis].max() < ends[1]
 
 
+def test_an_interval_that_is_not_known_has_no_bar(tmp_path, drawn):
+    unknown = {"value": 0.5, "low": float("nan"), "high": None}
+    points = [POINTS[0], {**POINTS[1], "minority": unknown}]
+    plot_majority_minority(points, tmp_path / "plot.png", reference=None, names=("road", "rail"))
+    axes = drawn[0].axes[0]
+    assert [len(container[2]) for container in axes.containers] == [2, 1]
+    assert "No bar: too few users" in drawn[0].get_supxlabel()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Accuracy, road", "Accuracy, rail")
+
+
 def test_methods_differ_in_colour_and_marker(tmp_path, drawn):
     plot_majority_minority([at(0.5 + i / 100, 0.5, str(i)) for i in range(30)], tmp_path / "plot.png", reference=None)
     lines = [container[0] for container in drawn[0].axes[0].containers]

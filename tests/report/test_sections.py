@@ -1,10 +1,12 @@
 """What each section says, with everything there and with parts missing."""
 
+import json
+
 import numpy as np
 import pytest
 from fake_runs import make_run, write_inspection, write_json
 
-from trl_pafo.metrics import fairness_summary
+from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.report import sections
 from trl_pafo.report.page import SECTIONS
 from trl_pafo.report.records import read_record
@@ -30,6 +32,8 @@ def names(section):
 def test_numbers():
     assert number({"value": 0.912, "low": 0.89, "high": 1.0}) == {"text": ".912", "interval": "[.890, 1.000]"}
     assert number({"value": 0.1, "low": -0.2, "high": 0.3}, signed=True) == {"text": "+.100", "interval": "[-.200, +.300]"}
+    assert number({"value": 0.5, "low": float("nan"), "high": None}) == {"text": ".500", "interval": "[unknown]"}
+    assert number({"value": None, "low": None, "high": None}) == {"text": "-", "interval": ""}
     assert number(12345) == {"text": "12,345", "interval": ""}
     assert number(None)["text"] == "-"
 
@@ -63,10 +67,14 @@ def test_every_verdict_has_a_meaning():
 def test_the_table_holds_the_summaries(record):
     table = sections.results_table(record)
     assert table["header"] == ["method", "overall", "majority", "minority", "gap", "worst 10 % of users", "Gini"]
-    assert [row[0] for row in table["rows"]] == ["Bradley-Terry", "personalised BT", "PAFO", "oracle (knows the group)"]
+    counts, *rows = table["rows"]
+    assert [counts[0], *(cell["text"] for cell in counts[1:])] == ["users, pairs", "17, 68", "12, 48", "5, 20", "", "", ""]
+    assert [row[0] for row in rows] == ["Bradley-Terry", "personalised BT", "PAFO", "oracle (knows the group)"]
     keys = ("overall", "accuracy/majority", "accuracy/minority", "difference", "user_worst_decile", "user_gini")
-    assert table["rows"][2][1:] == [number(record.methods["pafo"][key]) for key in keys]
-    assert "68 test pairs of 17 users (12 majority, 5 minority)" in table["note"]
+    assert rows[2][1:] == [number(record.methods["pafo"][key]) for key in keys]
+    assert "68 test pairs of 17 users" in table["note"]
+    assert rows[2][3]["interval"] == "[unknown]"  # of five users
+    assert "[unknown]: too few users" in table["note"]
 
 
 def test_ties_are_told(record):
@@ -122,6 +130,33 @@ def test_one_group_has_no_minority(tmp_path):
         assert made[name].missing, name
         assert not made[name].pictures
     assert "gap" not in made["answer"].tables[0]["header"]
+
+
+def test_data_without_groups_make_no_claim_on_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    margins = rng.normal(size=(2, 40))
+    correct = (np.sign(margins) + 1) / 2
+    who = (np.repeat(range(10), 4), None)
+    verdict = compare(*correct, *who)
+    results = {"majority": None, "minority": None, "verdicts": {"model": {**vars(verdict)}}}
+    results["methods"] = {
+        m: fairness_summary(c, *who, num_resamples=50) for m, c in zip(("model", "reference"), correct, strict=True)
+    }
+    write_json(tmp_path / "results.json", results)
+    for method, of_method in zip(("model", "reference"), margins, strict=True):
+        lines = [
+            {"user": str(i // 4), "group": None, "reward_chosen": m, "reward_rejected": 0.0} for i, m in enumerate(of_method)
+        ]
+        (tmp_path / f"{method}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    record = read_record(tmp_path)
+    made = {section.id: section for section in (make(record) for make in SECTIONS)}
+    table = made["answer"].tables[0]
+    assert table["header"] == ["method", "overall", "worst 10 % of users", "Gini"]
+    assert "name no groups" in table["note"]
+    assert made["answer"].verdict["meaning"].startswith("The data name no groups")
+    assert names(made["groups"]) == ["differences"]
+    assert "the data name no groups" in made["groups"].missing[0]
+    assert [row[0] for row in made["cases"].tables[0]["rows"]] == ["all pairs"]
 
 
 @pytest.mark.parametrize(

@@ -28,52 +28,92 @@ KEYS = ("overall", "accuracy/many", "accuracy/few", "difference", "user_worst_de
 
 
 def test_markdown_has_a_row_a_method_with_value_and_interval(results):
-    lines = markdown_table(results, "many", "few").splitlines()
-    assert lines[0] == "| method | overall | Maj | Min | gap | worst 10 % of users | Gini |"
+    lines = markdown_table(results).splitlines()
+    assert lines[0] == "| method | overall | many | few | gap | worst 10 % of users | Gini |"
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-    assert len(lines) == 4
-    for line, name in zip(lines[2:], results, strict=True):
+    assert lines[2] == "| users, pairs | 40, 200 | 32, 160 | 8, 40 |  |  |  |"
+    assert len(lines) == 5
+    for line, name in zip(lines[3:], results, strict=True):
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         assert cells[0].replace("\\|", "|") == name
         assert cells[1:] == [" ".join(entry(results[name], key)) for key in KEYS]
 
 
-def test_markdown_takes_the_groups_as_told(results):
-    cells = markdown_table(results, "few", "many").splitlines()[2].split("|")
-    assert cells[3].strip() == " ".join(entry(results["Bradley-Terry"], "accuracy/few"))
-    assert cells[4].strip() == " ".join(entry(results["Bradley-Terry"], "accuracy/many"))
-
-
 def test_plain_table_is_aligned(results):
-    lines = plain_table(results, "many", "few", width=200).splitlines()
-    assert len(lines) == 3
-    assert len({len(line) for line in lines}) == 1
-    assert lines[1].startswith("Bradley-Terry ")
+    lines = plain_table(results, width=200).splitlines()
+    assert len(lines) == 4
+    assert len({len(line) for line in (lines[0], *lines[2:])}) == 1
+    assert lines[1].split() == ["users,", "pairs", "40,", "200", "32,", "160", "8,", "40"]
+    assert lines[1].index("8, 40") + len("8, 40") == lines[0].index("few") + len("few")
+    assert lines[2].startswith("Bradley-Terry ")
     for key in KEYS:
-        assert " ".join(entry(results["Bradley-Terry"], key)) in lines[1]
+        assert " ".join(entry(results["Bradley-Terry"], key)) in lines[2]
 
 
 def test_narrow_terminals_get_the_interval_below_its_value(results):
-    wide = max(map(len, plain_table(results, "many", "few", width=200).splitlines()))
-    assert len(plain_table(results, "many", "few", width=wide).splitlines()) == 3
-    lines = plain_table(results, "many", "few", width=wide - 1).splitlines()
-    assert len(lines) == 5
+    wide = max(map(len, plain_table(results, width=200).splitlines()))
+    assert len(plain_table(results, width=wide).splitlines()) == 4
+    lines = plain_table(results, width=wide - 1).splitlines()
+    assert len(lines) == 6
     assert max(map(len, lines)) <= 110
-    assert lines[1].split()[-6:] == [entry(results["Bradley-Terry"], key)[0] for key in KEYS]
-    assert re.findall(r"\[.*?\]", lines[2]) == [entry(results["Bradley-Terry"], key)[1] for key in KEYS]
-    assert len(lines[1]) == len(lines[2]) == len(lines[0])
+    assert lines[2].split()[-6:] == [entry(results["Bradley-Terry"], key)[0] for key in KEYS]
+    assert re.findall(r"\[.*?\]", lines[3]) == [entry(results["Bradley-Terry"], key)[1] for key in KEYS]
+    assert len(lines[2]) == len(lines[3]) == len(lines[0])
 
 
 def test_width_defaults_to_the_terminals(results, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
-    assert plain_table(results, "many", "few") == plain_table(results, "many", "few", width=60)
+    assert plain_table(results) == plain_table(results, width=60)
     monkeypatch.setenv("COLUMNS", "300")
-    assert plain_table(results, "many", "few") == plain_table(results, "many", "few", width=300)
+    assert plain_table(results) == plain_table(results, width=300)
 
 
 @pytest.mark.parametrize("table", [markdown_table, plain_table])
 def test_missing_numbers_are_named(results, table):
-    with pytest.raises(DataError, match=r"'Bradley-Terry' lack \['accuracy/some'\]; make them with `fairness_summary`"):
-        table(results, "many", "some")
+    del results["PAFO | ours"]["accuracy/few"]
+    with pytest.raises(
+        DataError, match=r"'PAFO \| ours' lack \['accuracy/few'\]; make those of all methods with `fairness_summary`"
+    ):
+        table(results)
     with pytest.raises(DataError, match="evaluate at least one"):
-        table({}, "many", "few")
+        table({})
+
+
+def summary_of(sizes, group=True, user=True):
+    """A summary of groups of these numbers of users, with 5 pairs each, 3 of them right."""
+    users = np.repeat(np.arange(sum(sizes.values())), 5)
+    groups = np.repeat(np.repeat(list(sizes), list(sizes.values())), 5)
+    correct = np.tile([1.0, 0.0, 1.0, 1.0, 0.0], sum(sizes.values()))
+    return fairness_summary(correct, users if user else None, groups if group else None, num_resamples=50)
+
+
+def test_without_groups_there_is_the_overall_accuracy_alone():
+    table = plain_table({"model": summary_of({"a": 9}, group=False)}, width=200)
+    assert table.splitlines()[0].split() == ["method", "overall", "worst", "10", "%", "of", "users", "Gini"]
+    assert "gap" not in table
+    assert plain_table({"model": summary_of({"a": 9}, False, False)}).split()[:6] == [
+        "method",
+        "overall",
+        "users,",
+        "pairs",
+        "-,",
+        "45",
+    ]
+    assert "gap" not in markdown_table({"model": summary_of({"a": 9})})  # one group has no gap
+
+
+def test_intervals_that_are_not_known_are_no_numbers():
+    lines = markdown_table({"model": summary_of({"many": 20, "one": 1})}).splitlines()
+    cells = [cell.strip() for cell in lines[3].split("|")[1:-1]]
+    assert lines[2].split("|")[4].strip() == "1, 5"
+    assert cells[3] == ".600 [unknown]"
+    assert cells[4] == ".000 [unknown]"
+    assert not re.search(r"\bnan\b", "".join(lines))
+
+
+def test_any_number_of_groups():
+    three = plain_table({"m": summary_of({"north": 9, "south": 7, "a|b": 8})}, width=300).splitlines()[0]
+    assert three.split()[2:5] == ["north", "a|b", "south"]
+    many = plain_table({"m": summary_of({f"group {i}": 6 for i in range(9)})}, width=300)
+    assert re.split("  +", many.splitlines()[0])[2:4] == ["worst of 9 groups", "best of 9 groups"]
+    assert "group 3" not in many

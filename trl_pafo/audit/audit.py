@@ -1,6 +1,5 @@
 """An audit: what a dataset holds, whom a shared model serves worse, what is noise, and whether PAFO can help."""
 
-import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from trl_pafo.audit.sampling import pair_features, sample_rows
 from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
 from trl_pafo.config import PAFOConfig
+from trl_pafo.disk import json_ready
 from trl_pafo.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.history_rows import attach_history
 from trl_pafo.metrics import fairness_summary, pair_correctness
@@ -84,7 +84,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     result["accuracy"] = None if judged is None else _accuracy(args, noise, *judged)
     result["verdict"] = verdict_sentence(result, args.min_gain)
     result["findings"] = findings(result)
-    return _plain(result)
+    return json_ready(result)
 
 
 def _tokenizer(args: AuditArguments, folder: str | None) -> Any:
@@ -151,14 +151,3 @@ def _accuracy(args: AuditArguments, noise: LabelNoise, rows: Dataset, correct: n
             "accuracy": float(np.asarray(correct)[common].mean()),
         }
     return result
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, which knows no NaN."""
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value

@@ -31,6 +31,7 @@ from trl_pafo.errors import DataError
 from trl_pafo.groups import quantile_thresholds
 from trl_pafo.metrics import percentile_interval, spearman
 from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics.intervals import honest_ends
 
 MIN_COMMON_VOTES = 100
 MIN_VOTES_FOR_SUPPORT = 4
@@ -107,17 +108,17 @@ def mean_over_users(values: FloatArray, user: NDArray[np.int64], weights: FloatA
     """Mean over votes with an interval over users: `value`, `low`, `high`; NaN without votes."""
     num_users = weights.shape[1]
     sums, counts = np.bincount(user, values, num_users), np.bincount(user, minlength=num_users).astype(np.float64)
-    return with_interval(_ratio(weights @ sums, weights @ counts))
+    return with_interval(_ratio(weights @ sums, weights @ counts), int((counts > 0).sum()), (0.0, 1.0))
 
 
-def with_interval(values: FloatArray) -> dict[str, float]:
-    """The first as `value`, a 95 % percentile interval of the others as `low` and `high`."""
+def with_interval(values: FloatArray, num_users: int, limits: tuple[float, float] | None = None) -> dict[str, float]:
+    """The first as `value`, a 95 % percentile interval of the others as `low` and `high`; NaN as [`honest_ends`] says."""
     resamples = values[1:][~np.isnan(values[1:])]
-    if np.isnan(values[0]) or not len(resamples):
-        return {"value": float(values[0]), "low": float("nan"), "high": float("nan")}
-    low, high = percentile_interval(resamples[:, None], 0.95)
     value = float(values[0])
-    return {"value": value, "low": min(float(low[0]), value), "high": max(float(high[0]), value)}
+    if np.isnan(value) or not len(resamples):
+        return {"value": value, "low": float("nan"), "high": float("nan")}
+    low, high = honest_ends(value, *percentile_interval(resamples[:, None], 0.95), num_users, 0.95, limits)
+    return {"value": value, "low": float(low[0]), "high": float(high[0])}
 
 
 def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
@@ -190,8 +191,9 @@ def taste_or_noise(
     result: dict[str, Any] = {}
     for name, parts in cells.items():
         sums, counts = (np.sum([part[i] for part in parts], axis=0) for i in (0, 1))
-        result[name] = with_interval(_ratio(weights @ sums, weights @ counts))
-    result["reliability"] = with_interval(np.mean(correlations, axis=0)) if correlations else None
+        limits = None if name == "shared_taste" else (0.0, 1.0)
+        result[name] = with_interval(_ratio(weights @ sums, weights @ counts), int((counts > 0).sum()), limits)
+    result["reliability"] = with_interval(np.mean(correlations, axis=0), len(votes.users)) if correlations else None
     return result
 
 

@@ -64,7 +64,7 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
             means = torch.stack([(layer * mask).sum(1) / mask.sum(1) for layer in picked], dim=1)
             states.append(means.cpu().numpy().astype(np.float64))
             bar.update(len(rows))
-    pooled = np.empty((len(ids), len(_DEPTHS), states[0].shape[-1]))
+    pooled = np.full((len(ids), len(_DEPTHS), states[0].shape[-1]), np.nan)
     pooled[order] = np.concatenate(states)
     blocks = [_standardised(pooled[:, depth]) for depth in range(len(_DEPTHS))]
     lengths = np.log([[len(tokens)] for tokens in ids])

@@ -109,7 +109,7 @@ class LabelNoise:
                 known = (pairs > 0) & ~np.isnan(support)
                 if known.sum() > 2:
                     found.append(spearman(right[known] / pairs[known], support[known], weights[:, known]))
-        return with_interval(np.mean(found, axis=0)) if found else None
+        return with_interval(np.mean(found, axis=0), len(np.unique(user))) if found else None
 
     def _places(self, rows: Dataset) -> Any:
         columns = ["prompt", "chosen", "rejected", "user"]

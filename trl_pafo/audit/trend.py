@@ -76,8 +76,8 @@ def accuracy_against_support(
                 entry["accuracy_there"] = float(correct[common].mean())
         bins.append(entry)
     return {
-        "spearman": with_interval(spearman(accuracy, rate, weights)),
-        "slope": with_interval(slopes),
+        "spearman": with_interval(spearman(accuracy, rate, weights), len(pairs)),
+        "slope": with_interval(slopes, len(pairs)),
         "intercept": float(intercepts[0]),
         "users": {"support": rate.tolist(), "accuracy": accuracy.tolist(), "pairs": pairs.tolist()},
         "bins": bins,

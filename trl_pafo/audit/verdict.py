@@ -2,18 +2,17 @@
 
 from typing import Any
 
-from trl_pafo.metrics.verdict import format_number
+from trl_pafo.metrics.verdict import format_interval, format_number, is_known
 
 # A gain that intervals this wide cannot exclude leaves the question open, however small its estimate.
 _WIDE = 5
 
 
 def interval(number: dict[str, Any], signed: bool = False) -> str:
-    """`.644 [.537, .750]`."""
-    if any(number[key] is None or number[key] != number[key] for key in ("value", "low", "high")):
-        return "unknown"
-    value, low, high = (format_number(number[key], signed) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    """`.644 [.537, .750]`, `.644 [unknown]`, or `unknown`."""
+    return (
+        f"{format_number(number['value'], signed)} {format_interval(number, signed)}" if is_known(number["value"]) else "unknown"
+    )
 
 
 def verdict_sentence(result: dict[str, Any], min_gain: float) -> str:
@@ -71,8 +70,12 @@ def findings(result: dict[str, Any]) -> list[str]:
 def _bias(accuracy: dict[str, Any]) -> list[str]:
     trend = accuracy["trend"]["spearman"]
     judge = accuracy["judge"]
-    if trend["value"] is None or trend["value"] != trend["value"]:
+    if not is_known(trend["value"]):
         return [f"Bias: accuracy ({judge}) or support does not vary over users, so that there is no trend."]
+    if not is_known(trend["low"]):
+        return [
+            f"Bias: too few users to tell whether user accuracy ({judge}) rises with support, Spearman {interval(trend, True)}."
+        ]
     word = "rises" if trend["low"] > 0 else "falls" if trend["high"] < 0 else "shows no trend"
     sentence = f"Bias: user accuracy ({judge}) {word} with support, Spearman {interval(trend, True)}"
     apart = accuracy["trend_apart"]

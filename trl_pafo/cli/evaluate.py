@@ -34,7 +34,13 @@ def main(args: Any) -> None:
     from trl_pafo.report.tables import plain_table
 
     results = evaluate_models(args)
-    print(plain_table(results["methods"], results["majority"], results["minority"]))
+    print(plain_table(results["methods"]))
+    if results["majority"] is None:
+        print("The data have no column `group`, so nothing is said of groups.")
+    if "num_users" not in next(iter(results["methods"].values())):
+        print(
+            "The data have no column `user`, so each pair counts as another person's: intervals are too narrow if people have several."
+        )
     for verdict in results["verdicts"].values():
         print("\n" + verdict["sentence"])
     if args.output_dir:

@@ -23,7 +23,7 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     run = Run(run_args, training_args, model_args)
     results = run()
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    print("\n" + plain_table(named, results["majority"], results["minority"]))
+    print("\n" + plain_table(named))
     print("\n" + verdict_lines(results))
     print(f"\nPicture: {run.folder / 'results/majority_minority.png'}\nTable:   {run.folder / 'results/results.md'}")
     print(f"Report:  {run.folder / 'report.html'}")

@@ -14,6 +14,7 @@ from datasets import Features, Value
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import pair_correctness
 
 _COLUMNS = {
@@ -118,9 +119,4 @@ def _margins(values: ArrayLike, name: str) -> list[float]:
 
 def _labels(values: Iterable[object], name: str) -> list[str]:
     """Labels as strings, the form that `trl_pafo.metrics` gives them too."""
-    if isinstance(values, str):
-        raise DataError(f"`{name}` must hold one label a pair, got the text {values!r}.")
-    labels = values.tolist() if hasattr(values, "tolist") else list(values)
-    if any(label is None or label != label for label in labels):
-        raise DataError(f"Some pairs have no label in `{name}`; fill the column, or leave these pairs out.")
-    return [str(label) for label in labels]
+    return normalize_labels(values, name, "The pairs")

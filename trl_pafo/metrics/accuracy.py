@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import normalize_labels
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -98,22 +99,20 @@ def check_both(correct: ArrayLike, reference_correct: ArrayLike) -> tuple[FloatA
 
 def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[list[str], IntArray]:
     """The distinct labels as sorted strings, and the place of each pair's label among them, of shape `(num_pairs,)`."""
-    labels = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
-    found = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    codes = np.fromiter(map(found.__getitem__, labels), dtype=np.int64, count=len(labels))
-    if len(codes) != num_pairs:
-        raise DataError(f"There are {num_pairs} pairs, but {len(codes)} values of `{name}`; give one a pair.")
-    if any(label is None or label != label for label in found):
-        raise DataError(f"Some pairs have no `{name}`; fill the column, or leave these pairs out.")
-    names, place = np.unique([str(label) for label in found], return_inverse=True)
-    return names.tolist(), place[codes]
+    values = normalize_labels(labels, name, "The pairs")
+    if len(values) != num_pairs:
+        raise DataError(f"There are {num_pairs} pairs, but {len(values)} values of `{name}`; give one a pair.")
+    names = sorted(set(values))
+    place = {label: code for code, label in enumerate(names)}
+    return names, np.fromiter(map(place.__getitem__, values), dtype=np.int64, count=num_pairs)
 
 
 class EncodedPairs(NamedTuple):
     """Users and groups of pairs as integers.
 
     `user_codes` and `group_codes` have shape `(num_pairs,)` and point into `users` and `groups`; `group_of_user`, of
-    shape `(num_users,)`, points into `groups`.
+    shape `(num_users,)`, points into `groups`. Where no groups are known, `groups` is empty and all codes are 0. Where no
+    users are known (`has_users` is false), each pair counts as a user of its own.
     """
 
     users: list[str]
@@ -121,11 +120,19 @@ class EncodedPairs(NamedTuple):
     user_codes: IntArray
     group_codes: IntArray
     group_of_user: IntArray
+    has_users: bool = True
 
 
-def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int) -> EncodedPairs:
-    """Encode the two columns; [`DataError`] where one is missing or a user is in two groups."""
-    users, user_codes = encode_labels(user, "user", num_pairs)
+def encode_pairs(user: Iterable[object] | None, group: Iterable[object] | None, num_pairs: int) -> EncodedPairs:
+    """Encode the two columns, each of which may be unknown; [`DataError`] where a value is missing or a user is in two groups."""
+    has_users = user is not None
+    if user is None:
+        users, user_codes = [str(i) for i in range(num_pairs)], np.arange(num_pairs)
+    else:
+        users, user_codes = encode_labels(user, "user", num_pairs)
+    if group is None:
+        nobody = np.zeros(num_pairs, dtype=np.int64)
+        return EncodedPairs(users, [], user_codes, nobody, np.zeros(len(users), dtype=np.int64), has_users)
     groups, group_codes = encode_labels(group, "group", num_pairs)
     group_of_user = np.zeros(len(users), dtype=np.int64)
     group_of_user[user_codes] = group_codes
@@ -137,4 +144,4 @@ def encode_pairs(user: Iterable[object], group: Iterable[object], num_pairs: int
             f"User {users[user_codes[first]]!r} has pairs in two groups ({', '.join(both)}); give each user one group, "
             "or make the group a part of the user's name."
         )
-    return EncodedPairs(users, groups, user_codes, group_codes, group_of_user)
+    return EncodedPairs(users, groups, user_codes, group_codes, group_of_user, has_users)

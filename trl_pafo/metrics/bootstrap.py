@@ -115,33 +115,49 @@ def bootstrap_users(
     return bootstrap_cells(user_cells(user_codes, group_of_user, correct), statistics, num_resamples, seed)
 
 
-def bootstrap_cells(cells: UserCells, statistics: Statistics, num_resamples: int, seed: int) -> Bootstrap:
-    """[`bootstrap_users`] of users who are cells already."""
+def bootstrap_cells(cells: UserCells, statistics: Statistics, num_resamples: int, seed: int, fewest_users: int = 1) -> Bootstrap:
+    """[`bootstrap_users`] of users who are cells already, in the strata of [`strata_of`]."""
     value = statistics(cells, cells.users[None].astype(np.float64))[0]
-    return Bootstrap(value, np.concatenate([statistics(cells, w) for w in bootstrap_weights(cells, num_resamples, seed)]))
+    drawn = bootstrap_weights(cells, num_resamples, seed, fewest_users)
+    return Bootstrap(value, np.concatenate([statistics(cells, weights) for weights in drawn]))
 
 
-def bootstrap_weights(cells: UserCells, num_resamples: int, seed: int) -> Iterator[FloatArray]:
-    """Chunks of shape `(num_rows, num_cells)`: users of each cell, drawn with replacement within each group."""
-    rng = np.random.default_rng(seed)
+def strata_of(cells: UserCells, fewest_users: int = 1) -> list[IntArray]:
+    """Cells whose users are drawn together: those of each group, smaller groups pooled until they have `fewest_users`.
+
+    A group of one user, drawn by itself, is always the same, as if it were certain what other users of it are like.
+    """
     starts = cells.group_starts
-    strata = [(start, users, cell_of_user(users)) for start, users in zip(starts, np.split(cells.users, starts[1:]), strict=True)]
+    groups = np.split(np.arange(len(cells.users)), starts[1:])
+    sizes = np.add.reduceat(cells.users, starts)
+    few = [g for g in np.argsort(sizes, kind="stable").tolist() if sizes[g] < fewest_users]
+    if few and sizes[few].sum() < fewest_users:
+        few = np.argsort(sizes, kind="stable").tolist()[: len(few) + 1]  # and the next larger one
+    pooled = [np.sort(np.concatenate([groups[g] for g in few]))] if few else []
+    return [*(cells_of for g, cells_of in enumerate(groups) if g not in few), *pooled]
+
+
+def bootstrap_weights(cells: UserCells, num_resamples: int, seed: int, fewest_users: int = 1) -> Iterator[FloatArray]:
+    """Chunks of shape `(num_rows, num_cells)`: users of each cell, drawn with replacement within each stratum."""
+    rng = np.random.default_rng(seed)
+    strata = [(places, cells.users[places], cell_of_user(cells.users[places])) for places in strata_of(cells, fewest_users)]
     for rows in chunk_sizes(num_resamples, len(cells.users)):
         weights = np.empty((rows, len(cells.users)))
-        for start, users, owner in strata:
-            _draw(rng, users, owner, weights[:, start : start + len(users)])
+        for places, users, owner in strata:
+            weights[:, places] = _draw(rng, users, owner, rows)
         yield weights
 
 
-def _draw(rng: np.random.Generator, users: IntArray, owner: IntArray, weights: FloatArray) -> None:
+def _draw(rng: np.random.Generator, users: IntArray, owner: IntArray, num_rows: int) -> IntArray:
     # Drawing users with replacement and counting them by cell is a multinomial over the cells.
     num_users, num_cells = len(owner), len(users)
     if num_cells <= _MANY_CELLS:
-        weights[:] = rng.multinomial(num_users, users / num_users, size=len(weights))
-        return
+        return rng.multinomial(num_users, users / num_users, size=num_rows)
+    weights = np.empty((num_rows, num_cells), dtype=np.int64)
     for row in weights:
         drawn = rng.integers(num_users, size=num_users)
         row[:] = np.bincount(drawn if num_cells == num_users else owner[drawn], minlength=num_cells)
+    return weights
 
 
 def cell_of_user(users: IntArray) -> IntArray:

@@ -4,7 +4,7 @@ What only needs counts of right answers has few different users, whatever their 
 nearly every user different. Kept apart, the many numbers of the first kind stay cheap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,52 +17,83 @@ from trl_pafo.metrics.inequality import atkinson, cvar, entropy_split, gini, jai
 from trl_pafo.metrics.support import Ranking
 
 WORST_SHARE = 0.1
+_SIDES = ("majority", "minority")
 
 
 class Family(NamedTuple):
     """Numbers of one or several models from the same sums of users.
 
-    `statistics(cells, weights)` returns them in an array of shape `(num_rows, num_models, len(names))`.
+    `statistics(cells, weights)` returns them in an array of shape `(num_rows, num_models, len(names))`. `num_users` says on
+    how many users each rests: for what compares groups, those of the smallest. `means` are the names of means over users.
     """
 
     names: list[str]
+    num_users: IntArray
+    means: Collection[str]
     cells: UserCells
     statistics: Callable[[UserCells, FloatArray], FloatArray]
 
 
 def accuracy_family(pairs: EncodedPairs, correct: Sequence[FloatArray], majority: str | None, atkinson_epsilon: float) -> Family:
     """Accuracies of groups and inequality of users; `correct` holds one array of shape `(num_pairs,)` a model."""
-    names = ["overall", *(f"accuracy/{name}" for name in pairs.groups)]
-    names += ["group_min", "group_max", "difference", "ratio"]
-    names += ["user_mean", "user_worst_decile", "user_max_min", "user_std", "user_gini", "user_jain", "user_atkinson"]
-    names += [f"user_{name}{part}" for name in ("theil", "entropy") for part in ("", "_within", "_between")]
-    if majority is not None:
-        names += ["majority", "minority"]
+    users_of, several = _users_of_each(pairs, majority), len(pairs.groups) > 1
     in_majority = np.array([name == majority for name in pairs.groups])
     cells = user_cells(pairs.user_codes, pairs.group_of_user, np.stack(correct))
     alike = [_Alike.of(right / cells.pairs, cells.group) for right in cells.sums]
 
     def of_model(right: FloatArray, total: FloatArray, users: _Alike, weights: FloatArray) -> FloatArray:
-        by_group = right / total
+        # A resample may hold nobody of a group that was pooled with others.
+        by_group = _share(right, total)
         worst, best = by_group.min(axis=1), by_group.max(axis=1)
-        columns = [right.sum(axis=1) / total.sum(axis=1), *by_group.T, worst, best, best - worst]
-        columns.append(np.divide(worst, best, out=np.full_like(best, np.nan), where=best > 0))
-        by_user, times = users.accuracy, users.gather(weights)
-        columns += [times @ by_user / times.sum(axis=1), cvar(by_user, times, WORST_SHARE)]
-        columns += [measure(by_user, times) for measure in (max_min, std, gini, jain)]
-        columns.append(atkinson(by_user, times, atkinson_epsilon))
-        for alpha in (1.0, 2.0):
-            within, between = entropy_split(by_user, users.group, times, alpha)
-            columns += [within + between, within, between]
+        columns = [right.sum(axis=1) / total.sum(axis=1), *(by_group.T if pairs.groups else ())]
+        if several:
+            columns += [worst, best, best - worst, np.divide(worst, best, out=np.full_like(best, np.nan), where=best > 0)]
+        if pairs.has_users:
+            by_user, times = users.accuracy, users.gather(weights)
+            columns += [times @ by_user / times.sum(axis=1), cvar(by_user, times, WORST_SHARE)]
+            columns += [measure(by_user, times) for measure in (max_min, std, gini, jain)]
+            columns.append(atkinson(by_user, times, atkinson_epsilon))
+            for alpha in (1.0, 2.0):
+                within, between = entropy_split(by_user, users.group, times, alpha)
+                columns += [within + between, within, between] if several else [within + between]
         if majority is not None:
-            columns += [right[:, side].sum(axis=1) / total[:, side].sum(axis=1) for side in (in_majority, ~in_majority)]
+            columns += [_share(right[:, s].sum(axis=1), total[:, s].sum(axis=1)) for s in (in_majority, ~in_majority)]
         return np.column_stack(columns)
 
     def statistics(cells: UserCells, weights: FloatArray) -> FloatArray:
         totals = group_totals(cells, weights, np.column_stack([cells.pairs, *cells.sums]))
         return np.stack([of_model(totals[:, :, m + 1], totals[:, :, 0], alike[m], weights) for m in range(len(alike))], axis=1)
 
-    return Family(names, cells, statistics)
+    means = [n for n in users_of if n.startswith("accuracy/") or n in ("overall", "group_min", "group_max", "user_mean", *_SIDES)]
+    return Family(list(users_of), np.array(list(users_of.values())), means, cells, statistics)
+
+
+def _users_of_each(pairs: EncodedPairs, majority: str | None) -> dict[str, int]:
+    """The names of the numbers on accuracies, and on how many users each rests."""
+    sizes = _sizes(pairs)
+    everybody, smallest, several = len(pairs.users), min(sizes), len(pairs.groups) > 1
+    users_of = {"overall": everybody, **{f"accuracy/{name}": size for name, size in zip(pairs.groups, sizes, strict=False)}}
+    if several:
+        users_of |= dict.fromkeys(("group_min", "group_max", "difference", "ratio"), smallest)
+    if pairs.has_users:
+        names = ("mean", "worst_decile", "max_min", "std", "gini", "jain", "atkinson")
+        users_of |= dict.fromkeys((f"user_{name}" for name in names), everybody)
+        for name in ("user_theil", "user_entropy"):
+            parts = (f"{name}_within", f"{name}_between") if several else ()  # with one group, nothing lies between
+            users_of |= {name: everybody, **dict.fromkeys(parts, smallest)}
+    if majority is not None:
+        own = sizes[pairs.groups.index(majority)]
+        users_of |= dict(zip(_SIDES, (own, everybody - own), strict=True))
+    return users_of
+
+
+def _sizes(pairs: EncodedPairs) -> list[int]:
+    """Number of users of each group; of all where no groups are known."""
+    return np.bincount(pairs.group_of_user).tolist()
+
+
+def _share(right: FloatArray, total: FloatArray) -> FloatArray:
+    return np.divide(right, total, out=np.full(np.shape(right), np.nan), where=total > 0)
 
 
 class _Alike(NamedTuple):
@@ -95,7 +126,7 @@ def support_family(pairs: EncodedPairs, correct: Sequence[FloatArray], support: 
     def statistics(cells: UserCells, weights: FloatArray) -> FloatArray:
         return ranking.correlation(weights)[:, :, None]
 
-    return Family(["support_spearman"], cells, statistics)
+    return Family(["support_spearman"], np.array([known.sum()]), (), cells, statistics)
 
 
 def calibration_family(pairs: EncodedPairs, correct: Sequence[FloatArray], margins: Sequence[Any]) -> Family:
@@ -105,17 +136,20 @@ def calibration_family(pairs: EncodedPairs, correct: Sequence[FloatArray], margi
     for right, values in zip(correct, margins, strict=True):
         rows += _calibration_sums(pairs.user_codes, num_users, right, values)
     names = ["ece", "brier", *(f"{measure}/{name}" for measure in ("ece", "brier") for name in pairs.groups)]
+    sizes = [num_users, num_users, *(2 * _sizes(pairs) if pairs.groups else [])]
     cells = gather_cells(pairs.group_of_user, np.bincount(pairs.user_codes), np.stack(rows))
     columns = np.column_stack([cells.pairs, *cells.sums])
 
     def statistics(cells: UserCells, weights: FloatArray) -> FloatArray:
         by_group = group_totals(cells, weights, columns)
         parts = np.concatenate([by_group.sum(axis=1, keepdims=True), by_group], axis=1)
-        means = (parts[:, :, 1:] / parts[:, :, :1]).reshape(len(weights), 1 + len(pairs.groups), len(correct), -1)
+        parts = parts[:, : 1 + len(pairs.groups)]
+        means = _share(parts[:, :, 1:], np.broadcast_to(parts[:, :, :1], parts[:, :, 1:].shape))
+        means = means.reshape(len(weights), 1 + len(pairs.groups), len(correct), -1)
         squared, error = means[..., 0].swapaxes(1, 2), np.abs(means[..., 1:]).sum(axis=3).swapaxes(1, 2)
         return np.concatenate([error[..., :1], squared[..., :1], error[..., 1:], squared[..., 1:]], axis=2)
 
-    return Family(names, cells, statistics)
+    return Family(names, np.array(sizes), (), cells, statistics)
 
 
 def _calibration_sums(user_codes: IntArray, num_users: int, correct: FloatArray, margins: Any) -> list[FloatArray]:

@@ -1,14 +1,28 @@
-"""Intervals from a bootstrap over users: plain percentiles, or bias-corrected and accelerated (BCa)."""
+"""Intervals from a bootstrap over users: plain percentiles, or bias-corrected and accelerated (BCa).
 
+**What a bootstrap cannot know** ([`honest_ends`]). It draws the users that were seen, so its interval lies between the
+lowest and the highest of them. With `n` users all lie on the same side of the population's middle in `2^(1 - n)` of
+samples, so even the whole range misses it more often than `1 - confidence` where `n < 1 + log2(1 / (1 - confidence))`. With
+fewer users than that, 6 at 95 %, there is no interval, as opposed to a narrow one.
+
+Where all users have the *same* accuracy, every resample has it too, and the interval would have no width. But users of
+whom the sample holds nobody may differ: if they are a share `q` of all, a sample of `n` misses them with probability
+`(1 - q)^n`, which falls below `(1 - confidence) / 2` at `q = 1 - ((1 - confidence) / 2)^(1/n)`. The ends are the means if such
+a share of users had the lowest, or the highest, accuracy there is. For users who are all right, or all wrong, this is the
+interval of Clopper and Pearson (1934) over users. What is no accuracy has no interval where no resample differs.
+"""
+
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
-from trl_pafo.metrics.bootstrap import Bootstrap, Statistics, UserCells, cell_of_user, chunk_sizes
+from trl_pafo.metrics.bootstrap import Bootstrap, Statistics, UserCells, cell_of_user, chunk_sizes, strata_of
 
 IntervalMethod = Literal["percentile", "bca"]
 
@@ -50,7 +64,53 @@ def bootstrap_interval(
     check_options(confidence, method)
     if method == "percentile":
         return percentile_interval(bootstrap.resamples, confidence)
-    return bca_interval(bootstrap, jackknife_acceleration(cells, statistics, seed), confidence)
+    return bca_interval(bootstrap, jackknife_acceleration(cells, statistics, seed, fewest_users(confidence)), confidence)
+
+
+def fewest_users(confidence: float) -> int:
+    """Least number of users from which there is an interval, see the top of this module."""
+    check_confidence(confidence)
+    return math.ceil(1 - math.log2(1 - confidence) - 1e-9)
+
+
+def honest_ends(
+    value: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    num_users: ArrayLike,
+    confidence: float,
+    limits: tuple[float, float] | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Ends of intervals over users that hold their values, and claim nothing that so few users cannot show.
+
+    The rules stand at the top of this module. All arrays have shape `(num_statistics,)`, or broadcast to it.
+
+    Args:
+        value (array):
+            The statistics on the data.
+        low, high (array):
+            Ends from a bootstrap.
+        num_users (array of `int`):
+            How many users each rests on.
+        confidence (`float`):
+            Confidence of each interval by itself, in (0, 1).
+        limits (`tuple[float, float]`, *optional*):
+            Lowest and highest mean that a user can have, where the statistics are means over users; `None` for others.
+
+    Returns:
+        The lower and the upper ends; NaN where they are not known.
+    """
+    at, seen = np.asarray(value, dtype=np.float64), np.asarray(num_users)
+    lower, upper = np.minimum(low, at), np.maximum(high, at)
+    flat = upper - lower <= _SAME
+    known = seen >= fewest_users(confidence)
+    if limits is None:
+        known = known & ~flat
+    else:
+        missed = 1 - ((1 - confidence) / 2) ** (1 / np.maximum(seen, 1))
+        lower = np.where(flat, at - missed * (at - limits[0]), lower)
+        upper = np.where(flat, at + missed * (limits[1] - at), upper)
+    return np.where(known, lower, np.nan), np.where(known, upper, np.nan)
 
 
 def percentile_interval(resamples: FloatArray, confidence: float) -> tuple[FloatArray, FloatArray]:
@@ -101,13 +161,13 @@ def bca_interval(bootstrap: Bootstrap, acceleration: FloatArray, confidence: flo
     return _quantiles(resamples, np.where(usable, levels, tails))
 
 
-def jackknife_acceleration(cells: UserCells, statistics: Statistics, seed: int = 0) -> FloatArray:
+def jackknife_acceleration(cells: UserCells, statistics: Statistics, seed: int = 0, fewest_users: int = 1) -> FloatArray:
     """Acceleration of each statistic, of shape `(num_statistics,)`: a sixth of the skewness of the users' influence.
 
     Efron (1987), with the groups as separate samples: each statistic is computed without one user in turn. With more
     than 2,000 different users it is computed without random blocks of users instead, about 500 of them: the influence
     of a block is the sum of its users', and so, on average, are its square and its cube; the estimate stays the same up
-    to a noise of about `0.65 / num_blocks`. A group of one user counts as certain.
+    to a noise of about `0.65 / num_blocks`. A stratum of one user counts as certain.
 
     Args:
         cells ([`UserCells`]):
@@ -116,21 +176,24 @@ def jackknife_acceleration(cells: UserCells, statistics: Statistics, seed: int =
             As in [`bootstrap_users`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the blocks.
+        fewest_users (`int`, *optional*, defaults to `1`):
+            Groups with fewer are one sample, as in the bootstrap.
     """
     rng = np.random.default_rng((seed, 1))
     squares = np.zeros_like(statistics(cells, cells.users[None].astype(np.float64))[0])
     cubes = squares.copy()
-    starts = cells.group_starts
-    for start, users in zip(starts, np.split(cells.users, starts[1:]), strict=True):
+    for places in strata_of(cells, fewest_users):
+        users = cells.users[places]
         num_users = int(users.sum())
         if num_users == 1:
             continue
         if len(cells.users) <= _EXACT_CELLS:
-            blocks, times = list(np.arange(len(users))[:, None]), users
+            blocks, times = list(places[:, None]), users
         else:
             num_blocks = min(num_users, max(_BLOCKS_OF_A_GROUP, _BLOCKS * num_users // int(cells.users.sum())))
-            blocks, times = np.array_split(rng.permutation(cell_of_user(users)), num_blocks), np.ones(num_blocks, dtype=np.int64)
-        values = np.concatenate([statistics(cells, weights) for weights in _without(cells, start, blocks)])
+            drawn = rng.permutation(places[cell_of_user(users)])
+            blocks, times = np.array_split(drawn, num_blocks), np.ones(num_blocks, dtype=np.int64)
+        values = np.concatenate([statistics(cells, weights) for weights in _without(cells, blocks)])
         counted = times[:, None] * ~np.isnan(values)
         mean = np.nansum(counted * values, axis=0) / counted.sum(axis=0).clip(1)
         kept = np.array([[1 - len(block) / num_users] for block in blocks])
@@ -140,13 +203,13 @@ def jackknife_acceleration(cells: UserCells, statistics: Statistics, seed: int =
     return np.divide(cubes, 6 * squares**1.5, out=np.zeros_like(cubes), where=squares > 0)
 
 
-def _without(cells: UserCells, start: int, blocks: list[IntArray]) -> Iterator[FloatArray]:
-    """Chunks of weights, each row without one block: places of cells within the group that starts at `start`."""
+def _without(cells: UserCells, blocks: list[IntArray]) -> Iterator[FloatArray]:
+    """Chunks of weights, each row without the users of one block of cells."""
     done = 0
     for rows in chunk_sizes(len(blocks), len(cells.users)):
         weights = np.tile(cells.users.astype(np.float64), (rows, 1))
         for row, block in zip(weights, blocks[done : done + rows], strict=True):
-            np.subtract.at(row, start + block, 1.0)
+            np.subtract.at(row, block, 1.0)
         yield weights
         done += rows
 

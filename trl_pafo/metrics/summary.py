@@ -1,5 +1,6 @@
 """The numbers of one model on one test set, or of one model minus another, each with its interval."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,18 +8,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import as_label
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, check_correct, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
 from trl_pafo.metrics.calibration import ece_noise
 from trl_pafo.metrics.families import Family, accuracy_family, calibration_family, support_family
-from trl_pafo.metrics.intervals import IntervalMethod, bootstrap_interval, check_options
+from trl_pafo.metrics.intervals import IntervalMethod, bootstrap_interval, check_options, fewest_users, honest_ends
 from trl_pafo.metrics.support import support_of_users
 
 
 def fairness_summary(
     correct: ArrayLike,
-    user: Iterable[object],
-    group: Iterable[object],
+    user: Iterable[object] | None,
+    group: Iterable[object] | None,
     *,
     support: ArrayLike | Mapping[str, float] | None = None,
     margins: ArrayLike | None = None,
@@ -34,10 +36,10 @@ def fairness_summary(
     Args:
         correct (array of shape `(num_pairs,)`):
             Output of [`pair_correctness`], in [0, 1].
-        user (`Iterable`, one a pair):
-            Whose pair it is.
-        group (`Iterable`, one a pair):
-            The group of that user.
+        user (`Iterable`, one a pair, or `None`):
+            Whose pair it is. Where that is not known, each pair is taken as one person's, and no number of users is given.
+        group (`Iterable`, one a pair, or `None`):
+            The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
             Support rate of each user, such as those of `trl_pafo.groups`: one value a pair, one a user in the order of
             the sorted names, or from user to value. NaN where unknown. Adds `support_spearman`.
@@ -62,19 +64,19 @@ def fairness_summary(
         `dict`. `{"value", "low", "high"}` under each of
 
         - `overall`: accuracy over all pairs; `accuracy/{group}`: over the pairs of a group;
-        - `group_min`, `group_max`: accuracies of the worst and best group; `difference`: best minus worst; `ratio`: worst
-          over best, NaN where all are 0 (the names are fairlearn's);
-        - `user_mean`: mean accuracy of users, each with the same weight; `user_worst_decile`: that of the worst 10 %;
+        - with more than one group, `group_min`, `group_max`: accuracies of the worst and best group; `difference`: best minus
+          worst; `ratio`: worst over best, NaN where all are 0 (the names are fairlearn's);
+        - with `user`, `user_mean`: mean accuracy of users, each with the same weight; `user_worst_decile`: that of the worst 10 %;
           `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil` and `user_entropy` (generalised,
           alpha 2): how unequal users are ([`gini`] and the others);
         - `user_theil_within`, `user_theil_between`, `user_entropy_within`, `user_entropy_between`: how much of it lies within
-          groups and between them ([`entropy_split`]);
+          groups and between them ([`entropy_split`]), with more than one group;
         - with `support`, `support_spearman`: rank correlation of users' accuracy with their support, over users whose
           support is known; NaN where it is undefined;
         - with `margins`, `ece` and `brier`, `ece/{group}` and `brier/{group}`: calibration, in 10 bins of equal width
           (`trl_pafo.metrics.calibration` says what it means for pairs);
 
-        `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
+        with more than one group `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
         resamples in which it is the worst; `ece_noise` and `ece_noise/{group}`, the calibration error that chance alone
         would make; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
         `num_users_without_support`, `confidence`, `num_resamples`, `method`, `atkinson_epsilon`.
@@ -84,7 +86,9 @@ def fairness_summary(
         Intervals come from a bootstrap over users, and are widened where needed to hold their value: `difference` cannot
         fall below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore
         no evidence for a difference; [`compare`] gives evidence. The same holds for each measure of inequality and for
-        `ece`. A group of one user has an interval of no width, which means "unknown", not "certain".
+        `ece`. With fewer than 6 users (at 95 %) the ends are NaN, unknown, and so are those of what compares groups where one
+        has so few; `worst_group_share` is NaN then, too. Where all users fare alike, the interval is that of what a sample
+        may have missed. Both rules stand at the top of `trl_pafo.metrics.intervals`.
 
     Raises:
         DataError: If columns do not fit, a user is in two groups or has two values of support, margins and correctness
@@ -96,11 +100,13 @@ def fairness_summary(
     pairs = encode_pairs(user, group, len(correct))
     families, facts = _families(pairs, [correct], [margins], support, majority, atkinson_epsilon)
     summary, resamples = _with_intervals(families, 1, confidence, method, num_resamples, seed)
-    accuracies = [f"accuracy/{name}" for name in pairs.groups]
-    worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
-    worst_in_resample = np.argmin([resamples[name] for name in accuracies], axis=0)
-    summary["worst_group"] = pairs.groups[worst]
-    summary["worst_group_share"] = float((worst_in_resample == worst).mean())
+    if len(pairs.groups) > 1:
+        accuracies = [f"accuracy/{name}" for name in pairs.groups]
+        worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
+        worst_in_resample = np.argmin([resamples[name] for name in accuracies], axis=0)
+        summary["worst_group"] = pairs.groups[worst]
+        is_known = np.bincount(pairs.group_of_user).min() >= fewest_users(confidence)
+        summary["worst_group_share"] = float((worst_in_resample == worst).mean()) if is_known else math.nan
     if margins is not None:
         values = np.asarray(margins, dtype=np.float64)
         summary["ece_noise"] = ece_noise(values)
@@ -112,8 +118,8 @@ def fairness_summary(
 def fairness_difference(
     correct: ArrayLike,
     reference_correct: ArrayLike,
-    user: Iterable[object],
-    group: Iterable[object],
+    user: Iterable[object] | None,
+    group: Iterable[object] | None,
     *,
     support: ArrayLike | Mapping[str, float] | None = None,
     margins: ArrayLike | None = None,
@@ -136,10 +142,10 @@ def fairness_difference(
             Correctness of the model, output of [`pair_correctness`], in [0, 1].
         reference_correct (array of shape `(num_pairs,)`):
             Correctness of the reference on the same pairs in the same order.
-        user (`Iterable`, one a pair):
-            Whose pair it is.
-        group (`Iterable`, one a pair):
-            The group of that user.
+        user (`Iterable`, one a pair, or `None`):
+            Whose pair it is. Where that is not known, each pair is taken as one person's, and no number of users is given.
+        group (`Iterable`, one a pair, or `None`):
+            The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
             As in [`fairness_summary`].
         margins (array of shape `(num_pairs,)`, *optional*):
@@ -187,17 +193,19 @@ def _families(
     atkinson_epsilon: float,
 ) -> tuple[list[Family], dict[str, Any]]:
     """The families that can be computed, a row of `correct` and `margins` for each model; and the counts."""
-    groups = pairs.groups
+    groups, majority = pairs.groups, as_label(majority)
     if majority is not None and (majority not in groups or len(groups) == 1):
         raise DataError(
             f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct "
             "it, or leave it out."
         )
-    facts: dict[str, Any] = {"num_pairs": len(pairs.user_codes), "num_users": len(pairs.users)}
-    counts = zip(groups, np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True)
-    for name, num_pairs, num_users in counts:
-        facts |= {f"num_pairs/{name}": num_pairs, f"num_users/{name}": num_users}
+    facts: dict[str, Any] = {"num_pairs": len(pairs.user_codes)} | ({"num_users": len(pairs.users)} if pairs.has_users else {})
+    counts = zip(np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True)
+    for name, (num_pairs, num_users) in zip(groups, counts, strict=False):
+        facts |= {f"num_pairs/{name}": num_pairs} | ({f"num_users/{name}": num_users} if pairs.has_users else {})
     families = [accuracy_family(pairs, correct, majority, atkinson_epsilon)]
+    if support is not None and not pairs.has_users:
+        raise DataError("`support` belongs to users: give `user`, or leave it out.")
     if support is not None:
         of_user = support_of_users(support, pairs)
         facts["num_users_without_support"] = int(np.isnan(of_user).sum())
@@ -219,11 +227,14 @@ def _with_intervals(
             found = family.statistics(cells, weights)
             return found[:, 0] if num_models == 1 else found[:, 0] - found[:, 1]
 
-        bootstrap = bootstrap_cells(family.cells, statistics, num_resamples, seed)
+        bootstrap = bootstrap_cells(family.cells, statistics, num_resamples, seed, fewest_users(confidence))
         low, high = bootstrap_interval(bootstrap, family.cells, statistics, confidence=confidence, method=method, seed=seed)
         value = bootstrap.value
-        ends = (value.tolist(), np.minimum(low, value).tolist(), np.maximum(high, value).tolist())
-        for name, v, lo, hi in zip(family.names, *ends, strict=True):
+        of_means = honest_ends(value, low, high, family.num_users, confidence, (0.0 if num_models == 1 else -1.0, 1.0))
+        is_mean = np.array([name in family.means for name in family.names])
+        others = honest_ends(value, low, high, family.num_users, confidence)
+        ends = [np.where(is_mean, mean, other).tolist() for mean, other in zip(of_means, others, strict=True)]
+        for name, v, lo, hi in zip(family.names, value.tolist(), *ends, strict=True):
             entries[name] = {"value": v, "low": lo, "high": hi}
         resamples |= dict(zip(family.names, bootstrap.resamples.T, strict=True))
     return entries, resamples

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import DataError
+from trl_pafo.labels import as_label
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, IntArray
 
 
@@ -93,7 +94,7 @@ def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPai
     """
     num_users, num_pairs = len(pairs.users), len(pairs.user_codes)
     if isinstance(support, Mapping):
-        given = {str(user): value for user, value in support.items()}
+        given = {as_label(user): value for user, value in support.items()}
         missing = [user for user in pairs.users if user not in given]
         if missing:
             raise DataError(
@@ -103,7 +104,7 @@ def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPai
     else:
         values = np.asarray(support, dtype=np.float64)
         if values.shape == (num_pairs,):
-            of_user = np.empty(num_users)
+            of_user = np.full(num_users, np.nan)
             of_user[pairs.user_codes] = values
             again = of_user[pairs.user_codes]
             moved = np.flatnonzero((again != values) & ~(np.isnan(again) & np.isnan(values)))

@@ -18,6 +18,8 @@ nothing was seen, yet a rare difference may have been missed.
 
 **The verdict**, in this order:
 
+- `same`: both models give the same margin on every pair, as one and the same model does. Nothing is estimated then: the
+  differences are 0, and so are the ends of their intervals.
 - `mixed`: some group's interval lies wholly above 0 and some other's wholly below.
 - `degrades`: some group's interval lies wholly below 0 (and none above).
 - `improves`: some group's interval lies wholly above 0, and no group's *estimate* is below `-margin`.
@@ -39,20 +41,22 @@ simulations of ours, studies of so many users, drawn from those that were measur
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trl_pafo.errors import ConfigError
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray, check_both, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, group_totals, subset_weights, user_cells
 from trl_pafo.metrics.intervals import check_confidence
 from trl_pafo.metrics.power import group_spread, users_to_show, users_to_tell
 
-_Name = Literal["improves", "degrades", "mixed", "cannot tell"]
+_Name = Literal["improves", "degrades", "mixed", "cannot tell", "same"]
+OVERALL = "overall"
+"""Name of the difference over all pairs, where no groups are known."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ class Verdict:
 
     Attributes:
         verdict (`str`):
-            `"improves"`, `"degrades"`, `"mixed"` or `"cannot tell"`.
+            `"improves"`, `"degrades"`, `"mixed"`, `"cannot tell"` or `"same"`.
         differences (`dict[str, dict[str, float]]`):
             For each group, the accuracy minus the reference's, in [-1, 1]: `value`, and `low` and `high` of the
-            simultaneous interval.
+            simultaneous interval. Of all pairs, as `"overall"`, where no groups are known.
         sentence (`str`):
             The same in one sentence.
         users_needed (`int` or `None`):
@@ -87,9 +91,11 @@ class Verdict:
 def compare(
     correct: ArrayLike,
     reference_correct: ArrayLike,
-    user: Iterable[object],
-    group: Iterable[object],
+    user: Iterable[object] | None,
+    group: Iterable[object] | None,
     *,
+    margins: ArrayLike | None = None,
+    reference_margins: ArrayLike | None = None,
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -106,10 +112,13 @@ def compare(
             Correctness of the model, output of [`pair_correctness`], in [0, 1].
         reference_correct (array of shape `(num_pairs,)`):
             Correctness of the reference on the same pairs in the same order.
-        user (`Iterable`, one a pair):
-            Whose pair it is.
-        group (`Iterable`, one a pair):
-            The group of that user.
+        user (`Iterable`, one a pair, or `None`):
+            Whose pair it is. Where that is not known, each pair is taken as one person's.
+        group (`Iterable`, one a pair, or `None`):
+            The group of that user. Where groups are not known, the verdict is on all pairs together.
+        margins, reference_margins (arrays of shape `(num_pairs,)`, *optional*):
+            The margins from which `correct` and `reference_correct` were made. Without them, a model is never told from
+            another one that is right about the same pairs.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence of all groups' intervals together, in (0, 1).
         num_resamples (`int`, *optional*, defaults to `2000`):
@@ -131,21 +140,32 @@ def compare(
         raise ConfigError(f"`margin` is a loss of accuracy, at least 0 and below 1; got {margin}.")
     if not 0 < power < 1:
         raise ConfigError(f"`power` must be above 0 and below 1 (0.8 for 80 %), got {power}.")
+    if (margins is None) != (reference_margins is None):
+        raise DataError("Give `margins` and `reference_margins`, or neither: they are compared with each other.")
     pairs = encode_pairs(user, group, len(ours))
+    names = pairs.groups or [OVERALL]
+    people = f"{len(pairs.users)} {'users' if pairs.has_users else 'pairs, each taken as one of another person'}"
+    if margins is not None and np.array_equal(np.asarray(margins), np.asarray(reference_margins)):
+        check_confidence(confidence)
+        nothing = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in names}
+        sentence = f"The same: both give the same margin on every pair ({len(ours)} pairs)."
+        return Verdict("same", nothing, sentence, None, dict.fromkeys(names))
     cells = user_cells(pairs.user_codes, pairs.group_of_user, ours - theirs)
     value, low, high = _subset_intervals(cells, confidence, num_resamples, seed)
     differences = {
         name: {"value": v, "low": lo, "high": hi}
-        for name, v, lo, hi in zip(pairs.groups, value.tolist(), low.tolist(), high.tolist(), strict=True)
+        for name, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
     }
     spread = group_spread(cells)
-    tail = _tail(confidence, len(pairs.groups))
-    group_users_needed = dict(zip(pairs.groups, users_to_show(spread, tail, power), strict=True))
+    tail = _tail(confidence, len(names))
+    group_users_needed = dict(zip(names, users_to_show(spread, tail, power), strict=True))
     users_needed = users_to_tell(spread, tail, power, margin)
     verdict, found = _decide(differences, margin)
-    basis = f"simultaneous {100 * confidence:g} % intervals over {len(pairs.users)} users"
+    basis = f"simultaneous {100 * confidence:g} % intervals over {people}"
+    if len(names) == 1:
+        basis = basis.replace("simultaneous ", "").replace("intervals", "interval", 1)
     if verdict == "cannot tell":
-        shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=True))
+        shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=False))
         basis += f"; {_what_it_takes(users_needed, shares, min(spread.users) > 1, power)}"
     return Verdict(verdict, differences, f"{found} ({basis}).", users_needed, group_users_needed)
 
@@ -207,6 +227,8 @@ def _decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_N
         for phrase, names in phrases.items()
         if names
     ]
+    if list(differences) == [OVERALL]:
+        parts = [part.replace(f" for {OVERALL}", f" {OVERALL}", 1) for part in parts]
     start = "Cannot tell" if verdict == "cannot tell" else f"{verdict.capitalize()} on the reference"
     if verdict == "mixed":
         start = "Mixed against the reference"
@@ -220,16 +242,29 @@ def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bo
         return "by what was measured, more such users would not tell either"
     by_group = ", ".join(f"{name} {users_needed * share:.0f}" for name, share in shares.items())
     told = f"to tell with {100 * power:g} % power"
-    return f"were these differences true, it would take {users_needed} such users ({by_group}) {told}"
+    numbers = f"{users_needed} such users ({by_group})" if by_group else f"{users_needed} such users"
+    return f"were these differences true, it would take {numbers} {told}"
 
 
 def _with_numbers(name: str, difference: dict[str, float]) -> str:
-    value, low, high = (format_number(difference[key], signed=True) for key in ("value", "low", "high"))
-    return f"{name} {value} [{low}, {high}]"
+    return f"{name} {format_number(difference['value'], signed=True)} {format_interval(difference, signed=True)}"
 
 
-def format_number(value: float, signed: bool = False) -> str:
-    """Three decimals without the leading zero, as in `.912`, `-.040`, `1.000`; with `signed`, gains as `+.040`."""
+def is_known(number: float | None) -> bool:
+    """Whether a number is there: neither NaN nor `None`, which is NaN in JSON."""
+    return number is not None and number == number
+
+
+def format_interval(entry: Mapping[str, float | None], signed: bool = False) -> str:
+    """`[.890, .931]`, or `[unknown]`."""
+    ends = [format_number(entry[end], signed) for end in ("low", "high")]
+    return f"[{', '.join(ends)}]" if all(is_known(entry[end]) for end in ("low", "high")) else "[unknown]"
+
+
+def format_number(value: float | None, signed: bool = False) -> str:
+    """Three decimals without the leading zero, as in `.912`, `-.040`, `1.000`; with `signed`, gains as `+.040`; `-` if unknown."""
+    if value is None or value != value:
+        return "-"
     text = f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3f}"
     if text in (".000", "-.000"):
         return ".000"

@@ -5,8 +5,10 @@ from typing import Any
 from trl_pafo.report import findings
 from trl_pafo.report.plots import draw_majority_minority
 from trl_pafo.report.records import Record
-from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, number
+from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, noted, number
 from trl_pafo.report.style import PNG_DPI, WIDTH_INCHES
+
+_ROLES = ("majority", "minority")
 
 
 def compare_sections(records: list[Record]) -> tuple[str, list[str], list[Section]]:
@@ -37,12 +39,13 @@ def _settings(record: Record) -> str:
 
 def _overview(records: list[Record], names: list[str]) -> Section:
     section = Section("runs", "All runs")
-    header = ["run", "reference: Maj", "reference: Min", "model: Maj", "model: Min", "verdict"]
+    sides = [_side(records, role) for role in _ROLES]
+    header = ["run", *(f"{whose}: {side}" for whose in ("reference", "model") for side in sides), "verdict"]
     rows: list[list[Any]] = []
     for name, record in zip(names, records, strict=True):
         cells: list[Any] = []
         for method in (record.reference, record.student):
-            for role in ("majority", "minority"):
+            for role in _ROLES:
                 summary = record.methods.get(method or "", {})
                 cells.append(number(summary.get(f"accuracy/{record.results[role]}") if record.has_minority else None))
         verdict = record.results.get("verdicts", {}).get(record.student)
@@ -53,13 +56,19 @@ def _overview(records: list[Record], names: list[str]) -> Section:
         "Accuracies of the largest and of the smallest group in training, with 95 % intervals over users. Each verdict is against the "
         "run's own reference on the run's own test pairs; rows of different data cannot be set against each other."
     )
-    section.tables.append({"header": header, "rows": rows, "note": note})
+    section.tables.append({"header": header, "rows": rows, "note": noted(note, rows)})
     picture = _all_points(records)
     if picture is None:
         section.missing.append("Majority against minority: no run has two groups.")
     else:
         section.pictures.append(picture)
     return section
+
+
+def _side(records: list[Record], role: str) -> str:
+    """The name of the majority or the minority where it is the same in all runs, else what it is."""
+    names = {record.results[role] for record in records if record.has_minority}
+    return str(names.pop()) if len(names) == 1 else role
 
 
 def _against_first(records: list[Record], names: list[str]) -> Section:
@@ -92,7 +101,7 @@ def _all_points(records: list[Record]) -> Picture | None:
     for i, record in enumerate(records, start=1):
         if not record.has_minority:
             continue
-        sides = {role: f"accuracy/{record.results[role]}" for role in ("majority", "minority")}
+        sides = {role: f"accuracy/{record.results[role]}" for role in _ROLES}
         methods = [m for m in (record.reference, record.student) if m is not None]
         for method in methods:
             summary = record.methods[method]
@@ -103,7 +112,9 @@ def _all_points(records: list[Record]) -> Picture | None:
             arrows.append((f"{i} {methods[0]}", f"{i} {methods[1]}"))
     if not points:
         return None
-    figure = draw_majority_minority(points, reference=None, size=(WIDTH_INCHES, 4.2), dpi=PNG_DPI, arrows=arrows, legend=legend)
+    look: dict[str, Any] = {"size": (WIDTH_INCHES, 4.2), "dpi": PNG_DPI, "arrows": arrows, "legend": legend}
+    names = (_side(records, "majority"), _side(records, "minority"))
+    figure = draw_majority_minority(points, reference=None, names=names, **look)
     caption = (
         "An arrow goes from a run's reference to its model; the number is the run's. Up: the minority gains; left: the majority pays. "
         "Lines: 95 % intervals over users. Dashed: both groups served alike. Each axis has its own scale."

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.report import findings, pictures
-from trl_pafo.report.records import Record
-from trl_pafo.report.sections import Picture, Section, group_title, number
+from trl_pafo.report.records import ALL_PAIRS, Record
+from trl_pafo.report.sections import Picture, Section, group_title, noted, number
 
 
 def users(record: Record) -> Section:
@@ -29,7 +29,7 @@ def users(record: Record) -> Section:
     for method in compared:
         rewards = record.rewards[method]
         means, trend = findings.support_means(rewards, support)
-        rows.append([record.title(method), number(None if np.isnan(trend["value"]) else trend, signed=True)])
+        rows.append([record.title(method), number(trend, signed=True)])
         figure = pictures.draw_user_support(rewards.correct, rewards.user, support, means, record.series(method))
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
     section.text.append(
@@ -37,7 +37,7 @@ def users(record: Record) -> Section:
         "accuracies at a rate, or in a fifth of the users, with 95 % intervals over users."
     )
     note = "Spearman's rank correlation of users' accuracy with their support, with 95 % intervals; 0: no trend."
-    section.tables.append({"header": ["method", "trend"], "rows": rows, "note": note})
+    section.tables.append({"header": ["method", "trend"], "rows": rows, "note": noted(note, rows)})
     return section
 
 
@@ -52,9 +52,10 @@ def cases(record: Record) -> Section:
     assert record.student is not None
     names = record.title(record.student), record.title(record.reference)
     counts = findings.count_flips(reference, student)
+    groups = record.groups or [ALL_PAIRS]
     rows = [
         [group_title(record, g), *(number(counts[g][kind]) for kind in ("both", "gained", "lost", "neither", "tied"))]
-        for g in record.groups
+        for g in groups
         if g in counts
     ]
     header = ["test pairs of", "both right", f"gained by {names[0]}", f"lost by {names[0]}", "neither right", "tied under either"]
@@ -68,7 +69,7 @@ def cases(record: Record) -> Section:
         f"and up to {per_kind} lost pairs, always those whose margin moved most, one a user. They are the extremes, not typical pairs. "
         "The history is what the model was shown of it; long texts are cut."
     )
-    for group, kind, row in findings.choose_cases(reference, student, record.groups, per_kind):
+    for group, kind, row in findings.choose_cases(reference, student, groups, per_kind):
         case = findings.describe_case(record, row)
         margins = [(name, f"{margin:+.2f}") for name, margin in case["margins"].items()]
         section.cases.append({**case, "group": group, "kind": kind, "margins": margins})
@@ -104,7 +105,7 @@ def history(record: Record) -> Section:
             "has no effect). Follows: share of pairs under a borrowed history on which the model prefers what the teacher of that "
             "history's group prefers. 95 % intervals over users."
         )
-        section.tables.append({"header": header, "rows": rows, "note": note})
+        section.tables.append({"header": header, "rows": rows, "note": noted(note, rows)})
     for method in methods:
         figure = pictures.draw_hidden_states(
             seen[f"states/{method}"], seen["group"].tolist(), seen["shown"].tolist(), record.groups
@@ -146,7 +147,8 @@ def teachers(record: Record) -> Section:
         present = [name for name in record.groups if name in group]
         table.append([record.title(method), *(number(findings.interval_of(same, owner, group, name)) for name in present)])
     header = ["prefers what the teacher prefers", *(group_title(record, name) for name in present)]
-    section.tables.append({"header": header, "rows": table, "note": "Share of pairs, with 95 % intervals over users."})
+    note = noted("Share of pairs, with 95 % intervals over users.", table)
+    section.tables.append({"header": header, "rows": table, "note": note})
     for i, name in enumerate(present):
         mine = np.array([g == name for g in group])
         for method in compared:
@@ -167,9 +169,11 @@ def training(record: Record) -> Section:
             Picture(f"training_{i}", title[:1].upper() + title[1:], "", pictures.draw_training(history, record.groups))
         )
     if section.pictures:
-        section.text.append("Loss and accuracy on training batches, as TRL logs them (a tie counts as wrong there).")
+        section.text.append("Loss and accuracy on training batches, of the rows that have a label (a tie is half right).")
     if any("distillation_loss" in row for rows in record.trainings.values() for row in rows):
-        section.text.append("Both parts of a loss are means over all rows; rows without a label add 0 to the Bradley-Terry part.")
+        section.text.append(
+            "The Bradley-Terry part is the mean over the rows that have a label, the distillation part over those distilled."
+        )
     gone = [key.removeprefix("training/") for key in record.missing if key.startswith("training/")]
     if gone:
         section.missing.append(f"No curves of {', '.join(gone)}: no trainer_state.json is kept in its folder.")

@@ -19,7 +19,7 @@ Interval = dict[str, float]
 def interval_of(values: FloatArray, user: list[str], group: list[str], name: str) -> Interval:
     """Mean of `values`, in [0, 1] and one a pair, in one group, with its 95 % bootstrap interval over users."""
     mine = [i for i, g in enumerate(group) if g == name]
-    return fairness_summary(values[mine], [user[i] for i in mine], [name] * len(mine))[f"accuracy/{name}"]
+    return fairness_summary(values[mine], [user[i] for i in mine], None)["overall"]
 
 
 def support_of_pairs(record: Record) -> FloatArray | None:
@@ -187,4 +187,5 @@ def compare_runs(first: Record, other: Record) -> Verdict | None:
     rewards, base = other.rewards.get(other.student or ""), first.rewards.get(first.student or "")
     if rewards is None or base is None or not same_pairs(first, other):
         return None
-    return compare(rewards.correct, base.correct, base.user, base.group)
+    who = (base.user, base.group)
+    return compare(rewards.correct, base.correct, *who, margins=rewards.margins, reference_margins=base.margins)

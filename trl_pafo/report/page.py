@@ -106,7 +106,9 @@ def _lead(record: Record) -> list[str]:
         lines.append("; ".join([*parts, day] if day else parts) + ".")
     elif models:
         lines += [f"{record.title(name)[:1].upper()}{record.title(name)[1:]}: {path}" for name, path in models.items()]
-    tested = f"Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} users"
+    tested = f"Tested on {summary['num_pairs']:,} pairs"
+    if "num_users" in summary:
+        tested += f" of {summary['num_users']:,} users"
     if train := record.data.get("train"):
         pairs, users = train["pairs"], train["users"]
         groups = ", ".join(f"{users[group]:,} {group}" for group in record.groups if group in users)

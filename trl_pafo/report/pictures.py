@@ -7,8 +7,8 @@ import numpy as np
 
 from trl_pafo.metrics import pair_correctness, user_accuracy
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.verdict import format_number
-from trl_pafo.report.style import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
+from trl_pafo.metrics.verdict import format_number, is_known
+from trl_pafo.report.style import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,14 +25,18 @@ _LOSSES = {  # key of the log: name, colour, whether it is a part of another
 Interval = Mapping[str, float]
 
 
-def draw_group_accuracy(accuracies: Mapping[str, Mapping[str, Interval]], series: Mapping[str, int]) -> "Figure":
-    """Bars of each group's accuracy under each method, with intervals.
+def draw_group_accuracy(
+    accuracies: Mapping[str, Mapping[str, Interval]], series: Mapping[str, int], counts: Mapping[str, str] | None = None
+) -> "Figure":
+    """Bars of each group's accuracy under each method, with intervals as far as they are known.
 
     Args:
         accuracies (`Mapping[str, Mapping]`):
             Group to method to `{"value", "low", "high"}`.
         series (`Mapping[str, int]`):
             Method to the number of its colour, in the order of the bars.
+        counts (`Mapping[str, str]`, *optional*):
+            Group to what is written below its name, such as its numbers of users and pairs.
     """
     thick = 0.8 / len(series)
     figure = new_figure(height=0.9 + 0.19 * len(accuracies) * (len(series) + 1))
@@ -43,13 +47,16 @@ def draw_group_accuracy(accuracies: Mapping[str, Mapping[str, Interval]], series
                 continue
             at, numbers = place + (i - (len(series) - 1) / 2) * thick, of_method[method]
             axes.barh(at, numbers["value"], thick * 0.9, color=COLOURS[number % len(COLOURS)], alpha=0.75, linewidth=0)
-            axes.plot([numbers["low"], numbers["high"]], [at, at], color=TEXT, linewidth=1.2, solid_capstyle="butt")
-            axes.text(max(numbers["high"], numbers["value"]) + 0.015, at, format_number(numbers["value"]), **_small("left"))
+            low, high = ends_of(numbers)
+            if is_known(numbers["low"]):
+                axes.plot([low, high], [at, at], color=TEXT, linewidth=1.2, solid_capstyle="butt")
+            axes.text(max(high, numbers["value"]) + 0.015, at, format_number(numbers["value"]), **_small("left"))
     axes.axvline(0.5, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_xlim(0, 1.09)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_ylim(len(accuracies) - 0.45, -0.55)
-    axes.set_yticks(range(len(accuracies)), [short(group) for group in accuracies], parse_math=False)
+    labels = [f"{short(group)}\n{counts[group]}" if counts and group in counts else short(group) for group in accuracies]
+    axes.set_yticks(range(len(accuracies)), labels, parse_math=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_xlabel("accuracy (dashed: a coin)", fontsize=_FONT, color=TEXT)
     handles = [_patch(COLOURS[number % len(COLOURS)]) for number in series.values()]
@@ -125,7 +132,8 @@ def draw_user_support(
         cells[:, 0], cells[:, 1], s=10 + 700 * counts / len(users), color=COLOURS[series % len(COLOURS)], alpha=0.4, linewidth=0
     )
     for place, mean in means:
-        error = [[mean["value"] - mean["low"]], [mean["high"] - mean["value"]]]
+        low, high = ends_of(mean)
+        error = [[mean["value"] - low], [high - mean["value"]]] if is_known(mean["low"]) else None
         axes.errorbar(place, mean["value"], yerr=error, color=TEXT, marker="D", markersize=4, capsize=4, linewidth=1.4, zorder=4)
     axes.plot([place for place, _ in means], [mean["value"] for _, mean in means], color=TEXT, linewidth=0.9, zorder=4)
     axes.set_xlim(-0.04, 1.04)

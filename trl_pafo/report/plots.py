@@ -9,7 +9,8 @@ import numpy as np
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.report.style import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, new_figure, write_png
+from trl_pafo.metrics.verdict import is_known
+from trl_pafo.report.style import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
 _SIZE_INCHES = (8.0, 6.6)
 _DPI = 150  # 1,200 pixels wide
 _SMALLEST_SPAN = 0.15
+_SIDES = ("majority", "minority")
 
 
 def plot_majority_minority(
-    points: list[dict[str, Any]], path: str | os.PathLike[str], *, reference: str | None, title: str | None = None
+    points: list[dict[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    reference: str | None,
+    title: str | None = None,
+    names: tuple[str, str] = ("majority", "minority"),
 ) -> None:
     """Write [`draw_majority_minority`] as a PNG 1,200 pixels wide.
 
@@ -34,12 +41,14 @@ def plot_majority_minority(
             Name of the method whose Pareto region is shaded; `None` for no region.
         title (`str`, *optional*):
             Title above the plot.
+        names (`tuple[str, str]`, *optional*):
+            Names of the two groups.
 
     Raises:
-        DataError: If there is no point, a name appears twice, or a number is missing or outside [0, 1].
+        DataError: If there is no point, a name appears twice, or an accuracy is missing or outside [0, 1].
         ConfigError: If `reference` is none of the methods.
     """
-    write_png(draw_majority_minority(points, reference=reference, title=title), path)
+    write_png(draw_majority_minority(points, reference=reference, title=title, names=names), path)
 
 
 def draw_majority_minority(
@@ -47,6 +56,7 @@ def draw_majority_minority(
     *,
     reference: str | None,
     title: str | None = None,
+    names: tuple[str, str] = ("majority", "minority"),
     size: tuple[float, float] = _SIZE_INCHES,
     dpi: float = _DPI,
     arrows: Sequence[tuple[str, str]] = (),
@@ -61,12 +71,14 @@ def draw_majority_minority(
     Args:
         points (`list[dict]`):
             One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`,
-            as accuracies in [0, 1]. Optional: `label`, the text at the point (its name), and `series`, the number of its
+            as accuracies in [0, 1]; an interval that is not known (NaN or `None`) is not drawn. Optional: `label`, the text at the point (its name), and `series`, the number of its
             colour and marker (its place).
         reference (`str`, *optional*):
             Name of the method whose Pareto region is shaded; `None` for no region.
         title (`str`, *optional*):
             Title above the plot.
+        names (`tuple[str, str]`, *optional*):
+            Names of the two groups, for the axes.
         size (`tuple[float, float]`, *optional*, defaults to `(8.0, 6.6)`):
             Width and height in inches. Below 6 inches the type is smaller, for a column of a page.
         dpi (`float`, *optional*, defaults to `150`):
@@ -84,8 +96,10 @@ def draw_majority_minority(
     font = 11 if size[0] >= 6 else 9
     figure = new_figure(*size, dpi=dpi)
     axes = figure.add_subplot()
-    _draw_frame(axes, points, title, font)
+    _draw_frame(axes, points, title, font, names)
     sentences = ["Bars: intervals over users.", "Dashed: equal accuracy.", "Each axis has its own scale."]
+    if not all(is_known(point[side]["low"]) for point in points for side in _SIDES):
+        sentences.append("No bar: too few users for an interval.")
     at = {point["name"]: (point["majority"]["value"], point["minority"]["value"]) for point in points}
     if reference is not None:
         x, y = at[reference]
@@ -120,9 +134,11 @@ def _check(points: list[dict[str, Any]], reference: str | None) -> None:
     if len(set(names)) < len(names):
         raise DataError(f"Two methods have the same name among {names}; give each its own.")
     for point in points:
-        for side in ("majority", "minority"):
-            numbers = [point.get(side, {}).get(key, math.nan) for key in ("low", "value", "high")]
-            if not 0 <= numbers[0] <= numbers[1] <= numbers[2] <= 1:
+        for side in _SIDES:
+            accuracy = {key: math.nan for key in ("value", "low", "high")} | point.get(side, {})
+            (low, high), value = ends_of(accuracy), accuracy["value"]
+            numbers = [low, value, high]
+            if not ({"low", "high"} <= set(point.get(side, {})) and is_known(value) and 0 <= low <= value <= high <= 1):
                 raise DataError(
                     f"The {side} accuracy of {point['name']!r} needs 0 <= low <= value <= high <= 1, got {numbers}: "
                     "take it from `fairness_summary`."
@@ -133,7 +149,8 @@ def _check(points: list[dict[str, Any]], reference: str | None) -> None:
 
 def _limits(accuracies: list[dict[str, float]]) -> tuple[float, float]:
     """Ends of an axis around all intervals, wide enough that noise does not look like a difference."""
-    lowest, highest = min(a["low"] for a in accuracies), max(a["high"] for a in accuracies)
+    ends = [ends_of(accuracy) for accuracy in accuracies]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
     span = max(highest - lowest, _SMALLEST_SPAN)
     middle = (highest + lowest) / 2
     low, high = middle - 0.6 * span, middle + 0.6 * span
@@ -141,12 +158,12 @@ def _limits(accuracies: list[dict[str, float]]) -> tuple[float, float]:
     return low - over, high - over
 
 
-def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None, font: float) -> None:
+def _draw_frame(axes: "Axes", points: list[dict[str, Any]], title: str | None, font: float, names: tuple[str, str]) -> None:
     # Each axis has its own scale: majorities lie close together, and whether they lose is half the question.
     axes.set_xlim(_limits([p["majority"] for p in points]))
     axes.set_ylim(_limits([p["minority"] for p in points]))
-    axes.set_xlabel("Accuracy, majority", fontsize=font + 1, color=TEXT)
-    axes.set_ylabel("Accuracy, minority", fontsize=font + 1, color=TEXT)
+    axes.set_xlabel(f"Accuracy, {short(names[0], 28)}", fontsize=font + 1, color=TEXT, parse_math=False)
+    axes.set_ylabel(f"Accuracy, {short(names[1], 28)}", fontsize=font + 1, color=TEXT, parse_math=False)
     if title is not None:
         axes.set_title(title, fontsize=font + 2, color=TEXT, parse_math=False)
     axes.grid(color=GRID, linewidth=0.8)
@@ -163,12 +180,13 @@ def _apart(axes: "Axes", a: dict[str, Any], b: dict[str, Any]) -> float:
 
 
 def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, size: float) -> None:
-    x, y = point["majority"], point["minority"]
+    x, y = (point[side]["value"] for side in _SIDES)
+    across, up = ((ends_of(point[side]) if is_known(point[side]["low"]) else None) for side in _SIDES)
     axes.errorbar(
-        x["value"],
-        y["value"],
-        xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
-        yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
+        x,
+        y,
+        xerr=None if across is None else [[x - across[0]], [across[1] - x]],
+        yerr=None if up is None else [[y - up[0]], [up[1] - y]],
         color=colour,
         marker=marker,
         markersize=size,
@@ -195,7 +213,7 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[float]
     for point, marker_size in zip(points, sizes, strict=True):
         x, y = point["majority"], point["minority"]
         centre = to_pixels((x["value"], y["value"]))
-        (left, bottom), (right, top) = to_pixels([(x["low"], y["low"]), (x["high"], y["high"])])
+        (left, bottom), (right, top) = to_pixels(list(zip(ends_of(x), ends_of(y), strict=True)))
         bars = [(left, centre[1], right, centre[1]), (centre[0], bottom, centre[0], top)]
         taken += [_padded(bar, 4 * pixels) for bar in bars]
         taken.append(_padded([*centre, *centre], (marker_size / 2 + 2) * pixels))

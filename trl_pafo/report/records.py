@@ -14,9 +14,12 @@ from trl_pafo.errors import RunFolderError
 from trl_pafo.inspection import INSPECTION, STUDENTS
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.report.tables import group_names
 from trl_pafo.runs import MANIFEST
 
 _SERIES = {"bradley_terry": 0, "personalized_bt": 1, "pafo": 2, "oracle": 3, "pafo_own_group": 4, "model": 2, "reference": 1}
+ALL_PAIRS = "all pairs"
+"""Stands where a group would, of pairs whose groups are not known."""
 _EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
 
 
@@ -98,10 +101,8 @@ class Record:
     @property
     def groups(self) -> list[str]:
         """The groups: the majority first, the minority last, others by their number of test users between."""
-        summary = next(iter(self.methods.values()))
-        names = [key.removeprefix("accuracy/") for key in summary if key.startswith("accuracy/")]
         ends = {self.results.get("majority"): -1, self.results.get("minority"): 1}
-        return sorted(names, key=lambda name: (ends.get(name, 0), -summary.get(f"num_users/{name}", 0), name))
+        return sorted(group_names(next(iter(self.methods.values()))), key=lambda name: ends.get(name, 0))
 
     @property
     def has_minority(self) -> bool:
@@ -167,7 +168,10 @@ def _read_rewards(record: Record, where: Path) -> None:
             continue
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
-        found = Rewards([str(line["user"]) for line in lines], [str(line["group"]) for line in lines], margins)
+        # Without users each pair is another person's, as everywhere.
+        user = [f"pair {row}" if line["user"] is None else str(line["user"]) for row, line in enumerate(lines)]
+        group = [ALL_PAIRS if line["group"] is None else str(line["group"]) for line in lines]
+        found = Rewards(user, group, margins)
         first = next(iter(record.rewards.values()), found)
         if (found.user, found.group) != (first.user, first.group):
             record.missing[f"rewards/{method}"] = f"{path.name} is over other pairs than the other methods' files"

@@ -47,9 +47,9 @@ def write_rewardbench(
             Name or path of the model. It stands in the files as it is; see [`file_name`] for their names.
         rows (`Iterable` of mappings, one a pair):
             Each with `text_chosen` and `text_rejected`, the texts **as the model read them**: chat template applied,
-            history included; so they are in RewardBench's files too, and only they explain a reward. Further `group`
-            and, as far as there are any, `prompt` (text) and `user`. All else is passed through, as RewardBench does;
-            give the plain `chosen` and `rejected` along if they are wanted.
+            history included; so they are in RewardBench's files too, and only they explain a reward. Further, as
+            far as there are any, `group` (in all rows or in none), `prompt` (text) and `user`. All else is passed through, as
+            RewardBench does; give the plain `chosen` and `rejected` along if they are wanted.
         chosen_rewards (array of shape `(num_pairs,)`):
             Rewards of the chosen responses, raw (no sigmoid), in reward units.
         rejected_rewards (array of shape `(num_pairs,)`):
@@ -82,7 +82,7 @@ def write_rewardbench(
         )
     correct = pair_correctness(chosen - rejected)
     groups = [row.get("group") for row in rows]
-    accuracy = group_accuracy(correct, groups)
+    has_groups = any(group is not None for group in groups)
     lines = []
     for row, result, a, b in zip(rows, correct.tolist(), chosen.tolist(), rejected.tolist(), strict=True):
         line = {
@@ -92,7 +92,7 @@ def write_rewardbench(
             "scores_rejected": b,
             "text_chosen": row["text_chosen"],
             "text_rejected": row["text_rejected"],
-            "group": str(row["group"]),
+            "group": str(row["group"]) if has_groups else None,
             "user": None if row.get("user") is None else str(row["user"]),
         }
         # NaN, as in a support rate that nobody knows, is no JSON.
@@ -106,8 +106,8 @@ def write_rewardbench(
         "ref_model": None,
         "tokenizer": model_name if tokenizer is None else tokenizer,
         "chat_template": chat_template,
-        "extra_results": accuracy,
-        "extra_counts": dict(sorted(Counter(map(str, groups)).items())),
+        "extra_results": group_accuracy(correct, groups) if has_groups else {},
+        "extra_counts": dict(sorted(Counter(map(str, groups)).items())) if has_groups else {},
     }
     scores.parent.mkdir(parents=True, exist_ok=True)
     write_text(outputs, "".join(lines))

@@ -1,16 +1,17 @@
 """The sections that every report has: the verdict, the groups, how to make it again, and what it cannot say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trl_pafo.inspection import STUDENTS
-from trl_pafo.metrics.verdict import format_number
+from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
 from trl_pafo.report import findings, pictures
 from trl_pafo.report.plots import draw_majority_minority
 from trl_pafo.report.records import Record
 from trl_pafo.report.reproduce import as_yaml, given_teachers, run_config
-from trl_pafo.report.style import PNG_DPI, WIDTH_INCHES, short
+from trl_pafo.report.style import PNG_DPI, WIDTH_INCHES
+from trl_pafo.report.tables import COUNTS, columns_of, counts_of
 from trl_pafo.teacher_choice import worth_distilling
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ MEANINGS = {
     "improves": "More accurate for a group, and no loss measured for any other. A small loss may remain possible: see the lower ends.",
     "degrades": "Less accurate for a group, and no gain shown for any.",
     "mixed": "More accurate for one group, less accurate for another: one group pays for the other.",
+    "same": "There is nothing to compare.",
     "cannot tell": "These test users show neither a Pareto improvement nor a loss. That is not the same as 'no difference'.",
 }
+_NO_GROUPS = "The data name no groups: this is about all pairs together, and says nothing of any group."
+_UNKNOWN = "[unknown]: too few users for an interval, or none differ."
 _PAGE_SIZE = (WIDTH_INCHES, 3.7)
 
 
@@ -59,8 +63,15 @@ def number(value: Mapping[str, float] | float | None, signed: bool = False) -> d
         return {"text": "-", "interval": ""}
     if not isinstance(value, Mapping):
         return {"text": format_number(value, signed) if isinstance(value, float) else f"{value:,}", "interval": ""}
-    low, high = (format_number(value[end], signed) for end in ("low", "high"))
-    return {"text": format_number(value["value"], signed), "interval": f"[{low}, {high}]"}
+    if not is_known(value["value"]):
+        return {"text": "-", "interval": ""}
+    return {"text": format_number(value["value"], signed), "interval": format_interval(value, signed)}
+
+
+def noted(note: str, rows: Sequence[Sequence[Any]]) -> str:
+    """A note below a table, which says what an unknown interval is where there is one."""
+    cells = [cell for row in rows for cell in row if isinstance(cell, Mapping)]
+    return f"{note} {_UNKNOWN}".strip() if any(cell["interval"] == "[unknown]" for cell in cells) else note
 
 
 def group_title(record: Record, group: str) -> str:
@@ -79,7 +90,8 @@ def verdict_of(record: Record, method: str | None) -> dict[str, str] | None:
     word = verdict["verdict"]
     against = f"{record.title(method or '')} against {record.title(record.reference)}"
     css = "cannot" if word == "cannot tell" else word
-    return {"word": f"{against}: {word}", "sentence": verdict["sentence"], "meaning": MEANINGS.get(word, ""), "css": css}
+    meaning = MEANINGS.get(word, "") if record.groups or word == "same" else _NO_GROUPS
+    return {"word": f"{against}: {word}", "sentence": verdict["sentence"], "meaning": meaning, "css": css}
 
 
 def answer(record: Record, prefix: str = "") -> Section:
@@ -106,26 +118,30 @@ def answer(record: Record, prefix: str = "") -> Section:
 
 def results_table(record: Record) -> dict[str, Any]:
     """Every method's accuracies and inequality, with intervals."""
-    columns = {"overall": "overall", **{group_title(record, g): f"accuracy/{g}" for g in record.groups}}
-    if len(record.groups) > 1:
-        columns["gap"] = "difference"
-    columns |= {"worst 10 % of users": "user_worst_decile", "Gini": "user_gini"}
-    columns = {title: key for title, key in columns.items() if any(key in s for s in record.methods.values())}
-    rows = [
-        [record.title(method), *(number(summary.get(key)) for key in columns.values())]
-        for method, summary in record.methods.items()
-    ]
     summary = next(iter(record.methods.values()))
-    users = ", ".join(f"{summary.get(f'num_users/{g}', 0):,} {g}" for g in record.groups)
-    note = (
-        f"Accuracy on {summary['num_pairs']:,} test pairs of {summary['num_users']:,} users ({users}). In brackets: "
-        f"{100 * summary['confidence']:g} % bootstrap intervals over users, each by itself; the verdict uses stricter ones. Gap: best "
-        "minus worst group. Gini: inequality of user accuracies, 0 if all are equal."
+    columns = columns_of(summary, {g: group_title(record, g) for g in record.groups})
+    rows: list[list[Any]] = [
+        [record.title(method), *(number(s.get(key)) for key in columns.values())] for method, s in record.methods.items()
+    ]
+    who = (
+        f"{summary['num_users']:,} users" if "num_users" in summary else "users who are not known, each taken as another person's"
     )
+    note = (
+        f"Accuracy on {summary['num_pairs']:,} test pairs of {who}. In brackets: "
+        f"{100 * summary['confidence']:g} % bootstrap intervals over users, each by itself; the verdict uses stricter ones."
+    )
+    if "difference" in summary:
+        note += " Gap: best minus worst group."
+    if "user_gini" in summary:
+        note += " Gini: inequality of user accuracies, 0 if all are equal."
+    if not record.groups:
+        note += f" {_NO_GROUPS}"
+    note = noted(note, rows)
     ties = [f"{record.title(m)} {r.ties:,}" for m, r in record.rewards.items() if r.ties]
     if ties:
         note += f" Pairs with two equal rewards count half: {', '.join(ties)}."
-    return {"header": ["method", *columns], "rows": rows, "note": note}
+    counts = [COUNTS, *({"text": counts_of(summary, key), "interval": ""} for key in columns.values())]
+    return {"header": ["method", *columns], "rows": [counts, *rows], "note": note}
 
 
 def accuracy_pictures(record: Record, prefix: str = "") -> Section:
@@ -135,10 +151,11 @@ def accuracy_pictures(record: Record, prefix: str = "") -> Section:
     if record.has_minority:
         section.pictures.append(majority_minority(record, prefix))
     else:
-        section.missing.append("Majority against minority: there is one group only, so there is nothing to set against it.")
+        why = "there is one group only, so there is nothing to set against it" if record.groups else "the data name no groups"
+        section.missing.append(f"Majority against minority: {why}.")
     differences = {record.title(m): v["differences"] for m, v in record.results.get("verdicts", {}).items()}
     if differences and record.reference is not None:
-        ordered = {m: {g: d[g] for g in record.groups if g in d} for m, d in differences.items()}
+        ordered = {m: {g: d[g] for g in (*record.groups, OVERALL) if g in d} for m, d in differences.items()}
         section.pictures.append(
             Picture(
                 f"{prefix}differences",
@@ -151,35 +168,35 @@ def accuracy_pictures(record: Record, prefix: str = "") -> Section:
     accuracies = {
         g: {record.title(m): s[f"accuracy/{g}"] for m, s in record.methods.items() if f"accuracy/{g}" in s} for g in record.groups
     }
-    section.pictures.append(
-        Picture(
-            f"{prefix}group_accuracy",
-            "Accuracy of each group",
-            "Bars: share of test pairs whose chosen answer gets the higher reward. Lines: 95 % intervals over users.",
-            pictures.draw_group_accuracy(accuracies, series),
-        )
-    )
+    if not record.groups:
+        return section
+    summary = next(iter(record.methods.values()))
+    counts = {g: "{} users, {} pairs".format(*counts_of(summary, f"accuracy/{g}").split(", ")) for g in record.groups}
+    unknown = any(not is_known(entry["low"]) for of_method in accuracies.values() for entry in of_method.values())
+    caption = "Bars: share of test pairs whose chosen answer gets the higher reward. Lines: 95 % intervals over users."
+    caption += " No line: too few users for an interval." if unknown else ""
+    figure = pictures.draw_group_accuracy(accuracies, series, counts)
+    section.pictures.append(Picture(f"{prefix}group_accuracy", "Accuracy of each group", caption, figure))
     return section
 
 
 def majority_minority(record: Record, prefix: str) -> Picture:
     """The picture of the two ends, whatever lies between."""
     sides = {role: f"accuracy/{record.results[role]}" for role in ("majority", "minority")}
-    points = [
+    points: list[dict[str, Any]] = [
         {"name": record.title(m), "series": record.series(m), **{role: s[key] for role, key in sides.items()}}
         for m, s in record.methods.items()
     ]
     reference = None if record.reference is None else record.title(record.reference)
     caption = "Lines: 95 % intervals over users. Dashed: both groups served alike. Each axis has its own scale."
+    if any(not is_known(point[role]["low"]) for point in points for role in sides):
+        caption += " No line: too few users for an interval."
     if reference is not None:
         caption += f" Shaded: neither group below {reference}, as a point; whether it is shown, the verdict says."
     if len(record.groups) > 2:
         caption += f" Of {len(record.groups)} groups these are the largest and the smallest in training."
-    figure = draw_majority_minority(points, reference=reference, size=_PAGE_SIZE, dpi=PNG_DPI)
-    for axis, role in (("x", "majority"), ("y", "minority")):
-        if record.results[role] != role:
-            label = f"Accuracy, {short(record.results[role])} ({role})"
-            getattr(figure.axes[0], f"set_{axis}label")(label, parse_math=False)
+    names = (group_title(record, record.results["majority"]), group_title(record, record.results["minority"]))
+    figure = draw_majority_minority(points, reference=reference, size=_PAGE_SIZE, dpi=PNG_DPI, names=names)
     return Picture(f"{prefix}majority_minority", "Majority against minority", caption, figure)
 
 

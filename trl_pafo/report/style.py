@@ -4,14 +4,17 @@ No pyplot: figures are objects, so that nothing global changes and threads do no
 """
 
 import io
+import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
 from trl_pafo.disk import replacing
+from trl_pafo.metrics.verdict import is_known
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,3 +103,9 @@ def as_svg(figure: "Figure", name: str, description: str) -> str:
 def short(name: str, length: int = 18) -> str:
     """A name that fits beside an axis."""
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def ends_of(entry: Mapping[str, float | None]) -> tuple[float, float]:
+    """Ends of what is drawn of `{"value", "low", "high"}`: the value itself where the interval is not known."""
+    low, high = (entry[end] if is_known(entry[end]) else entry["value"] for end in ("low", "high"))
+    return (math.nan if low is None else low), (math.nan if high is None else high)

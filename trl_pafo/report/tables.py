@@ -1,43 +1,77 @@
 """Results of several methods as a table, for Markdown and for a terminal."""
 
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from trl_pafo.errors import DataError
-from trl_pafo.metrics.verdict import format_number
+from trl_pafo.metrics.verdict import format_interval, format_number
 
-HEADER = ("method", "overall", "Maj", "Min", "gap", "worst 10 % of users", "Gini")
+MOST_GROUPS = 6
+"""With more groups a table shows the worst and the best of them."""
+COUNTS = "users, pairs"
+"""Name of the row that says how many stand behind each column."""
+
+# One method: its name, and the text of each value and of its interval.
+_Row = tuple[str, list[tuple[str, str]]]
 
 
-def markdown_table(results: dict[str, dict[str, Any]], majority: str, minority: str) -> str:
-    """The table in GitHub's Markdown, values as `.912 [.890, .931]`.
+def group_names(summary: Mapping[str, Any]) -> list[str]:
+    """The groups of a summary, those with the most users (pairs, where users are not known) first; none where none are known."""
+    names = [key.removeprefix("accuracy/") for key in summary if key.startswith("accuracy/")]
+    sizes = {name: summary.get(f"num_users/{name}", summary.get(f"num_pairs/{name}", 0)) for name in names}
+    return sorted(names, key=lambda name: (-sizes[name], name))
+
+
+def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a table of results: from the title to the name of the number in a summary.
+
+    Args:
+        summary (`Mapping`):
+            Output of [`~trl_pafo.metrics.fairness_summary`].
+        titles (`Mapping[str, str]`):
+            The groups, in the order of the columns, and their titles.
+    """
+    columns = {"overall": "overall"}
+    if len(titles) > MOST_GROUPS:
+        columns |= {f"worst of {len(titles)} groups": "group_min", f"best of {len(titles)} groups": "group_max"}
+    else:
+        columns |= {title: f"accuracy/{name}" for name, title in titles.items()}
+    columns |= {"gap": "difference", "worst 10 % of users": "user_worst_decile", "Gini": "user_gini"}
+    return {title: key for title, key in columns.items() if key in summary}
+
+
+def counts_of(summary: Mapping[str, Any], key: str) -> str:
+    """`20, 80`: users and pairs behind a number of a summary; `-` for users who are not known, nothing for other numbers."""
+    if key != "overall" and not key.startswith("accuracy/"):
+        return ""
+    part = key.removeprefix("overall").removeprefix("accuracy")
+    users, pairs = summary.get(f"num_users{part}"), summary.get(f"num_pairs{part}")
+    return f"{'-' if users is None else format(users, ',')}, {'-' if pairs is None else format(pairs, ',')}"
+
+
+def markdown_table(results: dict[str, dict[str, Any]]) -> str:
+    """The table in GitHub's Markdown, values as `.912 [.890, .931]`, each group under its own name.
 
     Args:
         results (`dict[str, dict]`):
-            Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows.
-        majority (`str`):
-            Group whose accuracy stands under `Maj`.
-        minority (`str`):
-            Group whose accuracy stands under `Min`.
+            Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
 
     Raises:
         DataError: If there is no method, or a summary lacks a number.
     """
-    rows = [[_escape(name), *(f"{v} {i}" for v, i in cells)] for name, cells in _cells(results, majority, minority)]
-    lines = [HEADER, ["---", *("---:" for _ in HEADER[1:])], *rows]
+    header, counts, methods = _parts(results)
+    rows = [[_escape(name), *(f"{v} {i}" for v, i in cells)] for name, cells in methods]
+    lines = [list(map(_escape, header)), ["---", *("---:" for _ in header[1:])], counts, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def plain_table(results: dict[str, dict[str, Any]], majority: str, minority: str, width: int | None = None) -> str:
+def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) -> str:
     """The same table in aligned columns. Where it is too wide, the intervals go below their values.
 
     Args:
         results (`dict[str, dict]`):
-            Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows.
-        majority (`str`):
-            Group whose accuracy stands under `Maj`.
-        minority (`str`):
-            Group whose accuracy stands under `Min`.
+            Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
         width (`int`, *optional*):
             Characters a line; `None` for the width of the terminal.
 
@@ -45,32 +79,33 @@ def plain_table(results: dict[str, dict[str, Any]], majority: str, minority: str
         DataError: If there is no method, or a summary lacks a number.
     """
     width = shutil.get_terminal_size().columns if width is None else width
-    methods = _cells(results, majority, minority)
-    table = _align([list(HEADER), *([name, *(f"{v} {i}" for v, i in cells)] for name, cells in methods)])
+    header, counts, methods = _parts(results)
+    table = _align([header, counts, *([name, *(f"{v} {i}" for v, i in cells)] for name, cells in methods)])
     if max(len(line) for line in table) > width:
-        rows = [list(HEADER)]
+        rows = [header, counts]
         for name, cells in methods:
             rows += [[name, *(value for value, _ in cells)], ["", *(interval for _, interval in cells)]]
         table = _align(rows)
     return "".join(f"{line}\n" for line in table)
 
 
-def _cells(results: dict[str, dict[str, Any]], majority: str, minority: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each method with the texts of its values and of their intervals, in the order of `HEADER`."""
+def _parts(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[str], list[_Row]]:
+    """The header, the counts below it, and the methods."""
     if not results:
         raise DataError("There is no method to put into the table; evaluate at least one.")
-    keys = ("overall", f"accuracy/{majority}", f"accuracy/{minority}", "difference", "user_worst_decile", "user_gini")
-    methods = []
+    first = next(iter(results.values()))
+    columns = columns_of(first, {name: name for name in group_names(first)})
+    methods: list[_Row] = []
     for name, summary in results.items():
-        missing = [key for key in keys if key not in summary]
+        missing = [key for key in ("overall", *columns.values()) if key not in summary]
         if missing:
             raise DataError(
-                f"The results of {name!r} lack {missing}; make them with `fairness_summary`, on data that holds the "
-                f"groups {majority!r} and {minority!r}."
+                f"The results of {name!r} lack {missing}; make those of all methods with `fairness_summary`, on the same pairs."
             )
-        numbers = [[format_number(summary[key][part]) for part in ("value", "low", "high")] for key in keys]
-        methods.append((name, [(value, f"[{low}, {high}]") for value, low, high in numbers]))
-    return methods
+        entries = [summary[key] for key in columns.values()]
+        methods.append((name, [(format_number(entry["value"]), format_interval(entry)) for entry in entries]))
+    counts = [COUNTS, *(counts_of(first, key) for key in columns.values())]
+    return ["method", *columns], counts, methods
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -7,6 +7,7 @@ import evaluate
 
 from trl_pafo.errors import DataError
 from trl_pafo.evaluate_modules import base
+from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 
 _DESCRIPTION = """
@@ -25,7 +26,7 @@ Returns:
     accuracy, count: over all pairs.
     accuracy/{group}, count/{group}: over the pairs of a group.
     accuracy_group_min, accuracy_group_max: of the worst and the best group; worst_group: the name of the worst one.
-    accuracy_difference: best minus worst group.
+    accuracy_difference: best minus worst group; NaN with one group.
     accuracy_ratio: worst over best group; NaN where the best has accuracy 0.
 Examples:
     >>> group_fairness = trl_pafo.evaluate_modules.load("group_fairness")
@@ -64,12 +65,13 @@ class GroupFairness(base.PairModule, evaluate.Metric):
         correct = pair_correctness(predictions)
         accuracy = group_accuracy(correct, groups)
         count = Counter(groups)
-        names = sorted(accuracy) if group_names is None else [str(name) for name in group_names]
+        names = sorted(accuracy) if group_names is None else normalize_labels(group_names, "group_names", "The option")
         unlisted = sorted(set(accuracy) - set(names))
         if unlisted:
             raise DataError(f"`group_names` lacks groups that the pairs have: {', '.join(unlisted)}. Add them, or leave it out.")
         worst, best = (pick(accuracy, key=accuracy.__getitem__) for pick in (min, max))
         low, high = accuracy[worst], accuracy[best]
+        several = len(accuracy) > 1  # one group has no gap to others
         return {
             "accuracy": float(correct.mean()),
             "count": len(correct),
@@ -77,7 +79,7 @@ class GroupFairness(base.PairModule, evaluate.Metric):
             **{f"count/{name}": count[name] for name in names},
             "accuracy_group_min": low,
             "accuracy_group_max": high,
-            "accuracy_difference": high - low,
-            "accuracy_ratio": low / high if high > 0 else math.nan,
+            "accuracy_difference": high - low if several else math.nan,
+            "accuracy_ratio": low / high if several and high > 0 else math.nan,
             "worst_group": worst,
         }

@@ -10,7 +10,7 @@ from trl_pafo.metrics import compare, pair_correctness
 
 _DESCRIPTION = """
 Whether a reward model is a Pareto improvement over another in pairwise accuracy for groups of users: improves, degrades,
-mixed or cannot tell, from simultaneous intervals over users, both models judged on the same pairs.
+mixed, cannot tell or same, from simultaneous intervals over users, both models judged on the same pairs.
 """
 
 _INPUTS = """
@@ -26,7 +26,7 @@ Args:
     power (optional, defaults to 0.8): probability with which users_needed users would have told.
     num_resamples (optional, defaults to 2000), seed (optional, defaults to 0): of the random subsets of users.
 Returns:
-    verdict: "improves", "degrades", "mixed" or "cannot tell".
+    verdict: "improves", "degrades", "mixed", "cannot tell", or "same" where the margins are the same on every pair.
     differences: for each group the accuracy of predictions1 minus that of predictions2 as value, and low and high.
     sentence: the same in one sentence.
     users_needed, group_users_needed: the least number of users that would have told, in all and in each group.
@@ -65,4 +65,6 @@ class ParetoVerdict(base.PairModule, evaluate.Comparison):
     def _compute(
         self, predictions1: list[float], predictions2: list[float], groups: list[str], users: list[str], **options: Any
     ) -> dict[str, Any]:
-        return asdict(compare(pair_correctness(predictions1), pair_correctness(predictions2), users, groups, **options))
+        correct, reference = (pair_correctness(margins) for margins in (predictions1, predictions2))
+        options |= {"margins": predictions1, "reference_margins": predictions2}
+        return asdict(compare(correct, reference, users, groups, **options))

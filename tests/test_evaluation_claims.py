@@ -1,0 +1,79 @@
+"""`trl-pafo evaluate`: what it says of groups and users that the data do not name, of groups too small, and of one model twice."""
+
+import json
+import shutil
+
+import pytest
+from conftest import make_model, make_pairs
+from datasets import Dataset
+
+from trl_pafo.cli import main
+
+FLAGS = ["--dataset_split", "train", "--num_history", "0", "--num_resamples", "50"]
+
+
+@pytest.fixture
+def evaluate(encoder, tmp_path, capsys):
+    """The results of evaluating a model on rows, and what was printed."""
+
+    def run(rows: Dataset, reference: str | None = None):
+        rows.to_json(tmp_path / "test.jsonl")
+        argv = ["evaluate", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "test.jsonl"), *FLAGS]
+        argv += ["--reference", reference] if reference else []
+        assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+        text = (tmp_path / "out/results.json").read_text()
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")), capsys.readouterr().out
+
+    return run
+
+
+def rows_of(*columns: str) -> Dataset:
+    return make_pairs(history=0).select_columns(["prompt", "chosen", "rejected", *columns])
+
+
+def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, tmp_path):
+    results, printed = evaluate(rows_of("user"), make_model("encoder", tmp_path / "other", seed=7))
+    assert (results["majority"], results["minority"]) == (None, None)
+    assert printed.splitlines()[0].split()[:3] == ["method", "overall", "worst"]
+    assert "gap" not in printed
+    assert "no column `group`, so nothing is said of groups" in printed
+    summary = results["methods"]["model"]
+    assert not [name for name in summary if "/" in name or name in ("group_min", "difference", "ratio", "worst_group")]
+    assert list(results["verdicts"]["model"]["differences"]) == ["overall"]
+    assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "name no groups" in page
+    assert "None" not in page
+    bench = json.loads((tmp_path / "out/rewardbench/model.json").read_text())
+    assert bench["extra_results"] == bench["extra_counts"] == {}
+
+
+def test_data_without_users_say_nothing_of_users(evaluate):
+    results, printed = evaluate(rows_of("group"))
+    assert not [name for name in results["methods"]["model"] if name.startswith(("user_", "num_users"))]
+    assert "Gini" not in printed
+    assert "each pair counts as another person's" in printed
+
+
+def test_the_interval_of_a_group_of_one_user_is_unknown(evaluate):
+    rows = rows_of("user", "group")
+    alone = rows["user"][0]
+    rows = rows.remove_columns("group").add_column("group", ["one" if user == alone else "many" for user in rows["user"]])
+    results, printed = evaluate(rows)
+    entry = results["methods"]["model"]["accuracy/one"]
+    assert entry["low"] is None
+    assert entry["high"] is None
+    assert 0 <= entry["value"] <= 1
+    assert "[unknown]" in printed
+    assert f"1, {list(rows['user']).count(alone)}" in printed
+
+
+@pytest.mark.parametrize("columns", [("user", "group"), ()])
+def test_a_model_beside_a_copy_of_itself_is_the_same_model(evaluate, encoder, tmp_path, columns):
+    results, printed = evaluate(rows_of(*columns), shutil.copytree(encoder, tmp_path / "copy").as_posix())
+    verdict = results["verdicts"]["model"]
+    assert verdict["verdict"] == "same"
+    assert verdict["sentence"] == "The same model."
+    assert "The same model." in printed
+    assert "Cannot tell" not in printed
+    assert all(set(difference.values()) == {0.0} for difference in verdict["differences"].values())

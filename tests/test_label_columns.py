@@ -1,0 +1,108 @@
+"""Columns of groups and users hold texts once they are in, whatever they held before, streaming or not."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+
+from trl_pafo.errors import DataError
+from trl_pafo.label_columns import normalize_columns
+from trl_pafo.labels import warn_of_blanks
+
+WHAT = "The training dataset"
+
+
+def with_class_labels() -> Dataset:
+    features = Features({"x": Value("int64"), "group": ClassLabel(names=["rail", "road"]), "user": Value("string")})
+    return Dataset.from_dict({"x": [0, 1, 2], "group": [1, 0, -1], "user": ["a", "b", "c"]}, features=features)
+
+
+ROWS = {
+    "integers": (lambda: Dataset.from_dict({"x": [0, 1, 2], "group": [1, 0, None]}), ["1", "0", None]),
+    "floats": (lambda: Dataset.from_dict({"x": [0, 1, 2], "group": [1.0, 0.0, float("nan")]}), ["1", "0", None]),
+    "truth values": (lambda: Dataset.from_dict({"x": [0, 1, 2], "group": [True, False, None]}), ["True", "False", None]),
+    "texts": (lambda: Dataset.from_dict({"x": [0, 1, 2], "group": ["1", "0", " "]}), ["1", "0", None]),
+    "nothing": (lambda: Dataset.from_dict({"x": [0, 1, 2], "group": [None] * 3}), [None] * 3),
+    "categories": (
+        lambda: Dataset.from_pandas(pd.DataFrame({"x": [0, 1, 2], "group": pd.Categorical(["1", "0", None])})),
+        ["1", "0", None],
+    ),
+    "names": (with_class_labels, ["road", "rail", None]),
+}
+
+
+@pytest.mark.parametrize("kind", [None, "torch", "numpy"])
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("rows", list(ROWS))
+def test_whatever_they_held(rows: str, streams: bool, kind: str | None):
+    build, labels = ROWS[rows]
+    dataset = build().with_format(kind)
+    found = normalize_columns(dataset.to_iterable_dataset().with_format(kind) if streams else dataset, WHAT)
+    assert [row["group"] for row in found] == labels
+    assert [int(row["x"]) for row in found] == [0, 1, 2]
+    assert found.column_names == dataset.column_names
+    assert found.features["group"].dtype in ("string", "large_string")
+    assert streams or found.format["type"] == kind
+
+
+def test_a_column_without_gaps_that_holds_texts_is_left_alone():
+    dataset = Dataset.from_dict({"group": ["a", "b "], "user": ["u", "v"]})
+    assert normalize_columns(dataset, WHAT) is dataset
+    other = Dataset.from_dict({"chosen": ["a"]})
+    assert normalize_columns(other, WHAT) is other
+    stream = other.to_iterable_dataset()
+    assert normalize_columns(stream, WHAT) is stream
+    assert normalize_columns(None, WHAT) is None
+
+
+def test_rows_behind_indices():
+    dataset = Dataset.from_dict({"x": list(range(6)), "group": [0, 1, 2, 3, 4, None], "user": [1.0, 2, 3, 4, 5, None]})
+    found = normalize_columns(dataset.select([4, 0, 4]), WHAT, ["group", "user"])
+    assert found.to_dict() == {"x": [4, 0, 4], "group": ["4", "0", "4"], "user": ["5", "1", "5"]}
+
+
+def test_many_rows_on_disk(tmp_path):
+    user = np.arange(50_000) // 7
+    Dataset.from_dict({"x": user, "user": user}).to_parquet(tmp_path / "rows.parquet", batch_size=1_000)
+    dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))
+    assert normalize_columns(dataset, WHAT)["user"][:] == [str(number) for number in user]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("values", [[0, 1, None, None], [0, 1, float("nan"), None], ["a", "b", "", None]])
+def test_a_label_that_is_needed(values: list, streams: bool):
+    dataset = Dataset.from_dict({"group": values})
+    if streams:
+        dataset = dataset.to_iterable_dataset()
+    assert [row["group"] for row in normalize_columns(dataset, WHAT, ["user"])][2:] == [None, None]
+    with pytest.raises(DataError, match=r"^The training dataset, row 2: has no `group`.*\. Fill the column, or leave"):
+        list(normalize_columns(dataset, WHAT, ["group"]))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("values", [[["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"b"]])
+def test_a_label_that_cannot_be_read(values: list, streams: bool):
+    dataset = Dataset.from_dict({"user": values})
+    with pytest.raises(DataError, match=r"^The training dataset, row 0, column `user`: .* one text or number, got"):
+        list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
+
+
+def test_a_stream_that_does_not_know_its_columns():
+    def rows():
+        yield {"group": 0, "user": None}
+        yield {"group": "b", "user": float("nan")}
+        yield {"x": 1, "user": 3}
+
+    stream = normalize_columns(IterableDataset.from_generator(rows), WHAT)
+    assert list(stream) == [{"group": "0", "user": None}, {"group": "b", "user": None}, {"x": 1, "user": "3"}]
+    assert stream.column_names is None
+
+
+def test_blanks_that_split_a_group(caplog: pytest.LogCaptureFixture):
+    warn_of_blanks.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        normalize_columns(Dataset.from_dict({"group": ["a", "a ", "b"], "user": ["u", "v", "w"]}), WHAT)
+    [record] = caplog.records
+    assert "Values of `group` differ in blanks at their ends alone and count as different ones: 'a', 'a '." in record.getMessage()

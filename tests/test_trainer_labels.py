@@ -1,0 +1,159 @@
+"""Groups and users of any kind give the numbers that the same groups and users give as texts."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import make_model, make_pairs
+from datasets import ClassLabel, Dataset, Value
+from transformers import AutoModelForSequenceClassification
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import DataError, TeacherError
+
+NAMES = {"majority": "0", "minority": "1"}
+KINDS = {  # from the texts "0" and "1"; the columns of a file with gaps are floats
+    "text": ("string", str),
+    "integer": ("int64", int),
+    "float": ("float32", float),
+    "small integer": ("uint8", int),
+}
+
+
+def with_labels(kind: str, rows: Dataset | None = None) -> Dataset:
+    """The pairs with the groups 0 and 1, and users that are numbers."""
+    rows = make_pairs(history=0) if rows is None else rows
+    group, user = [NAMES[name] for name in rows["group"]], [name.removeprefix("user-") for name in rows["user"]]
+    rows = rows.remove_columns(["group", "user"])
+    if kind == "names":
+        rows = rows.add_column("group", [int(name) for name in group], feature=ClassLabel(names=["zero", "one"]))
+        return rows.add_column("user", user)
+    dtype, of = KINDS[kind]
+    for name, values in (("group", group), ("user", user)):
+        rows = rows.add_column(name, [of(value) for value in values], feature=Value(dtype))
+    return rows
+
+
+@pytest.fixture
+def teachers(tmp_path) -> list[str]:
+    folders = [make_model("encoder", tmp_path / "teachers" / str(seed), seed=seed) for seed in (1, 2)]
+    for folder in folders:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.classifier.weight.mul_(10)
+        model.save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture
+def build(encoder, training, tmp_path):
+    def build(rows, evaluation=None, teachers=None, model=encoder, **more) -> PAFORewardTrainer:
+        args = PAFOConfig(str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", **{**training, **more})
+        return PAFORewardTrainer(model, args, train_dataset=rows, eval_dataset=evaluation, teachers=teachers)
+
+    return build
+
+
+def logs_of(trainer: PAFORewardTrainer) -> list[dict[str, float]]:
+    """What a training with an evaluation at its end logs, times left out."""
+    trainer.train()
+    trainer.evaluate()
+    keep = ("loss", "accuracy", "bradley", "distillation", "margin", "eval_")
+    return [
+        {key: value for key, value in log.items() if key.startswith(keep) and not key.endswith(("runtime", "per_second"))}
+        for log in trainer.state.log_history
+    ]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_training_and_evaluation(build, teachers, streams):
+    """Losses, margins, accuracies of groups and users: nothing depends on what kind of values the columns hold."""
+
+    def run(kind: str, first: object, second: object) -> list[dict[str, float]]:
+        rows = with_labels(kind)
+        given = rows.to_iterable_dataset() if streams else rows
+        return logs_of(build(given, rows, {first: teachers[0], second: teachers[1]}))
+
+    expected = run("text", "0", "1")
+    assert all(math.isfinite(value) for log in expected for key, value in log.items() if "accuracy/" not in key)
+    assert expected[-1]["eval_count/0"] == 20
+    assert expected[-1]["eval_count/1"] == 10
+    assert "accuracy/0" in expected[0]
+    for kind, first, second in (
+        ("integer", 0, 1),
+        ("integer", "0", "1"),
+        ("float", 0, 1.0),
+        ("small integer", torch.tensor(0), 1),
+        ("text", 0, 1),
+    ):
+        got = run(kind, first, second)
+        for log, other in zip(got, expected, strict=True):
+            assert log == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True), kind
+    named = run("names", "zero", "one")
+    renamed = [{key.replace("/zero", "/0").replace("/one", "/1"): value for key, value in log.items()} for log in named]
+    for log, other in zip(renamed, expected, strict=True):
+        assert log == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_datasets_that_come_later(build, streams):
+    trainer = build(with_labels("text"), with_labels("text"))
+    expected = trainer.evaluate()
+    predicted = trainer.predict(with_labels("text"))
+    for kind in ("integer", "float"):
+        rows = with_labels(kind)
+        rows = rows.to_iterable_dataset() if streams else rows
+        several = trainer.evaluate({"a": rows})
+        for key, value in trainer.evaluate(rows).items():
+            if "accuracy" in key or "count" in key:
+                assert value == pytest.approx(expected[key]), key
+                assert several[key.replace("eval_", "eval_a_", 1)] == pytest.approx(expected[key]), key
+        found = trainer.predict(rows).label_ids
+        assert found["group"].tolist() == predicted.label_ids["group"].tolist()
+        assert found["user"].tolist() == predicted.label_ids["user"].tolist()
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", " "])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_user_who_is_missing_is_nobody(build, missing, streams):
+    """Its pairs count for the model, and not as those of one person of the name nan or None."""
+    rows = make_pairs(history=0)
+    users = pd.Series([missing if number < 5 else f"user-{number // 5}" for number in range(len(rows))], dtype=object)
+    if isinstance(missing, float):
+        users = pd.Series([missing if number < 5 else number // 5 for number in range(len(rows))])
+    evaluation = rows.remove_columns("user").add_column("user", users.tolist())
+    trainer = build(rows, evaluation.to_iterable_dataset() if streams else evaluation)
+    found = trainer.predict(trainer.eval_dataset)
+    assert found.label_ids["user"].tolist()[:5] == [""] * 5
+    named = trainer.evaluate(rows.select(range(5, 30)))
+    metrics = trainer.evaluate()
+    assert metrics["eval_user_accuracy_mean"] == pytest.approx(named["eval_user_accuracy_mean"])
+    assert metrics["eval_count/majority"] + metrics["eval_count/minority"] == 30
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_group_that_is_missing_has_no_teacher(build, teachers, missing):
+    group = [missing if number == 7 else number % 2 for number in range(30)]
+    if missing == "":
+        group = [str(value) for value in group]
+    rows = make_pairs(history=0).remove_columns("group").add_column("group", group)
+    message = r"The training dataset, row 7: has no `group`\. Fill the column, or leave such rows out"
+    with pytest.raises(DataError, match=message):  # before a model is looked for
+        build(rows, teachers={0: teachers[0], 1: teachers[1]}, model="/nowhere")
+    with_margins = rows.add_column("teacher_margin", [1.0] * 30)
+    with pytest.raises(DataError, match=message):
+        build(with_margins, teacher_scale="rms", model="/nowhere")
+    trainer = build(with_margins)
+    assert trainer.groups == ["0", "1"]
+    trainer = build(rows.to_iterable_dataset(), teachers={0: teachers[0], 1: teachers[1]})
+    with pytest.raises(DataError, match=message):
+        trainer.train()
+
+
+def test_a_group_without_a_teacher(build, teachers):
+    with pytest.raises(TeacherError, match=r"No teacher for the group '1' of the training dataset"):
+        build(with_labels("integer"), teachers={0: teachers[0]}, model="/nowhere")
+    trainer = build(with_labels("integer").to_iterable_dataset(), teachers={0: teachers[0]})
+    with pytest.raises(TeacherError, match=r"The stream has rows of the group '1', for which there is no teacher"):
+        trainer.train()
