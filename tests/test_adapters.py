@@ -1,15 +1,26 @@
 """An adapter keeps its reward head, and is saved alone."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs
+from conftest import make_model, make_pairs, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+)
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.adapters import active_adapter_alone, keep_reward_head
 from trl_pafo.errors import ConfigError
+from trl_pafo.scoring import load_reward_model, score_sequences
 
 
 @pytest.fixture
@@ -44,10 +55,89 @@ def test_no_adapter_and_a_good_one_are_no_matter(student):
     keep_reward_head(student.base_model.model, None)
 
 
-def test_an_adapter_that_was_made_without_its_head_is_refused(decoder):
-    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(decoder), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ConfigError, match="The adapter of `model` has task_type=None"):
+def without_head(folder):
+    """A PeftModel without a task type, which neither trains nor saves the head."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def test_an_adapter_on_a_trained_reward_model_may_keep_its_head(decoder, training, tmp_path):
+    """It is frozen, and on disk with the base."""
+    trainer = PAFORewardTrainer(
+        without_head(decoder),
+        PAFOConfig(str(tmp_path), **training),
+        train_dataset=make_pairs(history=0),
+        processing_class=AutoTokenizer.from_pretrained(decoder),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert not [name for name in load_file(tmp_path / "adapter_model.safetensors") if "score" in name]
+    torch.manual_seed(99)
+    saved = load_reward_model(tmp_path)
+    ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
+    with torch.no_grad():
+        assert saved(ids).logits.item() == pytest.approx(trainer.model.eval()(ids).logits.item(), abs=1e-5)
+    keep_reward_head(decoder, LoraConfig(task_type="FEATURE_EXTRACTION"))  # one yet to be made may keep it too
+
+
+def test_an_adapter_on_a_new_head_must_save_it(decoder, tmp_path):
+    AutoModelForCausalLM.from_pretrained(decoder).save_pretrained(tmp_path)
+    match = "The adapter of `model` has task_type=None, so score would not be saved, and random after loading. Use task_type='SEQ_CLS'"
+    with pytest.raises(ConfigError, match=match):
+        keep_reward_head(without_head(tmp_path), None)
+    with pytest.raises(ConfigError, match="`peft_config` has task_type=TOKEN_CLS, so score would not be saved"):
+        keep_reward_head(str(tmp_path), LoraConfig(task_type="TOKEN_CLS"))
+
+
+def test_what_is_nowhere_on_disk_is_taken_for_new(decoder):
+    model = without_head(decoder)
+    model.peft_config["default"].base_model_name_or_path = None
+    with pytest.raises(ConfigError, match="so the reward head would not be saved"):
         keep_reward_head(model, None)
+
+
+def test_a_head_that_is_trained_must_be_saved(decoder):
+    model = without_head(decoder)
+    model.get_base_model().score.requires_grad_(True)
+    with pytest.raises(ConfigError, match="The adapter of `model` has task_type=None, so score would not be saved"):
+        keep_reward_head(model, None)
+
+
+def test_all_new_layers_below_the_reward_come_back(training, tmp_path):
+    """peft saves a head of two names; others are as new where the base is a language model."""
+    tokenizer = make_tokenizer("encoder")
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "pooler_hidden_size": 16,
+    }
+    base = DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=len(tokenizer), pad_token_id=0, **sizes))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    trainer = PAFORewardTrainer(
+        str(tmp_path / "base"),
+        PAFOConfig(str(tmp_path / "out"), eos_token="[SEP]", **training),
+        train_dataset=make_pairs(history=0),
+        peft_config=LoraConfig(r=2, target_modules=["query_proj"]),
+    )
+    trainer.train()
+    trainer.save_model()
+    heads = sorted(name for name in load_file(tmp_path / "out/adapter_model.safetensors") if "lora" not in name)
+    assert [name.split(".")[-3:-1] for name in heads[2:]] == [["pooler", "dense"]] * 2
+    torch.manual_seed(99)
+    saved = load_reward_model(tmp_path / "out")
+    ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
+    with torch.no_grad():
+        assert saved(ids).logits.item() == pytest.approx(trainer.model.eval()(ids).logits.item(), abs=1e-6)
+
+
+def test_an_adapter_by_its_name_is_not_trained(student, training, tmp_path):
+    """transformers would load it frozen, and train its head alone."""
+    student.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=r"is an adapter.*PeftModel.from_pretrained\(base, folder, is_trainable=True\)"):
+        PAFORewardTrainer(str(tmp_path / "adapter"), PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs())
 
 
 def test_the_head_that_a_config_without_task_type_trains_comes_back(decoder, training, tmp_path):
@@ -87,3 +177,48 @@ def test_other_models_are_saved_as_ever(decoder, tmp_path):
     with active_adapter_alone(model):
         model.save_pretrained(tmp_path / "out")
     assert (tmp_path / "out/model.safetensors").exists()
+
+
+@pytest.fixture
+def trained_adapter(decoder, training, tmp_path):
+    """An adapter on a language model that knows neither one label nor the pad id; and the model in memory."""
+    base = AutoModelForCausalLM.from_pretrained(decoder)
+    base.config.num_labels, base.config.pad_token_id = 2, 17
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(decoder).save_pretrained(tmp_path / "base")
+    trainer = PAFORewardTrainer(
+        str(tmp_path / "base"),
+        PAFOConfig(str(tmp_path / "fair-lora"), **training),
+        train_dataset=make_pairs(history=0),
+        peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]),
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer.model.eval()
+
+
+SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
+
+
+def test_it_loads_and_merges_as_documented(trained_adapter, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/trainer.md").read_text(encoding="utf-8")
+    section = page.split("### Loading and merging an adapter\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", section, re.S)), names)
+    expected = score_sequences(trained_adapter, SEQUENCES, 0)
+    loaded = {
+        "adapted": names["adapted"],
+        "merged": AutoModelForSequenceClassification.from_pretrained("fair-merged").eval(),
+        "ours": load_reward_model("fair-lora"),
+        "ours, merged": load_reward_model("fair-merged"),
+    }
+    for name, model in loaded.items():
+        assert model.config.pad_token_id == 0, name
+        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 0), expected, atol=1e-5, rtol=1e-5, err_msg=name)
+    assert not list(Path("fair-merged").glob("adapter*"))
+
+
+def test_without_the_arguments_it_fails_and_gives_no_other_rewards(trained_adapter, tmp_path):
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "fair-lora")

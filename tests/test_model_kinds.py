@@ -169,7 +169,11 @@ def test_the_kinds_of_student_and_teacher():
         ({"load_in_4bit": True}, "auto", r"`load_in_4bit` quantises the base.*--teacher_kind adapter"),
         ({"load_in_4bit": True, "dtype": "auto"}, "adapter", r"computes in a number format that --dtype names"),
         ({"load_in_8bit": True, "use_peft": True}, "full", r"`load_in_8bit` quantises the base"),
-        ({"use_peft": True, "lora_task_type": "TOKEN_CLS"}, "auto", r"task_type=TOKEN_CLS, so the reward head would be neither"),
+        (
+            {"use_peft": True, "lora_task_type": "TOKEN_CLS"},
+            "auto",
+            r"task_type=TOKEN_CLS, so the reward head would not be saved",
+        ),
     ],
 )
 def test_kinds_that_cannot_be(options, kind, match):

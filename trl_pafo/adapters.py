@@ -1,26 +1,66 @@
 """A student that is an adapter: its reward head is trained and saved with it, and nothing but its own adapter is."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig
 
 from trl_pafo.errors import ConfigError
+from trl_pafo.scoring import adapter_config, check_reward_model, local_folder
+from trl_pafo.weights import Gaps, find_gaps, is_of_head, name_some
 
 logger = logging.getLogger(__name__)
 
-# What models of transformers call the layer that makes a reward of a hidden state.
+# What models of transformers call the layer that makes a reward of a hidden state; peft trains and saves them with SEQ_CLS.
 REWARD_HEADS = ("score", "classifier")
 
 
-def keep_reward_head(model: Any, peft_config: Any) -> None:
-    """Make sure that the adapter to be trained holds the reward head: without it, the head is random after loading.
+def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> None:
+    """Raise where a model that a trainer loads by name would get random weights; none is read. A new head is right to train.
 
-    peft trains and saves the head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a
-    task type gets the right one.
+    Args:
+        model (`str`):
+            Folder or Hub id.
+        init_kwargs (`Mapping[str, Any]`):
+            The `model_init_kwargs` that it is loaded with.
+        trains (`bool`):
+            Whether it is to be trained; else it is to be evaluated, and needs its head.
+
+    Raises:
+        ConfigError: If weights are missing, or the folder is one of an adapter that is to be trained.
+    """
+    if not init_kwargs.get("use_safetensors") or {"gguf_file", "subfolder", "variant"} & set(init_kwargs):
+        return  # weights whose names are not looked at here; transformers reports what they lack
+    source, revision = model, init_kwargs.get("revision")
+    if not trains:
+        check_reward_model(local_folder(source, revision))
+        return
+    if Path(source).is_dir() and adapter_config(Path(source)) is not None:
+        raise ConfigError(
+            f"{source} is an adapter, which by its name would be loaded frozen. To train it further, give `model` the "
+            "PeftModel: PeftModel.from_pretrained(base, folder, is_trainable=True)."
+        )
+    gaps = _gaps_of(source, revision)
+    missing = [] if gaps is None else [name for name in gaps.missing if name not in gaps.of_head]
+    if missing:
+        raise ConfigError(
+            f"{source} holds no weights for {name_some(missing)}: they would be drawn at random, and not only a new reward head. Name the "
+            "whole of a pretrained model."
+        )
+
+
+def keep_reward_head(model: Any, peft_config: Any) -> None:
+    """Make sure that all random weights below the reward are saved with the adapter: else they are other ones after loading.
+
+    peft trains and saves a head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a task type
+    gets the right one, and one of that type is told to save what else the base lacks. A head that is on disk with the base may stay
+    as it is.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -31,18 +71,57 @@ def keep_reward_head(model: Any, peft_config: Any) -> None:
     Raises:
         ConfigError: If the head would be lost.
     """
-    if isinstance(peft_config, PeftConfig) and peft_config.task_type is None and not _names_a_head(peft_config):
-        logger.info("`peft_config` has no task_type; it is set to SEQ_CLS, with which the reward head is trained and saved.")
-        peft_config.task_type = "SEQ_CLS"
-    made = [model.peft_config[name] for name in model.active_adapters] if isinstance(model, PeftModel) else []
-    for config in [peft_config, *made]:
-        if not isinstance(config, PeftConfig) or _task(config) == "SEQ_CLS" or _names_a_head(config):
-            continue
-        raise ConfigError(
-            f"{'The adapter of `model`' if config is not peft_config else '`peft_config`'} has task_type={_task(config)}, so the "
-            "reward head would be neither trained nor saved, and random after loading. Use task_type='SEQ_CLS' (on the command line "
-            "--lora_task_type SEQ_CLS), or name the head in `modules_to_save`."
-        )
+    if isinstance(peft_config, PeftConfig):
+        if peft_config.task_type is None and not _names_a_head(peft_config):
+            logger.info("`peft_config` has no task_type; it is set to SEQ_CLS, with which the reward head is trained and saved.")
+            peft_config.task_type = "SEQ_CLS"
+        lost = _lost(model if isinstance(model, str) else model.config._name_or_path, None, peft_config)
+        if lost and _task(peft_config) == "SEQ_CLS" and hasattr(peft_config, "modules_to_save"):
+            logger.info(f"The base has no weights for {', '.join(lost)}; the adapter trains and saves them.")
+            peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), *lost]
+        elif lost:
+            raise _loses("`peft_config`", peft_config, lost)
+    if not isinstance(model, PeftModel):
+        return
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        lost = _lost(config.base_model_name_or_path, config.revision, config) or _trained_outside(model)
+        if lost:
+            raise _loses("The adapter of `model`", config, lost)
+
+
+def _lost(base: str | None, revision: str | None, config: PeftConfig) -> list[str]:
+    """Layers of the head that neither the base on disk has nor the adapter will save."""
+    saved = {*(REWARD_HEADS if _task(config) == "SEQ_CLS" else ()), *(getattr(config, "modules_to_save", None) or ())}
+    gaps = _gaps_of(base, revision) if base else None
+    if gaps is None:  # what is nowhere on disk may be all new
+        return [] if saved & set(REWARD_HEADS) else ["the reward head"]
+    layers = sorted({name.rpartition(".")[0] for name in gaps.of_head})
+    return [layer for layer in layers if not any(f".{layer}.".find(f".{name}.") >= 0 for name in saved)]
+
+
+def _trained_outside(model: PeftModel) -> list[str]:
+    """Layers of the head that are trained, but not as a part of the adapter."""
+    own = getattr(model.base_model, "prefix", "modules_to_save")
+    inner = model.get_base_model()
+    weights = [name for name, weight in inner.named_parameters() if weight.requires_grad and is_of_head(name, inner)]
+    return sorted({name.rpartition(".")[0] for name in weights if own not in name and "modules_to_save" not in name})
+
+
+def _loses(which: str, config: PeftConfig, lost: list[str]) -> ConfigError:
+    return ConfigError(
+        f"{which} has task_type={_task(config)}, so {', '.join(lost)} would not be saved, and random after loading. Use "
+        "task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS), or name these layers in `modules_to_save`."
+    )
+
+
+def _gaps_of(source: str, revision: str | None) -> Gaps | None:
+    """What a base lacks of a reward model; `None` where that cannot be told without loading it."""
+    try:
+        folder = local_folder(source, revision)
+        return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):  # loading says more
+        return None
 
 
 def keep_head_in_format(model: Any) -> None:

@@ -21,7 +21,7 @@ from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
-from trl_pafo.scoring import load_saved_tokenizer, local_folder
+from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.sources.reading import open_dataset
 from trl_pafo.teacher_choice import TeacherGain
 from trl_pafo.teachers import Teacher
@@ -209,9 +209,11 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     checks.check_rows(rows, what)
     rows = normalize_columns(rows, what, LABEL_COLUMNS)
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
+    folders = {name: str(local_folder(source)) for name, source in sources.items()}
+    for folder in folders.values():
+        check_reward_model(folder)
     scored = {}
-    for name, source in sources.items():
-        folder = str(local_folder(source))
+    for name, folder in folders.items():
         tokenizer = load_saved_tokenizer(folder)
         overrides = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": args.history_fields}
         ready = rows

@@ -15,7 +15,7 @@ from trl_pafo.adapters import keep_reward_head
 from trl_pafo.errors import ConfigError
 from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
 from trl_pafo.safe_loading import ADAPTER_CONFIG, reason
-from trl_pafo.scoring import as_dtype, load_reward_model
+from trl_pafo.scoring import as_dtype, check_reward_model, load_reward_model
 
 QUANTISATION_OPTIONS = (
     "load_in_4bit",
@@ -46,7 +46,7 @@ def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
     if model.lora_task_type == "CAUSAL_LM":  # TRL's default, with which an adapter would lose its reward head
         model.lora_task_type = "SEQ_CLS"
     if model.use_peft:
-        keep_reward_head(model.model_name_or_path, get_peft_config(model))
+        keep_reward_head("", get_peft_config(model))  # whatever the base has: the head that a run gives it is new
     if is_quantised(model):
         name = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
         if not model.use_peft or teacher_kind == "full":
@@ -114,6 +114,8 @@ def start_of(folder: str | None, base: str, model: ModelConfig) -> tuple[Any, An
         model ([`~trl.ModelConfig`]):
             What is to be made, and the number format of what is loaded here.
     """
+    if folder is not None:
+        check_reward_model(folder)  # the base of the run alone may get a new head, and has it on disk
     if folder is None or not (Path(folder) / ADAPTER_CONFIG).exists():
         return folder or base, get_peft_config(model)
     loaded = load_reward_model(folder, as_dtype(model.dtype), is_trainable=model.use_peft)

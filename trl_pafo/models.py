@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file, extract_commit_hash
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -15,6 +21,7 @@ from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError
 from trl_pafo.history import add_history_template
 from trl_pafo.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
+from trl_pafo.weights import is_of_head, name_some
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def load_base(
             For `from_pretrained`.
 
     Raises:
-        ConfigError: If it cannot be loaded so.
+        ConfigError: If it cannot be loaded so, or lacks weights other than those of a reward head, which may be new.
     """
     source, model_kwargs, _ = locate_model(name, revision)
     if name not in WHEEL_MODELS and Path(source).is_dir():
@@ -132,9 +139,19 @@ def load_base(
     if num_hidden_layers is not None:  # the configuration takes a `None` for what it is
         kwargs["num_hidden_layers"] = num_hidden_layers
     try:
-        return architecture.from_pretrained(source, dtype=torch.float32, **SAFELY, **model_kwargs, **kwargs)
+        model, info = architecture.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **SAFELY, **model_kwargs, **kwargs
+        )
     except (OSError, ValueError) as error:
         raise _not_found("model with weights in safetensors", name, error) from error
+    is_causal = architecture is AutoModelForCausalLM  # a task's own head is new, and what scores no reward needs no pooler
+    missing = sorted(weight for weight in info["missing_keys"] if is_causal or not is_of_head(weight, model))
+    if missing:
+        raise ConfigError(
+            f"{name!r} holds no weights for {name_some(missing)}: they would be drawn at random. Name the whole of a pretrained model"
+            f"{'' if num_hidden_layers is None else f', and no more than its layers, of which {num_hidden_layers} were asked for'}."
+        )
+    return model
 
 
 def materialise_model(

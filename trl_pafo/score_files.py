@@ -15,6 +15,7 @@ from trl_pafo.disk import replacing, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter, add_history_template, as_messages
 from trl_pafo.scoring import (
+    check_reward_model,
     load_reward_model,
     load_saved_tokenizer,
     local_folder,
@@ -114,6 +115,7 @@ def _scored(args: Any) -> str:
     """The lines of the input with their rewards."""
     rows = _read_rows(args.input)
     folder = local_folder(args.model_name_or_path)
+    check_reward_model(folder)
     tokenizer = add_history_template(load_saved_tokenizer(folder))
     cutter = HistoryCutter.of(
         tokenizer, num_history=args.num_history, max_tokens=args.history_max_tokens, fields=args.history_fields

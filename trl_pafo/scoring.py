@@ -1,6 +1,7 @@
 """Pairs to rewards: one way of loading, tokenising and scoring for teachers, evaluation and `trl-pafo score`."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,29 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.errors import ConfigError, TeacherError, TrlPafoError
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
-from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, reason
+from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, read_config, reason
+from trl_pafo.weights import Shapes, find_gaps, name_some, shapes_in
 
 
-def local_folder(source: str) -> Path:
+def local_folder(source: str, revision: str | None = None) -> Path:
     """The folder of a saved model: as it is, or the Hub's snapshot (safetensors only).
+
+    Args:
+        source (`str`):
+            Folder or Hub id.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub id.
 
     Raises:
         TeacherError: If there is no such folder and no such repository.
         ConfigError: If its weights are no safetensors, see [`~trl_pafo.safe_loading.check_model_folder`].
     """
-    folder = Path(source) if _is_folder(source) else _snapshot(source)
+    folder = Path(source) if _is_folder(source) else _snapshot(source, revision)
     check_model_folder(folder)
     return folder
 
@@ -36,14 +44,35 @@ def _is_folder(source: str) -> bool:
         return False
 
 
-def _snapshot(source: str) -> Path:
+def _snapshot(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+        others = ["consolidated*", "original/*"]  # the same weights in the format of another library
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=others))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(f"No model is found at {source!r}: no such folder, and the Hub does not give it ({error}).") from error
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of an adapter in a folder; `None` where there is something else."""
+    path = folder / ADAPTER_CONFIG
+    return read_config(path) if path.is_file() else None
+
+
+def base_folder(adapter: Mapping[str, Any]) -> Path:
+    """The folder of an adapter's base.
+
+    Args:
+        adapter (`dict[str, Any]`):
+            Configuration of the adapter.
+
+    Raises:
+        TeacherError, ConfigError: As [`local_folder`].
+    """
+    return local_folder(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -65,10 +94,79 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def check_reward_model(folder: str | Path) -> None:
+    """Raise where a saved model or adapter could not give rewards, or would give random ones; its weights are not read.
+
+    Each weight has to be in the checkpoint, in the adapter, or in the base of the adapter.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a checkpoint or an adapter.
+
+    Raises:
+        ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, or if it cannot
+            be read. The message names the weights and the fix.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    adapter = adapter_config(folder)
+    try:
+        if adapter is None:
+            base, brought = folder, {}
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        else:
+            base = base_folder(adapter)
+            config = AutoConfig.from_pretrained(base, num_labels=1, trust_remote_code=False)
+            shapes = shapes_in(folder / "adapter_model.safetensors")
+            brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
+        gaps = find_gaps(base, config, brought)
+        longer = 0 if adapter is None else _tokens_without_weights(folder, config, brought)
+    except TrlPafoError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(folder, error) from error
+    where = f"{folder} holds no" if adapter is None else f"Neither the adapter {folder} nor its base {base} holds"
+    if gaps.missing:
+        head = set(gaps.missing) <= set(gaps.of_head)
+        fix = "Train it with RewardTrainer, and save the whole of it: model.save_pretrained, not that of a part of it"
+        if adapter is not None and head:
+            fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
+        raise ConfigError(
+            f"{where} weights for {name_some(gaps.missing)}{', so there is no reward head' if head else ''}: "
+            f"they would be drawn at random, and the rewards with them. {fix}."
+        )
+    num_labels = getattr(config, "num_labels", None)
+    if num_labels != 1:
+        raise ConfigError(
+            f"{folder} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
+        )
+    if gaps.misfits:
+        raise ConfigError(
+            f"{where} weights of the right shape for {name_some(gaps.misfits)}. Save the model again, with its configuration."
+        )
+    if longer:
+        raise ConfigError(
+            f"The tokenizer of the adapter {folder} has {longer} tokens more than its base {base}, and the adapter holds no embeddings for "
+            "them: they would be drawn at random. Save the adapter with save_embedding_layers=True, or with the tokenizer of the base."
+        )
+
+
+def _tokens_without_weights(folder: Path, config: Any, brought: Shapes) -> int:
+    """How many tokens of the tokenizer beside an adapter have no embedding, in its base or in itself."""
+    if not has_tokenizer(folder):
+        return 0
+    known = config.get_text_config().vocab_size
+    longer = len(load_saved_tokenizer(folder)) - known
+    grown = any("embed" in name and "lora" not in name for name in brought)
+    return 0 if grown else max(0, longer)
+
+
 def load_reward_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, *, is_trainable: bool = False, quantization_config: Any = None
 ) -> Any:
     """A saved reward model or adapter, in evaluation mode, only from safetensors and without code of its own.
+
+    All that scores loads with it: no weight is drawn at random, and pooling looks for the pad id of the training.
 
     Args:
         folder (`str` or `Path`):
@@ -81,28 +179,68 @@ def load_reward_model(
             How the base of an adapter is quantised when it is loaded; by default it is taken as it was saved.
 
     Raises:
-        ConfigError: If it cannot be loaded so.
+        ConfigError: If it cannot be loaded so, or weights are missing, see [`check_reward_model`].
     """
     folder = Path(folder)
-    check_model_folder(folder)
+    check_reward_model(folder)
+    adapter = adapter_config(folder)
+    options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
-        if not (folder / ADAPTER_CONFIG).exists():
-            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY).eval()
-        from peft import AutoPeftModelForSequenceClassification
-
-        options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
-        model: Any = AutoPeftModelForSequenceClassification.from_pretrained(
-            folder, is_trainable=is_trainable, num_labels=1, dtype=dtype, **SAFELY, **options
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(
-            f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
-        ) from error
+        if adapter is None:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY)
+        else:
+            base = AutoModelForSequenceClassification.from_pretrained(
+                base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
+            )  # a head of another shape is replaced by that of the adapter, or was refused
+            model = _with_adapter(base, folder, is_trainable)
+    except TrlPafoError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(folder, error) from error
     config = model.config.get_text_config()
-    if config.pad_token_id is None and has_tokenizer(folder):
-        # The base's own config knows no pad id, but pooling looks for the one that the adapter was trained with.
-        config.pad_token_id = load_saved_tokenizer(folder).pad_token_id
+    config.pad_token_id = trained_pad_id(folder, config)
     return model.eval()
+
+
+def _with_adapter(base: Any, folder: Path, is_trainable: bool) -> Any:
+    """An adapter on its base in memory, of any task type: a head that it does not hold is that of the base."""
+    from peft import PeftModel
+
+    if has_tokenizer(folder):
+        num_tokens = len(load_saved_tokenizer(folder))
+        if num_tokens > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(num_tokens)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(base, folder, is_trainable=is_trainable, **SAFELY)
+        except UserWarning as error:
+            raise ConfigError(f"The adapter {folder} lacks weights: {reason(error)}. Save it again.") from error
+
+
+def _unloadable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again.")
+
+
+def trained_pad_id(folder: Path, config: Any) -> int | None:
+    """The pad id that a saved model was trained with; `None` where nothing says.
+
+    The configuration of a checkpoint says it. The base of an adapter was not changed by the training, so there the tokenizer beside
+    the adapter does. A tokenizer without a pad token pads with its end token, as in RewardTrainer.
+
+    Args:
+        folder (`Path`):
+            Folder of a checkpoint or an adapter.
+        config ([`~transformers.PretrainedConfig`]):
+            Configuration of the model, or of the base.
+    """
+    own = config.get_text_config().pad_token_id
+    if not has_tokenizer(folder) or (own is not None and adapter_config(folder) is None):
+        return own
+    tokenizer = load_saved_tokenizer(folder)
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return tokenizer.eos_token_id if own is None else own
 
 
 def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
@@ -111,9 +249,19 @@ def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
 
 
 def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad id that a model of this configuration was trained with; the tokenizer's where the model knows none."""
+    """The pad id that a model of this configuration was trained with; the tokenizer's where the model knows none.
+
+    Raises:
+        ConfigError: If neither knows one.
+    """
     own = config.get_text_config().pad_token_id
-    return tokenizer.pad_token_id if own is None else own
+    known = tokenizer.pad_token_id if own is None else own
+    if known is None:
+        raise ConfigError(
+            "Neither the model nor its tokenizer has a pad token, which pooling looks for. Set tokenizer.pad_token and "
+            "model.config.pad_token_id to what the model was trained with, and save both."
+        )
+    return known
 
 
 def tokenize_response(

@@ -20,8 +20,9 @@ from trl_pafo.errors import TeacherError
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
-from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student, whole_weights
+from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student
 from trl_pafo.teachers import QuantisedBase, Teacher
+from trl_pafo.weights import whole_weights
 
 logger = logging.getLogger(__name__)
 

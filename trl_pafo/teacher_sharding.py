@@ -6,7 +6,6 @@ number format that they were loaded in, so that margins are the same bits in eve
 DeepSpeed engine does.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -25,31 +24,6 @@ def shards_the_student(accelerator: Accelerator) -> bool:
     deepspeed = accelerator.state.deepspeed_plugin
     fsdp = getattr(accelerator.state, "fsdp_plugin", None)
     return fsdp is not None or (deepspeed is not None and deepspeed.zero_stage == 3)
-
-
-@contextmanager
-def whole_weights() -> Iterator[None]:
-    """Models that are loaded inside have all their weights on every process.
-
-    What a launcher sets up for the student acts on every `from_pretrained`: ZeRO-3 cuts the weights up at once, and FSDP with
-    `cpu_ram_efficient_loading` leaves processes other than the first without some or all of them (which, differs between
-    versions of transformers) until the student is wrapped. A teacher would be scored with that.
-    """
-    from transformers.integrations import deepspeed
-
-    config = deepspeed._hf_deepspeed_config_weak_ref and deepspeed._hf_deepspeed_config_weak_ref()
-    efficient = os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING")
-    deepspeed.unset_hf_deepspeed_config()
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    try:
-        yield
-    finally:
-        if config is not None:
-            deepspeed.set_hf_deepspeed_config(config)
-        if efficient is None:
-            del os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
-        else:
-            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
 @contextmanager

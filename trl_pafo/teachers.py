@@ -13,11 +13,20 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_pafo.disk import digest_of_files
-from trl_pafo.errors import TeacherError
+from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.labels import as_label
 from trl_pafo.run_options import canonical
-from trl_pafo.safe_loading import ADAPTER_CONFIG, MODEL_FILES
-from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder, pad_id_of
+from trl_pafo.safe_loading import MODEL_FILES
+from trl_pafo.scoring import (
+    adapter_config,
+    base_folder,
+    check_reward_model,
+    has_tokenizer,
+    load_saved_tokenizer,
+    local_folder,
+    pad_id_of,
+    trained_pad_id,
+)
 
 # Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
 _UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
@@ -51,7 +60,7 @@ class Teacher:
 
     def adapter(self) -> dict[str, Any] | None:
         """The configuration of an adapter on disk; `None` where the teacher is something else."""
-        return _adapter_config(local_folder(self.source)) if isinstance(self.source, str) else None
+        return adapter_config(local_folder(self.source)) if isinstance(self.source, str) else None
 
     def backbone(self) -> Any:
         """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint or model."""
@@ -62,24 +71,24 @@ class Teacher:
         if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
             return str(local_folder(self.source))
         base = adapter["base_model_name_or_path"]
-        return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"))
+        # One that keeps the head of the base cannot stand beside those that have their own.
+        kind = (adapter.get("task_type"), tuple(sorted(adapter.get("modules_to_save") or ())))
+        return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"), kind)
 
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
         if not isinstance(self.source, str):
             return self.source.config
         if adapter := self.adapter():
-            return AutoConfig.from_pretrained(adapter["base_model_name_or_path"], num_labels=1, trust_remote_code=False)
-        return AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+            return AutoConfig.from_pretrained(base_folder(adapter), num_labels=1, trust_remote_code=False)
+        return AutoConfig.from_pretrained(local_folder(self.source), trust_remote_code=False)
 
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
-
-        A checkpoint's configuration says it. The base of an adapter was not changed by the training, so there the tokenizer
-        beside the adapter does.
-        """
-        own = self.tokenizer() if self.adapter() else None
-        return own.pad_token_id if own is not None and own.pad_token_id is not None else pad_id_of(self.config(), tokenizer)
+        """The pad id that the teacher was trained with ([`~trl_pafo.scoring.trained_pad_id`]); that of the student's `tokenizer` where
+        nothing says."""
+        config = self.config()
+        own = trained_pad_id(local_folder(self.source), config) if isinstance(self.source, str) else None
+        return pad_id_of(config, tokenizer) if own is None else own
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that was saved with the teacher, if one was."""
@@ -159,7 +168,12 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
         config = teacher.config()
     except (OSError, ValueError, KeyError) as error:
         raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.name!r}: {error}") from error
-    if getattr(config, "num_labels", None) != 1:
+    if isinstance(teacher.source, str):
+        try:
+            check_reward_model(local_folder(teacher.source))
+        except ConfigError as error:
+            raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
+    elif getattr(config, "num_labels", None) != 1:
         raise TeacherError(
             f"The teacher of group {teacher.group!r} has num_labels={getattr(config, 'num_labels', None)}; a reward model has "
             "one. Train it with RewardTrainer, or load it with num_labels=1."
@@ -182,15 +196,10 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _digest_files(folder: Path) -> str:
     own = digest_of_files(folder, MODEL_FILES)
-    if adapter := _adapter_config(folder):  # an adapter answers with its base's weights too
-        base = _digest_files(local_folder(adapter["base_model_name_or_path"]))
+    if adapter := adapter_config(folder):  # an adapter answers with its base's weights too
+        base = _digest_files(base_folder(adapter))
         return hashlib.sha256(f"{own} {base}".encode()).hexdigest()
     return own
-
-
-def _adapter_config(folder: Path) -> dict[str, Any] | None:
-    path = folder / ADAPTER_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _digest_module(module: torch.nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo import checks
-from trl_pafo.adapters import active_adapter_alone, keep_head_in_format, keep_reward_head
+from trl_pafo.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
 from trl_pafo.batching import (
     EpochOfSampler,
     LengthGroupedSampler,
@@ -152,6 +152,8 @@ class PAFORewardTrainer(PairsRewardTrainer):
         self.dropped_pairs = {}
         if train_dataset is not None:
             self._check_train_dataset(train_dataset, args)
+        if isinstance(model, str):
+            check_student(model, args.model_init_kwargs, trains=train_dataset is not None)  # type: ignore[arg-type]
         keep_reward_head(model, kwargs.get("peft_config", positional[-1] if positional else None))
         self._prepare_to_push(args, train_dataset)
         if processing_class is None and (self._teachers or "history" in columns):

@@ -22,7 +22,7 @@ from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
 from trl_pafo.rewards import pair_rewards
-from trl_pafo.scoring import load_saved_tokenizer, local_folder
+from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.sources.registry import load_source
 
 FORMAT = "trl-pafo audit 1"
@@ -43,6 +43,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         ConfigError, DataError, TeacherError: If an option, the data or the model cannot be used.
     """
     folder = None if args.model is None else str(local_folder(args.model))
+    if folder is not None:
+        check_reward_model(folder)
     tokenizer = _tokenizer(args, folder)
     settings = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": args.history_fields}
     remembered = HistoryCutter.of(tokenizer, **settings)

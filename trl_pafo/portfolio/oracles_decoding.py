@@ -17,9 +17,10 @@ from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
 from trl_pafo.run_options import canonical
-from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY
-from trl_pafo.scoring import has_tokenizer, load_saved_tokenizer, local_folder
+from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY, read_config
+from trl_pafo.scoring import base_folder, has_tokenizer, load_saved_tokenizer, local_folder
 from trl_pafo.teachers import Teacher
+from trl_pafo.weights import check_language_model
 
 PolicySource = str | Path | torch.nn.Module
 
@@ -327,8 +328,10 @@ def _member(source: str | torch.nn.Module, dtype: torch.dtype | str) -> _Member:
         if (folder / ADAPTER_CONFIG).exists():
             from peft import AutoPeftModelForCausalLM
 
+            check_language_model(base_folder(read_config(folder / ADAPTER_CONFIG)))
             model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
         else:
+            check_language_model(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
     else:
         model = source
@@ -339,6 +342,7 @@ def _adapters(base: str, sources: Sequence[str], dtype: torch.dtype | str) -> tu
     """Adapters on one base, and the base without them."""
     from peft import PeftModel
 
+    check_language_model(local_folder(base))
     model: Any = AutoModelForCausalLM.from_pretrained(local_folder(base), dtype=dtype, **SAFELY)
     names = [f"policy_{number}" for number in range(len(sources))]
     for name, source in zip(names, sources, strict=True):

@@ -17,7 +17,15 @@ from trl_pafo.history import HistoryCutter, add_history_template, as_messages
 from trl_pafo.models import materialise_model
 from trl_pafo.names import folder_names
 from trl_pafo.portfolio.oracles_candidates import RewardScale
-from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, local_folder, pad_id_of, score_sequences, tokenize_response
+from trl_pafo.scoring import (
+    check_reward_model,
+    load_reward_model,
+    load_saved_tokenizer,
+    local_folder,
+    pad_id_of,
+    score_sequences,
+    tokenize_response,
+)
 from trl_pafo.sources.typed_users import AnsweredPrompt
 
 
@@ -68,10 +76,12 @@ class RewardModel:
 
     Raises:
         TeacherError: If the model is not found.
+        ConfigError: If it could not give rewards, see [`~trl_pafo.scoring.check_reward_model`].
     """
 
     def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu"):
         self.folder = local_folder(str(source))
+        check_reward_model(self.folder)
         self.batch_size, self.device = batch_size, device
         self._loaded: tuple[Any, Any] | None = None
 
