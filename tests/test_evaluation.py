@@ -58,6 +58,18 @@ def test_a_prompt_under_another_name(refused, tmp_path, kind):
     assert "row 0: `prompt` is missing, and does not stand in `chosen` and `rejected` either" in refused("rows.parquet")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reference", "no/model"], "--reference is the model itself (no/model)"),
+        (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
+    ],
+)
+def test_what_is_named_twice_or_has_no_effect(refused, tmp_path, flags, message):
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert message in refused("rows.jsonl", *flags)
+
+
 def test_a_row_with_a_comma_too_many(refused, tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,user\nwhy,so,no,u1,\n")
     assert "rows.csv, line 2: 5 fields, but the header names 4" in refused("rows.csv")

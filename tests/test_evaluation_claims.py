@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_pafo.cli import main
 
-FLAGS = ["--dataset_split", "train", "--num_history", "0", "--num_resamples", "50"]
+FLAGS = ["--num_history", "0", "--num_resamples", "50"]
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def rows_of(*columns: str) -> Dataset:
 def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, tmp_path):
     results, printed = evaluate(rows_of("user"), make_model("encoder", tmp_path / "other", seed=7))
     assert (results["majority"], results["minority"]) == (None, None)
-    assert printed.splitlines()[0].split()[:3] == ["method", "overall", "worst"]
+    assert printed.startswith(f"Data: {tmp_path / 'test.jsonl'}\n")
+    assert printed.splitlines()[2].split()[:3] == ["method", "overall", "worst"]
     assert "gap" not in printed
     assert "no column `group`, so nothing is said of groups" in printed
     summary = results["methods"]["model"]

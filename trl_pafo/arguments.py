@@ -1,6 +1,7 @@
 """What a run is asked to do, beside PAFOConfig and TRL's ModelConfig: data, methods, teachers."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,8 +31,9 @@ class DataArguments:
     Where the preference pairs come from.
 
     Parameters:
-        source (`str`, *optional*, defaults to `"styles"`):
-            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`.
+        source (`str`, *optional*):
+            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`. Defaults to
+            `files` if there is a `data_path`, else to `styles`.
         data_path (`str`, *optional*):
             File, folder or Hub id; `styles` and `swissmetro` need none.
         test_data_path (`str`, *optional*):
@@ -68,7 +70,10 @@ class DataArguments:
             Seed of users, pairs and splits.
     """
 
-    source: str = _option("styles", "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files.")
+    source: str = _option(
+        "",
+        "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files. Default: files with data_path, else styles.",
+    )
     data_path: str | None = _option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
     test_data_path: str | None = _option(None, "Test pairs for `files`; without it, users and prompts are set apart.")
     majority: list[str] | None = _option(None, "Types (styles, domains) that the users of the majority hold.")
@@ -89,12 +94,20 @@ class DataArguments:
     population_seed: int = _option(0, "Seed of users, pairs and splits.")
 
     def __post_init__(self) -> None:
+        self.source = self.source or ("files" if self.data_path or self.test_data_path else "styles")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share}.")
 
     def data_inputs(self) -> dict[str, Any]:
         """The options that decide the data, as inputs of the prepare stage."""
         return {f: v for f, v in asdict(self).items() if f in DataArguments.__dataclass_fields__}
+
+
+def data_name(inputs: Mapping[str, Any]) -> str:
+    """What the data are, for the head of a table: the source and, where there are any, its files."""
+    paths = [str(inputs[name]) for name in ("data_path", "test_data_path") if inputs.get(name)]
+    what = "the shipped corpus" if inputs["source"] == "styles" else " and ".join(paths)
+    return f"{inputs['source']} ({what})" if what else str(inputs["source"])
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo import checks
-from trl_pafo.arguments import TITLES, RunArguments
+from trl_pafo.arguments import TITLES, RunArguments, data_name
 from trl_pafo.config import PAFOConfig
 from trl_pafo.disk import json_ready, new_folder
 from trl_pafo.errors import ConfigError, DataError
@@ -129,7 +129,8 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    write_text(out / "results.md", markdown_table(named) + "\n\n" + verdict_lines(results) + "\n")
+    parts = [f"Data: {data_name(results['data'])}", markdown_table(named), verdict_lines(results)]
+    write_text(out / "results.md", "\n\n".join(parts) + "\n")
     points = [
         {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
         for name, summary in named.items()
@@ -173,8 +174,14 @@ def groups_of(rows: Dataset) -> list[str] | None:
     return rows["group"][:] if "group" in rows.column_names else None
 
 
-def load_rows(name: str, split: str) -> Dataset:
-    """Pairs to evaluate on: a folder of `trl-pafo prepare`, a file that [`open_dataset`] reads, or a Hub id."""
+def load_rows(name: str, split: str | None) -> Dataset:
+    """Pairs to evaluate on: a folder of `trl-pafo prepare`, a file that [`open_dataset`] reads, or a Hub id.
+
+    Raises:
+        ConfigError: If a `split` is given for data that has none; else it is `"test"`.
+        DataError: If there is no such split, or the data cannot be read.
+    """
+    given, split = split, split or "test"
     path = Path(name)
     if path.is_dir() and list(path.glob("*.parquet")):
         if not (path / f"{split}.parquet").exists():
@@ -183,6 +190,8 @@ def load_rows(name: str, split: str) -> Dataset:
         return open_dataset(path / f"{split}.parquet")
     rows = open_dataset(name)
     if isinstance(rows, Dataset):
+        if given is not None:
+            raise ConfigError(f"{name} has no splits, so --dataset_split {given} has no effect. Leave it out.")
         return rows
     if split not in rows:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}. Give --dataset_split.")
@@ -197,6 +206,8 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     """
     if not args.model_name_or_path or not args.dataset_name:
         raise ConfigError("Give --model_name_or_path and --dataset_name.")
+    if args.reference == args.model_name_or_path:
+        raise ConfigError(f"--reference is the model itself ({args.reference}). Name another, or leave it out.")
     if not args.output_dir:
         return _evaluate_models(args, None)
     with new_folder(Path(args.output_dir)) as out:
@@ -227,7 +238,15 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     if args.reference:
         models = (sources["model"], sources["reference"])
         verdicts["model"] = _verdict(scored["model"], scored["reference"], rows, args.seed, models)
-    results = {"majority": majority, "minority": minority, "models": sources, "methods": methods, "verdicts": verdicts}
+    dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
+    results = {
+        "dataset": dataset,
+        "majority": majority,
+        "minority": minority,
+        "models": sources,
+        "methods": methods,
+        "verdicts": verdicts,
+    }
     results = json_ready(results)
     if out is not None:
         out.mkdir()

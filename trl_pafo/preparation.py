@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,7 +59,7 @@ def _write_splits(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path
 ) -> dict[str, dict[str, dict[str, int]]]:
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
-    splits = load_source(data if data.context_pairs is not None else replace(data, context_pairs=max(1, num_history)))
+    splits = load_source(data, context_pairs=max(1, num_history))
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     prepared = {}
     for name in list(splits):

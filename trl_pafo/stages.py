@@ -30,7 +30,7 @@ from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import write_report
 from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.runs import RunFolder, write_text
-from trl_pafo.sources.registry import data_identity
+from trl_pafo.sources.registry import check_source, data_identity
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_teacher
 from trl_pafo.trainer import PAFORewardTrainer
@@ -53,6 +53,7 @@ class Run:
     def __init__(self, run: RunArguments, args: PAFOConfig, model: ModelConfig):
         if model.model_name_or_path is None:
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
+        check_source(run)
         self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
         self.teacher_model = teacher_model(self.model, run.teacher_kind)
         if args.world_size > 1:

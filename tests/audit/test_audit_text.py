@@ -52,6 +52,7 @@ def make_result(accuracy=True, **changes):
     group = {"share_of_users": 0.5, "pairs": 120, "support_rate": {"min": 0.2, "median": 0.2, "max": 0.2}}
     lengths = {"pairs": 100, "dropped": 0, "share": 0.0, "median": 9, "max": 12}
     result = {
+        "data": {"source": "files", "data_path": "survey.csv"},
         "counts": {
             "pairs": 240,
             "users": 60,

@@ -37,14 +37,18 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
     pairs = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
     file = tmp_path / "pairs.jsonl"
     pairs.to_json(file)
-    flags = ["audit", "--source", "files", "--data_path", str(file), "--model", base_model, "--headroom", "false", *QUICK]
+    flags = ["audit", "--data_path", str(file), "--model", base_model, "--headroom", "false", *QUICK]
     assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert result["headroom"] is None
     assert result["accuracy"]["judge"] == f"model {base_model}, on test pairs"
     assert result["length"]["tokenizer"] == base_model
     assert "cannot be estimated" in result["noise"]["reason"]
-    assert "not known" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not known" in out
+    name = f"files ({file})"
+    assert out.startswith(f"{name}: 12 users, 48 pairs")
+    assert (tmp_path / "audit/audit.md").read_text().startswith(f"# Audit of {name}\n")
     assert {path.name for path in (tmp_path / "audit").glob("*.png")} == {"support.png", "accuracy_by_support.png"}
 
     # The accuracies are those that `evaluate` gives the same model on the same pairs.
@@ -66,6 +70,8 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
         (["--folds", "1"], "`folds` must be at least 2"),
         (["--min_gain", "0"], "`min_gain` is a gain"),
         (["--max_length", "0"], "`max_length` must be at least 1"),
+        (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
+        (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),
         (["--source", "nonsense"], "Unknown source 'nonsense'"),
         (["--source", "dsp"], "give its path with --data_path"),
         (["--model", "nowhere/x"], "nowhere/x"),

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
+from trl_pafo.sources.registry import unused_options
 
 TINY = [
     "--max_steps",
@@ -213,3 +214,21 @@ def test_errors_are_one_line_and_name_the_fix(argv, match, capsys, tmp_path, mon
     error = capsys.readouterr().err
     assert error.startswith(f"trl-pafo {argv[0]}: ")
     assert re.search(match, error)
+
+
+@pytest.mark.parametrize(("flags", "unused"), [([], []), (["--train_users", "5"], ["train_users"])])
+def test_quickstart_works_on_the_file_that_is_named(monkeypatch, flags, unused):
+    taken = []
+    monkeypatch.setattr("trl_pafo.cli.run.main", lambda run_args, *_: taken.append(run_args))
+    assert main(["quickstart", "--data_path", "survey.csv", *flags]) == 0
+    assert taken[0].source == "files"
+    assert unused_options(taken[0]) == unused
+    assert main(["quickstart"]) == 0
+    assert (taken[1].source, taken[1].train_users) == ("styles", 160)
+
+
+def test_reward_does_not_choose_between_two_datasets(encoder, tmp_path, capsys):
+    config = tmp_path / "reward.yaml"
+    config.write_text(f"datasets: [{{path: one}}]\ndataset_name: other\nuse_cpu: true\nmodel_name_or_path: {encoder}\n")
+    assert main(["reward", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 1
+    assert "`datasets` and --dataset_name other are both given" in capsys.readouterr().err

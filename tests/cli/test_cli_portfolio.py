@@ -126,7 +126,8 @@ def test_certify(files: Path, tmp_path, capsys) -> None:
     values = np.hstack([1 - share, share]) @ both.T
     worst = (1 - values[:, :2].max(axis=1) / values.max(axis=1)).max()
     assert json.loads((tmp_path / "t.json").read_text())["relative_gap"] == pytest.approx(worst, abs=1e-4)
-    assert portfolio("certify", "--policies", files / "table.csv", "--reference", files / "table.csv") == 0
+    (tmp_path / "same.csv").write_bytes((files / "table.csv").read_bytes())
+    assert portfolio("certify", "--policies", files / "table.csv", "--reference", tmp_path / "same.csv") == 0
     assert "relative gap 0.0000" in capsys.readouterr().out
 
 
@@ -222,6 +223,16 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         (["certify", "--policies", "T"], 1, "Give --members"),
         (["certify", "--policies", "T", "--members", "12"], 1, "rows of the table, 0 to 11"),
         (["certify", "--portfolio", "BUILT", "--reference", "T"], 1, "asked for are helpful, harmless, humour"),
+        (["certify", "--policies", "T", "--reference", "T"], 1, "--reference is the table of --policies itself"),
+        (["certify", "--portfolio", "BUILT", "--members", "0", "--beta", "1"], 1, "--members, --beta: for --policies alone"),
+        (["certify", "--policies", "T", "--members", "0", "--num_resamples", "9"], 1, "--num_resamples: for --portfolio alone"),
+        (["choose", "--portfolio", "BUILT", "--weights", "1", "0", "0", "--sharpness", "2"], 1, "--sharpness: for --answers and"),
+        (["choose", "--portfolio", "BUILT", "--users", "U", "--tolerance", "1"], 1, "--tolerance: for --answers that are never"),
+        (
+            ["compare", "--portfolio", "BUILT", "--candidates", "C", "--policies", "T"],
+            1,
+            "--policies: no effect beside --candidates",
+        ),
         (["choose", "--portfolio", "BUILT"], 1, "Give one of --weights, --answers"),
         (["choose", "--weights", "1", "0", "0"], 1, "Give --portfolio"),
         (["choose", "--portfolio", "ROOT", "--weights", "1", "0", "0"], 1, "No portfolio at"),

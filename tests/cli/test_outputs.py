@@ -41,7 +41,7 @@ class TestEvaluate:
     @pytest.fixture
     def argv(self, encoder, tmp_path):
         make_pairs(history=0).to_json(tmp_path / "test.jsonl")
-        flags = ["--dataset_name", tmp_path / "test.jsonl", "--dataset_split", "train", "--num_resamples", 50, "--num_history", 0]
+        flags = ["--dataset_name", tmp_path / "test.jsonl", "--num_resamples", 50, "--num_history", 0]
         return ["evaluate", "--model_name_or_path", encoder, *flags, "--output_dir", tmp_path / "out"]
 
     def test_full_disk(self, argv, tmp_path, capsys, full_after):

@@ -291,6 +291,15 @@ class TestErrors:
         with pytest.raises(DataError, match="the field `prompt` changes its type from row to row"):
             load_files(write(tmp_path / "pairs.jsonl", rows))
 
+    @pytest.mark.parametrize("option", ["minority_quantile", "minority_threshold"])
+    def test_a_cut_has_no_effect_on_given_groups(self, tmp_path, option):
+        with pytest.raises(ConfigError, match=r"has the column `group`, so .* have no effect"):
+            load_files(write(tmp_path / "pairs.jsonl", grouped()), **{option: 0.3})
+
+    def test_one_column_under_two_names(self, tmp_path):
+        with pytest.raises(ConfigError, match="`columns` gives one column two names"):
+            load_files(write(tmp_path / "pairs.jsonl", grouped()), columns={"chosen": "user", "user": "user"})
+
     def test_columns_that_the_schema_does_not_know(self, tmp_path):
         with pytest.raises(ConfigError, match="`columns` names uid; it may name prompt, chosen"):
             load_files(write(tmp_path / "pairs.jsonl", grouped()), columns={"uid": "user"})

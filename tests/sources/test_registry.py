@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from trl_pafo.arguments import DataArguments
+from trl_pafo.arguments import DataArguments, data_name
 from trl_pafo.checks import check_columns, check_pairs
 from trl_pafo.errors import ConfigError
 from trl_pafo.sources import registry
@@ -80,7 +80,7 @@ def test_unknown_sources_list_the_known_ones():
 @pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("styles", "swissmetro")])
 def test_sources_that_read_a_file_ask_for_its_path(name):
     with pytest.raises(ConfigError, match=f"The source '{name}' reads a file: give its path with --data_path"):
-        load_source(DataArguments(source=name, group_by="gender"))
+        load_source(DataArguments(source=name))
 
 
 def test_every_source_is_named_where_the_option_is_described():
@@ -113,16 +113,58 @@ def test_the_options_said_to_have_an_effect_are_those_that_are_looked_at(source,
     monkeypatch.setattr(registry, "make_splits", lambda *args: None)
     looked_at.clear()
     SOURCES[source](data)
+    used = registry._USED[source]
     if source == "personal_llm":  # its two forms look at different options
-        data.majority = None
+        used = used | registry._POPULATION
+        data.majority = data.minority = None
         SOURCES[source](data)
     known = {field.name for field in fields(DataArguments)}
-    always = {"source", "population_seed", "validation_share", "context_pairs"}
-    assert (looked_at & known) - always == registry._USED[source] - always
+    assert (looked_at & known) - {"source", "population_seed", "validation_share"} == used
 
 
-def test_options_without_an_effect_are_named(caplog):
-    assert unused_options(DataArguments(source="swissmetro", train_users=5, label_noise=0.1)) == ["label_noise"]
-    assert unused_options(DataArguments(train_users=5, label_noise=0.1)) == []
-    load_source(replace(STYLES, max_words=9))
-    assert "`--max_words` has no effect on the source 'styles'" in caplog.text
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"source": "styles", "data_path": "survey.csv"},
+            r"--data_path: no effect on the source 'styles'.*--source \(dsp, .*files\)",
+        ),
+        ({"max_words": 9}, r"--max_words: no effect on the source 'styles'. Leave it out, or choose another --source \(dsp\)"),
+        ({"source": "swissmetro", "label_noise": 0.1}, "--label_noise: no effect on the source 'swissmetro'"),
+        ({"data_path": "x", "context_pairs": 2}, "--context_pairs: no effect on the source 'files'"),
+        ({"data_path": "x", "group_by": "y", "train_users": 5}, "--train_users, --group_by: no effect on the source 'files'"),
+        (
+            {"source": "prism", "data_path": "x", "group_by": "y", "majority": ["z"]},
+            "--majority: no effect on the source 'prism'",
+        ),
+        (
+            {"source": "personal_llm", "data_path": "x", "label_noise": 0.1},
+            "--label_noise: no effect on the source 'personal_llm'",
+        ),
+        (
+            {"source": "personal_llm", "data_path": "x", "majority": ["a"], "minority": ["b"], "minority_quantile": 0.1},
+            "--minority_quantile: no effect",
+        ),
+        ({"source": "personal_llm", "data_path": "x", "majority": ["a"]}, "takes --majority and --minority together"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(options, match):
+    with pytest.raises(ConfigError, match=match):
+        load_source(DataArguments(**options))
+
+
+def test_options_with_an_effect_are_none_of_these():
+    assert unused_options(DataArguments(source="swissmetro", train_users=5)) == []
+    assert unused_options(DataArguments(train_users=5, label_noise=0.1, context_pairs=3)) == []
+
+
+@pytest.mark.parametrize("option", ["data_path", "test_data_path"])
+def test_a_path_alone_names_files(option):
+    assert DataArguments(**{option: "survey.csv"}).source == "files"
+    assert DataArguments(source="dsp", **{option: "survey.csv"}).source == "dsp"
+
+
+def test_the_name_of_the_data_names_its_files():
+    assert data_name(DataArguments().data_inputs()) == "styles (the shipped corpus)"
+    assert data_name(DataArguments(data_path="a.csv", test_data_path="b.csv").data_inputs()) == "files (a.csv and b.csv)"
+    assert data_name(DataArguments(source="swissmetro").data_inputs()) == "swissmetro"

@@ -1,6 +1,6 @@
 """An audit: what a dataset holds, whom a shared model serves worse, what is noise, and whether PAFO can help."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
-from trl_pafo.sources.registry import load_source
+from trl_pafo.sources.registry import check_source, load_source
 
 FORMAT = "trl-pafo audit 1"
 
@@ -42,6 +42,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     Raises:
         ConfigError, DataError, TeacherError: If an option, the data or the model cannot be used.
     """
+    check_source(args)
     folder = None if args.model is None else str(local_folder(args.model))
     if folder is not None:
         check_reward_model(folder)
@@ -51,8 +52,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     num_history = DEFAULT_NUM_HISTORY if remembered.num_history is None else remembered.num_history
     cutter, max_length = _limits(args, folder, remembered, num_history)
 
-    data = args if args.context_pairs is not None else replace(args, context_pairs=max(1, num_history))
-    splits = load_source(data)
+    splits = load_source(args, context_pairs=max(1, num_history))
     for name, rows in splits.items():
         checks.check_pairs(rows, f"The {name} data")
     attached = _attach(splits, num_history)
@@ -67,7 +67,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         "length": dropped_by_length(attached["train"], tokenizer, cutter, max_length)
         | {"tokenizer": args.tokenizer or args.model or args.embedding_model},
     }
-    noise = LabelNoise(data, rows, args.num_resamples, args.seed)
+    noise = LabelNoise(args, rows, args.num_resamples, args.seed)
     result["noise"] = noise.summary
     judged: tuple[Dataset, np.ndarray] | None = None
     result["headroom"] = None

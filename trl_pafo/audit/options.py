@@ -69,6 +69,8 @@ class AuditArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.validation_share != DataArguments.validation_share:
+            raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
         least = {"headroom_pairs": 50, "folds": 2, "repeats": 1, "batch_size": 1, "num_resamples": 100}
         for name, bound in least.items():
             if getattr(self, name) < bound:

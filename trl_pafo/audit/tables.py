@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_pafo.arguments import data_name
 from trl_pafo.audit.verdict import interval
 from trl_pafo.metrics.verdict import format_number
 
@@ -23,7 +24,11 @@ def text_report(result: dict[str, Any]) -> str:
 
 def markdown_report(result: dict[str, Any], pictures: list[str]) -> str:
     """Verdict, findings, tables and pictures in GitHub's Markdown."""
-    parts = ["# Audit", result["verdict"], "\n".join(f"- {sentence}" for sentence in result["findings"])]
+    parts = [
+        f"# Audit of {data_name(result['data'])}",
+        result["verdict"],
+        "\n".join(f"- {sentence}" for sentence in result["findings"]),
+    ]
     for title, rows in _tables(result):
         head = [rows[0], ["---", *("---:" for _ in rows[0][1:])], *rows[1:]]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in head)
@@ -55,7 +60,7 @@ def _groups(result: dict[str, Any]) -> Table:
         rows.append([name, f"{group['users']:,}", share, f"{group['pairs']:,}", support, dropped])
     pairs = counts["pairs_a_user"]
     title = (
-        f"{counts['users']:,} users, {counts['pairs']:,} pairs ({pairs['min']:g} to {pairs['max']:g} a user, median {pairs['median']:g}), "
+        f"{data_name(result['data'])}: {counts['users']:,} users, {counts['pairs']:,} pairs ({pairs['min']:g} to {pairs['max']:g} a user, median {pairs['median']:g}), "
         f"{counts['prompts']:,} prompts"
     )
     return title, rows

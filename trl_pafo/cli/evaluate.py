@@ -13,7 +13,7 @@ def make_parser(prog: str | None = None) -> Any:
         dataset_name: str | None = field(
             default=None, metadata={"help": "A folder of `trl-pafo prepare`, a JSONL or Parquet file of pairs, or a Hub id."}
         )
-        dataset_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+        dataset_split: str | None = field(default=None, metadata={"help": "Split of a folder or Hub id. Default: test."})
         reference: str | None = field(default=None, metadata={"help": "A second model; the verdict compares the first with it."})
         output_dir: str | None = field(
             default=None, metadata={"help": "Write results.json and the rewards here; must not exist."}
@@ -34,6 +34,7 @@ def main(args: Any) -> None:
     from trl_pafo.report.tables import plain_table
 
     results = evaluate_models(args)
+    print(f"Data: {results['dataset']}\n")
     print(plain_table(results["methods"]))
     if results["majority"] is None:
         print("The data have no column `group`, so nothing is said of groups.")

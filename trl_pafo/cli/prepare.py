@@ -34,9 +34,11 @@ def main(args: Any) -> None:
     from trl_pafo.errors import ConfigError
     from trl_pafo.models import load_tokenizer
     from trl_pafo.preparation import fit_lengths, prepare
+    from trl_pafo.sources.registry import check_source
 
     if not args.output_dir or not args.model_name_or_path:
         raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")
+    check_source(args)
     out = Path(args.output_dir)
     known = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
     config = PAFOConfig(str(out), use_cpu=True, bf16=False, **{k: v for k, v in known.items() if v is not None})

@@ -5,7 +5,6 @@ from typing import Any
 # Chosen on population seed 0 for what a laptop can train in minutes (docs/results.md); so the default here is another one.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/quickstart",
-    "source": "styles",
     "population_seed": 1,
     "model_name_or_path": "minilm",
     "num_hidden_layers": 3,
@@ -46,5 +45,10 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.cli.run import main as run
+    from trl_pafo.sources.registry import SOURCES, unused_options
 
+    # The defaults above are for a source that makes its users.
+    for name in unused_options(run_args) if run_args.source in SOURCES else ():
+        if getattr(run_args, name) == DEFAULTS.get(name):
+            setattr(run_args, name, None)
     run(run_args, training_args, model_args)

@@ -34,6 +34,8 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
         **model_kwargs,
         **(training_args.model_init_kwargs or {}),
     }
+    if dataset_args.datasets and script_args.dataset_name:
+        raise ConfigError(f"`datasets` and --dataset_name {script_args.dataset_name} are both given. Give the one to train on.")
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     elif script_args.dataset_name:

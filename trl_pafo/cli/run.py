@@ -13,7 +13,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
-    from trl_pafo.arguments import TITLES
+    from trl_pafo.arguments import TITLES, data_name
     from trl_pafo.evaluation import verdict_lines
     from trl_pafo.models import set_threads
     from trl_pafo.report.tables import plain_table
@@ -23,7 +23,7 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     run = Run(run_args, training_args, model_args)
     results = run()
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    print("\n" + plain_table(named))
+    print(f"\nData: {data_name(results['data'])}\n\n{plain_table(named)}")
     print("\n" + verdict_lines(results))
     print(f"\nPicture: {run.folder / 'results/majority_minority.png'}\nTable:   {run.folder / 'results/results.md'}")
     print(f"Report:  {run.folder / 'report.html'}")

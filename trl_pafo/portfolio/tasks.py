@@ -81,7 +81,12 @@ def certify(args: Any) -> Result:
     if (args.portfolio is None) == (args.policies is None):
         raise ConfigError("Give --portfolio (a folder) or --policies (a table), one of them.")
     if args.policies:
+        _refuse_unused(args, ["num_resamples"], "for --portfolio alone, whose values are known by prompt")
         return _certify_table(args)
+    own = "for --policies alone; a portfolio has its own"
+    _refuse_unused(args, ["members", "reward_names", "beta", "epsilon", "delta"], own)
+    if args.reference:
+        _refuse_unused(args, ["num_resamples"], "no interval is known against a --reference")
     portfolio = Portfolio.load(args.portfolio)
     reference: Reference = portfolio.upper_bound
     if args.reference:
@@ -108,6 +113,10 @@ def choose(args: Any) -> Result:
         raise ConfigError(f"Give one of --weights, --answers, --history, --users; got {', '.join(given) or 'none'}.")
     if args.reward_models and not args.history:
         raise ConfigError("--reward_models is for --history.")
+    if args.answers is None or args.sharpness is not None:
+        _refuse_unused(args, ["tolerance"], "for --answers that are never wrong, without --sharpness")
+    if args.answers is None and args.history is None:
+        _refuse_unused(args, ["sharpness"], "for --answers and --history")
     if args.weights is not None:
         member = portfolio.choose(args.weights)
         return _chosen(portfolio, member), {"member": member, "policy": portfolio.policies[member]}
@@ -148,6 +157,8 @@ def compare(args: Any) -> Result:
     from trl_pafo.portfolio.pictures import draw_sizes
     from trl_pafo.report.style import write_png
 
+    if args.candidates and args.policies:
+        raise ConfigError("--policies: no effect beside --candidates, whose best is known for all weights. Leave it out.")
     portfolio = _load(args.portfolio)
     args.beta = args.beta or portfolio.beta
     args.reward_names = args.reward_names or list(portfolio.reward_names)
@@ -163,7 +174,7 @@ def compare(args: Any) -> Result:
     else:
         reference = Pool(oracle.values, portfolio.beta * oracle.kl)
     rows = compare_sizes(portfolio, oracle, args.max_size, reference=reference, num_seeds=args.num_seeds)
-    text = f"Objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
+    text = f"{args.candidates or args.policies}: objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
     if args.output_dir:
         folder = Path(args.output_dir)
         _make_folder(folder)
@@ -249,7 +260,16 @@ def _alone_in(output_dir: str | None) -> Iterator[Path | None]:
             yield folder
 
 
+def _refuse_unused(args: Any, names: list[str], why: str) -> None:
+    """Raise [`ConfigError`] if an option has another value than its default."""
+    given = [f"--{name}" for name in names if getattr(args, name) != type(args).__dataclass_fields__[name].default]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: {why}. Leave it out.")
+
+
 def _certify_table(args: Any) -> Result:
+    if args.reference and Path(args.reference).resolve() == Path(args.policies).resolve():
+        raise ConfigError("--reference is the table of --policies itself, which is the default. Name another, or leave it out.")
     table = read_table(args.policies, args.reward_names, args.beta)
     rows = list(range(len(table.results))) if args.members is None else args.members
     if not rows or min(rows) < 0 or max(rows) >= len(table.results):

@@ -31,9 +31,20 @@ def _settings(record: Record) -> str:
     inputs: dict[str, Any] = {}
     for stage in ("prepare", "model", "personalized_bt", "pafo"):
         inputs |= record.stages.get(stage, {}).get("inputs", {})
-    names = ["source", "population_seed", "tokenizer", "num_hidden_layers", "seed", "num_train_epochs", "learning_rate"]
+    names = [
+        "source",
+        "data_path",
+        "test_data_path",
+        "population_seed",
+        "tokenizer",
+        "num_hidden_layers",
+        "seed",
+        "num_train_epochs",
+        "learning_rate",
+    ]
     names += ["distillation_loss", "alpha", "counterfactual_weight"]
     known = [f"{name} {inputs[name]}" for name in names if inputs.get(name) is not None]
+    known += [f"data {record.results['dataset']}"] if "dataset" in record.results else []
     return "; ".join([str(record.folder), *known])
 
 

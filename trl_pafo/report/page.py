@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_pafo.arguments import data_name
 from trl_pafo.disk import writing
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.inspection import INSPECTION, inspect_run
@@ -97,7 +98,7 @@ def _lead(record: Record) -> list[str]:
     lines = []
     if data:
         inputs = record.stages.get("prepare", {}).get("inputs", {})
-        parts = [f"Data: {data['source']}", f"population seed {data['population_seed']}"]
+        parts = [f"Data: {data_name(data)}", f"population seed {data['population_seed']}"]
         if inputs.get("tokenizer"):
             parts.append(f"model: {inputs['tokenizer']}")
         seeds = {done["inputs"].get("seed") for done in record.stages.values()} - {None}
@@ -105,6 +106,7 @@ def _lead(record: Record) -> list[str]:
         day = record.stages.get("evaluate", {}).get("finished", "")[:10].replace("-", "\u2011")  # no line breaks at these hyphens
         lines.append("; ".join([*parts, day] if day else parts) + ".")
     elif models:
+        lines += [f"Data: {record.results['dataset']}."] if "dataset" in record.results else []
         lines += [f"{record.title(name)[:1].upper()}{record.title(name)[1:]}: {path}" for name, path in models.items()]
     tested = f"Tested on {summary['num_pairs']:,} pairs"
     if "num_users" in summary:

@@ -72,7 +72,7 @@ def load_files(
             Split to test on, where the data has several.
         minority_quantile (`float` or `Sequence[float]`, *optional*):
             Share of the training users with the lowest support that make the minority, see
-            [`~trl_pafo.groups.quantile_thresholds`]. Not used if there is a `group` column.
+            [`~trl_pafo.groups.quantile_thresholds`]. Refused if there is a `group` column.
         minority_threshold (`float` or `Sequence[float]`, *optional*):
             Users with a support rate below it are the minority. With neither of the two, the quantile is 0.2.
         group_names (`Sequence[str]`, *optional*, defaults to `("majority", "minority")`):
@@ -119,6 +119,11 @@ def load_files(
         everything = concatenate_datasets([train, test])
 
     splits = DatasetDict(train=train, test=drop_shared_prompts(train, test))
+    if "group" in train.column_names and (minority_quantile, minority_threshold) != (None, None):
+        raise ConfigError(
+            f"{what} has the column `group`, so `minority_quantile` and `minority_threshold` have no effect. Leave them out, or the "
+            "column."
+        )
     if "group" not in train.column_names:
         splits = _group_by_support(splits, everything, minority_quantile, minority_threshold, group_names)
     elif "support_rate" not in train.column_names:

@@ -1,6 +1,5 @@
 """Source name -> preference pairs in the one schema."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,45 +12,58 @@ from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError
 from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
 
-logger = logging.getLogger(__name__)
-
 # What the datasets library writes into a folder of `save_to_disk` when somebody works with it.
 _CACHES = ("cache-*", "tmp*", ".*")
 _USERS = {"train_users", "test_users"}
-_POPULATION = _USERS | {
-    "majority",
-    "minority",
-    "minority_ratio",
-    "pairs_per_user",
-    "test_prompt_share",
-    "taste_mix",
-    "label_noise",
-}
+_PAIRS = _USERS | {"pairs_per_user", "context_pairs", "test_prompt_share"}
+_POPULATION = _PAIRS | {"majority", "minority", "minority_ratio", "taste_mix", "label_noise"}
 _CUT = {"minority_quantile", "minority_threshold"}
 # Options that a source looks at, beside those that every one does.
 _USED: dict[str, set[str]] = {
     "styles": _POPULATION,
     "dsp": _POPULATION | {"data_path", "max_words"},
     "swissmetro": _USERS | {"data_path"},
-    "personal_llm": _POPULATION | _CUT | {"data_path"},
+    "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority"},
     "ukp_convarg": _CUT | {"data_path"},
     "files": _CUT | {"data_path", "test_data_path"},
 }
 
 
-def load_source(data: DataArguments) -> DatasetDict:
+def load_source(data: DataArguments, context_pairs: int | None = None) -> DatasetDict:
     """The training and test pairs that the options ask for.
 
+    Args:
+        data ([`~trl_pafo.arguments.DataArguments`]):
+            The options.
+        context_pairs (`int`, *optional*):
+            Earlier pairs of each user where `data` says nothing.
+
     Raises:
-        ConfigError: If the source is unknown, or needs a `data_path` that was not given.
+        ConfigError: As [`check_source`].
         DataError: If the data cannot be used.
     """
+    check_source(data)
+    return SOURCES[data.source](data if data.context_pairs is not None else replace(data, context_pairs=context_pairs))
+
+
+def check_source(data: DataArguments) -> None:
+    """Raise [`ConfigError`] if the source is unknown, an option has no effect on it, or one that it needs is missing."""
     if data.source not in SOURCES:
         raise ConfigError(f"Unknown source {data.source!r}; choose one of {', '.join(SOURCES)}.")
-    for name in unused_options(data):
-        logger.warning("`--%s` has no effect on the source %r. Leave it out, or choose another source.", name, data.source)
-    return SOURCES[data.source](data)
+    unused = unused_options(data)
+    if unused:
+        others = [source for source, used in _USED.items() if set(unused) <= used]
+        instead = f", or choose another --source ({', '.join(others)})" if others else ""
+        raise ConfigError(
+            f"{', '.join(f'--{name}' for name in unused)}: no effect on the source {data.source!r}. Leave it out{instead}."
+        )
+    if data.source not in ("styles", "swissmetro"):
+        _path(data)
+    if data.source == "prism" and not data.group_by:
+        raise ConfigError("The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender.")
+    if _by_type(data) and not (data.majority and data.minority):
+        raise ConfigError("The source 'personal_llm' takes --majority and --minority together (types of user), or neither.")
 
 
 def data_identity(data: DataArguments) -> dict[str, str]:
@@ -74,8 +86,14 @@ def data_identity(data: DataArguments) -> dict[str, str]:
 
 def unused_options(data: DataArguments) -> list[str]:
     """Options that were given another value than their default and that the source does not look at."""
-    used = _USED[data.source] | {"source", "population_seed", "validation_share", "context_pairs"}
+    used = _POPULATION | {"data_path"} if _by_type(data) else _USED[data.source]
+    used = used | {"source", "population_seed", "validation_share"}
     return [f.name for f in fields(DataArguments) if f.name not in used and getattr(data, f.name) != f.default]
+
+
+def _by_type(data: DataArguments) -> bool:
+    """Whether users of `personal_llm` hold types, and not weights."""
+    return data.source == "personal_llm" and bool(data.majority or data.minority)
 
 
 def _path(data: DataArguments) -> str:
@@ -139,11 +157,9 @@ def _ukp_convarg(data: DataArguments) -> DatasetDict:
 def _prism(data: DataArguments) -> DatasetDict:
     from trl_pafo.sources.prism import load_prism
 
-    if not data.group_by:
-        raise ConfigError("The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender.")
     return load_prism(
         _path(data),
-        data.group_by,
+        str(data.group_by),
         data.minority,
         train_users=data.train_users,
         test_users=data.test_users,
@@ -154,10 +170,9 @@ def _prism(data: DataArguments) -> DatasetDict:
 def _personal_llm(data: DataArguments) -> DatasetDict:
     from trl_pafo.sources.personal_llm import load_personal_llm, load_personal_llm_types
 
-    if data.majority and data.minority:
-        return load_personal_llm_types(_path(data), _population(data, Population(data.majority, data.minority)))
-    default = Population(majority=[""], minority=[""])
-    population = _population(data, default)
+    if _by_type(data):
+        return load_personal_llm_types(_path(data), _population(data, Population(data.majority or (), data.minority or ())))
+    population = _population(data, Population(majority=[""], minority=[""]))
     return load_personal_llm(
         _path(data),
         train_users=population.train_users,
