@@ -7,6 +7,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import random
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -19,7 +24,7 @@ from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 WORDS = [
     "asked",
@@ -70,6 +75,7 @@ WORDS = [
     "sun",
     "wind",
 ]
+DEPRECATIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
 
 
@@ -113,6 +119,25 @@ def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1, **si
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_deprecated_is_called() -> Iterator[None]:
+    """A deprecation that trl_pafo causes is an error, also where it calls a model, which a filter by module does not see."""
+    warn = warnings.warn
+
+    def watch(message, category=None, stacklevel=1, **more):
+        frame = sys._getframe(stacklevel) if stacklevel > 0 else None
+        while frame and frame.f_globals.get("__name__") == "torch.nn.modules.module":
+            frame = frame.f_back
+        kind = type(message) if isinstance(message, Warning) else category or UserWarning
+        if frame and frame.f_globals.get("__name__", "").startswith("trl_pafo") and issubclass(kind, DEPRECATIONS):
+            raise kind(message)
+        return warn(message, category, stacklevel + 1, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "warn", watch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -160,6 +185,17 @@ def make_pairs(num_users: int = 6, pairs_per_user: int = 5, num_minority: int = 
 @pytest.fixture
 def pairs() -> Dataset:
     return make_pairs()
+
+
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """The disk is full after so many bytes a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """The folder of an audit: an earlier one stays until the new one is whole, and one audit at a time is written."""
 
-import resource
-
 import pytest
+from conftest import full_after
 from test_audit_text import make_result
 
 from trl_pafo.audit.output import write_audit
@@ -10,26 +9,16 @@ from trl_pafo.disk import alone
 from trl_pafo.errors import RunFolderError
 
 
-@pytest.fixture
-def full_after():
-    """The disk is full after so many bytes a file."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_full_disk_leaves_the_audit_before(tmp_path, full_after):
+def test_full_disk_leaves_the_audit_before(tmp_path):
     write_audit(make_result(), tmp_path / "audit")
     before = files(tmp_path)
-    full_after(100)
-    with pytest.raises(RunFolderError, match=r"cannot be written: File too large"):
+    with full_after(100), pytest.raises(RunFolderError, match=r"cannot be written: File too large"):
         write_audit(make_result(accuracy=False), tmp_path / "audit")
     assert {name: content for name, content in files(tmp_path).items() if name.startswith("audit/")} == before
-    full_after(resource.RLIM_INFINITY)
     write_audit(make_result(accuracy=False), tmp_path / "audit")
     assert [path.name for path in tmp_path.iterdir()] == ["audit"]
 

@@ -3,12 +3,11 @@
 import errno
 import json
 import re
-import resource
 import subprocess
 import sys
 
 import pytest
-from conftest import make_model, make_pairs
+from conftest import full_after, make_model, make_pairs
 from safetensors import SafetensorError
 
 from trl_pafo import __version__
@@ -88,12 +87,6 @@ def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
 class TestDiskThatRefuses:
     """One line that names path and fix, and what was there is still there: the disk is full after so many bytes a file."""
 
-    @pytest.fixture
-    def full_after(self):
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
     def files(self, folder):
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -105,20 +98,20 @@ class TestDiskThatRefuses:
         assert re.search(match, error, re.M), error
         assert "Traceback" not in error
 
-    def test_prepare(self, encoder, tmp_path, capsys, full_after):
+    def test_prepare(self, encoder, tmp_path, capsys):
         flags = ["--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3", "--num_history", "1"]
-        full_after(1000)
-        self.refused(["prepare", "--model_name_or_path", encoder, "--output_dir", str(tmp_path / "data"), *flags], capsys)
+        with full_after(1000):
+            self.refused(["prepare", "--model_name_or_path", encoder, "--output_dir", str(tmp_path / "data"), *flags], capsys)
         assert list(tmp_path.iterdir()) == []
 
-    def test_score(self, encoder, tmp_path, capsys, full_after):
+    def test_score(self, encoder, tmp_path, capsys):
         (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "what", "response": "yes"}) + "\n")
         argv = ["score", "--model_name_or_path", encoder, "--input", str(tmp_path / "in.jsonl")]
-        full_after(10)
-        self.refused([*argv, "--output", str(tmp_path / "out.jsonl")], capsys)
+        with full_after(10):
+            self.refused([*argv, "--output", str(tmp_path / "out.jsonl")], capsys)
         assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
-    def test_run(self, encoder, tmp_path, capsys, full_after):
+    def test_run(self, encoder, tmp_path, capsys):
         flags = ["--model_name_or_path", encoder, "--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3"]
         flags += ["--pairs_per_user", "2", "--context_pairs", "2", "--num_history", "1", "--num_resamples", "50", *TINY]
         argv = [
@@ -133,22 +126,21 @@ class TestDiskThatRefuses:
         ]
         assert main(argv) == 0
         before = self.files(tmp_path / "run")
-        full_after(40_000)  # less than a model
-        self.refused([*argv, "personalized_bt"], capsys)
+        with full_after(40_000):  # less than a model
+            self.refused([*argv, "personalized_bt"], capsys)
         assert self.files(tmp_path / "run") | before == self.files(tmp_path / "run")
-        full_after(resource.RLIM_INFINITY)
         capsys.readouterr()
         assert main([*argv, "personalized_bt"]) == 0
         assert "[bradley_terry] done before, kept\n[personalized_bt]\n" in capsys.readouterr().out
 
-    def test_reward(self, encoder, pairs, tmp_path, capsys, full_after):
+    def test_reward(self, encoder, pairs, tmp_path, capsys):
         pairs.select_columns(["prompt", "chosen", "rejected"]).to_json(tmp_path / "pairs/train.jsonl")
         argv = ["reward", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "pairs"), "--eos_token", "[SEP]"]
         argv += ["--output_dir", str(tmp_path / "out"), "--max_length", "256", *TINY]
         assert main(argv) == 0
         before = self.files(tmp_path / "out")
-        full_after(len(before["model.safetensors"]) - 1)
-        self.refused([*argv, "--learning_rate", "0.1"], capsys)
+        with full_after(len(before["model.safetensors"]) - 1):
+            self.refused([*argv, "--learning_rate", "0.1"], capsys)
         assert self.files(tmp_path / "out")["model.safetensors"] == before["model.safetensors"]
 
 

@@ -5,24 +5,15 @@ One line that names path and fix, and what was there is still there.
 
 import errno
 import os
-import resource
 
 import numpy as np
 import pytest
-from conftest import make_pairs
+from conftest import full_after, make_pairs
 from fake_runs import make_run
 
 from trl_pafo.cli import main
 from trl_pafo.disk import alone, new_folder
 from trl_pafo.report.sections import accuracy_pictures
-
-
-@pytest.fixture
-def full_after():
-    """The disk is full after so many bytes a file."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def files(folder):
@@ -44,11 +35,10 @@ class TestEvaluate:
         flags = ["--dataset_name", tmp_path / "test.jsonl", "--num_resamples", 50, "--num_history", 0]
         return ["evaluate", "--model_name_or_path", encoder, *flags, "--output_dir", tmp_path / "out"]
 
-    def test_full_disk(self, argv, tmp_path, capsys, full_after):
-        full_after(100)
-        refused(argv, capsys, "cannot be written: File too large. Raise the limit")
+    def test_full_disk(self, argv, tmp_path, capsys):
+        with full_after(100):
+            refused(argv, capsys, "cannot be written: File too large. Raise the limit")
         assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
-        full_after(resource.RLIM_INFINITY)
         assert main([str(word) for word in argv]) == 0
         assert (tmp_path / "out/results.json").exists()
 
@@ -67,16 +57,15 @@ class TestEvaluate:
 
 
 class TestReport:
-    def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch, full_after):
+    def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (accuracy_pictures,))
         run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
         argv = ["report", run, "--inspect", "false"]
         assert main([str(word) for word in argv]) == 0
         before = files(run)
-        full_after(100)
-        refused(argv, capsys, "cannot be written: File too large")
+        with full_after(100):
+            refused(argv, capsys, "cannot be written: File too large")
         assert files(run) == before
-        full_after(resource.RLIM_INFINITY)
         (run / "report_pictures/of_an_older_version.png").write_bytes(b"")
         assert main([str(word) for word in argv]) == 0
         assert set(files(run)) == set(before)
@@ -95,10 +84,9 @@ class TestPortfolio:
         assert list((tmp_path / "out").iterdir()) == []
         assert main([str(word) for word in argv]) == 0
 
-    def test_full_disk(self, argv, tmp_path, capsys, full_after):
-        full_after(500)
-        refused(argv, capsys, "File too large")
+    def test_full_disk(self, argv, tmp_path, capsys):
+        with full_after(500):
+            refused(argv, capsys, "File too large")
         kept = (tmp_path / "out/calls.jsonl").read_text()
-        full_after(resource.RLIM_INFINITY)
         assert main([str(word) for word in argv]) == 0
         assert (tmp_path / "out/calls.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class _Member:
             "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
         }
         if cache is not None:
-            inputs |= {"past_key_values": cache, "use_cache": True}
+            inputs |= {self._cache_name(): cache, "use_cache": True}
         if last and self.model._supports_logits_to_keep():
             inputs["logits_to_keep"] = 1
         if self.adapter is not None:
@@ -49,6 +50,11 @@ class _Member:
         with self.model.disable_adapter() if without else nullcontext():
             logits = self.model(input_ids=ids, **inputs).logits
         return logits[:, -1:].float() if last else logits.float()
+
+    def _cache_name(self) -> str:
+        """What the forward pass calls its cache: transformers renamed it in 5.24."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 class MixedPolicy:
