@@ -217,7 +217,8 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
     sums = PairSums(groups)
     assert not sums
     for number, rows in enumerate(batches):
-        fill(sums, rows, groups, (torch.tensor(float(number)), torch.tensor(1.0), torch.tensor(0.25)))
+        terry = float(number) if any(row["label"] for row in rows) else 0.0
+        fill(sums, rows, groups, (torch.tensor(terry), torch.tensor(1.0), torch.tensor(0.25)))
     assert sums
     rows = [row for batch in batches for row in batch]
     assert sums.num_tokens() == 10 * len(rows)
@@ -238,7 +239,10 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
         "accuracy": mean(right),
         "margin": mean([row["chosen"] - row["rejected"] for row in labelled]),
         # Means over all rows are sums over those that count, which are fewer.
-        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches)) / len(labelled) if labelled else math.nan,
+        "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches) if any(row["label"] for row in batch))
+        / len(labelled)
+        if labelled
+        else math.nan,
         "distillation_loss": 4.0,
     }
     for group in groups:

@@ -56,6 +56,19 @@ class TestByAgreement:
         rates = support_rate_by_agreement(["u", "v", "w", "u"], [0, 0, 0, 1], [1, 1, -1, 1])
         assert rates == {"u": 0.5, "v": 0.5, "w": 0.0}
 
+    def test_users_and_pairs_of_any_kind(self):
+        rates = support_rate_by_agreement(np.array([1.0, 2.0, 3.0, 1.0]), ["p", "p", "p", "q"], [1, 1, -1, 1])
+        assert rates == {"1": 0.5, "2": 0.5, "3": 0.0}
+
+    @pytest.mark.parametrize("missing", [None, float("nan"), ""])
+    def test_nobody_is_no_user_and_no_pair(self, missing):
+        with pytest.raises(DataError, match=r"The votes, row 1: has no `user`"):
+            support_rate_by_agreement(["u", missing, missing], [0, 0, 0], [1, 1, -1])
+        with pytest.raises(DataError, match=r"The votes, row 0: has no `pair`"):
+            support_rate_by_agreement(["u", "v", "w"], [missing, missing, 0], [1, 1, -1])
+        with pytest.raises(DataError, match=r"The users, row 1: has no `types`"):
+            support_rate_by_type(["a", missing])
+
     def test_a_user_without_a_shared_pair_has_none(self):
         rates = support_rate_by_agreement(["u", "v", "v", "w"], [0, 1, 1, 1], [1, 1, 1, 1])
         assert np.isnan(rates["u"])

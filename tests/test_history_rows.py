@@ -36,6 +36,13 @@ class TestAttach:
         assert past_prompts(attached) == [["p"], ["q", "p"], ["r", "q"], ["a"]]
         assert attached["history"][2] == [{k: rows[i][k] for k in HISTORY_FIELDS} for i in (2, 1)]
 
+    @pytest.mark.parametrize("missing", [None, float("nan"), ""])
+    def test_nobody_has_no_history(self, missing):
+        """Rows without a user are of people who are not known, not of one and the same."""
+        rows = [row | {"user": "" if missing == "" else missing} for row in user_rows("p", "q")]
+        with pytest.raises(DataError, match=r"The pairs, row 0: has no `user` \(so have 2 of 2 rows\)"):
+            attach_history(Dataset.from_list(rows), 1)
+
     def test_leave_one_out_goes_on_with_the_latest_and_loses_no_row(self):
         attached = attach_history(Dataset.from_list(user_rows("p", "q", "r", "s")), 2, past_only=False)
         assert attached["prompt"][:] == ["p", "q", "r", "s"]
@@ -226,7 +233,8 @@ class TestCounterfactual:
         assert size == {"g0": 30, "g1": 15}
         both = counterfactual_rows(dataset, ["g0", "g1"], share, seed=0)
         new = both.filter(lambda row: not row["has_label"])
-        assert count_by_group(new) == Counter({"g1": round(30 * share), "g0": round(15 * share)})  # under the other's history
+        assert Counter(new["group"]) == {"g1": round(30 * share), "g0": round(15 * share)}  # under the other's history
+        assert count_by_group(both) == size
         assert len(both) == 45 + len(new)
 
     @pytest.mark.parametrize("seed", range(4))
@@ -340,3 +348,4 @@ def test_rows_are_counted_by_group_where_there_are_groups():
     dataset = make_pairs(num_users=3, pairs_per_user=2, num_minority=1)
     assert count_by_group(dataset) == {"minority": 2, "majority": 4}
     assert count_by_group(dataset.remove_columns("group")) == {"all": 6}
+    assert count_by_group(Dataset.from_dict({"group": ["a", None, "a"]})) == {"a": 2, "no group": 1}

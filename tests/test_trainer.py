@@ -751,6 +751,14 @@ def test_reports_pairs_dropped_for_length_by_group(encoder, teachers, training, 
     assert trainer.dropped_pairs["train"]["minority"] == expected
     assert trainer.dropped_pairs["train"]["majority"] == 0
     assert f"minority: {expected} of 10 (50.0%)" in caplog.text
+    assert "counterfactual rows" not in caplog.text
+    # A pair under another history is no pair of that group.
+    args = PAFOConfig(str(tmp_path / "o"), **training)
+    trainer = PAFORewardTrainer(encoder, args, train_dataset=rows, teachers=teachers)
+    assert trainer.dropped_pairs["train"] == {"minority": expected}
+    gone = 2 * len(rows) - len(trainer.train_dataset) - expected
+    assert gone >= expected
+    assert f"minority: {expected} of 10 (50.0%); counterfactual rows: {gone} of 30 ({gone / 30:.1%})." in caplog.text
 
 
 def test_raises_when_no_pair_is_short_enough(encoder, pairs, teachers, training, tmp_path):

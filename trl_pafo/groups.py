@@ -6,13 +6,14 @@ rate is the finding of PAFO (arXiv 2606.07988); the estimators here are ours, si
 that we could read.
 """
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.labels import normalize_labels
 
 FloatArray = NDArray[np.float64]
 
@@ -37,18 +38,17 @@ def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashabl
         `numpy.ndarray`: Of shape `(num_users,)`, in [0, 1]; 0 for a type that no training user holds.
 
     Raises:
-        DataError: If the population is empty.
+        DataError: If the population is empty, or a type is missing.
     """
-    held = types if population is None else population
-    if not len(held):
+    types = normalize_labels(types, "types", "The users")
+    held = types if population is None else normalize_labels(population, "population", "The training users")
+    if not held:
         raise DataError("No training user is given, so that no type has a share; pass the type of each training user.")
-    counts: dict[Hashable, int] = {}
-    for name in held:
-        counts[name] = counts.get(name, 0) + 1
-    return np.array([counts.get(name, 0) / len(held) for name in types], dtype=np.float64)
+    counts = Counter(held)
+    return np.array([counts[name] / len(held) for name in types], dtype=np.float64)
 
 
-def support_rate_by_agreement(user: ArrayLike, pair: ArrayLike, label: ArrayLike) -> dict[Any, float]:
+def support_rate_by_agreement(user: Iterable[object], pair: Iterable[object], label: ArrayLike) -> dict[str, float]:
     """Support rates of users who judged common pairs: the mean leave-one-out agreement with the others.
 
     For each pair that a user judged, the agreement is the share of the *other* users' labels on it that are the same;
@@ -57,10 +57,10 @@ def support_rate_by_agreement(user: ArrayLike, pair: ArrayLike, label: ArrayLike
     labels.
 
     Args:
-        user (`ArrayLike`):
-            User of each vote, of shape `(num_votes,)`.
-        pair (`ArrayLike`):
-            Pair of each vote, of shape `(num_votes,)`. The two responses of a pair need one fixed order over all votes.
+        user (`Iterable`, one a vote):
+            User of each vote.
+        pair (`Iterable`, one a vote):
+            Pair of each vote. The two responses of a pair need one fixed order over all votes.
         label (`ArrayLike`):
             +1 if the first response of the pair was preferred, -1 if the second was. Of shape `(num_votes,)`. Undecided
             votes are to be left out before.
@@ -69,10 +69,10 @@ def support_rate_by_agreement(user: ArrayLike, pair: ArrayLike, label: ArrayLike
         `dict`: From each user, in sorted order, to its support rate in [0, 1]; NaN for users with no shared pair.
 
     Raises:
-        DataError: If the three arrays differ in length, or a label is neither +1 nor -1.
+        DataError: If the three arrays differ in length, a user or pair is missing, or a label is neither +1 nor -1.
     """
-    users, user_of = np.unique(np.asarray(user), return_inverse=True)
-    _, pair_of = np.unique(np.asarray(pair), return_inverse=True)
+    users, user_of = np.unique(normalize_labels(user, "user", "The votes"), return_inverse=True)
+    _, pair_of = np.unique(normalize_labels(pair, "pair", "The votes"), return_inverse=True)
     labels = np.asarray(label)
     if not user_of.shape == pair_of.shape == labels.shape or labels.ndim != 1:
         raise DataError(

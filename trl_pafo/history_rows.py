@@ -11,6 +11,7 @@ from datasets import Dataset, Value, concatenate_datasets
 from trl_pafo.columns import IntArray, Numbers, Rows, build_rows, column, joined, lengths_of, list_array
 from trl_pafo.errors import DataError
 from trl_pafo.history import HISTORY_FIELDS, content_keys, past_prompts
+from trl_pafo.label_columns import normalize_columns
 
 
 def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, min_history: int = 1) -> Dataset:
@@ -35,8 +36,9 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
         [`~datasets.Dataset`]: The rows with a history, unless `num_history` is 0.
 
     Raises:
-        DataError: If a user has no pair with a history.
+        DataError: If a row has no user, or a user has no pair with a history.
     """
+    dataset = normalize_columns(dataset, "The pairs", ["user"])
     if num_history == 0:
         return dataset.add_column("history", [[] for _ in range(len(dataset))])
     prompts, users = Numbers(), Numbers()
@@ -138,6 +140,7 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
         seed (`int`):
             Seed of the choice of rows and donors.
     """
+    dataset = normalize_columns(dataset, "The pairs", ["group"])
     if share == 0:
         return dataset.add_column("has_label", [True] * len(dataset))
     rng = random.Random(seed)
@@ -209,5 +212,9 @@ def _draw_donor(rng: random.Random, rows: list[int], histories: _Histories, prom
 
 
 def count_by_group(dataset: Dataset) -> Counter[str]:
-    """Number of rows of each group; all rows under `"all"` without a `group` column."""
-    return Counter(dataset["group"][:]) if "group" in dataset.column_names else Counter(all=len(dataset))
+    """Number of rows of each group, of those with a label; all under `"all"` without a `group` column."""
+    if "has_label" in dataset.column_names:
+        dataset = dataset.select(np.flatnonzero(dataset["has_label"][:]))
+    if "group" not in dataset.column_names:
+        return Counter(all=len(dataset))
+    return Counter("no group" if group is None else group for group in dataset["group"][:])

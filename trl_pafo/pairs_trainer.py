@@ -91,14 +91,14 @@ class PairsRewardTrainer(HubRewardTrainer):
             dataset = self._render_history(dataset, processing_class, args)
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        before = count_by_group(dataset)
+        before, num_rows = count_by_group(dataset), len(dataset)
         dataset = tokenize_pairs(dataset, processing_class, title=dataset_name, num_proc=args.dataset_num_proc)
         if args.max_length is not None and is_tokenized(dataset):
             dataset = drop_long_pairs(dataset, args.max_length)
             dataset = super()._prepare_dataset(dataset, processing_class, without_limit(args), dataset_name)
         else:
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        self._report_drops(before, dataset, dataset_name, args)  # type: ignore[arg-type]
+        self._report_drops(before, num_rows, dataset, dataset_name, args)  # type: ignore[arg-type]
         return dataset
 
     @staticmethod
@@ -127,11 +127,15 @@ class PairsRewardTrainer(HubRewardTrainer):
             return dataset
         return counterfactual_rows(dataset, list(self._teachers), args.counterfactual_share, args.seed)
 
-    def _report_drops(self, before: Counter[str], dataset: Dataset, dataset_name: str, args: PAFOConfig) -> None:
+    def _report_drops(self, before: Counter[str], num_rows: int, dataset: Dataset, dataset_name: str, args: PAFOConfig) -> None:
         dropped = before - count_by_group(dataset)
         self.dropped_pairs[dataset_name] = dropped
-        if dropped:
+        counterfactual = num_rows - len(dataset) - dropped.total()
+        if dropped or counterfactual:
             parts = [f"{group}: {count} of {before[group]} ({count / before[group]:.1%})" for group, count in dropped.items()]
+            if counterfactual:
+                of = num_rows - before.total()
+                parts.append(f"counterfactual rows: {counterfactual} of {of} ({counterfactual / of:.1%})")
             logger.warning(
                 f"Pairs of the {dataset_name} dataset dropped because they are longer than max_length={args.max_length} tokens, by "
                 f"group: {'; '.join(parts)}. Raise `max_length` or lower `history_max_tokens` to keep them."

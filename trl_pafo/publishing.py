@@ -166,7 +166,7 @@ def _counts(record: Record, split: str) -> list[GroupCount]:
     found = record.data.get(split, {})
     users = found.get("users", {})
     pairs = sorted(found.get("pairs", {}).items(), key=lambda item: (-item[1], item[0]))
-    return [GroupCount(str(name), users.get(name), count) for name, count in pairs]
+    return [GroupCount(name, users.get(name), count) for name, count in pairs]
 
 
 def _accuracies(record: Record, method: str) -> list[Accuracy]:

@@ -84,7 +84,7 @@ def test_support_on_a_half_agrees_with_the_support_rates_of_groups():
     half = half_of_pairs(votes, 1)
     rates = support_on(votes, half)
     naive = support_rate_by_agreement(votes.user[half], votes.pair[half], 1 - 2 * votes.label[half])
-    assert rates == pytest.approx([naive[u] for u in range(4)])
+    assert rates == pytest.approx([naive[str(u)] for u in range(4)])
     assert set(votes.pair[half]) & set(votes.pair[~half]) == set()
 
 

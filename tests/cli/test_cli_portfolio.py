@@ -189,6 +189,14 @@ def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, cap
     assert "worst-served group" in capsys.readouterr().out
 
 
+def test_a_user_of_two_groups_is_refused(files: Path, tmp_path, capsys) -> None:
+    pairs = [{"prompt": "p", "chosen": "a", "rejected": "b", "user": 1, "group": group} for group in (0, 1)]
+    history = lines(tmp_path / "history.jsonl", pairs)
+    flags = ["--portfolio", files / "built", "--history", history, "--reward_models", *NAMES]
+    assert portfolio("choose", *flags) == 1
+    assert "the user '1' has pairs in several groups (0, 1); give it one" in capsys.readouterr().err
+
+
 def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
     flags = ["--portfolio", files / "built", "--users", files / "users.jsonl"]
     assert portfolio("plot", *flags, "--output_dir", tmp_path / "p") == 0

@@ -207,6 +207,10 @@ def test_entropy_is_the_sum_of_within_and_between(users, alpha):
 
 def test_split_where_all_lies_on_one_side():
     assert entropy_split([0.2, 0.8, 0.2, 0.8], list("aabb")) == pytest.approx((theil([0.2, 0.8]), 0.0))
+    assert entropy_split([0.2, 0.8, 0.2, 0.8], ["1", 1, 2.0, "2"]) == pytest.approx((theil([0.2, 0.8]), 0.0))
+    for missing in (None, np.nan, ""):
+        with pytest.raises(DataError, match=r"The users, row 2: has no `group`"):
+            entropy_split([0.2, 0.8, 0.2, 0.8], ["a", "a", missing, missing])
     assert entropy_split([0.2, 0.8, 0.2, 0.8], list("abab")) == pytest.approx((0.0, theil([0.2, 0.8])))
     assert entropy_split([0.2, 0.4, 0.9], list("aaa"))[1] == pytest.approx(0.0)
     assert entropy_split([0.2, 0.4, 0.9], list("abc"))[0] == pytest.approx(0.0)

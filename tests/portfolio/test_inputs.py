@@ -157,7 +157,7 @@ def test_users_answers_and_histories(tmp_path) -> None:
     ]
     assert read_answers(lines(tmp_path / "a.jsonl", rows), NAMES).tolist() == [[-1, 1], [0.5, -1]]
     rows = [{"prompt": "p", "chosen": "c", "rejected": "r", "else": 1}]
-    assert read_history(lines(tmp_path / "h.jsonl", rows)) == rows
+    assert read_history(lines(tmp_path / "h.jsonl", rows)) == [{**rows[0], "user": None, "group": None}]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,29 @@ def test_lines_that_cannot_be_used(read: Any, row: dict, error: type, match: str
 
 def test_groups_for_some_users_only(tmp_path) -> None:
     rows = [{"weights": [0.4, 0.6], "group": "a"}, {"weights": [0.4, 0.6]}]
-    with pytest.raises(DataError, match="1 of 2 users have no `group`"):
+    with pytest.raises(DataError, match="line 2: 1 of 2 rows have no `group`; give it to all or to none"):
         read_users(lines(tmp_path / "u.jsonl", rows), NAMES)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "left out"])
+@pytest.mark.parametrize("name", ["user", "group"])
+def test_a_label_is_missing_whatever_stands_there(name: str, missing: Any, tmp_path) -> None:
+    weights, texts = {"weights": [0.4, 0.6]}, {"prompt": "p", "chosen": "c", "rejected": "r"}
+    rest = {} if missing == "left out" else {name: missing}
+    with pytest.raises(DataError, match=f"line 2: 1 of 2 rows have no `{name}`"):
+        read_history(lines(tmp_path / "h.jsonl", [{**texts, name: 7}, {**texts, **rest}]))
+    assert [row[name] for row in read_history(lines(tmp_path / "h.jsonl", [{**texts, **rest}] * 2))] == [None, None]
+    assert read_users(lines(tmp_path / "u.jsonl", [{**weights, **rest}] * 2), NAMES)[1:] == (None, ["1", "2"])
+    with pytest.raises(
+        DataError, match="the user '2' occurs twice; give one line a user"
+    ):  # one of them has no name but its line
+        read_users(lines(tmp_path / "u.jsonl", [{**weights, "user": 2.0}, {**weights, "user": None}]), NAMES)
+
+
+def test_labels_of_any_kind_are_texts(tmp_path) -> None:
+    rows = [{"weights": [0.4, 0.6], "user": 1.0, "group": True}, {"weights": [0.4, 0.6], "user": 2, "group": "True"}]
+    _, groups, users = read_users(lines(tmp_path / "u.jsonl", rows), NAMES)
+    assert (groups, users) == (["True", "True"], ["1", "2"])
     with pytest.raises(DataError, match="line 1 lacks `rejected`"):
         read_history(lines(tmp_path / "h.jsonl", [{"prompt": "p", "chosen": "c"}]))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")

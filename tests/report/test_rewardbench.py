@@ -144,7 +144,8 @@ def test_nothing_is_overwritten(tmp_path, rows, name):
         ({"text_chosen": None}, "Row 3: `text_chosen` must be the text that the model read, got None"),
         ({"text_rejected": [{"role": "user", "content": "a"}]}, "Row 3: `text_rejected` must be the text"),
         ({"prompt": [{"role": "user", "content": "a"}]}, "Row 3: `prompt` must be a text, .*Join the contents of its messages"),
-        ({"group": None}, "Some pairs have no `group`; fill the column"),
+        ({"group": None}, "Row 3: `group` is missing, but other rows have one"),
+        ({"group": float("nan")}, "Row 3: `group` is missing, but other rows have one"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, rows, change, match):

@@ -125,7 +125,7 @@ def _all_votes(data: DataArguments, rows: Dataset) -> list[dict[str, Any]]:
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
-    return (str(row["user"]), *(content_key(row[name]) for name in ("prompt", "chosen", "rejected")))
+    return (row["user"], *(content_key(row[name]) for name in ("prompt", "chosen", "rejected")))
 
 
 def _support_is_measured(rows: Dataset) -> bool:

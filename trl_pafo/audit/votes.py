@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from trl_pafo.errors import DataError
 from trl_pafo.history import content_key
+from trl_pafo.labels import normalize_labels
 
 IntArray = NDArray[np.int64]
 
@@ -42,21 +43,21 @@ def votes_of(rows: Iterable[dict[str, Any]]) -> Votes:
     """Votes of rows with `prompt`, `chosen`, `rejected` and `user`: pairs are the same if prompt and both responses are.
 
     Raises:
-        DataError: If there is no row.
+        DataError: If there is no row, or one has no user.
     """
     numbers: dict[tuple[str, str, str], int] = {}
-    names: list[str] = []
+    names: list[object] = []
     pairs: list[int] = []
     labels: list[int] = []
     for row in rows:
         chosen, rejected = content_key(row["chosen"]), content_key(row["rejected"])
         key = (content_key(row["prompt"]), min(chosen, rejected), max(chosen, rejected))
-        names.append(str(row["user"]))
+        names.append(row["user"])
         pairs.append(numbers.setdefault(key, len(numbers)))
         labels.append(int(chosen > rejected))
     if not names:
         raise DataError("There is no vote to compare: the data holds no pairs.")
-    users, codes = np.unique(names, return_inverse=True)
+    users, codes = np.unique(normalize_labels(names, "user", "The votes"), return_inverse=True)
     return Votes(users.tolist(), codes.astype(np.int64), np.array(pairs), np.array(labels), len(numbers))
 
 

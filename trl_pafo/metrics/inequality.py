@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.special import xlogy
 
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics.accuracy import FloatArray
 
 
@@ -137,6 +138,8 @@ def entropy_split(benefits: ArrayLike, group: ArrayLike, weights: ArrayLike | No
     names = np.asarray(group)
     if names.shape != values.shape:
         raise DataError(f"`group` must hold one value for each of {values.size} users, got shape {names.shape}.")
+    if names.dtype.kind not in "iu":
+        names = np.asarray(normalize_labels(group, "group", "The users"))  # type: ignore[arg-type]
     order = np.argsort(names, kind="stable")
     values, shares = values[order], shares[..., order]
     _, starts, sizes = np.unique(names[order], return_index=True, return_counts=True)

@@ -1,6 +1,7 @@
 """What people write for a portfolio: rewards of candidates, tables of policies, users, answers. Checked, the place named."""
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from scipy.special import softmax
 
 from trl_pafo.checks import TEXTS, check_texts
 from trl_pafo.errors import DataError, PortfolioError
-from trl_pafo.labels import as_label
+from trl_pafo.labels import normalize_labels
 from trl_pafo.portfolio.core import FloatArray, OracleResult, check_weights
 from trl_pafo.sources.reading import read_records
 
@@ -208,10 +209,10 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list[str] | None, list[str]]:
     """Weights, groups (or `None`) and ids of users, from JSON Lines: `{"weights": [...], "group": ..., "user": ...}`.
 
-    `weights` is a list in the order of the rewards or a mapping by name.
+    `weights` is a list in the order of the rewards or a mapping by name. A user without a name is called by its place, from 1 on.
 
     Raises:
-        DataError: If a key is unknown, or some users have a group and some none.
+        DataError: If a key is unknown, a user occurs twice, or some users have a group and some none.
         PortfolioError: If weights are off the simplex.
     """
     rows = _records(Path(path), _USER_KEYS, ("weights",))
@@ -221,14 +222,11 @@ def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list
             weights.append(check_weights(_by_name(row["weights"], names, f"{where}: `weights`"), len(names)))
         except PortfolioError as error:
             raise PortfolioError(f"{where}: {error}") from error
-    groups = [label for label in (as_label(row.get("group")) for _, row in rows) if label is not None]
-    if groups and len(groups) < len(rows):
-        raise DataError(f"{path}: {len(rows) - len(groups)} of {len(rows)} users have no `group`; give it to all or to none.")
-    return (
-        np.array(weights),
-        groups or None,
-        [as_label(row.get("user")) or str(number) for number, (_, row) in enumerate(rows, 1)],
-    )
+    given = normalize_labels([row.get("user") for _, row in rows], "user", str(path), missing="keep")
+    users = [user or str(number) for number, user in enumerate(given, 1)]
+    if twice := [user for user, count in Counter(users).items() if count > 1]:
+        raise DataError(f"{path}: the user {twice[0]!r} occurs twice; give one line a user.")
+    return np.array(weights), _labels(rows, "group", path), users
 
 
 def read_answers(path: str | Path, names: Sequence[str]) -> FloatArray:
@@ -247,16 +245,27 @@ def read_answers(path: str | Path, names: Sequence[str]) -> FloatArray:
     return np.array(differences)
 
 
+def _labels(rows: Sequence[tuple[str, Mapping[str, Any]]], name: str, path: str | Path) -> list[str] | None:
+    """Labels of a column that all rows have, or none has."""
+    labels = normalize_labels([row.get(name) for _, row in rows], name, str(path), missing="keep")
+    known = [label for label in labels if label is not None]
+    if known and len(known) < len(rows):
+        first = rows[labels.index(None)][0]
+        raise DataError(f"{first}: {len(rows) - len(known)} of {len(rows)} rows have no `{name}`; give it to all or to none.")
+    return known or None
+
+
 def read_history(path: str | Path) -> list[dict[str, Any]]:
     """Past pairs from JSON Lines: `prompt`, `chosen`, `rejected`, optionally `user` and `group`; other columns are left alone.
 
     Raises:
-        DataError: If a line lacks a text.
+        DataError: If a line lacks a text, or some have a user, or a group, and some none.
     """
     rows = _records(Path(path), None, TEXTS)
     for where, row in rows:
         check_texts(row, where)
-    return [row for _, row in rows]
+    users, groups = (_labels(rows, name, path) for name in ("user", "group"))
+    return [{**row, "user": users and users[place], "group": groups and groups[place]} for place, (_, row) in enumerate(rows)]
 
 
 def _by_name(given: Any, names: Sequence[str], where: str) -> FloatArray:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
+from trl_pafo.labels import normalize_labels
 from trl_pafo.portfolio.baselines import METHODS
 from trl_pafo.portfolio.bounds import Reference, best_values
 from trl_pafo.portfolio.core import FloatArray
@@ -289,7 +290,7 @@ def _number(axes: "Axes", at: Any, place: int, size: float, shift: float = 0.0) 
 
 
 def _draw_users(axes: "Axes", at: FloatArray, groups: Sequence[str] | None) -> None:
-    names = np.array(["users"] * len(at) if groups is None else [str(group) for group in groups])
+    names = np.array(["users"] * len(at) if groups is None else normalize_labels(groups, "group", "The users"))
     if len(names) != len(at):
         raise PortfolioError(f"There are {len(at)} users and {len(names)} groups: give one group a user.")
     for place, name in enumerate(dict.fromkeys(names)):

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.special import entr
 
 from trl_pafo.errors import PortfolioError
+from trl_pafo.labels import normalize_labels
 from trl_pafo.portfolio.bounds import Reference
 from trl_pafo.portfolio.core import FloatArray, IntArray
 from trl_pafo.portfolio.portfolio import Portfolio
@@ -197,5 +198,5 @@ def serve(
         raise PortfolioError("There are no users to serve: `weights` has no rows.")
     if groups is not None and len(groups) != len(rows):
         raise PortfolioError(f"There are {len(rows)} users and {len(groups)} groups: give one group a user.")
-    names = None if groups is None else tuple(str(group) for group in groups)
+    names = None if groups is None else tuple(normalize_labels(groups, "group", "The users"))
     return Service(portfolio, rows, names, portfolio.upper_bound if reference is None else reference)

@@ -322,10 +322,15 @@ def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
         )
     users: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        users.setdefault(str(row.get("user", "the user")), []).append(place)
-    groups = [str(rows[places[0]]["group"]) for places in users.values() if rows[places[0]].get("group") is not None]
-    if groups and len(groups) < len(users):
-        raise DataError(f"{args.history}: some users have a `group` and some none; give it to all or to none.")
+        users.setdefault(row["user"] or "the user", []).append(place)
+    groups: list[str] = []
+    for user, places in users.items():
+        own = {rows[place]["group"] for place in places}
+        if len(own) > 1:
+            raise DataError(
+                f"{args.history}: the user {user!r} has pairs in several groups ({', '.join(sorted(own))}); give it one."
+            )
+        groups += own - {None}
     from trl_pafo.portfolio.oracles_texts import RewardModel
 
     models = [RewardModel(source) for source in args.reward_models]

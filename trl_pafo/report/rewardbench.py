@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.runs import write_text
@@ -81,10 +82,15 @@ def write_rewardbench(
             "of each a pair, and at least one pair."
         )
     correct = pair_correctness(chosen - rejected)
-    groups = [row.get("group") for row in rows]
-    has_groups = any(group is not None for group in groups)
+    groups, users = (
+        normalize_labels([row.get(name) for row in rows], name, "The rows", missing="keep") for name in ("group", "user")
+    )
+    has_groups = any(groups)
+    if has_groups and None in groups:
+        raise DataError(f"Row {groups.index(None) + 1}: `group` is missing, but other rows have one. Give it to all or to none.")
     lines = []
-    for row, result, a, b in zip(rows, correct.tolist(), chosen.tolist(), rejected.tolist(), strict=True):
+    columns = (rows, groups, users, correct.tolist(), chosen.tolist(), rejected.tolist())
+    for row, group, user, result, a, b in zip(*columns, strict=True):
         line = {
             "prompt": row.get("prompt"),
             "results": int(result) if result in (0, 1) else result,
@@ -92,8 +98,8 @@ def write_rewardbench(
             "scores_rejected": b,
             "text_chosen": row["text_chosen"],
             "text_rejected": row["text_rejected"],
-            "group": str(row["group"]) if has_groups else None,
-            "user": None if row.get("user") is None else str(row["user"]),
+            "group": group,
+            "user": user,
         }
         # NaN, as in a support rate that nobody knows, is no JSON.
         rest = {key: value for key, value in row.items() if key not in line}
@@ -107,7 +113,7 @@ def write_rewardbench(
         "tokenizer": model_name if tokenizer is None else tokenizer,
         "chat_template": chat_template,
         "extra_results": group_accuracy(correct, groups) if has_groups else {},
-        "extra_counts": dict(sorted(Counter(map(str, groups)).items())) if has_groups else {},
+        "extra_counts": dict(sorted(Counter(groups).items())) if has_groups else {},
     }
     scores.parent.mkdir(parents=True, exist_ok=True)
     write_text(outputs, "".join(lines))

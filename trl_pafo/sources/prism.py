@@ -14,6 +14,7 @@ from datasets import DatasetDict
 
 from trl_pafo.checks import kind_of
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.labels import as_label
 from trl_pafo.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
 from trl_pafo.sources.splits import (
     add_type_support,
@@ -126,8 +127,8 @@ def _survey_values(path: str | Path, group_by: str) -> dict[str, str]:
             raise DataError(
                 f"{place}: the survey's field {group_by!r} has parts; name one, such as {group_by}.{next(iter(value))}."
             )
-        if value is not None and str(value).strip():
-            value_of[text_of(record, "user_id", place)] = str(value)
+        if (label := as_label(value)) is not None:
+            value_of[text_of(record, "user_id", place)] = label
     return value_of
 
 
