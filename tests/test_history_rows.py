@@ -233,7 +233,7 @@ class TestCounterfactual:
         assert size == {"g0": 30, "g1": 15}
         both = counterfactual_rows(dataset, ["g0", "g1"], share, seed=0)
         new = both.filter(lambda row: not row["has_label"])
-        assert Counter(new["group"]) == {"g1": round(30 * share), "g0": round(15 * share)}  # under the other's history
+        assert Counter(new["group"]) == Counter({"g1": round(30 * share), "g0": round(15 * share)})  # under the other's history
         assert count_by_group(both) == size
         assert len(both) == 45 + len(new)
 
