@@ -1,6 +1,6 @@
 """Teachers of a stream, whose margins cannot be computed before training: they score the rows of each batch, and stay in memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,11 @@ class TeacherRows:
     group: list[str]
     chosen: list[list[int]]
     rejected: list[list[int]]
+
+    def ids(self, groups: Sequence[str]) -> torch.Tensor:
+        """The place of each row's group in `groups`, -1 for none."""
+        places = {name: place for place, name in enumerate(groups)}
+        return torch.tensor([places.get(group, -1) for group in self.group])
 
 
 @dataclass

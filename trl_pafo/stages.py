@@ -308,6 +308,8 @@ class Run:
                 teachers=teachers,
                 peft_config=get_peft_config(self.model),
             )
+            for agreement in trainer.teacher_agreement:
+                print(f"    {agreement}", flush=True)
             args = self.args
             HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
             return self._train(trainer, out, TITLES[method])

@@ -14,6 +14,7 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_pafo import checks
 from trl_pafo.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
+from trl_pafo.agreement import Agreement, TeacherAgreement
 from trl_pafo.batching import (
     EpochOfSampler,
     LengthGroupedSampler,
@@ -43,6 +44,9 @@ logger = get_logger(__name__)
 
 # Keys of a batch that no model takes: models swallow unknown keyword arguments in silence.
 _OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", TEACHER_ROWS, PAIR_LENGTHS, *PAIR_KEYS)
+
+
+_AGREEMENT = "teacher_accuracy"
 
 
 class PAFORewardTrainer(PairsRewardTrainer):
@@ -107,6 +111,9 @@ class PAFORewardTrainer(PairsRewardTrainer):
 
     _online: OnlineTeachers | None = None
     """Teachers of a stream, which score the rows of each batch."""
+
+    _agreement: TeacherAgreement | None = None
+    """How far the teachers agree with the labels; `None` where nothing is distilled."""
 
     def __init__(
         self,
@@ -181,6 +188,9 @@ class PAFORewardTrainer(PairsRewardTrainer):
             check_budget(lengths, rows_a_pair(self.data_collator), self.args.max_tokens_per_batch)
         self.add_callback(EpochOfSampler())
         self._sums = PairSums(getattr(self.data_collator, "groups", ()))
+        if self._distils:
+            known = getattr(self.data_collator, "groups", ()) if "group" in columns else ()  # of a stream with margins
+            self._agreement = TeacherAgreement(self._teachers or sorted(train_groups) or known)
         if self._distils and isinstance(self.train_dataset, Dataset):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
         elif self._distils and "teacher_margin" not in columns:
@@ -252,6 +262,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
                 quantised=QuantisedBase.of(self.model),
                 prefix_sharing="off" if args.prefix_sharing == "off" else "auto",  # a teacher may be of another family
             )
+        self._count_agreement(dataset, margins)
         if args.teacher_scale == "rms":
             checks.check_columns(dataset.column_names, ["group"], "The training dataset (teacher_scale='rms' needs groups)")
             has_label = dataset["has_label"][:] if "has_label" in dataset.column_names else [True] * len(dataset)
@@ -259,6 +270,39 @@ class PAFORewardTrainer(PairsRewardTrainer):
         if args.teacher_margin_clip is not None:
             margins = margins.clip(-args.teacher_margin_clip, args.teacher_margin_clip)
         return dataset.add_column("teacher_margin", margins)  # type: ignore[arg-type]
+
+    def _count_agreement(self, dataset: Dataset, margins: np.ndarray) -> None:
+        """Of all training rows, which every process has."""
+        agreement = self._agreement
+        assert agreement is not None
+        places = {name: place for place, name in enumerate(agreement.groups)}
+        columns = dataset.column_names
+        ids = torch.tensor([places.get(group, -1) for group in dataset["group"][:]]) if "group" in columns else None
+        has_label = torch.tensor(dataset["has_label"][:]) if "has_label" in columns else None
+        agreement.add(torch.from_numpy(margins), has_label, ids)
+        agreement.reduce()
+
+    def _count_batch(self, own: dict[str, Any]) -> None:
+        """Of the rows of a stream, as they come."""
+        agreement, rows = self._agreement, own.get(TEACHER_ROWS)
+        assert agreement is not None
+        margins = own["teacher_margin"]
+        ids = own.get("group_id") if rows is None else rows.ids(agreement.groups).to(margins.device)
+        agreement.add(margins, own.get("has_label"), ids)
+
+    @property
+    def teacher_agreement(self) -> list[Agreement]:
+        """How far the teacher of each group agrees with the labels of the group's own pairs: of all training pairs, or of those of a
+        stream that were scored until the last log. Empty where nothing is distilled."""
+        return [] if self._agreement is None else self._agreement.found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._agreement is not None and ("loss" in logs or "train_loss" in logs):
+            if not isinstance(self.train_dataset, Dataset):
+                logs.update(self._agreement.reduce(self.accelerator.gather))
+            elif not any(_AGREEMENT in key for entry in self.state.log_history for key in entry):  # it does not change
+                logs.update(self._agreement.reduce())
+        super().log(logs, start_time)
 
     def _training_collator(self) -> Any:
         return self.data_collator if self._online is None else TeacherRowsCollator(self.data_collator)
@@ -309,6 +353,8 @@ class PAFORewardTrainer(PairsRewardTrainer):
                 "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
                 "leave `data_collator` out."
             )
+        if distils and not isinstance(self.train_dataset, Dataset):
+            self._count_batch(own)
         lengths = own.get(PAIR_LENGTHS)
         if lengths is None:
             outputs = model(**inputs, use_cache=False)

@@ -1,0 +1,112 @@
+"""Whether teachers agree with the labels of their own groups: a teacher of another group, or of other texts, does not."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.logging import get_logger
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """
+    What a teacher says of the pairs of its own group that users have labelled.
+
+    Attributes:
+        group (`str`, *optional*):
+            The group; `None` for margins of rows without groups.
+        num_pairs (`int`):
+            Labelled pairs of the group. Pairs under borrowed histories are not among them.
+        share (`float`):
+            Share of them on which its margin prefers the chosen response, a tie counting half; NaN without pairs.
+        margin (`float`):
+            Mean margin, in its own reward units.
+    """
+
+    group: str | None
+    num_pairs: int
+    share: float
+    margin: float
+
+    def __str__(self) -> str:
+        who, whose = (
+            ("The teacher margins prefer", "all")
+            if self.group is None
+            else (f"The teacher of {self.group} prefers", "its group's")
+        )
+        return f"{who} the chosen response in {self.share:.1%} of {whose} {self.num_pairs:,} labelled pairs (mean margin {self.margin:+.3f})"
+
+
+class TeacherAgreement:
+    """
+    Agreement of teachers over the rows that were scored so far. The sums stay on the device of the margins.
+
+    Args:
+        groups (`Iterable[str]`, *optional*):
+            Groups in the order of their ids; without any, all rows are counted together.
+    """
+
+    def __init__(self, groups: Iterable[str] = ()):
+        self.groups = list(groups)
+        self.found: list[Agreement] = []
+        """Of each group, as of the last [`TeacherAgreement.reduce`]."""
+        self._sums: torch.Tensor | None = None
+        self._told: set[str | None] = set()
+
+    @torch.no_grad()
+    def add(self, margins: torch.Tensor, has_label: torch.Tensor | None = None, group_id: torch.Tensor | None = None) -> None:
+        """Count rows.
+
+        Args:
+            margins (`torch.Tensor` of shape `(num_rows,)`):
+                Each of the teacher of the row's group.
+            has_label (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+                False on rows that nobody labelled.
+            group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
+                Places in `groups`, -1 for none. Not needed where there are no groups.
+        """
+        dtype = torch.float64 if margins.device.type in ("cpu", "cuda") else torch.float32
+        margins = margins.to(dtype)
+        label = torch.ones_like(margins) if has_label is None else has_label.to(margins)
+        of_group = label[:, None]
+        if self.groups:
+            ids = torch.full_like(margins, -1) if group_id is None else group_id
+            of_group = of_group * (ids[:, None] == torch.arange(len(self.groups), device=ids.device)).to(dtype)
+        sums = torch.stack([torch.ones_like(margins), (torch.sign(margins) + 1) / 2, margins]) @ of_group
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def reduce(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> dict[str, float]:
+        """Sum over all processes, warn once of each group whose teacher prefers the rejected responses, and return what to log.
+
+        Args:
+            gather (`Callable`, *optional*):
+                Takes a tensor of shape `(1, n)` and returns those of all processes, of shape `(num_processes, n)`; by default
+                every process has counted all rows.
+
+        Returns:
+            `dict[str, float]`: `teacher_accuracy/{group}` and `teacher_margin/{group}`, or without `/{group}` where there are no
+            groups; NaN for a group without labelled pairs.
+        """
+        if self._sums is None:
+            return {}
+        counts, right, margins = gather(self._sums.reshape(1, -1)).double().sum(dim=0).reshape(3, -1).tolist()
+        names: Sequence[str | None] = self.groups or [None]
+        self.found = [
+            Agreement(name, round(n), r / n if n else math.nan, m / n if n else math.nan)
+            for name, n, r, m in zip(names, counts, right, margins, strict=True)
+        ]
+        logs: dict[str, float] = {}
+        for found in self.found:
+            end = "" if found.group is None else f"/{found.group}"
+            logs |= {f"teacher_accuracy{end}": found.share, f"teacher_margin{end}": found.margin}
+            if found.share < 0.5 and found.group not in self._told:
+                self._told.add(found.group)
+                logger.warning(
+                    f"{found}: what is distilled contradicts the labels. Likely causes: teachers that were given to one another's "
+                    "groups, margins of the opposite sign, or a teacher that was trained on texts rendered in another way (as text or "
+                    "as messages, with or without a history, by another template)."
+                )
+        return logs
