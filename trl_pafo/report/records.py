@@ -16,6 +16,7 @@ from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
 from trl_pafo.runs import MANIFEST
+from trl_pafo.sources.splits import MINORITY_QUANTILE
 
 _SERIES = {"bradley_terry": 0, "personalized_bt": 1, "pafo": 2, "oracle": 3, "pafo_own_group": 4, "model": 2, "reference": 1}
 ALL_PAIRS = "all pairs"
@@ -109,6 +110,47 @@ class Record:
         """Whether there are two groups to set against each other."""
         majority, minority = self.results.get("majority"), self.results.get("minority")
         return majority != minority and {majority, minority} <= set(self.groups)
+
+    def group_definition(self, numbers: bool = True) -> str:
+        """How the groups were made, from the options of the data.
+
+        Args:
+            numbers (`bool`, *optional*, defaults to `True`):
+                Give shares and thresholds, too. With the size of one group they tell that of the other.
+        """
+        data = self.results.get("data")
+        if not self.groups:
+            return "The data name no groups."
+        if not data:
+            return "The groups are those of the column `group` of the data; how they were made is for its author to say."
+        source, cut = data.get("source", "unknown"), self.data.get("groups")
+        text = f"The data are those of the source {source}."
+        if data.get("group_by"):
+            held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
+            return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
+        if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
+            sides = [
+                f"the {side} {', '.join(data[side]) if data.get(side) else 'what the source has by default'}"
+                for side in ("majority", "minority")
+            ]
+            share = f" The share of the minority was set to {data.get('minority_ratio')}." if numbers else ""
+            return (
+                f"{text} Its users are simulated: each holds one type, which decides what it chooses, {'; '.join(sides)}.{share}"
+            )
+        threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
+        if cut is None and threshold is None and quantile is None and source in ("files", "ukp_convarg", "personal_llm"):
+            return f"{text} The groups are those that the data name; where they name none, they follow from support rates."
+        if cut == "data" or (cut is None and threshold is None and quantile is None):
+            return f"{text} The groups are those that the data name."
+        who = "those whose rate is below a threshold" if threshold is not None else "those with the lowest rates"
+        if numbers and threshold is not None:
+            who = f"those whose rate is below {threshold}"
+        elif numbers:
+            who = f"the {MINORITY_QUANTILE if quantile is None else quantile:.0%} of training users with the lowest rates"
+        return (
+            f"{text} It names no groups: they were inferred from the users' preference support rates. The minority are {who}; "
+            "nobody said which group a user belongs to."
+        )
 
     def title(self, method: str) -> str:
         """A method's name for people."""

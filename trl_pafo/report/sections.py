@@ -171,7 +171,7 @@ def accuracy_pictures(record: Record, prefix: str = "") -> Section:
     if not record.groups:
         return section
     summary = next(iter(record.methods.values()))
-    counts = {g: "{} users, {} pairs".format(*counts_of(summary, f"accuracy/{g}").split(", ")) for g in record.groups}
+    counts = {g: f"{COUNTS}: {counts_of(summary, f'accuracy/{g}')}" for g in record.groups}
     unknown = any(not is_known(entry["low"]) for of_method in accuracies.values() for entry in of_method.values())
     caption = "Bars: share of test pairs whose chosen answer gets the higher reward. Lines: 95 % intervals over users."
     caption += " No line: too few users for an interval." if unknown else ""

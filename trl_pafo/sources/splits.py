@@ -17,6 +17,7 @@ from trl_pafo.history import content_keys, past_prompts
 logger = logging.getLogger(__name__)
 
 MINORITY_QUANTILE = 0.2
+_CUT_BY_SUPPORT = "The groups were cut by trl-pafo from the support rates of the users."
 
 
 def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -266,4 +267,10 @@ def add_support_groups(
         rows = rows_by_user(rows, rated[split])
         rows = rows.add_column("group", np.array([group_of[user] for user in rows["user"][:]]))
         built[split] = rows.add_column("support_rate", np.array([rated[split][user] for user in rows["user"][:]]))
+        built[split].info.description = _CUT_BY_SUPPORT
     return built
+
+
+def is_cut_by_support(rows: Dataset) -> bool:
+    """Whether [`add_support_groups`] made the groups, so that the data named none."""
+    return rows.info.description == _CUT_BY_SUPPORT
