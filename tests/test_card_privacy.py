@@ -188,6 +188,25 @@ def test_an_evaluation_set_that_is_the_training_set_is_told(encoder, training, t
     assert f"Measured by the trainer at step 1 of 1, on pairs {told} the training data, too" in said(trainer)
 
 
+def test_a_trainer_claims_no_interval_for_five_users(trainer):
+    rows = Dataset.from_dict(
+        {"group": ["a"] * 20 + ["b"] * 24, "user": [f"a{i % 5}" for i in range(20)] + [f"b{i % 6}" for i in range(24)]}
+    )
+    trainer.eval_dataset, trainer._given_rows = rows, None
+    log = {
+        "step": 1,
+        "eval_accuracy": 0.75,
+        "eval_accuracy/a": 0.75,
+        "eval_count/a": 20,
+        "eval_accuracy/b": 0.75,
+        "eval_count/b": 24,
+    }
+    trainer.state.log_history = [log]
+    text = trainer._card(None, []).render()
+    assert "| a | 0.750 | unknown | 5 | 20 |" in text
+    assert re.search(r"\| b \| 0.750 \| 0.551 to 0.880 \| 6 \| 24 \|", text)
+
+
 def test_what_cannot_be_known_is_not_claimed(encoder, training, tmp_path):
     rows = make_pairs(num_users=12, num_minority=6, pairs_per_user=2, history=0)
     args = PAFOConfig(str(tmp_path / "out"), **{**training, "max_steps": 1, "eos_token": "[SEP]"})

@@ -7,7 +7,10 @@ import pytest
 from conftest import make_model, make_pairs
 from datasets import Dataset
 
+from trl_pafo.arguments import DataArguments
 from trl_pafo.cli import main
+from trl_pafo.evaluation import write_report
+from trl_pafo.metrics import fairness_summary
 
 FLAGS = ["--num_history", "0", "--num_resamples", "50"]
 
@@ -78,3 +81,14 @@ def test_a_model_beside_a_copy_of_itself_is_the_same_model(evaluate, encoder, tm
     assert "The same model." in printed
     assert "Cannot tell" not in printed
     assert all(set(difference.values()) == {0.0} for difference in verdict["differences"].values())
+
+
+def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
+    user = [i // 2 for i in range(20)]
+    summary = fairness_summary([1.0, 0.0, 1.0, 1.0] * 5, user, ["a"] * 20, num_resamples=50)
+    for majority, minority in (("a", "absent"), ("a", "a")):
+        results = {"majority": majority, "minority": minority, "reference": "pafo", "methods": {"pafo": summary}, "verdicts": {}}
+        results["data"] = DataArguments().data_inputs()
+        write_report(tmp_path, results)
+        assert "| method | overall | a | worst" in (tmp_path / "results.md").read_text()
+    assert not list(tmp_path.glob("*.png"))

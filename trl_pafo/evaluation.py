@@ -46,6 +46,8 @@ def evaluate_run(
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
     majority, minority = majority_and_minority(train)
+    tested = set(test["group"])
+    side = majority if majority in tested and len(tested) > 1 else None
     out.mkdir(parents=True)
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
@@ -58,7 +60,7 @@ def evaluate_run(
         }
         scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
         rewards[method] = scored
-        summaries[method] = _summary(scored, test, majority, run.num_resamples, args.seed)
+        summaries[method] = _summary(scored, test, side, run.num_resamples, args.seed)
         _write_rewards(out, method, test, scored)
     reference = run.reference
     verdicts = {
@@ -123,7 +125,7 @@ def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resam
 
 
 def write_report(out: Path, results: dict[str, Any]) -> None:
-    """The table as Markdown and the picture of majority against minority accuracy."""
+    """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
     from trl_pafo.report.plots import plot_majority_minority
     from trl_pafo.report.tables import markdown_table
 
@@ -131,6 +133,9 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
     parts = [f"Data: {data_name(results['data'])}", markdown_table(named), verdict_lines(results)]
     write_text(out / "results.md", "\n\n".join(parts) + "\n")
+    sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
+    if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
+        return  # nothing to set against each other: one group, or one without test pairs
     points = [
         {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
         for name, summary in named.items()
@@ -236,7 +241,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     methods = {name: _summary(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
-        models = (sources["model"], sources["reference"])
+        models = (folders["model"], folders["reference"])
         verdicts["model"] = _verdict(scored["model"], scored["reference"], rows, args.seed, models)
     dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
     results = {

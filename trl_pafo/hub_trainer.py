@@ -34,6 +34,7 @@ from trl_pafo.card import (
 )
 from trl_pafo.errors import TrlPafoError
 from trl_pafo.exact_trainer import ExactRewardTrainer
+from trl_pafo.metrics.intervals import fewest_users
 from trl_pafo.overlap import pairs_in_common
 
 logger = get_logger(__name__)
@@ -311,7 +312,9 @@ class HubRewardTrainer(ExactRewardTrainer):
                 pairs = int(latest.get(f"{prefix}_count/{name}", len(rows) if not name and isinstance(rows, Dataset) else 0))
                 known = counts.get(name)
                 users = sum(c.users or 0 for c in counts.values()) or None if not name else known.users if known else None
-                accuracies.append(Accuracy(name, users, pairs, value, *wilson_interval(value, pairs)))
+                enough = (pairs if users is None else users) >= fewest_users(0.95)
+                ends = wilson_interval(value, pairs) if enough else (None, None)
+                accuracies.append(Accuracy(name, users, pairs, value, *ends))
         accuracies.sort(key=lambda row: (row.name != "", row.name))
         hides = hides_groups(self._count_groups(), accuracies)
         when = "" if hides else f" at step {step} of {self.state.max_steps}"  # steps tell the number of pairs

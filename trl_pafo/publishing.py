@@ -21,6 +21,7 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.hub import history_of, local_base_of, push_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report.records import Record, read_record
+from trl_pafo.report.reproduce import given_teachers
 from trl_pafo.runs import MANIFEST, write_text
 from trl_pafo.safe_loading import ADAPTER_CONFIG
 
@@ -84,7 +85,8 @@ def run_card(record: Record, method: str) -> Card:
         group_definition=record.group_definition(numbers=not hides_groups(groups, accuracies)),
         groups=groups,
         accuracies=accuracies,
-        evaluated_on="On the test pairs of the run, which no training has seen.",
+        evaluated_on="On the test pairs of the run, which no training of the run has seen."
+        + (" Its teachers were given: what they have seen is not known." if is_student and given_teachers(record) else ""),
         interval_method="Intervals come from a bootstrap over users, stratified by group; that of few users is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,

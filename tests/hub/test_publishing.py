@@ -83,6 +83,16 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     assert "It takes no history" in plain.content
 
 
+def test_teachers_that_were_given_may_have_seen_the_test_pairs(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"] = {name: stage for name, stage in manifest["stages"].items() if not name.startswith("teacher:")}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_cards(run)
+    texts = {method: (run / f"models/{method}/README.md").read_text() for method in ("pafo", "personalized_bt")}
+    assert "teachers were given: what they have seen is not known" in texts["pafo"]
+    assert "teachers were given" not in texts["personalized_bt"]
+
+
 def test_run_pushes_its_student_at_the_end(run, encoder, hub: Hub):
     """`trl-pafo run --push_to_hub true`: all stages are done already, and what is pushed is the student alone."""
     make_run(run, encoder, push_to_hub=True, hub_model_id="lab/of-a-run", hub_private_repo=True)()

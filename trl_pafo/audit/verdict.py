@@ -82,6 +82,7 @@ def _bias(accuracy: dict[str, Any]) -> list[str]:
     if apart is None:
         return [sentence + "."]
     left = "a trend is left" if apart["low"] > 0 else "nothing is left that could be told from chance"
+    left = left if is_known(apart["low"]) else "too few users to tell what is left"
     return [
         f"{sentence}; but support is agreement here, and one stray label lowers both: with the two measured on different pairs, {left} "
         f"({interval(apart, True)})."
