@@ -1,8 +1,10 @@
 """What `trl-pafo evaluate` takes: rows are checked as `prepare` checks them, before a model is looked for."""
 
 import json
+import math
 
 import pytest
+from conftest import make_pairs
 from datasets import Dataset
 
 from trl_pafo import evaluation
@@ -41,6 +43,32 @@ def test_a_bad_row_is_named(refused, tmp_path, changes, message):
     assert message in refused("rows.jsonl")
     Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     assert message in refused("rows.parquet")
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, "", " "])
+@pytest.mark.parametrize("name", ["user", "group"])
+def test_a_row_without_a_user_or_group(refused, tmp_path, name, missing):
+    rows = [{**row, name: n if isinstance(missing, float) else str(n)} for n, row in enumerate(ROWS)]
+    rows[2][name] = missing
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert f"row 2: has no `{name}`. Fill the column" in refused("rows.parquet")
+
+
+def test_users_and_groups_of_any_kind(encoder, tmp_path):
+    """Numbers give what the same names as texts give."""
+    found = []
+    for group, user in (("01", "34567"), ([0, 1], [3, 4, 5, 6, 7]), ([0.0, 1.0], [3.0, 4.0, 5.0, 6.0, 7.0])):
+        rows = make_pairs(history=0).to_list()
+        rows = [{**row, "group": group[n % 2], "user": user[n % 2 + 2 * (n % 4 // 2)]} for n, row in enumerate(rows)]
+        name = str(tmp_path / f"{len(found)}.parquet")
+        Dataset.from_list(rows).to_parquet(name)
+        out = tmp_path / f"out{len(found)}"
+        flags = ["--dataset_name", name, "--num_resamples", "20", "--output_dir", str(out)]
+        assert main(["evaluate", "--model_name_or_path", encoder, *flags]) == 0
+        results = json.loads((out / "results.json").read_text())
+        found.append((results["methods"], (out / "model.jsonl").read_text()))
+    assert {"accuracy/0", "accuracy/1"} <= set(found[0][0]["model"])
+    assert found[0] == found[1] == found[2]
 
 
 def test_prompts_and_responses_of_different_kinds(refused, tmp_path):

@@ -82,11 +82,29 @@ def test_a_label_that_is_needed(values: list, streams: bool):
 
 
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("values", [[["a"], ["b"]], [{"a": 1}, {"a": 2}], [b"a", b"b"]])
+@pytest.mark.parametrize("values", [[None, ["b"]], [None, {"a": 2}], [None, b"b"], [None, b"b", b"b"]])
 def test_a_label_that_cannot_be_read(values: list, streams: bool):
     dataset = Dataset.from_dict({"user": values})
-    with pytest.raises(DataError, match=r"^The training dataset, row 0, column `user`: .* one text or number, got"):
+    with pytest.raises(DataError, match=r"^The training dataset, row 1, column `user`: .* one text or number, got"):
         list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("values", [[True, None], [1.0, float("nan")], ["True", "False"], [1, 2], [[True], [False]]])
+def test_a_row_that_does_not_say_whether_it_has_a_label(values: list, streams: bool):
+    """`bool` takes NaN and "False" for true, and None for false."""
+    dataset = Dataset.from_dict({"has_label": values})
+    row = int(not isinstance(values[0], str | list))
+    with pytest.raises(DataError, match=rf"^The training dataset, row {row}: `has_label` must be true, or false"):
+        list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("values", [[True, False], [1, 0], [1.0, 0.0]])
+def test_a_row_that_says_whether_it_has_a_label(values: list, streams: bool):
+    dataset = Dataset.from_dict({"has_label": values}).with_format("torch" if streams else None)
+    found = normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT)
+    assert [bool(row["has_label"]) for row in found] == [True, False]
 
 
 def test_a_stream_that_does_not_know_its_columns():

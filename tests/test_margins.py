@@ -51,6 +51,12 @@ def compute(folders, tmp_path):
     return run
 
 
+def test_a_row_without_a_teacher_is_refused(compute, rows):
+    rows = rows.remove_columns("group").add_column("group", ["a", "b", None, "c"] + ["a"] * 13)
+    with pytest.raises(TeacherError, match="2 of 17 margins were computed by no teacher: give each row a group that has one"):
+        compute(rows)
+
+
 @pytest.fixture
 def scored(monkeypatch) -> list[str]:
     """Groups of the calls that really scored something."""

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,14 @@ def test_any_collator_and_workers_will_do(train, workers):
     trainer.train()
     assert "distillation_loss" in trainer.state.log_history[0]
     assert trainer.data_collator is collator
+
+
+def test_a_row_that_no_teacher_has_scored_is_refused(teachers, encoder):
+    """Whatever stands in memory there is no margin."""
+    online = OnlineTeachers(as_teachers(teachers), AutoTokenizer.from_pretrained(encoder), Accelerator(cpu=True), torch.float32)
+    online._models = {"majority": SimpleNamespace(forward=lambda group, sequences: np.ones(len(sequences), np.float32))}
+    with pytest.raises(TeacherError, match="1 of 2 margins of a batch were computed by no teacher"):
+        online.margins(TeacherRows(["majority", "minority"], [[7], [8]], [[9], [10]]))
 
 
 def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypatch):

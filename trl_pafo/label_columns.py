@@ -1,4 +1,4 @@
-"""The columns `group` and `user` of a dataset, streaming or not, made text where its rows enter."""
+"""The columns `group` and `user` of a dataset, streaming or not, made text where its rows enter; `has_label` looked at."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
 from trl_pafo.columns import is_text
+from trl_pafo.errors import DataError
 from trl_pafo.labels import label_names, label_of_row, missing_label, normalize_labels
 
 LABEL_COLUMNS = ("group", "user")
@@ -19,7 +20,7 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
     """A dataset whose columns `group` and `user`, where it has them, hold texts, or `None` where there is no label.
 
     See [`~trl_pafo.labels.as_label`] for what they may hold before; of a [`~datasets.ClassLabel`] column the names are taken.
-    A dataset whose columns hold nothing else already is returned as it is.
+    A dataset whose columns hold nothing else already is returned as it is. The column `has_label` must be true or false, or 1 or 0.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -30,17 +31,22 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
             Of these columns each row must have a label. A stream is checked as it is read.
 
     Raises:
-        DataError: If a label cannot be read, or one that is needed is missing; it names the row.
+        DataError: If a label or `has_label` cannot be read, or one that is needed is missing; it names the row.
     """
     if isinstance(dataset, IterableDataset):
         return _normalize_stream(dataset, what, needed)
     if not isinstance(dataset, Dataset):
         return dataset
     names = dataset.column_names
+    if "has_label" in names:
+        values = _column(dataset, "has_label")
+        if not pa.types.is_boolean(values.type) or values.null_count:
+            for row, value in enumerate(values.to_pylist()):
+                _check_truth(value, row, what)
     for name in LABEL_COLUMNS:
         if name not in names:
             continue
-        values = dataset.select_columns([name]).with_format("arrow")[:].column(0)
+        values = _column(dataset, name)
         labels = _normalize_values(values, name, what, label_names(dataset.features[name]))
         if name in needed and labels.null_count:
             missing = np.flatnonzero(np.asarray(labels.is_null()))
@@ -52,15 +58,30 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
     return dataset if dataset.column_names == names else dataset.select_columns(names)
 
 
+def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    return dataset.select_columns([name]).with_format("arrow")[:].column(0)
+
+
+def _check_truth(value: Any, row: int, what: str) -> None:
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, bool | int | float) or plain not in (0, 1):
+        raise DataError(
+            f"{what}, row {row}: `has_label` must be true, or false for a row that nobody judged, got {plain!r:.60}. Fill the "
+            "column, or leave it out if all rows have a label."
+        )
+
+
 def _normalize_values(values: pa.ChunkedArray, name: str, what: str, names: Mapping[str, str] | None) -> pa.ChunkedArray:
     """The same object if nothing has to change."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
-        return pa.chunked_array([pa.array(normalize_labels(values.to_pylist(), name, what, missing="keep"), pa.string())])
-    found = values.unique()  # a label is read once, not once a row
-    given = found.to_pylist()
-    labels = normalize_labels(given, name, what, missing="keep", names=names)
+    how: dict[str, Any] = {"name": name, "what": what, "missing": "keep", "names": names}
+    try:
+        found = values.unique()  # a label is read once, not once a row
+        given = found.to_pylist()
+        labels = normalize_labels(given, **how)
+    except (pa.ArrowNotImplementedError, DataError):  # read by row, so that the error names it
+        return pa.chunked_array([pa.array(normalize_labels(values.to_pylist(), **how), pa.string())])
     if labels == given and is_text(values.type):
         return values
     table = pa.array(labels, pa.string())
@@ -70,7 +91,7 @@ def _normalize_values(values: pa.ChunkedArray, name: str, what: str, names: Mapp
 def _normalize_stream(dataset: IterableDataset, what: str, needed: Collection[str]) -> IterableDataset:
     features = dataset.features
     columns = [name for name in LABEL_COLUMNS if features is None or name in features]
-    if not columns:
+    if features is not None and not columns and "has_label" not in features:
         return dataset
     names = {} if features is None else {name: label_names(features[name]) for name in columns}
     function = partial(_normalize_row, columns=columns, names=names, what=what, needed=needed)
@@ -87,6 +108,8 @@ def _normalize_row(
     what: str,
     needed: Collection[str],
 ) -> dict[str, str | None]:
+    if "has_label" in row:
+        _check_truth(row["has_label"], number, what)
     labels = {n: label_of_row(row[n], number, n, what, names.get(n)) for n in columns if n in row}
     for name in needed:
         if name in labels and labels[name] is None:
