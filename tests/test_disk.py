@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trl_pafo import disk
-from trl_pafo.disk import alone, disk_error, new_folder, remove_leftovers, replacing, sync, write_text, writing
+from trl_pafo.disk import alone, digest_of_files, disk_error, new_folder, remove_leftovers, replacing, sync, write_text, writing
 from trl_pafo.errors import RunFolderError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -307,3 +307,24 @@ def test_a_real_limit_of_the_disk(tmp_path):
     assert "RunFolderError" in done.stderr
     assert "File too large. Raise the limit on the size of files (`ulimit -f`)" in done.stderr
     assert [(path.name, path.read_text()) for path in Path(tmp_path).iterdir()] == [("results.json", "old")]
+
+
+def test_a_digest_is_that_of_names_and_content(tmp_path):
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    write("folder/a", "1")
+    write("folder/cache-1.arrow", "of somebody's work")
+    before = digest_of_files(tmp_path / "folder", but=["cache-*"])
+    write("folder/cache-2.arrow", "more of it")
+    assert digest_of_files(tmp_path / "folder", but=["cache-*"]) == before
+    assert digest_of_files(tmp_path / "folder") != before
+    (tmp_path / "folder/a").rename(tmp_path / "folder/b")
+    assert digest_of_files(tmp_path / "folder", but=["cache-*"]) != before
+    named = write("cache-x.jsonl", "1")  # what is named itself is always read
+    before = digest_of_files(named, but=["cache-*"])
+    assert digest_of_files(write("other", "1")) == before
+    assert digest_of_files(write("cache-x.jsonl", "2"), but=["cache-*"]) != before

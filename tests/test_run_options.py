@@ -121,7 +121,7 @@ def test_an_option_that_no_list_knows_decides():
         {"accelerator_config": {"use_seedable_sampler": False}},
         {"dataloader_drop_last": True},
         {"tf32": False},  # None is neither
-        {"pad_token": "[UNK]"},
+        {"max_length": 7},
         {"max_tokens_per_batch": 100},
     ],
     ids=lambda other: next(iter(other)),

@@ -353,7 +353,7 @@ def test_a_data_file_that_changed_under_its_name_is_noticed(run, trained, tmp_pa
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     data = {"source": "files", "data_path": str(path), "train_users": None, "test_users": None}
-    data |= {"minority_ratio": 0.1, "pairs_per_user": 4}
+    data |= {"minority_ratio": 0.1, "pairs_per_user": 4, "context_pairs": None}
     options = {"methods": ["bradley_terry"], "reference": "bradley_terry", "data": data}
     write("an answer")
     run(**options)()

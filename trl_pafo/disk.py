@@ -248,9 +248,13 @@ def digest_of_files(path: str | Path, patterns: Sequence[str] = ("**/*",), but: 
     """Digest of the content of a file, or of the names and the content of the files in a folder, those that match `but` left out."""
     path = Path(path)
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted({file for pattern in patterns for file in path.glob(pattern)}):
-        if file.is_file() and not any(file.match(pattern) for pattern in but):
-            digest.update(b"" if file == path else file.relative_to(path).as_posix().encode())
-            with open(file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+    if path.is_file():
+        files = {path}
+    else:
+        found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+        files = {file for file in found if not any(file.match(pattern) for pattern in but)}
+    for file in sorted(files):
+        digest.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

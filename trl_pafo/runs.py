@@ -15,7 +15,7 @@ __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "write_text"]
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-_FORMAT = "trl-pafo run 1"
+_FORMAT = "trl-pafo run 2"
 KEPT = ".kept"
 """Folder in the unfinished output of a stage: what it needs to go on after it was killed, and nothing of its output."""
 _KEPT_FOR = "kept_for.json"

@@ -241,9 +241,13 @@ class Run:
             folders[group] = str(self.folder / output)
         return folders
 
-    def _identities(self, teachers: dict[str, str]) -> dict[str, str | None]:
+    def _identities(self, teachers: dict[str, str]) -> dict[str, str]:
         """What decides each teacher's answers: how it was trained here, or the weights that were given."""
-        return {g: self._digests.get(f"teacher:{g}") or Teacher(g, path).identity() for g, path in teachers.items()}
+        for group, path in teachers.items():
+            name = f"teacher:{group}"
+            if name not in self._digests:
+                self._digests[name] = str(Teacher(group, path).identity())
+        return {group: self._digests[f"teacher:{group}"] for group in teachers}
 
     def _scoring(self) -> dict[str, Any]:
         return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
