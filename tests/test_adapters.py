@@ -37,16 +37,26 @@ def test_a_missing_task_type_is_set():
 
 @pytest.mark.parametrize("head", ["score", "classifier"])
 def test_a_head_in_modules_to_save_is_left_as_it_is(head):
-    for task in (None, "CAUSAL_LM"):
+    for task in (None, "TOKEN_CLS"):
         config = LoraConfig(task_type=task, modules_to_save=[head])
         keep_reward_head("base", config)
         assert config.task_type == task
 
 
-@pytest.mark.parametrize("task", ["CAUSAL_LM", "TOKEN_CLS", "FEATURE_EXTRACTION"])
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "FEATURE_EXTRACTION"])
 def test_another_task_type_is_refused(task):
     with pytest.raises(ConfigError, match=f"`peft_config` has task_type={task}, .* Use task_type='SEQ_CLS'"):
         keep_reward_head("base", LoraConfig(task_type=task, modules_to_save=["embed_tokens"]))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_the_task_of_a_language_model_is_refused(task, decoder):
+    """Whatever is saved: peft asks such a model how it generates."""
+    config = LoraConfig(task_type=task, modules_to_save=["score"], target_modules=["q_proj"])
+    with pytest.raises(ConfigError, match=f"`peft_config` has task_type={task}, .* Use task_type='SEQ_CLS'"):
+        keep_reward_head(decoder, config)
+    with pytest.raises(AttributeError, match="prepare_inputs_for_generation"):
+        get_peft_model(AutoModelForSequenceClassification.from_pretrained(decoder), config)
 
 
 def test_no_adapter_and_a_good_one_are_no_matter(student):

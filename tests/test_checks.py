@@ -29,6 +29,32 @@ class TestColumns:
             checks.check_columns(iter(["prompt"]), ("chosen", "rejected"), WHAT)
 
 
+class TestFilled:
+    """What a trainer refuses is tried in test_drop_in.py."""
+
+    @pytest.mark.parametrize("name", ["chosen", "rejected", "prompt"])
+    def test_the_row_is_right_beyond_the_first_batch(self, name, monkeypatch):
+        monkeypatch.setattr(columns, "_BATCH_ROWS", 2)
+        texts = {column: ["a", "b", "c", "d", "e"] for column in ("prompt", "chosen", "rejected")}
+        checks.check_filled(rows(**texts), WHAT)
+        data = rows(**{**texts, name: ["a", "", "c", None, "e"]})
+        with pytest.raises(DataError, match=rf"row 3: `{name}` is missing \(None\). Fill it, or leave such rows out"):
+            checks.check_filled(data, WHAT)
+        with pytest.raises(DataError, match=rf"row 3: `{name}` is missing"):
+            list(checks.filled_stream(data.to_iterable_dataset(), WHAT))
+
+    def test_a_stream_keeps_its_rows_and_types(self):
+        data = rows(prompt=["a", ""], chosen=["b", "c"], rejected=["d", "e"], margin=[1, 2], other=[None, 3])
+        stream = checks.filled_stream(data.to_iterable_dataset(), WHAT)
+        assert list(stream) == data.to_list()
+        assert stream.features == data.features
+
+    def test_tokens_under_their_former_names_are_left_to_the_base_class(self):
+        data = rows(chosen_input_ids=[[1], None], rejected_input_ids=[[2], [3]])
+        checks.check_filled(data, WHAT)
+        assert list(checks.filled_stream(data.to_iterable_dataset(), WHAT)) == data.to_list()
+
+
 class TestPairs:
     @pytest.mark.parametrize(
         "columns",

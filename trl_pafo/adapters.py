@@ -75,6 +75,11 @@ def keep_reward_head(model: Any, peft_config: Any) -> None:
         if peft_config.task_type is None and not _names_a_head(peft_config):
             logger.info("`peft_config` has no task_type; it is set to SEQ_CLS, with which the reward head is trained and saved.")
             peft_config.task_type = "SEQ_CLS"
+        if _task(peft_config) in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+            raise ConfigError(
+                f"`peft_config` has task_type={_task(peft_config)}, with which peft takes the model for one that generates, and fails. Use "
+                "task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS)."
+            )
         lost = _lost(model if isinstance(model, str) else model.config._name_or_path, None, peft_config)
         if lost and _task(peft_config) == "SEQ_CLS" and hasattr(peft_config, "modules_to_save"):
             logger.info(f"The base has no weights for {', '.join(lost)}; the adapter trains and saves them.")

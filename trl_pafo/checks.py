@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of
 from trl_pafo.errors import DataError, TeacherError
@@ -15,6 +15,7 @@ from trl_pafo.history import HISTORY_FIELDS, content_texts, past_prompts
 PAIR_COLUMNS = ("chosen", "rejected")
 TEXTS = ("prompt", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
+LEGACY_TOKEN_COLUMNS = ("chosen_input_ids", "rejected_input_ids")
 
 
 def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> None:
@@ -25,6 +26,85 @@ def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> N
         raise DataError(
             f"{what} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(columns)}."
         )
+
+
+def check_dataset(dataset: Any, argument: str) -> None:
+    """Raise [`DataError`] unless it is one dataset, with or without an end.
+
+    Args:
+        dataset (`Any`):
+            What a trainer was given.
+        argument (`str`):
+            As which argument, for the message.
+    """
+    if isinstance(dataset, Dataset | IterableDataset):
+        return
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        names = list(map(str, dataset))
+        raise DataError(
+            f"`{argument}` is of type {kind}, with {'the splits ' + ', '.join(names) if names else 'no splits'}. Give one of them: "
+            f"{argument}=dataset[{names[0] if names else 'train'!r}]."
+        )
+    raise DataError(
+        f"`{argument}` is of type {kind}; it must be a Dataset or IterableDataset of the datasets library, as Dataset.from_list makes of "
+        "a list of rows."
+    )
+
+
+def check_filled(dataset: Dataset, what: str) -> None:
+    """Raise [`DataError`] if a row lacks what its tokens are made of, or some columns are texts and others messages.
+
+    An empty prompt is no gap. The message names column and row.
+    """
+    if set(LEGACY_TOKEN_COLUMNS) <= set(dataset.column_names):
+        return  # renamed by the base class
+    names = _read_of_rows(dataset.column_names, what)
+    kinds = {name: dataset.features.arrow_schema.field(name).type for name in names if name in TEXTS}
+    texts = [name for name, kind in kinds.items() if is_text(kind)]
+    others = [name for name, kind in kinds.items() if not is_text(kind) and not pa.types.is_null(kind)]
+    if texts and others:
+        raise DataError(
+            f"{what}: {', '.join(f'`{name}`' for name in texts)} hold texts and {', '.join(f'`{name}`' for name in others)} do not. "
+            "Give all as texts or all as messages."
+        )
+    first = 0
+    for table in Rows(dataset, names):
+        for name in names:
+            values = column(table, name)
+            bad = np.flatnonzero(~np.asarray(values.is_valid()))
+            if name == "margin" and not len(bad):
+                bad = np.flatnonzero(~np.isfinite(np.asarray(values, dtype=np.float64)))
+            if len(bad):
+                raise _gap(what, first + int(bad[0]), name)
+        first += len(table)
+
+
+def filled_stream(dataset: IterableDataset, what: str) -> IterableDataset:
+    """The same rows, each looked at as it comes by: see [`check_filled`]."""
+
+    def look(row: dict[str, Any], number: int) -> dict[str, Any]:
+        if not set(LEGACY_TOKEN_COLUMNS) <= set(row):
+            for name in _read_of_rows(row, what):
+                if row[name] is None or (name == "margin" and not np.isfinite(row[name])):
+                    raise _gap(what, number, name)
+        return row
+
+    return dataset.map(look, with_indices=True, features=dataset.features)
+
+
+def _read_of_rows(columns: Iterable[str], what: str) -> list[str]:
+    """The columns that tokens and losses are made of."""
+    columns = list(columns)
+    needed = TOKEN_COLUMNS if set(TOKEN_COLUMNS) <= set(columns) else PAIR_COLUMNS
+    check_columns(columns, needed, what)
+    optional = ["margin"] if needed == TOKEN_COLUMNS else ["prompt", "chat_template_kwargs", "margin"]
+    return [*needed, *(name for name in optional if name in columns)]
+
+
+def _gap(what: str, row: int, name: str) -> DataError:
+    kind = "is no finite number" if name == "margin" else "is missing (None)"
+    return DataError(f"{what}, row {row}: `{name}` {kind}. Fill it, or leave such rows out.")
 
 
 def check_rows(dataset: Dataset, what: str) -> None:

@@ -147,6 +147,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         """Return `args` as a [`PAFOConfig`] with the defaults of PAFO; a `PAFOConfig` is returned as it is."""
         if isinstance(args, cls):
             return args
+        if not isinstance(args, RewardConfig):
+            raise ConfigError(f"`args` must be a PAFOConfig or a RewardConfig, got {type(args).__name__}.")
         config = copy.copy(args)
         # A second __post_init__ would derive the derived fields again, from values that are already derived.
         config.__class__ = cls

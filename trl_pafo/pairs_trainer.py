@@ -6,7 +6,7 @@ from typing import Any
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import get_dataset_column_names
+from trl.data_utils import get_dataset_column_names, is_conversational
 
 from trl_pafo import checks
 from trl_pafo.batching import is_tokenized
@@ -24,6 +24,13 @@ logger = get_logger(__name__)
 NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
 
 
+def _title(argument: str, name: str) -> str:
+    """What a dataset is called in messages."""
+    if argument == "train_dataset":
+        return "The training dataset"
+    return "The evaluation dataset" + ("" if name == "eval" else f" {name}")
+
+
 class PairsRewardTrainer(HubRewardTrainer):
     """
     [`HubRewardTrainer`] whose pairs may have histories: they are rendered into the prompt, and shown under those of other groups.
@@ -34,6 +41,18 @@ class PairsRewardTrainer(HubRewardTrainer):
 
     _teachers: dict[str, Teacher]
     _train_is_prepared = False
+
+    @staticmethod
+    def _check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+        """Raise where a dataset is none, or has gaps; streams are looked at as they come."""
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+        given = [("train_dataset", "train", train_dataset), *(("eval_dataset", name, rows) for name, rows in evaluated.items())]
+        for argument, name, rows in given:
+            if rows is None:
+                continue
+            checks.check_dataset(rows, argument if name in ("train", "eval") else f"{argument}[{name!r}]")
+            if isinstance(rows, Dataset):
+                checks.check_filled(rows, _title(argument, name))
 
     def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
         what = "The training dataset"
@@ -80,7 +99,12 @@ class PairsRewardTrainer(HubRewardTrainer):
         self._train_is_prepared = True
         if dataset is NO_PAIRS:
             return dataset
+        what = _title("train_dataset" if is_train else "eval_dataset", dataset_name)
         columns = get_dataset_column_names(dataset)
+        if isinstance(dataset, Dataset):
+            checks.check_filled(dataset, what)
+        else:
+            dataset = checks.filled_stream(dataset, what)
         if is_train and isinstance(dataset, Dataset):
             dataset = self._add_counterfactual_rows(dataset, args)
         elif not is_train and "has_label" in columns:
@@ -89,6 +113,11 @@ class PairsRewardTrainer(HubRewardTrainer):
             # A template that knows no `history` would lose it in silence.
             add_history_template(processing_class)
             dataset = self._render_history(dataset, processing_class, args)
+        if processing_class.eos_token is None and "chosen_ids" not in columns and not is_conversational(next(iter(dataset))):
+            raise ConfigError(
+                f"{what} holds texts, which end with the end token, and the tokenizer has none. Set `eos_token`, for a tokenizer of "
+                "BERT's family to '[SEP]'."
+            )
         if not isinstance(dataset, Dataset):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         before, num_rows = count_by_group(dataset), len(dataset)

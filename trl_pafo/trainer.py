@@ -1,5 +1,6 @@
 """PAFORewardTrainer: wires margins, teachers and history into the hooks of TRL's RewardTrainer; it holds no formula."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,6 +128,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
         teachers: Mapping[str, TeacherSpec] | None = None,
         **kwargs: Any,
     ):
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         if args is None:
             # The base class would build a RewardConfig, which knows no alpha.
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -143,6 +145,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
         self._teachers = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         # A dispatched batch is cut by rows, and would tear the chosen responses from the rejected ones.
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
+        self._check_datasets(train_dataset, eval_dataset)
         columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
         self._distils = args.alpha < 1 and train_dataset is not None and bool(self._teachers or "teacher_margin" in columns)
         needs_groups = self._distils and ("teacher_margin" not in columns or args.teacher_scale == "rms")

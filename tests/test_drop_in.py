@@ -1,0 +1,326 @@
+"""What RewardTrainer takes is taken, with its losses, or refused for the reason that docs/trainer.md gives."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHATML, make_model, make_pairs
+from datasets import Dataset, DatasetDict, IterableDatasetDict
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, TrainingArguments
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import ConfigError, DataError
+
+TEXTS = make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"])
+ROWS = TEXTS.to_list()
+
+
+def said(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+MESSAGES = Dataset.from_list(
+    [{name: said("user" if name == "prompt" else "assistant", text) for name, text in row.items()} for row in ROWS]
+)
+TOKENS = Dataset.from_dict({"chosen_ids": [[7, 8, 9], [7, 10]] * 8, "rejected_ids": [[7, 9], [7, 11, 12]] * 8})
+
+
+def filled(value, **others) -> Dataset:
+    """Messages with one more column."""
+    (name,) = others
+    return MESSAGES.add_column(name, [value] * len(MESSAGES))
+
+
+def with_none(rows: Dataset, name: str, value=None) -> Dataset:
+    """The same, with a gap in row 3."""
+    changed = rows.to_list()
+    changed[3][name] = value
+    return Dataset.from_list(changed)
+
+
+@pytest.fixture
+def train(decoder, training, tmp_path, monkeypatch):
+    """Train a class with arguments, and return its losses; what is a function is called first, for each class anew."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(kind, *positional, options=None, **arguments):
+        torch.manual_seed(0)
+        make = lambda value: value() if inspect.isfunction(value) else value  # noqa: E731
+        arguments = {name: make(value) if name not in CALLED else value for name, value in arguments.items()}
+        config = RewardConfig if kind is RewardTrainer else PAFOConfig
+        own = {} if kind is RewardTrainer else {"prefix_sharing": "off"}
+        if "args" not in arguments and not positional:
+            arguments["args"] = config(kind.__name__, **{**training, "max_steps": 2, **own, **(options or {})})
+        if not positional:
+            arguments = {"model": decoder, "train_dataset": TEXTS, **arguments}
+        trainer = kind(*(make(value) for value in positional), **arguments)
+        trainer.train()
+        trainer.save_model(f"{kind.__name__}/saved")
+        return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+    return run
+
+
+CALLED = ("compute_metrics", "preprocess_logits_for_metrics")
+SEQ_CLS = {"task_type": "SEQ_CLS"}
+
+
+class Silent(TrainerCallback):
+    pass
+
+
+def loaded(folder=None):
+    return lambda: AutoModelForSequenceClassification.from_pretrained(folder or "decoder", num_labels=1)
+
+
+def adapted(**options):
+    return lambda: get_peft_model(loaded()(), LoraConfig(r=2, target_modules=["q_proj"], **options))
+
+
+def tokenizer(pad_token="[PAD]"):
+    def load():
+        made = AutoTokenizer.from_pretrained("decoder")
+        made.pad_token = pad_token
+        return made
+
+    return load
+
+
+TAKEN = {
+    "model: text": {},
+    "model: in memory": {"model": loaded()},
+    "model: PeftModel": {"model": adapted(**SEQ_CLS), "processing_class": tokenizer()},
+    "model: PeftModel that keeps the head of its base": {"model": adapted(), "processing_class": tokenizer()},
+    "train_dataset: messages": {"train_dataset": MESSAGES},
+    "train_dataset: prompt in the responses": {"train_dataset": TEXTS.remove_columns("prompt")},
+    "train_dataset: an empty prompt": {"train_dataset": with_none(TEXTS, "prompt", "")},
+    "train_dataset: tokens": {"train_dataset": TOKENS},
+    "train_dataset: margin": {"train_dataset": TEXTS.add_column("margin", [0.5] * len(TEXTS))},
+    "train_dataset: tools": {"train_dataset": filled('[{"type": "function"}]', tools=0)},
+    "train_dataset: chat_template_kwargs": {"train_dataset": filled({"other": 1}, chat_template_kwargs=0)},
+    "train_dataset: other columns": {"train_dataset": TEXTS.add_column("id", [None] * len(TEXTS))},
+    "train_dataset: a format": {"train_dataset": TEXTS.with_format("torch")},
+    "train_dataset: stream": {"train_dataset": lambda: TEXTS.to_iterable_dataset()},
+    "eval_dataset: Dataset": {"eval_dataset": MESSAGES},
+    "eval_dataset: stream": {"eval_dataset": lambda: TEXTS.to_iterable_dataset()},
+    "eval_dataset: DatasetDict": {"eval_dataset": lambda: DatasetDict(a=TEXTS, b=MESSAGES)},
+    "eval_dataset: IterableDatasetDict": {"eval_dataset": lambda: IterableDatasetDict(a=TEXTS.to_iterable_dataset())},
+    "eval_dataset: dict": {"eval_dataset": lambda: {"a": TEXTS, "b": TEXTS.to_iterable_dataset()}},
+    "processing_class: without pad token": {"processing_class": tokenizer(None)},
+    "data_collator": {"data_collator": lambda: DataCollatorForPreference(pad_token_id=0)},
+    "compute_metrics, preprocess_logits_for_metrics": {
+        "compute_metrics": lambda prediction: {"first": prediction.predictions[0][0]},
+        "preprocess_logits_for_metrics": lambda logits, labels: logits,
+        "eval_dataset": TEXTS,
+        "options": {"eval_strategy": "steps", "eval_steps": 1},
+    },
+    "callbacks": {"callbacks": [Silent()]},
+    "optimizers": {"optimizers": (None, None)},
+    "optimizer_cls_and_kwargs": {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1})},
+    "quantization_config: not for a model in memory": {
+        "model": loaded(),
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=True),
+    },
+    "peft_config: LoRA": {"peft_config": lambda: LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["q_proj"])},
+    "peft_config: IA3": {"peft_config": lambda: IA3Config(**SEQ_CLS, target_modules=["q_proj"], feedforward_modules=[])},
+    "peft_config: AdaLoRA": {"peft_config": lambda: AdaLoraConfig(**SEQ_CLS, target_modules=["q_proj"], total_step=2)},
+    "peft_config: prefix tuning": {"peft_config": lambda: PrefixTuningConfig(**SEQ_CLS, num_virtual_tokens=2)},
+    "peft_config: prompt tuning": {"peft_config": lambda: PromptTuningConfig(**SEQ_CLS, num_virtual_tokens=2)},
+    "args: of the tokens": {"options": {"max_length": 12, "pad_to_multiple_of": 8, "eos_token": "[CLS]"}},
+    "args: of the model": {"options": {"model_init_kwargs": '{"attn_implementation": "eager"}', "disable_dropout": False}},
+    "args: of the loss": {"options": {"center_rewards_coefficient": 0.1}},
+    "args: of the data": {"options": {"data_seed": 3, "dataloader_drop_last": True}},
+    "args: a template": {"options": {"chat_template_path": "template.jinja"}, "train_dataset": MESSAGES},
+}
+
+
+@pytest.fixture(autouse=True)
+def models_beside(decoder, tmp_path):
+    (tmp_path / "decoder").symlink_to(decoder)
+    (tmp_path / "template.jinja").write_text(CHATML.replace("<|im_start|>", ""))
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_taken_with_the_losses_of_reward_trainer(case, train):
+    expected, found = (train(kind, **TAKEN[case]) for kind in (RewardTrainer, PAFORewardTrainer))
+    assert len(expected) == 2
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_arguments_by_their_place(train, decoder, training):
+    losses = []
+    for kind, config in ((RewardTrainer, RewardConfig), (PAFORewardTrainer, RewardConfig)):
+        args = config(kind.__name__, **{**training, "max_steps": 2})
+        places = (decoder, args, None, TEXTS, None, tokenizer(), None, [Silent()], (None, None), None, None, None)
+        peft_config = LoraConfig(r=2, target_modules=["q_proj"], **SEQ_CLS)
+        losses.append(train(kind, *places, peft_config))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5, atol=1e-6)  # with shared prefixes, to rounding
+
+
+def test_a_path_is_taken_as_its_text(train, decoder):
+    np.testing.assert_array_equal(train(PAFORewardTrainer, model=Path(decoder)), train(RewardTrainer))
+
+
+GAPS = {
+    f"train_dataset: {name} is None ({kind})": (
+        {"train_dataset": with_none(rows, name)},
+        DataError,
+        rf"^The training dataset, row 3: `{name}` is missing \(None\)\. Fill it",
+    )
+    for kind, rows in (("texts", TEXTS), ("messages", MESSAGES))
+    for name in ("prompt", "chosen", "rejected")
+}
+REFUSED = {
+    **GAPS,
+    "model: labels": ({"model": lambda: loaded("three")()}, ValueError, "reward models require `num_labels=1`"),
+    "model: an adapter by its name": ({"model": "adapter"}, ConfigError, "^adapter is an adapter.*loaded frozen"),
+    "args: TrainingArguments": (
+        {"args": lambda: TrainingArguments("out", use_cpu=True)},
+        ConfigError,
+        "`args` must be a PAFOConfig or a RewardConfig, got TrainingArguments",
+    ),
+    "train_dataset: DatasetDict": (
+        {"train_dataset": lambda: DatasetDict(train=TEXTS, test=TEXTS)},
+        DataError,
+        r"`train_dataset` is of type DatasetDict, with the splits train, test\. Give one of them: train_dataset=dataset\['train'\]",
+    ),
+    "train_dataset: IterableDatasetDict": (
+        {"train_dataset": lambda: IterableDatasetDict(only=TEXTS.to_iterable_dataset())},
+        DataError,
+        r"of type IterableDatasetDict, with the splits only\. Give one of them: train_dataset=dataset\['only'\]",
+    ),
+    "train_dataset: dict": ({"train_dataset": lambda: {}}, DataError, "`train_dataset` is of type dict, with no splits"),
+    "train_dataset: list": ({"train_dataset": ROWS}, DataError, "`train_dataset` is of type list; .* Dataset.from_list"),
+    "train_dataset: a column is missing": (
+        {"train_dataset": TEXTS.remove_columns("rejected")},
+        DataError,
+        "The training dataset lacks the column rejected; it has prompt, chosen",
+    ),
+    "train_dataset: texts beside messages": (
+        {"train_dataset": MESSAGES.remove_columns("prompt").add_column("prompt", TEXTS["prompt"][:])},
+        DataError,
+        "The training dataset: `prompt` hold texts and `chosen`, `rejected` do not",
+    ),
+    "train_dataset: chat_template_kwargs is None": (
+        {"train_dataset": with_none(filled({"other": 1}, chat_template_kwargs=0), "chat_template_kwargs")},
+        DataError,
+        "row 3: `chat_template_kwargs` is missing",
+    ),
+    **{
+        f"train_dataset: a margin of {value}": (
+            {"train_dataset": TEXTS.add_column("margin", [0.5] * 3 + [value] * (len(TEXTS) - 3))},
+            DataError,
+            "row 3: `margin` is no finite number",
+        )
+        for value in (None, float("nan"), float("inf"))
+    },
+    "train_dataset: a gap in a stream": (
+        {"train_dataset": lambda: with_none(TEXTS, "chosen").to_iterable_dataset()},
+        DataError,
+        r"The training dataset, row 3: `chosen` is missing \(None\)",
+    ),
+    "train_dataset: a gap in tokens": (
+        {"train_dataset": with_none(TOKENS, "rejected_ids")},
+        DataError,
+        "row 3: `rejected_ids` is missing",
+    ),
+    "eval_dataset: a gap": (
+        {"eval_dataset": with_none(TEXTS, "rejected")},
+        DataError,
+        "^The evaluation dataset, row 3: `rejected` is missing",
+    ),
+    "eval_dataset: a gap in one of several": (
+        {"eval_dataset": lambda: {"good": TEXTS, "bad": with_none(TEXTS, "prompt")}},
+        DataError,
+        "^The evaluation dataset bad, row 3: `prompt` is missing",
+    ),
+    "eval_dataset: a gap in a stream": (
+        {
+            "eval_dataset": lambda: {"bad": with_none(TEXTS, "prompt").to_iterable_dataset()},
+            "options": {"eval_strategy": "steps", "eval_steps": 1},
+        },
+        DataError,
+        "The evaluation dataset bad, row 3: `prompt` is missing",
+    ),
+    "eval_dataset: list": ({"eval_dataset": ROWS}, DataError, "`eval_dataset` is of type list"),
+    "eval_dataset: nested": (
+        {"eval_dataset": lambda: {"a": DatasetDict(test=TEXTS)}},
+        DataError,
+        r"`eval_dataset\['a'\]` is of type DatasetDict, with the splits test",
+    ),
+    "processing_class: without an end token": (
+        {"model": "encoder"},
+        ConfigError,
+        r"The training dataset holds texts, .* the tokenizer has none\. Set `eos_token`",
+    ),
+    "peft_config: dict": ({"peft_config": {"r": 2}}, TypeError, "must be a `peft.PeftConfig` instance"),
+    "peft_config: beside a PeftModel": (
+        {"model": adapted(**SEQ_CLS), "processing_class": tokenizer(), "peft_config": lambda: LoraConfig(**SEQ_CLS)},
+        ValueError,
+        "You passed a `PeftModel` instance together with a `peft_config`",
+    ),
+    "peft_config: CAUSAL_LM": (
+        {"peft_config": lambda: LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])},
+        ConfigError,
+        "`peft_config` has task_type=CAUSAL_LM, .* Use task_type='SEQ_CLS'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_a_reason(case, train, encoder, tmp_path):
+    if "'encoder'" in str(REFUSED[case]):
+        (tmp_path / "encoder").symlink_to(encoder)
+    if case == "model: labels":
+        make_model("decoder", tmp_path / "three", num_labels=3)
+        torch.manual_seed(0)
+    if case == "model: an adapter by its name":
+        adapted(**SEQ_CLS)().save_pretrained("adapter")
+    arguments, kind, match = REFUSED[case]
+    if case == "model: labels":
+        arguments = {"model": lambda: AutoModelForSequenceClassification.from_pretrained("three")}
+    with pytest.raises(kind, match=match):
+        train(PAFORewardTrainer, **arguments)
+
+
+def test_a_gap_is_found_before_the_model_is_loaded(train, monkeypatch):
+    with pytest.raises(DataError, match="row 3: `chosen` is missing"):
+        train(PAFORewardTrainer, model="no/such-model", train_dataset=with_none(TEXTS, "chosen"))
+
+
+def test_a_gap_in_rows_that_are_evaluated_later(decoder, training, tmp_path):
+    trainer = PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path / "out"), **training), train_dataset=TEXTS)
+    for evaluate in (trainer.evaluate, trainer.predict):
+        with pytest.raises(DataError, match=r"^The evaluation dataset( test)?, row 3: `chosen` is missing"):
+            evaluate(with_none(TEXTS, "chosen"))
+
+
+def test_the_page_lists_every_argument():
+    page = (Path(__file__).parents[1] / "docs/trainer.md").read_text(encoding="utf-8")
+    table = page.split("## What RewardTrainer takes\n")[1].split("\n## ")[0]
+    listed = {name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    arguments = set(inspect.signature(RewardTrainer.__init__).parameters) - {"self"}
+    assert listed == arguments
+    for cases in (TAKEN, REFUSED):
+        assert {re.match(r"\w+", case).group() for case in cases} <= arguments
+    tried = {name for case in TAKEN for name in re.findall(r"\w+", case.split(":")[0])}
+    assert tried == arguments
+
+
+def test_every_option_is_one_of_ours():
+    assert {f.name for f in fields(RewardConfig)} <= {f.name for f in fields(PAFOConfig)}
