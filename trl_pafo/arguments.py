@@ -172,8 +172,15 @@ class RunArguments(DataArguments):
             raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
+        if self.num_resamples < 1:
+            raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
         if math.isnan(self.teacher_min_gain):
             raise ConfigError("`teacher_min_gain` is a number of standard errors, got nan.")
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether a method has teachers."""
+        return bool({"pafo", "pafo_own_group", "oracle"} & set(self.methods))
 
     @property
     def judges_teachers(self) -> bool:

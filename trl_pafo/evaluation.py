@@ -1,6 +1,7 @@
 """Rewards of test pairs under every method of a run, and what they say about groups and users."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from trl_pafo.history import HistoryCutter, content_text, render_history, withou
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
+from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
@@ -27,9 +29,10 @@ from trl_pafo.teacher_choice import TeacherGain
 from trl_pafo.teachers import Teacher
 
 
-def majority_and_minority(train: Dataset) -> tuple[str, str]:
-    """The groups with the most and the fewest training users."""
-    users = dict(zip(train["user"], train["group"], strict=True))
+def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:
+    """The groups with the most and the fewest training users, of those that have test pairs."""
+    tested = set(test["group"])
+    users = {user: group for user, group in zip(train["user"], train["group"], strict=True) if group in tested}
     groups = sorted(set(users.values()), key=lambda g: (-sum(v == g for v in users.values()), g))
     return groups[0], groups[-1]
 
@@ -45,9 +48,9 @@ def evaluate_run(
     teacher_gains: Sequence[TeacherGain] = (),
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
-    majority, minority = majority_and_minority(train)
-    tested = set(test["group"])
-    side = majority if majority in tested and len(tested) > 1 else None
+    majority, minority = majority_and_minority(train, test)
+    untested = sorted(set(train["group"]) - set(test["group"]))
+    side = majority if majority != minority else None
     out.mkdir(parents=True)
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
@@ -60,7 +63,7 @@ def evaluate_run(
         }
         scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
         rewards[method] = scored
-        summaries[method] = _summary(scored, test, side, run.num_resamples, args.seed)
+        summaries[method] = _summary(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
         _write_rewards(out, method, test, scored)
     reference = run.reference
     verdicts = {
@@ -79,6 +82,7 @@ def evaluate_run(
         "majority": majority,
         "minority": minority,
         "reference": run.reference,
+        "not_evaluated": untested,
         "methods": summaries,
         "verdicts": verdicts,
         "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
@@ -101,6 +105,7 @@ def _verdict(
         groups_of(rows),
         margins=margins,
         reference_margins=of_reference,
+        num_resamples=max(2000, fewest_resamples(max(1, len(set(groups_of(rows) or ()))))),
         seed=seed,
     )
     if verdict.verdict == "same" and all(isinstance(source, str) for source in sources):
@@ -122,6 +127,12 @@ def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resam
         num_resamples=num_resamples,
         seed=seed,
     )
+
+
+def _unknown(groups: Sequence[str]) -> dict[str, Any]:
+    """What is known of groups without test pairs."""
+    unknown = {f"accuracy/{group}": dict.fromkeys(("value", "low", "high"), math.nan) for group in groups}
+    return unknown | {f"num_{what}/{group}": 0 for group in groups for what in ("users", "pairs")}
 
 
 def write_report(out: Path, results: dict[str, Any]) -> None:
@@ -148,7 +159,10 @@ def verdict_lines(results: dict[str, Any]) -> str:
     """One line a method: the Pareto verdict against the reference. And one a teacher: whether it is better than the shared model."""
     reference = TITLES.get(results["reference"], results["reference"])
     lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
-    return "\n".join(lines + [f"{teacher['sentence']}." for teacher in results.get("teachers", [])])
+    lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
+    if untested := results.get("not_evaluated"):
+        lines.append(f"Not evaluated, for want of test pairs: {', '.join(untested)}.")
+    return "\n".join(lines)
 
 
 def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:

@@ -18,7 +18,7 @@ from trl_pafo.history_rows import attach_history, count_by_group
 from trl_pafo.models import longest_input
 from trl_pafo.runs import write_text
 from trl_pafo.sources.registry import load_source
-from trl_pafo.sources.splits import hold_out_prompts, is_cut_by_support
+from trl_pafo.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 
 DEFAULT_NUM_HISTORY = 3
 DATA_FORMAT = 2
@@ -49,10 +49,14 @@ def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenize
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
         summary, groups = _write_splits(data, args, tokenizer, folder, Path(scratch))
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
-    write_text(folder / "summary.json", json.dumps(summary | {"groups": groups}, indent=2) + "\n")
+    # Such as a group of one user, whom training has.
+    untested = sorted(set(summary["train"]["users"]) - set(summary["test"]["users"]))
+    write_text(folder / "summary.json", json.dumps(summary | {"groups": groups, "not_evaluated": untested}, indent=2) + "\n")
     for name, counts in summary.items():
         parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
         print(f"    {name}: {'; '.join(parts)}", flush=True)
+    if untested:
+        print(f"    no test pairs, so not evaluated: {', '.join(untested)}", flush=True)
 
 
 def _write_splits(
@@ -76,6 +80,7 @@ def _write_splits(
         rendered = render_history(rows, cutter, args.dataset_num_proc)
         prepared[name] = concatenate_datasets([rendered, rows.select_columns(["history"])], axis=1)
     checks.check_apart(prepared["train"], prepared["test"])
+    check_test_groups(DatasetDict(prepared))
     train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
     prepared = {"train": train, **({"validation": validation} if len(validation) else {}), "test": prepared["test"]}
     summary = {}

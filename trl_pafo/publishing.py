@@ -174,7 +174,7 @@ def _counts(record: Record, split: str) -> list[GroupCount]:
 def _accuracies(record: Record, method: str) -> list[Accuracy]:
     summary = record.methods[method]
     rows = []
-    for name in ("", *record.groups):
+    for name in ("", *(group for group in record.groups if group not in record.results.get("not_evaluated", []))):
         entry, suffix = summary[f"accuracy/{name}" if name else "overall"], f"/{name}" if name else ""
         users, pairs = summary[f"num_users{suffix}"], summary[f"num_pairs{suffix}"]
         low, high = (entry[end] if is_known(entry[end]) else None for end in ("low", "high"))

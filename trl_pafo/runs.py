@@ -45,6 +45,8 @@ class RunFolder:
     def __init__(self, folder: str | Path, overwrite: bool = False):
         self.path = Path(folder)
         self.overwrite = overwrite
+        self.only_checks = False
+        """Whether stages are checked and not done, see [`only_checking`]."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"The output folder {self.path} is a file. Choose another --output_dir.")
         if (self.path / MANIFEST).exists():
@@ -92,6 +94,15 @@ class RunFolder:
             with writing(self.path):
                 remove_leftovers(self.path)
             yield
+
+    @contextmanager
+    def only_checking(self) -> Iterator[None]:
+        """Meanwhile [`stage`] checks what is there, raises where [`check`] does, and does no work."""
+        self.only_checks = True
+        try:
+            yield
+        finally:
+            self.only_checks = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -156,7 +167,10 @@ class RunFolder:
                 them, or empty. `KEPT` is removed when the stage is done.
         """
         digest = _digest(inputs)
-        if self.check(stage, inputs, derived):
+        done = self.check(stage, inputs, derived)
+        if self.only_checks:
+            return digest
+        if done:
             print(f"[{stage}] done before, kept", flush=True)
             return digest
         final = self.path / output

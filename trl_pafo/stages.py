@@ -14,7 +14,7 @@ from transformers import set_seed
 from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
-from trl_pafo import __version__, checks
+from trl_pafo import __version__
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
@@ -23,16 +23,17 @@ from trl_pafo.evaluation import evaluate_run
 from trl_pafo.history import HistoryCutter, without_history
 from trl_pafo.hub import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
-from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer
+from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
 from trl_pafo.names import folder_names
 from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare
 from trl_pafo.publishing import push_run, write_cards
-from trl_pafo.report.page import write_report
+from trl_pafo.report.page import refuse_foreign, write_report
+from trl_pafo.run_checks import check_run_data, check_run_options
 from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.sources.registry import check_source, data_identity
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
-from trl_pafo.teachers import Teacher, as_teachers, check_teacher
+from trl_pafo.teachers import Teacher, as_teachers
 from trl_pafo.trainer import PAFORewardTrainer
 from trl_pafo.training import keep_for, train, write_checkpoints_to
 
@@ -54,6 +55,7 @@ class Run:
         if model.model_name_or_path is None:
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
         check_source(run)
+        check_run_options(run, args)
         self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
         self.teacher_model = teacher_model(self.model, run.teacher_kind)
         if args.world_size > 1:
@@ -67,6 +69,7 @@ class Run:
                 args.hub_model_id, str(args.output_dir), strategy=str(HubStrategy(args.hub_strategy).value), token=args.hub_token
             )
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
+        refuse_foreign(self.folder / "report.html")
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
         HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
@@ -91,29 +94,15 @@ class Run:
 
     def _do_stages(self) -> dict[str, Any]:
         self._prepare()
-        self._materialise()
         data = load_prepared(self.folder / "data")
         self.groups = sorted(data["train"].unique("group"))
         given = as_teachers(self.args.teachers)  # type: ignore[arg-type]
-        if given:
-            checks.check_groups(data["train"], given, "The training data")
-            for teacher in given.values():
-                check_teacher(teacher, self.tokenizer)
-        models: dict[str, Any] = {}
-        gains: list[TeacherGain] = []
-        for method in ("bradley_terry", "personalized_bt"):
-            if method in self.run.methods:
-                models[method] = self._baseline(method, data["train"])
-        if {"pafo", "pafo_own_group", "oracle"} & set(self.run.methods):
-            teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
-            if "oracle" in self.run.methods:
-                models["oracle"] = teachers
-                self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
-            students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
-            gains = self._judge_teachers(teachers, data) if students else []
-            for method in students:
-                models[method] = self._student(method, data["train"], teachers, gains)
-        models = {method: models[method] for method in self.run.methods}
+        longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
+        check_run_data(data, self.run, self.args, self.tokenizer, longest, given)
+        self._materialise()
+        with self.folder.only_checking():  # a result that is in the way is told before the first training, not between two
+            self._models(data, given)
+        models, gains = self._models(data, given)
         inputs: dict[str, Any] = {
             "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
             "data": self._digests["data"],
@@ -130,6 +119,26 @@ class Run:
             derived=True,
         )
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
+
+    def _models(self, data: DatasetDict, given: dict[str, Teacher]) -> tuple[dict[str, Any], list[TeacherGain]]:
+        """The model of each method, and what each teacher gains; trained unless they are there."""
+        models: dict[str, Any] = {}
+        gains: list[TeacherGain] = []
+        for method in ("bradley_terry", "personalized_bt"):
+            if method in self.run.methods:
+                models[method] = self._baseline(method, data["train"])
+        if self.run.needs_teachers:
+            teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
+            if "oracle" in self.run.methods:
+                models["oracle"] = teachers
+                self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
+            students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
+            gains = self._judge_teachers(teachers, data) if students else []
+            if self.folder.only_checks and self.run.judges_teachers:
+                students = []  # what their inputs are, the teachers must tell
+            for method in students:
+                models[method] = self._student(method, data["train"], teachers, gains)
+        return {method: models[method] for method in self.run.methods if method in models}, gains
 
     _digests: dict[str, str]
 
@@ -276,6 +285,8 @@ class Run:
             **self._inputs_of_scoring(),
         }
         self.folder.stage("judge_teachers", inputs, "teacher_gains.json", work, derived=True)
+        if self.folder.only_checks:
+            return []
         rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
         gains = [TeacherGain(**row) for row in rows]
         for gain in gains:

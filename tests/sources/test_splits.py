@@ -34,15 +34,25 @@ class TestSplitUsers:
             with pytest.raises(ConfigError, match="leave training or test without users"):
                 split_users(group_of, share, seed)
             return
+        if max(sizes) == 1:
+            with pytest.raises(ConfigError, match=f"Each of {len(sizes)} users is a group, so none can be tested"):
+                split_users(group_of, share, seed)
+            return
         train, test = split_users(group_of, share, seed)
         assert sorted(train + test) == sorted(group_of)
-        assert len(test) == round(share * len(group_of))
+        # Each group that can be has a user on both sides, and the share is kept where that leaves it open.
+        large = [size for size in sizes if size > 1]
+        assert len(test) == min(max(round(share * len(group_of)), len(large)), sum(large) - len(large))
+        for group, size in enumerate(sizes):
+            assert group in {group_of[user] for user in train}
+            assert size == 1 or group in {group_of[user] for user in test}
         for side in (train, test):
             for length in range(1, len(side) + 1):
                 found = Counter(group_of[user] for user in side[:length])
                 for group, size in enumerate(sizes):
-                    # Any stretch of the common order is at most one user off at each of its ends and at each other group's.
-                    assert abs(found[group] - length * size / len(group_of)) <= len(sizes) + 1
+                    # Any stretch of the common order is at most one user off at each of its ends and at each other group's, and of
+                    # each group one user may be moved to the other side.
+                    assert abs(found[group] - length * size / len(group_of)) <= 2 * len(sizes) + 1
 
     def test_users_are_drawn_not_taken_in_order(self):
         group_of = dict.fromkeys(map(str, range(50)))

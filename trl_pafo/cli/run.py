@@ -25,5 +25,8 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
     print(f"\nData: {data_name(results['data'])}\n\n{plain_table(named)}")
     print("\n" + verdict_lines(results))
-    print(f"\nPicture: {run.folder / 'results/majority_minority.png'}\nTable:   {run.folder / 'results/results.md'}")
+    print()
+    if results["majority"] != results["minority"]:
+        print(f"Picture: {run.folder / 'results/majority_minority.png'}")
+    print(f"Table:   {run.folder / 'results/results.md'}")
     print(f"Report:  {run.folder / 'report.html'}")

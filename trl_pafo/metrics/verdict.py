@@ -175,6 +175,11 @@ def _tail(confidence: float, num_groups: int) -> float:
     return (1 - confidence) / (2 * num_groups)
 
 
+def fewest_resamples(num_groups: int, confidence: float = 0.95) -> int:
+    """Least `num_resamples` of [`compare`] for so many groups."""
+    return math.ceil(1 / _tail(confidence, num_groups)) - 1
+
+
 def _subset_intervals(
     cells: UserCells, confidence: float, num_resamples: int, seed: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -187,7 +192,7 @@ def _subset_intervals(
     if place < 1:
         raise ConfigError(
             f"{num_resamples} resamples are too few for {num_groups} groups at confidence {confidence}; set "
-            f"`num_resamples` to at least {math.ceil(1 / tail) - 1}."
+            f"`num_resamples` to at least {fewest_resamples(num_groups, confidence)}."
         )
 
     def totals(weights: FloatArray) -> tuple[FloatArray, FloatArray]:

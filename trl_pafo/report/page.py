@@ -65,7 +65,7 @@ def write_report(
     if output is None and len(folders) > 1:
         raise ConfigError("Give --output FILE.html for the comparison of several runs.")
     path = Path(folders[0]) / "report.html" if output is None else Path(output)
-    _refuse_foreign(path)
+    refuse_foreign(path)
     records = [read_record(folder) for folder in folders]
     if len(records) == 1:
         if inspect:
@@ -122,7 +122,8 @@ def _lead(record: Record) -> list[str]:
     return [*lines, record.group_definition()]
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
+    """Raise if a report cannot be written to `path`, since something else is there."""
     if path.suffix != ".html":
         raise ConfigError(f"A report is a .html file; --output is {path}.")
     if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:4000]):

@@ -165,13 +165,17 @@ def accuracy_pictures(record: Record, prefix: str = "") -> Section:
                 pictures.draw_differences(ordered, series, record.title(record.reference)),
             )
         )
-    accuracies = {
-        g: {record.title(m): s[f"accuracy/{g}"] for m, s in record.methods.items() if f"accuracy/{g}" in s} for g in record.groups
-    }
     if not record.groups:
         return section
     summary = next(iter(record.methods.values()))
-    counts = {g: f"{COUNTS}: {counts_of(summary, f'accuracy/{g}')}" for g in record.groups}
+    untested = record.results.get("not_evaluated", [])
+    if untested:
+        section.missing.append(f"Accuracy of {', '.join(untested)}: there are no test pairs of theirs.")
+    tested = [g for g in record.groups if g not in untested]
+    accuracies = {
+        g: {record.title(m): s[f"accuracy/{g}"] for m, s in record.methods.items() if f"accuracy/{g}" in s} for g in tested
+    }
+    counts = {g: f"{COUNTS}: {counts_of(summary, f'accuracy/{g}')}" for g in tested}
     unknown = any(not is_known(entry["low"]) for of_method in accuracies.values() for entry in of_method.values())
     caption = "Bars: share of test pairs whose chosen answer gets the higher reward. Lines: 95 % intervals over users."
     caption += " No line: too few users for an interval." if unknown else ""

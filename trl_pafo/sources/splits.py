@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,8 @@ _CUT_BY_SUPPORT = "The groups were cut by trl-pafo from the support rates of the
 def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) -> tuple[list[str], list[str]]:
     """Users of training and of test, drawn at random so that each group has the same share in both.
 
-    Any first part of either list has the groups' shares too, so that a smaller study takes the first users of each.
+    A group of two users or more has users in both, whatever the share; the user of a group of one is in training. Any first part of
+    either list has the groups' shares too, so that a smaller study takes the first users of each.
 
     Args:
         group_of (`Mapping[str, Hashable]`):
@@ -51,7 +52,24 @@ def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) 
         rng.shuffle(users)
         placed += [((place + 0.5) / len(users), user) for place, user in enumerate(users)]
     ordered = [user for _, user in sorted(placed, key=lambda item: item[0])]
-    return ordered[num_test:], ordered[:num_test]
+    test = set(ordered[:num_test])
+    for users in members.values():
+        if not test.intersection(users) and len(users) > 1:
+            test.add(users[0])
+        elif test.issuperset(users):
+            test.remove(users[-1])
+    # In exchange for users of groups that keep one on both sides, those nearest to the cut.
+    surplus = len(test) - num_test
+    from_test = surplus > 0
+    left = Counter(group_of[user] for user in ordered if (user in test) == from_test)
+    for user in reversed(ordered) if from_test else ordered:
+        if surplus and (user in test) == from_test and left[group_of[user]] > 1:
+            left[group_of[user]] -= 1
+            test ^= {user}
+            surplus -= 1 if from_test else -1
+    if not test:
+        raise ConfigError(f"Each of {len(group_of)} users is a group, so none can be tested. Give groups of two users or more.")
+    return [user for user in ordered if user not in test], [user for user in ordered if user in test]
 
 
 def first_users(users: Sequence[str], number: int | None, name: str) -> Sequence[str]:
@@ -156,21 +174,27 @@ def users_in_order(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(dataset["user"][:]))
 
 
+def check_test_groups(splits: DatasetDict) -> None:
+    """Raise [`DataError`] if a test group has no training user."""
+    known = set(splits["train"].unique("group"))
+    unknown = sorted(set(splits["test"].unique("group")) - known)
+    if unknown:
+        raise DataError(
+            f"The test split has users of the groups {', '.join(map(repr, unknown))}, of which training has none; it has "
+            f"{', '.join(map(repr, sorted(known)))}. Add training pairs of these groups, or leave their test pairs out."
+        )
+
+
 def add_type_support(splits: DatasetDict) -> DatasetDict:
     """Add `support_rate`: the share of the training users that belong to the user's group.
 
     Raises:
         DataError: If a user is in several groups, or a test group has no training user.
     """
-    group_of = {split: one_value_per_user(rows, "group") for split, rows in splits.items()}
-    population = list(group_of["train"].values())
+    check_test_groups(splits)
+    population = list(one_value_per_user(splits["train"], "group").values())
+    one_value_per_user(splits["test"], "group")
     share_of = dict(zip(population, support_rate_by_type(population).tolist(), strict=True))
-    unknown = sorted(set(group_of["test"].values()) - set(share_of))
-    if unknown:
-        raise DataError(
-            f"The test split has users of the groups {', '.join(map(repr, unknown))}, of which training has none; it has "
-            f"{', '.join(map(repr, sorted(share_of)))}. Add training pairs of these groups, or leave their test pairs out."
-        )
     return DatasetDict(
         {
             split: rows.add_column("support_rate", np.array([share_of[group] for group in rows["group"][:]]))

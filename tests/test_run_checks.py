@@ -1,0 +1,194 @@
+"""A run that could not end says so before any trainer is made; a group without test pairs is told, and its numbers are unknown."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+from trl import ModelConfig
+
+from trl_pafo import stages
+from trl_pafo.arguments import RunArguments
+from trl_pafo.config import PAFOConfig
+from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
+from trl_pafo.evaluation import verdict_lines
+from trl_pafo.stages import Run
+
+
+def row(user: int, group: str, number: int, split: str, **texts: str) -> dict[str, str]:
+    said = ("yes kindly", "no haha") if group == "many" else ("no haha", "yes kindly")
+    texts = {"prompt": f"what {split} {user} {number}", "chosen": said[0], "rejected": said[1], **texts}
+    return {**texts, "user": f"{split}-{user}", "group": group}
+
+
+def make_rows(split: str, **users: int) -> list[dict[str, str]]:
+    """Three pairs of each of so many users of each group."""
+    return [row(100 * g + u, group, n, split) for g, (group, k) in enumerate(users.items()) for u in range(k) for n in range(3)]
+
+
+@pytest.fixture
+def make_run(encoder, training, tmp_path):
+    """A run on these rows, training and test."""
+
+    def build(train=None, test=None, model=encoder, run=None, **options) -> Run:
+        files = {"data_path": make_rows("train", many=6, few=3) if train is None else train}
+        files |= {"test_data_path": make_rows("test", many=4, few=2) if test is None else test}
+        for name, rows in files.items():
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        paths = {name: str(tmp_path / f"{name}.jsonl") for name in files}
+        chosen = {"validation_share": 0.0, "num_resamples": 20, **paths, **(run or {})}
+        args = {**training, "max_steps": 1, "num_history": 1, **options}
+        return Run(RunArguments(**chosen), PAFOConfig(str(tmp_path / "run"), **args), ModelConfig(model, dtype=None))
+
+    return build
+
+
+@pytest.fixture
+def no_trainer(monkeypatch):
+    monkeypatch.setattr(stages, "PAFORewardTrainer", lambda *args, **kwargs: pytest.fail("a trainer was made"))
+
+
+LONG = "what " * 300
+BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "error", "match"),
+    [
+        (BASELINES, {"teachers": {"many": "x"}}, ConfigError, "--teachers: no effect, as none of the methods has teachers"),
+        (
+            {"teacher_start": "warm"},
+            {"teachers": {"many": "x"}},
+            ConfigError,
+            "--teacher_start: no effect on teachers that are given",
+        ),
+        ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, by which pafo would tell"),
+        (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
+        ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
+        ({"num_resamples": 0}, {}, ConfigError, "`num_resamples` must be at least 1"),
+        ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
+        (
+            {},
+            {"max_length": 5, "history_max_tokens": 30},
+            ConfigError,
+            "No training pair of the group 'few' is within max_length=5 tokens",
+        ),
+        (
+            {},
+            {"max_tokens_per_batch": 12, "prefix_sharing": "off"},
+            ConfigError,
+            "The longest pair takes .* max_tokens_per_batch=12",
+        ),
+        (
+            {},
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 10},
+            ConfigError,
+            "The 9 training pairs of the group 'few'",
+        ),
+        ({}, {"teachers": {"many": "x"}}, TeacherError, "No teacher for the group 'few'"),
+    ],
+)
+def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, error, match):
+    with pytest.raises(error, match=match):
+        make_run(run=run, **options)()
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "error", "match"),
+    [
+        (
+            None,
+            [*make_rows("test", many=4, few=2), *(row(999, "few", n, "test", chosen=LONG) for n in range(3))],
+            DataError,
+            r"2 of 14 pairs of the test data are longer than the 256 positions of the model \(by group: {'few': 2}\), the first in row 12",
+        ),
+        (
+            [*make_rows("train", many=6), *(row(999, "few", n, "train", chosen=LONG) for n in range(3))],
+            None,
+            ConfigError,
+            "No training pair of the group 'few' is within max_length=256 tokens",
+        ),
+        (
+            make_rows("train", many=6),
+            make_rows("test", many=4),
+            DataError,
+            r"one group alone \('many'\), so there is nothing to distil",
+        ),
+        (None, make_rows("test", many=4, other=2), DataError, "users of the groups 'other', of which training has none"),
+    ],
+)
+def test_data_that_no_run_could_end_with(make_run, no_trainer, train, test, error, match):
+    with pytest.raises(error, match=match):
+        make_run(train, test)()
+
+
+def test_groups_of_test_pairs_are_known_whatever_support_rates_say(make_run, no_trainer):
+    rated = [
+        [{**r, "support_rate": 0.5} for r in rows] for rows in (make_rows("train", many=6, few=2), make_rows("test", other=3))
+    ]
+    with pytest.raises(DataError, match="users of the groups 'other', of which training has none"):
+        make_run(*rated)()
+
+
+def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_trainer, tmp_path, encoder):
+    teachers = {"many": encoder, "few": make_model("encoder", tmp_path / "few", max_position_embeddings=16)}
+    with pytest.raises(DataError, match=r"4 of 4 pairs of the test data are longer than the 16 positions of the teacher of few"):
+        make_run(teachers=teachers)()
+
+
+def test_a_result_in_the_way_is_told_before_the_first_training(make_run, monkeypatch):
+    few = {"methods": ["personalized_bt", "pafo"]}
+    make_run(run=few)()
+    monkeypatch.setattr(stages, "PAFORewardTrainer", lambda *args, **kwargs: pytest.fail("a trainer was made"))
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.1 -> 0.5\)"):
+        make_run(run={"methods": ["bradley_terry", "personalized_bt", "pafo"]}, alpha=0.5)()
+
+
+def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path):
+    make_run()
+    (tmp_path / "run/report.html").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"report.html is there and is no report of trl-pafo"):
+        make_run()
+
+
+def test_teachers_that_nobody_can_judge_are_told_at_the_beginning(make_run, capsys, monkeypatch):
+    class StoppedError(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise StoppedError
+
+    monkeypatch.setattr(stages, "PAFORewardTrainer", stop)
+    with pytest.raises(StoppedError):
+        make_run(run={"validation_share": 0.1})()
+    assert (
+        "Too few held-out users to judge the teacher of few (2 users), many (1 users): nothing will be distilled"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path, capsys):
+    run = make_run(make_rows("train", many=6, few=3, lone=1))
+    results = run()
+    summary = json.loads((tmp_path / "run/data/summary.json").read_text())
+    assert summary["not_evaluated"] == ["lone"]
+    assert summary["train"]["users"] == {"many": 6, "few": 3, "lone": 1}
+    assert "no test pairs, so not evaluated: lone" in capsys.readouterr().out
+    assert (tmp_path / "run/teachers/lone/model.safetensors").exists()
+    assert (results["majority"], results["minority"]) == ("many", "few")
+    assert results["not_evaluated"] == ["lone"]
+    for method in results["methods"].values():
+        assert method["accuracy/lone"] == {"value": None, "low": None, "high": None}
+        assert method["num_users/lone"] == 0
+        assert method["accuracy/few"]["value"] is not None
+    assert "Not evaluated, for want of test pairs: lone." in verdict_lines(results)
+    assert "| lone |" in (tmp_path / "run/results/results.md").read_text()
+    assert "lone" in (tmp_path / "run/report.html").read_text()
+
+
+def test_one_group_alone_with_test_pairs(make_run, tmp_path):
+    results = make_run(test=make_rows("test", many=4))()
+    assert results["not_evaluated"] == ["few"]
+    assert results["methods"]["pafo"]["accuracy/few"]["value"] is None
+    assert not Path(tmp_path / "run/results/majority_minority.png").exists()
+    assert (tmp_path / "run/report.html").exists()
