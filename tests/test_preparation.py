@@ -36,6 +36,29 @@ def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget
             assert row["chat_template_kwargs"] == {"history": cutter(row["history"])}
             assert [message["role"] for message in row["prompt"] + row["chosen"]] == ["user", "assistant"]
         assert sum(summary[name]["pairs"].values()) == len(rows)
+    assert summary["groups"] == "data"
+
+
+def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
+    tokenizer = add_history_template(make_tokenizer("encoder"))
+    rows = [
+        {"prompt": f"what {p}", "chosen": a, "rejected": b, "user": f"u{u}", "support_rate": u / 20}
+        for u in range(20)
+        for p, (a, b) in enumerate([("yes", "no"), ("tea", "soup"), (f"sun {u}", "rain")])
+    ]
+    test = [{**row, "prompt": f"how {row['prompt']}", "user": f"t{row['user']}"} for row in rows]
+    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
+    for groups in ("support", "data"):
+        paths = {}
+        for name, part in (("train", rows), ("test", test)):
+            part = (
+                [{**row, "group": "even" if row["support_rate"] < 0.5 else "odd"} for row in part] if groups == "data" else part
+            )
+            paths[name] = str(tmp_path / f"{groups}-{name}.jsonl")
+            Dataset.from_list(part).to_json(paths[name])
+        data = DataArguments(source="files", data_path=paths["train"], test_data_path=paths["test"], validation_share=0)
+        prepare(data, args, tokenizer, tmp_path / groups)
+        assert json.loads((tmp_path / groups / "summary.json").read_text())["groups"] == groups
 
 
 def test_rows_behind_indices_are_written_in_their_order(tmp_path):

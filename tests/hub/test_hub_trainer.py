@@ -374,7 +374,7 @@ def test_counts_of_groups_leave_out_counterfactual_rows_and_rows_without_a_group
 
 
 def test_signatures_of_the_hooks_are_those_of_the_base_class():
-    for name in ("init_hf_repo", "push_to_hub", "save_model", "_push_from_checkpoint", "create_model_card"):
+    for name in ("init_hf_repo", "push_to_hub", "save_model", "evaluate", "_push_from_checkpoint", "create_model_card"):
         ours, base = (inspect.signature(getattr(cls, name)).parameters for cls in (HubRewardTrainer, Trainer))
         if name == "create_model_card":  # TRL's takes three of transformers'
             assert list(ours) == ["self", "model_name", "dataset_name", "tags"]

@@ -54,8 +54,9 @@ def test_more_prompts_narrow_it_and_equal_prompts_close_it() -> None:
         low, high = portfolio_of(Noisy(num_prompts, 0.1), num_members=1).gap_interval(40)
         widths.append(high - low)
     assert 0 < widths[1] < widths[0] / 3
-    portfolio = portfolio_of(Noisy(5, 0.0), num_members=1)
+    portfolio = portfolio_of(Noisy(6, 0.0), num_members=1)
     assert portfolio.gap_interval(5) == pytest.approx((portfolio.gap, portfolio.gap), abs=1e-9)
+    assert np.isnan(portfolio_of(Noisy(5, 0.1), num_members=1).gap_interval(5)).all()
 
 
 @pytest.mark.parametrize(

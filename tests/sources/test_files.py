@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from trl_pafo.checks import check_pairs
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.sources.files import load_files
+from trl_pafo.sources.splits import is_cut_by_support
 
 ORDER = ["prompt", "chosen", "rejected", "user"]
 
@@ -191,6 +192,7 @@ class TestGroupsFromSupport:
         test = [row for row in rows if not int(row["user"][1:]) % 2 and row["prompt"] >= "q5"]
         splits = load_files(write(tmp_path / "train.jsonl", train), write(tmp_path / "test.jsonl", test))
         assert_disjoint(splits)
+        assert is_cut_by_support(splits["train"])
         for split in splits.values():
             for row in split:
                 assert row["group"] == ("minority" if row["user"] in ("u0", "u1", "u2", "u3") else "majority")
@@ -249,6 +251,7 @@ class TestGroupsFromSupport:
         rows = [{**row, "support_rate": 0.3} for row in grouped()]
         with caplog.at_level(logging.WARNING):
             splits = load_files(write(tmp_path / "pairs.jsonl", rows))
+        assert not is_cut_by_support(splits["train"])
         assert set(splits["train"]["support_rate"]) == {0.3}
         assert set(splits["train"]["group"]) == {"few", "many"}
         assert not caplog.text

@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl_pafo.checks import check_pairs
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.sources.personal_llm import load_personal_llm, load_personal_llm_types
+from trl_pafo.sources.splits import is_cut_by_support
 from trl_pafo.sources.typed_users import Population
 
 MODELS = ("gemma_2b", "oasst_deberta_v3", "beaver_7b")
@@ -91,6 +92,7 @@ class TestScored:
 
     def test_users_of_a_rare_taste_are_the_minority(self, path):
         splits = load_personal_llm(path, concentration=0.01, minority_quantile=0.2, **SMALL | {"train_users": 60})
+        assert is_cut_by_support(splits["train"])
         people = splits["train"].to_pandas().drop_duplicates("user")
         rates = people.groupby("group")["support_rate"]
         assert rates.max()["minority"] < rates.min()["majority"]

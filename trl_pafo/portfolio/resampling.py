@@ -1,8 +1,11 @@
 """Noise of estimation: values are means over prompts, so the gap is known up to which prompts were drawn."""
 
+import math
+
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
+from trl_pafo.metrics.intervals import fewest_users
 from trl_pafo.portfolio.bounds import UpperBound
 from trl_pafo.portfolio.certificate import Measure, corner_values
 from trl_pafo.portfolio.core import FloatArray, OracleCall
@@ -19,7 +22,7 @@ def gap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the certified gap over resamples of the prompts (ours).
+    """Percentile interval of the certified gap over resamples of the prompts (ours); NaN, unknown, of fewer than 6 (at 95 %).
 
     The same prompts are drawn for all policies, since they answered the same ones: what makes a prompt hard for all of them
     then cancels in the gap. Values and upper bound are both computed anew.
@@ -46,6 +49,8 @@ def gap_interval(
     if num_resamples < 1 or not 0 < level < 1:
         raise PortfolioError(f"num_resamples={num_resamples} must be positive and level={level} lie in (0, 1).")
     table = _prompt_table(calls, bound.beta)
+    if table.shape[1] < fewest_users(level):  # a resample of one prompt is always that prompt
+        return math.nan, math.nan
     rng = np.random.default_rng(seed)
     gaps = np.empty(num_resamples)
     for resample in range(num_resamples):

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from trl_pafo.disk import alone, writing
+from trl_pafo.disk import alone, json_ready, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.metrics.verdict import is_known
 from trl_pafo.portfolio.baselines import compare_sizes, comparison_table
 from trl_pafo.portfolio.bounds import Optimum, Pool, Reference
 from trl_pafo.portfolio.build import CALLS_FILE, build_portfolio
@@ -99,8 +100,9 @@ def certify(args: Any) -> Result:
     has_prompts = all(call.result.prompt_values is not None for call in portfolio.calls)
     if args.num_resamples and has_prompts and not args.reference:
         low, high = portfolio.gap_interval(args.num_resamples)
-        text += f"\n95 % interval of the {portfolio.measure.name} over prompts: [{low:.4f}, {high:.4f}]"
-        result["interval"] = [low, high]
+        known = f"[{low:.4f}, {high:.4f}]" if is_known(low) else "unknown, of too few prompts"
+        text += f"\n95 % interval of the {portfolio.measure.name} over prompts: {known}"
+        result["interval"] = json_ready([low, high])
     return text, result
 
 
