@@ -88,6 +88,8 @@ class TestTables:
             ("a.csv", "\n" + HEADER + "\n" + QUOTED + "\n\n"),
             ("a.csv", (HEADER + QUOTED).replace(",", ";").replace("a; b", "a, b")),
             ("a.csv", "prompt\tchosen\trejected\tuser\n" + '"a, b"\t"say ""yes"""\t"no\nno"\t007'),
+            ("a.csv", (HEADER + QUOTED).replace(",", "|").replace("a| b", "a, b")),
+            ("a.csv", (HEADER + QUOTED).replace(",", ", ").replace("a,  b", "a, b")),
             ("a.tsv", HEADER + QUOTED),
             ("a.csv", " prompt , chosen,rejected,user\n" + QUOTED),
         ],
@@ -147,7 +149,7 @@ class TestRows:
     def test_types_that_change_matter_in_wanted_columns_only(self):
         rows = [{"a": 1, "b": "x"}, {"a": 2, "b": [3]}]
         assert rows_to_dataset(rows, "rows", columns=["a"]).column_names == ["a"]
-        with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1, a list"):
+        with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1, of type list"):
             rows_to_dataset(rows, "rows")
 
 

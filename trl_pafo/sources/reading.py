@@ -111,9 +111,9 @@ def _line_entries(what: str, text: str) -> Iterator[tuple[str, Any]]:
 
 def _table_records(text: str, what: str, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows under the names of the header, all values as text: a user "007" must not become 7, nor an answer "NA" a missing value."""
-    separator = _separator(text, separator)
+    layout = _layout(text, separator)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of all readers; a prompt may be a book
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, **layout)
     header: list[str] = []
     number = 0
     while True:
@@ -140,18 +140,19 @@ def _table_records(text: str, what: str, separator: str) -> Iterator[tuple[str, 
         if len(fields) != len(header):
             raise DataError(
                 f"{place}: {len(fields)} fields, but the header names {len(header)} ({', '.join(header)}). Correct the row; a text that "
-                f"holds {separator!r} or a line break needs double quotes around it."
+                f"holds {layout['delimiter']!r} or a line break needs double quotes around it."
             )
         number += 1
         yield place, dict(zip(header, fields, strict=True))
     logger.info("%s: %d rows read.", what, number)
 
 
-def _separator(text: str, expected: str) -> str:
-    """What separates the names of the header: as its ending says, unless that leaves a single one."""
+def _layout(text: str, expected: str) -> dict[str, Any]:
+    """What separates the names of the header: as its ending says, unless that leaves a single one; and whether a blank follows."""
     header = next((line.strip("\r\n") for line in io.StringIO(text, newline="") if line.strip()), "")
-    candidates = dict.fromkeys((expected, ",", ";", "\t"))
-    return next((s for s in candidates if len(next(csv.reader([header], delimiter=s), [])) > 1), expected)
+    names = {mark: next(csv.reader([header], delimiter=mark), []) for mark in dict.fromkeys((expected, ",", ";", "\t", "|"))}
+    separator = next((mark for mark, found in names.items() if len(found) > 1), expected)
+    return {"delimiter": separator, "skipinitialspace": all(name.startswith(" ") for name in names[separator][1:])}
 
 
 def _ending(path: Path) -> str:
@@ -268,7 +269,9 @@ def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Colle
             if columns is None or name in columns:
                 kinds = [None if row.get(name) is None else type(row[name]).__name__ for row in rows]
                 usual = next(kind for kind in kinds if kind)
-                other = next((f", first in row {n}, a {kind}" for n, kind in enumerate(kinds) if kind not in (None, usual)), "")
+                other = next(
+                    (f", first in row {n}, of type {kind}" for n, kind in enumerate(kinds) if kind not in (None, usual)), ""
+                )
                 raise DataError(
                     f"{what}: the field `{name}` changes its type from row to row{other} ({error}). Give it one type in all rows."
                 ) from error
