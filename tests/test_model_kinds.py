@@ -29,7 +29,7 @@ needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reaso
 
 
 @pytest.fixture
-def run(decoder, training, tmp_path):
+def run(decoder, training, tmp_path, short_report):
     return lambda kind=LORA, model=decoder, **options: small_run(tmp_path / "run", training, model, kind=kind, **options)
 
 

@@ -160,7 +160,8 @@ def test_first_loss_equals_the_formula_on_plain_forwards(trainer, teachers):
     )
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, dict(batch))
-    assert loss.item() == pytest.approx(expected.loss.item(), rel=rounding(30))  # rewards of the teachers are some thirty
+    # The margins of the teachers are differences of rewards of up to a hundred.
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=rounding(100))
 
 
 def test_every_pair_is_shown_under_the_other_group_with_its_teacher(trainer, pairs, teachers):
@@ -276,11 +277,11 @@ def test_logged_parts_are_means_over_the_rows_that_count(trainer, condition):
     bradley_terry = [math.log1p(math.exp(-d)) for d in margin]
     distilled = [w * (d - t) ** 2 for w, d, t in zip(weight, margin, batch["teacher_margin"].tolist(), strict=True)]
     logs = first_log(trainer, batch)
-    assert logs["bradley_terry_loss"] == pytest.approx((bradley_terry[0] + bradley_terry[2]) / 2, rel=1e-5)
-    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / sum(weight), rel=1e-5)
+    assert logs["bradley_terry_loss"] == pytest.approx((bradley_terry[0] + bradley_terry[2]) / 2, rel=rounding())
+    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / sum(weight), rel=rounding())
     alpha = trainer.args.alpha
     loss = alpha * (bradley_terry[0] + bradley_terry[2]) / 4 + (1 - alpha) * sum(distilled) / 4
-    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, rel=1e-5)
+    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, rel=rounding())
 
 
 def test_logs_have_every_key_of_reward_trainer_with_its_values(encoder, training, tmp_path):
