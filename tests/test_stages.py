@@ -21,7 +21,7 @@ from trl_pafo.teacher_choice import TeacherGain
 
 
 @pytest.fixture
-def run(encoder, training, tmp_path, short_report):
+def run(encoder, training, tmp_path):
     return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 

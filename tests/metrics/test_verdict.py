@@ -218,6 +218,7 @@ def test_without_groups_the_verdict_is_on_all_pairs():
     assert result.differences["overall"] == compare(correct, reference, user, ["g"] * len(user)).differences["g"]
     unknown = compare(correct, reference, None, None)
     assert "(95 % interval over 192 pairs, each taken as one of another person)" in unknown.sentence
+    assert "such pairs" in compare(*study(maj=(2, 4), min=(6, 1))[:2], None, None).sentence
     open_question = compare(*study(maj=(2, 4), min=(6, 1))[:3], None)
     assert f"it would take {open_question.users_needed} such users to tell with 80 % power" in open_question.sentence
 
@@ -270,7 +271,7 @@ def test_sentence_says_how_many_users_would_have_told():
     assert never.sentence.endswith("; by what was measured, more such users would not tell either).")
     lone = compare([1.0, 0.0, 1.0], [0.0, 1.0, 0.0], ["a", "b", "c"], ["x", "x", "y"])
     assert lone.users_needed is None
-    assert "how many users would tell stays open: one user of a group does not show how they differ" in lone.sentence
+    assert "how many users would tell stays open: one of a group does not show how they differ" in lone.sentence
 
 
 def test_verdict_is_frozen_and_fits_into_json():

@@ -109,7 +109,6 @@ class ExportArguments:
     title: str = _option("Portfolio", "Title of the card.")
 
 
-_INPUTS = ("portfolio", "candidates", "policies", "reference", "users", "answers", "history")
 _ARGUMENTS = {
     "build": BuildArguments,
     "certify": CertifyArguments,
@@ -150,8 +149,7 @@ def main(name: str, args: Any) -> None:
     from trl_pafo.portfolio import tasks
 
     text, result = getattr(tasks, name)(args)
-    inputs = {name: getattr(args, name, None) for name in _INPUTS}
-    print(f"Data: {', '.join(f'{name} {path}' for name, path in inputs.items() if path)}\n\n{text}")
+    print(text)
     if getattr(args, "output", None):
         tasks.write_result(args.output, json.dumps(result, indent=2) + "\n")
         print(f"Written: {args.output}")

@@ -166,7 +166,8 @@ def compare(
         basis = basis.replace("simultaneous ", "").replace("intervals", "interval", 1)
     if verdict == "cannot tell":
         shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=False))
-        basis += f"; {_what_it_takes(users_needed, shares, min(spread.users) > 1, power)}"
+        whom = "users" if pairs.has_users else "pairs"
+        basis += f"; {_what_it_takes(users_needed, shares, min(spread.users) > 1, power, whom)}"
     return Verdict(verdict, differences, f"{found} ({basis}).", users_needed, group_users_needed)
 
 
@@ -240,14 +241,14 @@ def _decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_N
     return verdict, f"{start}: {'; '.join(parts)}"
 
 
-def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bool, power: float) -> str:
+def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bool, power: float, whom: str) -> str:
     if not known:
-        return "how many users would tell stays open: one user of a group does not show how they differ"
+        return f"how many {whom} would tell stays open: one of a group does not show how they differ"
     if users_needed is None:
-        return "by what was measured, more such users would not tell either"
+        return f"by what was measured, more such {whom} would not tell either"
     by_group = ", ".join(f"{name} {users_needed * share:.0f}" for name, share in shares.items())
     told = f"to tell with {100 * power:g} % power"
-    numbers = f"{users_needed} such users ({by_group})" if by_group else f"{users_needed} such users"
+    numbers = f"{users_needed} such {whom} ({by_group})" if by_group else f"{users_needed} such {whom}"
     return f"were these differences true, it would take {numbers} {told}"
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report import findings
 from trl_pafo.report.plots import draw_majority_minority
 from trl_pafo.report.records import Record
@@ -130,4 +131,6 @@ def _all_points(records: list[Record]) -> Picture | None:
         "An arrow goes from a run's reference to its model; the number is the run's. Up: the minority gains; left: the majority pays. "
         "Lines: 95 % intervals over users. Dashed: both groups served alike. Each axis has its own scale."
     )
+    if any(not is_known(point[role]["low"]) for point in points for role in _ROLES):
+        caption += " No line: too few users for an interval."
     return Picture("runs_majority_minority", "Majority against minority, all runs", caption, figure)

@@ -156,12 +156,14 @@ def accuracy_pictures(record: Record, prefix: str = "") -> Section:
     differences = {record.title(m): v["differences"] for m, v in record.results.get("verdicts", {}).items()}
     if differences and record.reference is not None:
         ordered = {m: {g: d[g] for g in (*record.groups, OVERALL) if g in d} for m, d in differences.items()}
+        whose = "each group's accuracy, with simultaneous 95 % intervals"
+        whose = whose if record.groups else "the accuracy on all pairs, with its 95 % interval"
         section.pictures.append(
             Picture(
                 f"{prefix}differences",
                 "What the verdicts rest on",
-                "Difference of each group's accuracy, with simultaneous 95 % intervals over users. Right of the line: better than the "
-                "reference; an interval that crosses it shows nothing.",
+                f"Difference of {whose}, over users. Right of the line: better than the reference; an interval that crosses it shows "
+                "nothing.",
                 pictures.draw_differences(ordered, series, record.title(record.reference)),
             )
         )
