@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from conftest import make_model, make_pairs, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -27,7 +28,7 @@ from trl_pafo.portfolio.oracles_decoding import _member
 from trl_pafo.portfolio.oracles_texts import RewardModel
 from trl_pafo.score_files import score_file
 from trl_pafo.scoring import check_reward_model, load_reward_model, pad_id_of, score_sequences
-from trl_pafo.teacher_models import TeacherModels
+from trl_pafo.teacher_models import TeacherModels, by_backbone
 from trl_pafo.teachers import Teacher, check_teacher
 from trl_pafo.weights import find_gaps, shapes_in
 
@@ -206,7 +207,7 @@ class TestEverythingThatScores:
         pairs.to_json(str(tmp_path / "pairs.jsonl"))
         (tmp_path / "rows.jsonl").write_text('{"prompt": "how do i sing", "response": "kindly sir"}\n')
         shared = {"num_history": None, "history_max_tokens": None, "history_fields": None, "batch_size": 2, "bf16": False}
-        evaluated = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": "train", "output_dir": None, **shared}
+        evaluated = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, **shared}
         numbers = {"num_resamples": 10, "seed": 0}
         args = PAFOConfig(str(tmp_path / "out"), **training)
         uses = {
@@ -253,6 +254,18 @@ class TestEverythingThatScores:
             ConfigError, match=r"no weights for model\.layers\.2.* and 5 more.*no more than its layers, of which 3 were"
         ):
             load_base(AutoModelForSequenceClassification, decoder, num_hidden_layers=3)
+
+    def test_a_base_may_have_a_head_of_other_labels(self, training, tmp_path):
+        """A student and the base of a run get a new one in its place."""
+        folder = make_model("decoder", tmp_path / "three", num_labels=3)
+        assert load_base(AutoModelForSequenceClassification, folder, num_labels=1).score.weight.shape == (1, 16)
+        options = {**training, "model_init_kwargs": {"ignore_mismatched_sizes": True}}
+        PAFORewardTrainer(folder, PAFOConfig(str(tmp_path / "out"), **options), train_dataset=make_pairs(history=0)).save_model()
+        check_reward_model(tmp_path / "out")
+        with pytest.raises(
+            ConfigError, match=r"another shape for score\.weight .*model_init_kwargs={'ignore_mismatched_sizes': True}"
+        ):
+            PAFORewardTrainer(folder, PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs(history=0))
 
     def test_a_student_may_have_a_new_head_and_nothing_else(self, language_model, training, tmp_path):
         pairs = make_pairs(history=0)
@@ -310,6 +323,11 @@ class TestAdapters:
         ):
             load_reward_model(tmp_path / "adapter")
 
+        lora(tmp_path / "whole", decoder, task_type="SEQ_CLS")
+        teachers = {name: Teacher(name, str(tmp_path / name)) for name in ("whole", "adapter")}
+        with pytest.raises(ConfigError, match=r"The adapter .* lacks weights: .*q_proj\.lora_B\.teacher1"):
+            TeacherModels(teachers, make_tokenizer("decoder"), Accelerator(cpu=True))
+
     def test_tokens_without_embeddings(self, decoder, tmp_path):
         lora(tmp_path / "adapter", decoder, task_type="SEQ_CLS")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
@@ -321,10 +339,6 @@ class TestAdapters:
             load_reward_model(tmp_path / "adapter")
 
     def test_teachers_that_keep_the_head_of_their_base_stand_alone(self, decoder, tmp_path):
-        from accelerate import Accelerator
-
-        from trl_pafo.teacher_models import by_backbone
-
         lora(tmp_path / "own", decoder, task_type="SEQ_CLS")
         lora(tmp_path / "base's", decoder)
         teachers = {name: Teacher(name, str(tmp_path / name)) for name in ("own", "base's")}

@@ -1,4 +1,4 @@
-"""A student that is an adapter: its reward head is trained and saved with it, and nothing but its own adapter is."""
+"""A student by its name, or as an adapter: no weight but a new head is random, the head is saved, and no other adapter is."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from trl_pafo.errors import ConfigError
+from trl_pafo.errors import ConfigError, TrlPafoError
 from trl_pafo.scoring import adapter_config, check_reward_model, local_folder
 from trl_pafo.weights import Gaps, find_gaps, is_of_head, name_some
 
@@ -41,21 +41,29 @@ def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> N
     if not trains:
         check_reward_model(local_folder(source, revision))
         return
-    if Path(source).is_dir() and adapter_config(Path(source)) is not None:
+    folder = _folder_of(source, revision)
+    if folder is not None and adapter_config(folder) is not None:
         raise ConfigError(
             f"{source} is an adapter, which by its name would be loaded frozen. To train it further, give `model` the "
             "PeftModel: PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
     gaps = _gaps_of(source, revision)
-    missing = [] if gaps is None else [name for name in gaps.missing if name not in gaps.of_head]
+    if gaps is None:
+        return
+    missing = [name for name in gaps.missing if name not in gaps.of_head]
     if missing:
         raise ConfigError(
             f"{source} holds no weights for {name_some(missing)}: they would be drawn at random, and not only a new reward head. Name the "
             "whole of a pretrained model."
         )
+    if gaps.misfits and not init_kwargs.get("ignore_mismatched_sizes"):
+        raise ConfigError(
+            f"{source} holds weights of another shape for {name_some(gaps.misfits)} than a reward model of one label has. A new head in "
+            "their place is made by model_init_kwargs={'ignore_mismatched_sizes': True}."
+        )
 
 
-def keep_reward_head(model: Any, peft_config: Any) -> None:
+def keep_reward_head(model: Any, peft_config: Any, revision: str | None = None) -> None:
     """Make sure that all random weights below the reward are saved with the adapter: else they are other ones after loading.
 
     peft trains and saves a head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a task type
@@ -67,6 +75,8 @@ def keep_reward_head(model: Any, peft_config: Any) -> None:
             The student, as it was given.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Configuration of the adapter to be made; it may be changed.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a model by name.
 
     Raises:
         ConfigError: If the head would be lost.
@@ -80,7 +90,7 @@ def keep_reward_head(model: Any, peft_config: Any) -> None:
                 f"`peft_config` has task_type={_task(peft_config)}, with which peft takes the model for one that generates, and fails. Use "
                 "task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS)."
             )
-        lost = _lost(model if isinstance(model, str) else model.config._name_or_path, None, peft_config)
+        lost = _lost(model if isinstance(model, str) else model.config._name_or_path, revision, peft_config)
         if lost and _task(peft_config) == "SEQ_CLS" and hasattr(peft_config, "modules_to_save"):
             logger.info(f"The base has no weights for {', '.join(lost)}; the adapter trains and saves them.")
             peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), *lost]
@@ -122,10 +132,19 @@ def _loses(which: str, config: PeftConfig, lost: list[str]) -> ConfigError:
 
 def _gaps_of(source: str, revision: str | None) -> Gaps | None:
     """What a base lacks of a reward model; `None` where that cannot be told without loading it."""
+    folder = _folder_of(source, revision)
     try:
-        folder = local_folder(source, revision)
-        return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
+        config = None if folder is None else AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False)
+        return None if folder is None else find_gaps(folder, config)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):  # loading says more
+        return None
+
+
+def _folder_of(source: str, revision: str | None) -> Path | None:
+    """Where a base is on disk; `None` where it cannot be had, or has no safetensors, as loading says then."""
+    try:
+        return local_folder(source, revision)
+    except TrlPafoError:
         return None
 
 

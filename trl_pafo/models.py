@@ -140,12 +140,19 @@ def load_base(
         kwargs["num_hidden_layers"] = num_hidden_layers
     try:
         model, info = architecture.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **SAFELY, **model_kwargs, **kwargs
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **SAFELY,
+            **model_kwargs,
+            **kwargs,
         )
     except (OSError, ValueError) as error:
         raise _not_found("model with weights in safetensors", name, error) from error
     is_causal = architecture is AutoModelForCausalLM  # a task's own head is new, and what scores no reward needs no pooler
-    missing = sorted(weight for weight in info["missing_keys"] if is_causal or not is_of_head(weight, model))
+    unread = {*info["missing_keys"], *(weight for weight, *_ in info["mismatched_keys"])}
+    missing = sorted(weight for weight in unread if is_causal or not is_of_head(weight, model))
     if missing:
         raise ConfigError(
             f"{name!r} holds no weights for {name_some(missing)}: they would be drawn at random. Name the whole of a pretrained model"

@@ -16,13 +16,13 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.errors import TeacherError
+from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.safe_loading import ADAPTER_CONFIG
-from trl_pafo.scoring import length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
+from trl_pafo.scoring import check_reward_model, length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
 from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student
 from trl_pafo.teachers import QuantisedBase, Teacher
-from trl_pafo.weights import whole_weights
+from trl_pafo.weights import name_some, whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ class TeacherModels:
             logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantised.")
         with in_turn(self.accelerator) if sharded else nullcontext(), whole_weights(), torch.random.fork_rng(devices=[]):
             folders = {group: local_folder(str(teacher.source)) for group, teacher in teachers.items()}
+            for folder in folders.values():
+                check_reward_model(folder)
             first = next(iter(folders.values()))
             model = load_reward_model(first, dtype, quantization_config=quantization_config)
             if (first / ADAPTER_CONFIG).exists():
@@ -91,7 +93,11 @@ class TeacherModels:
                 for folder in folders.values():
                     if folder not in names:
                         names[folder] = f"teacher{len(names)}"
-                        model.load_adapter(folder, names[folder], is_trainable=False)
+                        found = model.load_adapter(folder, names[folder], is_trainable=False)
+                        if found.missing_keys:
+                            raise ConfigError(
+                                f"The adapter {folder} lacks weights: {name_some(found.missing_keys)}. Save it again."
+                            )
                 self._adapters = {group: names[folder] for group, folder in folders.items()}
             model.requires_grad_(False).eval()
             if sharded and getattr(model, "hf_quantizer", None) is None:

@@ -162,9 +162,11 @@ class PAFORewardTrainer(PairsRewardTrainer):
         self.dropped_pairs = {}
         if train_dataset is not None:
             self._check_train_dataset(train_dataset, args)
+        init_kwargs: Any = args.model_init_kwargs if isinstance(model, str) else {}
         if isinstance(model, str):
-            check_student(model, args.model_init_kwargs, trains=train_dataset is not None)  # type: ignore[arg-type]
-        keep_reward_head(model, kwargs.get("peft_config", positional[-1] if positional else None))
+            check_student(model, init_kwargs, trains=train_dataset is not None)
+        peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
+        keep_reward_head(model, peft_config, init_kwargs.get("revision"))
         self._prepare_to_push(args, train_dataset)
         if processing_class is None and (self._teachers or "history" in columns):
             processing_class = self._load_tokenizer(model, args)
