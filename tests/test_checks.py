@@ -202,7 +202,7 @@ class TestHistory:
             checks.check_history(Dataset.from_list(data), WHAT)
 
     def test_entries_that_are_no_pairs(self):
-        with pytest.raises(DataError, match="row 0: an entry of the history lacks prompt, chosen, rejected"):
+        with pytest.raises(DataError, match=r"row 0: an entry of the history must be a past pair with .*, got 'liked tea'"):
             checks.check_history(rows(history=[["liked tea"]]), WHAT)
 
 

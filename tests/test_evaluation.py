@@ -3,12 +3,15 @@
 import json
 import math
 
+import numpy as np
 import pytest
-from conftest import make_pairs
+from conftest import make_model, make_pairs
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from trl_pafo import evaluation
 from trl_pafo.cli import main
+from trl_pafo.history import HistoryCutter, add_history_template
 
 ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]
 SAID = [{"role": "assistant", "content": "so"}]
@@ -101,3 +104,77 @@ def test_what_is_named_twice_or_has_no_effect(refused, tmp_path, flags, message)
 def test_a_row_with_a_comma_too_many(refused, tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,user\nwhy,so,no,u1,\n")
     assert "rows.csv, line 2: 5 fields, but the header names 4" in refused("rows.csv")
+
+
+# --- what a model was trained with
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model as a training leaves it."""
+
+    def save(name, inputs="messages", **history):
+        folder = make_model("decoder", tmp_path / name, seed=len(name))
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+        HistoryCutter(tokenizer, **history).remember(inputs)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def rewards(tmp_path, capsys):
+    """What a command says of rows: the rewards of the chosen responses, or the error."""
+
+    def run(command, folder, rows, *flags):
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        where = ("--dataset_name", "--output_dir") if command == "evaluate" else ("--input", "--output")
+        argv = [command, "--model_name_or_path", folder, where[0], tmp_path / "rows.jsonl", where[1], out, *flags]
+        if main(list(map(str, argv))):
+            return capsys.readouterr().err
+        lines = (out / "model.jsonl" if command == "evaluate" else out).read_text().splitlines()
+        return np.array([json.loads(line)["reward_chosen"] for line in lines])
+
+    return run
+
+
+PLAIN, PERSONAL = make_pairs(4, 2, history=0).to_list(), make_pairs(4, 2).to_list()
+
+
+@pytest.mark.parametrize("inputs", ["text", "messages"])
+def test_evaluate_and_score_read_texts_as_the_model_was_trained(model, rewards, inputs):
+    folder = model("plain", inputs, num_history=0)
+    both = [rewards(command, folder, PLAIN) for command in ("evaluate", "score")]
+    np.testing.assert_allclose(*both, atol=1e-5)
+    other = rewards("score", model("other", "text" if inputs == "messages" else "messages", num_history=0), PLAIN)
+    assert np.abs(both[0] - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("command", ["evaluate", "score"])
+class TestHistories:
+    def test_missing_ones_are_told(self, command, model, rewards):
+        folder = model("fair")
+        assert "no row has a history, and the model was trained with histories" in rewards(command, folder, PLAIN)
+        with pytest.warns(UserWarning, match="7 of 8 rows have no history"):
+            some = rewards(command, folder, [PERSONAL[0], *({**row, "history": None} for row in PLAIN[1:])])
+        none = rewards(command, folder, PERSONAL, "--num_history", 0)
+        np.testing.assert_allclose(some[1:], rewards(command, folder, PLAIN, "--num_history", 0)[1:], atol=1e-5)
+        assert abs(some[0] - none[0]) > 1e-3
+
+    def test_those_that_the_model_was_not_trained_with_are_refused(self, command, model, rewards):
+        folder = model("plain", num_history=0)
+        assert "row 0 has a history, and the model was trained without" in rewards(command, folder, PERSONAL).replace(
+            "row 1 ", "row 0 "
+        )
+        found = rewards(command, folder, PERSONAL, "--num_history", 0)
+        np.testing.assert_allclose(found, rewards(command, folder, [{**r, "history": []} for r in PERSONAL]), atol=1e-5)
+
+
+def test_a_reference_that_was_trained_without_histories_is_shown_none(model, rewards, tmp_path):
+    fair, plain = model("fair"), model("plain", num_history=0)
+    rewards("evaluate", fair, PERSONAL, "--reference", plain)
+    (shown,) = (json.loads(p.read_text()) and p.parent for p in tmp_path.glob("out*/results.json"))
+    found = [json.loads(line)["reward_chosen"] for line in (shown / "reference.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(found, rewards("evaluate", plain, PERSONAL, "--num_history", 0), atol=1e-5)

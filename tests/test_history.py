@@ -315,9 +315,10 @@ class TestRender:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(columns, "_BATCH_ROWS", 3)
             rendered = render_history(dataset, cutter)
-        assert rendered[:] == render_history(dataset, lambda history: cutter(history))[:]
+        with_budget = HistoryCutter(make_tokenizer("encoder"), num_history, 10_000, fields)
+        assert rendered[:] == render_history(dataset, with_budget)[:]
         plain = {k: v for k, v in rows[0].items() if k not in ("history", *_PAIR)}
-        kept = [{k: shown(past[k]) for k in HISTORY_FIELDS if k in fields} for past in histories[0][:num_history]]
+        kept = [{k: past[k] for k in HISTORY_FIELDS if k in fields} for past in histories[0][:num_history]]
         as_shown = {k: shown(f"{k} 0") if conversational else as_messages(f"{k} 0", _PAIR[k]) for k in _PAIR}
         options = {"tag": 0} if kwargs else {}
         assert rendered[0] == {**plain, **as_shown, "chat_template_kwargs": {**options, "history": kept}}

@@ -218,7 +218,7 @@ def test_teachers_stand_on_the_quantised_base_of_the_student(training, tmp_path)
         teachers[group] = str(tmp_path / group)
     trainer = PAFORewardTrainer(
         base,
-        PAFOConfig(str(tmp_path / "out"), **training),
+        PAFOConfig(str(tmp_path / "out"), num_history=0, **training),
         train_dataset=make_pairs(history=0),
         teachers=teachers,
         peft_config=LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]),

@@ -36,7 +36,9 @@ def train(encoder, training, teachers, tmp_path):
     """A trainer on the pairs as a stream or as they are."""
 
     def build(rows, collator=None, teachers=teachers, **more):
-        args = PAFOConfig(str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", **{**training, **more})
+        args = PAFOConfig(
+            str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", num_history=0, **{**training, **more}
+        )
         return PAFORewardTrainer(encoder, args, collator, train_dataset=rows, teachers=teachers)
 
     return build

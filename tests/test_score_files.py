@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.history import HistoryCutter, add_history_template
-from trl_pafo.score_files import check_records, row_sequences, score_file
-from trl_pafo.scoring import load_reward_model, score_sequences, tokenize_response
+from trl_pafo.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.rendering import InputRenderer
+from trl_pafo.score_files import check_records, score_file
+from trl_pafo.scoring import load_reward_model, score_sequences
 from trl_pafo.sources.reading import parse_json_records
 
 TOKENIZER = add_history_template(make_tokenizer("decoder"))
@@ -77,8 +78,11 @@ class TestParse:
                 '{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',
                 "line 2: `prompt` text, `response` messages",
             ),
-            ('{"prompt": "a", "response": "a", "history": "b"}', "line 2: `history` must be a list of past pairs.*newest first"),
-            ('{"prompt": "a", "response": "a", "history": [{"prompt": 1}]}', "line 2: `history` must be a list of past pairs"),
+            ('{"prompt": "a", "response": "a", "history": "b"}', "line 2: a history must be a list of past pairs.*newest first"),
+            (
+                '{"prompt": "a", "response": "a", "history": [{"prompt": 1}]}',
+                "line 2: `prompt` of an entry of the history must be a text or a list of messages, got 1",
+            ),
         ],
     )
     def test_a_bad_line_is_named(self, line, match):
@@ -110,31 +114,9 @@ class TestParse:
         # What is let through can be tokenised and written.
         for row in rows:
             json.dumps(row, ensure_ascii=False).encode()
-            complete = all({"prompt", "chosen", "rejected"} <= set(entry) for entry in row.get("history", []))
+            complete = all({"prompt", "chosen", "rejected"} <= set(entry) for entry in row.get("history") or [])
             if complete:
-                assert row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER))
-
-
-class TestRowSequences:
-    def test_texts_are_conversational_and_under_the_history_as_in_training(self):
-        sequences = row_sequences(ROWS[1], TOKENIZER, HistoryCutter(TOKENIZER, num_history=1))
-        prompt = [{"role": "user", "content": "how do i sing"}]
-        assert list(sequences) == ["reward_chosen", "reward_rejected"]
-        for side, text in (("chosen", "kindly sir"), ("rejected", "haha")):
-            answer = [{"role": "assistant", "content": text}]
-            expected = tokenize_response(TOKENIZER, prompt, answer, {"history": PAST[:1]})
-            assert sequences[f"reward_{side}"] == expected
-
-    def test_without_a_prompt_the_response_stands_alone(self):
-        expected = tokenize_response(TOKENIZER, None, [{"role": "assistant", "content": "whee"}])
-        for prompt in ({}, {"prompt": ""}, {"prompt": []}):
-            assert row_sequences({"response": "whee", **prompt}, TOKENIZER, HistoryCutter(TOKENIZER)) == {"reward": expected}
-
-    def test_a_past_pair_may_lack_only_what_is_not_shown(self):
-        row = {"response": "whee", "history": [{"prompt": "can i run", "chosen": "ok"}]}
-        assert row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER, fields=["prompt", "chosen"]))
-        with pytest.raises(DataError, match="A past pair lacks `rejected`, which this model's history shows"):
-            row_sequences(row, TOKENIZER, HistoryCutter(TOKENIZER))
+                assert InputRenderer(TOKENIZER).sequences([row])
 
 
 @pytest.fixture
@@ -154,9 +136,13 @@ def expected_rows(folder, **limits):
     tokenizer, model = add_history_template(AutoTokenizer.from_pretrained(folder)), load_reward_model(folder)
     cutter = HistoryCutter(tokenizer, **limits)
     scored = []
-    for row in ROWS:
-        sequences = row_sequences(row, tokenizer, cutter)
-        rewards = {name: float(score_sequences(model, [ids], tokenizer.pad_token_id)[0]) for name, ids in sequences.items()}
+    for row in ROWS:  # some have a history, so all are messages
+        rewards = {}
+        for side, name in {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}.items():
+            if side in row:
+                messages = [*as_messages(row["prompt"], "user"), *as_messages(row[side], "assistant")]
+                ids = tokenizer.apply_chat_template(messages, history=cutter(row.get("history")))["input_ids"]
+                rewards[name] = float(score_sequences(model, [ids], tokenizer.pad_token_id)[0])
         scored.append({**row, **rewards})
     return scored
 
@@ -194,7 +180,10 @@ class TestScoreFile:
         tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
         HistoryCutter(tokenizer, 1, 40, ["prompt", "chosen"]).remember()
         tokenizer.save_pretrained(folder)
-        score_file(flags(folder, source))
+        with pytest.warns(
+            UserWarning, match="2 of 4 rows have no history .the first: .*, row 1., and the model was trained with"
+        ):
+            score_file(flags(folder, source))
         limits = {"num_history": 1, "max_tokens": 40, "fields": ["prompt", "chosen"]}
         assert_same(capsys.readouterr().out, expected_rows(folder, **limits))
 

@@ -15,7 +15,8 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.history import add_history_template
-from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences, tokenize_response
+from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences
+from trl_pafo.tokenization import tokenize_row
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
@@ -150,7 +151,7 @@ def test_tokens_are_those_of_reward_trainer(row, base_model, training, tmp_path)
     )
     (expected,) = trainer.train_dataset
     for side in ("chosen", "rejected"):
-        ids = tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs"))
+        ids = tokenize_row(tokenizer, row, side)
         assert ids == expected[f"{side}_ids"]
         assert len(ids) >= 3
     assert ids.count(tokenizer.eos_token_id) >= 1

@@ -9,11 +9,12 @@ import pytest
 from conftest import make_model
 from datasets import load_dataset
 from small_runs import small_run
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import models, preparation, stages
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
+from trl_pafo.history import remembered
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
@@ -55,6 +56,9 @@ def test_run_writes_every_stage_and_the_second_run_skips_them(run, trained, tmp_
         assert (folder / path).exists(), path
     for path in ("results.json", "results.md", "majority_minority.png", "pafo.jsonl"):
         assert (folder / "results" / path).stat().st_size > 0
+    for path, num_history in (("bradley_terry", 0), ("personalized_bt", 1), ("../teachers/minority", 1), ("pafo", 1)):
+        record = remembered(AutoTokenizer.from_pretrained(folder / "models" / path))
+        assert (record["inputs"], record["num_history"]) == ("messages", num_history)
     assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "oracle"]
     assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
     assert results["majority"] == "majority"

@@ -220,14 +220,14 @@ def test_other_rows_are_left_to_the_base_class():
     assert_same_ids(make_pairs(history=0), encoder, expect_shared=False)
 
 
-def test_a_tokenizer_with_a_template_or_pieces_of_its_own_is_left_to_the_base_class(monkeypatch):
+def test_a_tokenizer_with_a_template_or_pieces_of_its_own_gets_whole_rows(monkeypatch):
     class Own(PreTrainedTokenizerFast):
         def apply_chat_template(self, *args, **kwargs):
             return super().apply_chat_template(*args, **kwargs)
 
     tokenizer = make_tokenizer("decoder")
     own = Own(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", chat_template=tokenizer.chat_template)
-    assert_same_ids(chats(), own, expect_shared=False)
+    assert_same_ids(chats(), own)
 
     class Whole(PreTrainedTokenizerFast):
         """Its ids are not those of its pieces."""
@@ -239,7 +239,7 @@ def test_a_tokenizer_with_a_template_or_pieces_of_its_own_is_left_to_the_base_cl
             return out
 
     whole = Whole(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>", chat_template=tokenizer.chat_template)
-    assert_same_ids(chats(), whole, expect_shared=False)
+    assert_same_ids(chats(), whole)
 
 
 def test_rows_in_another_order_than_their_files_keep_their_ids():

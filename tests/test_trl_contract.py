@@ -74,8 +74,8 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}._prepare_dataset",
-        "trl_pafo/pairs_trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/scoring.py, "
-        "tokenize_response, which makes the same tokens",
+        "trl_pafo/pairs_trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/tokenization.py, "
+        "tokenize_row, which makes the same tokens",
         "self dataset processing_class args dataset_name",
         (
             "is_processed = 'chosen_ids' in column_names and 'rejected_ids' in column_names",

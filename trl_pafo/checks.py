@@ -8,9 +8,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of
+from trl_pafo.columns import IntArray, Rows, column, filled, is_list, is_list_of, is_text, joined, lengths_of, to_python
 from trl_pafo.errors import DataError, TeacherError
-from trl_pafo.history import HISTORY_FIELDS, content_texts, past_prompts
+from trl_pafo.history import (
+    HISTORY_FIELDS,
+    content_texts,
+    history_column,
+    history_problem,
+    is_message,
+    message_text,
+    past_prompts,
+)
 
 PAIR_COLUMNS = ("chosen", "rejected")
 TEXTS = ("prompt", *PAIR_COLUMNS)
@@ -113,8 +121,8 @@ def check_rows(dataset: Dataset, what: str) -> None:
     names = [name for name in TEXTS if name in dataset.column_names]
     first = 0
     for table in Rows(dataset, names):
-        for row, texts in enumerate(table.to_pylist(), start=first):
-            check_texts(texts, f"{what}, row {row}")
+        for row, texts in enumerate(zip(*(to_python(column(table, name)) for name in names), strict=True), start=first):
+            check_texts(dict(zip(names, texts, strict=True)), f"{what}, row {row}")
         first += len(table)
     check_pairs(dataset, what)
 
@@ -137,7 +145,8 @@ def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = P
     for name, kind in kinds.items():
         if kind is None:
             raise DataError(
-                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (texts); got "
+                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (a text, text parts, or null "
+                f"beside `tool_calls`); got "
                 f"{row[name]!r:.200}."
             )
     if len(set(kinds.values())) > 1:
@@ -159,13 +168,9 @@ def kind_of(value: Any) -> str | None:
     """`"text"` or `"messages"`; `None` for what is neither, or empty."""
     if isinstance(value, str) and value.strip():
         return "text"
-    if isinstance(value, list) and value and all(_is_message(message) for message in value):
+    if isinstance(value, list) and value and all(map(is_message, value)):
         return "messages"
     return None
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
 
 
 def check_pairs(dataset: Dataset, what: str) -> None:
@@ -224,7 +229,7 @@ def _is_empty(response: Any) -> bool:
     if isinstance(response, str):
         return not response.strip()
     last = response[-1]
-    return isinstance(last, dict) and not str(last.get("content") or "").strip()
+    return isinstance(last, dict) and not message_text(last).strip()
 
 
 def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> None:
@@ -257,32 +262,66 @@ def check_teacher_margins(dataset: Dataset, what: str) -> None:
         )
 
 
-def check_history(dataset: Dataset, what: str) -> None:
-    """Raise [`DataError`] if a row has no history, or an entry of one lacks a field."""
-    names = ["history", *(["user"] if "user" in dataset.column_names else [])]
+def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_FIELDS, may_lack: bool = False) -> IntArray:
+    """Raise [`DataError`] if a history cannot be shown, or, unless rows `may_lack` one, if there is none.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `history`, or with `history` in `chat_template_kwargs`.
+        what (`str`):
+            Name of the dataset, for the error.
+        fields (`Sequence[str]`, *optional*):
+            What of a past pair is shown.
+        may_lack (`bool`, *optional*, defaults to `False`):
+            Whether rows may have none.
+
+    Returns:
+        `numpy.ndarray`: Number of past pairs of each row.
+    """
+    name = "history" if "history" in dataset.column_names else "chat_template_kwargs"
+    lengths = []
     first = 0
-    for table in Rows(dataset, ["history"]):
-        batch = {} if _all_filled(column(table, "history")) else dataset.select_columns(names)[first : first + len(table)]
-        for row, history in enumerate(batch.get("history", [])):
-            who = f" of user {batch['user'][row]!r}" if "user" in batch else ""
-            if not history:
-                raise DataError(
-                    f"{what}, row {first + row}{who}: the history is empty. Give the user past pairs, leave the row out, or set "
-                    "num_history to 0."
-                )
-            for entry in history:
-                missing = [name for name in HISTORY_FIELDS if not isinstance(entry, dict) or not entry.get(name)]
-                if missing:
-                    raise DataError(f"{what}, row {first + row}{who}: an entry of the history lacks {', '.join(missing)}.")
+    for table in Rows(dataset, [name]):
+        histories = history_column(table)
+        if is_list(histories.type) and _all_filled(histories, fields, may_lack):
+            lengths.append(lengths_of(histories))
+        else:
+            whole = to_python(histories)
+            for row, history in enumerate(whole):
+                problem = history_problem(history, fields)
+                if problem is None and not history and not may_lack:
+                    problem = "the history is empty. Give the user past pairs, leave the row out, or set num_history to 0"
+                if problem:
+                    who = f" of user {dataset['user'][first + row]!r}" if "user" in dataset.column_names else ""
+                    raise DataError(f"{what}, row {first + row}{who}: {problem}.")
+            lengths.append(np.array([len(history or []) for history in whole], dtype=np.int64))
         first += len(table)
+    return joined(lengths)
 
 
-def _all_filled(history: pa.Array) -> bool:
-    """Whether a column operation tells that all rows have past pairs with all fields; if not, they have to be looked at."""
-    if not is_list_of(history.type, HISTORY_FIELDS) or not filled(history).all():
+# Columns of pairs that the trainer looks at, beside the history.
+_USED = ("prompt", "chosen", "rejected", "user", "group", "support_rate", "has_label", "margin", "tools", "chat_template_kwargs")
+
+
+def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> None:
+    """Raise [`DataError`] if rows for teachers have no history, without which the student cannot tell the groups apart."""
+    if has_history:
+        return
+    unused = [name for name in columns if name not in _USED]
+    found = f"; the columns that are not used are {', '.join(unused)}" if unused else ""
+    raise DataError(
+        f"{what} has `teachers` and no histories{found}. Without the past pairs of its user, the student sees no difference "
+        "between the groups and is one reward for all. Give the column `history`, or set num_history=0 if that is meant."
+    )
+
+
+def _all_filled(history: pa.Array, fields: Sequence[str], may_lack: bool) -> bool:
+    """Whether a column operation tells that all rows can be shown; if not, they have to be looked at."""
+    if not is_list_of(history.type, fields) or not (may_lack or filled(history).all()):
         return False
     entries = pc.list_flatten(history)
-    return all(filled(pc.struct_field(entries, name)).all() for name in HISTORY_FIELDS)
+    values = [pc.struct_field(entries, name) for name in fields]
+    return all(is_text(value.type) and np.asarray(pc.match_substring_regex(value, r"\S")).all() for value in values)
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:

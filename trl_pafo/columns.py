@@ -3,6 +3,7 @@
 What is built goes where the rows came from, as with `Dataset.map`: to a cache file beside theirs, or into memory.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,29 @@ def is_list_of(kind: pa.DataType, fields: Iterable[str]) -> bool:
 def lengths_of(lists: pa.Array) -> IntArray:
     """Length of each list; 0 where it is missing."""
     return np.asarray(pc.fill_null(pc.list_value_length(lists), 0), dtype=np.int64)
+
+
+def to_python(values: pa.Array) -> list[Any]:
+    """The values as Python objects. Those of the feature `Json`, as which `datasets` reads mixed messages, are decoded."""
+    return [_decoded(value, values.type) for value in values.to_pylist()] if _holds_json(values.type) else values.to_pylist()
+
+
+def _holds_json(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.JsonType):
+        return True
+    if is_list(kind):
+        return _holds_json(kind.value_type)
+    return pa.types.is_struct(kind) and any(_holds_json(field.type) for field in kind)
+
+
+def _decoded(value: Any, kind: pa.DataType) -> Any:
+    if value is None or not _holds_json(kind):
+        return value
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if is_list(kind):
+        return [_decoded(item, kind.value_type) for item in value]
+    return {name: _decoded(item, kind.field(name).type) for name, item in value.items()}
 
 
 def filled(values: pa.Array) -> NDArray[np.bool_]:

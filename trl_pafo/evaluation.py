@@ -15,11 +15,12 @@ from trl_pafo.arguments import TITLES, RunArguments, data_name
 from trl_pafo.config import PAFOConfig
 from trl_pafo.disk import json_ready, new_folder
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HistoryCutter, content_text, render_history, without_history
+from trl_pafo.history import content_text, remembered, without_history
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.verdict import fewest_resamples
+from trl_pafo.rendering import InputRenderer
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.runs import write_text
@@ -233,6 +234,16 @@ def evaluate_models(args: Any) -> dict[str, Any]:
         return _evaluate_models(args, out)
 
 
+def _as_trained(name: str, folder: str, rows: Dataset, what: str, args: Any) -> Dataset:
+    """The rows as a model read them in its training. A reference that was trained without histories is shown none."""
+    tokenizer = load_saved_tokenizer(folder)
+    trained = remembered(tokenizer)
+    num_history = args.num_history
+    if name == "reference" and trained is not None and trained["num_history"] == 0:
+        num_history = 0
+    return InputRenderer(tokenizer, num_history, args.history_max_tokens, args.history_fields).render(rows, what)
+
+
 def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     rows = load_rows(args.dataset_name, args.dataset_split)
     what = f"The data {args.dataset_name}"
@@ -242,14 +253,12 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     folders = {name: str(local_folder(source)) for name, source in sources.items()}
     for folder in folders.values():
         check_reward_model(folder)
-    scored = {}
-    for name, folder in folders.items():
-        tokenizer = load_saved_tokenizer(folder)
-        overrides = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": args.history_fields}
-        ready = rows
-        if "history" in rows.column_names:
-            ready = render_history(rows, HistoryCutter.of(tokenizer, **overrides))
-        scored[name] = score_rows(folder, ready, batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
+    # Whatever cannot be read is told before anything is scored.
+    ready = {name: _as_trained(name, folder, rows, what, args) for name, folder in folders.items()}
+    scored = {
+        name: score_rows(folder, ready[name], batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
+        for name, folder in folders.items()
+    }
     majority, minority = _largest_and_smallest(users_of(rows), groups_of(rows))
     side = majority if majority != minority else None
     methods = {name: _summary(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}

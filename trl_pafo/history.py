@@ -5,8 +5,9 @@ The history is rendered by the tokenizer's chat template, which takes it as a va
 `chat_template_kwargs`, newest pair first.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,49 +18,82 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.columns import Rows, column, filled, is_list, is_list_of, is_text, lengths_of, list_array, map_tables
+from trl_pafo.columns import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.options import HISTORY_FIELDS
 
 _ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+_KWARGS = "chat_template_kwargs"
 _DESC = "Rendering histories"
 
 _MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
 
-# Text of a field that is a string or a list of messages.
-_TEXT = (
-    "{%- macro pafo_text(value) -%}{%- if value is string -%}{{ value }}{%- else -%}"
-    "{%- for message in value -%}{{ message.content }}{%- if not loop.last -%}{{ '\\n' }}{%- endif -%}{%- endfor -%}"
-    "{%- endif -%}{%- endmacro -%}"
-)
-_ENTRY = (
-    "{%- if entry.prompt -%}{{ 'Asked: ' + pafo_text(entry.prompt) + '\\n' }}{%- endif -%}"
-    "{%- if entry.chosen -%}{{ 'Liked: ' + pafo_text(entry.chosen) + '\\n' }}{%- endif -%}"
-    "{%- if entry.rejected -%}{{ 'Disliked: ' + pafo_text(entry.rejected) + '\\n' }}{%- endif -%}"
-)
+# Text of a field that is a string or a list of messages, as [`content_text`] has it; and what is no history must not render as none.
+_MACRO_AND_CHECK = """
+{%- macro pafo_text(value) -%}
+{%- if value is string -%}{{- value -}}
+{%- elif value is mapping or value is not iterable -%}{{- raise_exception('A text, or a list of messages, is needed.') -}}
+{%- else -%}
+{%- for message in value -%}
+{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
+{%- if message.content is string -%}{{- message.content -}}
+{%- elif not message.content and not message.tool_calls -%}{{- raise_exception('A message has no content.') -}}
+{%- else -%}
+{%- for part in message.content or [] -%}
+{{- part.text if part.text is string else raise_exception('A part of a message is no text.') -}}
+{%- endfor -%}
+{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+{{- ('\\n' if message.content or not loop.first else '') + (call.function or call) | tojson -}}
+{%- endfor -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- set history = history if history is defined and history is not none else [] -%}
+{%- if history is string or history is mapping or history is not iterable -%}
+{{- raise_exception('`history` must be a list of past pairs, newest first.') -}}
+{%- endif -%}
+{%- for entry in history -%}
+{%- if entry is not mapping or entry | reject('in', ['prompt', 'chosen', 'rejected']) | list -%}
+{{- raise_exception('An entry of `history` must be a past pair with prompt, chosen, rejected, and nothing else.') -}}
+{%- elif not (entry.prompt or entry.chosen or entry.rejected) -%}{{- raise_exception('An entry of `history` is empty.') -}}
+{%- endif -%}
+{%- for name in entry if entry[name] and not pafo_text(entry[name]) | trim -%}
+{{- raise_exception('`' + name + '` of an entry of `history` is empty.') -}}
+{%- endfor -%}
+{%- endfor -%}"""
 
 # For tokenizers with a template of their own: the history goes in front of the first message, whatever its role, so that
-# templates that refuse a system turn, or add one themselves, work too.
+# templates that refuse a system turn, or add one themselves, work too. The newline at the end is the tag's, not the text's.
 _HISTORY_PREFIX = (
     _MARK
-    + _TEXT
-    + "{%- if history is defined and history -%}{%- set pafo = namespace(history='') -%}"
-    + "{%- for entry in history -%}{%- set pafo_entry -%}"
-    + _ENTRY
-    + "{%- endset -%}{%- set pafo.history = pafo.history + pafo_entry -%}{%- endfor -%}"
-    + "{%- set messages = [{'role': messages[0]['role'], 'content': pafo.history + 'Asked: ' + messages[0]['content']}]"
-    + " + messages[1:] -%}{%- endif -%}"
+    + _MACRO_AND_CHECK
+    + """
+{%- if history -%}
+{%- set pafo = namespace(history='', content=messages[0].content or '') -%}
+{%- for entry in history -%}
+{%- for name, label in [('prompt', 'Asked: '), ('chosen', 'Liked: '), ('rejected', 'Disliked: ')] if entry[name] -%}
+{%- set pafo.history = pafo.history + label + pafo_text(entry[name]) + '\\n' -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- set pafo.history = pafo.history + 'Asked: ' -%}
+{%- if pafo.content is not string -%}{%- set pafo.history = [{'type': 'text', 'text': pafo.history}] -%}{%- endif -%}
+{%- set messages = [dict(messages[0], content=pafo.history + pafo.content)] + messages[1:] -%}
+{%- endif %}
+"""
 )
 
 # For tokenizers without one: [CLS] text [SEP] text [SEP] for encoders, bos text eos text eos for decoders.
 _PLAIN_TEMPLATE = (
     _MARK
-    + _TEXT
-    + "{%- set pafo_end = sep_token or eos_token or '\\n' -%}{{- bos_token or cls_token or '' -}}"
-    + "{%- for entry in history or [] -%}"
-    + "{%- for value in [entry.prompt, entry.chosen, entry.rejected] if value -%}{{- pafo_text(value) + pafo_end -}}"
-    + "{%- endfor -%}{%- endfor -%}"
-    + "{%- for message in messages -%}{{- pafo_text(message.content) + pafo_end -}}{%- endfor -%}"
+    + _MACRO_AND_CHECK
+    + """
+{%- set pafo_end = sep_token or eos_token or '\\n' -%}
+{{- bos_token or cls_token or '' -}}
+{%- for entry in history -%}
+{%- for value in [entry.prompt, entry.chosen, entry.rejected] if value -%}{{- pafo_text(value) + pafo_end -}}{%- endfor -%}
+{%- endfor -%}
+{%- for message in messages -%}{{- pafo_text([message]) + pafo_end -}}{%- endfor -%}"""
 )
 
 
@@ -85,16 +119,15 @@ def _names_history(template: str) -> bool:
     return any(kind == "name" and value == "history" for _, kind, value in jinja2.Environment().lex(template))
 
 
-@lru_cache(maxsize=1)
-def _entry_template() -> jinja2.Template:
-    return jinja2.Environment(autoescape=False, keep_trailing_newline=True).from_string(_TEXT + _ENTRY)
+def _entry_text(entry: dict[str, str]) -> str:
+    """A past pair as the template writes it."""
+    return "".join(f"{label}{entry[name]}\n" for name, label in _LABELS.items() if entry.get(name))
 
 
-def _entry_text(entry: dict[str, Any]) -> str:
-    return _entry_template().render(entry=entry)
+_LABELS = {"prompt": "Asked: ", "chosen": "Liked: ", "rejected": "Disliked: "}
 
 
-_SETTINGS = "trl_pafo_history"
+_RECORD = "trl_pafo_inputs"
 
 # Texts whose number of tokens a cutter remembers: a pair stands in the histories of rows that are near each other.
 _REMEMBERED = 50_000
@@ -142,25 +175,35 @@ class HistoryCutter:
         self.fields = [name for name in HISTORY_FIELDS if name in fields]
         self._lengths: dict[str, int] = {}
 
-    def remember(self) -> None:
-        """Write the settings into the tokenizer, which is saved with the model, so that it is served as it was trained."""
+    def remember(self, inputs: str = "messages") -> None:
+        """Write into the tokenizer, which is saved with the model, what the model is trained with, so that it is served alike.
+
+        Args:
+            inputs (`str`, *optional*, defaults to `"messages"`):
+                `"messages"`, which pass through the chat template, or `"text"`. `num_history=0` says that no history is shown.
+        """
         settings = {"num_history": self.num_history, "max_tokens": self.max_tokens, "fields": self.fields}
-        self.tokenizer.init_kwargs[_SETTINGS] = settings
+        self.tokenizer.init_kwargs[_RECORD] = {"inputs": inputs, **settings}
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, **overrides: Any) -> "HistoryCutter":
         """The cutter whose settings the tokenizer remembers; overrides that are not `None` take precedence."""
-        settings = dict(tokenizer.init_kwargs.get(_SETTINGS) or {})
+        settings = {name: value for name, value in (remembered(tokenizer) or {}).items() if name != "inputs"}
         settings |= {name: value for name, value in overrides.items() if value is not None}
         return cls(tokenizer, **settings)
 
-    def __call__(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The newest pairs of a history (newest first) that fit.
+    def __call__(self, history: list[dict[str, Any]] | None) -> list[dict[str, str]]:
+        """The newest pairs of a history (newest first) that fit, as texts; those of no history are none.
 
         The first pair that does not fit ends the history, so that what is kept are always the newest ones. If even the
         newest does not fit, its texts are shortened at their ends, alike, so that no user is left without a history.
+
+        Raises:
+            DataError: If it is no list of past pairs with texts, or messages, in the fields that are shown.
         """
-        kept = [{name: entry[name] for name in self.fields} for entry in history[: self.num_history]]
+        return self._fit(_newest(history, self.num_history, self.fields))
+
+    def _fit(self, kept: list[dict[str, str]]) -> list[dict[str, str]]:
         if self.max_tokens is None:
             return kept
         total = 0
@@ -170,18 +213,20 @@ class HistoryCutter:
                 return kept[:position] if position else [self._shorten(entry)]
         return kept
 
-    def cut_all(self, histories: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    def cut_all(self, histories: Sequence[list[dict[str, Any]] | None]) -> list[list[dict[str, str]]]:
         """[`__call__`] for each of many histories; faster, since their tokens are counted together."""
-        if self.max_tokens is not None:
-            if len(self._lengths) > _REMEMBERED:
-                self._lengths.clear()
-            left = [(history[: self.num_history], 0) for history in histories]
-            for place in range(max((len(history) for history, _ in left), default=0)):
-                left = [(history, total) for history, total in left if len(history) > place and total <= self.max_tokens]
-                texts = [_entry_text({name: history[place][name] for name in self.fields}) for history, _ in left]
-                self._count(texts)
-                left = [(history, total + self._lengths[text]) for (history, total), text in zip(left, texts, strict=True)]
-        return [self(history) for history in histories]
+        texts = [_newest(history, self.num_history, self.fields) for history in histories]
+        if self.max_tokens is None:
+            return texts
+        if len(self._lengths) > _REMEMBERED:
+            self._lengths.clear()
+        left = [(history, 0) for history in texts]
+        for place in range(max(map(len, texts), default=0)):
+            left = [(history, total) for history, total in left if len(history) > place and total <= self.max_tokens]
+            entries = [_entry_text(history[place]) for history, _ in left]
+            self._count(entries)
+            left = [(history, total + self._lengths[text]) for (history, total), text in zip(left, entries, strict=True)]
+        return [self._fit(history) for history in texts]
 
     def _count(self, texts: list[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
@@ -189,25 +234,32 @@ class HistoryCutter:
             ids = self.tokenizer(new, add_special_tokens=False)["input_ids"]
             self._lengths.update(zip(new, map(len, ids), strict=True))
 
-    def _length(self, entry: dict[str, Any]) -> int:
+    def _length(self, entry: dict[str, str]) -> int:
         text = _entry_text(entry)
         if text not in self._lengths:
             self._lengths[text] = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return self._lengths[text]
 
-    def _shorten(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _shorten(self, entry: dict[str, str]) -> dict[str, str]:
         assert self.max_tokens is not None
-        texts = {name: content_text(value) for name, value in entry.items()}
-        longest = max(map(len, texts.values()))
+        longest = max(map(len, entry.values()))
         share = self.max_tokens / self._length(entry)
         while True:
-            short = {name: _beginning(text, share) for name, text in texts.items()}
+            short = {name: _beginning(text, share) for name, text in entry.items()}
             if self._length(short) <= self.max_tokens:
                 return short
             if share * longest < 1:  # one character each
                 break
             share *= 0.9
         raise ConfigError(f"history_max_tokens={self.max_tokens} is too small for a single past pair. Raise it.")
+
+
+def _newest(history: Any, num_history: int | None, fields: Sequence[str]) -> list[dict[str, str]]:
+    """The newest pairs of a history, as texts."""
+    newest = history[:num_history] if isinstance(history, list) else history
+    if problem := history_problem(newest, fields):
+        raise DataError(f"{problem}.")
+    return [{name: content_text(entry[name]) for name in fields} for entry in newest or []]
 
 
 def _beginning(text: str, share: float) -> str:
@@ -218,14 +270,70 @@ def _beginning(text: str, share: float) -> str:
     return cut.rstrip() or text[:1]
 
 
-def content_text(value: str | list[dict[str, str]]) -> str:
-    """A standard text as it is; the contents of messages, joined."""
-    return value if isinstance(value, str) else "\n".join(message["content"] for message in value)
+def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """What [`HistoryCutter.remember`] wrote: `inputs`, `num_history`, `max_tokens`, `fields`; `None` where nothing did.
+
+    Raises:
+        ConfigError: If it is not readable.
+    """
+    record = tokenizer.init_kwargs.get(_RECORD)
+    if record is None:
+        return None
+    if not isinstance(record, dict) or set(record) != {"inputs", "num_history", "max_tokens", "fields"}:
+        raise ConfigError(f"`{_RECORD}` of the tokenizer is not as trl-pafo writes it: {record!r:.200}. Train the model again.")
+    return record
 
 
-def content_key(value: str | list[dict[str, str]]) -> str:
+def message_text(message: dict[str, Any]) -> str:
+    """The content of a message, text parts joined, and its tool calls as JSON, one a line.
+
+    Raises:
+        DataError: If it is no message, or holds something else than text.
+    """
+    content = message.get("content") if isinstance(message, dict) else message
+    calls = [json.dumps(without_nones(c.get("function") or c), ensure_ascii=False) for c in _calls(message)]
+    if isinstance(content, list) and isinstance(message, dict):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError(f"a part of a message is no text: {content!r:.200}")
+        content = "".join(parts)  # type: ignore[arg-type]
+    elif not isinstance(message, dict) or not (isinstance(content, str) or content is None):
+        raise DataError(f"a message must have role and content, got {message!r:.200}")
+    return "\n".join([content, *calls] if content else calls)
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is a message with a role, and with a text, text parts or tool calls."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    try:
+        return bool(message_text(value)) or isinstance(value.get("content"), str)
+    except DataError:
+        return False
+
+
+def _calls(message: Any) -> list[dict[str, Any]]:
+    calls = (message.get("tool_calls") if isinstance(message, dict) else None) or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise DataError(f"`tool_calls` of a message must be a list of calls, got {calls!r:.200}")
+    return calls
+
+
+def without_nones(value: Any) -> Any:
+    """The same without keys whose value is `None`: a column of Arrow has every key that any of its rows has."""
+    if isinstance(value, dict):
+        return {k: without_nones(v) for k, v in value.items() if v is not None}
+    return [without_nones(item) for item in value] if isinstance(value, list) else value
+
+
+def content_text(value: str | list[dict[str, Any]]) -> str:
+    """A standard text as it is; the texts of messages, joined, see [`message_text`]."""
+    return value if isinstance(value, str) else "\n".join(map(message_text, value))
+
+
+def content_key(value: str | list[dict[str, Any]]) -> str:
     """A prompt as something that can be compared: text, or messages as text. A text and its one message are the same."""
-    return value if isinstance(value, str) else _key_of([(m["role"], m["content"]) for m in value])
+    return value if isinstance(value, str) else _key_of([(m["role"], message_text(m)) for m in value])
 
 
 def _key_of(messages: list[tuple[str, str]]) -> str:
@@ -234,19 +342,57 @@ def _key_of(messages: list[tuple[str, str]]) -> str:
 
 def content_texts(values: pa.Array) -> list[str]:
     """[`content_text`] of each value of a column."""
-    if not is_list_of(values.type, ["content"]) or values.null_count:
-        return values.to_pylist() if is_text(values.type) else [content_text(value) for value in values.to_pylist()]
-    contents = iter(pc.struct_field(pc.list_flatten(values), "content").to_pylist())
-    return ["\n".join(islice(contents, length)) for length in lengths_of(values).tolist()]
+    contents = _whole_contents(values)
+    if contents is None:
+        return values.to_pylist() if is_text(values.type) else [content_text(value) for value in to_python(values)]
+    rest = iter(contents)
+    return ["\n".join(islice(rest, length)) for length in lengths_of(values).tolist()]
 
 
 def content_keys(values: pa.Array) -> list[str]:
     """[`content_key`] of each value of a column."""
-    if not is_list_of(values.type, ["role", "content"]) or values.null_count:
-        return values.to_pylist() if is_text(values.type) else [content_key(value) for value in values.to_pylist()]
-    messages = pc.list_flatten(values)
-    told = zip(*(pc.struct_field(messages, name).to_pylist() for name in ("role", "content")), strict=True)
+    contents = _whole_contents(values)
+    if contents is None:
+        return values.to_pylist() if is_text(values.type) else [content_key(value) for value in to_python(values)]
+    told = zip(pc.struct_field(pc.list_flatten(values), "role").to_pylist(), contents, strict=True)
     return [_key_of(list(islice(told, length))) for length in lengths_of(values).tolist()]
+
+
+def _whole_contents(values: pa.Array) -> list[str] | None:
+    """The contents of all messages of a column where they are their whole texts; else the messages have to be looked at."""
+    if not is_list_of(values.type, ["role", "content"]) or values.null_count:
+        return None
+    messages = pc.list_flatten(values)
+    contents = pc.struct_field(messages, "content")
+    if not is_text(contents.type) or contents.null_count:
+        return None
+    if messages.type.get_field_index("tool_calls") >= 0 and pc.struct_field(messages, "tool_calls").is_valid().true_count:
+        return None
+    return contents.to_pylist()
+
+
+def history_problem(history: Any, fields: Sequence[str] = HISTORY_FIELDS) -> str | None:
+    """What keeps a history from being shown; `None` where nothing does. No history is an empty one."""
+    if history is None:
+        return None
+    if not isinstance(history, list):
+        return f"a history must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, newest first, got {history!r:.200}"
+    for entry in history:
+        if not isinstance(entry, dict):
+            return f"an entry of the history must be a past pair with {', '.join(HISTORY_FIELDS)}, got {entry!r:.200}"
+        missing = [name for name in fields if not entry.get(name)]
+        if missing:
+            return f"an entry of the history lacks {', '.join(missing)}"
+        for name in HISTORY_FIELDS:
+            value = entry.get(name)
+            if not (value is None or isinstance(value, str | list)):
+                return f"`{name}` of an entry of the history must be a text or a list of messages, got {value!r:.200}"
+            try:
+                if name in fields and not content_text(value).strip():  # type: ignore[arg-type]
+                    return f"`{name}` of an entry of the history is empty"
+            except DataError as error:
+                return f"`{name}` of an entry of the history: {error}"
+    return None
 
 
 def past_prompts(history: pa.Array) -> pa.Array:
@@ -259,68 +405,76 @@ def past_prompts(history: pa.Array) -> pa.Array:
     return pc.struct_field(entries, "prompt")
 
 
-def as_messages(value: str | list[dict[str, str]], role: str) -> list[dict[str, str]]:
+def as_messages(value: str | list[dict[str, Any]], role: str) -> list[dict[str, Any]]:
     """A standard text as one message; messages as they are."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def render_history(
-    dataset: Dataset, cutter: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], num_proc: int | None = None
-) -> Dataset:
+def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None = None) -> Dataset:
     """Turn the `history` column into `chat_template_kwargs`, the column that TRL hands to the chat template.
 
-    Standard (text) rows become conversational, since only those pass through the template. Needs the explicit-prompt
-    form (`prompt`, `chosen`, `rejected`). The `history` column is dropped: what the model sees stands in
-    `chat_template_kwargs`.
+    Standard (text) rows become conversational, since only those pass through the template; past pairs become texts. The
+    `history` column is dropped: what the model sees stands in `chat_template_kwargs`. Rows whose history stands there already
+    have it cut there.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt`, `chosen`, `rejected`, `history`.
-        cutter (`Callable`):
-            What of a history is shown, see [`HistoryCutter`].
+        cutter ([`HistoryCutter`]):
+            What of a history is shown.
         num_proc (`int`, *optional*):
             Number of processes.
     """
-    if (
-        isinstance(cutter, HistoryCutter)
-        and cutter.max_tokens is None
-        and is_list(dataset.data.table.schema.field("history").type)
-    ):
-        # Without a budget there is nothing to count: texts stay in Arrow.
-        build = partial(_render_table, num_history=cutter.num_history, fields=tuple(cutter.fields))
-        return map_tables(dataset, build, num_proc=num_proc, desc=_DESC)
-    cut_all = (
-        cutter.cut_all if isinstance(cutter, HistoryCutter) else lambda histories: [cutter(history) for history in histories]
-    )
-
-    def render(rows: Any) -> dict[str, list[Any]]:
-        kwargs = rows["chat_template_kwargs"] if "chat_template_kwargs" in rows else [None] * len(rows["history"])
-        cut = cut_all(rows["history"])
-        return {
-            **{name: [as_messages(value, role) for value in rows[name]] for name, role in _ROLES.items()},
-            "chat_template_kwargs": [{**(old or {}), "history": new} for old, new in zip(kwargs, cut, strict=True)],
-        }
-
-    return dataset.map(render, batched=True, remove_columns=["history"], num_proc=num_proc, desc=_DESC)
+    # Without a budget there is nothing to count: texts stay in Arrow.
+    cut_all = None if cutter.max_tokens is None else cutter.cut_all
+    build = partial(_render_table, num_history=cutter.num_history, fields=tuple(cutter.fields), cut_all=cut_all)
+    return map_tables(dataset, build, num_proc=num_proc, desc=_DESC)
 
 
-def _render_table(rows: pa.Table, num_history: int | None, fields: Sequence[str]) -> pa.Table:
+def rows_as_messages(dataset: Dataset, num_proc: int | None = None) -> Dataset:
+    """Standard (text) rows as conversational ones, each text as one message."""
+    schema = dataset.data.table.schema
+    if not any(is_text(schema.field(name).type) for name in _ROLES if name in dataset.column_names):
+        return dataset
+    return map_tables(dataset, _table_as_messages, num_proc=num_proc, desc="Texts as messages")
+
+
+def _table_as_messages(rows: pa.Table) -> pa.Table:
     for name, role in _ROLES.items():
-        place = rows.column_names.index(name)
-        rows = rows.set_column(place, name, _as_messages(column(rows, name), role))
-    history = _cut_history(column(rows, "history"), num_history, fields)
-    return _with_kwargs(rows.drop_columns(["history"]), history)
+        if name in rows.column_names:
+            rows = rows.set_column(rows.column_names.index(name), name, _as_messages(column(rows, name), role))
+    return rows
+
+
+def _render_table(
+    rows: pa.Table, num_history: int | None, fields: Sequence[str], cut_all: Callable[[list[Any]], list[Any]] | None
+) -> pa.Table:
+    history = history_column(rows)
+    if cut_all is None and is_list_of(history.type, fields):
+        cut = _cut_history(history, num_history, fields)
+    else:
+        histories = to_python(history)
+        kept = [_newest(past, num_history, fields) for past in histories] if cut_all is None else cut_all(histories)
+        cut = pa.array(kept, pa.list_(pa.struct([pa.field(name, pa.string()) for name in fields])))
+    rows = _table_as_messages(rows)
+    return _with_kwargs(rows.drop_columns(["history"]) if "history" in rows.column_names else rows, cut)
+
+
+def history_column(rows: pa.Table) -> pa.Array:
+    """The histories of rows: those of the column, or, without it, those that are rendered already."""
+    if "history" in rows.column_names:
+        return column(rows, "history")
+    return pc.struct_field(column(rows, _KWARGS), "history")
 
 
 def _with_kwargs(rows: pa.Table, history: pa.Array) -> pa.Table:
     """The rows with a history among the variables of the chat template, beside those that they have."""
-    name = "chat_template_kwargs"
-    there = name in rows.column_names
-    old = column(rows, name) if there else None
+    there = _KWARGS in rows.column_names
+    old = column(rows, _KWARGS) if there else None
     kept = [field.name for field in old.type] if old is not None and pa.types.is_struct(old.type) else []
     variables = {key: pc.struct_field(old, key) for key in kept} | {"history": history}
     new = pa.StructArray.from_arrays(list(variables.values()), list(variables))
-    return rows.set_column(rows.column_names.index(name), name, new) if there else rows.append_column(name, new)
+    return rows.set_column(rows.column_names.index(_KWARGS), _KWARGS, new) if there else rows.append_column(_KWARGS, new)
 
 
 def _as_messages(values: pa.Array, role: str) -> pa.Array:
@@ -332,8 +486,6 @@ def _as_messages(values: pa.Array, role: str) -> pa.Array:
 
 
 def _cut_history(history: pa.Array, num_history: int | None, fields: Sequence[str]) -> pa.Array:
-    if not pa.types.is_struct(history.type.value_type):  # all are empty
-        return history
     lengths = lengths_of(history)
     kept = lengths if num_history is None else np.minimum(lengths, num_history)
     entries = pc.list_flatten(history)
@@ -341,14 +493,16 @@ def _cut_history(history: pa.Array, num_history: int | None, fields: Sequence[st
         firsts = np.cumsum(lengths) - lengths
         places = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
         entries = entries.take(pa.array(np.repeat(firsts, kept) + places))
-    return list_array(kept, pa.StructArray.from_arrays([pc.struct_field(entries, name) for name in fields], list(fields)))
+    values = [pc.struct_field(entries, name) for name in fields]
+    texts = [value if is_text(value.type) else pa.array(content_texts(value), pa.string()) for value in values]
+    return list_array(kept, pa.StructArray.from_arrays(texts, list(fields)))
 
 
 def without_history(rows: Dataset) -> Dataset:
     """The same rows with an empty history: what a reward model that is not personalised sees."""
 
     def empty(table: pa.Table) -> pa.Table:
-        history = pc.struct_field(column(table, "chat_template_kwargs"), "history")
+        history = pc.struct_field(column(table, _KWARGS), "history")
         return _with_kwargs(table, list_array(np.zeros(len(table), np.int64), pc.list_flatten(history).slice(0, 0)))
 
     return map_tables(rows, empty, desc="Leaving out histories")
@@ -356,16 +510,18 @@ def without_history(rows: Dataset) -> Dataset:
 
 def is_rendered(dataset: Dataset) -> bool:
     """Whether the rows bring their history in `chat_template_kwargs`, as those of `trl-pafo prepare` do."""
-    feature = dataset.features.get("chat_template_kwargs") if dataset.features else None
-    return isinstance(feature, dict) and "history" in feature
+    kind = dataset.data.table.schema.field(_KWARGS).type if _KWARGS in dataset.column_names else None
+    if kind is not None and isinstance(kind, pa.JsonType):
+        raise DataError(f"`{_KWARGS}` holds values of several types under one name. Give each variable one type in all rows.")
+    return kind is not None and pa.types.is_struct(kind) and kind.get_field_index("history") >= 0
 
 
 def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer remember how the rows were rendered, see [`HistoryCutter.remember`]."""
     shown: set[str] = set()
     longest = 0
-    for rows in Rows(dataset, ["chat_template_kwargs"]):
-        history = pc.struct_field(column(rows, "chat_template_kwargs"), "history")
+    for rows in Rows(dataset, [_KWARGS]):
+        history = pc.struct_field(column(rows, _KWARGS), "history")
         longest = max(longest, int(lengths_of(history).max(initial=0)))
         entries = pc.list_flatten(history)
         for name in HISTORY_FIELDS if pa.types.is_struct(entries.type) else ():

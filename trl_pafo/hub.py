@@ -313,8 +313,10 @@ def _explain_status(status: int, error: HfHubHTTPError, repo_id: str) -> str:
 
 def history_of(tokenizer: Any) -> dict[str, Any] | None:
     """The settings of the history that a tokenizer remembers; `None` for a model that is shown none."""
-    settings = tokenizer.init_kwargs.get("trl_pafo_history")
-    return None if not settings or settings.get("num_history") == 0 else settings
+    from trl_pafo.history import remembered
+
+    settings = remembered(tokenizer)
+    return None if settings is None or settings["num_history"] == 0 else settings
 
 
 def local_base_of(folder: str | Path) -> str | None:

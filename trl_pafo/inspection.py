@@ -24,7 +24,8 @@ from trl_pafo.history_rows import counterfactual_rows
 from trl_pafo.models import longest_input
 from trl_pafo.runs import MANIFEST
 from trl_pafo.safe_loading import ADAPTER_CONFIG
-from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
+from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.tokenization import tokenize_row
 
 INSPECTION = "results/inspection.npz"
 _FORMAT = 1
@@ -166,9 +167,9 @@ def _tokenize(tokenizer: Any, entries: Dataset) -> tuple[list[list[int]], list[l
     if "chat_template_kwargs" in entries.column_names:
         add_history_template(tokenizer)
     sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-    for row in entries:
+    for number, row in enumerate(entries):
         for name, ids in zip(("chosen", "rejected"), sides, strict=True):
-            ids.append(tokenize_response(tokenizer, row.get("prompt"), row[name], row.get("chat_template_kwargs")))
+            ids.append(tokenize_row(tokenizer, row, name, f"Row {number}"))
     return sides
 
 

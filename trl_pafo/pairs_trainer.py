@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -12,13 +13,25 @@ from trl_pafo import checks
 from trl_pafo.batching import is_tokenized
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HistoryCutter, add_history_template, is_rendered, remember_rendering, render_history
+from trl_pafo.history import (
+    HISTORY_FIELDS,
+    HistoryCutter,
+    add_history_template,
+    is_rendered,
+    remember_rendering,
+    remembered,
+    render_history,
+    rows_as_messages,
+)
 from trl_pafo.history_rows import count_by_group, counterfactual_rows
 from trl_pafo.hub_trainer import HubRewardTrainer
+from trl_pafo.rendering import InputRenderer
 from trl_pafo.teachers import Teacher
 from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
 logger = get_logger(__name__)
+
+_NO_HISTORY_IN_STREAMS = "A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first."
 
 # Stands in for the training set where there is none.
 NO_PAIRS = Dataset.from_dict({"chosen_ids": [], "rejected_ids": []})
@@ -71,11 +84,19 @@ class PairsRewardTrainer(HubRewardTrainer):
                         f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, and a stream has no "
                         "end to wait for. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
                     )
+                if args.num_history != 0 and not {"chosen_ids", "history"} & set(columns):
+                    first: dict[str, Any] = next(iter(dataset), {})
+                    checks.check_personalized("history" in (first.get("chat_template_kwargs") or {}), columns, what)
+            if "history" in columns and "chosen_ids" not in columns:
+                raise DataError(_NO_HISTORY_IN_STREAMS)
             return  # the base class raises for other types
-        if "history" in columns:
-            checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
-            if args.num_history != 0:
-                checks.check_history(dataset, what)
+        num_past = np.zeros(0, np.int64)
+        if "history" in columns or is_rendered(dataset):
+            if "chosen_ids" not in columns:
+                checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
+            if args.num_history != 0:  # what is rendered already has the fields that it shows
+                given = "history" in columns
+                num_past = checks.check_history(dataset, what, HISTORY_FIELDS if given else (), may_lack=not given)
         if self._distils:
             checks.check_pairs(dataset, what)
             if uses_teachers and args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
@@ -84,6 +105,8 @@ class PairsRewardTrainer(HubRewardTrainer):
                     "`rejected_ids`, or set counterfactual_share=0."
                 )
             if uses_teachers:
+                if args.num_history != 0 and "chosen_ids" not in columns:
+                    checks.check_personalized(bool(num_past.any()), columns, what)
                 checks.check_groups(dataset, self._teachers, what)
             else:
                 checks.check_teacher_margins(dataset, what)
@@ -109,10 +132,16 @@ class PairsRewardTrainer(HubRewardTrainer):
             dataset = self._add_counterfactual_rows(dataset, args)
         elif not is_train and "has_label" in columns:
             dataset = dataset.filter(lambda row: row["has_label"])  # nothing tells whether a model is right about the others
-        if "chosen_ids" not in columns and ("history" in columns or "chat_template_kwargs" in columns):
-            # A template that knows no `history` would lose it in silence.
-            add_history_template(processing_class)
-            dataset = self._render_history(dataset, processing_class, args)
+        if not {"chosen_ids", "chosen_input_ids"} & set(columns):
+            if "chat_template_kwargs" in columns:
+                # A template that knows no `history` would lose it in silence.
+                add_history_template(processing_class)
+            if not isinstance(dataset, Dataset):
+                dataset = self._render_stream(dataset, processing_class, args, is_train)
+            elif is_train:
+                dataset = self._render(dataset, processing_class, args)
+            else:
+                dataset = self._renderer(processing_class, args).render(dataset, what, args.dataset_num_proc)
         if processing_class.eos_token is None and "chosen_ids" not in columns and not is_conversational(next(iter(dataset))):
             raise ConfigError(
                 f"{what} holds texts, which end with the end token, and the tokenizer has none. Set `eos_token`, for a tokenizer of "
@@ -131,19 +160,50 @@ class PairsRewardTrainer(HubRewardTrainer):
         return dataset
 
     @staticmethod
-    def _render_history(
-        dataset: Dataset | IterableDataset, processing_class: PreTrainedTokenizerBase, args: PAFOConfig
-    ) -> Dataset | IterableDataset:
-        if "history" not in get_dataset_column_names(dataset):
-            return dataset
-        if not isinstance(dataset, Dataset):
-            raise DataError("A streaming dataset cannot have a `history` column; write it into `chat_template_kwargs` first.")
-        if is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None:
-            remember_rendering(dataset, processing_class)
-            return dataset.remove_columns("history")
-        cutter = HistoryCutter(processing_class, args.num_history, args.history_max_tokens, args.history_fields)
-        cutter.remember()
-        return render_history(dataset, cutter, args.dataset_num_proc)
+    def _render(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PAFOConfig) -> Dataset:
+        """The training pairs as the model reads them; the tokenizer remembers how."""
+        cutter = HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields)
+        is_cut = is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None
+        if is_cut:
+            remember_rendering(dataset, tokenizer)
+            return rows_as_messages(dataset.remove_columns([n for n in ("history",) if n in dataset.column_names]))
+        if "history" in dataset.column_names or is_rendered(dataset):
+            add_history_template(tokenizer)
+            cutter.remember()
+            return render_history(dataset, cutter, args.dataset_num_proc)
+        HistoryCutter(tokenizer, 0).remember("messages" if len(dataset) and is_conversational(dataset[0]) else "text")
+        return dataset
+
+    @staticmethod
+    def _renderer(tokenizer: PreTrainedTokenizerBase, args: PAFOConfig) -> InputRenderer:
+        """How the model was trained, which the options override."""
+        fields = None if list(args.history_fields) == list(HISTORY_FIELDS) else args.history_fields
+        return InputRenderer(tokenizer, args.num_history, args.history_max_tokens, fields)
+
+    @staticmethod
+    def _render_stream(
+        dataset: IterableDataset, tokenizer: PreTrainedTokenizerBase, args: PAFOConfig, is_train: bool
+    ) -> IterableDataset:
+        """A stream as it comes; what its first row shows is remembered."""
+        first: dict[str, Any] = next(iter(dataset), {})
+        if "history" in first:
+            raise DataError(_NO_HISTORY_IN_STREAMS)
+        history = (first.get("chat_template_kwargs") or {}).get("history")
+        inputs = "messages" if is_conversational(first) else "text"
+        if inputs == "text" and history is not None:
+            raise DataError(
+                "A streaming dataset holds texts with a `history` in `chat_template_kwargs`, which only messages show. Write "
+                '`prompt`, `chosen` and `rejected` as messages, such as [{"role": "user", "content": ...}].'
+            )
+        trained = remembered(tokenizer)
+        if is_train:
+            shown = [name for name in HISTORY_FIELDS if any(entry.get(name) for entry in history or [])]
+            HistoryCutter(tokenizer, args.num_history if history else 0, fields=shown or HISTORY_FIELDS).remember(inputs)
+        elif trained is not None and trained["inputs"] != inputs:
+            raise DataError(
+                f"A streaming dataset holds {inputs}, and the model was trained on {trained['inputs']}. Give the same."
+            )
+        return dataset
 
     def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
         if "has_label" in dataset.column_names:

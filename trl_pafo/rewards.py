@@ -14,7 +14,8 @@ from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import count_by_group
 from trl_pafo.models import longest_input
 from trl_pafo.safe_loading import ADAPTER_CONFIG
-from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs, tokenize_response
+from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.tokenization import tokenize_row
 
 
 class ScoredPairs(NamedTuple):
@@ -41,7 +42,8 @@ def score_rows(
         folder (`str` or `Path`):
             A saved reward model or adapter with its tokenizer.
         rows ([`~datasets.Dataset`]):
-            Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs`.
+            Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs` and `tools`, as the model reads them: see
+            [`~trl_pafo.rendering.InputRenderer.render`].
         batch_size (`int`, *optional*, defaults to `32`):
             Pairs in a forward pass.
         bf16 (`bool`, *optional*, defaults to `False`):
@@ -56,9 +58,9 @@ def score_rows(
     if "chat_template_kwargs" in rows.column_names:
         add_history_template(tokenizer)  # a teacher that was trained elsewhere may have none
     ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for row in rows:
+    for number, row in enumerate(rows):
         for side, sequences in ids.items():
-            sequences.append(tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs")))
+            sequences.append(tokenize_row(tokenizer, row, side, f"Row {number}"))
     longest = longest_input(str(folder)) if not (Path(folder) / ADAPTER_CONFIG).exists() else None
     too_long = [i for i, pair in enumerate(zip(*ids.values(), strict=True)) if longest and max(map(len, pair)) > longest]
     if too_long:

@@ -16,10 +16,9 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.history import add_history_template
 from trl_pafo.history_rows import count_by_group
 from trl_pafo.inspection import STUDENTS
-from trl_pafo.scoring import tokenize_response
 from trl_pafo.teacher_choice import fewest_users
 from trl_pafo.teachers import Teacher, check_teacher
-from trl_pafo.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs
+from trl_pafo.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 
@@ -138,13 +137,7 @@ def _lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.in
     tokenized = tokenize_pairs(texts, tokenizer, title="given")
     if ID_COLUMNS[0] in tokenized.column_names:
         return sequence_lengths(tokenized)
-    lengths = [
-        [
-            len(tokenize_response(tokenizer, row.get("prompt"), row[side], row.get("chat_template_kwargs")))
-            for side in checks.PAIR_COLUMNS
-        ]
-        for row in texts
-    ]
+    lengths = [[len(tokenize_row(tokenizer, row, side)) for side in checks.PAIR_COLUMNS] for row in texts]
     return np.array(lengths, dtype=np.int64).reshape(-1, 2)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.checks import check_texts
 from trl_pafo.disk import replacing, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.history import history_problem
+from trl_pafo.rendering import InputRenderer
 from trl_pafo.scoring import (
     check_reward_model,
     load_reward_model,
@@ -21,9 +21,8 @@ from trl_pafo.scoring import (
     local_folder,
     pad_id_of,
     score_sequences,
-    tokenize_response,
 )
-from trl_pafo.sources.reading import decode, parse_json_records, read_records
+from trl_pafo.sources.reading import decode, parse_json, parse_json_records, read_records
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
@@ -39,39 +38,26 @@ def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> 
         if "response" not in row and not {"chosen", "rejected"} <= set(row):
             raise DataError(f"{at} has neither `response` nor `chosen` and `rejected`; it has {', '.join(row) or 'nothing'}.")
         check_texts(row, at, [name for name in _SIDES if name in row])
-        history = row.get("history", [])
-        if not isinstance(history, list) or not all(_is_past_pair(entry) for entry in history):
-            raise DataError(f"{at}: `history` must be a list of past pairs with prompt, chosen, rejected (texts), newest first.")
+        kwargs = row.get("chat_template_kwargs") or {}
+        if not isinstance(kwargs, dict):
+            raise DataError(f"{at}: `chat_template_kwargs` must be an object, the variables of the chat template.")
+        if isinstance(row.get("tools"), str) and not _is_json(row["tools"]):
+            raise DataError(f"{at}: `tools` must be a list of tools, or that list as JSON text.")
+        for history in (row.get("history"), kwargs.get("history")):
+            if problem := history_problem(history, ()):
+                raise DataError(f"{at}: {problem}.")
         rows.append(row)
     if not rows:
         raise DataError(f"{where} holds no rows.")
     return rows
 
 
-def _is_text(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    )
-
-
-def _is_past_pair(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(_is_text(entry.get(name, "")) for name in ("prompt", "chosen", "rejected"))
-
-
-def row_sequences(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, cutter: HistoryCutter) -> dict[str, list[int]]:
-    """Token ids of each text of a row, by the name of its reward, as in training: conversational, with the history."""
-    prompt = as_messages(row["prompt"], "user") if row.get("prompt") else []
-    missing = [name for entry in row.get("history", []) for name in cutter.fields if name not in entry]
-    if missing:
-        raise DataError(f"A past pair lacks `{missing[0]}`, which this model's history shows. Add it, or give --history_fields.")
-    kwargs = {"history": cutter(row.get("history", []))}
-    return {
-        reward: tokenize_response(tokenizer, prompt, as_messages(row[side], "assistant"), kwargs)
-        for side, reward in _SIDES.items()
-        if side in row
-    }
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def score_file(args: Any) -> None:
@@ -116,11 +102,10 @@ def _scored(args: Any) -> str:
     rows = _read_rows(args.input)
     folder = local_folder(args.model_name_or_path)
     check_reward_model(folder)
-    tokenizer = add_history_template(load_saved_tokenizer(folder))
-    cutter = HistoryCutter.of(
-        tokenizer, num_history=args.num_history, max_tokens=args.history_max_tokens, fields=args.history_fields
-    )
-    sequences = [row_sequences(row, tokenizer, cutter) for row in rows]
+    tokenizer = load_saved_tokenizer(folder)
+    renderer = InputRenderer(tokenizer, args.num_history, args.history_max_tokens, args.history_fields)
+    ids = renderer.sequences(rows, lambda row: f"{args.input}, row {row + 1}")
+    sequences = [{_SIDES[side]: texts for side, texts in row.items()} for row in ids]
     device = PartialState().device
     model = load_reward_model(folder).to(device)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)

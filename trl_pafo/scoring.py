@@ -264,22 +264,6 @@ def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     return known
 
 
-def tokenize_response(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | list[dict[str, str]] | None,
-    response: str | list[dict[str, str]],
-    chat_template_kwargs: dict[str, Any] | None = None,
-) -> list[int]:
-    """Token ids of a prompt and its response, as RewardTrainer makes them: by the chat template, or as plain text and eos."""
-    if isinstance(response, str):
-        text = (prompt or "") + response  # type: ignore[operator]
-        end = tokenizer.eos_token or ""
-        return tokenizer(text if text.endswith(end) else text + end)["input_ids"]
-    messages = [*(prompt or []), *response]
-    encoded: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **(chat_template_kwargs or {}))
-    return encoded["input_ids"]
-
-
 def reward_of(outputs: Any) -> torch.Tensor:
     """Rewards of shape `(num_sequences,)` from the output of a sequence classification model with one label."""
     return outputs.logits.squeeze(-1)

@@ -71,7 +71,6 @@ class Run:
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         refuse_foreign(self.folder / "report.html")
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
-        HistoryCutter(self.tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         self.base = model.model_name_or_path
         self._base_identity = identity_of(self.base, model.model_revision)
         self._shared = str(self.folder / "models/personalized_bt")
@@ -196,7 +195,7 @@ class Run:
         self, out: Path, rows: Dataset, start: str | None = None, model: ModelConfig | None = None, **changes: Any
     ) -> PAFORewardTrainer:
         """Without teachers, and on rows without groups, it is TRL's own trainer, but for what makes it faster."""
-        args = self._training_args(out, **changes)
+        args = self._training_args(out, num_history=None, history_max_tokens=None, **changes)  # the rows are rendered already
         source, peft_config = start_of(start, self.base, model or self.model)
         if not isinstance(source, str):  # loaded already
             args.model_init_kwargs = None
@@ -209,14 +208,19 @@ class Run:
             peft_config=peft_config,
         )
 
+    def _remember_history(self, trainer: PAFORewardTrainer) -> None:
+        """Rows that come rendered do not say how: the options do."""
+        args = self.args
+        HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
+
     def _baseline(self, method: str, train: Dataset) -> str:
         output = f"models/{method}"
 
         def work(out: Path) -> float:
-            rows = train if method == "personalized_bt" else without_history(train)
-            trainer = self._reward_trainer(out, rows)
-            if method == "bradley_terry":  # saved with the model, so that it is never shown a history
-                HistoryCutter(trainer.processing_class, 0).remember()  # type: ignore[arg-type]
+            personalized = method == "personalized_bt"
+            trainer = self._reward_trainer(out, train if personalized else without_history(train))
+            if personalized:
+                self._remember_history(trainer)
             return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method)
@@ -238,6 +242,7 @@ class Run:
                 rows = train.filter(lambda row: row["group"] == group)
                 set_seed(self.args.seed)
                 trainer = self._reward_trainer(out, rows, start, self.teacher_model)
+                self._remember_history(trainer)
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
                     steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
                     trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
@@ -325,8 +330,7 @@ class Run:
             )
             for agreement in trainer.teacher_agreement:
                 print(f"    {agreement}", flush=True)
-            args = self.args
-            HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
+            self._remember_history(trainer)
             return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import jinja2
 import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
@@ -21,6 +22,8 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import global_then_local_main_first
 
 from trl_pafo.columns import Rows, column, lengths_of
+from trl_pafo.errors import DataError
+from trl_pafo.history import without_nones
 
 logger = get_logger(__name__)
 
@@ -56,8 +59,8 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
             Number of processes.
 
     Returns:
-        [`~datasets.Dataset`]. The dataset itself where it is tokenized already, or where the tokenizer is of a kind whose ids could
-        be others; RewardTrainer then goes through it row by row.
+        [`~datasets.Dataset`]. The dataset itself where it is tokenized already, or where texts meet a tokenizer of a kind whose ids
+        could be others; RewardTrainer then goes through it row by row.
     """
     columns = [name for name in _COLUMNS if name in dataset.column_names]
     if not set(_SIDES) <= set(columns) or ID_COLUMNS[0] in dataset.column_names or "chosen_input_ids" in dataset.column_names:
@@ -67,22 +70,26 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
         return dataset
     texts = dataset.select_columns(columns).with_format(None)
     is_chat = is_conversational(texts[0])
-    if is_chat and type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
-        return dataset
     if not is_chat and tokenizer.eos_token is None:
         return dataset
+    own_template = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
     tokenize: Callable[..., dict[str, list[list[int]]]] = _tokenize_chats if is_chat else _tokenize_texts
+    what = f"The {title} dataset"
     first = texts[:_CHECKED]
-    expected = [[_alone(tokenizer, row, side, is_chat) for row in _rows(first)] for side in _SIDES]
-    if list(tokenize(first, tokenizer).values()) != expected:
+    numbers = range(len(first["chosen"]))
+    expected = [[tokenize_row(tokenizer, row, side, f"{what}, row {i}") for i, row in enumerate(_rows(first))] for side in _SIDES]
+    if (is_chat and own_template) or list(tokenize(first, numbers, tokenizer, what).values()) != expected:
         logger.info(f"{type(tokenizer).__name__} does not treat the pieces between special tokens alone; they are not shared.")
-        return dataset
+        if not is_chat:
+            return dataset
+        tokenize = _tokenize_one_by_one
     with global_then_local_main_first():
         ids = texts.map(
             tokenize,
             batched=True,
             batch_size=_BATCH,
-            fn_kwargs={"tokenizer": tokenizer},
+            with_indices=True,
+            fn_kwargs={"tokenizer": tokenizer, "what": what},
             remove_columns=columns,
             num_proc=num_proc,
             desc=f"Tokenizing {title} dataset",
@@ -114,46 +121,74 @@ def _rows(batch: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def _sequence(row: dict[str, Any], side: str) -> Any:
-    return row["prompt"] + row[side] if "prompt" in row else row[side]
-
-
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     tools = row.get("tools")
-    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **row.get("chat_template_kwargs", {})}
+    tools = json.loads(tools) if isinstance(tools, str) else without_nones(tools)
+    return {"tools": tools, **without_nones(row.get("chat_template_kwargs") or {})}
 
 
-def _with_end(row: dict[str, Any], side: str, end: str) -> dict[str, Any]:
-    return row if row[side].endswith(end) else {**row, side: row[side] + end}
+def _text(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str) -> str:
+    end = tokenizer.eos_token or ""
+    return (row.get("prompt") or "") + (row[side] if row[side].endswith(end) else row[side] + end)
 
 
-def _alone(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, is_chat: bool) -> list[int]:
-    """What RewardTrainer does with a row."""
-    if not is_chat:
-        return tokenizer(text=_sequence(_with_end(row, side, str(tokenizer.eos_token)), side))["input_ids"]
-    encoded: Any = tokenizer.apply_chat_template(
-        _sequence(row, side), **{"tokenize": True, "return_dict": True, **_template_kwargs(row)}
-    )
-    return encoded["input_ids"]
+def _from_template(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, place: str, **how: Any) -> Any:
+    # Columns have every key that any row has: what a message lacks must not stand in it as None.
+    messages = without_nones([*(row.get("prompt") or []), *row[side]])
+    try:
+        return tokenizer.apply_chat_template(messages, **{**how, **_template_kwargs(row)})
+    except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{place}, `{side}` (with its prompt): the chat template cannot write it: {error}. Write the messages as the template "
+            "takes them, or leave the row out."
+        ) from error
 
 
-def _tokenize_texts(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+def tokenize_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, place: str = "A row") -> list[int]:
+    """Token ids of one response with its prompt, as RewardTrainer makes them: by the chat template, or as plain text and eos.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        row (`dict`):
+            The response, texts or messages as its optional `prompt`; optional `chat_template_kwargs` and `tools`.
+        side (`str`):
+            Name of the response.
+        place (`str`, *optional*):
+            Name of the row, for the error.
+
+    Raises:
+        DataError: If the chat template cannot write the messages.
+    """
+    if isinstance(row[side], str):
+        return tokenizer(text=_text(tokenizer, row, side))["input_ids"]
+    return _from_template(tokenizer, row, side, place, tokenize=True, return_dict=True)["input_ids"]
+
+
+def _tokenize_texts(
+    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
+) -> dict[str, list[list[int]]]:
     # The special tokens that the tokenizer puts around a text keep it in one piece.
-    rows, end = _rows(batch), str(tokenizer.eos_token)
-    return {f"{s}_ids": _ids(tokenizer, [_sequence(_with_end(row, s, end), s) for row in rows], True) for s in _SIDES}
-
-
-def _tokenize_chats(batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
     rows = _rows(batch)
-    if any(_HOW & row.get("chat_template_kwargs", {}).keys() for row in rows):
-        return {f"{side}_ids": [_alone(tokenizer, row, side, True) for row in rows] for side in _SIDES}
-    texts: list[Any] = [
-        tokenizer.apply_chat_template(_sequence(row, side), tokenize=False, **_template_kwargs(row))
-        for side in _SIDES
-        for row in rows
-    ]
+    return {f"{side}_ids": _ids(tokenizer, [_text(tokenizer, row, side) for row in rows], True) for side in _SIDES}
+
+
+def _tokenize_chats(
+    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
+) -> dict[str, list[list[int]]]:
+    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, _rows(batch), strict=True)]
+    if any(_HOW & (row.get("chat_template_kwargs") or {}).keys() for row, _ in rows):
+        return _tokenize_one_by_one(batch, numbers, tokenizer, what)
+    texts = [_from_template(tokenizer, row, side, place, tokenize=False) for side in _SIDES for row, place in rows]
     ids = sum_of_pieces(tokenizer, texts)
     return {"chosen_ids": ids[: len(rows)], "rejected_ids": ids[len(rows) :]}
+
+
+def _tokenize_one_by_one(
+    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
+) -> dict[str, list[list[int]]]:
+    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, _rows(batch), strict=True)]
+    return {f"{side}_ids": [tokenize_row(tokenizer, row, side, place) for row, place in rows] for side in _SIDES}
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:

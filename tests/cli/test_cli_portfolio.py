@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_model, make_pairs
+from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
+from trl_pafo.history import HistoryCutter, add_history_template
 from trl_pafo.portfolio import Portfolio
 from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
 from trl_pafo.portfolio.oracles_texts import RewardModel
@@ -164,6 +166,10 @@ def test_choose_by_weights_answers_and_users(files: Path, tmp_path, capsys) -> N
 
 def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, capsys) -> None:
     models = [make_model("encoder", tmp_path / name, seed=seed) for seed, name in enumerate(NAMES)]
+    for model in models:  # as a training on messages leaves them
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(model))
+        HistoryCutter(tokenizer, 0).remember()
+        tokenizer.save_pretrained(model)
     pairs = make_pairs(num_users=3, pairs_per_user=3, num_minority=1, history=0)
     history = lines(tmp_path / "history.jsonl", pairs.to_list())
     texts = [[(row["prompt"], row[side]) for row in pairs] for side in ("chosen", "rejected")]

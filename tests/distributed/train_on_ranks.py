@@ -151,7 +151,8 @@ def watched_teachers() -> Iterator[tuple[list, list]]:
 
 def main(parts: Path, out: Path, student: str) -> dict:
     kind, teachers = student.split("-", 1)
-    args = options(out, int(os.environ.get("WORLD_SIZE", "1")))
+    no_history = {"num_history": 0} if teachers.startswith("stream") else {}
+    args = options(out, int(os.environ.get("WORLD_SIZE", "1")), **no_history)
     given = given_teachers(parts, teachers)
     before = [state_of(model) for model in given.values()] if teachers == "memory" else []
     with watched_teachers() as (loaded, placed):

@@ -6,15 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import make_model
 from transformers import AutoConfig, AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.history import add_history_template
+from trl_pafo.history import HistoryCutter, add_history_template, remembered
 from trl_pafo.models import WHEEL_MODELS
 from trl_pafo.portfolio import build_portfolio
 from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
 from trl_pafo.portfolio.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
-from trl_pafo.scoring import load_reward_model
+from trl_pafo.scoring import load_reward_model, score_sequences
 from trl_pafo.sources.styles import load_styles
 from trl_pafo.sources.typed_users import AnsweredPrompt
 
@@ -38,8 +39,23 @@ def one(folder, prompt, response):
         return load_reward_model(folder)(input_ids=torch.tensor([ids])).logits.item()
 
 
+@pytest.fixture
+def on_messages(tmp_path):
+    """A model as a training on messages leaves it."""
+
+    def save(kind, **history):
+        folder = make_model(kind, tmp_path / f"{kind}{len(history)}")
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+        HistoryCutter(tokenizer, **{"num_history": 0, **history}).remember()
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
 class TestScore:
-    def test_each_response_under_each_model(self, encoder, decoder):
+    def test_each_response_under_each_model(self, on_messages):
+        encoder, decoder = on_messages("encoder"), on_messages("decoder")
         shuffled = [AnsweredPrompt(p.prompt, dict(reversed(p.responses.items()))) for p in PROMPTS[1:]]
         rewards = score_candidates([PROMPTS[0], *shuffled], {"first": encoder, "second": decoder}, batch_size=4)
         assert rewards.shape == (6, 3, 2)
@@ -49,8 +65,8 @@ class TestScore:
                 np.testing.assert_allclose(rewards[row, column], expected, atol=1e-5)
         assert np.ptp(rewards, axis=(0, 1)).min() > 0.01
 
-    def test_a_reward_model_as_a_function_of_trl(self, encoder):
-        model = RewardModel(encoder)
+    def test_a_reward_model_as_a_function_of_trl(self, on_messages):
+        model = RewardModel(on_messages("encoder"))
         raw = model([p.prompt for p in PROMPTS], [p.responses["silly"] for p in PROMPTS])
         reward = ScaledReward("silliness", model, RewardScale.fit(raw[:, None], "sigmoid"))
         assert reward.__name__ == "silliness"
@@ -62,6 +78,25 @@ class TestScore:
         }
         for arguments in ({"prompts": [p.prompt for p in PROMPTS], "completions": texts}, messages):
             np.testing.assert_allclose(reward(completion_ids=None, **arguments), 1 / (1 + np.exp(-standard)), atol=1e-6)
+
+    def test_the_history_of_each_row_is_shown(self, on_messages):
+        folder = on_messages("encoder", num_history=None)
+        model = RewardModel(folder)
+        reward = ScaledReward("fair", model, RewardScale("sigmoid", np.zeros(1), np.ones(1)))
+        past = [{"prompt": "what", "chosen": "haha lol", "rejected": "yes sir"}]
+        prompts, answers = ["how do i sing", "can i run"], ["kindly", "ok"]
+        with pytest.warns(UserWarning, match="1 of 2 rows have no history .the first: row 1., and the model was trained with"):
+            found = reward(prompts, answers, history=[past, []], note=["a", "b"])
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for prompt, answer, history, value in zip(prompts, answers, [past, []], found, strict=True):
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            ids = tokenizer.apply_chat_template(messages, history=history, tokenize=True, return_dict=True)["input_ids"]
+            raw = score_sequences(load_reward_model(folder), [ids], tokenizer.pad_token_id)
+            assert value == pytest.approx(reward.scale(raw[:, None])[0, 0], abs=1e-5)
+        with pytest.raises(DataError, match="no row has a history, and the model was trained with histories"):
+            reward(prompts, answers)
+        none = RewardModel(folder, num_history=0)
+        np.testing.assert_allclose(none(prompts, answers, [past, []]), none(prompts, answers), atol=1e-6)
 
     def test_what_cannot_be_scored_is_named(self, encoder):
         with pytest.raises(DataError, match="at least one prompt"):
@@ -117,7 +152,8 @@ class TestFit:
 
     def test_they_are_served_as_trained(self, fitted):
         tokenizer = AutoTokenizer.from_pretrained(fitted["silly"])
-        assert tokenizer.init_kwargs["trl_pafo_history"]["num_history"] == 0
+        assert remembered(tokenizer)["inputs"] == "messages"
+        assert remembered(tokenizer)["num_history"] == 0
         assert AutoConfig.from_pretrained(fitted["silly"]).num_labels == 1
 
     def test_nothing_is_overwritten(self, fitted, encoder, tmp_path):

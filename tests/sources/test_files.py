@@ -275,7 +275,7 @@ class TestErrors:
             ({"support_rate": None}, "row 1: `support_rate` must be a number in"),
             ({"support_rate": 0.4}, "The user 'u0' has several values of `support_rate`"),
             ({"group": "other"}, "The user 'u0' has several values of `group`"),
-            ({"history": [{"prompt": "p"}]}, "row 1: `history` must be a list of past pairs"),
+            ({"history": [{"prompt": "p"}]}, "row 1: an entry of the history lacks chosen, rejected"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, changes, message):

@@ -16,11 +16,12 @@ from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
 from trl_pafo.config import PAFOConfig
 from trl_pafo.disk import json_ready
-from trl_pafo.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.history import HistoryCutter, add_history_template
 from trl_pafo.history_rows import attach_history
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
+from trl_pafo.rendering import InputRenderer
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.sources.registry import check_source, load_source
@@ -47,10 +48,14 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     if folder is not None:
         check_reward_model(folder)
     tokenizer = _tokenizer(args, folder)
-    settings = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": args.history_fields}
-    remembered = HistoryCutter.of(tokenizer, **settings)
+    settings: dict[str, Any] = {
+        "num_history": args.num_history,
+        "max_tokens": args.history_max_tokens,
+        "fields": args.history_fields,
+    }
+    remembered = HistoryCutter.of(tokenizer if folder is None else load_saved_tokenizer(folder), **settings)
     num_history = DEFAULT_NUM_HISTORY if remembered.num_history is None else remembered.num_history
-    cutter, max_length = _limits(args, folder, remembered, num_history)
+    cutter, max_length = _limits(args, folder, tokenizer, remembered, num_history)
 
     splits = load_source(args, context_pairs=max(1, num_history))
     for name, rows in splits.items():
@@ -82,7 +87,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         judged = sample, found.pop("correct")["shared"]
         result["headroom"] = found | {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
     if folder is not None:
-        judged = attached["test"], _model_correct(folder, attached["test"], remembered, args.batch_size)
+        renderer = InputRenderer(load_saved_tokenizer(folder), **settings)
+        judged = attached["test"], _model_correct(folder, renderer.render(attached["test"], "The test data"), args.batch_size)
     result["accuracy"] = None if judged is None else _accuracy(args, noise, *judged)
     result["verdict"] = verdict_sentence(result, args.min_gain)
     result["findings"] = findings(result)
@@ -96,7 +102,7 @@ def _tokenizer(args: AuditArguments, folder: str | None) -> Any:
 
 
 def _limits(
-    args: AuditArguments, folder: str | None, remembered: HistoryCutter, num_history: int
+    args: AuditArguments, folder: str | None, tokenizer: Any, remembered: HistoryCutter, num_history: int
 ) -> tuple[HistoryCutter, int | None]:
     """What `prepare` and a training would show of a history, and the longest input that they would take."""
     known = {"history_max_tokens": remembered.max_tokens, "history_fields": remembered.fields, "num_history": num_history}
@@ -104,7 +110,7 @@ def _limits(
     if args.max_length is not None:
         config.max_length = args.max_length
     fit_lengths(config, args.tokenizer or folder or args.embedding_model)
-    cutter = HistoryCutter(remembered.tokenizer, num_history, config.history_max_tokens, remembered.fields)
+    cutter = HistoryCutter(tokenizer, num_history, config.history_max_tokens, remembered.fields)
     return cutter, config.max_length
 
 
@@ -119,9 +125,8 @@ def _attach(splits: DatasetDict, num_history: int) -> dict[str, Dataset]:
     return attached
 
 
-def _model_correct(folder: str, rows: Dataset, cutter: HistoryCutter, batch_size: int) -> np.ndarray:
-    ready = render_history(rows, cutter)
-    return pair_correctness(np.subtract(*pair_rewards(folder, ready, batch_size=batch_size, desc="Test pairs, model")))
+def _model_correct(folder: str, rows: Dataset, batch_size: int) -> np.ndarray:
+    return pair_correctness(np.subtract(*pair_rewards(folder, rows, batch_size=batch_size, desc="Test pairs, model")))
 
 
 def _accuracy(args: AuditArguments, noise: LabelNoise, rows: Dataset, correct: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.history import HistoryCutter, content_key, render_history
-from trl_pafo.scoring import tokenize_response
+from trl_pafo.tokenization import tokenize_row
 
 BIN_WIDTH = 0.05
 
@@ -76,9 +76,7 @@ def dropped_by_length(
     ready = render_history(rows, cutter)
     lengths_of: dict[str, list[int]] = {}
     for row in ready:
-        sides = (
-            tokenize_response(tokenizer, row["prompt"], row[side], row["chat_template_kwargs"]) for side in ("chosen", "rejected")
-        )
+        sides = (tokenize_row(tokenizer, row, side) for side in ("chosen", "rejected"))
         lengths_of.setdefault(row["group"], []).append(max(map(len, sides)))
     groups = {}
     for name, lengths in sorted(lengths_of.items()):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
-from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.history import HistoryCutter
 from trl_pafo.models import materialise_model
 from trl_pafo.names import folder_names
 from trl_pafo.portfolio.oracles_candidates import RewardScale
+from trl_pafo.rendering import InputRenderer
 from trl_pafo.scoring import (
     check_reward_model,
     load_reward_model,
@@ -24,7 +24,6 @@ from trl_pafo.scoring import (
     local_folder,
     pad_id_of,
     score_sequences,
-    tokenize_response,
 )
 from trl_pafo.sources.typed_users import AnsweredPrompt
 
@@ -73,30 +72,38 @@ class RewardModel:
             Responses in a forward pass.
         device (`str`, *optional*, defaults to `"cpu"`):
             Where the model stands.
+        num_history (`int`, *optional*):
+            Past pairs in the prompt, in place of what the model remembers; `0` for a model that was trained with histories and is
+            to be shown none.
 
     Raises:
         TeacherError: If the model is not found.
         ConfigError: If it could not give rewards, see [`~trl_pafo.scoring.check_reward_model`].
     """
 
-    def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu"):
+    def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu", num_history: int | None = None):
         self.folder = local_folder(str(source))
         check_reward_model(self.folder)
         self.batch_size, self.device = batch_size, device
-        self._loaded: tuple[Any, Any] | None = None
+        self.renderer = InputRenderer(load_saved_tokenizer(self.folder), num_history)
+        self._model: Any = None
 
-    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
-        """Raw rewards of shape `(num_responses,)` of texts or messages, by the model's own chat template, without a history."""
-        model, tokenizer = self._load()
-        sequences = response_ids(tokenizer, prompts, responses, model.config)
-        pad = pad_id_of(model.config, tokenizer)
-        return score_sequences(model, sequences, pad, batch_size=self.batch_size, device=self.device)
+    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], histories: Sequence[Any] | None = None) -> np.ndarray:
+        """Raw rewards of shape `(num_responses,)` of texts or messages, as the model read them in its training.
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            tokenizer = add_history_template(load_saved_tokenizer(self.folder))
-            self._loaded = load_reward_model(self.folder).requires_grad_(False).to(self.device), tokenizer
-        return self._loaded
+        Args:
+            prompts (`Sequence`):
+                Prompts of shape `(num_responses,)`.
+            responses (`Sequence`):
+                Responses of shape `(num_responses,)`.
+            histories (`Sequence`, *optional*):
+                Past pairs of each prompt's user, newest first; a model that was trained with histories needs them.
+        """
+        if self._model is None:
+            self._model = load_reward_model(self.folder).requires_grad_(False).to(self.device)
+        sequences = response_ids(self.renderer, prompts, responses, self._model.config, histories)
+        pad = pad_id_of(self._model.config, self.renderer.tokenizer)
+        return score_sequences(self._model, sequences, pad, batch_size=self.batch_size, device=self.device)
 
 
 class ScaledReward:
@@ -117,19 +124,26 @@ class ScaledReward:
         self.__name__ = name
         self.model, self.scale = model, scale
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float]:
-        """Rewards of the completions, texts or messages."""
-        return self.scale(self.model(prompts, completions)[:, None])[:, 0].tolist()
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], history: Sequence[Any] | None = None, **kwargs: Any
+    ) -> list[float]:
+        """Rewards of the completions, texts or messages; under the `history` of each row, where the dataset has that column."""
+        return self.scale(self.model(prompts, completions, history)[:, None])[:, 0].tolist()
 
 
 def response_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], responses: Sequence[Any], config: Any
+    renderer: InputRenderer,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    config: Any,
+    histories: Sequence[Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of prompts (texts or messages) with their responses, as a reward model reads them; none is cut."""
-    ids = [
-        tokenize_response(tokenizer, as_messages(prompt, "user"), as_messages(response, "assistant"))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
+    if histories is not None:
+        rows = [{**row, "history": history} for row, history in zip(rows, histories, strict=True)]
+    # A batch in which nobody has a past says nothing of the others.
+    ids = [row["response"] for row in renderer.sequences(rows, all_lack=histories is None)]
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest and max(map(len, ids), default=0) > longest:
         raise DataError(
@@ -202,7 +216,7 @@ def fit_reward_models(
     head = getattr(reward_model, name)
     setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
     asked, answers = [p.prompt for p in prompts for _ in known], [p.responses[t] for p in prompts for t in known]
-    ids = response_ids(tokenizer, asked, answers, reward_model.config)
+    ids = response_ids(InputRenderer(tokenizer), asked, answers, reward_model.config)
     features = _features(reward_model, ids, pad_id_of(reward_model.config, tokenizer), batch_size)
     features = features.reshape(len(prompts), len(known), -1)
     spread = features.std(axis=(0, 1)) + 1e-8

@@ -7,11 +7,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trl_pafo.checks import TEXTS, check_columns, check_pairs, check_texts, kind_of
+from trl_pafo.checks import TEXTS, check_columns, check_pairs, check_texts
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HISTORY_FIELDS
+from trl_pafo.history import HISTORY_FIELDS, history_problem
 from trl_pafo.labels import label_names, normalize_labels
-from trl_pafo.sources.reading import open_dataset, single_split
+from trl_pafo.sources.reading import open_dataset, rows_to_dataset, single_split
 from trl_pafo.sources.splits import (
     add_support_groups,
     add_type_support,
@@ -170,7 +170,7 @@ def _conform(dataset: Dataset, columns: Mapping[str, str] | None, what: str) -> 
             built["support_rate"][row] = _rate(built["support_rate"][row], place)
         if "history" in built:
             built["history"][row] = _history(built["history"][row], place)
-    conformed = Dataset.from_dict(built)
+    conformed = rows_to_dataset([dict(zip(built, values, strict=True)) for values in zip(*built.values(), strict=True)], what)
     check_pairs(conformed, what)
     for name in {"group", "support_rate"} & set(built):
         one_value_per_user(conformed, name)
@@ -188,15 +188,7 @@ def _rate(value: Any, place: str) -> float:
 
 
 def _history(value: Any, place: str) -> list[dict[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(_is_past_pair(entry) for entry in value):
-        raise DataError(
-            f"{place}: `history` must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, newest first, which a CSV file "
-            f"cannot hold (use JSON Lines or Parquet); got {value!r:.200}."
-        )
-    return [{name: entry[name] for name in HISTORY_FIELDS} for entry in value]
-
-
-def _is_past_pair(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(kind_of(entry.get(name)) for name in HISTORY_FIELDS)
+    if problem := history_problem(value):
+        where = "; a CSV file cannot hold one (use JSON Lines or Parquet)" if isinstance(value, str) else ""
+        raise DataError(f"{place}: {problem}{where}.")
+    return [{name: entry[name] for name in HISTORY_FIELDS} for entry in value or []]

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import zlib
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -267,11 +268,9 @@ def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Colle
             built[name] = pa.array([row.get(name) for row in rows])
         except (pa.ArrowException, OverflowError) as error:
             if columns is None or name in columns:
-                kinds = [None if row.get(name) is None else type(row[name]).__name__ for row in rows]
-                usual = next(kind for kind in kinds if kind)
-                other = next(
-                    (f", first in row {n}, of type {kind}" for n, kind in enumerate(kinds) if kind not in (None, usual)), ""
-                )
+                values = [row.get(name) for row in rows]
+                number = bisect_left(range(len(rows)), True, key=lambda row: not _fit(values[: row + 1]))
+                other = f", first in row {number}, of type {type(values[number]).__name__}"
                 raise DataError(
                     f"{what}: the field `{name}` changes its type from row to row{other} ({error}). Give it one type in all rows."
                 ) from error
@@ -281,6 +280,15 @@ def rows_to_dataset(rows: Sequence[Mapping[str, Any]], what: str, columns: Colle
         return Dataset(pa.table(built))
     except pa.ArrowException as error:
         raise DataError(f"{what} cannot be read: {error}. Leave out what is nested so deeply.") from error
+
+
+def _fit(values: list[Any]) -> bool:
+    """Whether values have one type."""
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return False
+    return True
 
 
 def single_split(data: Dataset | DatasetDict, split: str, what: str) -> Dataset:

@@ -1,0 +1,479 @@
+"""What a model was trained with is what it reads afterwards, to the token: through the trainer, a file, a dataset, a function."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+from conftest import make_pairs, make_tokenizer
+from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer, checks
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.history import HistoryCutter, add_history_template, as_messages, content_text, remembered, render_history
+from trl_pafo.rendering import InputRenderer
+from trl_pafo.rewards import score_rows
+from trl_pafo.tokenization import tokenize_pairs, tokenize_row
+
+PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
+TEXTS = {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha"}
+MESSAGES = {k: as_messages(v, "user" if k == "prompt" else "assistant") for k, v in TEXTS.items()}
+
+FORMS = {
+    "texts": make_pairs(history=0),
+    "texts without a prompt": make_pairs(history=0).map(lambda r: {s: r["prompt"] + " " + r[s] for s in ("chosen", "rejected")}),
+    "messages": make_pairs(history=0).map(
+        lambda r: {k: as_messages(r[k], "user" if k == "prompt" else "assistant") for k in TEXTS}
+    ),
+    "histories": make_pairs(),
+    "no histories": make_pairs().map(lambda r: {"history": r["history"]}),
+    "rendered": render_history(make_pairs(), HistoryCutter(make_tokenizer("encoder"), 1)),
+    "texts with a rendered history": make_pairs(history=0).add_column(
+        "chat_template_kwargs", [{"history": past} for past in make_pairs()["history"][:]]
+    ),
+}
+FORMS["texts without a prompt"] = FORMS["texts without a prompt"].remove_columns("prompt")
+OPTIONS = {
+    "histories": {"num_history": 1, "history_max_tokens": 12, "history_fields": ["prompt", "chosen"]},
+    "no histories": {"num_history": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """What a training saves, and the token ids that it trained on."""
+    found = {}
+
+    def train(kind, form, folder):
+        if (kind, form) not in found:
+            out = tmp_path_factory.mktemp("model")
+            options = {"use_cpu": True, "bf16": False, "report_to": "none", "max_length": 256, "eos_token": "[SEP]"}
+            if kind == "decoder":
+                del options["eos_token"]
+            args = PAFOConfig(str(out), **options, **OPTIONS.get(form, {}))
+            trainer = PAFORewardTrainer(folder, args, train_dataset=FORMS[form])
+            trainer.save_model(str(out))
+            found[kind, form] = str(out), trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])[:]
+        return found[kind, form]
+
+    return train
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("form", FORMS)
+class TestAsTrained:
+    @pytest.fixture
+    def trained(self, saved, kind, form, request):
+        if kind == "encoder" and form == "messages":
+            pytest.skip("its tokenizer has no chat template, which RewardTrainer refuses")
+        return saved(kind, form, request.getfixturevalue(kind))
+
+    def test_rows_of_a_file_and_of_a_dataset_are_read_as_in_training(self, trained, form):
+        folder, ids = trained
+        rows = FORMS[form]
+        renderer = InputRenderer(AutoTokenizer.from_pretrained(folder), OPTIONS.get(form, {}).get("num_history"))
+        of_file = renderer.sequences(rows.to_list())
+        for side in ("chosen", "rejected"):
+            assert [row[side] for row in of_file] == ids[f"{side}_ids"]
+            ready = renderer.render(rows, "The rows")
+            assert [tokenize_row(renderer.tokenizer, row, side) for row in ready] == ids[f"{side}_ids"]
+
+    def test_a_training_says_what_it_was(self, trained, form):
+        found = remembered(AutoTokenizer.from_pretrained(trained[0]))
+        assert found["inputs"] == ("text" if form in ("texts", "texts without a prompt") else "messages")
+        expected = {"histories": (1, 12, ["prompt", "chosen"]), "rendered": (1, None), "texts with a rendered history": (2, None)}
+        assert (found["num_history"], found["max_tokens"], found["fields"])[: len(expected.get(form, (0,)))] == expected.get(
+            form, (0,)
+        )
+
+
+def tokenizer_of(inputs="messages", kind="decoder", **limits):
+    tokenizer = add_history_template(make_tokenizer(kind))
+    HistoryCutter(tokenizer, **limits).remember(inputs)
+    return tokenizer
+
+
+class TestMissingHistories:
+    @pytest.mark.parametrize("lacking", [{}, {"history": []}, {"history": None}, {"chat_template_kwargs": {"history": []}}])
+    def test_no_history_is_one_thing_however_it_is_said(self, lacking):
+        renderer = InputRenderer(tokenizer_of())
+        with pytest.warns(UserWarning, match=r"1 of 2 rows have no history \(the first: row 1\).*serves these users alike"):
+            found = renderer.sequences([{**TEXTS, "history": PAST}, {**TEXTS, **lacking}])
+        plain = renderer.tokenizer.apply_chat_template([*MESSAGES["prompt"], *MESSAGES["chosen"]], return_dict=True)["input_ids"]
+        assert found[1]["chosen"] == plain
+        assert found[0]["chosen"] != plain
+
+    def test_one_warning_for_many_batches(self, recwarn):
+        renderer = InputRenderer(tokenizer_of())
+        for _ in range(3):
+            renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])
+        assert len([w for w in recwarn if "have no history" in str(w.message)]) == 1
+
+    def test_none_at_all_is_an_error_unless_it_is_meant(self):
+        for rows in ([TEXTS], [{**TEXTS, "history": []}]):
+            with pytest.raises(DataError, match=r"no row has a history, and the model was trained with.*set num_history to 0"):
+                InputRenderer(tokenizer_of()).sequences(rows)
+            with pytest.raises(DataError, match="The data: no row has a history"):
+                InputRenderer(tokenizer_of()).render(Dataset.from_list(rows), "The data")
+        meant = InputRenderer(tokenizer_of(), num_history=0)
+        assert meant.sequences([TEXTS]) == meant.sequences([{**TEXTS, "history": PAST}])
+
+    @pytest.mark.parametrize("inputs", ["text", "messages"])
+    def test_a_history_for_a_model_without_is_an_error_unless_none_is_shown(self, inputs):
+        tokenizer = tokenizer_of(inputs, num_history=0)
+        rows = [{**TEXTS, "history": None}, {**TEXTS, "history": PAST}]
+        for given in (None, 3):
+            with pytest.raises(DataError, match="row 1 has a history, and the model was trained without histories"):
+                InputRenderer(tokenizer, given).sequences(rows)
+            with pytest.raises(DataError, match="The data, row 1 has a history"):
+                InputRenderer(tokenizer, given).render(Dataset.from_list(rows), "The data")
+        meant = InputRenderer(tokenizer, 0)
+        assert meant.sequences(rows)[0] == meant.sequences(rows)[1]
+
+    def test_histories_of_evaluation_rows_are_checked(self):
+        rows = Dataset.from_list([{**TEXTS, "history": PAST}, {**TEXTS, "history": [{**PAST[0], "chosen": " "}]}])
+        with pytest.raises(DataError, match="The data, row 1: `chosen` of an entry of the history is empty"):
+            InputRenderer(tokenizer_of()).render(rows, "The data")
+        InputRenderer(tokenizer_of(fields=["prompt"])).render(rows, "The data")  # it is not shown
+
+
+class TestKinds:
+    def test_messages_for_a_model_of_texts(self):
+        renderer = InputRenderer(tokenizer_of("text", num_history=0))
+        with pytest.raises(DataError, match="row 0 holds messages, and the model was trained on texts"):
+            renderer.sequences([MESSAGES])
+        with pytest.raises(DataError, match="The data, row 0 holds messages"):
+            renderer.render(Dataset.from_list([MESSAGES]), "The data")
+
+    def test_texts_for_a_model_of_messages_are_one_message_each(self):
+        renderer = InputRenderer(tokenizer_of(num_history=0))
+        assert renderer.sequences([TEXTS]) == renderer.sequences([MESSAGES])
+        assert renderer.render(Dataset.from_list([TEXTS]), "The data")[0] == MESSAGES
+        with pytest.raises(DataError, match="row 0 is a text without a prompt, and the model was trained on messages"):
+            renderer.sequences([{"chosen": "how sir", "rejected": "how lol"}])
+
+    def test_texts_beside_messages(self):
+        for inputs in ("text", "messages"):
+            renderer = InputRenderer(tokenizer_of(inputs, num_history=0))
+            with pytest.raises(DataError, match=r"row 0: some are texts and some are messages. Give all as texts"):
+                renderer.sequences([{**MESSAGES, "prompt": "how"}])
+
+    def test_a_model_from_elsewhere_reads_rows_as_they_come(self):
+        tokenizer = make_tokenizer("decoder")
+        renderer = InputRenderer(tokenizer)
+        assert renderer.sequences([TEXTS])[0]["chosen"] == tokenizer("how do i singkindly sir<|im_end|>")["input_ids"]
+        assert renderer.sequences([{**TEXTS, "history": []}]) == renderer.sequences([TEXTS])
+        whole = tokenizer.apply_chat_template([*MESSAGES["prompt"], *MESSAGES["chosen"]], return_dict=True)["input_ids"]
+        assert renderer.sequences([MESSAGES])[0]["chosen"] == whole
+        with_history = renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])  # then all are messages
+        assert with_history[1]["chosen"] == whole
+        assert len(with_history[0]["chosen"]) > len(whole)
+        with pytest.raises(DataError, match="these are messages, and the model's tokenizer has no chat template"):
+            InputRenderer(make_tokenizer("encoder")).sequences([MESSAGES])
+
+    def test_a_record_of_something_else_is_refused(self):
+        tokenizer = make_tokenizer("decoder")
+        tokenizer.init_kwargs["trl_pafo_inputs"] = {"num_history": 2}
+        with pytest.raises(ConfigError, match="`trl_pafo_inputs` of the tokenizer is not as trl-pafo writes it"):
+            InputRenderer(tokenizer)
+
+
+# --- messages as they come
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+OTHER_CALL = {"type": "function", "function": {"name": "weather", "arguments": {"unit": "C"}}}
+ASKED = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "is it red", "name": "ann"}]
+CHAT_ROWS = [
+    {
+        "prompt": ASKED,
+        "chosen": [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+        "rejected": [{"role": "assistant", "content": None, "tool_calls": [OTHER_CALL]}],
+    },
+    {**MESSAGES, "prompt": [*ASKED[:1], {"role": "user", "content": "how"}]},
+]
+# It tells whether a key is there.
+PICKY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% for key in m if key not in ['role', 'content'] %} {{ key }}="
+    "{{ m[key] | tojson }}{% endfor %} {{ m.content | default('nothing') }}<|im_end|>{% endfor %}"
+)
+
+
+def picky_tokenizer():
+    tokenizer = make_tokenizer("decoder")
+    tokenizer.chat_template = PICKY
+    return tokenizer
+
+
+def written(tokenizer, row, side, **kwargs):
+    return tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False, **kwargs)
+
+
+def as_file(rows, folder):
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=str(folder / "cache"))
+
+
+def as_columns(rows, folder):
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("build", [as_columns, as_file])
+class TestMessages:
+    @pytest.fixture
+    def texts(self, monkeypatch):
+        """What the template wrote, in place of ids of words that the small tokenizer does not know."""
+        import trl_pafo.tokenization
+
+        seen = []
+        inner = trl_pafo.tokenization._from_template
+
+        def spy(tokenizer, row, side, place, **how):
+            seen.append(inner(tokenizer, row, side, place, tokenize=False))
+            return inner(tokenizer, row, side, place, **how)
+
+        monkeypatch.setattr(trl_pafo.tokenization, "_from_template", spy)
+        return seen
+
+    def test_the_prompt_is_written_as_given_and_no_key_is_invented(self, build, texts, tmp_path):
+        tokenizer = picky_tokenizer()
+        expected = [written(tokenizer, row, side) for side in ("chosen", "rejected") for row in CHAT_ROWS]
+        assert 'name="ann"' in expected[0]
+        assert '"arguments": {"city": "Rome"}' in expected[0]
+        assert "tool_calls" not in expected[1]
+        rows = build(CHAT_ROWS, tmp_path)
+        tokenize_pairs(rows, tokenizer)
+        assert texts[-4:] == expected
+        texts.clear()
+        InputRenderer(tokenizer).sequences(CHAT_ROWS)
+        assert sorted(texts) == sorted(expected)
+        texts.clear()
+        ready = InputRenderer(tokenizer).render(rows, "The data")
+        for side in ("chosen", "rejected"):
+            for row in ready:
+                tokenize_row(tokenizer, row, side)
+        assert texts == expected
+
+    def test_with_a_history_the_first_message_keeps_its_other_keys(self, build, texts, tmp_path):
+        tokenizer = add_history_template(picky_tokenizer())
+        first = {"role": "user", "content": "is it red", "name": "ann"}
+        row = {**MESSAGES, "prompt": [first], "history": PAST}
+        ready = InputRenderer(tokenizer).render(build([row, {**MESSAGES, "history": PAST}], tmp_path), "The data")
+        tokenize_row(tokenizer, ready[0], "chosen")
+        past = "Asked: what is red\nLiked: the house\nDisliked: lol\nAsked: is it red"
+        assert texts[-1] == written(picky_tokenizer(), {**row, "prompt": [{**first, "content": past}]}, "chosen")
+
+    def test_parts_and_tool_calls_in_histories(self, build, tmp_path):
+        parts = [{"role": "user", "content": [{"type": "text", "text": "is it "}, {"type": "text", "text": "red"}]}]
+        past = {"prompt": parts, "chosen": CHAT_ROWS[0]["chosen"], "rejected": CHAT_ROWS[0]["rejected"]}
+        rows = build([{**MESSAGES, "history": [past]}, {**MESSAGES, "history": [past, past]}], tmp_path)
+        checks.check_history(rows, "The data")
+        shown = {
+            "prompt": "is it red",
+            "chosen": '{"name": "weather", "arguments": {"city": "Rome"}}',
+            "rejected": '{"name": "weather", "arguments": {"unit": "C"}}',
+        }
+        for limit in (None, 1000):
+            rendered = render_history(rows, HistoryCutter(make_tokenizer("decoder"), max_tokens=limit))
+            assert [row["chat_template_kwargs"]["history"] for row in rendered] == [[shown], [shown, shown]]
+
+    def test_a_tool_call_is_a_response(self, build, tmp_path):
+        checks.check_rows(build(CHAT_ROWS, tmp_path), "The data")
+
+
+def test_content_in_parts_is_in_the_prompt_and_in_front_of_it_stands_the_history():
+    tokenizer = add_history_template(picky_tokenizer())
+    first = {"role": "user", "content": [{"type": "text", "text": "is it red"}]}
+    text = tokenizer.apply_chat_template([first], tokenize=False, history=[{"chosen": "tea"}])
+    parts = [{"type": "text", "text": "Liked: tea\nAsked: "}, *first["content"]]
+    assert text == picky_tokenizer().apply_chat_template([{**first, "content": parts}], tokenize=False)
+    plain = add_history_template(make_tokenizer("encoder"))
+    assert plain.apply_chat_template([first], tokenize=False, history=[{"chosen": "tea"}]) == "[CLS]tea[SEP]is it red[SEP]"
+    called = [first, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert plain.apply_chat_template(called, tokenize=False) == f"[CLS]is it red[SEP]{json.dumps(CALL['function'])}[SEP]"
+
+
+@pytest.mark.parametrize("tokenize", [tokenize_pairs, partial(tokenize_pairs, title="train")])
+def test_what_a_template_cannot_write_is_named(tokenize):
+    rows = [CHAT_ROWS[1], CHAT_ROWS[0]]
+    with pytest.raises(DataError, match=r"dataset, row 1, `chosen` .with its prompt.: the chat template cannot write it"):
+        tokenize(Dataset.from_list(rows), make_tokenizer("decoder"))
+    with pytest.raises(DataError, match="the file, row 1, `chosen`"):
+        InputRenderer(make_tokenizer("decoder")).sequences(rows, "the file, row {}".format)
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image", "url": "x"}]}]
+
+
+def test_what_is_no_text_is_named_in_a_history():
+    rows = Dataset.from_list([{**MESSAGES, "history": [{"prompt": IMAGE, "chosen": IMAGE, "rejected": IMAGE}]}])
+    with pytest.raises(DataError, match="The data, row 0: `prompt` of an entry of the history: a part of a message is no text"):
+        checks.check_history(rows, "The data")
+    nothing = [{"role": "assistant", "content": None}]
+    rows = Dataset.from_list([{**MESSAGES, "history": [{"prompt": "how", "chosen": nothing, "rejected": "no"}]}])
+    with pytest.raises(DataError, match="row 0: `chosen` of an entry of the history is empty"):
+        checks.check_history(rows, "The data")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "red"},
+        {"content": "red", "tool_calls": [CALL]},
+        {"content": "", "tool_calls": [CALL, OTHER_CALL]},
+        {"content": None, "tool_calls": [{"name": "x", "arguments": '{"a": 1}'}]},
+        {"content": [{"type": "text", "text": "é<"}, {"type": "text", "text": "b"}], "tool_calls": [CALL]},
+    ],
+)
+def test_the_template_and_python_write_messages_alike(message):
+    value = [{"role": "user", "content": "a"}, {"role": "assistant", **message}]
+    tokenizer = add_history_template(make_tokenizer("decoder"))
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, history=[{"chosen": value}])
+    assert f"Liked: {content_text(value)}\nAsked: x" in text
+
+
+MALFORMED = {
+    "a text": "liked tea",
+    "one past pair": PAST[0],
+    "a number": 3,
+    "texts": ["tea"],
+    "unknown keys": [{"prompt": "a", "accepted": "b"}],
+    "one unknown key": [{**PAST[0], "score": 1}],
+    "an empty pair": [{}],
+    "nothing in it": [{"prompt": None, "chosen": "", "rejected": None}],
+    "an empty message": [{"chosen": [{"role": "assistant", "content": ""}]}],
+    "no content": [{"chosen": [{"role": "assistant", "content": None}]}],
+    "one message": [{"chosen": {"role": "assistant", "content": "a"}}],
+    "an image": [{"prompt": IMAGE}],
+}
+
+
+@pytest.mark.parametrize("history", MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_the_template_alone_raises_for_what_is_no_history(kind, history):
+    from jinja2.exceptions import TemplateError
+
+    tokenizer = add_history_template(make_tokenizer(kind))
+    with pytest.raises(TemplateError, match=r"(history|text|content)"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], history=history)
+    row = {**MESSAGES, "chat_template_kwargs": {"history": history}}
+    with pytest.raises(
+        DataError, match=r"A row, `chosen` .with its prompt.: the chat template cannot write it: .*(history|text|content)"
+    ):
+        tokenize_row(tokenizer, row, "chosen")
+
+
+def test_a_template_that_begins_with_white_space_is_written_as_it_was():
+    for start in ("\n", "  ", "\n  {% if true %}x{% endif %}"):
+        tokenizer = make_tokenizer("decoder")
+        tokenizer.chat_template = start + tokenizer.chat_template
+        before = tokenizer.apply_chat_template(MESSAGES["prompt"], tokenize=False)
+        assert add_history_template(tokenizer).apply_chat_template(MESSAGES["prompt"], tokenize=False) == before
+
+
+def test_tools_are_read_in_evaluation_as_in_training(decoder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.name }} {% endfor %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path)
+    row = {**MESSAGES, "tools": json.dumps([{"name": "rain sun"}])}
+    assert tokenizer.convert_tokens_to_ids("rain") in InputRenderer(tokenizer).sequences([row])[0]["chosen"]
+    import shutil
+
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(f"{decoder}/{name}", tmp_path)
+    assert score_rows(tmp_path, Dataset.from_list([row])).text_chosen[0].startswith("rain sun")
+
+
+class TestTrainer:
+    @pytest.fixture
+    def build(self, decoder, training, tmp_path):
+        def trainer(rows, eval_rows=None, model=decoder, **options):
+            return PAFORewardTrainer(
+                model, PAFOConfig(str(tmp_path / "out"), **training, **options), train_dataset=rows, eval_dataset=eval_rows
+            )
+
+        return trainer
+
+    def test_evaluation_rows_are_read_as_the_training_rows(self, build, pairs):
+        trainer = build(pairs, pairs.add_column("n", range(len(pairs))), num_history=1, history_fields=["chosen"])
+        assert trainer.eval_dataset["chosen_ids"][:] == trainer.train_dataset["chosen_ids"][:]
+        messages = make_pairs(history=0).map(
+            lambda r: {k: as_messages(r[k], "user" if k == "prompt" else "assistant") for k in TEXTS}
+        )
+        trainer = build(messages, make_pairs(history=0))
+        assert trainer.eval_dataset["chosen_ids"][:] == trainer.train_dataset["chosen_ids"][:]
+
+    def test_histories_that_evaluation_rows_lack(self, build, pairs):
+        rows = pairs.to_list()
+        rows[0]["history"] = None
+        with pytest.warns(UserWarning, match="1 of 30 rows have no history .the first: The evaluation dataset, row 0"):
+            build(pairs, Dataset.from_list(rows))
+        with pytest.raises(DataError, match="The evaluation dataset: no row has a history"):
+            build(pairs, make_pairs(history=0))
+        rows[0]["history"] = [{"prompt": "a", "chosen": "", "rejected": "b"}]
+        with pytest.raises(
+            DataError, match="The evaluation dataset, row 0 of user 'user-0': an entry of the history lacks chosen"
+        ):
+            build(pairs, Dataset.from_list(rows))
+
+    def test_a_model_that_is_only_evaluated_reads_rows_as_it_was_trained(self, build, pairs, tmp_path):
+        trainer = build(pairs, num_history=1, history_fields=["chosen"])
+        trainer.save_model(str(tmp_path / "saved"))
+        alone = build(None, pairs, str(tmp_path / "saved"))
+        assert alone.eval_dataset["chosen_ids"][:] == trainer.train_dataset["chosen_ids"][:]
+        assert remembered(alone.processing_class) == remembered(trainer.processing_class)
+
+    def test_the_last_training_is_remembered(self, build, pairs, tmp_path):
+        build(pairs).save_model(str(tmp_path / "saved"))
+        trainer = build(make_pairs(history=0), model=str(tmp_path / "saved"))
+        assert remembered(trainer.processing_class)["inputs"] == "text"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_teachers_without_histories(self, build, pairs, stream, encoder):
+        rows = pairs.rename_column("history", "past_pairs")
+        if stream:
+            rows = rows.to_iterable_dataset()
+        teachers = {"majority": encoder, "minority": encoder}
+        with pytest.raises(
+            DataError, match=r"`teachers` and no histories; the columns that are not used are past_pairs.*num_history=0"
+        ):
+            build(rows, model="does/not-exist", teachers=teachers)
+        if not stream:
+            rendered = render_history(pairs, HistoryCutter(make_tokenizer("decoder"), 0))
+            with pytest.raises(DataError, match="`teachers` and no histories"):
+                build(rendered, model="does/not-exist", teachers=teachers)
+
+    def test_a_rendered_history_is_checked(self, build, pairs):
+        rows = [
+            {**row, "chat_template_kwargs": {"history": "liked tea" if n == 2 else "x"}}
+            for n, row in enumerate(make_pairs(history=0))
+        ]
+        with pytest.raises(DataError, match="row 0 of user 'user-0': a history must be a list of past pairs"):
+            build(Dataset.from_list(rows), model="does/not-exist")
+
+    def test_streams_say_what_they_are(self, build):
+        texts = make_pairs(history=0)
+        assert remembered(build(texts.to_iterable_dataset()).processing_class)["inputs"] == "text"
+        with_history = FORMS["texts with a rendered history"].to_iterable_dataset()
+        with pytest.raises(DataError, match="holds texts with a `history` in `chat_template_kwargs`, which only messages show"):
+            build(with_history)
+        rendered = FORMS["rendered"].to_iterable_dataset()
+        assert remembered(build(rendered, num_history=1).processing_class)["num_history"] == 1
+        with pytest.raises(DataError, match="A streaming dataset cannot have a `history` column"):
+            build(make_pairs().to_iterable_dataset())
+        with pytest.raises(DataError, match="A streaming dataset holds messages, and the model was trained on text"):
+            build(texts, rendered)
+
+
+def test_margins_of_like_rows_do_not_hang_on_the_way(decoder, training, tmp_path):
+    """A model that was trained on texts gives the same rewards through a file and through a dataset."""
+    from trl_pafo.scoring import load_reward_model, score_sequences
+
+    rows = make_pairs(history=0)
+    PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path), **training), train_dataset=rows).save_model(str(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    scored = score_rows(tmp_path, InputRenderer(tokenizer).render(rows, "The data"))
+    ids = [row["chosen"] for row in InputRenderer(tokenizer).sequences(rows.to_list())]
+    of_file = score_sequences(load_reward_model(tmp_path), ids, tokenizer.pad_token_id)
+    np.testing.assert_allclose(scored.chosen, of_file, atol=1e-5)
+    assert np.ptp(of_file) > 0.01
