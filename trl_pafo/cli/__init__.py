@@ -48,10 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     from trl_pafo.cli.quiet import quiet
     from trl_pafo.versions import check_versions
 
-    quiet()
+    asks_for_help = bool({"-h", "--help"} & set(rest))
+    if not asks_for_help:
+        quiet()  # which loads them
     command = import_module(f"trl_pafo.cli.{name}")
     # Loading what a training needs takes seconds, and its flags are hundreds: they are shown to those who ask for them.
-    short = {"short": True} if name in TRAINING and {"-h", "--help"} & set(rest) else {}
+    short = {"short": True} if name in TRAINING and asks_for_help else {}
     rest = ["--help" if flag == "--help-all" else flag for flag in rest]
     try:
         check_versions()
