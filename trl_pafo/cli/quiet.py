@@ -9,6 +9,8 @@ def quiet() -> None:
     """Silence load reports, per-dataset bars and deprecation notes of the libraries underneath; errors stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # The Trainer turns the bars of the Hub on again after a push, and is told that the environment turned them off.
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars", category=UserWarning)
     import datasets
     import transformers
 
