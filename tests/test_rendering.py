@@ -191,6 +191,7 @@ CHAT_ROWS = [
         "rejected": [{"role": "assistant", "content": None, "tool_calls": [OTHER_CALL]}],
     },
     {**MESSAGES, "prompt": [*ASKED[:1], {"role": "user", "content": "how"}]},
+    {**MESSAGES, "chosen": [{"role": "assistant", "content": "ok", "tool_calls": [OTHER_CALL]}]},
 ]
 # It tells whether a key is there.
 PICKY = (
@@ -241,9 +242,10 @@ class TestMessages:
         assert 'name="ann"' in expected[0]
         assert '"arguments": {"city": "Rome"}' in expected[0]
         assert "tool_calls" not in expected[1]
+        assert '"arguments": {"unit": "C"}' in expected[2]
         rows = build(CHAT_ROWS, tmp_path)
         tokenize_pairs(rows, tokenizer)
-        assert texts[-4:] == expected
+        assert texts[-6:] == expected
         texts.clear()
         InputRenderer(tokenizer).sequences(CHAT_ROWS)
         assert sorted(texts) == sorted(expected)
@@ -266,7 +268,8 @@ class TestMessages:
     def test_parts_and_tool_calls_in_histories(self, build, tmp_path):
         parts = [{"role": "user", "content": [{"type": "text", "text": "is it "}, {"type": "text", "text": "red"}]}]
         past = {"prompt": parts, "chosen": CHAT_ROWS[0]["chosen"], "rejected": CHAT_ROWS[0]["rejected"]}
-        rows = build([{**MESSAGES, "history": [past]}, {**MESSAGES, "history": [past, past]}], tmp_path)
+        swapped = {**past, "chosen": past["rejected"], "rejected": past["chosen"]}
+        rows = build([{**MESSAGES, "history": [past]}, {**MESSAGES, "history": [swapped, past]}], tmp_path)
         checks.check_history(rows, "The data")
         shown = {
             "prompt": "is it red",
@@ -275,7 +278,8 @@ class TestMessages:
         }
         for limit in (None, 1000):
             rendered = render_history(rows, HistoryCutter(make_tokenizer("decoder"), max_tokens=limit))
-            assert [row["chat_template_kwargs"]["history"] for row in rendered] == [[shown], [shown, shown]]
+            other = {**shown, "chosen": shown["rejected"], "rejected": shown["chosen"]}
+            assert [row["chat_template_kwargs"]["history"] for row in rendered] == [[shown], [other, shown]]
 
     def test_a_tool_call_is_a_response(self, build, tmp_path):
         checks.check_rows(build(CHAT_ROWS, tmp_path), "The data")
