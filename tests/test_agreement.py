@@ -66,7 +66,9 @@ def teachers(tmp_path) -> dict[str, AutoModelForSequenceClassification]:
 def labelled(decoder, training, teachers, tmp_path) -> Dataset:
     """Pairs whose labels are those of the teachers of their groups."""
     rows = make_pairs(history=0)
-    trainer = PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path / "label"), **training), train_dataset=rows, teachers=teachers)
+    trainer = PAFORewardTrainer(
+        decoder, PAFOConfig(str(tmp_path / "label"), num_history=0, **training), train_dataset=rows, teachers=teachers
+    )
     margins = np.asarray(trainer.train_dataset["teacher_margin"][:])
     texts = {
         side: [rows[row][side if margins[row] > 0 else other] for row in range(len(rows))]
@@ -80,7 +82,7 @@ def labelled(decoder, training, teachers, tmp_path) -> Dataset:
 @pytest.fixture
 def train(decoder, training, tmp_path):
     def run(rows, teachers=None, resume=None, **more) -> PAFORewardTrainer:
-        args = PAFOConfig(str(tmp_path / "out"), **{**training, "max_steps": 3, "logging_steps": 1, **more})
+        args = PAFOConfig(str(tmp_path / "out"), **{**training, "num_history": 0, "max_steps": 3, "logging_steps": 1, **more})
         trainer = PAFORewardTrainer(decoder, args, train_dataset=rows, teachers=teachers)
         trainer.train(resume_from_checkpoint=resume)
         return trainer

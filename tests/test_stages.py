@@ -14,7 +14,7 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import models, preparation, stages
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
-from trl_pafo.history import remembered
+from trl_pafo.history import HistoryCutter, remembered
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
@@ -286,6 +286,16 @@ def test_given_teachers_are_used_and_not_trained(run, trained, tmp_path):
     results = run(teachers=teachers)()
     assert trained == ["Bradley-Terry", "personalised BT", "PAFO"]
     assert "oracle" in results["methods"]
+
+
+def test_given_teachers_must_read_what_the_student_reads(run, trained, tmp_path):
+    folder = make_model("encoder", tmp_path / "t")
+    tokenizer = load_tokenizer(folder)
+    HistoryCutter(tokenizer, 0).remember("text")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(TeacherError, match=r"trained on text without histories, .* messages with up to 1 past pairs"):
+        run(teachers={"majority": folder, "minority": folder})()
+    assert trained == []
 
 
 def test_given_teachers_must_match_the_groups_before_training(run, trained, tmp_path):

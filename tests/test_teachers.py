@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_pairs
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import TeacherError
-from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_teacher
+from trl_pafo.history import HistoryCutter, render_history
+from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_inputs, check_teacher
 
 
 @pytest.fixture
@@ -163,3 +165,82 @@ class TestQuantisedBase:
         model.hf_quantizer, model.config.quantization_config = object(), self.HOW
         adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
         assert QuantisedBase.of(adapted) == QuantisedBase(decoder, self.HOW)
+
+
+def inputs_of(what: str = "messages", num_history: int | None = 2, max_tokens: int | None = None, fields=("chosen",)) -> dict:
+    order = [name for name in ("prompt", "chosen", "rejected") if name in fields]
+    return {"inputs": what, "num_history": num_history, "max_tokens": max_tokens, "fields": order}
+
+
+class TestInputs:
+    """What a teacher was trained to read, which its tokenizer remembers, against what the student is trained on."""
+
+    @pytest.fixture
+    def teacher(self, decoder, tmp_path):
+        def make(inputs: dict | None) -> Teacher:
+            folder = tmp_path / "teacher"
+            shutil.copytree(decoder, folder, dirs_exist_ok=True)
+            if inputs is not None:
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+                how = {key: value for key, value in inputs.items() if key != "inputs"}
+                HistoryCutter(tokenizer, **how).remember(inputs["inputs"])
+                tokenizer.save_pretrained(folder)
+            return Teacher("minority", str(folder))
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("trained", "student", "words"),
+        [
+            (
+                inputs_of("text", 0),
+                inputs_of(num_history=0),
+                "on text without histories, the student is trained on messages without",
+            ),
+            (
+                inputs_of(num_history=0),
+                inputs_of(),
+                r"messages without histories, .* messages with up to 2 past pairs \(chosen\)",
+            ),
+            (
+                inputs_of(num_history=None),
+                inputs_of(num_history=0),
+                r"messages with all past pairs .* messages without histories",
+            ),
+            (inputs_of(fields=["chosen", "rejected"]), inputs_of(), r"\(chosen, rejected\), .* \(chosen\)"),
+        ],
+        ids=["texts", "teacher without", "student without", "fields"],
+    )
+    def test_other_inputs_are_refused_with_both_named(self, teacher, trained, student, words):
+        with pytest.raises(TeacherError, match=f"teacher of group 'minority' .*{words}.* `teacher_margin` column"):
+            check_inputs(teacher(trained), student)
+
+    @pytest.mark.parametrize("student", [inputs_of(num_history=3), inputs_of(num_history=None), inputs_of(max_tokens=9)], ids=str)
+    def test_other_numbers_are_told(self, teacher, student, caplog):
+        check_inputs(teacher(inputs_of()), student)
+        assert "was trained on messages with up to 2 past pairs (chosen), the student is trained on messages with" in caplog.text
+
+    def test_the_same_and_what_nobody_knows_is_taken(self, teacher, caplog):
+        check_inputs(teacher(None), inputs_of())
+        check_inputs(Teacher("a", torch.nn.Linear(1, 1)), inputs_of())
+        check_inputs(teacher(inputs_of()), None)
+        check_inputs(teacher(inputs_of()), inputs_of())
+        check_inputs(teacher(inputs_of("text", 0)), inputs_of("text", 0, fields=["prompt"]))
+        assert not caplog.records
+
+    def test_of_histories_that_came_cut_only_longer_ones_are_told(self, teacher, caplog):
+        check_inputs(teacher(inputs_of(max_tokens=9)), inputs_of(num_history=1), as_found=True)
+        assert not caplog.records
+        check_inputs(teacher(inputs_of()), inputs_of(num_history=3), as_found=True)
+        assert "up to 3 past pairs" in caplog.text
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_the_trainer_refuses_before_a_teacher_is_loaded(self, teacher, decoder, training, tmp_path, stream):
+        """A teacher that was trained without histories would be given the student's tokens, which have them."""
+        rows = make_pairs(history=2)
+        teachers = dict.fromkeys(rows.unique("group"), teacher(inputs_of(num_history=0)).source)
+        if stream:
+            tokenizer = AutoTokenizer.from_pretrained(decoder)
+            rows = render_history(rows, HistoryCutter(tokenizer, 2)).to_iterable_dataset()
+        with pytest.raises(TeacherError, match=r"trained on messages without histories, the student is trained on messages with"):
+            PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path / "out"), **training), train_dataset=rows, teachers=teachers)

@@ -160,18 +160,27 @@ class PairsRewardTrainer(HubRewardTrainer):
         return dataset
 
     @staticmethod
-    def _render(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PAFOConfig) -> Dataset:
-        """The training pairs as the model reads them; the tokenizer remembers how."""
-        cutter = HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields)
-        is_cut = is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None
-        if is_cut:
+    def _is_cut(dataset: Dataset, args: PAFOConfig) -> bool:
+        """Whether the histories are shown as they came."""
+        return is_rendered(dataset) and args.num_history is None and args.history_max_tokens is None
+
+    def _remember(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PAFOConfig) -> None:
+        """Let the tokenizer remember how the training pairs are read."""
+        if self._is_cut(dataset, args):
             remember_rendering(dataset, tokenizer)
+        elif "history" in dataset.column_names or is_rendered(dataset):
+            HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
+        else:
+            HistoryCutter(tokenizer, 0).remember("messages" if len(dataset) and is_conversational(dataset[0]) else "text")
+
+    def _render(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PAFOConfig) -> Dataset:
+        """The training pairs as the model reads them; the tokenizer remembers how."""
+        self._remember(dataset, tokenizer, args)
+        if self._is_cut(dataset, args):
             return rows_as_messages(dataset.remove_columns([n for n in ("history",) if n in dataset.column_names]))
         if "history" in dataset.column_names or is_rendered(dataset):
             add_history_template(tokenizer)
-            cutter.remember()
-            return render_history(dataset, cutter, args.dataset_num_proc)
-        HistoryCutter(tokenizer, 0).remember("messages" if len(dataset) and is_conversational(dataset[0]) else "text")
+            return render_history(dataset, HistoryCutter.of(tokenizer), args.dataset_num_proc)
         return dataset
 
     @staticmethod

@@ -20,7 +20,7 @@ from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation import evaluate_run
-from trl_pafo.history import HistoryCutter, without_history
+from trl_pafo.history import HistoryCutter, remembered, without_history
 from trl_pafo.hub import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
 from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
@@ -33,7 +33,7 @@ from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.sources.registry import check_source, data_identity
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
-from trl_pafo.teachers import Teacher, as_teachers
+from trl_pafo.teachers import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer import PAFORewardTrainer
 from trl_pafo.training import keep_for, train, write_checkpoints_to
 
@@ -98,6 +98,9 @@ class Run:
         given = as_teachers(self.args.teachers)  # type: ignore[arg-type]
         longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
         check_run_data(data, self.run, self.args, self.tokenizer, longest, given)
+        own = remembered(self._remember_history(copy.deepcopy(self.tokenizer)))
+        for teacher in given.values():
+            check_inputs(teacher, own)
         self._materialise()
         with self.folder.only_checking():  # a result that is in the way is told before the first training, not between two
             self._models(data, given)
@@ -208,10 +211,11 @@ class Run:
             peft_config=peft_config,
         )
 
-    def _remember_history(self, trainer: PAFORewardTrainer) -> None:
-        """Rows that come rendered do not say how: the options do."""
+    def _remember_history(self, tokenizer: Any) -> Any:
+        """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""
         args = self.args
-        HistoryCutter(trainer.processing_class, args.num_history, args.history_max_tokens, args.history_fields).remember()  # type: ignore[arg-type]
+        HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
+        return tokenizer
 
     def _baseline(self, method: str, train: Dataset) -> str:
         output = f"models/{method}"
@@ -220,7 +224,7 @@ class Run:
             personalized = method == "personalized_bt"
             trainer = self._reward_trainer(out, train if personalized else without_history(train))
             if personalized:
-                self._remember_history(trainer)
+                self._remember_history(trainer.processing_class)
             return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method)
@@ -242,7 +246,7 @@ class Run:
                 rows = train.filter(lambda row: row["group"] == group)
                 set_seed(self.args.seed)
                 trainer = self._reward_trainer(out, rows, start, self.teacher_model)
-                self._remember_history(trainer)
+                self._remember_history(trainer.processing_class)
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
                     steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
                     trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
@@ -330,7 +334,7 @@ class Run:
             )
             for agreement in trainer.teacher_agreement:
                 print(f"    {agreement}", flush=True)
-            self._remember_history(trainer)
+            self._remember_history(trainer.processing_class)
             return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.history import remembered
 from trl_pafo.labels import as_label
 from trl_pafo.run_options import canonical
 from trl_pafo.safe_loading import MODEL_FILES
@@ -27,6 +29,8 @@ from trl_pafo.scoring import (
     pad_id_of,
     trained_pad_id,
 )
+
+logger = logging.getLogger(__name__)
 
 # Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
 _UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
@@ -192,6 +196,52 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
             "it cannot score the student's token ids. Train it on the student's tokenizer, or add its margins as a "
             "`teacher_margin` column."
         )
+
+
+def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_found: bool = False) -> None:
+    """Raise where a teacher was trained to read something else than the student's tokens hold; warn where it saw other numbers of
+    past pairs. A teacher whose tokenizer remembers nothing was trained elsewhere and is taken as it is.
+
+    Args:
+        teacher ([`Teacher`]):
+            The teacher.
+        student (`Mapping[str, Any]`, *optional*):
+            What the student is trained with, as [`~trl_pafo.history.remembered`] gives it.
+        as_found (`bool`, *optional*, defaults to `False`):
+            What the student's histories show is all that is known of their limits: they came cut, or come as a stream.
+
+    Raises:
+        TeacherError: If one reads texts and the other messages, one has histories and the other none, or their fields differ.
+    """
+    own = teacher.tokenizer()
+    trained = None if own is None else remembered(own)
+    if trained is None or student is None:
+        return
+    about = (
+        f"The teacher of group {teacher.group!r} ({teacher.name}) was trained on {_in_words(trained)}, the student is trained on "
+        f"{_in_words(student)}"
+    )
+    with_history = trained["num_history"] != 0
+    fits = trained["inputs"] == student["inputs"] and with_history == (student["num_history"] != 0)
+    if not fits or (with_history and set(trained["fields"]) != set(student["fields"])):
+        raise TeacherError(
+            f"{about}: it would judge what it has not learnt to read, and its margins would say nothing. Train it on rows as the "
+            "student's, with the same history options, or add margins that it gives to rows of its own kind as a `teacher_margin` column."
+        )
+    other = any(trained[name] != student[name] for name in ("num_history", "max_tokens"))
+    if as_found:
+        other = None not in (most := (trained["num_history"], student["num_history"])) and most[0] < most[1]
+    if with_history and other:
+        logger.warning("%s: its margins may be off where histories are of a length that it has not seen.", about)
+
+
+def _in_words(inputs: Mapping[str, Any]) -> str:
+    """For people: what a model reads."""
+    if inputs["num_history"] == 0:
+        return f"{inputs['inputs']} without histories"
+    number = "all past pairs" if inputs["num_history"] is None else f"up to {inputs['num_history']} past pairs"
+    budget = "" if inputs["max_tokens"] is None else f" within {inputs['max_tokens']} tokens"
+    return f"{inputs['inputs']} with {number} ({', '.join(inputs['fields'])}){budget}"
 
 
 def _digest_files(folder: Path) -> str:

@@ -29,6 +29,7 @@ from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairSums
+from trl_pafo.history import remembered
 from trl_pafo.label_columns import normalize_columns
 from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
@@ -39,7 +40,7 @@ from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.scoring import as_dtype, reward_of
-from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_teacher
+from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
 
 logger = get_logger(__name__)
 
@@ -173,6 +174,10 @@ class PAFORewardTrainer(PairsRewardTrainer):
         if self._distils and processing_class is not None:
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
+            if isinstance(train_dataset, Dataset) and not {"chosen_ids", "chosen_input_ids"} & set(columns):
+                self._remember(train_dataset, processing_class, args)
+                for teacher in self._teachers.values():
+                    check_inputs(teacher, remembered(processing_class), as_found=self._is_cut(train_dataset, args))
 
         given = NO_PAIRS if train_dataset is None else train_dataset  # the base class demands one
         super().__init__(model, args, data_collator, given, eval_dataset, processing_class, *positional, **kwargs)
@@ -199,6 +204,11 @@ class PAFORewardTrainer(PairsRewardTrainer):
         if self._distils and isinstance(self.train_dataset, Dataset):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
         elif self._distils and "teacher_margin" not in columns:
+            found = None if "chosen_ids" in columns else remembered(self.processing_class)
+            # Where the first row is of messages and has no history, later ones may have some.
+            if found is not None and (found["inputs"] == "text" or found["num_history"] != 0):
+                for teacher in self._teachers.values():
+                    check_inputs(teacher, found, as_found=True)
             self._online = OnlineTeachers(
                 self._teachers,
                 self.processing_class,
