@@ -8,13 +8,14 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test test-slow test-launchers test-lowest test-highest lint format clean
+.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-processors  the tests as they run on other processors: older instructions, two threads, other rounding"
 	@echo "make test-launchers  DDP, FSDP2, ZeRO-1 to 3 on two processes, with DeepSpeed (tens of minutes)"
 	@echo "make test-lowest  the tests with the lowest versions of all requirements (docs/versions.md)"
 	@echo "make test-highest the tests with the newest versions within the ranges"
@@ -37,6 +38,18 @@ test: setup lint
 
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
+
+# What the best processor of today computes otherwise than others: instructions of torch, oneDNN, MKL and OpenBLAS, threads, and how
+# sums are rounded, which tests/other_rounding.py changes for what no variable can imitate.
+OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
+BEST := MKL_CBWR=AUTO
+test-processors: setup
+	@set -e; for threads in 1 2; do for processor in "$(OLDEST)" "$(AVX2)" "$(BEST)"; do \
+		echo "== $$processor, threads: $$threads"; \
+		env $(TEST_ENV) OMP_NUM_THREADS=$$threads $$processor $(BIN)/python -m pytest -n 2 -q; \
+	done; done
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -q -p other_rounding
 
 test-launchers:
 	$(PYTHON) -m venv .venv-launchers

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command lin
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import random
 import resource
 import sys
@@ -22,6 +23,8 @@ import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+
+from trl_pafo.report.page import SECTIONS
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -122,6 +125,12 @@ def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1, **si
     return str(folder)
 
 
+def pytest_collection_finish() -> None:
+    """Each training collects garbage: not among all that was imported, which took it most of its time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_deprecated_is_called() -> Iterator[None]:
     """A deprecation that trl_pafo causes is an error, also where it calls a model, which a filter by module does not see."""
@@ -197,6 +206,12 @@ def full_after(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def short_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of runs have their first section alone: drawing all pictures takes longer than a tiny run (all: tests/report)."""
+    monkeypatch.setattr("trl_pafo.report.page.SECTIONS", SECTIONS[:1])
 
 
 @pytest.fixture

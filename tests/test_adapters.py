@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_pairs, make_tokenizer
 from peft import LoraConfig, get_peft_model
+from rounding import rounding
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -86,7 +87,8 @@ def test_an_adapter_on_a_trained_reward_model_may_keep_its_head(decoder, trainin
     saved = load_reward_model(tmp_path)
     ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
     with torch.no_grad():
-        assert saved(ids).logits.item() == pytest.approx(trainer.model.eval()(ids).logits.item(), abs=1e-5)
+        expected = trainer.model.eval()(ids).logits.item()
+        assert saved(ids).logits.item() == pytest.approx(expected, abs=rounding(expected))
     keep_reward_head(decoder, LoraConfig(task_type="FEATURE_EXTRACTION"))  # one yet to be made may keep it too
 
 
@@ -140,7 +142,8 @@ def test_all_new_layers_below_the_reward_come_back(training, tmp_path):
     saved = load_reward_model(tmp_path / "out")
     ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
     with torch.no_grad():
-        assert saved(ids).logits.item() == pytest.approx(trainer.model.eval()(ids).logits.item(), abs=1e-6)
+        expected = trainer.model.eval()(ids).logits.item()
+        assert saved(ids).logits.item() == pytest.approx(expected, abs=rounding(expected))
 
 
 def test_an_adapter_by_its_name_is_not_trained(student, training, tmp_path):
@@ -163,7 +166,8 @@ def test_the_head_that_a_config_without_task_type_trains_comes_back(decoder, tra
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1).eval()
     ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
     with torch.no_grad():
-        assert saved(ids).logits.item() == pytest.approx(trainer.model.eval()(ids).logits.item(), abs=1e-6)
+        expected = trainer.model.eval()(ids).logits.item()
+        assert saved(ids).logits.item() == pytest.approx(expected, abs=rounding(expected))
 
 
 def test_of_several_adapters_the_trained_one_is_saved(student, decoder, training, tmp_path):
@@ -225,7 +229,7 @@ def test_it_loads_and_merges_as_documented(trained_adapter, tmp_path, monkeypatc
     }
     for name, model in loaded.items():
         assert model.config.pad_token_id == 0, name
-        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 0), expected, atol=1e-5, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 0), expected, atol=rounding(expected), err_msg=name)
     assert not list(Path("fair-merged").glob("adapter*"))
 
 

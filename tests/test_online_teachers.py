@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_model, make_pairs
+from rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -56,7 +57,7 @@ def test_margins_are_those_of_the_precompute(train, teachers, encoder, tmp_path)
     kept = train(rows).train_dataset["teacher_margin"][:]
     trainer = train(rows.to_iterable_dataset())
     got = margins_of_batches(trainer)
-    np.testing.assert_allclose(got, kept[: len(got)], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, kept[: len(got)], atol=rounding(kept))
     assert len(set(np.round(got, 4))) > 6
 
 
@@ -68,7 +69,8 @@ def test_a_stream_trains_like_its_rows(train):
     plain = train(train(rows).train_dataset.to_iterable_dataset(), teachers=None)
     plain.train()
     losses = [[log["loss"] for log in trainer.state.log_history if "loss" in log] for trainer in (stream, plain)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # The margins come from other batches, and four steps of training carry their rounding on.
+    assert losses[0] == pytest.approx(losses[1], abs=rounding(losses[1], steps=4))
     assert "accuracy/minority" in stream.state.log_history[0]
 
 
@@ -104,7 +106,7 @@ def test_margins_are_clipped(train):
     free = margins_of_batches(train(rows))
     clip = float(np.median(np.abs(free)))
     clipped = margins_of_batches(train(rows, teacher_margin_clip=clip))
-    np.testing.assert_allclose(clipped, np.clip(free, -clip, clip), atol=1e-6)
+    np.testing.assert_allclose(clipped, np.clip(free, -clip, clip), atol=rounding(free))
 
 
 def test_rows_without_a_label_are_distilled_alone(train):
@@ -146,7 +148,7 @@ def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypat
     model = load_reward_model(teachers["minority"])
     with torch.no_grad():
         first = model(torch.tensor([[7, 8, 9]])).logits.item() - model(torch.tensor([[10]])).logits.item()
-    assert margins.tolist()[0] == pytest.approx(first, rel=1e-5)
+    assert margins.tolist()[0] == pytest.approx(first, abs=rounding(first))
     online.on_train_end()
 
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_model, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
@@ -153,7 +154,7 @@ def assert_same(lines, expected):
     for row, wanted in zip(found, expected, strict=True):
         assert list(row) == list(wanted)
         for name, value in wanted.items():
-            assert row[name] == (pytest.approx(value, abs=1e-5) if name.startswith("reward") else value)
+            assert row[name] == (pytest.approx(value, abs=rounding(value)) if name.startswith("reward") else value)
 
 
 class TestScoreFile:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from rounding import rounding
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
@@ -56,14 +57,14 @@ class TestScoreSequences:
         assert rewards.dtype == np.float32
         assert rewards.shape == (len(SEQUENCES),)
         expected = one_at_a_time(model, SEQUENCES)
-        np.testing.assert_allclose(rewards, expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(rewards, expected, atol=rounding(expected), rtol=0)
         assert np.diff(np.unique(expected)).min() > 1e-2  # so that no two could be exchanged
 
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.lists(st.integers(6, 40), min_size=1, max_size=12), max_size=12), st.integers(1, 5))
     def test_equals_a_plain_loop_whatever_the_order(self, model, sequences, batch_size):
         rewards = score_sequences(model, sequences, PAD, batch_size=batch_size)
-        np.testing.assert_allclose(rewards, one_at_a_time(model, sequences), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(rewards, one_at_a_time(model, sequences), atol=rounding(*rewards), rtol=0)
 
     def test_equal_sequences_are_scored_once_and_like_lengths_together(self, model):
         recorder = Recorder(model)
@@ -79,7 +80,7 @@ class TestScoreSequences:
         config.save_pretrained(folder)
         model = load_reward_model(folder)
         expected = one_at_a_time(model, SEQUENCES)
-        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 44, batch_size=4), expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(score_sequences(model, SEQUENCES, 44, batch_size=4), expected, atol=rounding(expected), rtol=0)
         recorder = Recorder(model)
         score_sequences(recorder, SEQUENCES, 44, batch_size=4)
         assert all((b["input_ids"][b["attention_mask"] == 0] == 44).all() for b in recorder.batches)
@@ -91,7 +92,7 @@ class TestScoreSequences:
             for parameter in model.score.parameters() if hasattr(model, "score") else model.classifier.parameters():
                 parameter.mul_(1000)
         rewards = score_sequences(model, SEQUENCES, PAD)
-        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), atol=rounding(rewards))
         assert np.abs(rewards).max() > 1
 
     def test_dropout_is_off_and_the_mode_is_given_back(self, model):
@@ -120,8 +121,8 @@ class TestScoreSequences:
 
     def test_pairs(self, model):
         chosen, rejected = score_pairs(model, SEQUENCES[:3], SEQUENCES[2:5], PAD, batch_size=2)
-        np.testing.assert_allclose(chosen, one_at_a_time(model, SEQUENCES[:3]), atol=1e-5, rtol=0)
-        np.testing.assert_allclose(rejected, one_at_a_time(model, SEQUENCES[2:5]), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(chosen, one_at_a_time(model, SEQUENCES[:3]), atol=rounding(chosen), rtol=0)
+        np.testing.assert_allclose(rejected, one_at_a_time(model, SEQUENCES[2:5]), atol=rounding(rejected), rtol=0)
 
 
 USER = [{"role": "user", "content": "how do i sing"}]
@@ -195,5 +196,5 @@ class TestFolders:
         loaded = load_reward_model(tmp_path / "adapter")
         assert loaded.config.pad_token_id == tokenizer.pad_token_id
         rewards = score_sequences(loaded, SEQUENCES, tokenizer.pad_token_id, batch_size=4)
-        np.testing.assert_allclose(rewards, expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(rewards, expected, atol=rounding(expected), rtol=0)
         assert np.abs(expected - one_at_a_time(load_reward_model(base), SEQUENCES)).max() > 1e-2

@@ -22,7 +22,7 @@ from trl_pafo.teacher_choice import TeacherGain
 
 
 @pytest.fixture
-def run(encoder, training, tmp_path):
+def run(encoder, training, tmp_path, short_report):
     return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import make_model, make_pairs
 from datasets import ClassLabel, Dataset, Value
+from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -89,11 +90,11 @@ def test_training_and_evaluation(build, teachers, streams):
     ):
         got = run(kind, first, second)
         for log, other in zip(got, expected, strict=True):
-            assert log == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True), kind
+            assert log == pytest.approx(other, rel=rounding(), abs=rounding(), nan_ok=True), kind
     named = run("names", "zero", "one")
     renamed = [{key.replace("/zero", "/0").replace("/one", "/1"): value for key, value in log.items()} for log in named]
     for log, other in zip(renamed, expected, strict=True):
-        assert log == pytest.approx(other, rel=1e-5, abs=1e-6, nan_ok=True)
+        assert log == pytest.approx(other, rel=rounding(), abs=rounding(), nan_ok=True)
 
 
 @pytest.mark.parametrize("streams", [False, True])

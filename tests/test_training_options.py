@@ -5,6 +5,7 @@ import torch
 import transformers
 from conftest import make_model, make_pairs
 from peft import LoraConfig
+from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -43,7 +44,8 @@ def train(decoder, training, teachers, tmp_path):
     return run
 
 
-def assert_same(got, expected, atol: float = 1e-5) -> None:
+def assert_same(got, expected, atol: float | None = None) -> None:
+    atol = atol or rounding()
     assert got[1] == pytest.approx(expected[1], abs=atol)
     weights = {name.replace("_orig_mod.", ""): tensor for name, tensor in got[2].items()}
     assert weights.keys() == expected[2].keys()

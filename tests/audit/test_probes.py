@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rounding import rounding
 
 from trl_pafo.audit.probes import (
     PENALTIES,
@@ -49,7 +50,7 @@ def test_a_turned_pair_has_the_opposite_margin():
     kernels = PairKernels(turned @ turned.T, history @ history.T)
     for kernel in WITH_HISTORY:
         margins = probe_margins(kernels, FITTED, np.r_[JUDGED, np.arange(40, 50)], {(kernel, 1.0): 0.0})
-        assert margins[:10] == pytest.approx(-margins[10:], abs=1e-5)
+        assert margins[:10] == pytest.approx(-margins[10:], abs=rounding(margins))
 
 
 def test_validation_prefers_the_history_where_it_matters_and_not_where_it_does_not():

@@ -37,7 +37,7 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
     pairs = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
     file = tmp_path / "pairs.jsonl"
     pairs.to_json(file)
-    flags = ["audit", "--data_path", str(file), "--model", base_model, "--headroom", "false", *QUICK]
+    flags = ["audit", "--data_path", str(file), "--model", base_model, "--headroom", "false", *QUICK[4:]]
     assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert result["headroom"] is None
@@ -70,6 +70,7 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
         (["--folds", "1"], "`folds` must be at least 2"),
         (["--min_gain", "0"], "`min_gain` is a gain"),
         (["--max_length", "0"], "`max_length` must be at least 1"),
+        (["--headroom", "false", "--folds", "3", "--min_gain", "0.1"], "--folds, --min_gain: no effect without probes"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
         (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),
         (["--source", "nonsense"], "Unknown source 'nonsense'"),

@@ -130,7 +130,9 @@ def test_certify(files: Path, tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "t.json").read_text())["relative_gap"] == pytest.approx(worst, abs=1e-4)
     (tmp_path / "same.csv").write_bytes((files / "table.csv").read_bytes())
     assert portfolio("certify", "--policies", files / "table.csv", "--reference", tmp_path / "same.csv") == 0
-    assert "relative gap 0.0000" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Data: policies {files / 'table.csv'}, reference {tmp_path / 'same.csv'}\n" in printed
+    assert "relative gap 0.0000" in printed
 
 
 def test_choose_by_weights_answers_and_users(files: Path, tmp_path, capsys) -> None:

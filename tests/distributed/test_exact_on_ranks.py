@@ -9,6 +9,7 @@ import pytest
 from conftest import make_model
 from filelock import FileLock
 from launcher import launch
+from rounding import rounding
 from test_exact_evaluation import naive_metrics, naive_pairs
 from transformers import AutoModelForSequenceClassification
 
@@ -69,7 +70,7 @@ def exact(metrics: dict, prefix: str, *more: str) -> dict:
 
 
 def close(values: dict) -> dict:
-    return pytest.approx(values, abs=2e-6, nan_ok=True)  # float32 in batches against float64 alone
+    return pytest.approx(values, abs=rounding(), nan_ok=True)  # float32 in batches against float64 alone
 
 
 def without(pairs: list[dict], *columns: str) -> list[dict]:
@@ -112,7 +113,7 @@ def test_predict_gives_one_row_a_pair_in_the_order_of_the_dataset(run):
     assert exact(seen[0]["predict"], "test", "mean_of_mine", "rank") == close(expected(pairs, "test"))
     assert seen[0]["predicted_users"] == [pair["user"] for pair in pairs]
     for got, pair in zip(seen[0]["predictions"], pairs, strict=True):
-        assert got == pytest.approx([pair["chosen"], pair["rejected"]], abs=2e-6)
+        assert got == pytest.approx([pair["chosen"], pair["rejected"]], abs=rounding())
 
 
 def test_compute_metrics_gets_one_row_a_pair_with_names_inputs_and_losses(run, tmp_path_factory):
@@ -121,12 +122,12 @@ def test_compute_metrics_gets_one_row_a_pair_with_names_inputs_and_losses(run, t
     assert found["group"] == [pair["group"] for pair in pairs]
     assert found["user"] == [pair["user"] for pair in pairs]
     assert len(found["predictions"]) == len(pairs)
-    assert found["losses"] == pytest.approx([naive_metrics([pair], center=CENTER)["loss"] for pair in pairs], abs=2e-6)
+    assert found["losses"] == pytest.approx([naive_metrics([pair], center=CENTER)["loss"] for pair in pairs], abs=rounding())
     out = tmp_path_factory.mktemp("inputs")
     rows = rows_of(make_model("encoder", out / "model"), out)
     assert found["inputs"] == [[row["chosen_ids"], row["rejected_ids"]] for row in rows]
     assert seen[0]["accumulated"]["eval_mean_of_mine"] == pytest.approx(
-        sum(pair["chosen"] + pair["rejected"] for pair in pairs) / (2 * len(pairs)), abs=2e-6
+        sum(pair["chosen"] + pair["rejected"] for pair in pairs) / (2 * len(pairs)), abs=rounding()
     )
 
 

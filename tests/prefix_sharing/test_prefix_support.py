@@ -40,7 +40,7 @@ def test_families(family):
 def test_a_model_of_any_size_is_asked_in_no_time(name):
     model = on_no_device(name)
     assert sum(p.numel() for p in model.parameters()) > 1e9
-    assert twin_difference(model) < 1e-5
+    assert twin_difference(model) < 1e-4  # beyond it, nothing is shared
 
 
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])

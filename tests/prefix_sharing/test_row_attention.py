@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import rounding
 from shared_pairs import gradients, make_family, needs_minilm, real_pairs, shared_rewards
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -110,7 +111,7 @@ class TestInModels:
             for by_rows in (True, False)
         )
         assert attended == [4] * 4
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found, expected, atol=rounding(expected), rtol=0)
 
     def test_layers_with_and_without_a_window(self, attended):
         shared_rewards(make_family("gemma3_text", attention="sdpa"), real_pairs(2))

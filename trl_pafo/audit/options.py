@@ -71,6 +71,10 @@ class AuditArguments(DataArguments):
         super().__post_init__()
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
+        of_probes = ("headroom_pairs", "folds", "repeats", "min_gain")
+        unused = [f"--{name}" for name in of_probes if getattr(self, name) != self.__dataclass_fields__[name].default]
+        if unused and not self.headroom:
+            raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --headroom on.")
         least = {"headroom_pairs": 50, "folds": 2, "repeats": 1, "batch_size": 1, "num_resamples": 100}
         for name, bound in least.items():
             if getattr(self, name) < bound:

@@ -109,6 +109,7 @@ class ExportArguments:
     title: str = _option("Portfolio", "Title of the card.")
 
 
+_INPUTS = ("portfolio", "candidates", "policies", "reference", "users", "answers", "history")
 _ARGUMENTS = {
     "build": BuildArguments,
     "certify": CertifyArguments,
@@ -149,7 +150,8 @@ def main(name: str, args: Any) -> None:
     from trl_pafo.portfolio import tasks
 
     text, result = getattr(tasks, name)(args)
-    print(text)
+    inputs = {name: getattr(args, name, None) for name in _INPUTS}
+    print(f"Data: {', '.join(f'{name} {path}' for name, path in inputs.items() if path)}\n\n{text}")
     if getattr(args, "output", None):
         tasks.write_result(args.output, json.dumps(result, indent=2) + "\n")
         print(f"Written: {args.output}")

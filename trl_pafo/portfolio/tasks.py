@@ -176,7 +176,7 @@ def compare(args: Any) -> Result:
     else:
         reference = Pool(oracle.values, portfolio.beta * oracle.kl)
     rows = compare_sizes(portfolio, oracle, args.max_size, reference=reference, num_seeds=args.num_seeds)
-    text = f"{args.candidates or args.policies}: objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
+    text = f"Objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
     if args.output_dir:
         folder = Path(args.output_dir)
         _make_folder(folder)
