@@ -308,7 +308,8 @@ class TestNoLeakage:
     """End to end on the shipped corpus: users and prompts of the test are new, in the histories too."""
 
     @pytest.fixture(scope="class")
-    def splits(self):
+    @classmethod
+    def splits(cls):
         population = Population(majority=["thorough"], minority=["playful"], train_users=60, test_users=40, context_pairs=3)
         made = make_splits(load_styles(), population)
         train = attach_history(made["train"], 3, past_only=False)

@@ -159,7 +159,8 @@ def assert_same(lines, expected):
 
 class TestScoreFile:
     @pytest.fixture(scope="class", params=["encoder", "decoder"])
-    def model(self, request, tmp_path_factory):
+    @classmethod
+    def model(cls, request, tmp_path_factory):
         return make_model(request.param, tmp_path_factory.mktemp("lively"))
 
     def test_the_rewards_are_those_of_the_model(self, model, source, tmp_path, capsys):

@@ -114,7 +114,8 @@ class TestScore:
 
 class TestFit:
     @pytest.fixture(scope="class", params=["encoder", "decoder"])
-    def fitted(self, request, tmp_path_factory):
+    @classmethod
+    def fitted(cls, request, tmp_path_factory):
         base = request.getfixturevalue(request.param)
         return fit_reward_models(PROMPTS, tmp_path_factory.mktemp("fitted"), model=base, l2=1e-2, batch_size=4)
 

@@ -99,6 +99,12 @@ def shared_rewards(model: torch.nn.Module, pairs: list[dict[str, list[int]]], mu
     return forward_shared(model, batch["input_ids"], batch[PAIR_LENGTHS], use_cache=False).logits.squeeze(-1)
 
 
+def recompute_layers(model: Any, use_reentrant: bool) -> None:
+    """Gradient checkpointing, which transformers 5.24 calls another name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
 def gradients(model: torch.nn.Module, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of the Bradley-Terry loss by name of parameter; what has none is left out."""
     model.zero_grad()

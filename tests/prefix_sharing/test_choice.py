@@ -108,7 +108,8 @@ class TestGain:
 
 class TestChoice:
     @pytest.fixture(scope="class")
-    def model(self):
+    @classmethod
+    def model(cls):
         return make_family("llama")
 
     def test_off(self, model):

@@ -15,6 +15,7 @@ from shared_pairs import (
     make_family,
     needs_minilm,
     real_pairs,
+    recompute_layers,
     shared_rewards,
     two_row_rewards,
 )
@@ -97,7 +98,7 @@ def test_flex_attention_compiled():
 def test_gradient_checkpointing(use_reentrant):
     model = make_family("llama")
     wanted = gradients(model, two_row_rewards(model, real_pairs(2)))
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    recompute_layers(model, use_reentrant)
     model.enable_input_require_grads()
     model.train()  # where it is in force; there is no dropout
     assert largest_difference(gradients(model, shared_rewards(model, real_pairs(2))), wanted) < 16 * rounding()

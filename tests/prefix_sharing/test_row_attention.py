@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rounding import rounding
-from shared_pairs import gradients, make_family, needs_minilm, real_pairs, shared_rewards
+from shared_pairs import gradients, make_family, needs_minilm, real_pairs, recompute_layers, shared_rewards
 from torch.nn.functional import scaled_dot_product_attention
 
 from trl_pafo.prefix_sharing.forward import attention_mask, forward_shared
@@ -122,7 +122,7 @@ class TestInModels:
     @pytest.mark.parametrize("use_reentrant", [True, False])
     def test_recomputed_layers_go_row_by_row_again(self, use_reentrant, family, attended):
         model = make_family(family)
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        recompute_layers(model, use_reentrant)
         model.enable_input_require_grads()
         model.train()
         gradients(model, shared_rewards(model, real_pairs(2)))

