@@ -116,9 +116,9 @@ TAKEN = {
     "train_dataset: other columns": {"train_dataset": TEXTS.add_column("id", [None] * len(TEXTS))},
     "train_dataset: a format": {"train_dataset": TEXTS.with_format("torch")},
     "train_dataset: stream": {"train_dataset": lambda: TEXTS.to_iterable_dataset()},
-    "eval_dataset: Dataset": {"eval_dataset": MESSAGES},
+    "eval_dataset: Dataset": {"eval_dataset": TEXTS},
     "eval_dataset: stream": {"eval_dataset": lambda: TEXTS.to_iterable_dataset()},
-    "eval_dataset: DatasetDict": {"eval_dataset": lambda: DatasetDict(a=TEXTS, b=MESSAGES)},
+    "eval_dataset: DatasetDict": {"eval_dataset": lambda: DatasetDict(a=TEXTS, b=TEXTS.select([4, 2]))},
     "eval_dataset: IterableDatasetDict": {"eval_dataset": lambda: IterableDatasetDict(a=TEXTS.to_iterable_dataset())},
     "eval_dataset: dict": {"eval_dataset": lambda: {"a": TEXTS, "b": TEXTS.to_iterable_dataset()}},
     "processing_class: without pad token": {"processing_class": tokenizer(None)},
@@ -256,6 +256,11 @@ REFUSED = {
         },
         DataError,
         "The evaluation dataset bad, row 3: `prompt` is missing",
+    ),
+    "eval_dataset: messages after texts": (
+        {"eval_dataset": MESSAGES},
+        DataError,
+        "The evaluation dataset, row 0 holds messages, and the model was trained on texts",
     ),
     "eval_dataset: list": ({"eval_dataset": ROWS}, DataError, "`eval_dataset` is of type list"),
     "eval_dataset: nested": (

@@ -226,7 +226,7 @@ class TestEverythingThatScores:
             "evaluating trainer": lambda: PAFORewardTrainer(headless, args),
             "teacher": lambda: check_teacher(Teacher("a", headless), make_tokenizer("decoder")),
             "teachers of a training": lambda: PAFORewardTrainer(
-                decoder, args, train_dataset=pairs, teachers={"majority": headless, "minority": decoder}
+                decoder, args, train_dataset=make_pairs(), teachers={"majority": headless, "minority": decoder}
             ),
         }
         for name, use in uses.items():
