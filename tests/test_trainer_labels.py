@@ -50,7 +50,9 @@ def teachers(tmp_path) -> list[str]:
 @pytest.fixture
 def build(encoder, training, tmp_path):
     def build(rows, evaluation=None, teachers=None, model=encoder, **more) -> PAFORewardTrainer:
-        args = PAFOConfig(str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", **{**training, **more})
+        args = PAFOConfig(
+            str(tmp_path / "out"), eos_token="[SEP]", distillation_loss="mse", num_history=0, **{**training, **more}
+        )
         return PAFORewardTrainer(model, args, train_dataset=rows, eval_dataset=evaluation, teachers=teachers)
 
     return build

@@ -210,7 +210,7 @@ class TestEverythingThatScores:
         shared = {"num_history": None, "history_max_tokens": None, "history_fields": None, "batch_size": 2, "bf16": False}
         evaluated = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, **shared}
         numbers = {"num_resamples": 10, "seed": 0}
-        args = PAFOConfig(str(tmp_path / "out"), **training)
+        args = PAFOConfig(str(tmp_path / "out"), num_history=0, **training)
         uses = {
             "load": lambda: load_reward_model(headless),
             "score": lambda: score_file(
