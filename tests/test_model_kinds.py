@@ -93,7 +93,7 @@ def test_full_teachers_beside_a_student_that_is_an_adapter(run, loaded, tmp_path
 
 def test_another_kind_of_teacher_is_another_run(run):
     run(kind={**LORA, "use_peft": True})()
-    with pytest.raises(RunFolderError, match=r"use_peft: true -> false"):
+    with pytest.raises(RunFolderError, match=r"use_peft: true -> not set"):
         run(kind={**LORA, "use_peft": True}, teacher_kind="full")()
 
 

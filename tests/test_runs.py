@@ -73,7 +73,9 @@ class TestStages:
         do(path, Work())
         before = files(path)
         work = Work("new")
-        match = r"holds the stage 'student' of another run \(learning_rate: 0.1 -> 0.2; seed: null -> 1\).*pass --overwrite true"
+        match = (
+            r"holds the stage 'student' of another run \(learning_rate: 0.1 -> 0.2; seed: not set -> 1\).*pass --overwrite true"
+        )
         with pytest.raises(RunFolderError, match=match):
             do(path, work, {**INPUTS, "learning_rate": 0.2, "seed": 1})
         assert work.calls == 0

@@ -337,9 +337,9 @@ def test_with_a_budget_of_tokens_no_teacher_is_cut_short(run, tmp_path):
 @pytest.mark.parametrize(
     ("other", "match"),
     [
-        ({"optim_args": "foreach=False"}, r"optim_args: null -> \"foreach=False\""),
+        ({"optim_args": "foreach=False"}, r"optim_args: not set -> \"foreach=False\""),
         ({"model_init_kwargs": {"attention_probs_dropout_prob": 0.2}}, "model_init_kwargs"),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: null -> 5"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: not set -> 5"),
         ({"optim_target_modules": ["query"]}, "optim_target_modules"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

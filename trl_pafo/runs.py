@@ -259,14 +259,19 @@ def _digest(inputs: dict[str, Any]) -> str:
 def _changes(old: dict[str, Any], new: dict[str, Any], within: str = "") -> Iterator[str]:
     """For people: each input that is another, by name, and what it was and is."""
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, _NOT_SET), new.get(key, _NOT_SET)
         if isinstance(before, dict) and isinstance(after, dict):
             yield from _changes(before, after, f"{within}{key}.")
         elif before != after:
             yield f"{within}{key}: {_short(before)} -> {_short(after)}"
 
 
+_NOT_SET = object()
+
+
 def _short(value: Any) -> str:
+    if value is _NOT_SET:
+        return "not set"
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -1,7 +1,5 @@
 """The certificate against linear programmes over the simplex, and against a million sampled weights."""
 
-import time
-
 import numpy as np
 import pytest
 from fronts import Gibbs, Sphere, worst_sample
@@ -91,9 +89,7 @@ def sphere_members(d: int, num_members: int) -> tuple[np.ndarray, UpperBound]:
 
 def sampled_gaps(d: int, num_samples: int) -> None:
     members, bound = sphere_members(d, 20)
-    start = time.perf_counter()
     certificate = certify(members, bound)
-    assert time.perf_counter() - start < 1
     relative = worst_sample(lambda w: 1 - (w @ members.T).max(axis=1) / bound.at(w), d, num_samples)
     additive = worst_sample(lambda w: bound.at(w) - (w @ members.T).max(axis=1), d, num_samples)
     assert relative <= certificate.relative_gap + 1e-9 <= relative + 1e-4

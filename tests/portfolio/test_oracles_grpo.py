@@ -159,7 +159,7 @@ class TestResume:
         with pytest.raises(RunFolderError, match="prompts:"):
             make_oracle(base, tmp_path / "run", train_dataset=prompt_rows(3))(HALF)
         for other in ({"optim_args": "foreach=False"}, {"neftune_noise_alpha": 5.0}, {"delta": 2.0}):
-            with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: null -> "):
+            with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: not set -> "):
                 make_oracle(base, tmp_path / "run", options=other)(HALF)
         changed = make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5}, overwrite=True)(HALF)
         assert changed.kl > 0

@@ -87,7 +87,7 @@ class TestContent:
 
 
 class TestLengthDoesNotTell:
-    @pytest.mark.parametrize(("a", "b"), itertools.combinations(STYLES, 2))
+    @pytest.mark.parametrize(("a", "b"), list(itertools.combinations(STYLES, 2)))
     def test_neither_style_of_a_pair_is_mostly_longer(self, corpus, a, b):
         for length in (len, lambda text: len(text.split())):
             sizes = [(length(p.responses[a]), length(p.responses[b])) for p in corpus]
