@@ -92,3 +92,21 @@ def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
         write_report(tmp_path, results)
         assert "| method | overall | a | worst" in (tmp_path / "results.md").read_text()
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
+        (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["--seed", "-1"], "`seed` must be at least 0, got -1"),
+        ([], "User 'user-0' has pairs in two groups (even, odd)"),
+    ],
+)
+def test_what_cannot_be_summarised_is_not_scored(flags, match, encoder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trl_pafo.evaluation.score_rows", lambda *_, **__: pytest.fail("scored"))
+    rows = rows_of("user").add_column("group", ["even", "odd"] * 15)
+    (rows if not flags else rows.remove_columns("group")).to_json(tmp_path / "test.jsonl")
+    data = ["--dataset_name", str(tmp_path / "test.jsonl"), "--num_history", "0"]
+    assert main(["evaluate", "--model_name_or_path", encoder, *data, *flags]) == 1
+    assert match in capsys.readouterr().err

@@ -185,6 +185,16 @@ def test_other_alpha_is_refused_and_with_overwrite_only_the_student_is_trained_a
     assert trained == ["PAFO"]
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_other_alpha_is_refused_before_another_method_is_trained(run, trained, monkeypatch, better):
+    monkeypatch.setattr(stages, "judge_teachers", judged({"majority": better, "minority": better}))
+    run(validation_share=0.3, methods=["personalized_bt", "pafo"])()
+    trained.clear()
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.1 -> 0.5"):
+        run(validation_share=0.3, methods=["bradley_terry", "personalized_bt", "pafo"], alpha=0.5)()
+    assert trained == []
+
+
 def test_other_data_is_refused_before_anything_is_trained(run, trained):
     run(methods=["bradley_terry"], reference="bradley_terry")()
     trained.clear()
@@ -264,7 +274,7 @@ def test_a_student_that_was_not_distilled_is_refused_where_it_is_to_be(run, trai
     monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": False}))
     run(validation_share=0.3)()
     trained.clear()
-    with pytest.raises(RunFolderError, match="'pafo' of another run"):
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(instead: \"the shared model \w+\" -> null\)"):
         run(validation_share=0.3, teacher_min_gain=-math.inf)()
     run(validation_share=0.3, teacher_min_gain=-math.inf, overwrite=True)()
     assert trained == ["PAFO"]

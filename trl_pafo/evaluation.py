@@ -19,6 +19,7 @@ from trl_pafo.history import content_text, remembered, without_history
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
+from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.rendering import InputRenderer
 from trl_pafo.report.rewardbench import write_rewardbench
@@ -226,6 +227,9 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     """
     if not args.model_name_or_path or not args.dataset_name:
         raise ConfigError("Give --model_name_or_path and --dataset_name.")
+    for name, least in {"batch_size": 1, "num_resamples": 1, "seed": 0}.items():
+        if getattr(args, name) < least:
+            raise ConfigError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
     if args.reference == args.model_name_or_path:
         raise ConfigError(f"--reference is the model itself ({args.reference}). Name another, or leave it out.")
     if not args.output_dir:
@@ -249,6 +253,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
     rows = normalize_columns(rows, what, LABEL_COLUMNS)
+    encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     folders = {name: str(local_folder(source)) for name, source in sources.items()}
     for folder in folders.values():

@@ -1,5 +1,6 @@
 """Which past pairs a row shows: the user's own, or, for a counterfactual row, those of a user of another group."""
 
+import logging
 import random
 from collections import Counter
 
@@ -12,6 +13,8 @@ from trl_pafo.columns import IntArray, Numbers, Rows, build_rows, column, joined
 from trl_pafo.errors import DataError
 from trl_pafo.history import HISTORY_FIELDS, content_keys, past_prompts
 from trl_pafo.label_columns import normalize_columns
+
+logger = logging.getLogger(__name__)
 
 
 def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, min_history: int = 1) -> Dataset:
@@ -60,6 +63,8 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     kept = np.flatnonzero(count >= np.maximum(1, np.minimum(min_history, most))[user])
     if not len(kept):  # there are no rows
         return dataset.add_column("history", [])
+    if len(kept) < len(user):
+        logger.info("%d of %d pairs only serve as history: earlier ones of the same users.", len(user) - len(kept), len(user))
     shown = past[kept]
     plan = pa.table({"row": kept, "past": list_array(count[kept], pa.array(shown[shown >= 0]))})
     rows, pairs = Rows(dataset), Rows(dataset, HISTORY_FIELDS)

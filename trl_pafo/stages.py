@@ -18,7 +18,7 @@ from trl_pafo import __version__
 from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
-from trl_pafo.errors import ConfigError
+from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation import evaluate_run
 from trl_pafo.history import HistoryCutter, remembered, without_history
 from trl_pafo.hub import check_before_training
@@ -136,8 +136,6 @@ class Run:
                 self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
             students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
             gains = self._judge_teachers(teachers, data) if students else []
-            if self.folder.only_checks and self.run.judges_teachers:
-                students = []  # what their inputs are, the teachers must tell
             for method in students:
                 models[method] = self._student(method, data["train"], teachers, gains)
         return {method: models[method] for method in self.run.methods if method in models}, gains
@@ -338,9 +336,15 @@ class Run:
             return self._train(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)
+        kept = inputs | {"instead": f"the shared model {self._digests.get('personalized_bt')}"}
+        if self.folder.only_checks and self.run.judges_teachers:  # which of the two it will be, the teachers must tell
+            try:
+                self.folder.check(method, kept)
+            except RunFolderError:
+                self.folder.check(method, inputs)
+            return str(self.folder / output)
         if not gains or worth_distilling(gain.better for gain in gains):
             self._digests[method] = self.folder.stage(method, inputs, output, distilled, keep_for=keep_for(self.args))
         else:
-            inputs["instead"] = self._digests["personalized_bt"]
-            self._digests[method] = self.folder.stage(method, inputs, output, copy_shared)
+            self._digests[method] = self.folder.stage(method, kept, output, copy_shared)
         return str(self.folder / output)

@@ -71,6 +71,9 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
         (["--min_gain", "0"], "`min_gain` is a gain"),
         (["--max_length", "0"], "`max_length` must be at least 1"),
         (["--headroom", "false", "--folds", "3", "--min_gain", "0.1"], "--folds, --min_gain: no effect without probes"),
+        (["--headroom", "false", "--tokenizer", "x"], "--embedding_model: no effect without probes"),
+        (["--headroom", "false", "--batch_size", "3"], "--batch_size: no effect without probes"),
+        (["--seed", "-1"], "`seed` must be at least 0"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
         (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),
         (["--source", "nonsense"], "Unknown source 'nonsense'"),
@@ -85,6 +88,15 @@ def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys):
     error = capsys.readouterr().err
     assert error.startswith("trl-pafo audit: ")
     assert match in error
+
+
+def test_a_group_of_one_user_is_told_before_anything_is_embedded(tmp_path, capsys, monkeypatch):
+    rows = make_pairs(history=0)
+    rows = rows.remove_columns("group").add_column("group", [user if user == "user-5" else "many" for user in rows["user"]])
+    rows.to_json(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr("trl_pafo.audit.audit.pair_features", lambda *_, **__: pytest.fail("embedded"))
+    assert main(["audit", "--data_path", str(tmp_path / "pairs.jsonl"), "--num_history", "1"]) == 1
+    assert "'user-5' has one user alone" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,9 +9,11 @@ import sys
 import pytest
 from conftest import full_after, make_model, make_pairs
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
+from trl_pafo.history import HistoryCutter, add_history_template
 from trl_pafo.sources.registry import unused_options
 
 TINY = [
@@ -42,6 +44,22 @@ def test_version_and_unknown_command(capsys):
 def test_module_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "trl_pafo.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"trl-pafo {__version__}"
+
+
+def test_what_is_read_and_what_is_warned_of_is_said_in_a_line_each(tmp_path):
+    folder = make_model("encoder", tmp_path / "model")
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+    HistoryCutter(tokenizer, 1).remember()
+    tokenizer.save_pretrained(folder)
+    make_pairs(1, 2).to_json(tmp_path / "in.jsonl")
+    with open(tmp_path / "in.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "what", "response": "yes"}) + "\n")
+    argv = ["score", "--model_name_or_path", folder, "--input", "in.jsonl"]
+    done = subprocess.run([sys.executable, "-m", "trl_pafo.cli", *argv], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert len(done.stdout.splitlines()) == 3
+    read, warned = done.stderr.splitlines()
+    assert read == "in.jsonl: 3 rows read."
+    assert warned.startswith("1 of 3 rows have no history (the first: in.jsonl, row 3)")
 
 
 def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):

@@ -89,3 +89,14 @@ def test_folders_that_cannot_be_read(tmp_path):
     write_json(tmp_path / "results.json", {"methods": {}})
     with pytest.raises(RunFolderError, match="names no methods"):
         read_record(tmp_path)
+    write_json(tmp_path / "results.json", {"methods": {"model": {"overall": {"value": 0.5}}}})
+    with pytest.raises(RunFolderError, match="written by another version"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", "{}", "[]", '{"user": null, "group": null, "reward_chosen": "a", "reward_rejected": 1}'])
+def test_rewards_that_cannot_be_read(tmp_path, line):
+    folder = make_run(tmp_path / "run")
+    (folder / "results/pafo.jsonl").write_text(line, encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"pafo\.jsonl is not what an evaluation writes .*Evaluate again"):
+        read_record(folder)

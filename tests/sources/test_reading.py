@@ -92,6 +92,8 @@ class TestTables:
             ("a.csv", (HEADER + QUOTED).replace(",", ", ").replace("a,  b", "a, b")),
             ("a.tsv", HEADER + QUOTED),
             ("a.csv", " prompt , chosen,rejected,user\n" + QUOTED),
+            ("a.csv", "sep=,\n" + HEADER + QUOTED),
+            ("a.csv", "sep=;\r\n" + (HEADER + QUOTED).replace(",", ";").replace("a; b", "a, b")),
         ],
     )
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -118,6 +120,17 @@ class TestTables:
         (tmp_path / "a.csv").write_bytes((HEADER + rows).encode("latin-1"))
         with pytest.raises(DataError, match=match):
             open_dataset(tmp_path / "a.csv")
+
+    def test_lines_that_quotes_may_have_swallowed_are_named(self, tmp_path, caplog):
+        (tmp_path / "a.csv").write_text(HEADER + 'a,b,c,u1\na,"b,c,u1\na,b",c,u2\n')
+        assert [row["chosen"] for row in open_dataset(tmp_path / "a.csv")] == ["b", "b,c,u1\na,b"]
+        assert "quotes make one row of lines 3 to 4, of which the first and the last look like rows by themselves" in caplog.text
+
+    def test_a_text_of_several_lines_is_one(self, tmp_path, caplog):
+        text = "Bread, tea, soup, yes\n\nAll of it, sir"
+        (tmp_path / "a.csv").write_text(HEADER + f'a,"{text}",c,u1\n')
+        assert open_dataset(tmp_path / "a.csv")["chosen"] == [text]
+        assert "rows by themselves" not in caplog.text
 
     def test_a_column_that_is_named_twice(self, tmp_path):
         (tmp_path / "a.csv").write_text("prompt,user,user\na,b,c\n")

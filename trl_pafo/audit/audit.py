@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from trl_pafo import checks
 from trl_pafo.audit.counts import count_all, dropped_by_length, support_histogram
-from trl_pafo.audit.headroom import probe_headroom
+from trl_pafo.audit.headroom import probe_headroom, users_by_group
 from trl_pafo.audit.noise import LabelNoise
 from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.sampling import pair_features, sample_rows
@@ -62,6 +62,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         checks.check_pairs(rows, f"The {name} data")
     attached = _attach(splits, num_history)
     rows = concatenate_datasets([splits["train"], splits["test"]])
+    if args.headroom:
+        users_by_group(rows["user"][:], rows["group"][:])
     result: dict[str, Any] = {
         "format": FORMAT,
         "data": args.data_inputs(),

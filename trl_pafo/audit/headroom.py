@@ -9,6 +9,7 @@ can distil. Without headroom there is nothing to distil.
 The interval is over users ([`~trl_pafo.metrics.compare`]): it says what other users would give, not other training pairs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,18 @@ class PairFeatures:
     past: Sequence[Sequence[int]]
     user: Sequence[Any]
     group: Sequence[Any]
+
+
+def users_by_group(user: Sequence[Any], group: Sequence[Any]) -> dict[str, int]:
+    """Number of users of each group; [`DataError`] where one has too few for probes."""
+    users_of = {str(name): number for name, number in sorted(Counter(dict(zip(user, group, strict=True)).values()).items())}
+    few = [repr(name) for name, number in users_of.items() if number < 2]
+    if few:
+        raise DataError(
+            f"Probes are judged on users that they were not fitted on, and {', '.join(few)} has one user alone (users by group: "
+            f"{users_of}). Give each group two or more, leave the group out, or pass --headroom false."
+        )
+    return users_of
 
 
 def probe_headroom(
@@ -101,12 +114,10 @@ def probe_headroom(
     users, user = np.unique(np.asarray(pairs.user), return_inverse=True)
     groups, group = np.unique(np.asarray(pairs.group), return_inverse=True)
     prompts, prompt = np.unique(pairs.prompt, return_inverse=True)
-    users_of = {str(name): len(np.unique(user[group == code])) for code, name in enumerate(groups)}
-    few = {name: number for name, number in users_of.items() if number < 2}
-    if few or len(prompts) < 2:
+    users_of = users_by_group(pairs.user, pairs.group)
+    if len(prompts) < 2:
         raise DataError(
-            f"Probes are judged on users and prompts that they were not fitted on, but there are {len(prompts)} prompts, and users "
-            f"by group: {users_of}. Give at least two of each, or merge the groups {', '.join(few) or 'that are small'}."
+            "Probes are judged on prompts that they were not fitted on, and there is one alone. Give pairs on several."
         )
     folds = min(folds, *users_of.values(), len(prompts))
     products = pairs.differences @ pairs.differences.T

@@ -71,11 +71,15 @@ class AuditArguments(DataArguments):
         super().__post_init__()
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
-        of_probes = ("headroom_pairs", "folds", "repeats", "min_gain")
+        of_probes = ["headroom_pairs", "folds", "repeats", "min_gain"]
+        if self.model is not None or self.tokenizer is not None:
+            of_probes.append("embedding_model")  # whose tokens are counted else
+        if self.model is None:
+            of_probes.append("batch_size")
         unused = [f"--{name}" for name in of_probes if getattr(self, name) != self.__dataclass_fields__[name].default]
         if unused and not self.headroom:
             raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --headroom on.")
-        least = {"headroom_pairs": 50, "folds": 2, "repeats": 1, "batch_size": 1, "num_resamples": 100}
+        least = {"headroom_pairs": 50, "folds": 2, "repeats": 1, "batch_size": 1, "num_resamples": 100, "seed": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"`{name}` must be at least {bound}, got {getattr(self, name)}.")

@@ -177,6 +177,8 @@ def read_record(folder: str | Path) -> Record:
     results = _read_json(where / "results.json")
     if not isinstance(results, dict) or not results.get("methods"):
         raise RunFolderError(f"{where / 'results.json'} names no methods, so there is nothing to report. Evaluate again.")
+    if not all({"overall", "num_pairs"} <= set(summary) for summary in results["methods"].values()):
+        raise RunFolderError(f"{where / 'results.json'} was written by another version of trl-pafo. Evaluate again.")
     record = Record(folder, folder.resolve().name, results)
     if (folder / MANIFEST).is_file():
         record.stages = _read_json(folder / MANIFEST).get("stages", {})
@@ -208,11 +210,14 @@ def _read_rewards(record: Record, where: Path) -> None:
         if not path.is_file():
             record.missing[f"rewards/{method}"] = f"{path.name} is not there"
             continue
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
-        # Without users each pair is another person's, as everywhere.
-        user = [f"pair {row}" if line["user"] is None else str(line["user"]) for row, line in enumerate(lines)]
-        group = [ALL_PAIRS if line["group"] is None else str(line["group"]) for line in lines]
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+            margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
+            # Without users each pair is another person's, as everywhere.
+            user = [f"pair {row}" if line["user"] is None else str(line["user"]) for row, line in enumerate(lines)]
+            group = [ALL_PAIRS if line["group"] is None else str(line["group"]) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path} is not what an evaluation writes ({error!r}). Evaluate again.") from error
         found = Rewards(user, group, margins)
         first = next(iter(record.rewards.values()), found)
         if (found.user, found.group) != (first.user, first.group):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FILE_ENDINGS = (*JSON_ENDINGS, *SEPARATORS, ".parquet")
+# The line by which Excel is told the separator.
+_SAYS_SEPARATOR = re.compile(r"\"?sep=(.)\"?[\r\n]*", re.IGNORECASE)
 # Those of UTF-32 begin with those of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -112,13 +115,18 @@ def _line_entries(what: str, text: str) -> Iterator[tuple[str, Any]]:
 
 def _table_records(text: str, what: str, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows under the names of the header, all values as text: a user "007" must not become 7, nor an answer "NA" a missing value."""
-    layout = _layout(text, separator)
+    lines = list(io.StringIO(text, newline=""))
+    if lines and (said := _SAYS_SEPARATOR.fullmatch(lines[0])):
+        separator, lines[0] = said[1], "\n"
+    layout = _layout(lines, separator)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of all readers; a prompt may be a book
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True, **layout)
+    rows = csv.reader(lines, strict=True, **layout)
     header: list[str] = []
+    swallowed: list[str] = []
     number = 0
     while True:
-        place = f"{what}, line {rows.line_num + 1}"
+        first = rows.line_num
+        place = f"{what}, line {first + 1}"
         try:
             fields = next(rows, None)
         except csv.Error as error:
@@ -143,14 +151,31 @@ def _table_records(text: str, what: str, separator: str) -> Iterator[tuple[str, 
                 f"{place}: {len(fields)} fields, but the header names {len(header)} ({', '.join(header)}). Correct the row; a text that "
                 f"holds {layout['delimiter']!r} or a line break needs double quotes around it."
             )
+        last = rows.line_num
+        if last - first > 1 and all(_is_row(lines[at], len(header), layout["delimiter"]) for at in (first, last - 1)):
+            swallowed.append(f"{first + 1} to {last}")
         number += 1
         yield place, dict(zip(header, fields, strict=True))
     logger.info("%s: %d rows read.", what, number)
+    if swallowed:
+        logger.warning(
+            "%s: quotes make one row of lines %s%s, of which the first and the last look like rows by themselves. If the quotes are "
+            'not meant to hold a text of several lines, put the text in quotes and double those within it ("").',
+            what,
+            swallowed[0],
+            f", and so in {len(swallowed) - 1} other places" if len(swallowed) > 1 else "",
+        )
 
 
-def _layout(text: str, expected: str) -> dict[str, Any]:
+def _is_row(line: str, num_fields: int, separator: str) -> bool:
+    """Whether a line looks like a row by itself, quotes aside. In prose a blank follows a comma; few columns tell too little."""
+    fields = line.rstrip("\r\n").split(separator)
+    return len(fields) == num_fields > 3 and not any(field.startswith(" ") for field in fields)
+
+
+def _layout(lines: Sequence[str], expected: str) -> dict[str, Any]:
     """What separates the names of the header: as its ending says, unless that leaves a single one; and whether a blank follows."""
-    header = next((line.strip("\r\n") for line in io.StringIO(text, newline="") if line.strip()), "")
+    header = next((line.strip("\r\n") for line in lines if line.strip()), "")
     names = {mark: next(csv.reader([header], delimiter=mark), []) for mark in dict.fromkeys((expected, ",", ";", "\t", "|"))}
     separator = next((mark for mark, found in names.items() if len(found) > 1), expected)
     return {"delimiter": separator, "skipinitialspace": all(name.startswith(" ") for name in names[separator][1:])}

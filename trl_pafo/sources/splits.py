@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from trl_pafo.columns import IntArray, Numbers, Rows, column, joined, take_rows
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.groups import assign_groups, quantile_thresholds, support_rate_by_agreement, support_rate_by_type
+from trl_pafo.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
 from trl_pafo.history import content_keys, past_prompts
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def add_type_support(splits: DatasetDict) -> DatasetDict:
     check_test_groups(splits)
     population = list(one_value_per_user(splits["train"], "group").values())
     one_value_per_user(splits["test"], "group")
-    share_of = dict(zip(population, support_rate_by_type(population).tolist(), strict=True))
+    share_of = {group: number / len(population) for group, number in Counter(population).items()}
     return DatasetDict(
         {
             split: rows.add_column("support_rate", np.array([share_of[group] for group in rows["group"][:]]))
