@@ -49,10 +49,13 @@ class TestFilled:
         assert list(stream) == data.to_list()
         assert stream.features == data.features
 
-    def test_tokens_under_their_former_names_are_left_to_the_base_class(self):
+    def test_tokens_under_their_former_names(self):
         data = rows(chosen_input_ids=[[1], None], rejected_input_ids=[[2], [3]])
-        checks.check_filled(data, WHAT)
-        assert list(checks.filled_stream(data.to_iterable_dataset(), WHAT)) == data.to_list()
+        checks.check_filled(data.select([0]), WHAT)
+        with pytest.raises(DataError, match="row 1: `chosen_input_ids` is missing"):
+            checks.check_filled(data, WHAT)
+        with pytest.raises(DataError, match="row 1: `chosen_input_ids` is missing"):
+            list(checks.filled_stream(data.to_iterable_dataset(), WHAT))
 
 
 class TestPairs:
@@ -153,21 +156,21 @@ class TestGroups:
             checks.check_groups(pairs.remove_columns("group"), ["majority"], WHAT)
 
 
-class TestTeacherMargins:
+@pytest.mark.parametrize("name", ["margin", "teacher_margin"])
+class TestNumbers:
     @pytest.mark.parametrize("values", [[0.0, -3.5], [1, 2]])
-    def test_numbers_pass(self, values):
-        checks.check_teacher_margins(rows(teacher_margin=values), WHAT)
+    def test_numbers_pass(self, name, values):
+        checks.check_filled(rows(chosen=["a", "b"], rejected=["c", "d"], **{name: values}), WHAT)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), None])
-    def test_not_finite(self, bad):
-        match = "2 of 4 values of `teacher_margin` are NaN, infinite or missing .the first in row 1"
-        with pytest.raises(DataError, match=match):
-            checks.check_teacher_margins(rows(teacher_margin=[0.5, bad, 1.0, bad]), WHAT)
+    def test_not_finite(self, name, bad):
+        with pytest.raises(DataError, match=f"row 1: `{name}` is no finite number. Fill it, or leave such rows out"):
+            checks.check_filled(rows(chosen=["a", "b"], rejected=["c", "d"], **{name: [0.5, bad]}), WHAT)
 
-    @pytest.mark.parametrize("values", [["much", "little"], [[1.0, 2.0], [3.0]]])
-    def test_no_numbers(self, values):
-        with pytest.raises(DataError, match="`teacher_margin` must hold one number a row"):
-            checks.check_teacher_margins(rows(teacher_margin=values), WHAT)
+    @pytest.mark.parametrize("values", [["much", "little"], ["1", "2"], [[1.0, 2.0], [3.0]]])
+    def test_no_numbers(self, name, values):
+        with pytest.raises(DataError, match=f"row 0: `{name}` is no finite number"):
+            checks.check_filled(rows(chosen=["a", "b"], rejected=["c", "d"], **{name: values}), WHAT)
 
 
 class TestHistory:

@@ -115,6 +115,10 @@ class TestCommandLine:
         assert args.history_fields == ["chosen"]
         assert args.counterfactual_share == 0.25  # the command line takes precedence
 
+    def test_paths_of_teachers_are_written_as_texts(self, tmp_path):
+        args = config(tmp_path, teachers={0: tmp_path / "a", "minority": "b"})
+        assert json.loads(args.to_json_string())["teachers"] == {"0": str(tmp_path / "a"), "minority": "b"}
+
     def test_a_saved_config_can_be_read_again(self, tmp_path):
         args = config(tmp_path, teachers={"majority": "a"}, alpha=0.75, history_fields=["chosen"])
         stored = json.loads(args.to_json_string())

@@ -20,7 +20,15 @@ from peft import (
     get_peft_model,
 )
 from rounding import rounding
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -93,10 +101,11 @@ def adapted(**options):
     return lambda: get_peft_model(loaded()(), LoraConfig(r=2, target_modules=["q_proj"], **options))
 
 
-def tokenizer(pad_token="[PAD]"):
+def tokenizer(pad_token="[PAD]", template=CHATML):
     def load():
         made = AutoTokenizer.from_pretrained("decoder")
         made.pad_token = pad_token
+        made.chat_template = template
         return made
 
     return load
@@ -189,7 +198,12 @@ GAPS = {
 }
 REFUSED = {
     **GAPS,
-    "model: labels": ({"model": lambda: loaded("three")()}, ValueError, "reward models require `num_labels=1`"),
+    "model: labels": ({"model": lambda: loaded("three")()}, ConfigError, "^`model` has num_labels=3; a reward model has one"),
+    "model: a language model": (
+        {"model": lambda: LlamaForCausalLM(AutoConfig.from_pretrained("decoder")), "processing_class": tokenizer()},
+        ConfigError,
+        "^`model` is a language model, LlamaForCausalLM, which gives no rewards",
+    ),
     "model: an adapter by its name": ({"model": "adapter"}, ConfigError, "^adapter is an adapter.*loaded frozen"),
     "args: TrainingArguments": (
         {"args": lambda: TrainingArguments("out", use_cpu=True)},
@@ -231,6 +245,35 @@ REFUSED = {
         )
         for value in (None, float("nan"), float("inf"))
     },
+    "train_dataset: margins as texts": (
+        {"train_dataset": TEXTS.add_column("margin", ["0.5"] * len(TEXTS))},
+        DataError,
+        "row 0: `margin` is no finite number",
+    ),
+    "train_dataset: margins as texts in a stream": (
+        {"train_dataset": lambda: TEXTS.add_column("margin", ["0.5"] * len(TEXTS)).to_iterable_dataset()},
+        DataError,
+        "row 0: `margin` is no finite number",
+    ),
+    "train_dataset: no rows": ({"train_dataset": TEXTS.select([])}, DataError, r"^The training dataset has no rows\."),
+    "eval_dataset: no rows": (
+        {"eval_dataset": lambda: {"a": TEXTS, "b": TEXTS.select([])}},
+        DataError,
+        r"^The evaluation dataset b has no rows\.",
+    ),
+    **{
+        f"{argument}: a transform": (
+            {argument: TEXTS.with_transform(lambda rows: {**rows, "chosen": rows["rejected"]})},
+            DataError,
+            "^The (training|evaluation) dataset has a transform .* Apply it by `map`",
+        )
+        for argument in ("train_dataset", "eval_dataset")
+    },
+    "processing_class: without a template": (
+        {"train_dataset": MESSAGES, "processing_class": tokenizer(template=None)},
+        DataError,
+        "^The train dataset, row 0, `chosen` .with its prompt.: the chat template cannot write it: .*chat_template is not set",
+    ),
     "train_dataset: a gap in a stream": (
         {"train_dataset": lambda: with_none(TEXTS, "chosen").to_iterable_dataset()},
         DataError,

@@ -15,7 +15,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import trl_pafo.teacher_models
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.errors import TeacherError
+from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.online_teachers import OnlineTeachers, TeacherRows, TeacherRowsCollator
 from trl_pafo.scoring import load_reward_model
 from trl_pafo.teachers import as_teachers
@@ -158,6 +158,15 @@ def test_a_group_without_a_teacher_is_refused(train):
     trainer = train(rows.remove_columns("group").add_column("group", group).to_iterable_dataset())
     with pytest.raises(TeacherError, match="rows of the group 'rare', for which there is no teacher"):
         trainer.train()
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "1.5"])
+def test_a_margin_that_is_none_is_refused_in_a_stream(train, value):
+    rows = make_pairs(history=0)
+    margins = [value if i == 3 or isinstance(value, str) else 1.0 for i in range(len(rows))]
+    stream = rows.add_column("teacher_margin", margins).to_iterable_dataset()
+    with pytest.raises(DataError, match=r"The training dataset, row [03]: `teacher_margin` is no finite number"):
+        train(stream, teachers=None).train()
 
 
 def test_the_collator_keeps_the_rows_as_they_came():

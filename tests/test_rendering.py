@@ -105,6 +105,23 @@ class TestMissingHistories:
         assert found[1]["chosen"] == plain
         assert found[0]["chosen"] != plain
 
+    def test_rows_of_pandas(self):
+        """A column of a table has arrays for lists, and NaN where a value is missing."""
+        table = Dataset.from_list([{**MESSAGES, "history": PAST}, {**MESSAGES, "history": None}]).to_pandas()
+        assert isinstance(table.history[0], np.ndarray)
+        for missing in (None, float("nan"), np.array([])):
+            rows = table.to_dict("records")
+            rows[1]["history"] = missing
+            with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
+                found = InputRenderer(tokenizer_of()).sequences(rows)
+            with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
+                assert found == InputRenderer(tokenizer_of()).sequences([{**MESSAGES, "history": PAST}, MESSAGES])
+
+    @pytest.mark.parametrize("history", ["liked tea", 3, PAST[0]])
+    def test_what_is_no_history_is_an_error_that_names_the_row(self, history):
+        with pytest.raises(DataError, match=r"^row 1: a history must be a list of past pairs"):
+            InputRenderer(tokenizer_of()).sequences([{**TEXTS, "history": PAST}, {**TEXTS, "history": history}])
+
     def test_one_warning_for_many_batches(self, recwarn):
         renderer = InputRenderer(tokenizer_of())
         for _ in range(3):

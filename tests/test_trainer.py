@@ -13,7 +13,7 @@ from peft import LoraConfig
 from rounding import rounding
 from test_exact_evaluation import naive_metrics, naive_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
@@ -691,7 +691,7 @@ def test_refuses_bad_pairs(pairs, refuse):
 
 def test_refuses_bad_margins(pairs, refuse):
     rows = pairs.add_column("teacher_margin", [float("nan")] + [1.0] * (len(pairs) - 1))
-    refuse(rows, r"1 of 30 values of `teacher_margin` are NaN")
+    refuse(rows, "row 0: `teacher_margin` is no finite number")
 
 
 def test_refuses_streams_that_online_teachers_cannot_serve(pairs, refuse):
@@ -722,6 +722,13 @@ def test_refuses_teachers_that_do_not_fit(encoder, decoder, pairs, refuse, tmp_p
         {"majority": good, "minority": "nowhere/x"},
         model=encoder,
     )
+    language_model = BertLMHeadModel(AutoConfig.from_pretrained(good, is_decoder=True))
+    teachers = {"majority": good, "minority": language_model}
+    refuse(
+        pairs, "'minority' is a language model, BertLMHeadModel, which gives no rewards", TeacherError, teachers, model=encoder
+    )
+    margins = pairs.add_column("teacher_margin", [1.0] * len(pairs))
+    refuse(margins, "beside which `teachers` would not be used", DataError, {"majority": good, "minority": good}, model=encoder)
     other = AutoTokenizer.from_pretrained(encoder)
     other.add_tokens(["entirely-new"])
     folder = tmp_path / "other"

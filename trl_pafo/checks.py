@@ -1,5 +1,6 @@
 """What must hold of a dataset before a model is loaded. Each failure is one clear error that names the fix."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ PAIR_COLUMNS = ("chosen", "rejected")
 TEXTS = ("prompt", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
 LEGACY_TOKEN_COLUMNS = ("chosen_input_ids", "rejected_input_ids")
+NUMBERS = ("margin", "teacher_margin")
 
 
 def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> None:
@@ -61,12 +63,12 @@ def check_dataset(dataset: Any, argument: str) -> None:
 
 
 def check_filled(dataset: Dataset, what: str) -> None:
-    """Raise [`DataError`] if a row lacks what its tokens are made of, or some columns are texts and others messages.
+    """Raise [`DataError`] if a row lacks what its tokens and its loss are made of, or some columns are texts and others messages.
 
     An empty prompt is no gap. The message names column and row.
     """
-    if set(LEGACY_TOKEN_COLUMNS) <= set(dataset.column_names):
-        return  # renamed by the base class
+    if not len(dataset):
+        raise DataError(f"{what} has no rows.")
     names = _read_of_rows(dataset.column_names, what)
     kinds = {name: dataset.features.arrow_schema.field(name).type for name in names if name in TEXTS}
     texts = [name for name, kind in kinds.items() if is_text(kind)]
@@ -81,8 +83,8 @@ def check_filled(dataset: Dataset, what: str) -> None:
         for name in names:
             values = column(table, name)
             bad = np.flatnonzero(~np.asarray(values.is_valid()))
-            if name == "margin" and not len(bad):
-                bad = np.flatnonzero(~np.isfinite(np.asarray(values, dtype=np.float64)))
+            if name in NUMBERS and not len(bad):
+                bad = np.flatnonzero([not _is_number(value) for value in values.to_pylist()])
             if len(bad):
                 raise _gap(what, first + int(bad[0]), name)
         first += len(table)
@@ -92,10 +94,9 @@ def filled_stream(dataset: IterableDataset, what: str) -> IterableDataset:
     """The same rows, each looked at as it comes by: see [`check_filled`]."""
 
     def look(row: dict[str, Any], number: int) -> dict[str, Any]:
-        if not set(LEGACY_TOKEN_COLUMNS) <= set(row):
-            for name in _read_of_rows(row, what):
-                if row[name] is None or (name == "margin" and not np.isfinite(row[name])):
-                    raise _gap(what, number, name)
+        for name in _read_of_rows(row, what):
+            if row[name] is None or (name in NUMBERS and not _is_number(row[name])):
+                raise _gap(what, number, name)
         return row
 
     return dataset.map(look, with_indices=True, features=dataset.features)
@@ -104,14 +105,19 @@ def filled_stream(dataset: IterableDataset, what: str) -> IterableDataset:
 def _read_of_rows(columns: Iterable[str], what: str) -> list[str]:
     """The columns that tokens and losses are made of."""
     columns = list(columns)
-    needed = TOKEN_COLUMNS if set(TOKEN_COLUMNS) <= set(columns) else PAIR_COLUMNS
+    needed = next((kind for kind in (TOKEN_COLUMNS, LEGACY_TOKEN_COLUMNS) if set(kind) <= set(columns)), PAIR_COLUMNS)
     check_columns(columns, needed, what)
-    optional = ["margin"] if needed == TOKEN_COLUMNS else ["prompt", "chat_template_kwargs", "margin"]
+    optional = ("prompt", "chat_template_kwargs", *NUMBERS) if needed == PAIR_COLUMNS else NUMBERS
     return [*needed, *(name for name in optional if name in columns)]
 
 
+def _is_number(value: Any) -> bool:
+    value = value.item() if hasattr(value, "item") else value
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _gap(what: str, row: int, name: str) -> DataError:
-    kind = "is no finite number" if name == "margin" else "is missing (None)"
+    kind = "is no finite number" if name in NUMBERS else "is missing (None)"
     return DataError(f"{what}, row {row}: `{name}` {kind}. Fill it, or leave such rows out.")
 
 
@@ -245,20 +251,6 @@ def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> 
         raise TeacherError(
             f"{what} has no pairs of the group{_s(given - present)} {_names(given - present)}, for which a teacher was given; it "
             f"has the groups {_names(present)}. Correct the name, or leave the teacher out."
-        )
-
-
-def check_teacher_margins(dataset: Dataset, what: str) -> None:
-    """Raise [`DataError`] if a `teacher_margin` is missing, NaN or infinite."""
-    try:
-        margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what}: `teacher_margin` must hold one number a row ({error}).") from error
-    bad = np.flatnonzero(~np.isfinite(margins))
-    if len(bad):
-        raise DataError(
-            f"{what}: {len(bad)} of {len(margins)} values of `teacher_margin` are NaN, infinite or missing (the first in row "
-            f"{bad[0]}). Compute them again, or leave these rows out."
         )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from dataclasses import MISSING, dataclass, fields
 
 from trl import RewardConfig
@@ -94,6 +95,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
     def __post_init__(self) -> None:
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(_LOWER_IS_BETTER):
             self.greater_is_better = False
+        if isinstance(self.teachers, dict):  # which is written to the model card and to trackers as JSON
+            self.teachers = {group: os.fspath(t) if isinstance(t, os.PathLike) else t for group, t in self.teachers.items()}
         super().__post_init__()
         self.check()
 

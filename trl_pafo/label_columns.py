@@ -31,12 +31,17 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
             Of these columns each row must have a label. A stream is checked as it is read.
 
     Raises:
-        DataError: If a label or `has_label` cannot be read, or one that is needed is missing; it names the row.
+        DataError: If a label or `has_label` cannot be read, or one that is needed is missing (it names the row), or if the rows
+            would be read without a transform that they have.
     """
     if isinstance(dataset, IterableDataset):
         return _normalize_stream(dataset, what, needed)
     if not isinstance(dataset, Dataset):
         return dataset
+    if dataset.format["type"] == "custom":  # columns are read as Arrow, where a transform is not seen
+        raise DataError(
+            f"{what} has a transform (`set_transform`, `with_transform`), which is not applied here. Apply it by `map`."
+        )
     names = dataset.column_names
     if "has_label" in names:
         values = _column(dataset, "has_label")

@@ -98,6 +98,10 @@ class PairsRewardTrainer(HubRewardTrainer):
                 given = "history" in columns
                 num_past = checks.check_history(dataset, what, HISTORY_FIELDS if given else (), may_lack=not given)
         if self._distils:
+            if self._teachers and not uses_teachers:
+                raise DataError(
+                    f"{what} has the column `teacher_margin`, beside which `teachers` would not be used. Leave out one of them."
+                )
             checks.check_pairs(dataset, what)
             if uses_teachers and args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
                 raise DataError(
@@ -108,8 +112,6 @@ class PairsRewardTrainer(HubRewardTrainer):
                 if args.num_history != 0 and "chosen_ids" not in columns:
                     checks.check_personalized(bool(num_past.any()), columns, what)
                 checks.check_groups(dataset, self._teachers, what)
-            else:
-                checks.check_teacher_margins(dataset, what)
 
     def _prepare_dataset(
         self,

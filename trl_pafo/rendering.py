@@ -16,6 +16,7 @@ from trl_pafo.history import (
     HistoryCutter,
     add_history_template,
     as_messages,
+    history_problem,
     is_rendered,
     remembered,
     render_history,
@@ -116,6 +117,7 @@ class InputRenderer:
         Raises:
             DataError: If a row cannot be read as in the training; the message names it.
         """
+        rows = [_plain(row) for row in rows]
         kwargs = [dict(row.get("chat_template_kwargs") or {}) for row in rows]
         histories = [
             row["history"] if "history" in row else given.get("history") for row, given in zip(rows, kwargs, strict=True)
@@ -128,6 +130,10 @@ class InputRenderer:
         for number, kinds in enumerate(texts):
             if any(kinds) and not all(kinds):
                 raise DataError(f"{name(number)}: some are texts and some are messages. Give all as texts or all as messages.")
+        if not self._shows_none:
+            for number, history in enumerate(histories):
+                if problem := history_problem(history, ()):
+                    raise DataError(f"{name(number)}: {problem}.")
         num_past = np.array([0 if self._shows_none else len(history or []) for history in histories], dtype=np.int64)
         inputs = self._inputs(
             np.array([any(kinds) for kinds in texts], dtype=bool),
@@ -205,3 +211,12 @@ class InputRenderer:
                 f"{what}: these are messages, and the model's tokenizer has no chat template to write them with. Give texts as in "
                 "its training."
             )
+
+
+def _plain(value: Any) -> Any:
+    """Rows as they come of pandas: with arrays for lists, and NaN for what is missing."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

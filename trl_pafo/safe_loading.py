@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from trl_pafo.errors import ConfigError
 
 SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
@@ -42,8 +44,8 @@ def check_model_folder(folder: str | Path) -> None:
             Folder of a checkpoint or an adapter.
 
     Raises:
-        ConfigError: If its weights are pickles or missing, or its configuration asks for something that could run code. The
-            message says how to convert the weights.
+        ConfigError: If its weights are pickles, missing or not whole, or its configuration asks for something that could run code.
+            The message says how to convert the weights.
     """
     folder = Path(folder)
     adapter = folder / ADAPTER_CONFIG
@@ -51,6 +53,7 @@ def check_model_folder(folder: str | Path) -> None:
         config = read_config(adapter)
         _check_adapter_config(config, adapter)
         _need_safetensors(folder, folder / "adapter_model.safetensors", _CONVERT_ADAPTER)
+        _check_whole(folder / "adapter_model.safetensors")
         base = config.get("base_model_name_or_path")
         if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != folder.resolve():
             check_model_folder(base)
@@ -67,6 +70,29 @@ def check_model_folder(folder: str | Path) -> None:
             _check_index(index)
         found = indices or sorted(folder.glob("*.safetensors"))
         _need_safetensors(folder, found[0] if found else None, _CONVERT_MODEL.format(_architecture(config), str(folder)))
+        for path in weight_files(folder):
+            _check_whole(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would load from the folder of a checkpoint, there or not."""
+    named = str(read_config(folder / "config.json").get("transformers_weights") or "model.safetensors")
+    if (folder / named).is_file() and not named.endswith(".json"):
+        return [folder / named]
+    index = folder / (named if named.endswith(".json") else f"{named}.index.json")
+    shards = read_config(index)["weight_map"].values() if index.is_file() else []
+    return [folder / name for name in sorted(set(shards))]
+
+
+def _check_whole(weights: Path) -> None:
+    try:
+        with safe_open(weights, framework="pt"):
+            pass  # its header says how long it has to be
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"The weights of {weights.parent} are not whole: {weights.name} is missing or broken ({reason(error)}). Save or download "
+            "the model again."
+        ) from error
 
 
 def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -151,6 +151,30 @@ def check_reward_model(folder: str | Path) -> None:
         )
 
 
+def check_loaded_model(model: Any, name: str) -> None:
+    """Raise where a model in memory gives other than one reward a sequence.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        name (`str`):
+            What it is called in the message.
+
+    Raises:
+        ConfigError: If it has other than one label, or is a language model.
+    """
+    num_labels = getattr(model.config, "num_labels", None)
+    if num_labels != 1:
+        raise ConfigError(
+            f"{name} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
+        )
+    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        raise ConfigError(
+            f"{name} is a language model, {type(model).__name__}, which gives no rewards. Load it with "
+            "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
+        )
+
+
 def _tokens_without_weights(folder: Path, config: Any, brought: Shapes) -> int:
     """How many tokens of the tokenizer beside an adapter have no embedding, in its base or in itself."""
     if not has_tokenizer(folder):

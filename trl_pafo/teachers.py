@@ -22,6 +22,7 @@ from trl_pafo.safe_loading import MODEL_FILES
 from trl_pafo.scoring import (
     adapter_config,
     base_folder,
+    check_loaded_model,
     check_reward_model,
     has_tokenizer,
     load_saved_tokenizer,
@@ -177,11 +178,11 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
             check_reward_model(local_folder(teacher.source))
         except ConfigError as error:
             raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
-    elif getattr(config, "num_labels", None) != 1:
-        raise TeacherError(
-            f"The teacher of group {teacher.group!r} has num_labels={getattr(config, 'num_labels', None)}; a reward model has "
-            "one. Train it with RewardTrainer, or load it with num_labels=1."
-        )
+    else:
+        try:
+            check_loaded_model(teacher.source, f"The teacher of group {teacher.group!r}")
+        except ConfigError as error:
+            raise TeacherError(str(error)) from error
     own = teacher.tokenizer()
     if own is not None and own.get_vocab() != tokenizer.get_vocab():
         raise TeacherError(

@@ -137,7 +137,7 @@ def _from_template(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side
     messages = without_nones([*(row.get("prompt") or []), *row[side]])
     try:
         return tokenizer.apply_chat_template(messages, **{**how, **_template_kwargs(row)})
-    except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
+    except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(
             f"{place}, `{side}` (with its prompt): the chat template cannot write it: {error}. Write the messages as the template "
             "takes them, or leave the row out."

@@ -39,7 +39,7 @@ from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.safe_loading import safe_init_kwargs
-from trl_pafo.scoring import as_dtype, reward_of
+from trl_pafo.scoring import as_dtype, check_loaded_model, reward_of
 from trl_pafo.teachers import QuantisedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
 
 logger = get_logger(__name__)
@@ -166,6 +166,8 @@ class PAFORewardTrainer(PairsRewardTrainer):
         init_kwargs: Any = args.model_init_kwargs if isinstance(model, str) else {}
         if isinstance(model, str):
             check_student(model, init_kwargs, trains=train_dataset is not None)
+        else:
+            check_loaded_model(model, "`model`")
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         keep_reward_head(model, peft_config, init_kwargs.get("revision"))
         self._prepare_to_push(args, train_dataset)

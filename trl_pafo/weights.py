@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIF
 from transformers.utils import logging
 
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.safe_loading import SAFELY, read_config, reason
+from trl_pafo.safe_loading import SAFELY, reason, weight_files
 
 Shapes = dict[str, list[int]]
 """Shape of each weight by its name."""
@@ -68,7 +68,7 @@ def find_gaps(
     is_quantised = getattr(config, "quantization_config", None) is not None
     if is_quantised:
         del config.quantization_config
-    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes_in(*_weight_files(folder)).items()}
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes_in(*weight_files(folder)).items()}
     with _quiet(), whole_weights(), torch.random.fork_rng(devices=[]):
         model, info = model_class.from_pretrained(
             None,
@@ -133,16 +133,6 @@ def name_some(names: list[str], most: int = 4) -> str:
     """Names for a sentence."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would load."""
-    named = str(read_config(folder / "config.json").get("transformers_weights") or "model.safetensors")
-    if (folder / named).is_file() and not named.endswith(".json"):
-        return [folder / named]
-    index = folder / (named if named.endswith(".json") else f"{named}.index.json")
-    shards = read_config(index)["weight_map"].values() if index.is_file() else []
-    return [folder / name for name in sorted(set(shards))]
 
 
 @contextmanager

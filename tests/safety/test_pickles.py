@@ -155,6 +155,9 @@ class TestCheck:
         assert len(list(folder.glob("*.safetensors"))) > 1
         check_model_folder(folder)
         assert load_reward_model(folder)
+        max(folder.glob("*.safetensors")).unlink()
+        with pytest.raises(ConfigError, match=r"not whole: model-\d+-of-\d+\.safetensors is missing or broken"):
+            check_model_folder(folder)
 
     @pytest.mark.parametrize("shard", ["pytorch_model.bin", "../../model.safetensors", "/model.safetensors", "a/b.safetensors"])
     def test_an_index_names_safetensors_beside_it(self, folder, shard):
@@ -176,7 +179,7 @@ class TestCheck:
     def test_broken_weights(self, folder):
         for broken in (b"", b"\xff" * 100):
             (folder / "model.safetensors").write_bytes(broken)
-            with pytest.raises(ConfigError, match="No reward model can be loaded from"):
+            with pytest.raises(ConfigError, match=r"weights of .*model are not whole: model\.safetensors is missing or broken"):
                 load_reward_model(folder)
 
     @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00"])
