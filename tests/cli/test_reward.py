@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -131,3 +132,17 @@ def test_two_in_one_folder(base, tmp_path, capsys):
         assert main(command(base, tmp_path / "out")) == 1
     assert "Another training is at work in" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
+    make_pairs().to_csv(tmp_path / "pairs.csv")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/train.csv").write_text("prompt,chosen,rejected\n" + "what,yes,no,\n" * 8)  # pandas takes an index
+    for name, match in (
+        (tmp_path / "pairs.csv", r"pairs\.csv cannot be loaded .*`trl-pafo prepare --data_path FILE` makes one of a file"),
+        (tmp_path / "nowhere", "nowhere cannot be loaded"),
+        (tmp_path / "tables", r"train\.csv, line 2: 4 fields, but the header names 3"),
+    ):
+        assert main(command(base, tmp_path / "out", "--dataset_name", str(name))) == 1
+        assert re.search(match, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

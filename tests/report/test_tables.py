@@ -117,3 +117,15 @@ def test_any_number_of_groups():
     many = plain_table({"m": summary_of({f"group {i}": 6 for i in range(9)})}, width=300)
     assert re.split("  +", many.splitlines()[0])[2:4] == ["worst of 9 groups", "best of 9 groups"]
     assert "group 3" not in many
+
+
+def test_groups_whose_names_are_those_of_other_columns_or_break_lines():
+    user = np.arange(40)
+    group = np.array(["overall", "Gini", "a\nb", "a b"])[user % 4]
+    summary = fairness_summary(user % 4 == 0, user, group, num_resamples=100)
+    header, _, counts, row = markdown_table({"x": summary}).splitlines()
+    titles = ["overall", "group 'Gini'", "a b", "group 'a b'", "group 'overall'", "gap", "worst 10 % of users", "Gini"]
+    assert header.strip("| ").split(" | ") == ["method", *titles]
+    assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:6]] == [".250", ".000", ".000", ".000", "1.000"]
+    assert counts.startswith("| users, pairs | 40, 40 | 10, 10 |")
+    assert len(plain_table({"x": summary}, width=500).splitlines()) == 3

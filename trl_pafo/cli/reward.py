@@ -19,8 +19,9 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from trl import get_dataset, get_peft_config, get_quantization_config
 
     from trl_pafo.disk import alone, writing
-    from trl_pafo.errors import ConfigError
+    from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models import WHEEL_MODELS, load_tokenizer, locate_model
+    from trl_pafo.sources.reading import SEPARATORS, read_records
     from trl_pafo.trainer import PAFORewardTrainer
     from trl_pafo.training import Checkpoints, checkpoint_to_resume, save_whole
 
@@ -39,7 +40,17 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     elif script_args.dataset_name:
-        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        source = script_args.dataset_name
+        for table in (path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in SEPARATORS):
+            for _ in read_records(table):  # pandas, which reads it below, shifts columns without a word
+                pass
+        try:
+            dataset = load_dataset(source, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"--dataset_name {source} cannot be loaded ({' '.join(str(error).split())}). Give a Hub id or a folder; `trl-pafo prepare "
+                "--data_path FILE` makes one of a file."
+            ) from error
     else:
         raise ConfigError("Give --dataset_name (a Hub id, or a folder of `trl-pafo prepare`) or a `datasets` mixture.")
     for split, used in (

@@ -180,6 +180,11 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     rows = [row for _, row in _records(path, None, ())]
     columns = list(rows[0])
+    if nameless := [name for name in columns if not name or name.startswith("Unnamed:")]:
+        raise DataError(
+            f"{path}: the column {nameless[0]!r} has no name, so that it would count as a reward. Leave it out, as an index of pandas by "
+            "to_csv(index=False), or name it."
+        )
     rewards = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
     own = [name for name in columns if name.startswith("w_")]
     unknown = [name for name in own if name[2:] not in rewards]

@@ -33,11 +33,13 @@ def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[st
             The groups, in the order of the columns, and their titles.
     """
     columns = {"overall": "overall"}
+    others = {"gap": "difference", "worst 10 % of users": "user_worst_decile", "Gini": "user_gini"}
     if len(titles) > MOST_GROUPS:
         columns |= {f"worst of {len(titles)} groups": "group_min", f"best of {len(titles)} groups": "group_max"}
-    else:
-        columns |= {title: f"accuracy/{name}" for name, title in titles.items()}
-    columns |= {"gap": "difference", "worst 10 % of users": "user_worst_decile", "Gini": "user_gini"}
+    for name, title in titles.items() if len(titles) <= MOST_GROUPS else ():
+        title = " ".join(title.split())
+        columns[f"group {title!r}" if title in columns | others else title] = f"accuracy/{name}"
+    columns |= others
     return {title: key for title, key in columns.items() if key in summary}
 
 
