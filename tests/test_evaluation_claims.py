@@ -95,18 +95,23 @@ def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "match"),
+    ("wrong", "match"),
     [
         (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
         (["--seed", "-1"], "`seed` must be at least 0, got -1"),
-        ([], "User 'user-0' has pairs in two groups (even, odd)"),
+        ({"group": ["even", "odd"] * 15}, "User 'user-0' has pairs in two groups (even, odd)"),
+        ({"support_rate": [0.1, 0.2] * 15}, "User 'user-0' has more than one value of `support`"),
+        ({"support_rate": ["rare"] * 30}, "`support` must hold numbers"),
     ],
 )
-def test_what_cannot_be_summarised_is_not_scored(flags, match, encoder, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_summarised_is_not_scored(wrong, match, encoder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_pafo.evaluation.score_rows", lambda *_, **__: pytest.fail("scored"))
-    rows = rows_of("user").add_column("group", ["even", "odd"] * 15)
-    (rows if not flags else rows.remove_columns("group")).to_json(tmp_path / "test.jsonl")
+    rows = rows_of("user")
+    for name, values in wrong.items() if isinstance(wrong, dict) else ():
+        rows = rows.add_column(name, values)
+    rows.to_json(tmp_path / "test.jsonl")
     data = ["--dataset_name", str(tmp_path / "test.jsonl"), "--num_history", "0"]
+    flags = wrong if isinstance(wrong, list) else []
     assert main(["evaluate", "--model_name_or_path", encoder, *data, *flags]) == 1
     assert match in capsys.readouterr().err

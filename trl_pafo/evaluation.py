@@ -20,6 +20,7 @@ from trl_pafo.inspection import STUDENTS
 from trl_pafo.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
+from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.rendering import InputRenderer
 from trl_pafo.report.rewardbench import write_rewardbench
@@ -123,7 +124,7 @@ def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resam
         pair_correctness(margins),
         users_of(rows),
         groups_of(rows),
-        support=rows["support_rate"][:] if {"support_rate", "user"} <= set(rows.column_names) else None,
+        support=_support_of(rows),
         margins=margins,
         majority=majority,
         num_resamples=num_resamples,
@@ -195,6 +196,11 @@ def groups_of(rows: Dataset) -> list[str] | None:
     return rows["group"][:] if "group" in rows.column_names else None
 
 
+def _support_of(rows: Dataset) -> list[Any] | None:
+    """The support rate of the user of each row; `None` where rates or users are not known."""
+    return rows["support_rate"][:] if {"support_rate", "user"} <= set(rows.column_names) else None
+
+
 def load_rows(name: str, split: str | None) -> Dataset:
     """Pairs to evaluate on: a folder of `trl-pafo prepare`, a file that [`open_dataset`] reads, or a Hub id.
 
@@ -253,7 +259,9 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
     rows = normalize_columns(rows, what, LABEL_COLUMNS)
-    encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
+    pairs = encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
+    if (support := _support_of(rows)) is not None:
+        support_of_users(support, pairs)  # and one support rate
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     folders = {name: str(local_folder(source)) for name, source in sources.items()}
     for folder in folders.values():

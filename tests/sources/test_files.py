@@ -159,6 +159,12 @@ class TestSplit:
         assert again["test"].to_list() == splits["test"].to_list()
         assert again["train"].to_list() == splits["train"].to_list()
 
+    def test_splits_that_are_not_used_are_named(self, tmp_path, caplog):
+        rows = Dataset.from_list(grouped())
+        DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "both")
+        load_files(tmp_path / "both")
+        assert "both: the splits validation are not used." in caplog.text
+
     def test_a_given_test_set_with_training_users(self, tmp_path):
         train, test = write(tmp_path / "a.jsonl", grouped()), write(tmp_path / "b.jsonl", grouped(2))
         with pytest.raises(DataError, match=r"2 users of the test data are in the training data too \(the first: 'u0'\)"):

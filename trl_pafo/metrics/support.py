@@ -102,7 +102,10 @@ def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPai
             )
         of_user = np.array([given[user] for user in pairs.users], dtype=np.float64)
     else:
-        values = np.asarray(support, dtype=np.float64)
+        try:
+            values = np.asarray(support, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"`support` must hold numbers: {error}. Correct it, or leave it out.") from error
         if values.shape == (num_pairs,):
             of_user = np.full(num_users, np.nan)
             of_user[pairs.user_codes] = values

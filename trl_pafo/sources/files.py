@@ -1,5 +1,6 @@
 """Your own pairs: files, saved datasets and Hub datasets that say who preferred what."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from trl_pafo.sources.splits import (
     split_users,
     users_in_order,
 )
+
+logger = logging.getLogger(__name__)
 
 NEEDED = ("prompt", "chosen", "rejected", "user")
 OPTIONAL = ("group", "support_rate", "history")
@@ -97,6 +100,9 @@ def load_files(
     elif isinstance(data, DatasetDict) and test_split in data and len(data) > 1:
         given = _conform(data[test_split], columns, f"{what}, split {test_split}")
     train = _conform(single_split(data, train_split, what), columns, what)
+    used = {train_split} | ({test_split} if test_path is None else set())
+    if isinstance(data, DatasetDict) and len(data) > 1 and (unused := [split for split in data if split not in used]):
+        logger.warning("%s: the splits %s are not used.", what, ", ".join(map(str, unused)))
 
     if given is None:
         everything = train

@@ -280,8 +280,9 @@ def _read_file(path: Path, ending: str, columns: Collection[str] | None) -> Data
 
 def _counted(data: Any, what: str) -> Any:
     """The same, its number of rows said."""
-    counts = {name: len(rows) for name, rows in data.items()} if isinstance(data, dict) else {"": len(data)}
-    logger.info("%s: %s.", what, ", ".join(f"{number} rows read {name}".strip() for name, number in counts.items()))
+    splits = data if isinstance(data, dict) else {"": data}
+    counts = [f"{len(rows)} rows read" + (f" of {name}" if name else "") for name, rows in splits.items()]
+    logger.info("%s: %s.", what, ", ".join(counts))
     return data
 
 
