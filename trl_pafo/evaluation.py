@@ -259,9 +259,9 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
     rows = normalize_columns(rows, what, LABEL_COLUMNS)
-    pairs = encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
+    encoded = encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
     if (support := _support_of(rows)) is not None:
-        support_of_users(support, pairs)  # and one support rate
+        support_of_users(support, encoded)  # and one support rate
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     folders = {name: str(local_folder(source)) for name, source in sources.items()}
     for folder in folders.values():
