@@ -151,6 +151,10 @@ def test_a_resumed_training_does_not_say_it_twice(labelled, teachers, train, tmp
     trainer = train(labelled, teachers, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
     assert [entry["step"] for entry in trainer.state.log_history if "teacher_accuracy/majority" in entry] == [1]
     assert trainer.state.global_step == 4
+    swapped = {"majority": teachers["minority"], "minority": teachers["majority"]}
+    trainer = train(labelled, swapped, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
+    assert [entry["step"] for entry in trainer.state.log_history if "teacher_accuracy/majority" in entry] == [1, 3]
+    assert logged(trainer, "teacher_margin/majority")[-1] == trainer.teacher_agreement[0].margin
 
 
 def test_nothing_is_said_where_nothing_is_distilled(train):

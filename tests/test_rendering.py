@@ -122,6 +122,13 @@ class TestMissingHistories:
         with pytest.raises(DataError, match=r"^row 1: a history must be a list of past pairs"):
             InputRenderer(tokenizer_of()).sequences([{**TEXTS, "history": PAST}, {**TEXTS, "history": history}])
 
+    @pytest.mark.parametrize("value", [None, float("nan")])
+    def test_a_response_that_is_missing_is_named(self, value):
+        with pytest.raises(DataError, match=r"^row 1: `response` is missing"):
+            InputRenderer(tokenizer_of("text", num_history=0)).sequences(
+                [{"prompt": "how", "response": "sir"}, {"prompt": "how", "response": value}]
+            )
+
     def test_one_warning_for_many_batches(self, recwarn):
         renderer = InputRenderer(tokenizer_of())
         for _ in range(3):

@@ -274,7 +274,7 @@ def test_a_student_that_was_not_distilled_is_refused_where_it_is_to_be(run, trai
     monkeypatch.setattr(stages, "judge_teachers", judged({"majority": False, "minority": False}))
     run(validation_share=0.3)()
     trained.clear()
-    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(instead: \"the shared model \w+\" -> null\)"):
+    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(instead: \"the shared model \w+\" -> not set\)"):
         run(validation_share=0.3, teacher_min_gain=-math.inf)()
     run(validation_share=0.3, teacher_min_gain=-math.inf, overwrite=True)()
     assert trained == ["PAFO"]

@@ -180,8 +180,20 @@ def test_a_broken_teacher_is_named_so(adapters, decoder, sequences):
     with models_of(adapters, decoder) as models:
         with torch.no_grad():
             models._model.base_model.model.model.norm.weight.fill_(float("nan"))
-        with pytest.raises(TeacherError, match="NaN or infinite"):
+        with pytest.raises(TeacherError, match=r"^The teacher of group 'a': \d+ of \d+ rewards are NaN or infinite"):
             models.score("a", sequences)
+
+
+@pytest.mark.parametrize("prefix_sharing", ["off", "auto"])
+def test_a_teacher_of_fewer_positions_than_the_rows_have_tokens(prefix_sharing, tmp_path):
+    short = make_model("decoder", tmp_path / "short", max_position_embeddings=40)
+    prefix = [7] * 38
+    with models_of({"a": short}, short) as models:
+        models.margins("a", [[*prefix, 8, 9]], [[*prefix, 9]], prefix_sharing=prefix_sharing)
+        with pytest.raises(
+            TeacherError, match=r"'a' has 40 positions, and the student's rows have up to 41 tokens.*`max_length`"
+        ):
+            models.margins("a", [[*prefix, 8, 9]], [[*prefix, 9, 8, 7]], prefix_sharing=prefix_sharing)
 
 
 class TestMarginsOfPairs:

@@ -128,6 +128,9 @@ class InputRenderer:
             for row, own in zip(rows, sides, strict=True)
         ]
         for number, kinds in enumerate(texts):
+            for side in sides[number]:
+                if rows[number][side] is None:
+                    raise DataError(f"{name(number)}: `{side}` is missing (None). Fill it, or leave such rows out.")
             if any(kinds) and not all(kinds):
                 raise DataError(f"{name(number)}: some are texts and some are messages. Give all as texts or all as messages.")
         if not self._shows_none:

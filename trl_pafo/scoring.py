@@ -414,7 +414,7 @@ def _score(
         model.train(was_training)
     if not np.isfinite(rewards).all():
         raise TeacherError(
-            f"{int((~np.isfinite(rewards)).sum())} of {len(rewards)} rewards are NaN or infinite; the model's weights or its "
+            f"{int((~np.isfinite(rewards)).sum())} of {rewards.size} rewards are NaN or infinite; the model's weights or its "
             "number format are broken. Train it again, or score it in float32."
         )
     return rewards[index]

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,19 +122,29 @@ class TeacherModels:
 
         Under a launcher that shards the student every process has to call it equally often.
         """
-        model = self._activate(group)
+        model = self._activate(group, sequences)
         device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
-        return score_sequences(model, sequences, self.pad_ids[group], batch_size=len(sequences), device=device, autocast=autocast)
+        with _of_group(group):
+            return score_sequences(
+                model, sequences, self.pad_ids[group], batch_size=len(sequences), device=device, autocast=autocast
+            )
 
-    def _activate(self, group: str) -> torch.nn.Module:
-        """The model, as the teacher of this group."""
+    def _activate(self, group: str, sequences: Iterable[Sequence[int]]) -> torch.nn.Module:
+        """The model, as the teacher of this group, which can read these sequences."""
         model = self._model
         if model is None:
             raise RuntimeError("These teachers are closed.")
         if group in self._adapters:
             model.set_adapter(self._adapters[group], inference_mode=True)  # type: ignore[operator]
         # Pooling looks for this id, and the base of an adapter may know another one or none.
-        model.config.get_text_config().pad_token_id = self.pad_ids[group]  # type: ignore[operator, union-attr]
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        config.pad_token_id = self.pad_ids[group]
+        longest, positions = max(map(len, sequences)), getattr(config, "max_position_embeddings", None)
+        if positions is not None and longest > positions:
+            raise TeacherError(
+                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, which it "
+                "has not learnt to read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
+            )
         return model
 
     def score(
@@ -200,11 +211,12 @@ class TeacherModels:
         return self._in_batches(keys, length_of_row, lambda batch: self._shared_margins(group, batch), batch_size, desc)
 
     def _shared_margins(self, group: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> np.ndarray:
-        model = self._activate(group)
+        model = self._activate(group, chain(*pairs))
         chosen, rejected = zip(*pairs, strict=True)
         device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
         options: dict[str, Any] = {"batch_size": 2 * len(pairs), "device": device, "autocast": autocast}
-        rewards = score_pairs(model, chosen, rejected, self.pad_ids[group], share_prefix=True, **options)
+        with _of_group(group):
+            rewards = score_pairs(model, chosen, rejected, self.pad_ids[group], share_prefix=True, **options)
         return rewards[0] - rewards[1]
 
     def _in_batches(
@@ -252,6 +264,15 @@ def check_filled(numbers: np.ndarray, what: str) -> None:
     missing = int(np.isnan(numbers).sum())
     if missing:
         raise TeacherError(f"{missing} of {len(numbers)} {what} were computed by no teacher: give each row a group that has one.")
+
+
+@contextmanager
+def _of_group(group: str) -> Iterator[None]:
+    """Errors of scoring say whose teacher it is."""
+    try:
+        yield
+    except TeacherError as error:
+        raise TeacherError(f"The teacher of group {group!r}: {error}") from error
 
 
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:

@@ -48,9 +48,6 @@ logger = get_logger(__name__)
 _OWN_KEYS = ("margin", "teacher_margin", "has_label", "group_id", TEACHER_ROWS, PAIR_LENGTHS, *PAIR_KEYS)
 
 
-_AGREEMENT = "teacher_accuracy"
-
-
 class PAFORewardTrainer(PairsRewardTrainer):
     """
     [`~trl.RewardTrainer`] with Pareto Fairness Optimization: the margins of one teacher a preference group are distilled,
@@ -116,6 +113,8 @@ class PAFORewardTrainer(PairsRewardTrainer):
 
     _agreement: TeacherAgreement | None = None
     """How far the teachers agree with the labels; `None` where nothing is distilled."""
+
+    _agreement_is_logged = False
 
     def __init__(
         self,
@@ -317,8 +316,12 @@ class PAFORewardTrainer(PairsRewardTrainer):
         if self._agreement is not None and ("loss" in logs or "train_loss" in logs):
             if not isinstance(self.train_dataset, Dataset):
                 logs.update(self._agreement.reduce(self.accelerator.gather))
-            elif not any(_AGREEMENT in key for entry in self.state.log_history for key in entry):  # it does not change
-                logs.update(self._agreement.reduce())
+            elif not self._agreement_is_logged:  # it does not change, but a checkpoint may be of other teachers
+                self._agreement_is_logged = True
+                found = self._agreement.reduce()
+                before = {key: entry[key] for entry in self.state.log_history for key in found.keys() & entry.keys()}
+                if any(str(before.get(key)) != str(value) for key, value in found.items()):  # as texts, for NaN is not NaN
+                    logs.update(found)
         super().log(logs, start_time)
 
     def _training_collator(self) -> Any:
