@@ -41,6 +41,21 @@ def test_version_and_unknown_command(capsys):
     assert f"choose one of {', '.join(COMMANDS)}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (["run", "--optim", "adamww"], "argument --optim: invalid choice: 'adamww'"),
+        (["prepare", "--train_users", "many"], "argument --train_users/--train-users: invalid int value: 'many'"),
+        (["score", "--input"], "argument --input: expected one argument"),
+        (["portfolio", "build", "--beta", "x"], "argument --beta: invalid float value: 'x'"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_one_line(argv, match, capsys):
+    assert main(argv) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"trl-pafo {argv[0]}: {match}")
+
+
 def test_module_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "trl_pafo.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"trl-pafo {__version__}"

@@ -22,8 +22,8 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert "holds no results.json" in capsys.readouterr().err
     assert main(["report", "a", "b"]) == 1
     assert "--output FILE.html" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["report"])
+    assert main(["report"]) == 2
+    assert capsys.readouterr().err == "trl-pafo report: the following arguments are required: RUN\n"
 
 
 @pytest.mark.slow

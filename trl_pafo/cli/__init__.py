@@ -6,6 +6,7 @@ command loads neither torch nor transformers, so that it comes at once.
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from trl_pafo.errors import TrlPafoError
 
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         check_versions()
         try:
             parser = command.make_parser(f"trl-pafo {name}", **short)
+            parser.error = refuse
             parsed = parser.parse_args_and_config(rest)
         except TrlPafoError:
             raise
@@ -87,6 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-pafo {name}: {found}", file=sys.stderr)
         return 1
     return 0
+
+
+def refuse(message: str) -> NoReturn:
+    """For parsers, whose own `error` prints all flags, which are hundreds, before what is wrong."""
+    raise ValueError(message)
 
 
 def _first_lines(error: Exception) -> str:

@@ -129,6 +129,8 @@ class _Parser:
     def parse_args_and_config(self, argv: list[str]) -> tuple[str, Any]:
         from trl import TrlParser
 
+        from trl_pafo.cli import refuse
+
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(f"usage: {self.prog} COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
             for name, text in COMMANDS.items():
@@ -139,6 +141,7 @@ class _Parser:
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
         parser = TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
+        parser.error = refuse  # type: ignore[method-assign]
         return name, *parser.parse_args_and_config(argv[1:])  # type: ignore[return-value]
 
 
