@@ -137,6 +137,12 @@ class TestTables:
         with pytest.raises(DataError, match="line 1: the header names the column 'user' twice"):
             open_dataset(tmp_path / "a.csv")
 
+    @pytest.mark.parametrize(("start", "kind"), [(b"PAR1", "a Parquet file"), (b"PK\x03\x04\0", "an archive, as Excel writes")])
+    def test_what_is_no_text(self, tmp_path, start, kind):
+        (tmp_path / "a.csv").write_bytes(start)
+        with pytest.raises(DataError, match=f"a.csv is {kind}, and not text. Save it as JSON Lines or CSV"):
+            open_dataset(tmp_path / "a.csv")
+
     def test_utf_16_without_a_mark(self, tmp_path):
         (tmp_path / "a.csv").write_bytes((HEADER + QUOTED).encode("utf-16-le"))
         with pytest.raises(DataError, match=r"line 1: this is not UTF-8 text \(it holds a NUL"):

@@ -25,6 +25,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FILE_ENDINGS = (*JSON_ENDINGS, *SEPARATORS, ".parquet")
 # The line by which Excel is told the separator.
 _SAYS_SEPARATOR = re.compile(r"\"?sep=(.)\"?[\r\n]*", re.IGNORECASE)
+_NO_TEXTS = {b"PAR1": "a Parquet file", b"PK\x03\x04": "an archive, as Excel writes"}
 # Those of UTF-32 begin with those of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -199,6 +200,8 @@ def _read_text(path: Path) -> str:
 
 def decode(data: bytes, what: str) -> str:
     """UTF-8, or what a byte order mark says; raises [`DataError`] with the line where it is something else."""
+    if kind := next((kind for start, kind in _NO_TEXTS.items() if data.startswith(start)), None):
+        raise DataError(f"{what} is {kind}, and not text. Save it as JSON Lines or CSV.")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
     try:
         text = data.decode(encoding)
