@@ -116,6 +116,8 @@ def test_a_stream_that_does_not_know_its_columns():
     stream = normalize_columns(IterableDataset.from_generator(rows), WHAT)
     assert list(stream) == [{"group": "0", "user": None}, {"group": "b", "user": None}, {"x": 1, "user": "3"}]
     assert stream.column_names is None
+    with pytest.raises(DataError, match=f"{WHAT}, row 2: has no `group`"):
+        list(normalize_columns(IterableDataset.from_generator(rows), WHAT, ["group"]))
 
 
 def test_blanks_that_split_a_group(caplog: pytest.LogCaptureFixture):

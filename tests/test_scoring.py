@@ -102,6 +102,14 @@ class TestScoreSequences:
             np.testing.assert_array_equal(score_sequences(model, SEQUENCES, PAD), expected)
             assert model.training is training
 
+    def test_a_model_of_another_kind(self, model):
+        with pytest.raises(ConfigError, match="one number a sequence, and this one gives no logits"):
+            score_sequences(model.base_model, SEQUENCES, PAD)
+        head = "score" if hasattr(model, "score") else "classifier"
+        setattr(model, head, torch.nn.Linear(model.config.hidden_size, 2))
+        with pytest.raises(ConfigError, match=r"and this one gives logits of shape \(\d+, 2\)"):
+            score_sequences(model, SEQUENCES, PAD)
+
     def test_no_sequences(self, model):
         assert score_sequences(model, [], PAD).shape == (0,)
         assert [part.shape for part in score_pairs(model, [], [], PAD)] == [(0,), (0,)]

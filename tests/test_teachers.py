@@ -47,6 +47,8 @@ def test_what_is_no_teacher_is_refused():
         as_teachers(["a"])
     with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got int"):
         as_teachers({"a": 1})
+    with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got Linear"):
+        as_teachers({"a": torch.nn.Linear(2, 1)})
     with pytest.raises(TeacherError, match="has the group nan, which is no name"):
         as_teachers({"a": "folder", float("nan"): "folder"})
     with pytest.raises(TeacherError, match="has the group '1', which is the same name as another one, '1'"):

@@ -117,6 +117,6 @@ def _normalize_row(
         _check_truth(row["has_label"], number, what)
     labels = {n: label_of_row(row[n], number, n, what, names.get(n)) for n in columns if n in row}
     for name in needed:
-        if name in labels and labels[name] is None:
+        if name in columns and labels.get(name) is None:
             raise missing_label(number, 1, 1, name, what)
     return labels

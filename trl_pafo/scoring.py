@@ -163,7 +163,7 @@ def check_loaded_model(model: Any, name: str) -> None:
     Raises:
         ConfigError: If it has other than one label, or is a language model.
     """
-    num_labels = getattr(model.config, "num_labels", None)
+    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
     if num_labels != 1:
         raise ConfigError(
             f"{name} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
@@ -289,8 +289,19 @@ def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def reward_of(outputs: Any) -> torch.Tensor:
-    """Rewards of shape `(num_sequences,)` from the output of a sequence classification model with one label."""
-    return outputs.logits.squeeze(-1)
+    """Rewards of shape `(num_sequences,)` from the output of a sequence classification model with one label.
+
+    Raises:
+        ConfigError: If the output is that of another kind of model.
+    """
+    logits = getattr(outputs, "logits", None)
+    if logits is None or logits.dim() != 2 or logits.shape[1] != 1:
+        found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+        raise ConfigError(
+            f"A reward model gives one number a sequence, and this one gives {found}. Load it with "
+            "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
+        )
+    return logits.squeeze(-1)
 
 
 def score_sequences(

@@ -153,7 +153,7 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
         )
     result = {}
     for group, source in teachers.items():
-        if not isinstance(source, (str, Path, torch.nn.Module)):
+        if not isinstance(source, (str, Path)) and not (isinstance(source, torch.nn.Module) and hasattr(source, "config")):
             raise TeacherError(f"The teacher of group {group!r} must be a path or a model, got {type(source).__name__}.")
         name = as_label(group)
         if name is None or name in result:
