@@ -17,9 +17,19 @@ from pyarrow.parquet import write_table
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from trl_pafo import disk
-from trl_pafo.disk import alone, digest_of_files, disk_error, new_folder, remove_leftovers, replacing, sync, write_text, writing
 from trl_pafo.errors import RunFolderError
+from trl_pafo.storage import files as disk
+from trl_pafo.storage.files import (
+    alone,
+    digest_of_files,
+    disk_error,
+    new_folder,
+    remove_leftovers,
+    replacing,
+    sync,
+    write_text,
+    writing,
+)
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 REFUSALS = [
@@ -268,7 +278,7 @@ class TestNewFolder:
 
     def test_a_killed_one_is_made_anew(self, tmp_path):
         code = (
-            "import sys, time; from pathlib import Path; from trl_pafo.disk import new_folder\n"
+            "import sys, time; from pathlib import Path; from trl_pafo.storage.files import new_folder\n"
             "with new_folder(Path(sys.argv[1])) as aside: aside.mkdir(); (aside / 'half').touch(); print(1, flush=True); time.sleep(60)"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
@@ -292,9 +302,7 @@ class TestNewFolder:
 
 def test_a_real_limit_of_the_disk(tmp_path):
     """In a process that may write 64 KiB a file, as on a disk that is full from there on."""
-    code = (
-        "import sys; from pathlib import Path; from trl_pafo.disk import write_text; write_text(Path(sys.argv[1]), 'x' * 200_000)"
-    )
+    code = "import sys; from pathlib import Path; from trl_pafo.storage.files import write_text; write_text(Path(sys.argv[1]), 'x' * 200_000)"
     file = tmp_path / "results.json"
     write_text(file, "old")
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 
-from trl_pafo.runs import KEPT
+from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.training import last_checkpoint
 
 pytestmark = pytest.mark.slow

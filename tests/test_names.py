@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trl_pafo.names import folder_names
+from trl_pafo.storage.filenames import folder_names
 
 HOSTILE = [
     "../../x",

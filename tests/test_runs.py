@@ -11,9 +11,9 @@ from itertools import count
 
 import pytest
 
-from trl_pafo import runs
 from trl_pafo.errors import RunFolderError
-from trl_pafo.runs import KEPT, MANIFEST, RunFolder
+from trl_pafo.storage import run_folder as runs
+from trl_pafo.storage.run_folder import KEPT, MANIFEST, RunFolder
 
 INPUTS = {"learning_rate": 0.1, "data": "digest"}
 
@@ -459,7 +459,7 @@ class TestLock:
 
     def test_a_killed_run_gives_the_lock_back(self, path):
         RunFolder(path)
-        holder = "import sys, time; from trl_pafo.runs import RunFolder\nwith RunFolder(sys.argv[1]).locked(): print(1, flush=True); time.sleep(60)"
+        holder = "import sys, time; from trl_pafo.storage.run_folder import RunFolder\nwith RunFolder(sys.argv[1]).locked(): print(1, flush=True); time.sleep(60)"
         process = subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"1\n"
         with pytest.raises(RunFolderError, match="Another run is at work"), RunFolder(path).locked():

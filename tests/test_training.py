@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer, training
 from trl_pafo.errors import ConfigError
-from trl_pafo.runs import KEPT
+from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.training import (
     MARK,
     Checkpoints,

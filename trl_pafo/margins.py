@@ -15,8 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.disk import replacing, write_text, writing
 from trl_pafo.errors import TeacherError
+from trl_pafo.storage.files import replacing, write_text, writing
 from trl_pafo.teacher_models import TeacherModels, by_backbone, check_filled
 from trl_pafo.teachers import QuantisedBase, Teacher
 

@@ -16,9 +16,9 @@ from trl_pafo.config import PAFOConfig
 from trl_pafo.history import HistoryCutter, render_history
 from trl_pafo.history_rows import attach_history, count_by_group
 from trl_pafo.models import longest_input
-from trl_pafo.runs import write_text
 from trl_pafo.sources.registry import load_source
 from trl_pafo.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
+from trl_pafo.storage.run_folder import write_text
 
 DEFAULT_NUM_HISTORY = 3
 DATA_FORMAT = 2

@@ -22,8 +22,8 @@ from trl_pafo.hub import history_of, local_base_of, push_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.report.reproduce import given_teachers
-from trl_pafo.runs import MANIFEST, write_text
 from trl_pafo.safe_loading import ADAPTER_CONFIG
+from trl_pafo.storage.run_folder import MANIFEST, write_text
 
 _STUDENTS = ("pafo", "pafo_own_group")
 _TAGS = ("trl", "reward-trainer")

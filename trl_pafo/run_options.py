@@ -12,7 +12,7 @@ import numpy as np
 from trl import ModelConfig
 
 from trl_pafo.config import PAFOConfig
-from trl_pafo.disk import digest_of_files
+from trl_pafo.storage.files import digest_of_files
 
 STUDENT_OPTIONS = (
     "alpha",

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 
 from trl_pafo.checks import check_texts
-from trl_pafo.disk import replacing, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import history_problem
 from trl_pafo.rendering import InputRenderer
@@ -23,6 +22,7 @@ from trl_pafo.scoring import (
     score_sequences,
 )
 from trl_pafo.sources.reading import decode, parse_json, parse_json_records, read_records
+from trl_pafo.storage.files import replacing, writing
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 

@@ -24,14 +24,14 @@ from trl_pafo.history import HistoryCutter, remembered, without_history
 from trl_pafo.hub import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
 from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
-from trl_pafo.names import folder_names
 from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare
 from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.run_checks import check_run_data, check_run_options
 from trl_pafo.run_options import student_inputs, training_inputs
-from trl_pafo.runs import RunFolder, write_text
 from trl_pafo.sources.registry import check_source, data_identity
+from trl_pafo.storage.filenames import folder_names
+from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.teachers import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer import PAFORewardTrainer

@@ -13,7 +13,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.history import remembered
 from trl_pafo.labels import as_label
@@ -30,6 +29,7 @@ from trl_pafo.scoring import (
     pad_id_of,
     trained_pad_id,
 )
+from trl_pafo.storage.files import digest_of_files
 
 logger = logging.getLogger(__name__)
 

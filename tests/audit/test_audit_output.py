@@ -5,8 +5,8 @@ from conftest import full_after
 from test_audit_text import make_result
 
 from trl_pafo.audit.output import write_audit
-from trl_pafo.disk import alone
 from trl_pafo.errors import RunFolderError
+from trl_pafo.storage.files import alone
 
 
 def files(folder):

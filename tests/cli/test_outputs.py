@@ -12,8 +12,8 @@ from conftest import full_after, make_pairs
 from fake_runs import make_run
 
 from trl_pafo.cli import main
-from trl_pafo.disk import alone, new_folder
 from trl_pafo.report.sections import accuracy_pictures
+from trl_pafo.storage.files import alone, new_folder
 
 
 def files(folder):

@@ -11,8 +11,8 @@ from conftest import make_model, make_pairs
 
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.cli import main
-from trl_pafo.disk import alone
-from trl_pafo.runs import KEPT
+from trl_pafo.storage.files import alone
+from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.training import MARK, is_whole
 
 GROUPS = ("majority", "minority")

@@ -16,7 +16,7 @@ from trl_pafo.errors import ConfigError, DataError, PortfolioError, RunFolderErr
 from trl_pafo.portfolio import oracles_grpo
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_grpo import GRPOOracle, member_name
-from trl_pafo.runs import RunFolder
+from trl_pafo.storage.run_folder import RunFolder
 
 LORA = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 HALF = np.array([0.5, 0.5])

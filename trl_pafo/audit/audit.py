@@ -15,7 +15,6 @@ from trl_pafo.audit.sampling import pair_features, sample_rows
 from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
 from trl_pafo.config import PAFOConfig
-from trl_pafo.disk import json_ready
 from trl_pafo.history import HistoryCutter, add_history_template
 from trl_pafo.history_rows import attach_history
 from trl_pafo.metrics import fairness_summary, pair_correctness
@@ -25,6 +24,7 @@ from trl_pafo.rendering import InputRenderer
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.sources.registry import check_source, load_source
+from trl_pafo.storage.files import json_ready
 
 FORMAT = "trl-pafo audit 1"
 

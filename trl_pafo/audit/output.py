@@ -6,9 +6,9 @@ from typing import Any
 
 from trl_pafo.audit.pictures import ACCURACY, HEADROOM, SUPPORT, draw_pictures
 from trl_pafo.audit.tables import markdown_report
-from trl_pafo.disk import alone, remove, rename, sync, writing
 from trl_pafo.errors import RunFolderError
-from trl_pafo.runs import write_text
+from trl_pafo.storage.files import alone, remove, rename, sync, writing
+from trl_pafo.storage.run_folder import write_text
 
 JSON, MARKDOWN = "audit.json", "audit.md"
 _OURS = {JSON, MARKDOWN, SUPPORT, ACCURACY, HEADROOM}

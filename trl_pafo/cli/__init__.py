@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-pafo {name}: {error.filename or error}: no such file.", file=sys.stderr)
         return 1
     except Exception as error:
-        from trl_pafo.disk import disk_error
+        from trl_pafo.storage.files import disk_error
 
         found = disk_error(error)
         if found is None:

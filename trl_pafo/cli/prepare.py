@@ -30,11 +30,11 @@ def main(args: Any) -> None:
     from pathlib import Path
 
     from trl_pafo.config import PAFOConfig
-    from trl_pafo.disk import new_folder
     from trl_pafo.errors import ConfigError
     from trl_pafo.models import load_tokenizer
     from trl_pafo.preparation import fit_lengths, prepare
     from trl_pafo.sources.registry import check_source
+    from trl_pafo.storage.files import new_folder
 
     if not args.output_dir or not args.model_name_or_path:
         raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")

@@ -14,7 +14,6 @@ from scipy.special import expit
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.history import HistoryCutter
 from trl_pafo.models import materialise_model
-from trl_pafo.names import folder_names
 from trl_pafo.portfolio.oracles_candidates import RewardScale
 from trl_pafo.rendering import InputRenderer
 from trl_pafo.scoring import (
@@ -26,6 +25,7 @@ from trl_pafo.scoring import (
     score_sequences,
 )
 from trl_pafo.sources.typed_users import AnsweredPrompt
+from trl_pafo.storage.filenames import folder_names
 
 
 def score_candidates(

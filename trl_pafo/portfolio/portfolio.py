@@ -13,7 +13,7 @@ from trl_pafo.portfolio.bounds import UpperBound
 from trl_pafo.portfolio.certificate import Certificate, Measure, objective_name
 from trl_pafo.portfolio.core import FloatArray, IntArray, OracleCall, check_weights
 from trl_pafo.portfolio.resampling import gap_interval
-from trl_pafo.runs import write_text
+from trl_pafo.storage.run_folder import write_text
 
 PORTFOLIO_FILE = "portfolio.json"
 _FORMAT = "trl-pafo portfolio 1"

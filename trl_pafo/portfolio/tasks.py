@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from trl_pafo.disk import alone, json_ready, writing
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.portfolio.baselines import compare_sizes, comparison_table
@@ -25,7 +24,8 @@ from trl_pafo.portfolio.portfolio import PORTFOLIO_FILE, Portfolio
 from trl_pafo.portfolio.posterior import NoisyInterview, WeightPosterior, history_differences
 from trl_pafo.portfolio.serving import serve
 from trl_pafo.portfolio.simplex import random_weights
-from trl_pafo.runs import write_text
+from trl_pafo.storage.files import alone, json_ready, writing
+from trl_pafo.storage.run_folder import write_text
 
 SCALE_FILE = "scale.json"
 CELLS, GAP, USAGE, SIZES = "cells.png", "gap.png", "usage.png", "gap_by_size.png"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.arguments import data_name
-from trl_pafo.disk import writing
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.inspection import INSPECTION, inspect_run
 from trl_pafo.report.comparison import compare_sections
@@ -14,7 +13,8 @@ from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, reproduction
 from trl_pafo.report.style import as_svg, settle, write_png
-from trl_pafo.runs import write_text
+from trl_pafo.storage.files import writing
+from trl_pafo.storage.run_folder import write_text
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,

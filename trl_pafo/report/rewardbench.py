@@ -23,7 +23,7 @@ from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.runs import write_text
+from trl_pafo.storage.run_folder import write_text
 
 # A file name may have 255 bytes; `_outputs.jsonl` and the ending of a file written aside come on top.
 _LONGEST_NAME = 200

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import quoteattr
 
-from trl_pafo.disk import replacing
 from trl_pafo.metrics.verdict import is_known
+from trl_pafo.storage.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import DatasetDict
 
 from trl_pafo.arguments import DataArguments
-from trl_pafo.disk import digest_of_files
 from trl_pafo.errors import ConfigError
 from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
+from trl_pafo.storage.files import digest_of_files
 
 # What the datasets library writes into a folder of `save_to_disk` when somebody works with it.
 _CACHES = ("cache-*", "tmp*", ".*")

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trl_pafo.disk import alone, remove, remove_leftovers, rename, sync, write_text, writing
 from trl_pafo.errors import RunFolderError
+from trl_pafo.storage.files import alone, remove, remove_leftovers, rename, sync, write_text, writing
 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "write_text"]
 
