@@ -142,13 +142,13 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     from transformers.utils import logging
     from trl import RewardConfig, RewardTrainer
 
-    from trl_pafo import checks
-    from trl_pafo.groups import assign_groups, support_rate_by_type, support_rate_by_weights
-    from trl_pafo.history import HistoryCutter, add_history_template, render_history
-    from trl_pafo.history_rows import attach_history, count_by_group, counterfactual_rows
+    from trl_pafo.data import checks
+    from trl_pafo.data.attach_history import attach_history, count_by_group, counterfactual_rows
+    from trl_pafo.data.groups import assign_groups, support_rate_by_type, support_rate_by_weights
+    from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+    from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
     from trl_pafo.models import load_tokenizer
     from trl_pafo.preparation import write_parquet
-    from trl_pafo.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
 
     logging.disable_progress_bar()
     tokenizer = add_history_template(load_tokenizer(model))

@@ -1,4 +1,4 @@
-"""Does its length tell whose answer it is? The figures of `trl_pafo/sources/styles/README.md`, from the shipped file.
+"""Does its length tell whose answer it is? The figures of `trl_pafo/data/sources/styles/README.md`, from the shipped file.
 
 python benchmarks/styles_length.py
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trl_pafo.sources.styles import STYLES, load_styles
+from trl_pafo.data.sources.styles import STYLES, load_styles
 
 
 def _words(text: str) -> int:

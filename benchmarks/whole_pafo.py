@@ -26,10 +26,10 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.arguments import DataArguments
-from trl_pafo.history import HistoryCutter, render_history
-from trl_pafo.history_rows import attach_history
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.registry import load_source
 from trl_pafo.models import load_tokenizer, materialise_model
-from trl_pafo.sources.registry import load_source
 
 SIDES = ("RewardTrainer", "PAFO")
 

@@ -10,9 +10,9 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.card import FEWEST_USERS, Accuracy, Card, GroupCount, wilson_interval
-from trl_pafo.history import add_history_template
+from trl_pafo.data.history import add_history_template
+from trl_pafo.data.overlap import pairs_in_common
 from trl_pafo.metrics import compare, fairness_summary
-from trl_pafo.overlap import pairs_in_common
 from trl_pafo.publishing import run_card
 from trl_pafo.report.records import Record
 

@@ -4,7 +4,8 @@ import pytest
 from conftest import make_pairs
 from datasets import Dataset, concatenate_datasets
 
-from trl_pafo import checks, columns
+from trl_pafo.data import arrow as columns
+from trl_pafo.data import checks
 from trl_pafo.errors import DataError, TeacherError, TrlPafoError
 
 WHAT = "The training dataset"

@@ -7,8 +7,8 @@ from datasets import Dataset, Value, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo import columns
-from trl_pafo.columns import (
+from trl_pafo.data import arrow as columns
+from trl_pafo.data.arrow import (
     Numbers,
     Rows,
     batch_rows,

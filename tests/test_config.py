@@ -11,8 +11,8 @@ from trl import RewardConfig, TrlParser
 
 from trl_pafo import PAFOConfig
 from trl_pafo.config import PREFIX_SHARING, TEACHER_SCALES
+from trl_pafo.data.history import HISTORY_FIELDS
 from trl_pafo.errors import ConfigError
-from trl_pafo.history import HISTORY_FIELDS
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 
 CPU = {"use_cpu": True, "bf16": False}

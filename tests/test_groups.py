@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo import groups
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.groups import (
+from trl_pafo.data import groups
+from trl_pafo.data.groups import (
     assign_groups,
     quantile_thresholds,
     support_rate_by_agreement,
     support_rate_by_type,
     support_rate_by_weights,
 )
+from trl_pafo.errors import ConfigError, DataError
 
 
 class TestByType:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from trl_pafo import columns, history
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import (
+from trl_pafo.data import arrow as columns
+from trl_pafo.data import history
+from trl_pafo.data.history import (
     HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
@@ -27,8 +27,9 @@ from trl_pafo.history import (
     render_history,
     without_history,
 )
+from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer
-from trl_pafo.sources.styles import load_styles
 
 PAST = [
     {"prompt": "what is red", "chosen": "the house", "rejected": "haha"},

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from pyarrow.parquet import read_table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.inspection import INSPECTION, inspect_run, pooled_states
 from trl_pafo.rewards import score_rows
 from trl_pafo.scoring import pad_id_of, score_sequences

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
+from trl_pafo.data.label_columns import normalize_columns
+from trl_pafo.data.labels import warn_of_blanks
 from trl_pafo.errors import DataError
-from trl_pafo.label_columns import normalize_columns
-from trl_pafo.labels import warn_of_blanks
 
 WHAT = "The training dataset"
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Value
 
+from trl_pafo.data.labels import as_label, label_names, normalize_labels, warn_of_blanks
 from trl_pafo.errors import DataError
-from trl_pafo.labels import as_label, label_names, normalize_labels, warn_of_blanks
 
 
 class Side(str, enum.Enum):  # noqa: UP042, whose `str` is another text than its value

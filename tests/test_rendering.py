@@ -10,12 +10,13 @@ from datasets import Dataset, load_dataset
 from rounding import rounding
 from transformers import AutoTokenizer
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer, checks
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.data import checks
+from trl_pafo.data.history import HistoryCutter, add_history_template, as_messages, content_text, remembered, render_history
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.tokenization import tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HistoryCutter, add_history_template, as_messages, content_text, remembered, render_history
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.rewards import score_rows
-from trl_pafo.tokenization import tokenize_pairs, tokenize_row
 
 PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
 TEXTS = {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha"}
@@ -249,16 +250,16 @@ class TestMessages:
     @pytest.fixture
     def texts(self, monkeypatch):
         """What the template wrote, in place of ids of words that the small tokenizer does not know."""
-        import trl_pafo.tokenization
+        import trl_pafo.data.tokenization
 
         seen = []
-        inner = trl_pafo.tokenization._from_template
+        inner = trl_pafo.data.tokenization._from_template
 
         def spy(tokenizer, row, side, place, **how):
             seen.append(inner(tokenizer, row, side, place, tokenize=False))
             return inner(tokenizer, row, side, place, **how)
 
-        monkeypatch.setattr(trl_pafo.tokenization, "_from_template", spy)
+        monkeypatch.setattr(trl_pafo.data.tokenization, "_from_template", spy)
         return seen
 
     def test_the_prompt_is_written_as_given_and_no_key_is_invented(self, build, texts, tmp_path):

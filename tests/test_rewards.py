@@ -7,8 +7,8 @@ from conftest import make_model
 from rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.errors import DataError
-from trl_pafo.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.rewards import pair_rewards, score_routed, score_rows
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from rounding import rounding
 from transformers import AutoTokenizer
 
+from trl_pafo.data.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.reading import parse_json_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.history import HistoryCutter, add_history_template, as_messages
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.score_files import check_records, score_file
 from trl_pafo.scoring import load_reward_model, score_sequences
-from trl_pafo.sources.reading import parse_json_records
 
 TOKENIZER = add_history_template(make_tokenizer("decoder"))
 MESSAGE = {"role": "assistant", "content": "kindly"}

@@ -14,10 +14,10 @@ from rounding import rounding
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from trl_pafo.data.history import add_history_template
+from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.history import add_history_template
 from trl_pafo.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences
-from trl_pafo.tokenization import tokenize_row
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]

@@ -14,13 +14,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 from trl import RewardConfig, RewardTrainer
 
-import trl_pafo.tokenization
+import trl_pafo.data.tokenization
 from trl_pafo.arguments import DataArguments
-from trl_pafo.history import HistoryCutter, add_history_template, render_history
-from trl_pafo.history_rows import attach_history
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.tokenization import drop_long_pairs, sequence_lengths, sum_of_pieces, tokenize_pairs
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer
-from trl_pafo.sources.registry import load_source
-from trl_pafo.tokenization import drop_long_pairs, sequence_lengths, sum_of_pieces, tokenize_pairs
 
 
 def as_reward_trainer(dataset: Dataset, tokenizer, max_length=None) -> Dataset:
@@ -81,9 +81,9 @@ def test_each_piece_is_tokenized_once(monkeypatch):
     tokenizer = wheel_tokenizer("minilm")
     rows = render_history(real_rows(3), HistoryCutter(add_history_template(tokenizer)))
     given = []
-    ids = trl_pafo.tokenization._ids
+    ids = trl_pafo.data.tokenization._ids
     monkeypatch.setattr(
-        trl_pafo.tokenization, "_ids", lambda tok, texts, special: given.extend(texts) or ids(tok, texts, special)
+        trl_pafo.data.tokenization, "_ids", lambda tok, texts, special: given.extend(texts) or ids(tok, texts, special)
     )
     tokenize_pairs(rows, tokenizer)
     texts = given[-1]

@@ -74,7 +74,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}._prepare_dataset",
-        "trl_pafo/pairs_trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/tokenization.py, "
+        "trl_pafo/pairs_trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/data/tokenization.py, "
         "tokenize_row, which makes the same tokens",
         "self dataset processing_class args dataset_name",
         (

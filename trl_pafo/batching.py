@@ -17,11 +17,11 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import seed_worker
 
-from trl_pafo import columns
+from trl_pafo.data import arrow as columns
+from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.choice import lengths_of
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, round_up
-from trl_pafo.tokenization import ID_COLUMNS, sequence_lengths
 
 _SPREAD = 0.9
 """Pairs that change places from epoch to epoch are at least this share as long as the longest of them."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from trl_pafo.labels import as_label
+from trl_pafo.data.labels import as_label
 from trl_pafo.prefix_sharing.rows import collate_pairs
 
 NUMBER_COLUMN = "pair_number"

@@ -7,8 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 
 from trl import RewardConfig
 
+from trl_pafo.data.history import check_history_options
 from trl_pafo.errors import ConfigError
-from trl_pafo.history import check_history_options
 from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
 from trl_pafo.options import PAFOOptions
 

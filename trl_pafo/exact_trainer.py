@@ -22,9 +22,9 @@ from trl_pafo.batching import (
     rows_a_pair,
 )
 from trl_pafo.collator import NUMBER_COLUMN, PAIR_KEYS, NumberedCollator, number_rows
+from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
-from trl_pafo.label_columns import normalize_columns
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, two_rows
 
 

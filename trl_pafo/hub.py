@@ -313,7 +313,7 @@ def _explain_status(status: int, error: HfHubHTTPError, repo_id: str) -> str:
 
 def history_of(tokenizer: Any) -> dict[str, Any] | None:
     """The settings of the history that a tokenizer remembers; `None` for a model that is shown none."""
-    from trl_pafo.history import remembered
+    from trl_pafo.data.history import remembered
 
     settings = remembered(tokenizer)
     return None if settings is None or settings["num_history"] == 0 else settings

@@ -32,10 +32,10 @@ from trl_pafo.card import (
     hub_ids,
     wilson_interval,
 )
+from trl_pafo.data.overlap import pairs_in_common
 from trl_pafo.errors import TrlPafoError
 from trl_pafo.exact_trainer import ExactRewardTrainer
 from trl_pafo.metrics.intervals import fewest_users
-from trl_pafo.overlap import pairs_in_common
 
 logger = get_logger(__name__)
 

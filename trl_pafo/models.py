@@ -17,8 +17,8 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+from trl_pafo.data.history import add_history_template
 from trl_pafo.errors import ConfigError
-from trl_pafo.history import add_history_template
 from trl_pafo.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
 from trl_pafo.storage.files import digest_of_files
 from trl_pafo.weights import is_of_head, name_some

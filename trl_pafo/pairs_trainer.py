@@ -9,11 +9,11 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
-from trl_pafo import checks
 from trl_pafo.batching import is_tokenized
 from trl_pafo.config import PAFOConfig
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import (
+from trl_pafo.data import checks
+from trl_pafo.data.attach_history import count_by_group, counterfactual_rows
+from trl_pafo.data.history import (
     HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
@@ -23,11 +23,11 @@ from trl_pafo.history import (
     render_history,
     rows_as_messages,
 )
-from trl_pafo.history_rows import count_by_group, counterfactual_rows
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs, without_limit
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.hub_trainer import HubRewardTrainer
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.teachers import Teacher
-from trl_pafo.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 
 logger = get_logger(__name__)
 

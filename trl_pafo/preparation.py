@@ -9,15 +9,15 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo import checks
 from trl_pafo.arguments import DataArguments
-from trl_pafo.columns import Rows, on_disk
 from trl_pafo.config import PAFOConfig
-from trl_pafo.history import HistoryCutter, render_history
-from trl_pafo.history_rows import attach_history, count_by_group
+from trl_pafo.data import checks
+from trl_pafo.data.arrow import Rows, on_disk
+from trl_pafo.data.attach_history import attach_history, count_by_group
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.models import longest_input
-from trl_pafo.sources.registry import load_source
-from trl_pafo.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.storage.run_folder import write_text
 
 DEFAULT_NUM_HISTORY = 3

@@ -9,13 +9,13 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
+from trl_pafo.data.attach_history import count_by_group
+from trl_pafo.data.history import add_history_template
+from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
-from trl_pafo.history import add_history_template
-from trl_pafo.history_rows import count_by_group
 from trl_pafo.models import longest_input
 from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
-from trl_pafo.tokenization import tokenize_row
 
 
 class ScoredPairs(NamedTuple):
@@ -43,7 +43,7 @@ def score_rows(
             A saved reward model or adapter with its tokenizer.
         rows ([`~datasets.Dataset`]):
             Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs` and `tools`, as the model reads them: see
-            [`~trl_pafo.rendering.InputRenderer.render`].
+            [`~trl_pafo.data.rendering.InputRenderer.render`].
         batch_size (`int`, *optional*, defaults to `32`):
             Pairs in a forward pass.
         bf16 (`bool`, *optional*, defaults to `False`):

@@ -8,17 +8,17 @@ from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo import checks
 from trl_pafo.arguments import RunArguments
 from trl_pafo.batching import check_budget
 from trl_pafo.config import PAFOConfig
+from trl_pafo.data import checks
+from trl_pafo.data.attach_history import count_by_group
+from trl_pafo.data.history import add_history_template
+from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import add_history_template
-from trl_pafo.history_rows import count_by_group
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.teacher_choice import fewest_users
 from trl_pafo.teachers import Teacher, check_teacher
-from trl_pafo.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from trl_pafo.checks import check_texts
+from trl_pafo.data.checks import check_texts
+from trl_pafo.data.history import history_problem
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.reading import decode, parse_json, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import history_problem
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.scoring import (
     check_reward_model,
     load_reward_model,
@@ -21,14 +22,13 @@ from trl_pafo.scoring import (
     pad_id_of,
     score_sequences,
 )
-from trl_pafo.sources.reading import decode, parse_json, parse_json_records, read_records
 from trl_pafo.storage.files import replacing, writing
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
 def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> list[dict[str, Any]]:
-    """Rows to score, checked; `records` are those of [`~trl_pafo.sources.reading.read_records`].
+    """Rows to score, checked; `records` are those of [`~trl_pafo.data.sources.reading.read_records`].
 
     Raises:
         DataError: If a row has no response, or its texts cannot be scored; the message names the line.

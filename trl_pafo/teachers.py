@@ -13,9 +13,9 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from trl_pafo.data.history import remembered
+from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.history import remembered
-from trl_pafo.labels import as_label
 from trl_pafo.run_options import canonical
 from trl_pafo.safe_loading import MODEL_FILES
 from trl_pafo.scoring import (
@@ -207,7 +207,7 @@ def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_foun
         teacher ([`Teacher`]):
             The teacher.
         student (`Mapping[str, Any]`, *optional*):
-            What the student is trained with, as [`~trl_pafo.history.remembered`] gives it.
+            What the student is trained with, as [`~trl_pafo.data.history.remembered`] gives it.
         as_found (`bool`, *optional*, defaults to `False`):
             What the student's histories show is all that is known of their limits: they came cut, or come as a stream.
 

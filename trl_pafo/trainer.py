@@ -13,7 +13,6 @@ from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
-from trl_pafo import checks
 from trl_pafo.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
 from trl_pafo.agreement import Agreement, TeacherAgreement
 from trl_pafo.batching import (
@@ -27,10 +26,11 @@ from trl_pafo.batching import (
 )
 from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.config import PAFOConfig
+from trl_pafo.data import checks
+from trl_pafo.data.history import remembered
+from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
 from trl_pafo.exact_evaluation import PairSums
-from trl_pafo.history import remembered
-from trl_pafo.label_columns import normalize_columns
 from trl_pafo.losses import bradley_terry, pafo_loss
 from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.online_teachers import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
@@ -82,7 +82,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
             Preference pairs as for [`~trl.RewardTrainer`] and, where PAFO is to act, the columns `group` (str) with
             `teachers`, or `teacher_margin` (float, reward units) without; optional `user` (str), `history` (list of past pairs
             with `prompt`, `chosen`, `rejected`, newest first), `has_label` (bool, false on counterfactual rows). The history is
-            put into the prompt by the chat template, see [`~trl_pafo.history.render_history`]; with it, each pair is also
+            put into the prompt by the chat template, see [`~trl_pafo.data.history.render_history`]; with it, each pair is also
             shown under histories of the other groups (`args.counterfactual_share`). Not needed to evaluate and predict.
         eval_dataset (*optional*):
             As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry. With the columns `group` and `user`, accuracies

@@ -15,8 +15,8 @@ from trl_pafo.audit.ceiling import (
     user_weights,
 )
 from trl_pafo.audit.votes import Votes, others_votes, votes_of
+from trl_pafo.data.groups import support_rate_by_agreement
 from trl_pafo.errors import DataError
-from trl_pafo.groups import support_rate_by_agreement
 
 
 def make_votes(chance, num_pairs=150, votes_a_pair=5, seed=0):

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
-from trl_pafo.history import HistoryCutter, add_history_template
-from trl_pafo.sources.registry import unused_options
+from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.sources.registry import unused_options
 
 TINY = [
     "--max_steps",

@@ -10,7 +10,7 @@ from conftest import make_model, make_pairs
 from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
-from trl_pafo.history import HistoryCutter, add_history_template
+from trl_pafo.data.history import HistoryCutter, add_history_template
 from trl_pafo.portfolio import Portfolio
 from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
 from trl_pafo.portfolio.oracles_texts import RewardModel

@@ -21,8 +21,8 @@ from transformers import Trainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
+from trl_pafo.data.history import HistoryCutter
 from trl_pafo.errors import ConfigError
-from trl_pafo.history import HistoryCutter
 from trl_pafo.hub import HubError, check_before_training, push_model, staged
 from trl_pafo.hub_trainer import HubRewardTrainer, count_groups
 

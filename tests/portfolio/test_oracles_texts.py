@@ -10,15 +10,15 @@ from conftest import make_model
 from rounding import rounding
 from transformers import AutoConfig, AutoTokenizer
 
+from trl_pafo.data.history import HistoryCutter, add_history_template, remembered
+from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.history import HistoryCutter, add_history_template, remembered
 from trl_pafo.models import WHEEL_MODELS
 from trl_pafo.portfolio import build_portfolio
 from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
 from trl_pafo.portfolio.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
 from trl_pafo.scoring import load_reward_model, score_sequences
-from trl_pafo.sources.styles import load_styles
-from trl_pafo.sources.typed_users import AnsweredPrompt
 
 PROMPTS = [
     AnsweredPrompt(
@@ -217,7 +217,7 @@ def test_the_shipped_corpus_under_three_reward_models(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name a file of the DSP dataset")
 def test_dsp_under_three_reward_models(tmp_path):
-    from trl_pafo.sources.dsp import load_dsp
+    from trl_pafo.data.sources.dsp import load_dsp
 
     oracle, own = real_oracle(load_dsp(os.environ["TRL_PAFO_DSP"], max_words=40), 300, tmp_path)
     assert min(own) > 0.6

@@ -9,13 +9,13 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from trl_pafo.arguments import DataArguments
-from trl_pafo.history import HistoryCutter, render_history
-from trl_pafo.history_rows import attach_history
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.models import WHEEL_MODELS, load_tokenizer
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs
-from trl_pafo.sources.registry import load_source
-from trl_pafo.tokenization import tokenize_row
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec(WHEEL_MODELS["minilm"].package) is None, reason="the wheel of MiniLM is not installed"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from trl_pafo.cli import main
+from trl_pafo.data.sources.files import load_files
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.sources.files import load_files
 
 # Whatever JSON holds, with what is easily forgotten: numbers beyond 64 bits, NaN, half a surrogate pair, NUL, line separators.
 TEXTS = st.text(max_size=8) | st.sampled_from(

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.dsp import cut_at_sentence, dsp_population, load_dsp
+from trl_pafo.data.sources.typed_users import make_splits
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.dsp import cut_at_sentence, dsp_population, load_dsp
-from trl_pafo.sources.typed_users import make_splits
 
 DOMAINS = ("academy", "business", "entertainment", "literature", "normal")
 

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.files import load_files
+from trl_pafo.data.sources.splits import is_cut_by_support
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.files import load_files
-from trl_pafo.sources.splits import is_cut_by_support
 
 ORDER = ["prompt", "chosen", "rejected", "user"]
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.personal_llm import load_personal_llm, load_personal_llm_types
+from trl_pafo.data.sources.splits import is_cut_by_support
+from trl_pafo.data.sources.typed_users import Population
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.personal_llm import load_personal_llm, load_personal_llm_types
-from trl_pafo.sources.splits import is_cut_by_support
-from trl_pafo.sources.typed_users import Population
 
 MODELS = ("gemma_2b", "oasst_deberta_v3", "beaver_7b")
 SMALL = {"train_users": 20, "test_users": 10, "pairs_per_user": 3, "context_pairs": 1}

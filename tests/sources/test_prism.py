@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.prism import load_prism
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history_rows import attach_history
-from trl_pafo.sources.prism import load_prism
 
 
 def turn(number, prompt, *answers):

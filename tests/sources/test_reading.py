@@ -3,8 +3,8 @@ import gzip
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
 from trl_pafo.errors import DataError
-from trl_pafo.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
 
 
 class TestReadRecords:
@@ -156,7 +156,7 @@ class TestTables:
     def test_the_number_of_rows_is_said(self, tmp_path, caplog, name):
         rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "user": ["u"] * 3})
         getattr(rows, {"a.csv": "to_csv", "a.jsonl": "to_json", "a.parquet": "to_parquet"}[name])(tmp_path / name)
-        with caplog.at_level("INFO", logger="trl_pafo.sources"):
+        with caplog.at_level("INFO", logger="trl_pafo.data.sources"):
             assert open_dataset(tmp_path / name).to_list() == rows.to_list()
         assert f"{tmp_path / name}: 3 rows read" in caplog.text
 

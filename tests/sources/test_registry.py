@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 import pytest
 
 from trl_pafo.arguments import DataArguments, data_name
-from trl_pafo.checks import check_columns, check_pairs
+from trl_pafo.data.checks import check_columns, check_pairs
+from trl_pafo.data.sources import registry
+from trl_pafo.data.sources.registry import SOURCES, load_source, unused_options
+from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.data.sources.typed_users import Population, make_splits
 from trl_pafo.errors import ConfigError
-from trl_pafo.sources import registry
-from trl_pafo.sources.registry import SOURCES, load_source, unused_options
-from trl_pafo.sources.styles import load_styles
-from trl_pafo.sources.typed_users import Population, make_splits
 
 STYLES = DataArguments(train_users=20, test_users=10)
 ANSWER_OF = {text: style for p in load_styles() for style, text in p.responses.items()}
@@ -109,7 +109,7 @@ def test_the_options_said_to_have_an_effect_are_those_that_are_looked_at(source,
         "personal_llm": ["load_personal_llm", "load_personal_llm_types"],
     }.items():
         for name in names:
-            monkeypatch.setattr(f"trl_pafo.sources.{module}.{name}", lambda *args, **options: None)
+            monkeypatch.setattr(f"trl_pafo.data.sources.{module}.{name}", lambda *args, **options: None)
     monkeypatch.setattr(registry, "make_splits", lambda *args: None)
     looked_at.clear()
     SOURCES[source](data)

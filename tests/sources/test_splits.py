@@ -5,9 +5,8 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.groups import support_rate_by_agreement
-from trl_pafo.sources.splits import (
+from trl_pafo.data.groups import support_rate_by_agreement
+from trl_pafo.data.sources.splits import (
     add_support_groups,
     add_type_support,
     agreement,
@@ -17,6 +16,7 @@ from trl_pafo.sources.splits import (
     rows_by_user,
     split_users,
 )
+from trl_pafo.errors import ConfigError, DataError
 
 
 def rows(*pairs, **more):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from trl_pafo.sources import styles
-from trl_pafo.sources.styles import STYLES, load_styles
-from trl_pafo.sources.typed_users import Population, make_splits
+from trl_pafo.data.sources import styles
+from trl_pafo.data.sources.styles import STYLES, load_styles
+from trl_pafo.data.sources.typed_users import Population, make_splits
 
 
 @pytest.fixture(scope="module")

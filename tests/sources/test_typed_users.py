@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.typed_users import AnsweredPrompt, Population, make_splits
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
 
 TYPES = ("warm", "terse", "formal", "playful")
 

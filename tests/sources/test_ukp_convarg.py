@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from trl_pafo.checks import check_pairs
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.checks import check_pairs
+from trl_pafo.data.sources.ukp_convarg import load_ukp_convarg
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history_rows import attach_history
-from trl_pafo.sources.ukp_convarg import load_ukp_convarg
 
 SIDES = 6
 CONTRARIANS = ("w0", "w1", "w2", "w3", "w4", "w5")

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trl_pafo import checks
 from trl_pafo.audit.counts import count_all, dropped_by_length, support_histogram
 from trl_pafo.audit.headroom import probe_headroom, users_by_group
 from trl_pafo.audit.noise import LabelNoise
@@ -15,15 +14,16 @@ from trl_pafo.audit.sampling import pair_features, sample_rows
 from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
 from trl_pafo.config import PAFOConfig
-from trl_pafo.history import HistoryCutter, add_history_template
-from trl_pafo.history_rows import attach_history
+from trl_pafo.data import checks
+from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models import load_tokenizer
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.scoring import check_reward_model, load_saved_tokenizer, local_folder
-from trl_pafo.sources.registry import check_source, load_source
 from trl_pafo.storage.files import json_ready
 
 FORMAT = "trl-pafo audit 1"

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from trl_pafo.audit.votes import Votes, others_votes
+from trl_pafo.data.groups import quantile_thresholds
 from trl_pafo.errors import DataError
-from trl_pafo.groups import quantile_thresholds
 from trl_pafo.metrics import percentile_interval, spearman
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.intervals import honest_ends

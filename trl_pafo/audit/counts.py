@@ -8,8 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.history import HistoryCutter, content_key, render_history
-from trl_pafo.tokenization import tokenize_row
+from trl_pafo.data.history import HistoryCutter, content_key, render_history
+from trl_pafo.data.tokenization import tokenize_row
 
 BIN_WIDTH = 0.05
 
@@ -65,7 +65,7 @@ def dropped_by_length(
             Rows with `prompt`, `chosen`, `rejected`, `group`, `history`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Counts the tokens; its chat template takes the history.
-        cutter ([`~trl_pafo.history.HistoryCutter`]):
+        cutter ([`~trl_pafo.data.history.HistoryCutter`]):
             What of a history is shown.
         max_length (`int`, *optional*):
             Most tokens of an input; `None` for no limit.

@@ -18,11 +18,11 @@ from trl_pafo.audit.ceiling import (
     with_interval,
 )
 from trl_pafo.audit.votes import Votes, votes_of
+from trl_pafo.data.history import content_key
+from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
-from trl_pafo.history import content_key
 from trl_pafo.metrics import spearman
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.sources.splits import MINORITY_QUANTILE
 
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
 MADE_SOURCES = ("styles", "dsp", "personal_llm")
@@ -118,7 +118,7 @@ class LabelNoise:
 
 def _all_votes(data: DataArguments, rows: Dataset) -> list[dict[str, Any]]:
     if data.source == "ukp_convarg":
-        from trl_pafo.sources.ukp_convarg import read_pairs
+        from trl_pafo.data.sources.ukp_convarg import read_pairs
 
         return list(read_pairs(Path(str(data.data_path))))
     return rows.select_columns(["prompt", "chosen", "rejected", "user"]).to_list()

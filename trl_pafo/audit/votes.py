@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trl_pafo.data.history import content_key
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.history import content_key
-from trl_pafo.labels import normalize_labels
 
 IntArray = NDArray[np.int64]
 

@@ -45,7 +45,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.cli.run import main as run
-    from trl_pafo.sources.registry import SOURCES, unused_options
+    from trl_pafo.data.sources.registry import SOURCES, unused_options
 
     # The defaults above are for a source that makes its users.
     for name in unused_options(run_args) if run_args.source in SOURCES else ():

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import Features, Value
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import pair_correctness
 
 _COLUMNS = {

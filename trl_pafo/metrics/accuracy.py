@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.labels import normalize_labels
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlogy
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics.accuracy import FloatArray
 
 

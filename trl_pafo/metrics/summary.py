@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
-from trl_pafo.labels import as_label
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, check_correct, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
 from trl_pafo.metrics.calibration import ece_noise
@@ -41,7 +41,7 @@ def fairness_summary(
         group (`Iterable`, one a pair, or `None`):
             The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
-            Support rate of each user, such as those of `trl_pafo.groups`: one value a pair, one a user in the order of
+            Support rate of each user, such as those of `trl_pafo.data.groups`: one value a pair, one a user in the order of
             the sorted names, or from user to value. NaN where unknown. Adds `support_spearman`.
         margins (array of shape `(num_pairs,)`, *optional*):
             The margins from which `correct` was made, as log-odds. Adds calibration.

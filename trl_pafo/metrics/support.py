@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
-from trl_pafo.labels import as_label
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, IntArray
 
 
@@ -121,5 +121,7 @@ def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPai
                 f"`support` must hold one value for each of {num_pairs} pairs, or of {num_users} users, got shape {values.shape}."
             )
     if np.isnan(of_user).all():
-        raise DataError("No user has a `support`: all are NaN. Leave it out, or give the support rates of `trl_pafo.groups`.")
+        raise DataError(
+            "No user has a `support`: all are NaN. Leave it out, or give the support rates of `trl_pafo.data.groups`."
+        )
     return of_user

@@ -11,11 +11,12 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.history import HistoryCutter
 from trl_pafo.models import materialise_model
 from trl_pafo.portfolio.oracles_candidates import RewardScale
-from trl_pafo.rendering import InputRenderer
 from trl_pafo.scoring import (
     check_reward_model,
     load_reward_model,
@@ -24,7 +25,6 @@ from trl_pafo.scoring import (
     pad_id_of,
     score_sequences,
 )
-from trl_pafo.sources.typed_users import AnsweredPrompt
 from trl_pafo.storage.filenames import folder_names
 
 

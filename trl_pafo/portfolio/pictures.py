@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
-from trl_pafo.labels import normalize_labels
 from trl_pafo.portfolio.baselines import METHODS
 from trl_pafo.portfolio.bounds import Reference, best_values
 from trl_pafo.portfolio.core import FloatArray

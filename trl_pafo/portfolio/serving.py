@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import entr
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
-from trl_pafo.labels import normalize_labels
 from trl_pafo.portfolio.bounds import Reference
 from trl_pafo.portfolio.core import FloatArray, IntArray
 from trl_pafo.portfolio.portfolio import Portfolio

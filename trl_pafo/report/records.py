@@ -10,12 +10,12 @@ import numpy as np
 from pyarrow.parquet import read_table
 
 from trl_pafo.arguments import TITLES
+from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.inspection import INSPECTION, STUDENTS
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
-from trl_pafo.sources.splits import MINORITY_QUANTILE
 from trl_pafo.storage.run_folder import MANIFEST
 
 _SERIES = {"bradley_terry": 0, "personalized_bt": 1, "pafo": 2, "oracle": 3, "pafo_own_group": 4, "model": 2, "reference": 1}

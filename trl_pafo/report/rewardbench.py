@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.storage.run_folder import write_text

@@ -5,9 +5,9 @@ from collections import Counter
 
 import evaluate
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
 from trl_pafo.evaluate_modules import base
-from trl_pafo.labels import normalize_labels
 from trl_pafo.metrics import group_accuracy, pair_correctness
 
 _DESCRIPTION = """

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
-from trl_pafo.columns import is_text
+from trl_pafo.data.arrow import is_text
+from trl_pafo.data.labels import label_names, label_of_row, missing_label, normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.labels import label_names, label_of_row, missing_label, normalize_labels
 
 LABEL_COLUMNS = ("group", "user")
 
@@ -19,7 +19,7 @@ LABEL_COLUMNS = ("group", "user")
 def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> Any:
     """A dataset whose columns `group` and `user`, where it has them, hold texts, or `None` where there is no label.
 
-    See [`~trl_pafo.labels.as_label`] for what they may hold before; of a [`~datasets.ClassLabel`] column the names are taken.
+    See [`~trl_pafo.data.labels.as_label`] for what they may hold before; of a [`~datasets.ClassLabel`] column the names are taken.
     A dataset whose columns hold nothing else already is returned as it is. The column `has_label` must be true or false, or 1 or 0.
 
     Args:

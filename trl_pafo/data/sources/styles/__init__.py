@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from trl_pafo.sources.typed_users import AnsweredPrompt
+from trl_pafo.data.sources.typed_users import AnsweredPrompt
 
 STYLES = ("terse", "thorough", "warm", "formal", "playful")
 CORPUS = Path(__file__).with_name("styles.jsonl")

@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 from trl.trainer.utils import global_then_local_main_first
 
-from trl_pafo.columns import Rows, column, lengths_of
+from trl_pafo.data.arrow import Rows, column, lengths_of
+from trl_pafo.data.history import without_nones
 from trl_pafo.errors import DataError
-from trl_pafo.history import without_nones
 
 logger = get_logger(__name__)
 

@@ -9,9 +9,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo import checks
-from trl_pafo.errors import DataError
-from trl_pafo.history import (
+from trl_pafo.data import checks
+from trl_pafo.data.history import (
     HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
@@ -22,7 +21,8 @@ from trl_pafo.history import (
     render_history,
     rows_as_messages,
 )
-from trl_pafo.tokenization import tokenize_row
+from trl_pafo.data.tokenization import tokenize_row
+from trl_pafo.errors import DataError
 
 _SIDES = ("response", "chosen", "rejected")
 
@@ -57,13 +57,13 @@ class InputRenderer:
     ):
         self.tokenizer = tokenizer
         self.trained = remembered(tokenizer)
-        """What the tokenizer remembers, see [`~trl_pafo.history.remembered`]."""
+        """What the tokenizer remembers, see [`~trl_pafo.data.history.remembered`]."""
         self.cutter = HistoryCutter.of(tokenizer, num_history=num_history, max_tokens=max_tokens, fields=fields)
         self._shows_none = num_history == 0
         self._warned = False
 
     def render(self, rows: Dataset, what: str, num_proc: int | None = None) -> Dataset:
-        """Pairs as rows that [`~trl_pafo.tokenization.tokenize_row`] and RewardTrainer tokenize as the model's training did.
+        """Pairs as rows that [`~trl_pafo.data.tokenization.tokenize_row`] and RewardTrainer tokenize as the model's training did.
 
         Args:
             rows ([`~datasets.Dataset`]):

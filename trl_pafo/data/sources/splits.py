@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.columns import IntArray, Numbers, Rows, column, joined, take_rows
+from trl_pafo.data.arrow import IntArray, Numbers, Rows, column, joined, take_rows
+from trl_pafo.data.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
+from trl_pafo.data.history import content_keys, past_prompts
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
-from trl_pafo.history import content_keys, past_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def one_value_per_user(dataset: Dataset, column: str) -> dict[str, Any]:
 def agreement(dataset: Dataset) -> dict[str, float]:
     """Support rate of each user by leave-one-out agreement: pairs are the same if prompt and both responses are.
 
-    NaN for users who share no pair with others, see [`~trl_pafo.groups.support_rate_by_agreement`].
+    NaN for users who share no pair with others, see [`~trl_pafo.data.groups.support_rate_by_agreement`].
     """
     prompts, responses = Numbers(), Numbers()
     parts: list[list[IntArray]] = [[], [], []]
@@ -249,7 +249,7 @@ def add_support_groups(
         support (`Mapping`):
             For each split, the support rate of each user.
         quantile, threshold, names:
-            As in [`~trl_pafo.groups.assign_groups`]; the quantiles are those of the training users. With neither, the
+            As in [`~trl_pafo.data.groups.assign_groups`]; the quantiles are those of the training users. With neither, the
             minority is the fifth of the training users with the lowest support.
 
     Raises:

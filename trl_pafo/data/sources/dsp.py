@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from trl_pafo.data.sources.reading import read_records, text_of
+from trl_pafo.data.sources.typed_users import AnsweredPrompt, Population
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.reading import read_records, text_of
-from trl_pafo.sources.typed_users import AnsweredPrompt, Population
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ _SENTENCE_END = re.compile(r"(?<!^\d)(?<!\s\d)(?<!\s\d\d)[.!?…][\"'\u201d\u201
 
 
 def dsp_population(**options: Any) -> Population:
-    """[`~trl_pafo.sources.typed_users.Population`] with `academy` as majority and `entertainment` as minority, unless
+    """[`~trl_pafo.data.sources.typed_users.Population`] with `academy` as majority and `entertainment` as minority, unless
     `options` say otherwise."""
     return Population(**{"majority": ("academy",), "minority": ("entertainment",), **options})
 
@@ -41,7 +41,7 @@ def load_dsp(path: str | Path, max_words: int | None = None) -> list[AnsweredPro
             last word, where no sentence does. `None` leaves the answers whole (about 110 words in the median).
 
     Returns:
-        `list[AnsweredPrompt]`: For [`~trl_pafo.sources.typed_users.make_splits`].
+        `list[AnsweredPrompt]`: For [`~trl_pafo.data.sources.typed_users.make_splits`].
 
     Raises:
         ConfigError: If `max_words` is below 1.

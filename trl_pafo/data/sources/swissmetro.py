@@ -20,10 +20,10 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.checks import check_columns
+from trl_pafo.data.checks import check_columns
+from trl_pafo.data.sources.reading import read_records
+from trl_pafo.data.sources.splits import add_type_support, drop_shared_prompts, first_users, split_users
 from trl_pafo.errors import DataError
-from trl_pafo.sources.reading import read_records
-from trl_pafo.sources.splits import add_type_support, drop_shared_prompts, first_users, split_users
 
 logger = logging.getLogger(__name__)
 

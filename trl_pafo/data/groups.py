@@ -12,8 +12,8 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.labels import normalize_labels
 
 FloatArray = NDArray[np.float64]
 

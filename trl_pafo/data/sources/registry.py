@@ -8,8 +8,8 @@ from typing import Any
 from datasets import DatasetDict
 
 from trl_pafo.arguments import DataArguments
+from trl_pafo.data.sources.typed_users import AnsweredPrompt, Population, make_splits
 from trl_pafo.errors import ConfigError
-from trl_pafo.sources.typed_users import AnsweredPrompt, Population, make_splits
 from trl_pafo.storage.files import digest_of_files
 
 # What the datasets library writes into a folder of `save_to_disk` when somebody works with it.
@@ -73,11 +73,11 @@ def data_identity(data: DataArguments) -> dict[str, str]:
     """
     paths = {name: getattr(data, name) for name in ("data_path", "test_data_path") if getattr(data, name)}
     if data.source == "styles":
-        from trl_pafo.sources.styles import CORPUS
+        from trl_pafo.data.sources.styles import CORPUS
 
         paths["styles"] = CORPUS
     elif data.source == "swissmetro" and not data.data_path:
-        from trl_pafo.sources.swissmetro import data_file
+        from trl_pafo.data.sources.swissmetro import data_file
 
         paths["swissmetro"] = data_file()
     found = {name: Path(path) for name, path in paths.items()}
@@ -125,37 +125,37 @@ def _typed(data: DataArguments, prompts: list[AnsweredPrompt], default: Populati
 
 
 def _styles(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.styles import load_styles
+    from trl_pafo.data.sources.styles import load_styles
 
     return _typed(data, load_styles(), Population(majority=["thorough"], minority=["playful"]))
 
 
 def _dsp(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.dsp import dsp_population, load_dsp
+    from trl_pafo.data.sources.dsp import dsp_population, load_dsp
 
     return _typed(data, load_dsp(_path(data), data.max_words), dsp_population())
 
 
 def _swissmetro(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.swissmetro import load_swissmetro
+    from trl_pafo.data.sources.swissmetro import load_swissmetro
 
     return load_swissmetro(data.data_path, train_users=data.train_users, test_users=data.test_users, seed=data.population_seed)
 
 
 def _files(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.files import load_files
+    from trl_pafo.data.sources.files import load_files
 
     return load_files(_path(data), data.test_data_path, seed=data.population_seed, **_cut(data))
 
 
 def _ukp_convarg(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.ukp_convarg import load_ukp_convarg
+    from trl_pafo.data.sources.ukp_convarg import load_ukp_convarg
 
     return load_ukp_convarg(_path(data), seed=data.population_seed, **_cut(data))
 
 
 def _prism(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.prism import load_prism
+    from trl_pafo.data.sources.prism import load_prism
 
     return load_prism(
         _path(data),
@@ -168,7 +168,7 @@ def _prism(data: DataArguments) -> DatasetDict:
 
 
 def _personal_llm(data: DataArguments) -> DatasetDict:
-    from trl_pafo.sources.personal_llm import load_personal_llm, load_personal_llm_types
+    from trl_pafo.data.sources.personal_llm import load_personal_llm, load_personal_llm_types
 
     if _by_type(data):
         return load_personal_llm_types(_path(data), _population(data, Population(data.majority or (), data.minority or ())))

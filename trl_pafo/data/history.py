@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.columns import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
+from trl_pafo.data.arrow import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.options import HISTORY_FIELDS
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_pafo.columns import Rows, column
-from trl_pafo.history import content_keys
+from trl_pafo.data.arrow import Rows, column
+from trl_pafo.data.history import content_keys
 
 _TEXTS = ("prompt", "chosen", "rejected")
 _TOKENS = ("chosen_ids", "rejected_ids")

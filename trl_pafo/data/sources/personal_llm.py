@@ -15,14 +15,14 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 
-from trl_pafo.checks import TEXTS, check_columns, check_rows
+from trl_pafo.data.checks import TEXTS, check_columns, check_rows
+from trl_pafo.data.groups import support_rate_by_type, support_rate_by_weights
+from trl_pafo.data.history import content_key
+from trl_pafo.data.labels import label_names, normalize_labels
+from trl_pafo.data.sources.reading import open_dataset, single_split
+from trl_pafo.data.sources.splits import add_support_groups
+from trl_pafo.data.sources.typed_users import Population
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.groups import support_rate_by_type, support_rate_by_weights
-from trl_pafo.history import content_key
-from trl_pafo.labels import label_names, normalize_labels
-from trl_pafo.sources.reading import open_dataset, single_split
-from trl_pafo.sources.splits import add_support_groups
-from trl_pafo.sources.typed_users import Population
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_personal_llm(
 
     The reward of user u is the sum over reward models b of w_ub * score_b, each model's scores brought to mean 0 and standard
     deviation 1 over the file. The support rate of a user is the share of the training users that agree with the sign of its
-    margin, averaged over probe pairs of training prompts, see [`~trl_pafo.groups.support_rate_by_weights`].
+    margin, averaged over probe pairs of training prompts, see [`~trl_pafo.data.groups.support_rate_by_weights`].
 
     Args:
         path (`str` or `Path`):
@@ -79,7 +79,7 @@ def load_personal_llm(
         test_prompt_share (`float`, *optional*, defaults to `0.25`):
             Share of the prompts that only test users see, in (0, 1).
         minority_quantile, minority_threshold (`float`, *optional*):
-            As in [`~trl_pafo.sources.files.load_files`].
+            As in [`~trl_pafo.data.sources.files.load_files`].
         num_probes (`int`, *optional*, defaults to `500`):
             Number of probe pairs.
         seed (`int`, *optional*, defaults to `0`):
@@ -134,7 +134,7 @@ def load_personal_llm_types(path: str | Path, population: Population, split: str
     Args:
         path (`str` or `Path`):
             File, folder of `save_to_disk` or Hub id.
-        population ([`~trl_pafo.sources.typed_users.Population`]):
+        population ([`~trl_pafo.data.sources.typed_users.Population`]):
             Who the users are; `majority` and `minority` name values of `uid`. `taste_mix` must be 0: a pair of another type need
             not exist for the same prompt.
         split (`str`, *optional*, defaults to `"train"`):

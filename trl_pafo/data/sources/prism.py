@@ -12,11 +12,10 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from trl_pafo.checks import kind_of
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.labels import as_label
-from trl_pafo.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
-from trl_pafo.sources.splits import (
+from trl_pafo.data.checks import kind_of
+from trl_pafo.data.labels import as_label
+from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
+from trl_pafo.data.sources.splits import (
     add_type_support,
     drop_shared_prompts,
     drop_users_without_history,
@@ -24,6 +23,7 @@ from trl_pafo.sources.splits import (
     rows_by_user,
     split_users,
 )
+from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 

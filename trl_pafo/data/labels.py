@@ -28,7 +28,7 @@ def as_label(value: object) -> str | None:
 
     Examples:
     ```python
-    >>> from trl_pafo.labels import as_label
+    >>> from trl_pafo.data.labels import as_label
 
     >>> as_label("minority"), as_label(1), as_label(1.0), as_label(True), as_label(float("nan"))
     ('minority', '1', '1', 'True', None)

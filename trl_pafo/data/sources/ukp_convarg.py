@@ -10,10 +10,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.checks import check_columns
+from trl_pafo.data.checks import check_columns
+from trl_pafo.data.sources.reading import read_records, text_of
+from trl_pafo.data.sources.splits import add_support_groups, agreement, drop_users_without_history, rows_by_user, split_users
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.sources.reading import read_records, text_of
-from trl_pafo.sources.splits import add_support_groups, agreement, drop_users_without_history, rows_by_user, split_users
 
 ARGUMENTS = ("arguments.jsonl", "arguments.jsonl.gz")
 VOTES = ("votes.csv", "votes.csv.gz")
@@ -47,7 +47,7 @@ def load_ukp_convarg(
         min_pairs (`int`, *optional*, defaults to `4`):
             People with fewer pairs in their split are left out, as are those with pairs on one prompt only.
         minority_quantile, minority_threshold (`float`, *optional*):
-            As in [`~trl_pafo.sources.files.load_files`].
+            As in [`~trl_pafo.data.sources.files.load_files`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the division and the order.
 

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
-from trl_pafo.columns import IntArray, Rows, column, filled, is_list, is_list_of, is_text, joined, lengths_of, to_python
-from trl_pafo.errors import DataError, TeacherError
-from trl_pafo.history import (
+from trl_pafo.data.arrow import IntArray, Rows, column, filled, is_list, is_list_of, is_text, joined, lengths_of, to_python
+from trl_pafo.data.history import (
     HISTORY_FIELDS,
     content_texts,
     history_column,
@@ -20,6 +19,7 @@ from trl_pafo.history import (
     message_text,
     past_prompts,
 )
+from trl_pafo.errors import DataError, TeacherError
 
 PAIR_COLUMNS = ("chosen", "rejected")
 TEXTS = ("prompt", *PAIR_COLUMNS)

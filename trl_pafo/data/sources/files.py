@@ -8,12 +8,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trl_pafo.checks import TEXTS, check_columns, check_pairs, check_texts
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.history import HISTORY_FIELDS, history_problem
-from trl_pafo.labels import label_names, normalize_labels
-from trl_pafo.sources.reading import open_dataset, rows_to_dataset, single_split
-from trl_pafo.sources.splits import (
+from trl_pafo.data.checks import TEXTS, check_columns, check_pairs, check_texts
+from trl_pafo.data.history import HISTORY_FIELDS, history_problem
+from trl_pafo.data.labels import label_names, normalize_labels
+from trl_pafo.data.sources.reading import open_dataset, rows_to_dataset, single_split
+from trl_pafo.data.sources.splits import (
     add_support_groups,
     add_type_support,
     agreement,
@@ -23,6 +22,7 @@ from trl_pafo.sources.splits import (
     split_users,
     users_in_order,
 )
+from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def load_files(
             Split to test on, where the data has several.
         minority_quantile (`float` or `Sequence[float]`, *optional*):
             Share of the training users with the lowest support that make the minority, see
-            [`~trl_pafo.groups.quantile_thresholds`]. Refused if there is a `group` column.
+            [`~trl_pafo.data.groups.quantile_thresholds`]. Refused if there is a `group` column.
         minority_threshold (`float` or `Sequence[float]`, *optional*):
             Users with a support rate below it are the minority. With neither of the two, the quantile is 0.2.
         group_names (`Sequence[str]`, *optional*, defaults to `("majority", "minority")`):
