@@ -4,7 +4,7 @@
 
 DPO-style is what `DPOTrainer._precompute_ref_logps` does, for a reward model: a data loader over the dataset in its order, the
 trainer's collator (chosen and rejected padded together), a forward pass without gradients, results gathered by batch. Ours
-(`trl_pafo.scoring.score_pairs`) sorts by length and computes what both responses begin with once. Both in turn in one process.
+(`trl_pafo.models.scoring.score_pairs`) sorts by length and computes what both responses begin with once. Both in turn in one process.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from reward_training import make_rows, make_trainer
 from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from trl_pafo.models import materialise_model
+from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_pairs
 from trl_pafo.prefix_sharing.choice import choose_sharing
-from trl_pafo.scoring import load_reward_model, pad_id_of, score_pairs
 
 
 def dpo_style(model, rows, pad: int, options: argparse.Namespace, device: torch.device) -> np.ndarray:

@@ -29,7 +29,7 @@ from trl_pafo.arguments import DataArguments
 from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.registry import load_source
-from trl_pafo.models import load_tokenizer, materialise_model
+from trl_pafo.models.base_models import load_tokenizer, materialise_model
 
 SIDES = ("RewardTrainer", "PAFO")
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.models import fast_bf16, set_threads
+from trl_pafo.models.base_models import fast_bf16, set_threads
 from trl_pafo.portfolio import OracleResult, build_portfolio
 from trl_pafo.portfolio.oracles_candidates import RewardScale
 from trl_pafo.portfolio.oracles_grpo import GRPOOracle, member_name

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.adapters import active_adapter_alone, keep_reward_head
 from trl_pafo.errors import ConfigError
-from trl_pafo.scoring import load_reward_model, score_sequences
+from trl_pafo.models.adapters import active_adapter_alone, keep_reward_head
+from trl_pafo.models.scoring import load_reward_model, score_sequences
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from trl_pafo.card import Accuracy, Card, GroupCount, base_id, hub_ids, wilson_interval, with_base, with_repo
 from trl_pafo.markdown import one_line
-from trl_pafo.models import WHEEL_MODELS, locate_model
+from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
 
 EVIL = [
     "| evil | 9 |",

@@ -29,7 +29,7 @@ from trl_pafo.data.history import (
 )
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.models import WHEEL_MODELS, load_tokenizer
+from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer
 
 PAST = [
     {"prompt": "what is red", "chosen": "the house", "rejected": "haha"},

@@ -17,7 +17,7 @@ import trl_pafo.teacher_models
 from trl_pafo import margins as module
 from trl_pafo.errors import TeacherError
 from trl_pafo.margins import compute_teacher_margins, scale_margins
-from trl_pafo.scoring import load_reward_model
+from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.teacher_models import TeacherModels
 from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_teacher
 

@@ -8,10 +8,18 @@ import torch
 from conftest import make_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_pafo import models
 from trl_pafo.errors import ConfigError
-from trl_pafo.models import WHEEL_MODELS, fast_bf16, load_tokenizer, locate_model, longest_input, materialise_model, set_threads
-from trl_pafo.scoring import load_reward_model
+from trl_pafo.models import base_models as models
+from trl_pafo.models.base_models import (
+    WHEEL_MODELS,
+    fast_bf16,
+    load_tokenizer,
+    locate_model,
+    longest_input,
+    materialise_model,
+    set_threads,
+)
+from trl_pafo.models.scoring import load_reward_model
 
 HEADS = ("score.", "classifier.")
 

@@ -16,8 +16,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 import trl_pafo.teacher_models
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, TeacherError
+from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.online_teachers import OnlineTeachers, TeacherRows, TeacherRowsCollator
-from trl_pafo.scoring import load_reward_model
 from trl_pafo.teachers import as_teachers
 
 

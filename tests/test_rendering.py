@@ -497,7 +497,7 @@ class TestTrainer:
 
 def test_margins_of_like_rows_do_not_hang_on_the_way(decoder, training, tmp_path):
     """A model that was trained on texts gives the same rewards through a file and through a dataset."""
-    from trl_pafo.scoring import load_reward_model, score_sequences
+    from trl_pafo.models.scoring import load_reward_model, score_sequences
 
     rows = make_pairs(history=0)
     PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path), **training), train_dataset=rows).save_model(str(tmp_path))

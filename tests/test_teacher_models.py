@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_pafo.teacher_models
 from trl_pafo.errors import TeacherError
-from trl_pafo.scoring import load_reward_model
+from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.teacher_models import TeacherModels, by_backbone
 from trl_pafo.teachers import as_teachers
 

@@ -296,13 +296,13 @@ CONTRACTS = [
     ),
     Contract(
         "peft.auto:_BaseAutoPeftModel.from_pretrained",
-        "trl_pafo/scoring.py, load_reward_model: keyword arguments reach the base, so that it comes from safetensors",
+        "trl_pafo/models/scoring.py, load_reward_model: keyword arguments reach the base, so that it comes from safetensors",
         None,
         ("base_model = target_class.from_pretrained(base_model_path, revision=base_model_revision, **kwargs)",),
     ),
     Contract(
         "peft.utils.save_and_load:load_peft_weights",
-        "trl_pafo/safe_loading.py: adapter_model.safetensors goes before adapter_model.bin",
+        "trl_pafo/models/safe_loading.py: adapter_model.safetensors goes before adapter_model.bin",
         None,
         (
             "if os.path.exists(os.path.join(path, SAFETENSORS_WEIGHTS_NAME)): _",
@@ -311,7 +311,7 @@ CONTRACTS = [
     ),
     Contract(
         "transformers.dynamic_module_utils:resolve_trust_remote_code",
-        "trl_pafo/safe_loading.py: trust_remote_code=False raises where there is nothing but a model's own code, and never asks",
+        "trl_pafo/models/safe_loading.py: trust_remote_code=False raises where there is nothing but a model's own code, and never asks",
         None,
         ("if trust_remote_code is None: _", "if has_remote_code and (not has_local_code) and (not trust_remote_code): _"),
     ),

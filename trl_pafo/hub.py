@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from trl_pafo.card import CARD_NAME, with_base, with_repo
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from trl_pafo.adapters import keep_reward_head
 from trl_pafo.errors import ConfigError
-from trl_pafo.models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
-from trl_pafo.safe_loading import ADAPTER_CONFIG, reason
-from trl_pafo.scoring import as_dtype, check_reward_model, load_reward_model
+from trl_pafo.models.adapters import keep_reward_head
+from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
+from trl_pafo.models.scoring import as_dtype, check_reward_model, load_reward_model
 
 QUANTISATION_OPTIONS = (
     "load_in_4bit",

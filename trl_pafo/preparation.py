@@ -17,7 +17,7 @@ from trl_pafo.data.attach_history import attach_history, count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
-from trl_pafo.models import longest_input
+from trl_pafo.models.base_models import longest_input
 from trl_pafo.storage.run_folder import write_text
 
 DEFAULT_NUM_HISTORY = 3

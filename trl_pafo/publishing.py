@@ -20,9 +20,9 @@ from trl_pafo.card import (
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.hub import history_of, local_base_of, push_model
 from trl_pafo.metrics.verdict import is_known
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.report.reproduce import given_teachers
-from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.storage.run_folder import MANIFEST, write_text
 
 _STUDENTS = ("pafo", "pafo_own_group")

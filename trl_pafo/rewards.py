@@ -13,9 +13,9 @@ from trl_pafo.data.attach_history import count_by_group
 from trl_pafo.data.history import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
-from trl_pafo.models import longest_input
-from trl_pafo.safe_loading import ADAPTER_CONFIG
-from trl_pafo.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.models.base_models import longest_input
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
 
 
 class ScoredPairs(NamedTuple):

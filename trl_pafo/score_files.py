@@ -14,7 +14,7 @@ from trl_pafo.data.history import history_problem
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import decode, parse_json, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.scoring import (
+from trl_pafo.models.scoring import (
     check_reward_model,
     load_reward_model,
     load_saved_tokenizer,

@@ -24,7 +24,7 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation import evaluate_run
 from trl_pafo.hub import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
-from trl_pafo.models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
+from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
 from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare
 from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import refuse_foreign, write_report

@@ -18,12 +18,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.scoring import (
+    check_reward_model,
+    length_of_row,
+    load_reward_model,
+    local_folder,
+    score_pairs,
+    score_sequences,
+)
+from trl_pafo.models.weights import name_some, whole_weights
 from trl_pafo.prefix_sharing.choice import choose_sharing
-from trl_pafo.safe_loading import ADAPTER_CONFIG
-from trl_pafo.scoring import check_reward_model, length_of_row, load_reward_model, local_folder, score_pairs, score_sequences
 from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student
 from trl_pafo.teachers import QuantisedBase, Teacher
-from trl_pafo.weights import name_some, whole_weights
 
 logger = logging.getLogger(__name__)
 

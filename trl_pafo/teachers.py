@@ -16,9 +16,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl_pafo.data.history import remembered
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.run_options import canonical
-from trl_pafo.safe_loading import MODEL_FILES
-from trl_pafo.scoring import (
+from trl_pafo.models.safe_loading import MODEL_FILES
+from trl_pafo.models.scoring import (
     adapter_config,
     base_folder,
     check_loaded_model,
@@ -29,6 +28,7 @@ from trl_pafo.scoring import (
     pad_id_of,
     trained_pad_id,
 )
+from trl_pafo.run_options import canonical
 from trl_pafo.storage.files import digest_of_files
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Teacher:
         return AutoConfig.from_pretrained(local_folder(self.source), trust_remote_code=False)
 
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The pad id that the teacher was trained with ([`~trl_pafo.scoring.trained_pad_id`]); that of the student's `tokenizer` where
+        """The pad id that the teacher was trained with ([`~trl_pafo.models.scoring.trained_pad_id`]); that of the student's `tokenizer` where
         nothing says."""
         config = self.config()
         own = trained_pad_id(local_folder(self.source), config) if isinstance(self.source, str) else None

@@ -15,8 +15,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
+from trl_pafo.models.scoring import load_reward_model, score_pairs
 from trl_pafo.prefix_sharing.forward import PairHead
-from trl_pafo.scoring import load_reward_model, score_pairs
 
 
 def pairs(**options) -> Dataset:

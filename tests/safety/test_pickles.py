@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.models import materialise_model
+from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.safe_loading import check_model_folder, safe_init_kwargs
+from trl_pafo.models.scoring import load_reward_model, local_folder
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_texts import RewardModel
-from trl_pafo.safe_loading import check_model_folder, safe_init_kwargs
-from trl_pafo.scoring import load_reward_model, local_folder
 from trl_pafo.teachers import Teacher
 
 REFUSED = "pickle.*which can run code when it is read.*[Cc]onvert.*safetensors"

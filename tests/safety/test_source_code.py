@@ -77,7 +77,7 @@ def _needs_no_more(name: str, keywords: dict) -> bool:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_no_file_does_any_of_it(path):
-    assert not faults(path.read_text(encoding="utf-8")), "See trl_pafo/safe_loading.py for how models are loaded."
+    assert not faults(path.read_text(encoding="utf-8")), "See trl_pafo/models/safe_loading.py for how models are loaded."
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.models import load_base, load_tokenizer
+from trl_pafo.models.base_models import load_base, load_tokenizer
 
 MAX_TOKENS = 128
 # The first layers know the words and the manner, the last ones the matter; which of them a preference is about is not known.

@@ -15,7 +15,7 @@ def main(args: Any) -> None:
     from trl_pafo.audit.audit import run_audit
     from trl_pafo.audit.output import check_output, write_audit
     from trl_pafo.audit.tables import text_report
-    from trl_pafo.models import set_threads
+    from trl_pafo.models.base_models import set_threads
 
     if args.output_dir:
         check_output(args.output_dir)

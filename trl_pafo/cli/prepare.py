@@ -32,7 +32,7 @@ def main(args: Any) -> None:
     from trl_pafo.config import PAFOConfig
     from trl_pafo.data.sources.registry import check_source
     from trl_pafo.errors import ConfigError
-    from trl_pafo.models import load_tokenizer
+    from trl_pafo.models.base_models import load_tokenizer
     from trl_pafo.preparation import fit_lengths, prepare
     from trl_pafo.storage.files import new_folder
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.errors import PortfolioError, RunFolderError
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.portfolio.core import OracleCall
 from trl_pafo.portfolio.portfolio import Portfolio
-from trl_pafo.safe_loading import ADAPTER_CONFIG
 from trl_pafo.storage.files import new_folder
 from trl_pafo.storage.run_folder import write_text
 

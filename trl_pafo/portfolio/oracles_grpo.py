@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_pafo.errors import ConfigError, DataError, TrlPafoError
-from trl_pafo.models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
+from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
+from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
 from trl_pafo.run_options import canonical, deciding_options
-from trl_pafo.safe_loading import safe_init_kwargs
 from trl_pafo.storage.run_folder import RunFolder, write_text
 
 

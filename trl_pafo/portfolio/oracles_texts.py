@@ -15,9 +15,8 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.models import materialise_model
-from trl_pafo.portfolio.oracles_candidates import RewardScale
-from trl_pafo.scoring import (
+from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.scoring import (
     check_reward_model,
     load_reward_model,
     load_saved_tokenizer,
@@ -25,6 +24,7 @@ from trl_pafo.scoring import (
     pad_id_of,
     score_sequences,
 )
+from trl_pafo.portfolio.oracles_candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
 
 
@@ -78,7 +78,7 @@ class RewardModel:
 
     Raises:
         TeacherError: If the model is not found.
-        ConfigError: If it could not give rewards, see [`~trl_pafo.scoring.check_reward_model`].
+        ConfigError: If it could not give rewards, see [`~trl_pafo.models.scoring.check_reward_model`].
     """
 
     def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu", num_history: int | None = None):

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.scoring import adapter_config, check_reward_model, local_folder
-from trl_pafo.weights import Gaps, find_gaps, is_of_head, name_some
+from trl_pafo.models.scoring import adapter_config, check_reward_model, local_folder
+from trl_pafo.models.weights import Gaps, find_gaps, is_of_head, name_some
 
 logger = logging.getLogger(__name__)
 

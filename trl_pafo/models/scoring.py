@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError, TrlPafoError
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, read_config, reason
+from trl_pafo.models.weights import Shapes, find_gaps, name_some, shapes_in
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
-from trl_pafo.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, read_config, reason
-from trl_pafo.weights import Shapes, find_gaps, name_some, shapes_in
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
@@ -30,7 +30,7 @@ def local_folder(source: str, revision: str | None = None) -> Path:
 
     Raises:
         TeacherError: If there is no such folder and no such repository.
-        ConfigError: If its weights are no safetensors, see [`~trl_pafo.safe_loading.check_model_folder`].
+        ConfigError: If its weights are no safetensors, see [`~trl_pafo.models.safe_loading.check_model_folder`].
     """
     folder = Path(source) if _is_folder(source) else _snapshot(source, revision)
     check_model_folder(folder)

@@ -19,9 +19,9 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.data.history import add_history_template
 from trl_pafo.errors import ConfigError
-from trl_pafo.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
+from trl_pafo.models.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
+from trl_pafo.models.weights import is_of_head, name_some
 from trl_pafo.storage.files import digest_of_files
-from trl_pafo.weights import is_of_head, name_some
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIF
 from transformers.utils import logging
 
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.safe_loading import SAFELY, reason, weight_files
+from trl_pafo.models.safe_loading import SAFELY, reason, weight_files
 
 Shapes = dict[str, list[int]]
 """Shape of each weight by its name."""
