@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from trl_pafo.card import Accuracy, Card, GroupCount, base_id, hub_ids, wilson_interval, with_base, with_repo
-from trl_pafo.markdown import one_line
+from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hub_ids, wilson_interval, with_base, with_repo
+from trl_pafo.hub.template import one_line
 from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
 
 EVIL = [

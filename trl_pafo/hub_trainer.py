@@ -18,8 +18,11 @@ from transformers.utils import PushInProgress
 from trl.data_utils import get_dataset_column_names, is_conversational
 from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 
-from trl_pafo import hub
-from trl_pafo.card import (
+from trl_pafo.data.overlap import pairs_in_common
+from trl_pafo.errors import TrlPafoError
+from trl_pafo.exact_trainer import ExactRewardTrainer
+from trl_pafo.hub import upload as hub
+from trl_pafo.hub.card import (
     CARD_NAME,
     HYPERPARAMETERS,
     PAPER,
@@ -32,9 +35,6 @@ from trl_pafo.card import (
     hub_ids,
     wilson_interval,
 )
-from trl_pafo.data.overlap import pairs_in_common
-from trl_pafo.errors import TrlPafoError
-from trl_pafo.exact_trainer import ExactRewardTrainer
 from trl_pafo.metrics.intervals import fewest_users
 
 logger = get_logger(__name__)

@@ -6,7 +6,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trl_pafo.arguments import TITLES
-from trl_pafo.card import (
+from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.hub.card import (
     CARD_NAME,
     FEWEST_USERS,
     STUDENT_HYPERPARAMETERS,
@@ -17,8 +18,7 @@ from trl_pafo.card import (
     hides_groups,
     hub_ids,
 )
-from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.hub import history_of, local_base_of, push_model
+from trl_pafo.hub.upload import history_of, local_base_of, push_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.records import Record, read_record
@@ -115,7 +115,7 @@ def push_run(
         method (`str`, *optional*):
             Which model of the run. Defaults to PAFO's.
         token, private, revision, message, base_model (*optional*):
-            As in [`~trl_pafo.hub.push_model`].
+            As in [`~trl_pafo.hub.upload.push_model`].
 
     Returns:
         [`~huggingface_hub.CommitInfo`].

@@ -16,13 +16,13 @@ from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import __version__
 from trl_pafo.arguments import TITLES, RunArguments
-from trl_pafo.card import CARD_NAME, base_id
 from trl_pafo.config import PAFOConfig
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation import evaluate_run
-from trl_pafo.hub import check_before_training
+from trl_pafo.hub.card import CARD_NAME, base_id
+from trl_pafo.hub.upload import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
 from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare

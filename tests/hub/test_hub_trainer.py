@@ -23,7 +23,7 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.errors import ConfigError
-from trl_pafo.hub import HubError, check_before_training, push_model, staged
+from trl_pafo.hub.upload import HubError, check_before_training, push_model, staged
 from trl_pafo.hub_trainer import HubRewardTrainer, count_groups
 
 MODEL_FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
@@ -169,7 +169,7 @@ def test_command_line_pushes_what_it_trained(hub, encoder, tmp_path, monkeypatch
 def test_only_the_adapter_of_the_student_is_pushed(hub, train, decoder, caplog):
     trainer = train(model=decoder, peft=LoraConfig(**LORA), hub_model_id="fair")
     trainer.model.add_adapter("teacher", LoraConfig(**LORA))
-    with caplog.at_level(logging.WARNING, "trl_pafo.hub"):
+    with caplog.at_level(logging.WARNING, "trl_pafo.hub.upload"):
         trainer.push_to_hub()
     files = hub.repos["ada/fair"].files
     assert not [name for name in files if "/" in name]

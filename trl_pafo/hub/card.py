@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from trl_pafo.markdown import Raw, as_url, card_environment, escaped, one_line
+from trl_pafo.hub.template import Raw, as_url, card_environment, escaped, one_line
 
 CARD_NAME = "README.md"
 FEWEST_USERS = 5

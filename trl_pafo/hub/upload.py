@@ -20,8 +20,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from trl_pafo.card import CARD_NAME, with_base, with_repo
 from trl_pafo.errors import ConfigError, TrlPafoError
+from trl_pafo.hub.card import CARD_NAME, with_base, with_repo
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)

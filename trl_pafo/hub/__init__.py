@@ -1,0 +1,1 @@
+"""Models on the Hub of Hugging Face, with their cards. It knows no method."""
