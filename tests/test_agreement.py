@@ -13,7 +13,7 @@ from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.agreement import Agreement, TeacherAgreement
+from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
 
 
 def test_only_labelled_pairs_of_the_own_group_count():

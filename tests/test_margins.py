@@ -13,13 +13,13 @@ from rounding import rounding
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
-import trl_pafo.teacher_models
-from trl_pafo import margins as module
+import trl_pafo.teachers.loaded
 from trl_pafo.errors import TeacherError
-from trl_pafo.margins import compute_teacher_margins, scale_margins
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.teacher_models import TeacherModels
-from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_teacher
+from trl_pafo.teachers import margins as module
+from trl_pafo.teachers.loaded import TeacherModels
+from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
+from trl_pafo.teachers.teacher import QuantisedBase, Teacher, as_teachers, check_teacher
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def loaded(monkeypatch) -> list[weakref.ref]:
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", spy)
+    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", spy)
     return models
 
 
@@ -239,7 +239,7 @@ def test_the_quantisation_of_the_base_is_part_of_the_key(rows, folders, compute,
         given.append((folder.name, quantization_config and quantization_config.load_in_4bit))
         return load_reward_model(folder, dtype)
 
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", load)
+    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", load)
     compute(rows, teachers)
     assert given == [("adapter", None), ("b", None)]
     base = QuantisedBase(folders["a"], BitsAndBytesConfig(load_in_4bit=True))

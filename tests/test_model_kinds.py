@@ -21,7 +21,7 @@ from trl_pafo.model_kinds import start_of, student_model, teacher_model
 from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.stages import Run
-from trl_pafo.teacher_models import TeacherModels
+from trl_pafo.teachers.loaded import TeacherModels
 
 LORA = {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
 MODELS = ("bradley_terry", "personalized_bt", "pafo")

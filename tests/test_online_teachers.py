@@ -13,12 +13,12 @@ from rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-import trl_pafo.teacher_models
+import trl_pafo.teachers.loaded
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.online_teachers import OnlineTeachers, TeacherRows, TeacherRowsCollator
-from trl_pafo.teachers import as_teachers
+from trl_pafo.teachers.online import OnlineTeachers, TeacherRows, TeacherRowsCollator
+from trl_pafo.teachers.teacher import as_teachers
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypa
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", spy)
+    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", spy)
     trainer = train(make_pairs(history=0).to_iterable_dataset())
     assert models == []
     for times in (1, 2):
@@ -94,7 +94,7 @@ def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypa
 
 
 def test_no_teacher_is_loaded_where_nothing_is_distilled(train, monkeypatch):
-    monkeypatch.setattr(trl_pafo.teacher_models, "load_reward_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", lambda *args, **kwargs: pytest.fail("loaded"))
     rows = make_pairs(history=0)
     train(rows.to_iterable_dataset(), alpha=1.0).train()
     trainer = train(rows.to_iterable_dataset())
@@ -139,9 +139,9 @@ def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypat
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     online = OnlineTeachers(as_teachers(teachers), tokenizer, Accelerator(cpu=True), torch.float32)
     calls = []
-    forward = trl_pafo.teacher_models.TeacherModels.forward
+    forward = trl_pafo.teachers.loaded.TeacherModels.forward
     monkeypatch.setattr(
-        trl_pafo.teacher_models.TeacherModels, "forward", lambda self, *args: calls.append(args) or forward(self, *args)
+        trl_pafo.teachers.loaded.TeacherModels, "forward", lambda self, *args: calls.append(args) or forward(self, *args)
     )
     margins = online.margins(TeacherRows(["minority"] * 2, [[7, 8, 9], [7]], [[10], [11, 12]]))
     assert [group for group, _ in calls] == ["majority", "minority"]

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import trl_pafo.teacher_models
+import trl_pafo.teachers.loaded
 from trl_pafo.errors import TeacherError
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.teacher_models import TeacherModels, by_backbone
-from trl_pafo.teachers import as_teachers
+from trl_pafo.teachers.loaded import TeacherModels, by_backbone
+from trl_pafo.teachers.teacher import as_teachers
 
 
 def save_adapter(base: str, folder, seed: int, **options) -> str:
@@ -56,7 +56,7 @@ def models_of(teachers, tokenizer, **options) -> TeacherModels:
 def test_adapters_of_one_base_share_it(adapters, decoder, sequences, monkeypatch):
     loads = []
     monkeypatch.setattr(
-        trl_pafo.teacher_models, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
+        trl_pafo.teachers.loaded, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
     )
     with models_of(adapters, decoder) as models:
         for group in ("b", "a", "c", "a"):  # in any order, each head with its adapter
@@ -142,7 +142,7 @@ def test_rewards_do_not_depend_on_how_many_processes_share_the_batches(adapters,
         shares, calls = [], []
         forward = models.forward
         monkeypatch.setattr(models, "forward", lambda *args: calls.append(args) or forward(*args))
-        monkeypatch.setattr(trl_pafo.teacher_models, "gather_object", lambda found: shares.extend(found) or shares)
+        monkeypatch.setattr(trl_pafo.teachers.loaded, "gather_object", lambda found: shares.extend(found) or shares)
         monkeypatch.setattr(type(models.accelerator), "num_processes", 3)
         for rank in range(3):
             monkeypatch.setattr(type(models.accelerator), "process_index", rank)
@@ -209,9 +209,9 @@ class TestMarginsOfPairs:
 
     def test_shared_rows_give_the_margins_of_two_rows(self, adapters, decoder, pairs, monkeypatch):
         calls = []
-        score_pairs = trl_pafo.teacher_models.score_pairs
+        score_pairs = trl_pafo.teachers.loaded.score_pairs
         monkeypatch.setattr(
-            trl_pafo.teacher_models, "score_pairs", lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k)
+            trl_pafo.teachers.loaded, "score_pairs", lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k)
         )
         with models_of(adapters, decoder) as models:
             for group in ("b", "a"):
@@ -225,7 +225,7 @@ class TestMarginsOfPairs:
                 assert shared[2] == shared[7]
 
     def test_where_it_does_not_pay_there_are_two_rows(self, adapters, decoder, monkeypatch):
-        monkeypatch.setattr(trl_pafo.teacher_models, "score_pairs", None)
+        monkeypatch.setattr(trl_pafo.teachers.loaded, "score_pairs", None)
         rng = np.random.default_rng(2)
         chosen, rejected = ([[first, *rng.integers(6, 40, 9).tolist()] for _ in range(4)] for first in (4, 5))
         with models_of(adapters, decoder) as models:

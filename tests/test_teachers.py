@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.errors import TeacherError
-from trl_pafo.teachers import QuantisedBase, Teacher, as_teachers, check_inputs, check_teacher
+from trl_pafo.teachers.teacher import QuantisedBase, Teacher, as_teachers, check_inputs, check_teacher
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ CONTRACTS = [
     ),
     Contract(
         "accelerate.utils:broadcast_object_list",
-        "trl_pafo/margins.py, portfolio/oracles_grpo.py: the list is changed in place",
+        "trl_pafo/teachers/margins.py, portfolio/oracles_grpo.py: the list is changed in place",
         "object_list from_process",
     ),
     Contract(

@@ -30,8 +30,8 @@ from trl_pafo.models.weights import find_gaps, shapes_in
 from trl_pafo.portfolio.oracles_decoding import _member
 from trl_pafo.portfolio.oracles_texts import RewardModel
 from trl_pafo.score_files import score_file
-from trl_pafo.teacher_models import TeacherModels, by_backbone
-from trl_pafo.teachers import Teacher, check_teacher
+from trl_pafo.teachers.loaded import TeacherModels, by_backbone
+from trl_pafo.teachers.teacher import Teacher, check_teacher
 
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
 SIZES = {

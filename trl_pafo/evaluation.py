@@ -29,7 +29,7 @@ from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.teacher_choice import TeacherGain
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers.teacher import Teacher
 
 
 def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.hub_trainer import HubRewardTrainer
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers.teacher import Teacher
 
 logger = get_logger(__name__)
 

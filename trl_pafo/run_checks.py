@@ -18,7 +18,7 @@ from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pa
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.teacher_choice import fewest_users
-from trl_pafo.teachers import Teacher, check_teacher
+from trl_pafo.teachers.teacher import Teacher, check_teacher
 
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 

@@ -33,7 +33,7 @@ from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
-from trl_pafo.teachers import Teacher, as_teachers, check_inputs
+from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer import PAFORewardTrainer
 from trl_pafo.training import keep_for, train, write_checkpoints_to
 

@@ -24,9 +24,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import trl_pafo.teacher_models
+import trl_pafo.teachers.loaded
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.teacher_models import TeacherModels
+from trl_pafo.teachers.loaded import TeacherModels
 
 GROUPS = ("majority", "minority")
 NUM_STEPS = 4
@@ -128,7 +128,7 @@ def wrapper_of(trainer: PAFORewardTrainer) -> dict:
 def watched_teachers() -> Iterator[tuple[list, list]]:
     """Weak references to the teachers that are loaded inside, and how each stands in memory."""
     loaded, placed = [], []
-    load, place = trl_pafo.teacher_models.load_reward_model, TeacherModels._load
+    load, place = trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load
 
     def load_and_remember(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -142,11 +142,11 @@ def watched_teachers() -> Iterator[tuple[list, list]]:
         sharded_layers = sum(isinstance(m, FSDPModule) and "DecoderLayer" in type(m).__name__ for m in self._model.modules())
         placed.append({"share": share, "sharded_layers": sharded_layers, "is_adapter": hasattr(self._model, "peft_config")})
 
-    trl_pafo.teacher_models.load_reward_model, TeacherModels._load = load_and_remember, place_and_remember
+    trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load_and_remember, place_and_remember
     try:
         yield loaded, placed
     finally:
-        trl_pafo.teacher_models.load_reward_model, TeacherModels._load = load, place
+        trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load, place
 
 
 def main(parts: Path, out: Path, student: str) -> dict:

@@ -19,7 +19,7 @@ from trl_pafo.models.safe_loading import check_model_folder, safe_init_kwargs
 from trl_pafo.models.scoring import load_reward_model, local_folder
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_texts import RewardModel
-from trl_pafo.teachers import Teacher
+from trl_pafo.teachers.teacher import Teacher
 
 REFUSED = "pickle.*which can run code when it is read.*[Cc]onvert.*safetensors"
 

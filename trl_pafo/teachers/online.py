@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_pafo.errors import TeacherError
-from trl_pafo.teacher_models import TeacherModels, by_backbone, check_filled
-from trl_pafo.teachers import QuantisedBase, Teacher
+from trl_pafo.teachers.loaded import TeacherModels, by_backbone, check_filled
+from trl_pafo.teachers.teacher import QuantisedBase, Teacher
 
 TEACHER_ROWS = "teacher_rows"
 """Key that [`TeacherRowsCollator`] adds to a batch."""

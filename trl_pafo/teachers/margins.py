@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import TeacherError
 from trl_pafo.storage.files import replacing, write_text, writing
-from trl_pafo.teacher_models import TeacherModels, by_backbone, check_filled
-from trl_pafo.teachers import QuantisedBase, Teacher
+from trl_pafo.teachers.loaded import TeacherModels, by_backbone, check_filled
+from trl_pafo.teachers.teacher import QuantisedBase, Teacher
 
 logger = logging.getLogger(__name__)
 

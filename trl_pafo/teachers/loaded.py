@@ -29,8 +29,8 @@ from trl_pafo.models.scoring import (
 )
 from trl_pafo.models.weights import name_some, whole_weights
 from trl_pafo.prefix_sharing.choice import choose_sharing
-from trl_pafo.teacher_sharding import gathered, in_turn, is_sharded, shard, shards_the_student
-from trl_pafo.teachers import QuantisedBase, Teacher
+from trl_pafo.teachers.sharding import gathered, in_turn, is_sharded, shard, shards_the_student
+from trl_pafo.teachers.teacher import QuantisedBase, Teacher
 
 logger = logging.getLogger(__name__)
 
