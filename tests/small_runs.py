@@ -6,8 +6,8 @@ from typing import Any
 from trl import ModelConfig
 
 from trl_pafo.arguments import RunArguments
-from trl_pafo.config import PAFOConfig
 from trl_pafo.stages import Run
+from trl_pafo.trainer.config import PAFOConfig
 
 DATA = {
     "train_users": 10,

@@ -17,7 +17,9 @@ from trl import RewardConfig, RewardTrainer
 
 import trl_pafo.data.arrow
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
-from trl_pafo.batching import (
+from trl_pafo.errors import ConfigError
+from trl_pafo.trainer.losses import pafo_loss
+from trl_pafo.trainer.samplers import (
     LengthGroupedSampler,
     LongestFirstSampler,
     TokenBudgetBatchSampler,
@@ -26,8 +28,6 @@ from trl_pafo.batching import (
     row_lengths,
     rows_a_pair,
 )
-from trl_pafo.errors import ConfigError
-from trl_pafo.losses import pafo_loss
 
 
 def many_lengths(num: int) -> np.ndarray:

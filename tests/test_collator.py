@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference
-from trl_pafo.collator import NumberedCollator, number_rows
+from trl_pafo.trainer.collator import NumberedCollator, number_rows
 
 ROWS = [
     {"chosen_ids": [1, 2, 3], "rejected_ids": [4], "group": "minority", "teacher_margin": 0.5, "has_label": True},

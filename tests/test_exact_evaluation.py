@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.errors import DataError
-from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
+from trl_pafo.trainer.pair_metrics import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
 
 # --- the plain loop: also the reference of the trainer's tests
 

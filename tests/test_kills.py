@@ -13,7 +13,7 @@ import pytest
 from conftest import make_model
 
 from trl_pafo.storage.run_folder import KEPT
-from trl_pafo.training import last_checkpoint
+from trl_pafo.trainer.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.slow
 

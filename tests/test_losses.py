@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES, bradley_terry, pafo_loss
+from trl_pafo.trainer.losses import CONDITIONS, DISTILLATION_LOSSES, bradley_terry, pafo_loss
 
 
 def naive(name: str, d: float, t: float, temperature: float) -> float:

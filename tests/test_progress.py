@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from trl_pafo import progress
-from trl_pafo.progress import PairProgress
+from trl_pafo.trainer import progress
+from trl_pafo.trainer.progress import PairProgress
 
 
 class Bar:

@@ -9,10 +9,10 @@ from trl import ModelConfig
 
 from trl_pafo import stages
 from trl_pafo.arguments import RunArguments
-from trl_pafo.config import PAFOConfig
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation import verdict_lines
 from trl_pafo.stages import Run
+from trl_pafo.trainer.config import PAFOConfig
 
 
 def row(user: int, group: str, number: int, split: str, **texts: str) -> dict[str, str]:

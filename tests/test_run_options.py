@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, RewardConfig
 
 from trl_pafo import PAFOConfig
-from trl_pafo.run_options import (
+from trl_pafo.trainer.cache_keys import (
     FREE,
     ROUNDING,
     STUDENT_OPTIONS,
@@ -197,7 +197,7 @@ def test_equal_values_are_one():
 def test_a_value_is_the_same_in_every_process():
     """A set has no order, and an object is printed with its address."""
     code = (
-        "import json; from peft import LoraConfig; from trl_pafo.run_options import canonical, deciding_options\n"
+        "import json; from peft import LoraConfig; from trl_pafo.trainer.cache_keys import canonical, deciding_options\n"
         "class Own:\n    def __init__(self): self.rate = 2.0\n"
         "peft = LoraConfig(target_modules=[f'm{i}' for i in range(9)])\n"
         "print(json.dumps([deciding_options(peft), canonical({'b': {3, 1}, 'a': Own(), 'c': Own, 'd': len})]))"

@@ -19,7 +19,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, DataError, TeacherError
-from trl_pafo.losses import CONDITIONS, pafo_loss
+from trl_pafo.trainer.losses import CONDITIONS, pafo_loss
 
 
 def losses(trainer) -> list[float]:
@@ -109,8 +109,8 @@ def test_takes_a_reward_config_and_no_config(encoder, training, tmp_path, monkey
     assert trainer.args.max_steps == 4
     assert type(given) is RewardConfig
 
-    monkeypatch.setattr("trl_pafo.trainer.PAFOConfig", lambda name: PAFOConfig(name, eos_token="[SEP]", **training))
-    monkeypatch.setattr("trl_pafo.trainer.PAFOConfig.from_reward_config", lambda args: args, raising=False)
+    monkeypatch.setattr("trl_pafo.trainer.trainer.PAFOConfig", lambda name: PAFOConfig(name, eos_token="[SEP]", **training))
+    monkeypatch.setattr("trl_pafo.trainer.trainer.PAFOConfig.from_reward_config", lambda args: args, raising=False)
     assert PAFORewardTrainer(encoder, train_dataset=rows).args.output_dir == "encoder-PAFO"
 
 

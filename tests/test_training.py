@@ -12,10 +12,11 @@ import torch
 from conftest import make_model
 from transformers import TrainerCallback
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer, training
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.storage.run_folder import KEPT
-from trl_pafo.training import (
+from trl_pafo.trainer import checkpoints as training
+from trl_pafo.trainer.checkpoints import (
     MARK,
     Checkpoints,
     checkpoint_to_resume,

@@ -49,7 +49,7 @@ TRAINER, REWARD = "transformers.trainer:Trainer", "trl.trainer.reward_trainer:Re
 CONTRACTS = [
     Contract(
         f"{REWARD}.__init__",
-        "trl_pafo/trainer.py, __init__: arguments are handed on by place, and the last one is taken for peft_config; datasets are "
+        "trl_pafo/trainer/trainer.py, __init__: arguments are handed on by place, and the last one is taken for peft_config; datasets are "
         "prepared there, the training set first; what compute_loss and log use is set there",
         "self model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks optimizers "
         "optimizer_cls_and_kwargs preprocess_logits_for_metrics quantization_config peft_config",
@@ -74,7 +74,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}._prepare_dataset",
-        "trl_pafo/pairs_trainer.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/data/tokenization.py, "
+        "trl_pafo/trainer/pairs.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/data/tokenization.py, "
         "tokenize_row, which makes the same tokens",
         "self dataset processing_class args dataset_name",
         (
@@ -89,7 +89,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}.compute_loss",
-        "trl_pafo/trainer.py, compute_loss, which repeats these lines and does not call super()",
+        "trl_pafo/trainer/trainer.py, compute_loss, which repeats these lines and does not call super()",
         "self model inputs return_outputs num_items_in_batch",
         (
             "inputs['use_cache'] = False",
@@ -104,25 +104,25 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}._set_signature_columns_if_needed",
-        "trl_pafo/exact_trainer.py and trl_pafo/trainer.py, _set_signature_columns_if_needed, which add columns to the list",
+        "trl_pafo/trainer/evaluation.py and trl_pafo/trainer/trainer.py, _set_signature_columns_if_needed, which add columns to the list",
         "self",
         ("self._signature_columns = ['chosen_ids', 'rejected_ids', 'margin']",),
     ),
     Contract(
         f"{REWARD}.log",
-        "trl_pafo/exact_trainer.py, log, which puts its own numbers in before",
+        "trl_pafo/trainer/evaluation.py, log, which puts its own numbers in before",
         "self logs start_time",
         ("metrics = {key: sum(val) / len(val) for key, val in self._metrics[mode].items()}", "logs.update(metrics)"),
     ),
     Contract(
         f"{REWARD}.evaluate",
-        "trl_pafo/exact_trainer.py, predict, which prepares rows in the same way",
+        "trl_pafo/trainer/evaluation.py, predict, which prepares rows in the same way",
         "self eval_dataset ignore_keys metric_key_prefix",
         ("eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, 'eval')",),
     ),
     Contract(
         "trl.trainer.reward_trainer:DataCollatorForPreference.torch_call",
-        "trl_pafo/collator.py, torch_call, which adds to what it returns; chosen rows stand before rejected ones",
+        "trl_pafo/trainer/collator.py, torch_call, which adds to what it returns; chosen rows stand before rejected ones",
         "self examples",
         (
             "margins = torch.tensor([example['margin'] for example in examples], dtype=torch.float)",
@@ -134,7 +134,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._get_dataloader",
-        "trl_pafo/exact_trainer.py, _get_dataloader, which sets data_collator and dataloader_drop_last meanwhile",
+        "trl_pafo/trainer/evaluation.py, _get_dataloader, which sets data_collator and dataloader_drop_last meanwhile",
         "self dataset description batch_size sampler_fn is_training dataloader_key",
         (
             "data_collator = self.data_collator",
@@ -145,14 +145,14 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._get_collator_with_removed_columns",
-        "trl_pafo/collator.py, NumberedCollator: pair_number, group and user have to reach it through the signature columns",
+        "trl_pafo/trainer/collator.py, NumberedCollator: pair_number, group and user have to reach it through the signature columns",
         "self data_collator description",
         ("self._set_signature_columns_if_needed()",),
     ),
-    Contract(f"{TRAINER}._remove_unused_columns", "trl_pafo/exact_trainer.py, _get_dataloader", "self dataset description"),
+    Contract(f"{TRAINER}._remove_unused_columns", "trl_pafo/trainer/evaluation.py, _get_dataloader", "self dataset description"),
     Contract(
         f"{TRAINER}.prediction_step",
-        "trl_pafo/exact_trainer.py, prediction_step: the logits come as a tuple or alone, in the order chosen, rejected",
+        "trl_pafo/trainer/evaluation.py, prediction_step: the logits come as a tuple or alone, in the order chosen, rejected",
         "self model inputs prediction_loss_only ignore_keys",
         (
             "return_loss = self.can_return_loss",
@@ -163,7 +163,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}.evaluation_loop",
-        "trl_pafo/exact_trainer.py, evaluation_loop: the base drives the loop, gathers nothing where a step returns nothing, and "
+        "trl_pafo/trainer/evaluation.py, evaluation_loop: the base drives the loop, gathers nothing where a step returns nothing, and "
         "gathers inputs only if include_for_metrics names them",
         "self dataloader description prediction_loss_only ignore_keys metric_key_prefix",
         (
@@ -177,25 +177,25 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._save",
-        "trl_pafo/trainer.py, _save, which leaves the student's adapter alone on the model meanwhile",
+        "trl_pafo/trainer/trainer.py, _save, which leaves the student's adapter alone on the model meanwhile",
         "self output_dir state_dict",
         ("self.model.save_pretrained(output_dir, state_dict=state_dict...",),
     ),
     Contract(
         f"{TRAINER}.save_model",
-        "trl_pafo/hub_trainer.py, save_model, which writes the card when a user asks for the model",
+        "trl_pafo/trainer/hub_trainer.py, save_model, which writes the card when a user asks for the model",
         "self output_dir _internal_call",
         ("if self.args.push_to_hub and (not _internal_call): _", "self.push_to_hub(commit_message='Model save'..."),
     ),
     Contract(
         f"{TRAINER}.init_hf_repo",
-        "trl_pafo/hub_trainer.py, init_hf_repo, which sets what pushing needs",
+        "trl_pafo/trainer/hub_trainer.py, init_hf_repo, which sets what pushing needs",
         None,  # `private` came later
         ("self.hub_model_id = repo_url.repo_id", "self.push_in_progress = None"),
     ),
     Contract(
         f"{TRAINER}.push_to_hub",
-        "trl_pafo/hub_trainer.py, push_to_hub, which pushes chosen files and does not call super()",
+        "trl_pafo/trainer/hub_trainer.py, push_to_hub, which pushes chosen files and does not call super()",
         None,
         (
             "self.callback_handler.on_push_begin(self.args, self.state, self.control)",
@@ -205,7 +205,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._push_from_checkpoint",
-        "trl_pafo/hub_trainer.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
+        "trl_pafo/trainer/hub_trainer.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
         "self checkpoint_folder",
         (
             "if not self.args.hub_always_push and self.push_in_progress is not None and (not self.push_in_progress.is_done()): _",
@@ -214,50 +214,50 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._finish_current_push",
-        "trl_pafo/hub_trainer.py, push_to_hub, which waits for what is being pushed",
+        "trl_pafo/trainer/hub_trainer.py, push_to_hub, which waits for what is being pushed",
         "self",
         ("self.push_in_progress.wait_until_done()",),
     ),
     Contract(
         "trl.trainer.base_trainer:_BaseTrainer.create_model_card",
-        "trl_pafo/hub_trainer.py, create_model_card, which writes a card of its own to the same file",
+        "trl_pafo/trainer/hub_trainer.py, create_model_card, which writes a card of its own to the same file",
         "self model_name dataset_name tags",
         ("model_card.save(os.path.join(self.args.output_dir, 'README.md'))",),
     ),
     Contract(
         f"{TRAINER}.get_batch_samples",
-        "trl_pafo/trainer.py, get_batch_samples, which counts pairs in the place of items",
+        "trl_pafo/trainer/trainer.py, get_batch_samples, which counts pairs in the place of items",
         "self epoch_iterator num_batches device",
         ("batch_samples.append(next(epoch_iterator))",),
     ),
     Contract(
         f"{TRAINER}._get_train_sampler",
-        "trl_pafo/trainer.py, _get_train_sampler, which takes the place of group_by_length alone",
+        "trl_pafo/trainer/trainer.py, _get_train_sampler, which takes the place of group_by_length alone",
         "self train_dataset",
         ("if self.args.train_sampling_strategy == 'group_by_length': _",),
     ),
     Contract(
         f"{TRAINER}._get_eval_sampler",
-        "trl_pafo/exact_trainer.py, _get_eval_sampler: evaluation takes no copies of pairs but to fill up its last batch",
+        "trl_pafo/trainer/evaluation.py, _get_eval_sampler: evaluation takes no copies of pairs but to fill up its last batch",
         "self eval_dataset",
     ),
-    Contract(f"{TRAINER}.predict", "trl_pafo/exact_trainer.py, predict", "self test_dataset ignore_keys metric_key_prefix"),
+    Contract(f"{TRAINER}.predict", "trl_pafo/trainer/evaluation.py, predict", "self test_dataset ignore_keys metric_key_prefix"),
     Contract(
         f"{TRAINER}.log",
-        "trl_pafo/exact_trainer.py, log, and trl_pafo/progress.py: the state's history and the callbacks",
+        "trl_pafo/trainer/evaluation.py, log, and trl_pafo/trainer/progress.py: the state's history and the callbacks",
         "self logs start_time",
         ("self.state.log_history.append(output)",),
     ),
     Contract(
         "trl.trainer.utils:get_config_model_id",
-        "trl_pafo/trainer.py, _load_tokenizer, which loads the tokenizer that the base class would",
+        "trl_pafo/trainer/trainer.py, _load_tokenizer, which loads the tokenizer that the base class would",
         "config",
         ("getattr(config, '_name_or_path', '')",),
     ),
     Contract("trl.trainer.utils:get_callable_name", "trl_pafo/portfolio/oracles_judging.py, reward_name", "func"),
     Contract(
         "trl.data_utils:get_dataset_column_names",
-        "trl_pafo/trainer.py and trl_pafo/pairs_trainer.py: columns of a dataset, streaming or not",
+        "trl_pafo/trainer/trainer.py and trl_pafo/trainer/pairs.py: columns of a dataset, streaming or not",
         "dataset",
     ),
     Contract(
@@ -273,7 +273,7 @@ CONTRACTS = [
     ),
     Contract(
         "accelerate.utils:gather_object",
-        "trl_pafo/exact_trainer.py, margins.py, portfolio/oracles_grpo.py: lists are joined, on one process as they are",
+        "trl_pafo/trainer/evaluation.py, margins.py, portfolio/oracles_grpo.py: lists are joined, on one process as they are",
         "object",
         ("return object",),
     ),
@@ -390,14 +390,14 @@ def test_a_changed_method_is_found_and_names_our_file(monkeypatch):
     assert found is not None
     assert "its parameters are now (self, model, inputs, return_outputs)" in found
     assert "chunks=2" in found
-    assert "Look at trl_pafo/trainer.py, compute_loss" in found
+    assert "Look at trl_pafo/trainer/trainer.py, compute_loss" in found
     assert f"trl {trl.__version__}" in found
     monkeypatch.delattr(RewardTrainer, "_prepare_dataset")
     contract = next(c for c in CONTRACTS if c.function.endswith("RewardTrainer._prepare_dataset"))
     found = complaint(contract)
     assert found is not None
     assert "is not there" in found
-    assert "Look at trl_pafo/pairs_trainer.py, _prepare_dataset" in found
+    assert "Look at trl_pafo/trainer/pairs.py, _prepare_dataset" in found
 
 
 def test_comments_and_layout_are_no_change():
@@ -412,7 +412,7 @@ def test_comments_and_layout_are_no_change():
 
 def overridden() -> set[str]:
     """Methods of ours that take the place of one of RewardTrainer's."""
-    from trl_pafo.trainer import PAFORewardTrainer
+    from trl_pafo.trainer.trainer import PAFORewardTrainer
 
     classes = PAFORewardTrainer.__mro__
     return {

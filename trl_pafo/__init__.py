@@ -8,17 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trl_pafo.collator import DataCollatorForGroupPreference
-    from trl_pafo.config import PAFOConfig
     from trl_pafo.errors import TrlPafoError
-    from trl_pafo.trainer import PAFORewardTrainer
+    from trl_pafo.trainer.collator import DataCollatorForGroupPreference
+    from trl_pafo.trainer.config import PAFOConfig
+    from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DataCollatorForGroupPreference": "trl_pafo.collator",
-    "PAFOConfig": "trl_pafo.config",
-    "PAFORewardTrainer": "trl_pafo.trainer",
+    "DataCollatorForGroupPreference": "trl_pafo.trainer.collator",
+    "PAFOConfig": "trl_pafo.trainer.config",
+    "PAFORewardTrainer": "trl_pafo.trainer.trainer",
     "TrlPafoError": "trl_pafo.errors",
 }
 

@@ -11,7 +11,6 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.arguments import TITLES, RunArguments, data_name
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data import checks
 from trl_pafo.data.history import content_text, remembered, without_history
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
@@ -30,6 +29,7 @@ from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.teacher_choice import TeacherGain
 from trl_pafo.teachers.teacher import Teacher
+from trl_pafo.trainer.config import PAFOConfig
 
 
 def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:

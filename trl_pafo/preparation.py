@@ -10,7 +10,6 @@ from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.arguments import DataArguments
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data import checks
 from trl_pafo.data.arrow import Rows, on_disk
 from trl_pafo.data.attach_history import attach_history, count_by_group
@@ -19,6 +18,7 @@ from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.models.base_models import longest_input
 from trl_pafo.storage.run_folder import write_text
+from trl_pafo.trainer.config import PAFOConfig
 
 DEFAULT_NUM_HISTORY = 3
 DATA_FORMAT = 2

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.arguments import RunArguments
-from trl_pafo.batching import check_budget
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data import checks
 from trl_pafo.data.attach_history import count_by_group
 from trl_pafo.data.history import add_history_template
@@ -19,6 +17,8 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.inspection import STUDENTS
 from trl_pafo.teacher_choice import fewest_users
 from trl_pafo.teachers.teacher import Teacher, check_teacher
+from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.samplers import check_budget
 
 _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 

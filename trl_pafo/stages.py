@@ -16,7 +16,6 @@ from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import __version__
 from trl_pafo.arguments import TITLES, RunArguments
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
@@ -29,13 +28,14 @@ from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepar
 from trl_pafo.publishing import push_run, write_cards
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.run_checks import check_run_data, check_run_options
-from trl_pafo.run_options import student_inputs, training_inputs
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
-from trl_pafo.trainer import PAFORewardTrainer
-from trl_pafo.training import keep_for, train, write_checkpoints_to
+from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
+from trl_pafo.trainer.checkpoints import keep_for, train, write_checkpoints_to
+from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
 class Run:

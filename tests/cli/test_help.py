@@ -10,8 +10,8 @@ import pytest
 
 from trl_pafo.cli import COMMANDS, TRAINING, main
 from trl_pafo.cli.portfolio import COMMANDS as PORTFOLIO
-from trl_pafo.config import PAFOConfig
-from trl_pafo.options import PAFOOptions
+from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.options import PAFOOptions
 
 
 def test_help_of_every_command_loads_no_heavy_library():

@@ -13,7 +13,7 @@ from trl_pafo import PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.storage.files import alone
 from trl_pafo.storage.run_folder import KEPT
-from trl_pafo.training import MARK, is_whole
+from trl_pafo.trainer.checkpoints import MARK, is_whole
 
 GROUPS = ("majority", "minority")
 

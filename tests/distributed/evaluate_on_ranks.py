@@ -16,8 +16,8 @@ from conftest import make_pairs
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 
-import trl_pafo.exact_trainer
-import trl_pafo.trainer
+import trl_pafo.trainer.evaluation
+import trl_pafo.trainer.trainer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 NUM_PAIRS = 17  # with a batch of 4: an uneven last batch on one process, and copies of pairs on two and three
@@ -139,7 +139,7 @@ def main(model: str, out: Path, kind: str) -> dict:
     trainer.save_model(str(out / "trained"))
 
     # Evaluation: several sets by name, then the same numbers in other ways.
-    objects = trl_pafo.exact_trainer.gather_object = Counted(trl_pafo.exact_trainer.gather_object)
+    objects = trl_pafo.trainer.evaluation.gather_object = Counted(trl_pafo.trainer.evaluation.gather_object)
     found["evaluate"] = numbers(trainer.evaluate())
     found["gathers_of_evaluate"] = objects.calls
     output = trainer.predict(evaluation_pairs())

@@ -17,7 +17,7 @@ from conftest import make_pairs
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.training import Checkpoints, is_whole
+from trl_pafo.trainer.checkpoints import Checkpoints, is_whole
 
 STEPS, KEPT_AFTER = 6, 3
 

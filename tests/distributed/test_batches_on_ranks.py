@@ -12,7 +12,7 @@ from launcher import launch
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFORewardTrainer
-from trl_pafo.losses import pafo_loss
+from trl_pafo.trainer.losses import pafo_loss
 
 SHARDED = [pytest.mark.slow, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")]
 

@@ -13,8 +13,8 @@ from rounding import rounding
 from test_exact_evaluation import naive_metrics, naive_pairs
 from transformers import AutoModelForSequenceClassification
 
-import trl_pafo.exact_trainer
-import trl_pafo.trainer
+import trl_pafo.trainer.evaluation
+import trl_pafo.trainer.trainer
 
 CENTER = 0.02
 RUNS = [
@@ -48,13 +48,17 @@ def start(num_processes: int, model: str, out: Path, kind: str) -> None:
         launch(Path(ranks.__file__), num_processes, model, str(out), kind)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trl_pafo.exact_trainer, "gather_object", trl_pafo.exact_trainer.gather_object)  # put back at the end
+        patch.setattr(
+            trl_pafo.trainer.evaluation, "gather_object", trl_pafo.trainer.evaluation.gather_object
+        )  # put back at the end
         (out / "rank0.json").write_text(json.dumps(ranks.main(model, out, kind)))
 
 
 def rows_of(model: str, out: Path) -> list[dict]:
     """The evaluation pairs, tokenized."""
-    trainer = trl_pafo.trainer.PAFORewardTrainer(model, ranks.options(out / "tokens"), eval_dataset=ranks.evaluation_pairs())
+    trainer = trl_pafo.trainer.trainer.PAFORewardTrainer(
+        model, ranks.options(out / "tokens"), eval_dataset=ranks.evaluation_pairs()
+    )
     return list(trainer.eval_dataset)
 
 

@@ -24,7 +24,7 @@ from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.errors import ConfigError
 from trl_pafo.hub.upload import HubError, check_before_training, push_model, staged
-from trl_pafo.hub_trainer import HubRewardTrainer, count_groups
+from trl_pafo.trainer.hub_trainer import HubRewardTrainer, count_groups
 
 MODEL_FILES = {".gitattributes", "README.md", "config.json", "model.safetensors"}
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -224,7 +224,7 @@ def test_what_would_fail_after_hours_fails_before_a_model_is_loaded(
     def no_model(*args, **kwargs):
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("trl_pafo.exact_trainer.RewardTrainer.__init__", no_model)
+    monkeypatch.setattr("trl_pafo.trainer.evaluation.RewardTrainer.__init__", no_model)
     with pytest.raises(error, match=match):
         train(**options)
     assert not hub.repos

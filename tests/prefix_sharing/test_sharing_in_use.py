@@ -179,7 +179,7 @@ class TestEvaluation:
 
 class TestChoice:
     def test_the_choice_is_logged(self, make_trainer, caplog):
-        with caplog.at_level(logging.INFO, "trl_pafo.trainer"):
+        with caplog.at_level(logging.INFO, "trl_pafo.trainer.trainer"):
             make_trainer("auto")
             make_trainer("off")
         said = [record.message for record in caplog.records if "Prefixes" in record.message]

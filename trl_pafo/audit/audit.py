@@ -13,7 +13,6 @@ from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.sampling import pair_features, sample_rows
 from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data import checks
 from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, add_history_template
@@ -25,6 +24,7 @@ from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, lo
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
 from trl_pafo.rewards import pair_rewards
 from trl_pafo.storage.files import json_ready
+from trl_pafo.trainer.config import PAFOConfig
 
 FORMAT = "trl-pafo audit 1"
 

@@ -29,12 +29,12 @@ def make_parser(prog: str | None = None) -> Any:
 def main(args: Any) -> None:
     from pathlib import Path
 
-    from trl_pafo.config import PAFOConfig
     from trl_pafo.data.sources.registry import check_source
     from trl_pafo.errors import ConfigError
     from trl_pafo.models.base_models import load_tokenizer
     from trl_pafo.preparation import fit_lengths, prepare
     from trl_pafo.storage.files import new_folder
+    from trl_pafo.trainer.config import PAFOConfig
 
     if not args.output_dir or not args.model_name_or_path:
         raise ConfigError("Give --output_dir and --model_name_or_path (its tokenizer counts and renders the history).")

@@ -22,8 +22,8 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
     from trl_pafo.storage.files import alone, writing
-    from trl_pafo.trainer import PAFORewardTrainer
-    from trl_pafo.training import Checkpoints, checkpoint_to_resume, save_whole
+    from trl_pafo.trainer.checkpoints import Checkpoints, checkpoint_to_resume, save_whole
+    from trl_pafo.trainer.trainer import PAFORewardTrainer
 
     out = Path(training_args.output_dir)
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, out)

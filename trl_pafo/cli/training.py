@@ -22,11 +22,11 @@ def training_parser(before: tuple[type, ...], after: tuple[type, ...], prog: str
     from trl import TrlParser
 
     if short:
-        from trl_pafo.options import PAFOOptions as Options
+        from trl_pafo.trainer.options import PAFOOptions as Options
 
         page = {"usage": "%(prog)s [--config FILE.yaml] [flags]", "epilog": EPILOG}
     else:
-        from trl_pafo.config import PAFOConfig as Options  # type: ignore[assignment]
+        from trl_pafo.trainer.config import PAFOConfig as Options  # type: ignore[assignment]
 
         page = {}
     parser = TrlParser((*before, Options, *after), prog=prog, **page)  # type: ignore[arg-type]

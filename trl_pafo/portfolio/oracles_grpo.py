@@ -24,8 +24,8 @@ from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.portfolio.core import OracleResult, check_weights
 from trl_pafo.portfolio.oracles_decoding import MixedPolicy
 from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
-from trl_pafo.run_options import canonical, deciding_options
 from trl_pafo.storage.run_folder import RunFolder, write_text
+from trl_pafo.trainer.cache_keys import canonical, deciding_options
 
 
 class GRPOOracle:

@@ -13,7 +13,7 @@ def run_config(record: Record) -> dict[str, Any]:
     """The flags of `trl-pafo run` that decide the results of a run, as its manifest knows them; empty without one."""
     from trl import ModelConfig
 
-    from trl_pafo.config import PAFOConfig
+    from trl_pafo.trainer.config import PAFOConfig
 
     # Other inputs are identities: of earlier stages, of weights. So are the teachers, which the command line takes as paths.
     defaults = {field.name: field.default for kind in (RunArguments, PAFOConfig, ModelConfig) for field in fields(kind)}

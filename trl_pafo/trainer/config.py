@@ -9,8 +9,8 @@ from trl import RewardConfig
 
 from trl_pafo.data.history import check_history_options
 from trl_pafo.errors import ConfigError
-from trl_pafo.losses import CONDITIONS, DISTILLATION_LOSSES
-from trl_pafo.options import PAFOOptions
+from trl_pafo.trainer.losses import CONDITIONS, DISTILLATION_LOSSES
+from trl_pafo.trainer.options import PAFOOptions
 
 TEACHER_SCALES = ("none", "rms")
 PREFIX_SHARING = ("auto", "on", "off")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from trl import ModelConfig
 
-from trl_pafo.config import PAFOConfig
 from trl_pafo.storage.files import digest_of_files
+from trl_pafo.trainer.config import PAFOConfig
 
 STUDENT_OPTIONS = (
     "alpha",

@@ -13,7 +13,26 @@ from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
-from trl_pafo.batching import (
+from trl_pafo.data import checks
+from trl_pafo.data.history import remembered
+from trl_pafo.data.label_columns import normalize_columns
+from trl_pafo.errors import ConfigError
+from trl_pafo.models.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
+from trl_pafo.models.safe_loading import safe_init_kwargs
+from trl_pafo.models.scoring import as_dtype, check_loaded_model, reward_of
+from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
+from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
+from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
+from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
+from trl_pafo.teachers.online import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
+from trl_pafo.teachers.teacher import QuantisedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
+from trl_pafo.trainer.collator import PAIR_KEYS, DataCollatorForGroupPreference
+from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.losses import bradley_terry, pafo_loss
+from trl_pafo.trainer.pair_metrics import PairSums
+from trl_pafo.trainer.pairs import NO_PAIRS, PairsRewardTrainer
+from trl_pafo.trainer.samplers import (
     EpochOfSampler,
     LengthGroupedSampler,
     check_budget,
@@ -22,25 +41,6 @@ from trl_pafo.batching import (
     row_lengths,
     rows_a_pair,
 )
-from trl_pafo.collator import PAIR_KEYS, DataCollatorForGroupPreference
-from trl_pafo.config import PAFOConfig
-from trl_pafo.data import checks
-from trl_pafo.data.history import remembered
-from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.errors import ConfigError
-from trl_pafo.exact_evaluation import PairSums
-from trl_pafo.losses import bradley_terry, pafo_loss
-from trl_pafo.models.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
-from trl_pafo.models.safe_loading import safe_init_kwargs
-from trl_pafo.models.scoring import as_dtype, check_loaded_model, reward_of
-from trl_pafo.pairs_trainer import NO_PAIRS, PairsRewardTrainer
-from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
-from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
-from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
-from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
-from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
-from trl_pafo.teachers.online import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
-from trl_pafo.teachers.teacher import QuantisedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
 
 logger = get_logger(__name__)
 
@@ -86,7 +86,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
             shown under histories of the other groups (`args.counterfactual_share`). Not needed to evaluate and predict.
         eval_dataset (*optional*):
             As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry. With the columns `group` and `user`, accuracies
-            of groups and users are reported ([`~trl_pafo.exact_evaluation.evaluation_metrics`]).
+            of groups and users are reported ([`~trl_pafo.trainer.pair_metrics.evaluation_metrics`]).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As for [`~trl.RewardTrainer`].
         teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):

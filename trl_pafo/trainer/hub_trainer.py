@@ -20,7 +20,6 @@ from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get
 
 from trl_pafo.data.overlap import pairs_in_common
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.exact_trainer import ExactRewardTrainer
 from trl_pafo.hub import upload as hub
 from trl_pafo.hub.card import (
     CARD_NAME,
@@ -36,6 +35,7 @@ from trl_pafo.hub.card import (
     wilson_interval,
 )
 from trl_pafo.metrics.intervals import fewest_users
+from trl_pafo.trainer.evaluation import ExactRewardTrainer
 
 logger = get_logger(__name__)
 

@@ -271,7 +271,7 @@ class PairSums:
                 Places in `groups`, -1 for none.
             loss_parts (three `torch.Tensor`, scalars, *optional*):
                 Bradley-Terry loss, distillation loss and weight of the distillation, means over the rows
-                ([`~trl_pafo.losses.PAFOLoss`]).
+                ([`~trl_pafo.trainer.losses.PAFOLoss`]).
         """
         # Counts of tokens outgrow float32; the devices that lack float64 have to do with it.
         dtype = torch.float64 if chosen.device.type in ("cpu", "cuda") else torch.float32

@@ -13,7 +13,12 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize
 from trl import RewardTrainer
 
-from trl_pafo.batching import (
+from trl_pafo.data.label_columns import normalize_columns
+from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, two_rows
+from trl_pafo.trainer.collator import NUMBER_COLUMN, PAIR_KEYS, NumberedCollator, number_rows
+from trl_pafo.trainer.pair_metrics import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
+from trl_pafo.trainer.samplers import (
     LongestFirstSampler,
     TokenBudgetBatchSampler,
     batched_loader,
@@ -21,11 +26,6 @@ from trl_pafo.batching import (
     row_lengths,
     rows_a_pair,
 )
-from trl_pafo.collator import NUMBER_COLUMN, PAIR_KEYS, NumberedCollator, number_rows
-from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.errors import ConfigError
-from trl_pafo.exact_evaluation import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses
-from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, two_rows
 
 
 class ExactRewardTrainer(RewardTrainer):

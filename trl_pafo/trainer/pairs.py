@@ -9,8 +9,6 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
-from trl_pafo.batching import is_tokenized
-from trl_pafo.config import PAFOConfig
 from trl_pafo.data import checks
 from trl_pafo.data.attach_history import count_by_group, counterfactual_rows
 from trl_pafo.data.history import (
@@ -26,8 +24,10 @@ from trl_pafo.data.history import (
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.hub_trainer import HubRewardTrainer
 from trl_pafo.teachers.teacher import Teacher
+from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.hub_trainer import HubRewardTrainer
+from trl_pafo.trainer.samplers import is_tokenized
 
 logger = get_logger(__name__)
 
