@@ -10,9 +10,9 @@ from datasets import Dataset
 from rounding import rounding
 from transformers import AutoTokenizer
 
-from trl_pafo import evaluation
 from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.evaluation import evaluate as evaluation
 
 ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]
 SAID = [{"role": "assistant", "content": "so"}]

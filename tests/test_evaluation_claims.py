@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_pafo.arguments import DataArguments
 from trl_pafo.cli import main
-from trl_pafo.evaluation import write_report
+from trl_pafo.evaluation.evaluate import write_report
 from trl_pafo.metrics import fairness_summary
 
 FLAGS = ["--num_history", "0", "--num_resamples", "50"]
@@ -106,7 +106,7 @@ def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
     ],
 )
 def test_what_cannot_be_summarised_is_not_scored(wrong, match, encoder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trl_pafo.evaluation.score_rows", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_rows", lambda *_, **__: pytest.fail("scored"))
     rows = rows_of("user")
     for name, values in wrong.items() if isinstance(wrong, dict) else ():
         rows = rows.add_column(name, values)

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.inspection import INSPECTION, inspect_run, pooled_states
+from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run, pooled_states
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.scoring import pad_id_of, score_sequences
-from trl_pafo.rewards import score_rows
 
 
 def write_run(folder, kind="encoder", history=2, reference="personalized_bt", teachers=True, num_users=6):

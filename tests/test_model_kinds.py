@@ -17,9 +17,9 @@ from trl import ModelConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer, model_kinds
 from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.model_kinds import start_of, student_model, teacher_model
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.rewards import pair_rewards
 from trl_pafo.stages import Run
 from trl_pafo.teachers.loaded import TeacherModels
 

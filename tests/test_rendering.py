@@ -16,7 +16,7 @@ from trl_pafo.data.history import HistoryCutter, add_history_template, as_messag
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.tokenization import tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.rewards import score_rows
+from trl_pafo.evaluation.rewards import score_rows
 
 PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
 TEXTS = {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha"}

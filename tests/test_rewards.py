@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
 from trl_pafo.errors import DataError
-from trl_pafo.rewards import pair_rewards, score_routed, score_rows
+from trl_pafo.evaluation.rewards import pair_rewards, score_routed, score_rows
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from trl_pafo.data.history import HistoryCutter, add_history_template, as_messag
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import parse_json_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
+from trl_pafo.evaluation.score_file import check_records, score_file
 from trl_pafo.models.scoring import load_reward_model, score_sequences
-from trl_pafo.score_files import check_records, score_file
 
 TOKENIZER = add_history_template(make_tokenizer("decoder"))
 MESSAGE = {"role": "assistant", "content": "kindly"}

@@ -15,11 +15,11 @@ from trl import RewardConfig, RewardTrainer
 from trl_pafo import preparation, stages
 from trl_pafo.data.history import HistoryCutter, remembered
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
+from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.models import base_models as models
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.preparation import load_prepared
 from trl_pafo.stages import Run
-from trl_pafo.teacher_choice import TeacherGain
 
 
 @pytest.fixture

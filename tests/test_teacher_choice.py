@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from trl_pafo import teacher_choice
-from trl_pafo.teacher_choice import (
+from trl_pafo.evaluation import teacher_gain as teacher_choice
+from trl_pafo.evaluation.teacher_gain import (
     TeacherGain,
     fewest_users,
     gain_over_users,

@@ -19,7 +19,8 @@ from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.evaluation import evaluate_run
+from trl_pafo.evaluation.evaluate import evaluate_run
+from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import CARD_NAME, base_id
 from trl_pafo.hub.upload import check_before_training
 from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
@@ -30,7 +31,6 @@ from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.run_checks import check_run_data, check_run_options
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
-from trl_pafo.teacher_choice import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train, write_checkpoints_to

@@ -196,13 +196,13 @@ def test_a_disk_that_refuses_is_one_line_wherever_it_is_noticed(error, line, cap
     def refuse(args):
         raise error
 
-    monkeypatch.setattr("trl_pafo.score_files.score_file", refuse)
+    monkeypatch.setattr("trl_pafo.evaluation.score_file.score_file", refuse)
     assert main(["score"]) == 1
     assert capsys.readouterr().err.startswith(f"trl-pafo score: {line}")
 
 
 def test_errors_of_libraries_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("trl_pafo.score_files.score_file", lambda args: {}["missing"])
+    monkeypatch.setattr("trl_pafo.evaluation.score_file.score_file", lambda args: {}["missing"])
     with pytest.raises(KeyError):
         main(["score"])
 

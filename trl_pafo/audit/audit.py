@@ -18,11 +18,11 @@ from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, add_history_template
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.registry import check_source, load_source
+from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
-from trl_pafo.rewards import pair_rewards
 from trl_pafo.storage.files import json_ready
 from trl_pafo.trainer.config import PAFOConfig
 

@@ -30,7 +30,7 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(args: Any) -> None:
-    from trl_pafo.evaluation import evaluate_models
+    from trl_pafo.evaluation.evaluate import evaluate_models
     from trl_pafo.report.tables import plain_table
 
     results = evaluate_models(args)

@@ -14,7 +14,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.arguments import TITLES, data_name
-    from trl_pafo.evaluation import verdict_lines
+    from trl_pafo.evaluation.evaluate import verdict_lines
     from trl_pafo.models.base_models import set_threads
     from trl_pafo.report.tables import plain_table
     from trl_pafo.stages import Run

@@ -25,6 +25,6 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(args: Any) -> None:
-    from trl_pafo.score_files import score_file
+    from trl_pafo.evaluation.score_file import score_file
 
     score_file(args)

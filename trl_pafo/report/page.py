@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_pafo.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
-from trl_pafo.inspection import INSPECTION, inspect_run
+from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.records import Record, read_record
@@ -47,7 +47,7 @@ def write_report(
             The HTML file. Defaults to `report.html` in the folder of a single run; needed for several.
         inspect (`bool`, *optional*, defaults to `True`):
             Score a sample of test pairs under other groups' histories where this has not been done; see
-            [`~trl_pafo.inspection.inspect_run`]. Only for a single run.
+            [`~trl_pafo.evaluation.history_effect.inspect_run`]. Only for a single run.
         progress (`bool`, *optional*, defaults to `True`):
             Show progress bars of it.
 

@@ -12,7 +12,7 @@ from pyarrow.parquet import read_table
 from trl_pafo.arguments import TITLES
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
-from trl_pafo.inspection import INSPECTION, STUDENTS
+from trl_pafo.evaluation.history_effect import INSPECTION, STUDENTS
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
@@ -66,7 +66,7 @@ class Record:
         trainings (`dict[str, list[dict]]`):
             Title of each model trained, and the `log_history` of its trainer.
         inspection (`dict[str, numpy.ndarray]`, *optional*):
-            What [`~trl_pafo.inspection.inspect_run`] wrote.
+            What [`~trl_pafo.evaluation.history_effect.inspect_run`] wrote.
         missing (`dict[str, str]`):
             Name of a part that is not there: why, and what to do.
     """

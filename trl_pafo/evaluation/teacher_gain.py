@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import pair_correctness
-from trl_pafo.rewards import pair_rewards
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def judge_teachers(
         min_standard_errors (`float`):
             A teacher is better if its gain is above 0 and at least so many standard errors.
         **scoring:
-            Options of [`~trl_pafo.rewards.pair_rewards`].
+            Options of [`~trl_pafo.evaluation.rewards.pair_rewards`].
     """
     group = np.asarray(held_out["group"][:], dtype=object)
     gains = []

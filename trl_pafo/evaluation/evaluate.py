@@ -17,17 +17,17 @@ from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.inspection import STUDENTS
+from trl_pafo.evaluation.history_effect import STUDENTS
+from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
+from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
 from trl_pafo.report.rewardbench import write_rewardbench
-from trl_pafo.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
-from trl_pafo.teacher_choice import TeacherGain
 from trl_pafo.teachers.teacher import Teacher
 from trl_pafo.trainer.config import PAFOConfig
 
