@@ -5,8 +5,8 @@ from typing import Any
 
 from trl import ModelConfig
 
-from trl_pafo.arguments import RunArguments
-from trl_pafo.stages import Run
+from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 
 DATA = {

@@ -5,8 +5,8 @@ from dataclasses import fields
 import pytest
 from trl import TrlParser
 
-from trl_pafo.arguments import METHODS, TITLES, DataArguments, RunArguments
 from trl_pafo.errors import ConfigError
+from trl_pafo.pipeline.arguments import METHODS, TITLES, DataArguments, RunArguments
 
 OPTIONS = sorted(f.name for f in fields(RunArguments))
 

@@ -13,7 +13,7 @@ from trl_pafo.data.history import add_history_template
 from trl_pafo.data.overlap import pairs_in_common
 from trl_pafo.hub.card import FEWEST_USERS, Accuracy, Card, GroupCount, wilson_interval
 from trl_pafo.metrics import compare, fairness_summary
-from trl_pafo.publishing import run_card
+from trl_pafo.pipeline.publish import run_card
 from trl_pafo.report.records import Record
 
 # Users, pairs and right answers of the group that is hidden.

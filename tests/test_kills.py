@@ -71,8 +71,8 @@ def child(config: str, log: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    from trl_pafo import stages
     from trl_pafo.cli import main
+    from trl_pafo.pipeline import run as stages
 
     stages.worth_distilling = lambda better: True  # whatever the few held-out pairs say
     sys.exit(main(["run", "--config", config]))
@@ -84,7 +84,7 @@ class Runner:
     def __init__(self, model: str):
         self.model = model
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["trl_pafo.stages", "trl_pafo.cli.run", "trl"])
+        self.context.set_forkserver_preload(["trl_pafo.pipeline.run", "trl_pafo.cli.run", "trl"])
 
     def start(self, folder: Path, attempt: int):
         config, log = folder.with_suffix(".yaml"), folder.with_suffix(f".{attempt}.log")

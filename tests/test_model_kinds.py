@@ -15,12 +15,13 @@ from small_runs import small_run
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer, model_kinds
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.rewards import pair_rewards
-from trl_pafo.model_kinds import start_of, student_model, teacher_model
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.stages import Run
+from trl_pafo.pipeline import starting_points as model_kinds
+from trl_pafo.pipeline.run import Run
+from trl_pafo.pipeline.starting_points import start_of, student_model, teacher_model
 from trl_pafo.teachers.loaded import TeacherModels
 
 LORA = {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -241,7 +242,7 @@ def test_teachers_stand_on_the_quantised_base_of_the_student(training, tmp_path)
 
 def test_rewards_of_a_run_of_adapters_are_those_of_what_was_saved(run, tmp_path):
     run(teacher_kind="adapter", methods=["personalized_bt"])()
-    from trl_pafo.preparation import load_prepared
+    from trl_pafo.pipeline.prepare import load_prepared
 
     test = load_prepared(tmp_path / "run/data")["test"]
     chosen, _ = pair_rewards(tmp_path / "run/models/personalized_bt", test)

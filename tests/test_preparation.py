@@ -6,10 +6,10 @@ import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
 
-from trl_pafo.arguments import DataArguments
 from trl_pafo.data import arrow as columns
 from trl_pafo.data.history import HistoryCutter, add_history_template
-from trl_pafo.preparation import load_prepared, prepare, write_parquet
+from trl_pafo.pipeline.arguments import DataArguments
+from trl_pafo.pipeline.prepare import load_prepared, prepare, write_parquet
 from trl_pafo.trainer.config import PAFOConfig
 
 

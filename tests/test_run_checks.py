@@ -7,11 +7,11 @@ import pytest
 from conftest import make_model
 from trl import ModelConfig
 
-from trl_pafo import stages
-from trl_pafo.arguments import RunArguments
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation.evaluate import verdict_lines
-from trl_pafo.stages import Run
+from trl_pafo.pipeline import run as stages
+from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 
 

@@ -12,14 +12,15 @@ from small_runs import small_run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from trl_pafo import preparation, stages
 from trl_pafo.data.history import HistoryCutter, remembered
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.models import base_models as models
 from trl_pafo.models.base_models import load_tokenizer
-from trl_pafo.preparation import load_prepared
-from trl_pafo.stages import Run
+from trl_pafo.pipeline import prepare as preparation
+from trl_pafo.pipeline import run as stages
+from trl_pafo.pipeline.prepare import load_prepared
+from trl_pafo.pipeline.run import Run
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from hub_endpoint import Hub, hub_in_place
 from huggingface_hub import ModelCard
 from trl import ModelConfig
 
-from trl_pafo.arguments import RunArguments
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
-from trl_pafo.publishing import push_run, write_cards
+from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.pipeline.publish import push_run, write_cards
+from trl_pafo.pipeline.run import Run
 from trl_pafo.report.records import Record
-from trl_pafo.stages import Run
 from trl_pafo.trainer.config import PAFOConfig
 
 METHODS = ["bradley_terry", "personalized_bt", "pafo", "oracle"]

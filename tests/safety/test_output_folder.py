@@ -11,13 +11,13 @@ from fake_runs import make_run, write_inspection
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig
-from trl_pafo.arguments import RunArguments
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import TrlPafoError
+from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.pipeline.run import Run
 from trl_pafo.portfolio.oracles_texts import fit_reward_models
 from trl_pafo.report.page import write_report
 from trl_pafo.report.rewardbench import write_rewardbench
-from trl_pafo.stages import Run
 
 NAMES = ["../../x", "/abs/x", "a/b", "..", "x" * 300, "a\x00b", "CON", "a\\b"]
 TEXTS = [

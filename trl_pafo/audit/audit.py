@@ -22,7 +22,7 @@ from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
-from trl_pafo.preparation import DEFAULT_NUM_HISTORY, fit_lengths
+from trl_pafo.pipeline.prepare import DEFAULT_NUM_HISTORY, fit_lengths
 from trl_pafo.storage.files import json_ready
 from trl_pafo.trainer.config import PAFOConfig
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_pafo.arguments import DataArguments
 from trl_pafo.audit.ceiling import (
     half_of_pairs,
     majority_of_others,
@@ -23,6 +22,7 @@ from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import spearman
 from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.pipeline.arguments import DataArguments
 
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
 MADE_SOURCES = ("styles", "dsp", "personal_llm")
@@ -34,7 +34,7 @@ class LabelNoise:
     The labels that people gave on common pairs, and what follows from them.
 
     Args:
-        data ([`~trl_pafo.arguments.DataArguments`]):
+        data ([`~trl_pafo.pipeline.arguments.DataArguments`]):
             Where the pairs come from.
         rows ([`~datasets.Dataset`]):
             The pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves out.

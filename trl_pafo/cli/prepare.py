@@ -7,7 +7,7 @@ from typing import Any
 def make_parser(prog: str | None = None) -> Any:
     from trl import TrlParser
 
-    from trl_pafo.arguments import DataArguments
+    from trl_pafo.pipeline.arguments import DataArguments
 
     @dataclass
     class PrepareArguments(DataArguments):
@@ -32,7 +32,7 @@ def main(args: Any) -> None:
     from trl_pafo.data.sources.registry import check_source
     from trl_pafo.errors import ConfigError
     from trl_pafo.models.base_models import load_tokenizer
-    from trl_pafo.preparation import fit_lengths, prepare
+    from trl_pafo.pipeline.prepare import fit_lengths, prepare
     from trl_pafo.storage.files import new_folder
     from trl_pafo.trainer.config import PAFOConfig
 

@@ -30,7 +30,7 @@ def make_parser(prog: str | None = None) -> Any:
 
 def main(args: Any, positional: Any) -> None:
     from trl_pafo.errors import ConfigError
-    from trl_pafo.publishing import push_run
+    from trl_pafo.pipeline.publish import push_run
 
     if not args.hub_model_id:
         raise ConfigError("Give --hub_model_id: NAME or NAMESPACE/NAME.")

@@ -10,7 +10,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_pafo.arguments import TITLES, RunArguments, data_name
 from trl_pafo.data import checks
 from trl_pafo.data.history import content_text, remembered, without_history
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
@@ -25,6 +24,7 @@ from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
+from trl_pafo.pipeline.arguments import TITLES, RunArguments, data_name
 from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text

@@ -16,7 +16,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from pyarrow.parquet import read_table
 
-from trl_pafo.arguments import TITLES
 from trl_pafo.data.attach_history import counterfactual_rows
 from trl_pafo.data.history import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
@@ -24,6 +23,7 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import longest_input
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.models.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.pipeline.arguments import TITLES
 from trl_pafo.storage.files import replacing
 from trl_pafo.storage.run_folder import MANIFEST
 

@@ -15,7 +15,6 @@ from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo import __version__
-from trl_pafo.arguments import TITLES, RunArguments
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
@@ -23,12 +22,20 @@ from trl_pafo.evaluation.evaluate import evaluate_run
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import CARD_NAME, base_id
 from trl_pafo.hub.upload import check_before_training
-from trl_pafo.model_kinds import QUANTISATION_OPTIONS, is_quantised, start_of, student_model, teacher_model, write_base
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_tokenizer, longest_input
-from trl_pafo.preparation import DATA_FORMAT, fit_lengths, load_prepared, prepare
-from trl_pafo.publishing import push_run, write_cards
+from trl_pafo.pipeline.arguments import TITLES, RunArguments
+from trl_pafo.pipeline.prepare import DATA_FORMAT, fit_lengths, load_prepared, prepare
+from trl_pafo.pipeline.publish import push_run, write_cards
+from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
+from trl_pafo.pipeline.starting_points import (
+    QUANTISATION_OPTIONS,
+    is_quantised,
+    start_of,
+    student_model,
+    teacher_model,
+    write_base,
+)
 from trl_pafo.report.page import refuse_foreign, write_report
-from trl_pafo.run_checks import check_run_data, check_run_options
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs

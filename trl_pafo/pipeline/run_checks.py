@@ -8,7 +8,6 @@ from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.arguments import RunArguments
 from trl_pafo.data import checks
 from trl_pafo.data.attach_history import count_by_group
 from trl_pafo.data.history import add_history_template
@@ -16,6 +15,7 @@ from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pa
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.teacher_gain import fewest_users
+from trl_pafo.pipeline.arguments import RunArguments
 from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import check_budget
@@ -57,7 +57,7 @@ def check_run_data(
 
     Args:
         data ([`~datasets.DatasetDict`]):
-            What [`~trl_pafo.preparation.prepare`] wrote.
+            What [`~trl_pafo.pipeline.prepare.prepare`] wrote.
         run ([`RunArguments`]):
             Methods and teachers.
         args ([`PAFOConfig`]):

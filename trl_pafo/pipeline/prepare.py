@@ -9,7 +9,6 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.arguments import DataArguments
 from trl_pafo.data import checks
 from trl_pafo.data.arrow import Rows, on_disk
 from trl_pafo.data.attach_history import attach_history, count_by_group
@@ -17,6 +16,7 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.models.base_models import longest_input
+from trl_pafo.pipeline.arguments import DataArguments
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
