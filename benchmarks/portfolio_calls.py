@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_pafo.portfolio import (
+from trl_pafo.palm import (
     OracleResult,
     Portfolio,
     UpperBound,

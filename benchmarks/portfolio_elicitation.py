@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trl_pafo.portfolio import OracleResult, Portfolio, build_portfolio, certify
-from trl_pafo.portfolio.elicitation import Interview, question_pool
-from trl_pafo.portfolio.posterior import NoisyInterview
+from trl_pafo.palm import OracleResult, Portfolio, build_portfolio, certify
+from trl_pafo.palm.elicitation import Interview, question_pool
+from trl_pafo.palm.posterior import NoisyInterview
 
 NUM_REWARDS, MOST, FACTOR = 4, 10, 1.2
 

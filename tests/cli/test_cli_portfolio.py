@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter, add_history_template
-from trl_pafo.portfolio import Portfolio
-from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
-from trl_pafo.portfolio.oracles_texts import RewardModel
-from trl_pafo.portfolio.posterior import WeightPosterior
+from trl_pafo.palm import Portfolio
+from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
+from trl_pafo.palm.oracles_texts import RewardModel
+from trl_pafo.palm.posterior import WeightPosterior
 
 NAMES = ["helpful", "harmless", "humour"]
 REWARDS = np.random.default_rng(0).beta(2, 2, size=(30, 6, 3))

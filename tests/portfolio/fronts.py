@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trl_pafo.portfolio import OracleResult
+from trl_pafo.palm import OracleResult
 
 
 class Sphere:

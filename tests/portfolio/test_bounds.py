@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Optimum, Pool, UpperBound
-from trl_pafo.portfolio.bounds import best_values
+from trl_pafo.palm import Optimum, Pool, UpperBound
+from trl_pafo.palm.bounds import best_values
 
 
 def sphere_bound(d: int, num_answers: int, seed: int = 0) -> UpperBound:
@@ -69,7 +69,7 @@ def test_bounds_that_contradict_each_other_are_refused() -> None:
 
 
 def test_many_weights_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trl_pafo.portfolio.bounds._CHUNK", 10)
+    monkeypatch.setattr("trl_pafo.palm.bounds._CHUNK", 10)
     rng = np.random.default_rng(3)
     weights, values, costs = rng.random((23, 3)), rng.random((4, 3)), rng.random(4)
     assert np.allclose(best_values(weights, values, costs), (weights @ values.T - costs).max(axis=1))

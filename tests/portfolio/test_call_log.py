@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import OracleCall, OracleResult
-from trl_pafo.portfolio.call_log import CallLog
+from trl_pafo.palm import OracleCall, OracleResult
+from trl_pafo.palm.call_log import CallLog
 
 PROBLEM = {"num_rewards": 2, "beta": 0.0, "reward_range": [0.0, 1.0], "problem": {"base": "tiny"}}
 

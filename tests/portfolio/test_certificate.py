@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Certificate, UpperBound, certify
+from trl_pafo.palm import Certificate, UpperBound, certify
 
 
 def additive_by_programmes(members: np.ndarray, pool: np.ndarray, epsilon: float = 0.0) -> float:

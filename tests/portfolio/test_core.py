@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import OracleCall, OracleResult, check_weights
-from trl_pafo.portfolio.core import checked_result, policy_to_json
+from trl_pafo.palm import OracleCall, OracleResult, check_weights
+from trl_pafo.palm.core import checked_result, policy_to_json
 
 
 def check(result: OracleResult, reward_range: tuple[float, float] = (0.0, 1.0)) -> OracleResult:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import minimum_cover
-from trl_pafo.portfolio.cover import minimal_rows
+from trl_pafo.palm import minimum_cover
+from trl_pafo.palm.cover import minimal_rows
 
 
 def smallest_size(covers: np.ndarray) -> int:

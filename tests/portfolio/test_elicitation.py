@@ -6,8 +6,8 @@ from fronts import Finite, Sphere
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Pool, Portfolio, build_portfolio
-from trl_pafo.portfolio.elicitation import Interview, question_pool
+from trl_pafo.palm import Pool, Portfolio, build_portfolio
+from trl_pafo.palm.elicitation import Interview, question_pool
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from tiny_policies import make_adapter, make_policy
 from transformers import AutoModelForCausalLM
 
 from trl_pafo.errors import PortfolioError, RunFolderError
-from trl_pafo.portfolio import OracleResult, Portfolio, build_portfolio
-from trl_pafo.portfolio.export import export_members, member_card
+from trl_pafo.palm import OracleResult, Portfolio, build_portfolio
+from trl_pafo.palm.export import export_members, member_card
 
 
 def portfolio_of(policies: list, names: tuple[str, str] = ("helpful", "brief | *x* <b>")) -> Portfolio:

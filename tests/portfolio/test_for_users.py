@@ -7,8 +7,8 @@ import pytest
 from fronts import Finite, Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import build_portfolio
-from trl_pafo.portfolio.for_users import build_for_users
+from trl_pafo.palm import build_portfolio
+from trl_pafo.palm.for_users import build_for_users
 
 
 def relative_gaps(weights: np.ndarray, values: np.ndarray, optimum: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trl_pafo.errors import DataError, PortfolioError
-from trl_pafo.portfolio.inputs import read_answers, read_candidates, read_history, read_table, read_users
+from trl_pafo.palm.inputs import read_answers, read_candidates, read_history, read_table, read_users
 
 NAMES = ("helpful", "brief")
 

@@ -6,8 +6,8 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import softmax
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
-from trl_pafo.portfolio import build_portfolio, random_weights
-from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
+from trl_pafo.palm import build_portfolio, random_weights
+from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.random((6, 4, 3))

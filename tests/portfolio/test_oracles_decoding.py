@@ -8,7 +8,7 @@ from tiny_policies import animals, brevity, make_adapter, make_policy, prompt_ro
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError, TeacherError
-from trl_pafo.portfolio.oracles_decoding import DecodingOracle, MixedPolicy
+from trl_pafo.palm.oracles_decoding import DecodingOracle, MixedPolicy
 
 E = np.eye(3)
 IDS = torch.tensor([[7, 9, 12, 30], [20, 21, 8, 44]])

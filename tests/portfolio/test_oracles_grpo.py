@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError, RunFolderError
-from trl_pafo.portfolio import oracles_grpo
-from trl_pafo.portfolio.oracles_decoding import MixedPolicy
-from trl_pafo.portfolio.oracles_grpo import GRPOOracle, member_name
+from trl_pafo.palm import oracles_grpo
+from trl_pafo.palm.oracles_decoding import MixedPolicy
+from trl_pafo.palm.oracles_grpo import GRPOOracle, member_name
 from trl_pafo.storage.run_folder import RunFolder
 
 LORA = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")

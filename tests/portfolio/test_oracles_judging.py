@@ -3,7 +3,7 @@ import pytest
 from datasets import Dataset
 
 from trl_pafo.errors import DataError
-from trl_pafo.portfolio.oracles_judging import Judged, call_rewards, checked_rewards, digest_rows
+from trl_pafo.palm.oracles_judging import Judged, call_rewards, checked_rewards, digest_rows
 
 ROWS = [{"prompt": "say a word", "target": 2}, {"prompt": "say two", "target": 5}]
 CHAT = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS]

@@ -16,9 +16,9 @@ from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.models.scoring import load_reward_model, score_sequences
-from trl_pafo.portfolio import build_portfolio
-from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
-from trl_pafo.portfolio.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
+from trl_pafo.palm import build_portfolio
+from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
+from trl_pafo.palm.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
 
 PROMPTS = [
     AnsweredPrompt(

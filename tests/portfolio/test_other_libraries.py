@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from trl_pafo.portfolio import OracleResult, build_portfolio, certify, random_weights, uniform_weights
-from trl_pafo.portfolio.bounds import Pool, UpperBound
-from trl_pafo.portfolio.certificate import corner_values
+from trl_pafo.palm import OracleResult, build_portfolio, certify, random_weights, uniform_weights
+from trl_pafo.palm.bounds import Pool, UpperBound
+from trl_pafo.palm.certificate import corner_values
 
 
 def members_and_pool(seed: int, d: int, num_members: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.spatial import HalfspaceIntersection
 
-from trl_pafo.portfolio.polytope import _is_whole, envelope_corners, vertices
+from trl_pafo.palm.polytope import _is_whole, envelope_corners, vertices
 
 
 def every_vertex(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:

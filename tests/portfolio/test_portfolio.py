@@ -8,7 +8,7 @@ import pytest
 from fronts import Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import OracleResult, Portfolio, build_portfolio, certify, random_weights
+from trl_pafo.palm import OracleResult, Portfolio, build_portfolio, certify, random_weights
 
 
 @pytest.fixture(scope="module")

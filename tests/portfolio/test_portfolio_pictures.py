@@ -8,10 +8,10 @@ from fronts import Finite
 from PIL import Image
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Pool, Portfolio, build_portfolio
-from trl_pafo.portfolio.pictures import _colours, draw_cells, draw_gap, draw_sizes, draw_usage
-from trl_pafo.portfolio.regions import WeightRegion
-from trl_pafo.portfolio.serving import serve
+from trl_pafo.palm import Pool, Portfolio, build_portfolio
+from trl_pafo.palm.pictures import _colours, draw_cells, draw_gap, draw_sizes, draw_usage
+from trl_pafo.palm.regions import WeightRegion
+from trl_pafo.palm.serving import serve
 from trl_pafo.report.style import write_png
 
 

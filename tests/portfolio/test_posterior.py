@@ -6,10 +6,10 @@ from fronts import Sphere
 from scipy.special import expit
 
 from trl_pafo.errors import DataError, PortfolioError
-from trl_pafo.portfolio import Portfolio, build_portfolio
-from trl_pafo.portfolio.elicitation import question_pool
-from trl_pafo.portfolio.oracles_candidates import RewardScale
-from trl_pafo.portfolio.posterior import NoisyInterview, WeightPosterior, fit_weights, history_differences
+from trl_pafo.palm import Portfolio, build_portfolio
+from trl_pafo.palm.elicitation import question_pool
+from trl_pafo.palm.oracles_candidates import RewardScale
+from trl_pafo.palm.posterior import NoisyInterview, WeightPosterior, fit_weights, history_differences
 
 STEPS = 60
 GRID = np.array([(i, j, STEPS - i - j) for i in range(STEPS + 1) for j in range(STEPS + 1 - i)]) / STEPS

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Pool, certify
-from trl_pafo.portfolio.certificate import Measure
-from trl_pafo.portfolio.prune import Pruner
+from trl_pafo.palm import Pool, certify
+from trl_pafo.palm.certificate import Measure
+from trl_pafo.palm.prune import Pruner
 
 
 def pool_of(seed: int, beta: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

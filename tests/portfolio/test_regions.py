@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from trl_pafo.portfolio.regions import WeightRegion
+from trl_pafo.palm.regions import WeightRegion
 
 
 def random_cuts(num_rewards: int, num_cuts: int, seed: int) -> tuple[WeightRegion, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import OracleResult, Portfolio, UpperBound, build_portfolio, certify
+from trl_pafo.palm import OracleResult, Portfolio, UpperBound, build_portfolio, certify
 
 
 class Noisy:

@@ -5,11 +5,11 @@ import pytest
 from fronts import Finite, Sphere
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import OracleCall, OracleResult, certify, weight_grid
-from trl_pafo.portfolio.bounds import best_values
-from trl_pafo.portfolio.certificate import Measure
-from trl_pafo.portfolio.core import Oracle
-from trl_pafo.portfolio.search import Known, answers, corner_search, grid_search, observed_factor, simplex_corners
+from trl_pafo.palm import OracleCall, OracleResult, certify, weight_grid
+from trl_pafo.palm.bounds import best_values
+from trl_pafo.palm.certificate import Measure
+from trl_pafo.palm.core import Oracle
+from trl_pafo.palm.search import Known, answers, corner_search, grid_search, observed_factor, simplex_corners
 
 
 def known_singles(oracle: Oracle, d: int) -> Known:

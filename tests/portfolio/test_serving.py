@@ -5,8 +5,8 @@ import pytest
 from fronts import Finite, Gibbs
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import Optimum, Pool, Portfolio, build_portfolio
-from trl_pafo.portfolio.serving import serve
+from trl_pafo.palm import Optimum, Pool, Portfolio, build_portfolio
+from trl_pafo.palm.serving import serve
 
 
 @pytest.fixture(scope="module")

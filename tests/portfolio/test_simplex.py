@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio import grid_size, random_weights, size_bound, uniform_weights, weight_grid
+from trl_pafo.palm import grid_size, random_weights, size_bound, uniform_weights, weight_grid
 
 
 @pytest.mark.parametrize(("num_rewards", "points"), [(2, 155), (3, 21_931)])

@@ -150,7 +150,7 @@ def make_parser(prog: str | None = None) -> _Parser:
 
 
 def main(name: str, args: Any) -> None:
-    from trl_pafo.portfolio import tasks
+    from trl_pafo.palm import tasks
 
     text, result = getattr(tasks, name)(args)
     inputs = {name: getattr(args, name, None) for name in _INPUTS}

@@ -21,9 +21,9 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_pafo.errors import ConfigError, DataError, TrlPafoError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
 from trl_pafo.models.safe_loading import safe_init_kwargs
-from trl_pafo.portfolio.core import OracleResult, check_weights
-from trl_pafo.portfolio.oracles_decoding import MixedPolicy
-from trl_pafo.portfolio.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
+from trl_pafo.palm.core import OracleResult, check_weights
+from trl_pafo.palm.oracles_decoding import MixedPolicy
+from trl_pafo.palm.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.trainer.cache_keys import canonical, deciding_options
 

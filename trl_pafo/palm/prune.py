@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import Reference
-from trl_pafo.portfolio.certificate import Measure, corner_values
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.cover import BoolArray, Cover, minimum_cover
-from trl_pafo.portfolio.polytope import MAX_MOVE
+from trl_pafo.palm.bounds import Reference
+from trl_pafo.palm.certificate import Measure, corner_values
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.cover import BoolArray, Cover, minimum_cover
+from trl_pafo.palm.polytope import MAX_MOVE
 
 # How far from the least gap a choice of K may be.
 _GAP_STEP = 1e-6

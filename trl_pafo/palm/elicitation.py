@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import Reference
-from trl_pafo.portfolio.core import FloatArray, IntArray
-from trl_pafo.portfolio.portfolio import Portfolio
-from trl_pafo.portfolio.regions import WeightRegion
+from trl_pafo.palm.bounds import Reference
+from trl_pafo.palm.core import FloatArray, IntArray
+from trl_pafo.palm.portfolio import Portfolio
+from trl_pafo.palm.regions import WeightRegion
 
 # An answer that moves no weight by more than this says nothing.
 _SAME = 1e-9

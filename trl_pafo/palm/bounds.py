@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.polytope import vertices
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.polytope import vertices
 
 _CHUNK = 4_000_000
 

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import UpperBound, best_values
-from trl_pafo.portfolio.certificate import Measure, corner_values
-from trl_pafo.portfolio.core import FloatArray, OracleCall
-from trl_pafo.portfolio.simplex import weight_grid
+from trl_pafo.palm.bounds import UpperBound, best_values
+from trl_pafo.palm.certificate import Measure, corner_values
+from trl_pafo.palm.core import FloatArray, OracleCall
+from trl_pafo.palm.simplex import weight_grid
 
 # Weights this near to each other, in the 1-norm, are the same question.
 SAME_WEIGHTS = 1e-9

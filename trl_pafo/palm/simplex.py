@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.core import FloatArray
+from trl_pafo.palm.core import FloatArray
 
 MAX_GRID = 2_000_000
 

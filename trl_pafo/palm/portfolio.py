@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import UpperBound
-from trl_pafo.portfolio.certificate import Certificate, Measure, objective_name
-from trl_pafo.portfolio.core import FloatArray, IntArray, OracleCall, check_weights
-from trl_pafo.portfolio.resampling import gap_interval
+from trl_pafo.palm.bounds import UpperBound
+from trl_pafo.palm.certificate import Certificate, Measure, objective_name
+from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, check_weights
+from trl_pafo.palm.resampling import gap_interval
 from trl_pafo.storage.run_folder import write_text
 
 PORTFOLIO_FILE = "portfolio.json"
@@ -50,7 +50,7 @@ class Portfolio:
             What the answers say about the optimum.
         size_bound (`int`, *optional*):
             So many members would be enough for any problem with these tolerances; `None` where delta is 0. See
-            [`size_bound`][trl_pafo.portfolio.size_bound].
+            [`size_bound`][trl_pafo.palm.size_bound].
         smallest (`bool`):
             No fewer of the known policies keep the tolerance (or, where the number of members was given, no other choice of
             so many has a smaller gap). `False` where the choice was greedy.

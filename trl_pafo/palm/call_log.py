@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.core import OracleCall, OracleResult, checked_result
+from trl_pafo.palm.core import OracleCall, OracleResult, checked_result
 
 _FORMAT = "trl-pafo portfolio calls 1"
 

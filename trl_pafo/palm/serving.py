@@ -10,9 +10,9 @@ from scipy.special import entr
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import Reference
-from trl_pafo.portfolio.core import FloatArray, IntArray
-from trl_pafo.portfolio.portfolio import Portfolio
+from trl_pafo.palm.bounds import Reference
+from trl_pafo.palm.core import FloatArray, IntArray
+from trl_pafo.palm.portfolio import Portfolio
 
 
 class GroupService(NamedTuple):

@@ -12,8 +12,8 @@ import numpy as np
 
 from trl_pafo.errors import PortfolioError, RunFolderError
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.portfolio.core import OracleCall
-from trl_pafo.portfolio.portfolio import Portfolio
+from trl_pafo.palm.core import OracleCall
+from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.storage.files import new_folder
 from trl_pafo.storage.run_folder import write_text
 
@@ -47,7 +47,7 @@ def export_members(
 
     Args:
         portfolio ([`Portfolio`]):
-            A portfolio whose policies are folders of adapters or models, as [`~trl_pafo.portfolio.oracles_grpo.GRPOOracle`]'s.
+            A portfolio whose policies are folders of adapters or models, as [`~trl_pafo.palm.oracles_grpo.GRPOOracle`]'s.
         folder (`str` or `Path`):
             A new folder.
         base_model (`str`, *optional*):
@@ -211,7 +211,7 @@ Values are mean rewards, without the KL term; a weight of "-" is not known. Aske
 ## Choose a member
 
 ```python
-from trl_pafo.portfolio import Portfolio
+from trl_pafo.palm import Portfolio
 
 portfolio = Portfolio.load("THIS_FOLDER")
 weights = [{even}]  # not negative, adding up to 1, in the order of the rewards above

@@ -8,13 +8,13 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.baselines import METHODS
-from trl_pafo.portfolio.bounds import Reference, best_values
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.portfolio import Portfolio
-from trl_pafo.portfolio.regions import WeightRegion
-from trl_pafo.portfolio.serving import Service
-from trl_pafo.portfolio.simplex import random_weights
+from trl_pafo.palm.baselines import METHODS
+from trl_pafo.palm.bounds import Reference, best_values
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.portfolio import Portfolio
+from trl_pafo.palm.regions import WeightRegion
+from trl_pafo.palm.serving import Service
+from trl_pafo.palm.simplex import random_weights
 from trl_pafo.report.style import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
 
 if TYPE_CHECKING:

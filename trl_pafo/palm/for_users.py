@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import UpperBound, best_values
-from trl_pafo.portfolio.build import ask_oracle, checked_options, open_search
-from trl_pafo.portfolio.certificate import Measure, certify
-from trl_pafo.portfolio.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights
-from trl_pafo.portfolio.cover import minimum_cover
-from trl_pafo.portfolio.portfolio import Portfolio
-from trl_pafo.portfolio.regions import WeightRegion
-from trl_pafo.portfolio.search import Known, observed_factor, refuse_again
+from trl_pafo.palm.bounds import UpperBound, best_values
+from trl_pafo.palm.build import ask_oracle, checked_options, open_search
+from trl_pafo.palm.certificate import Measure, certify
+from trl_pafo.palm.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights
+from trl_pafo.palm.cover import minimum_cover
+from trl_pafo.palm.portfolio import Portfolio
+from trl_pafo.palm.regions import WeightRegion
+from trl_pafo.palm.search import Known, observed_factor, refuse_again
 
 # Nodes of the branch and bound tree for one choice of members.
 _NODES = 500

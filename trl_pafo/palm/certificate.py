@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.bounds import Optimum, Pool, Reference, UpperBound, best_values
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.polytope import envelope_corners
+from trl_pafo.palm.bounds import Optimum, Pool, Reference, UpperBound, best_values
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.polytope import envelope_corners
 
 RESOLUTION = 1e-8
 """A loss of no more than this, in units of the rewards, is rounding and counts as none."""

@@ -24,7 +24,7 @@ from trl_pafo.models.scoring import (
     pad_id_of,
     score_sequences,
 )
-from trl_pafo.portfolio.oracles_candidates import RewardScale
+from trl_pafo.palm.oracles_candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
 
 

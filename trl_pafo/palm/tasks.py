@@ -10,20 +10,20 @@ import numpy as np
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.metrics.verdict import is_known
-from trl_pafo.portfolio.baselines import compare_sizes, comparison_table
-from trl_pafo.portfolio.bounds import Optimum, Pool, Reference
-from trl_pafo.portfolio.build import CALLS_FILE, build_portfolio
-from trl_pafo.portfolio.certificate import certify as certify_values
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.elicitation import Interview
-from trl_pafo.portfolio.export import export_members
-from trl_pafo.portfolio.for_users import build_for_users
-from trl_pafo.portfolio.inputs import PolicyTable, read_answers, read_candidates, read_history, read_table, read_users
-from trl_pafo.portfolio.oracles_candidates import CandidateOracle, RewardScale
-from trl_pafo.portfolio.portfolio import PORTFOLIO_FILE, Portfolio
-from trl_pafo.portfolio.posterior import NoisyInterview, WeightPosterior, history_differences
-from trl_pafo.portfolio.serving import serve
-from trl_pafo.portfolio.simplex import random_weights
+from trl_pafo.palm.baselines import compare_sizes, comparison_table
+from trl_pafo.palm.bounds import Optimum, Pool, Reference
+from trl_pafo.palm.build import CALLS_FILE, build_portfolio
+from trl_pafo.palm.certificate import certify as certify_values
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.elicitation import Interview
+from trl_pafo.palm.export import export_members
+from trl_pafo.palm.for_users import build_for_users
+from trl_pafo.palm.inputs import PolicyTable, read_answers, read_candidates, read_history, read_table, read_users
+from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
+from trl_pafo.palm.portfolio import PORTFOLIO_FILE, Portfolio
+from trl_pafo.palm.posterior import NoisyInterview, WeightPosterior, history_differences
+from trl_pafo.palm.serving import serve
+from trl_pafo.palm.simplex import random_weights
 from trl_pafo.storage.files import alone, json_ready, writing
 from trl_pafo.storage.run_folder import write_text
 
@@ -134,7 +134,7 @@ def choose(args: Any) -> Result:
 
 def plot(args: Any) -> Result:
     """`trl-pafo portfolio plot`."""
-    from trl_pafo.portfolio.pictures import draw_cells, draw_gap, draw_usage
+    from trl_pafo.palm.pictures import draw_cells, draw_gap, draw_usage
     from trl_pafo.report.style import write_png
 
     portfolio = _load(args.portfolio)
@@ -156,7 +156,7 @@ def plot(args: Any) -> Result:
 
 def compare(args: Any) -> Result:
     """`trl-pafo portfolio compare`."""
-    from trl_pafo.portfolio.pictures import draw_sizes
+    from trl_pafo.palm.pictures import draw_sizes
     from trl_pafo.report.style import write_png
 
     if args.candidates and args.policies:
@@ -333,7 +333,7 @@ def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
                 f"{args.history}: the user {user!r} has pairs in several groups ({', '.join(sorted(own))}); give it one."
             )
         groups += own - {None}
-    from trl_pafo.portfolio.oracles_texts import RewardModel
+    from trl_pafo.palm.oracles_texts import RewardModel
 
     models = [RewardModel(source) for source in args.reward_models]
     differences = history_differences(rows, models, _scale(Path(args.portfolio)))

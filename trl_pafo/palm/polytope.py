@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial import HalfspaceIntersection, QhullError
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.core import FloatArray, IntArray
+from trl_pafo.palm.core import FloatArray, IntArray
 
 MAX_MOVE = 1e-9
 """The most that a facet is moved, in units of the rewards."""

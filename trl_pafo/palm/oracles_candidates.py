@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit, logsumexp, rel_entr
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.portfolio.core import OracleResult, check_weights
+from trl_pafo.palm.core import OracleResult, check_weights
 
 
 class CandidateOracle:

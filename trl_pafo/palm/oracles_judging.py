@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import DataError
-from trl_pafo.portfolio.core import OracleResult
+from trl_pafo.palm.core import OracleResult
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """As TRL's GRPOTrainer takes it: called with `prompts`, `completions`, `completion_ids` and the columns of the dataset."""

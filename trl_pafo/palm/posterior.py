@@ -17,10 +17,10 @@ from scipy.optimize import minimize
 from scipy.special import entr, expit
 
 from trl_pafo.errors import DataError, PortfolioError
-from trl_pafo.portfolio.bounds import Reference
-from trl_pafo.portfolio.core import FloatArray
-from trl_pafo.portfolio.elicitation import Recommendation, checked_questions, member_gaps
-from trl_pafo.portfolio.portfolio import Portfolio
+from trl_pafo.palm.bounds import Reference
+from trl_pafo.palm.core import FloatArray
+from trl_pafo.palm.elicitation import Recommendation, checked_questions, member_gaps
+from trl_pafo.palm.portfolio import Portfolio
 
 # Where the sharpness is not known: log sharpness ~ N(log 10, 1), so that a difference of 0.1 is seen by 73 % of users with
 # the middle one. (Ours.)
@@ -262,10 +262,10 @@ def history_differences(
             Past pairs with `prompt`, `chosen` and `rejected`, texts or messages.
         rewards (`Sequence[Callable]`):
             One a reward, in the order of the weights: prompts and responses to rewards of shape `(num_responses,)`, such as
-            [`~trl_pafo.portfolio.oracles_texts.RewardModel`].
+            [`~trl_pafo.palm.oracles_texts.RewardModel`].
         scale (`Callable`, *optional*):
             Raw rewards of shape `(..., num_rewards)` into the portfolio's units, the
-            [`~trl_pafo.portfolio.oracles_candidates.RewardScale`] that it was built with.
+            [`~trl_pafo.palm.oracles_candidates.RewardScale`] that it was built with.
 
     Returns:
         Array of shape `(num_pairs, num_rewards)`, for [`WeightPosterior`] and [`fit_weights`].

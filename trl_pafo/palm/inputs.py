@@ -14,7 +14,7 @@ from trl_pafo.data.checks import TEXTS, check_texts
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.data.sources.reading import read_records
 from trl_pafo.errors import DataError, PortfolioError
-from trl_pafo.portfolio.core import FloatArray, OracleResult, check_weights
+from trl_pafo.palm.core import FloatArray, OracleResult, check_weights
 
 _CANDIDATE_ARRAYS = ("rewards", "logprobs", "reference", "names")
 _CANDIDATE_KEYS = ("rewards", "logprobs", "prompt", "responses", "id")

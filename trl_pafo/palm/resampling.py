@@ -6,10 +6,10 @@ import numpy as np
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.metrics.intervals import fewest_users
-from trl_pafo.portfolio.bounds import UpperBound
-from trl_pafo.portfolio.certificate import Measure, corner_values
-from trl_pafo.portfolio.core import FloatArray, OracleCall
-from trl_pafo.portfolio.search import upper_bound
+from trl_pafo.palm.bounds import UpperBound
+from trl_pafo.palm.certificate import Measure, corner_values
+from trl_pafo.palm.core import FloatArray, OracleCall
+from trl_pafo.palm.search import upper_bound
 
 
 def gap_interval(

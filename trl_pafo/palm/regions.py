@@ -4,7 +4,7 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.portfolio.core import FloatArray
+from trl_pafo.palm.core import FloatArray
 
 _ON_PLANE = 1e-12
 _TIGHT = 1e-10
