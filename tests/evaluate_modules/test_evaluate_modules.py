@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from trl_pafo import evaluate_modules
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics import compare, fairness_summary, gini, jain, pair_correctness, theil
+from trl_pafo.metrics import hf_evaluate as evaluate_modules
 
 evaluate = pytest.importorskip("evaluate")
 
@@ -310,7 +310,7 @@ def test_fresh_processes_without_home_or_network(tmp_path):
         def refuse(*args): raise AssertionError("network")
         socket.socket.connect = socket.getaddrinfo = refuse
         import evaluate
-        from trl_pafo import evaluate_modules
+        from trl_pafo.metrics import hf_evaluate as evaluate_modules
         rank = int(sys.argv[1])
         where = dict(num_process=2, process_id=rank, experiment_id="fresh", cache_dir="cache")
         metric = evaluate.load(evaluate_modules.path("group_fairness"), **where)
@@ -362,7 +362,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("name", evaluate_modules.NAMES)
     def test_examples_say_what_they_give(self, name):
-        import trl_pafo.evaluate_modules
+        import trl_pafo.metrics.hf_evaluate
 
         blocks = PYTHON_BLOCK.findall(CARDS[name].read_text(encoding="utf-8"))
         usage = textwrap.dedent(evaluate_modules.load(name).inputs_description.split("Examples:")[1])

@@ -5,8 +5,8 @@ from typing import Any
 
 import evaluate
 
-from trl_pafo.evaluate_modules import base
 from trl_pafo.metrics import compare, pair_correctness
+from trl_pafo.metrics.hf_evaluate import base
 
 _DESCRIPTION = """
 Whether a reward model is a Pareto improvement over another in pairwise accuracy for groups of users: improves, degrades,
@@ -31,7 +31,7 @@ Returns:
     sentence: the same in one sentence.
     users_needed, group_users_needed: the least number of users that would have told, in all and in each group.
 Examples:
-    >>> pareto_verdict = trl_pafo.evaluate_modules.load("pareto_verdict")
+    >>> pareto_verdict = trl_pafo.metrics.hf_evaluate.load("pareto_verdict")
     >>> users = list(range(20))
     >>> groups = ["a"] * 10 + ["b"] * 10
     >>> pareto_verdict.compute(predictions1=[1.0] * 20, predictions2=[1.0] * 10 + [-1.0] * 10, groups=groups, users=users)["verdict"]

@@ -7,8 +7,8 @@ import evaluate
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.evaluate_modules import base
 from trl_pafo.metrics import group_accuracy, pair_correctness
+from trl_pafo.metrics.hf_evaluate import base
 
 _DESCRIPTION = """
 Pairwise accuracy of a reward model: overall, for each group of users, of the worst and the best group, and the
@@ -29,7 +29,7 @@ Returns:
     accuracy_difference: best minus worst group; NaN with one group.
     accuracy_ratio: worst over best group; NaN where the best has accuracy 0.
 Examples:
-    >>> group_fairness = trl_pafo.evaluate_modules.load("group_fairness")
+    >>> group_fairness = trl_pafo.metrics.hf_evaluate.load("group_fairness")
     >>> group_fairness.compute(predictions=[2.1, 0.3, -0.4, 1.5], groups=["a", "a", "b", "b"])["accuracy_difference"]
     0.5
 """

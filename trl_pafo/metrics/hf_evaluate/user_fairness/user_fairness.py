@@ -3,8 +3,8 @@
 import evaluate
 import numpy as np
 
-from trl_pafo.evaluate_modules import base
 from trl_pafo.metrics import cvar, gini, jain, max_min, pair_correctness, std, theil, user_accuracy
+from trl_pafo.metrics.hf_evaluate import base
 
 _DESCRIPTION = """
 How unevenly the pairwise accuracy of a reward model is spread over users. Every user counts once, whatever its number
@@ -25,7 +25,7 @@ Returns:
     user_accuracy_gini, user_accuracy_theil: inequality, 0 where all are equal.
     user_accuracy_jain: Jain's index, 1 where all are equal.
 Examples:
-    >>> user_fairness = trl_pafo.evaluate_modules.load("user_fairness")
+    >>> user_fairness = trl_pafo.metrics.hf_evaluate.load("user_fairness")
     >>> user_fairness.compute(predictions=[2.1, 0.3, -0.4, 1.5], users=["u1", "u1", "u2", "u2"])["user_accuracy_min"]
     0.5
 """
