@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from trl_pafo.trainer.collator import DataCollatorForGroupPreference
     from trl_pafo.trainer.config import PAFOConfig
     from trl_pafo.trainer.trainer import PAFORewardTrainer
-
-__version__ = "0.1.0"
+    from trl_pafo.versions import __version__
 
 _HOMES = {
     "DataCollatorForGroupPreference": "trl_pafo.trainer.collator",
     "PAFOConfig": "trl_pafo.trainer.config",
     "PAFORewardTrainer": "trl_pafo.trainer.trainer",
     "TrlPafoError": "trl_pafo.errors",
+    "__version__": "trl_pafo.versions",
 }
 
 __all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", "TrlPafoError", "__version__"]
@@ -28,7 +28,7 @@ __all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name != "TrlPafoError":  # the others are built on trl and transformers
+    if name not in ("TrlPafoError", "__version__"):  # the others are built on trl and transformers
         import_module("trl_pafo.versions").check_versions()
     return getattr(import_module(_HOMES[name]), name)
 

@@ -7,6 +7,8 @@ from packaging.requirements import Requirement
 
 from trl_pafo.errors import ConfigError
 
+__version__ = "0.1.0"
+
 BUILT_ON = ("trl", "transformers", "peft", "accelerate")
 
 

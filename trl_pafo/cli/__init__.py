@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` those of the libraries underneath too.")
         return 0
     if argv[0] in ("-V", "--version"):
-        from trl_pafo import __version__
+        from trl_pafo.versions import __version__
 
         print(f"trl-pafo {__version__}")
         return 0

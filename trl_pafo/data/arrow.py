@@ -16,7 +16,7 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 
-from trl_pafo import __version__
+from trl_pafo.versions import __version__
 
 IntArray = NDArray[np.int64]
 

@@ -14,7 +14,6 @@ from transformers import set_seed
 from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
-from trl_pafo import __version__
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
@@ -43,6 +42,7 @@ from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
+from trl_pafo.versions import __version__
 
 
 class Run:

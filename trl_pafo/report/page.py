@@ -134,7 +134,7 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    from trl_pafo import __version__
+    from trl_pafo.versions import __version__
 
     here = Path(__file__).parent
     beside = path.with_name(f"{path.stem}_pictures")

@@ -13,12 +13,12 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from trl_pafo import __version__
 from trl_pafo.errors import ConfigError
 from trl_pafo.storage.files import remove, rename, sync, write_text
 from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.trainer.cache_keys import rounding_options
 from trl_pafo.trainer.progress import PairProgress
+from trl_pafo.versions import __version__
 
 MARK = "whole.json"
 """File in a checkpoint that says whether it is whole: which files it has, and how long the training took so far."""
