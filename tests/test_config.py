@@ -10,7 +10,7 @@ import yaml
 from trl import RewardConfig, TrlParser
 
 from trl_pafo import PAFOConfig
-from trl_pafo.data.history import HISTORY_FIELDS
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.errors import ConfigError
 from trl_pafo.trainer.config import PREFIX_SHARING, TEACHER_SCALES
 from trl_pafo.trainer.losses import CONDITIONS, DISTILLATION_LOSSES

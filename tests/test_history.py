@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from trl_pafo.data import HISTORY_FIELDS, history
 from trl_pafo.data import arrow as columns
-from trl_pafo.data import history
 from trl_pafo.data.history import (
-    HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
     as_messages,

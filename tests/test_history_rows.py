@@ -11,10 +11,10 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data import arrow as columns
-from trl_pafo.data import checks
 from trl_pafo.data.attach_history import attach_history, count_by_group, counterfactual_rows, past_pairs
-from trl_pafo.data.history import HISTORY_FIELDS, HistoryCutter, as_messages, render_history
+from trl_pafo.data.history import HistoryCutter, as_messages, render_history
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import Population, make_splits
 from trl_pafo.errors import DataError

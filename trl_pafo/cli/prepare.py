@@ -31,8 +31,8 @@ def main(args: Any) -> None:
 
     from trl_pafo.data.sources.registry import check_source
     from trl_pafo.errors import ConfigError
-    from trl_pafo.models.base_models import load_tokenizer
-    from trl_pafo.pipeline.prepare import fit_lengths, prepare
+    from trl_pafo.models.base_models import fit_lengths, load_tokenizer
+    from trl_pafo.pipeline.prepare import prepare
     from trl_pafo.storage.files import new_folder
     from trl_pafo.trainer.config import PAFOConfig
 

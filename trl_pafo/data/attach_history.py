@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value, concatenate_datasets
 
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.arrow import IntArray, Numbers, Rows, build_rows, column, joined, lengths_of, list_array
-from trl_pafo.data.history import HISTORY_FIELDS, content_keys, past_prompts
+from trl_pafo.data.history import content_keys, past_prompts
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import DataError
 

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.arrow import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.trainer.options import HISTORY_FIELDS
 
 _ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 _KWARGS = "chat_template_kwargs"

@@ -9,9 +9,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data import checks
+from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.history import (
-    HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
     as_messages,

@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils.hub import cached_file, extract_commit_hash
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.history import add_history_template
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
@@ -104,6 +105,17 @@ def identity_of(name: str, revision: str | None = None) -> str:
     except (OSError, ValueError) as error:
         raise _not_found("configuration", name, error) from error
     return str(extract_commit_hash(found, None))
+
+
+def fit_lengths(args: Any, model_name: str, revision: str | None = None) -> None:
+    """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
+    longest = longest_input(model_name, revision)
+    if longest is not None and (args.max_length is None or args.max_length > longest):
+        args.max_length = longest
+    if args.num_history is None:
+        args.num_history = DEFAULT_NUM_HISTORY
+    if args.history_max_tokens is None and args.max_length is not None and args.num_history > 0:
+        args.history_max_tokens = args.max_length // 2
 
 
 def _not_found(what: str, name: str, error: Exception) -> ConfigError:

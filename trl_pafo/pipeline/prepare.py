@@ -9,31 +9,18 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data import checks
+from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.arrow import Rows, on_disk
 from trl_pafo.data.attach_history import attach_history, count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
-from trl_pafo.models.base_models import longest_input
 from trl_pafo.pipeline.arguments import DataArguments
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
-DEFAULT_NUM_HISTORY = 3
 DATA_FORMAT = 2
 """An input of every run: another number where the same options and files would give other rows."""
-
-
-def fit_lengths(args: PAFOConfig, model_name: str, revision: str | None = None) -> None:
-    """Fill in the lengths: no input longer than the model's positions, at most half of it history."""
-    longest = longest_input(model_name, revision)
-    if longest is not None and (args.max_length is None or args.max_length > longest):
-        args.max_length = longest
-    if args.num_history is None:
-        args.num_history = DEFAULT_NUM_HISTORY
-    if args.history_max_tokens is None and args.max_length is not None and args.num_history > 0:
-        args.history_max_tokens = args.max_length // 2
 
 
 def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-HISTORY_FIELDS = ("prompt", "chosen", "rejected")
+from trl_pafo.data import HISTORY_FIELDS
 
 
 @dataclass

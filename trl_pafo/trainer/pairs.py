@@ -9,10 +9,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
-from trl_pafo.data import checks
+from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.attach_history import count_by_group, counterfactual_rows
 from trl_pafo.data.history import (
-    HISTORY_FIELDS,
     HistoryCutter,
     add_history_template,
     is_rendered,

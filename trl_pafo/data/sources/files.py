@@ -8,8 +8,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.checks import TEXTS, check_columns, check_pairs, check_texts
-from trl_pafo.data.history import HISTORY_FIELDS, history_problem
+from trl_pafo.data.history import history_problem
 from trl_pafo.data.labels import label_names, normalize_labels
 from trl_pafo.data.sources.reading import open_dataset, rows_to_dataset, single_split
 from trl_pafo.data.sources.splits import (
