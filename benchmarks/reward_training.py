@@ -31,9 +31,9 @@ from trl import RewardConfig, RewardTrainer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, content_text, render_history
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.models.base_models import load_tokenizer, materialise_model
-from trl_pafo.pipeline.arguments import DataArguments
 from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend, lengths_of
 
 SIDES: dict[str, dict[str, Any] | None] = {

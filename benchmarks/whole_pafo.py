@@ -27,9 +27,9 @@ from trl import RewardConfig, RewardTrainer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.models.base_models import load_tokenizer, materialise_model
-from trl_pafo.pipeline.arguments import DataArguments
 
 SIDES = ("RewardTrainer", "PAFO")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
-from trl_pafo.pipeline.arguments import DataArguments
 
 SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "oracle": (1.1, 1.4)}
 LOG = [

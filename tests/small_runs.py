@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import ModelConfig
 
-from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 

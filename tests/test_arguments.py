@@ -5,8 +5,9 @@ from dataclasses import fields
 import pytest
 from trl import TrlParser
 
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError
-from trl_pafo.pipeline.arguments import METHODS, TITLES, DataArguments, RunArguments
+from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
 
 OPTIONS = sorted(f.name for f in fields(RunArguments))
 

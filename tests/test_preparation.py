@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from trl_pafo.data import arrow as columns
 from trl_pafo.data.history import HistoryCutter, add_history_template
-from trl_pafo.pipeline.arguments import DataArguments
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.pipeline.prepare import load_prepared, prepare, write_parquet
 from trl_pafo.trainer.config import PAFOConfig
 

@@ -6,7 +6,7 @@ from conftest import make_pairs
 from datasets import Dataset
 
 from trl_pafo.audit.noise import LabelNoise
-from trl_pafo.pipeline.arguments import DataArguments
+from trl_pafo.data.sources.arguments import DataArguments
 
 
 def judged_by_many(num_users=24, num_pairs=60, careless=6, seed=0):

@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
-from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run import Run
 from trl_pafo.report.records import Record

@@ -6,11 +6,11 @@ import pytest
 
 from trl_pafo.data.checks import check_columns, check_pairs
 from trl_pafo.data.sources import registry
+from trl_pafo.data.sources.arguments import DataArguments, data_name
 from trl_pafo.data.sources.registry import SOURCES, load_source, unused_options
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import Population, make_splits
 from trl_pafo.errors import ConfigError
-from trl_pafo.pipeline.arguments import DataArguments, data_name
 
 STYLES = DataArguments(train_users=20, test_users=10)
 ANSWER_OF = {text: style for p in load_styles() for style, text in p.responses.items()}

@@ -18,11 +18,11 @@ from trl_pafo.audit.ceiling import (
 )
 from trl_pafo.audit.votes import Votes, votes_of
 from trl_pafo.data.history import content_key
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import spearman
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.pipeline.arguments import DataArguments
 
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
 MADE_SOURCES = ("styles", "dsp", "personal_llm")
@@ -34,7 +34,7 @@ class LabelNoise:
     The labels that people gave on common pairs, and what follows from them.
 
     Args:
-        data ([`~trl_pafo.pipeline.arguments.DataArguments`]):
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             Where the pairs come from.
         rows ([`~datasets.Dataset`]):
             The pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves out.

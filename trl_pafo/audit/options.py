@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError
-from trl_pafo.pipeline.arguments import DataArguments
 
 
 def _option(default: Any, text: str) -> Any:

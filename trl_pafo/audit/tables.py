@@ -3,8 +3,8 @@
 from typing import Any
 
 from trl_pafo.audit.verdict import interval
+from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.metrics.verdict import format_number
-from trl_pafo.pipeline.arguments import data_name
 
 Table = tuple[str, list[list[str]]]
 

@@ -7,7 +7,7 @@ from typing import Any
 def make_parser(prog: str | None = None) -> Any:
     from trl import TrlParser
 
-    from trl_pafo.pipeline.arguments import DataArguments
+    from trl_pafo.data.sources.arguments import DataArguments
 
     @dataclass
     class PrepareArguments(DataArguments):

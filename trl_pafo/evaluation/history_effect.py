@@ -20,10 +20,10 @@ from trl_pafo.data.attach_history import counterfactual_rows
 from trl_pafo.data.history import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.models.base_models import longest_input
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.models.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
-from trl_pafo.pipeline.arguments import TITLES
 from trl_pafo.storage.files import replacing
 from trl_pafo.storage.run_folder import MANIFEST
 

@@ -13,9 +13,9 @@ from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.arrow import Rows, on_disk
 from trl_pafo.data.attach_history import attach_history, count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
-from trl_pafo.pipeline.arguments import DataArguments
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig
 

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.hub.card import (
     CARD_NAME,
     FEWEST_USERS,
@@ -20,7 +21,6 @@ from trl_pafo.hub.card import (
 from trl_pafo.hub.upload import history_of, local_base_of, push_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.pipeline.arguments import TITLES
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.report.reproduce import given_teachers
 from trl_pafo.storage.run_folder import MANIFEST, write_text

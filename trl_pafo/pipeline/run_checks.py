@@ -14,8 +14,8 @@ from trl_pafo.data.history import add_history_template
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS
+from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.evaluation.teacher_gain import fewest_users
-from trl_pafo.pipeline.arguments import RunArguments
 from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import check_budget

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
-from trl_pafo.pipeline.arguments import data_name
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.records import Record, read_record

@@ -12,9 +12,9 @@ from pyarrow.parquet import read_table
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.history_effect import INSPECTION, STUDENTS
+from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.pipeline.arguments import TITLES
 from trl_pafo.report.tables import group_names
 from trl_pafo.storage.run_folder import MANIFEST
 

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from trl_pafo.pipeline.arguments import RunArguments
+from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.report.records import Record
 
 _RENAMED = {"tokenizer": "model_name_or_path", "start": "teacher_start", "min_steps": "teacher_min_steps"}

@@ -7,9 +7,9 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.typed_users import AnsweredPrompt, Population, make_splits
 from trl_pafo.errors import ConfigError
-from trl_pafo.pipeline.arguments import DataArguments
 from trl_pafo.storage.files import digest_of_files
 
 # What the datasets library writes into a folder of `save_to_disk` when somebody works with it.
@@ -34,7 +34,7 @@ def load_source(data: DataArguments, context_pairs: int | None = None) -> Datase
     """The training and test pairs that the options ask for.
 
     Args:
-        data ([`~trl_pafo.pipeline.arguments.DataArguments`]):
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             The options.
         context_pairs (`int`, *optional*):
             Earlier pairs of each user where `data` says nothing.

@@ -1,0 +1,97 @@
+"""What is asked of a source of preference pairs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trl_pafo.errors import ConfigError
+
+
+def option(default: Any, text: str) -> Any:
+    # A "%" would be taken as a format by argparse.
+    return field(default=default, metadata={"help": text.replace("%", "%%")})
+
+
+@dataclass
+class DataArguments:
+    """
+    Where the preference pairs come from.
+
+    Parameters:
+        source (`str`, *optional*):
+            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`. Defaults to
+            `files` if there is a `data_path`, else to `styles`.
+        data_path (`str`, *optional*):
+            File, folder or Hub id; `styles` and `swissmetro` need none.
+        test_data_path (`str`, *optional*):
+            Test pairs for `files`; without it, users and prompts are set apart.
+        majority (`list[str]`, *optional*):
+            Types that the majority's users hold (`styles`: thorough, `dsp`: academy).
+        minority (`list[str]`, *optional*):
+            Types that the minority's users hold (`styles`: playful, `dsp`: entertainment).
+        minority_ratio (`float`, *optional*, defaults to `0.1`):
+            Share of users in the minority, for the sources that make their users.
+        train_users, test_users (`int`, *optional*):
+            Number of users. `None` takes the source's default.
+        pairs_per_user (`int`, *optional*, defaults to `4`):
+            Pairs a user judges, beside `context_pairs`.
+        context_pairs (`int`, *optional*):
+            Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`.
+        test_prompt_share (`float`, *optional*, defaults to `0.25`):
+            Share of the prompts that are kept for test users.
+        validation_share (`float`, *optional*, defaults to `0.15`):
+            Share of the training prompts whose pairs are held out of all training, to choose teachers and epochs by; in [0, 1).
+        taste_mix (`float`, *optional*, defaults to `0.0`):
+            Share of pairs in which a user prefers a second type of its own.
+        label_noise (`float`, *optional*, defaults to `0.0`):
+            Share of labels that are turned round.
+        max_words (`int`, *optional*):
+            Cut the answers of `dsp` at a sentence end within this many words.
+        minority_threshold (`float`, *optional*):
+            Users with a support rate below it are the minority; for data without groups.
+        minority_quantile (`float`, *optional*):
+            Or: this share of users, those with the lowest support rates, are the minority.
+        group_by (`str`, *optional*):
+            Survey field that makes the groups of `prism`.
+        population_seed (`int`, *optional*, defaults to `0`):
+            Seed of users, pairs and splits.
+    """
+
+    source: str = option(
+        "",
+        "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files. Default: files with data_path, else styles.",
+    )
+    data_path: str | None = option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
+    test_data_path: str | None = option(None, "Test pairs for `files`; without it, users and prompts are set apart.")
+    majority: list[str] | None = option(None, "Types (styles, domains) that the users of the majority hold.")
+    minority: list[str] | None = option(None, "Types (styles, domains) that the users of the minority hold.")
+    minority_ratio: float = option(0.1, "Share of users in the minority, above 0 and below 1.")
+    train_users: int | None = option(None, "Number of users in training.")
+    test_users: int | None = option(None, "Number of users in test.")
+    pairs_per_user: int = option(4, "Pairs a user judges, beside context_pairs.")
+    context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
+    test_prompt_share: float = option(0.25, "Share of the prompts kept for test users.")
+    validation_share: float = option(0.15, "Share of the training prompts held out to choose teachers by; 0: none.")
+    taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
+    label_noise: float = option(0.0, "Share of labels that are turned round.")
+    max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
+    minority_threshold: float | None = option(None, "Users with a support rate below it are the minority.")
+    minority_quantile: float | None = option(None, "This share of users, with the lowest support rates, are the minority.")
+    group_by: str | None = option(None, "Survey field that makes the groups of `prism`.")
+    population_seed: int = option(0, "Seed of users, pairs and splits.")
+
+    def __post_init__(self) -> None:
+        self.source = self.source or ("files" if self.data_path or self.test_data_path else "styles")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share}.")
+
+    def data_inputs(self) -> dict[str, Any]:
+        """The options that decide the data, as inputs of the prepare stage."""
+        return {f: v for f, v in asdict(self).items() if f in DataArguments.__dataclass_fields__}
+
+
+def data_name(inputs: Mapping[str, Any]) -> str:
+    """What the data are, for the head of a table: the source and, where there are any, its files."""
+    paths = [str(inputs[name]) for name in ("data_path", "test_data_path") if inputs.get(name)]
+    what = "the shipped corpus" if inputs["source"] == "styles" else " and ".join(paths)
+    return f"{inputs['source']} ({what})" if what else str(inputs["source"])

@@ -1,0 +1,97 @@
+"""What a run trains and compares, beside PAFOConfig and TRL's ModelConfig: methods and teachers."""
+
+import math
+from dataclasses import dataclass, field
+
+from trl_pafo.data.sources.arguments import DataArguments, option
+from trl_pafo.errors import ConfigError
+
+TEACHER_KINDS = ("auto", "adapter", "full")
+METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "oracle")
+
+TITLES = {
+    "bradley_terry": "Bradley-Terry",
+    "personalized_bt": "personalised BT",
+    "pafo": "PAFO",
+    "pafo_own_group": "PAFO, own group only",
+    "oracle": "oracle (knows the group)",
+}
+"""Names for people. The oracle routes each test pair to the teacher of its group: it needs the label at inference."""
+
+
+@dataclass
+class RunArguments(DataArguments):
+    """
+    What a run trains and compares, beside the data.
+
+    Parameters:
+        methods (`list[str]`, *optional*):
+            Which of bradley_terry, personalized_bt, pafo, pafo_own_group (no counterfactual rows) and oracle (the teachers, each
+            for its own group) to train and evaluate. All but pafo_own_group by default.
+        reference (`str`, *optional*, defaults to `"personalized_bt"`):
+            Method that the others are compared with in the verdict.
+        num_hidden_layers (`int`, *optional*):
+            Keep only the first layers of the model.
+        teacher_kind (`str`, *optional*, defaults to `"auto"`):
+            `"auto"`: teachers are what the student is, adapters with `use_peft`, else full models; `"adapter"`: teachers, the other
+            methods and the student are LoRA adapters of one base; `"full"`: teachers are full models, also beside a student that
+            is an adapter.
+        teacher_start (`str`, *optional*, defaults to `"base"`):
+            `"base"`: teachers start from the base model; `"warm"`: from the personalised Bradley-Terry model of all groups.
+        teacher_min_steps (`int`, *optional*, defaults to `0`):
+            At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
+        teacher_min_gain (`float`, *optional*, defaults to `1.64`):
+            Teachers are distilled if one at least is better than the personalised Bradley-Terry model: more accurate on held-out
+            pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, or a group has too
+            few held-out users to judge its teacher, that model is the result. `-inf` distils in any case, as does a
+            `validation_share` of 0.
+        num_resamples (`int`, *optional*, defaults to `1000`):
+            Bootstrap resamples over users.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace results in `output_dir` that were made with other options.
+    """
+
+    methods: list[str] = field(
+        default_factory=lambda: ["bradley_terry", "personalized_bt", "pafo", "oracle"],
+        metadata={"help": f"Methods to train and compare: {', '.join(METHODS)}."},
+    )
+    reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")
+    num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
+    teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
+    teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
+    teacher_min_steps: int = option(0, "At least this many optimiser steps a teacher.")
+    teacher_min_gain: float = option(
+        1.64, "Standard errors by which a teacher must beat the shared model, or nothing is distilled."
+    )
+    num_resamples: int = option(1000, "Bootstrap resamples over users.")
+    overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown or not self.methods:
+            raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")
+        if self.reference not in self.methods:
+            raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
+        if self.teacher_kind not in TEACHER_KINDS:
+            raise ConfigError(
+                f"`teacher_kind` must be {', '.join(TEACHER_KINDS[:-1])} or {TEACHER_KINDS[-1]}, got {self.teacher_kind!r}."
+            )
+        if self.teacher_start not in ("base", "warm"):
+            raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
+        if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
+            raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
+        if self.num_resamples < 1:
+            raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
+        if math.isnan(self.teacher_min_gain):
+            raise ConfigError("`teacher_min_gain` is a number of standard errors, got nan.")
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether a method has teachers."""
+        return bool({"pafo", "pafo_own_group", "oracle"} & set(self.methods))
+
+    @property
+    def judges_teachers(self) -> bool:
+        """Whether teachers must beat the shared model on held-out pairs."""
+        return self.validation_share > 0 and self.teacher_min_gain > -math.inf and "personalized_bt" in self.methods
