@@ -13,11 +13,11 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, RewardConfig
 
 from trl_pafo import PAFOConfig
+from trl_pafo.storage.canonical import canonical
 from trl_pafo.trainer.cache_keys import (
     FREE,
     ROUNDING,
     STUDENT_OPTIONS,
-    canonical,
     deciding_options,
     rounding_options,
     student_inputs,

@@ -7,7 +7,8 @@ from fake_runs import make_run
 from trl_pafo.cli.run import make_parser
 from trl_pafo.report.records import read_record
 from trl_pafo.report.reproduce import as_yaml, given_teachers, run_config
-from trl_pafo.trainer.cache_keys import canonical, student_inputs, training_inputs
+from trl_pafo.storage.canonical import canonical
+from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
 
 
 @pytest.fixture

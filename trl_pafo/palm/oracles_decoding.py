@@ -20,8 +20,8 @@ from trl_pafo.models.scoring import base_folder, has_tokenizer, load_saved_token
 from trl_pafo.models.weights import check_language_model
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles_judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
+from trl_pafo.storage.canonical import canonical
 from trl_pafo.teachers.teacher import Teacher
-from trl_pafo.trainer.cache_keys import canonical
 
 PolicySource = str | Path | torch.nn.Module
 

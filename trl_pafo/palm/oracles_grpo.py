@@ -24,8 +24,9 @@ from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles_decoding import MixedPolicy
 from trl_pafo.palm.oracles_judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
+from trl_pafo.storage.canonical import canonical
 from trl_pafo.storage.run_folder import RunFolder, write_text
-from trl_pafo.trainer.cache_keys import canonical, deciding_options
+from trl_pafo.trainer.cache_keys import deciding_options
 
 
 class GRPOOracle:

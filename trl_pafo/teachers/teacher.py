@@ -28,8 +28,8 @@ from trl_pafo.models.scoring import (
     pad_id_of,
     trained_pad_id,
 )
+from trl_pafo.storage.canonical import canonical
 from trl_pafo.storage.files import digest_of_files
-from trl_pafo.trainer.cache_keys import canonical
 
 logger = logging.getLogger(__name__)
 

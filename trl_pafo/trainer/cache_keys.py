@@ -1,17 +1,10 @@
 """Which options decide a result: all but those that are named here as free, also options that a new version brings."""
 
-import json
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from trl import ModelConfig
 
-from trl_pafo.storage.files import digest_of_files
+from trl_pafo.storage.canonical import canonical, values_of
 from trl_pafo.trainer.config import PAFOConfig
 
 STUDENT_OPTIONS = (
@@ -83,11 +76,6 @@ ROUNDING = frozenset(
 """Options that say how a step is computed, not what: results differ by rounding alone. A finished training is kept where they
 change; one that was stopped goes on only where they are the same, so that it ends with the weights that it would have had."""
 
-# Read by the training: another content under the same name is another option.
-_FILES = ("chat_template_path", "deepspeed")
-# Their order means nothing.
-_SETS = ("lora_target_modules", "lora_modules_to_save", "lora_target_parameters", "optim_target_modules")
-
 
 def deciding_options(options: Any) -> dict[str, Any]:
     """The options that decide a training, by name: every field of the configuration that is neither free nor of rounding.
@@ -102,12 +90,12 @@ def deciding_options(options: Any) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: The options, and the digests of the files that they name.
     """
-    return _values(options, lambda name: name not in FREE and name not in ROUNDING)
+    return values_of(options, lambda name: name not in FREE and name not in ROUNDING)
 
 
 def rounding_options(options: Any) -> dict[str, Any]:
     """The options that change results by rounding alone, as [`deciding_options`] gives the others."""
-    return _values(options, lambda name: name in ROUNDING)
+    return values_of(options, lambda name: name in ROUNDING)
 
 
 def training_inputs(args: PAFOConfig, model: ModelConfig) -> dict[str, Any]:
@@ -118,52 +106,3 @@ def training_inputs(args: PAFOConfig, model: ModelConfig) -> dict[str, Any]:
 def student_inputs(args: PAFOConfig) -> dict[str, Any]:
     """What a student depends on beside [`training_inputs`], by name."""
     return {name: canonical(getattr(args, name)) for name in STUDENT_OPTIONS}
-
-
-def canonical(value: Any) -> Any:
-    """A value of an option as JSON, the same in every process."""
-    if isinstance(value, Enum):
-        return canonical(value.value)
-    if isinstance(value, np.generic):
-        return canonical(value.item())
-    if isinstance(value, float) and value.is_integer():
-        return int(value)  # 3 epochs are 3.0 epochs
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {str(canonical(key)): canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(canonical, value), key=json.dumps)
-    if isinstance(value, (list, tuple)):
-        return [canonical(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return _values(value, lambda name: True)
-    if hasattr(value, "to_dict") and not isinstance(value, type):
-        return canonical(value.to_dict())
-    if hasattr(value, "__qualname__"):  # a class or a function: as printed it may hold an address
-        return f"{value.__module__}.{value.__qualname__}"
-    if hasattr(value, "__dict__"):
-        return {"class": canonical(type(value)), **canonical(vars(value))}
-    return str(value).removeprefix("torch.")  # a number format is the same by name
-
-
-def _values(options: Any, wanted: Callable[[str], bool]) -> dict[str, Any]:
-    found = {}
-    for field in fields(options):
-        name = field.name
-        value = canonical(getattr(options, name))
-        if name in _SETS and isinstance(value, list):
-            value = sorted(value, key=json.dumps)
-        if name.startswith("_") or not wanted(name) or (not value and value == _default(field)):
-            continue
-        found[name] = value
-        if name in _FILES and isinstance(value, str) and Path(value).exists():
-            found[f"{name} holds"] = digest_of_files(Path(value))
-    return found
-
-
-def _default(field: Field) -> Any:
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return canonical(default) if default is not MISSING else MISSING
