@@ -12,7 +12,7 @@ from trl_pafo.palm import Pool, Portfolio, build_portfolio
 from trl_pafo.palm.pictures import _colours, draw_cells, draw_gap, draw_sizes, draw_usage
 from trl_pafo.palm.regions import WeightRegion
 from trl_pafo.palm.serving import serve
-from trl_pafo.report.style import write_png
+from trl_pafo.plotting import write_png
 
 
 def make(num_rewards: int) -> Portfolio:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+from trl_pafo.plotting import COLOURS, GROUP_COLOURS
 from trl_pafo.report import pictures
-from trl_pafo.report.style import COLOURS, GROUP_COLOURS
 
 LONG = "people who travel by train and like $x$ & <b>"
 

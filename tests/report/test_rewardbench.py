@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.report.rewardbench import file_name, write_rewardbench
+from trl_pafo.evaluation.rewardbench import file_name, write_rewardbench
 
 CHOSEN = [1.5, -0.25, 0.5, 3.0]
 REJECTED = [0.5, 0.75, 0.5, 2.75]
@@ -176,7 +176,7 @@ def test_no_rows(tmp_path):
 
 def test_scores_come_last(tmp_path, rows, monkeypatch):
     """Whoever finds `<model>.json` finds all outputs beside it."""
-    import trl_pafo.report.rewardbench as module
+    import trl_pafo.evaluation.rewardbench as module
 
     written, write = [], module.write_text
 

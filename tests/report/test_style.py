@@ -5,7 +5,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from trl_pafo.report.style import COLOURS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
+from trl_pafo.plotting import COLOURS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
 
 EVIL = "<script>alert('x')</script> & -- cost $a$"
 

@@ -19,6 +19,7 @@ from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.rewardbench import write_rewardbench
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
@@ -26,7 +27,6 @@ from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
-from trl_pafo.report.rewardbench import write_rewardbench
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.teachers.teacher import Teacher

@@ -15,7 +15,7 @@ from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.regions import WeightRegion
 from trl_pafo.palm.serving import Service
 from trl_pafo.palm.simplex import random_weights
-from trl_pafo.report.style import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
+from trl_pafo.plotting import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

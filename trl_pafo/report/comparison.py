@@ -3,11 +3,11 @@
 from typing import Any
 
 from trl_pafo.metrics.verdict import is_known
+from trl_pafo.plotting import PNG_DPI, WIDTH_INCHES
 from trl_pafo.report import findings
 from trl_pafo.report.plots import draw_majority_minority
 from trl_pafo.report.records import Record
 from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, noted, number
-from trl_pafo.report.style import PNG_DPI, WIDTH_INCHES
 
 _ROLES = ("majority", "minority")
 

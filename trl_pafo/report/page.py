@@ -8,11 +8,11 @@ from typing import Any
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
+from trl_pafo.plotting import as_svg, settle, write_png
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.records import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, reproduction
-from trl_pafo.report.style import as_svg, settle, write_png
 from trl_pafo.storage.files import writing
 from trl_pafo.storage.run_folder import write_text
 

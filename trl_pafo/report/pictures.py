@@ -8,7 +8,7 @@ import numpy as np
 from trl_pafo.metrics import pair_correctness, user_accuracy
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import format_number, is_known
-from trl_pafo.report.style import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short
+from trl_pafo.plotting import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

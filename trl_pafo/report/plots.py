@@ -10,7 +10,7 @@ import numpy as np
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import is_known
-from trl_pafo.report.style import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short, write_png
+from trl_pafo.plotting import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.teacher_gain import worth_distilling
 from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
+from trl_pafo.plotting import PNG_DPI, WIDTH_INCHES
 from trl_pafo.report import findings, pictures
 from trl_pafo.report.plots import draw_majority_minority
 from trl_pafo.report.records import Record
 from trl_pafo.report.reproduce import as_yaml, given_teachers, run_config
-from trl_pafo.report.style import PNG_DPI, WIDTH_INCHES
 from trl_pafo.report.tables import COUNTS, columns_of, counts_of
 
 if TYPE_CHECKING:
