@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from trl_pafo.cli import main
 from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.evaluation.evaluate import write_report
 from trl_pafo.metrics import fairness_summary
+from trl_pafo.report.results import write_report
 
 FLAGS = ["--num_history", "0", "--num_resamples", "50"]
 

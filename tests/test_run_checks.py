@@ -8,10 +8,10 @@ from conftest import make_model
 from trl import ModelConfig
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.evaluation.evaluate import verdict_lines
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.run import Run
+from trl_pafo.report.results import verdict_lines
 from trl_pafo.trainer.config import PAFOConfig
 
 

@@ -14,10 +14,10 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.data.sources.arguments import data_name
-    from trl_pafo.evaluation.evaluate import verdict_lines
     from trl_pafo.evaluation.methods import TITLES
     from trl_pafo.models.base_models import set_threads
     from trl_pafo.pipeline.run import Run
+    from trl_pafo.report.results import verdict_lines
     from trl_pafo.report.tables import plain_table
 
     set_threads()

@@ -1,9 +1,8 @@
-"""Rewards of test pairs under every method of a run, and what they say about groups and users."""
+"""Rewards of pairs under saved models, and what they say about groups and users."""
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,13 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.data import checks
-from trl_pafo.data.history import content_text, remembered, without_history
+from trl_pafo.data.history import content_text, remembered
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.data.rendering import InputRenderer
-from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.rewardbench import write_rewardbench
-from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
-from trl_pafo.evaluation.teacher_gain import TeacherGain
+from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
@@ -30,74 +25,9 @@ from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, lo
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.teachers.teacher import Teacher
-from trl_pafo.trainer.config import PAFOConfig
 
 
-def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:
-    """The groups with the most and the fewest training users, of those that have test pairs."""
-    tested = set(test["group"])
-    users = {user: group for user, group in zip(train["user"], train["group"], strict=True) if group in tested}
-    groups = sorted(set(users.values()), key=lambda g: (-sum(v == g for v in users.values()), g))
-    return groups[0], groups[-1]
-
-
-def evaluate_run(
-    out: Path,
-    models: Mapping[str, Any],
-    test: Dataset,
-    train: Dataset,
-    run: RunArguments,
-    args: PAFOConfig,
-    seconds: Mapping[str, float],
-    teacher_gains: Sequence[TeacherGain] = (),
-) -> None:
-    """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
-    majority, minority = majority_and_minority(train, test)
-    untested = sorted(set(train["group"]) - set(test["group"]))
-    side = majority if majority != minority else None
-    out.mkdir(parents=True)
-    rewards: dict[str, ScoredPairs] = {}
-    summaries: dict[str, Any] = {}
-    for method, source in models.items():
-        rows = without_history(test) if method == "bradley_terry" else test
-        how: dict[str, Any] = {
-            "batch_size": args.per_device_eval_batch_size,
-            "bf16": bool(args.bf16),
-            "desc": f"Test pairs, {TITLES[method]}",
-        }
-        scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
-        rewards[method] = scored
-        summaries[method] = _summary(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
-        _write_rewards(out, method, test, scored)
-    reference = run.reference
-    verdicts = {
-        method: _verdict(
-            rewards[method],
-            rewards[reference],
-            test,
-            args.seed,
-            (models[method], models[reference]),
-            "nothing was distilled" if method in STUDENTS else "",
-        )
-        for method in models
-        if method != reference
-    }
-    results = {
-        "majority": majority,
-        "minority": minority,
-        "reference": run.reference,
-        "not_evaluated": untested,
-        "methods": summaries,
-        "verdicts": verdicts,
-        "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
-        "seconds": dict(seconds),
-        "data": run.data_inputs(),
-    }
-    write_text(out / "results.json", json.dumps(json_ready(results), indent=2, default=str) + "\n")
-    write_report(out, results)
-
-
-def _verdict(
+def verdict_of(
     scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, seed: int, sources: tuple[Any, Any], why_same: str = ""
 ) -> dict[str, Any]:
     """The verdict; that two models are one is said by their files, not by their rewards alone."""
@@ -119,7 +49,7 @@ def _verdict(
     return asdict(verdict)
 
 
-def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resamples: int, seed: int) -> dict[str, Any]:
+def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resamples: int, seed: int) -> dict[str, Any]:
     margins = scored.chosen - scored.rejected
     return fairness_summary(
         pair_correctness(margins),
@@ -133,43 +63,7 @@ def _summary(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resam
     )
 
 
-def _unknown(groups: Sequence[str]) -> dict[str, Any]:
-    """What is known of groups without test pairs."""
-    unknown = {f"accuracy/{group}": dict.fromkeys(("value", "low", "high"), math.nan) for group in groups}
-    return unknown | {f"num_{what}/{group}": 0 for group in groups for what in ("users", "pairs")}
-
-
-def write_report(out: Path, results: dict[str, Any]) -> None:
-    """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
-    from trl_pafo.report.plots import plot_majority_minority
-    from trl_pafo.report.tables import markdown_table
-
-    majority, minority = results["majority"], results["minority"]
-    named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    parts = [f"Data: {data_name(results['data'])}", markdown_table(named), verdict_lines(results)]
-    write_text(out / "results.md", "\n\n".join(parts) + "\n")
-    sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
-    if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
-        return  # nothing to set against each other: one group, or one without test pairs
-    points = [
-        {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
-        for name, summary in named.items()
-    ]
-    reference = TITLES.get(results["reference"], results["reference"])
-    plot_majority_minority(points, out / "majority_minority.png", reference=reference, names=(majority, minority))
-
-
-def verdict_lines(results: dict[str, Any]) -> str:
-    """One line a method: the Pareto verdict against the reference. And one a teacher: whether it is better than the shared model."""
-    reference = TITLES.get(results["reference"], results["reference"])
-    lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
-    lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
-    if untested := results.get("not_evaluated"):
-        lines.append(f"Not evaluated, for want of test pairs: {', '.join(untested)}.")
-    return "\n".join(lines)
-
-
-def _write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
+def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
     """`<name>.jsonl`, and the same in RewardBench's shape with the texts."""
     nobody: list[Any] = [None] * len(rows)
     user, group = users_of(rows) or nobody, groups_of(rows) or nobody
@@ -275,11 +169,11 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     }
     majority, minority = _largest_and_smallest(users_of(rows), groups_of(rows))
     side = majority if majority != minority else None
-    methods = {name: _summary(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
+    methods = {name: summary_of(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
         models = (folders["model"], folders["reference"])
-        verdicts["model"] = _verdict(scored["model"], scored["reference"], rows, args.seed, models)
+        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, args.seed, models)
     dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
     results = {
         "dataset": dataset,
@@ -293,7 +187,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     if out is not None:
         out.mkdir()
         for name, pairs in scored.items():
-            _write_rewards(out, name, rows, pairs)
+            write_rewards(out, name, rows, pairs)
         write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
 

@@ -17,12 +17,12 @@ from trl import ModelConfig, RewardTrainer, get_peft_config
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.evaluation.evaluate import evaluate_run
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import CARD_NAME, base_id
 from trl_pafo.hub.upload import check_before_training
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
+from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.prepare import DATA_FORMAT, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options

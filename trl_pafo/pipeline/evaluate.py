@@ -1,0 +1,91 @@
+"""The last stage of a run: test pairs under every method."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_pafo.data.history import without_history
+from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
+from trl_pafo.evaluation.history_effect import STUDENTS
+from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
+from trl_pafo.evaluation.teacher_gain import TeacherGain
+from trl_pafo.report.results import write_results
+from trl_pafo.storage.files import json_ready
+from trl_pafo.storage.run_folder import write_text
+from trl_pafo.trainer.config import PAFOConfig
+
+
+def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:
+    """The groups with the most and the fewest training users, of those that have test pairs."""
+    tested = set(test["group"])
+    users = {user: group for user, group in zip(train["user"], train["group"], strict=True) if group in tested}
+    groups = sorted(set(users.values()), key=lambda g: (-sum(v == g for v in users.values()), g))
+    return groups[0], groups[-1]
+
+
+def evaluate_run(
+    out: Path,
+    models: Mapping[str, Any],
+    test: Dataset,
+    train: Dataset,
+    run: RunArguments,
+    args: PAFOConfig,
+    seconds: Mapping[str, float],
+    teacher_gains: Sequence[TeacherGain] = (),
+) -> None:
+    """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
+    majority, minority = majority_and_minority(train, test)
+    untested = sorted(set(train["group"]) - set(test["group"]))
+    side = majority if majority != minority else None
+    out.mkdir(parents=True)
+    rewards: dict[str, ScoredPairs] = {}
+    summaries: dict[str, Any] = {}
+    for method, source in models.items():
+        rows = without_history(test) if method == "bradley_terry" else test
+        how: dict[str, Any] = {
+            "batch_size": args.per_device_eval_batch_size,
+            "bf16": bool(args.bf16),
+            "desc": f"Test pairs, {TITLES[method]}",
+        }
+        scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
+        rewards[method] = scored
+        summaries[method] = summary_of(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
+        write_rewards(out, method, test, scored)
+    reference = run.reference
+    verdicts = {
+        method: verdict_of(
+            rewards[method],
+            rewards[reference],
+            test,
+            args.seed,
+            (models[method], models[reference]),
+            "nothing was distilled" if method in STUDENTS else "",
+        )
+        for method in models
+        if method != reference
+    }
+    results = {
+        "majority": majority,
+        "minority": minority,
+        "reference": run.reference,
+        "not_evaluated": untested,
+        "methods": summaries,
+        "verdicts": verdicts,
+        "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
+        "seconds": dict(seconds),
+        "data": run.data_inputs(),
+    }
+    write_text(out / "results.json", json.dumps(json_ready(results), indent=2, default=str) + "\n")
+    write_results(out, results)
+
+
+def _unknown(groups: Sequence[str]) -> dict[str, Any]:
+    """What is known of groups without test pairs."""
+    unknown = {f"accuracy/{group}": dict.fromkeys(("value", "low", "high"), math.nan) for group in groups}
+    return unknown | {f"num_{what}/{group}": 0 for group in groups for what in ("users", "pairs")}

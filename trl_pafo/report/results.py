@@ -1,0 +1,38 @@
+"""The results of a run beside its numbers: table, verdicts, and the picture of majority against minority."""
+
+from pathlib import Path
+from typing import Any
+
+from trl_pafo.data.sources.arguments import data_name
+from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.report.tables import markdown_table
+from trl_pafo.storage.run_folder import write_text
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
+    from trl_pafo.report.plots import plot_majority_minority
+
+    majority, minority = results["majority"], results["minority"]
+    named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
+    parts = [f"Data: {data_name(results['data'])}", markdown_table(named), verdict_lines(results)]
+    write_text(out / "results.md", "\n\n".join(parts) + "\n")
+    sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
+    if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
+        return  # nothing to set against each other: one group, or one without test pairs
+    points = [
+        {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
+        for name, summary in named.items()
+    ]
+    reference = TITLES.get(results["reference"], results["reference"])
+    plot_majority_minority(points, out / "majority_minority.png", reference=reference, names=(majority, minority))
+
+
+def verdict_lines(results: dict[str, Any]) -> str:
+    """One line a method: the Pareto verdict against the reference. And one a teacher: whether it is better than the shared model."""
+    reference = TITLES.get(results["reference"], results["reference"])
+    lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
+    lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
+    if untested := results.get("not_evaluated"):
+        lines.append(f"Not evaluated, for want of test pairs: {', '.join(untested)}.")
+    return "\n".join(lines)
