@@ -9,8 +9,8 @@ import pytest
 from conftest import make_model
 from filelock import FileLock
 from launcher import launch
+from naive import naive_metrics, naive_pairs
 from rounding import rounding
-from test_exact_evaluation import naive_metrics, naive_pairs
 from transformers import AutoModelForSequenceClassification
 
 import trl_pafo.trainer.evaluation

@@ -11,9 +11,9 @@ import torch
 import train_on_ranks as ranks
 from filelock import FileLock
 from launcher import launch
+from naive import naive_pairs
 from rounding import rounding
 from safetensors.torch import load_file
-from test_exact_evaluation import naive_pairs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo import PAFORewardTrainer

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import make_model, make_pairs
 from datasets import Dataset, IterableDataset
+from naive import naive_metrics, naive_pairs
 from peft import LoraConfig
 from rounding import rounding
-from test_exact_evaluation import naive_metrics, naive_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
 from trl import RewardConfig, RewardTrainer

@@ -29,7 +29,7 @@ def lines():
 @pytest.fixture(scope="module")
 def lengths():
     """The script that prints the figures of the card."""
-    path = Path(__file__).parents[2] / "benchmarks/styles_length.py"
+    path = Path(__file__).parents[3] / "benchmarks/styles_length.py"
     spec = importlib.util.spec_from_file_location("styles_length", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -357,7 +357,7 @@ def complaint(contract: Contract, function: Callable[..., Any] | None = None) ->
     versions = ", ".join(f"{name} {importlib.import_module(name).__version__}" for name in LIBRARIES)
     return (
         f"{contract.function} has changed ({versions}): {'; '.join(problems)}. Look at {contract.ours}. Where ours still does the right "
-        "thing, change the contract in tests/test_trl_contract.py."
+        "thing, change the contract in tests/trainer/test_trl_contract.py."
     )
 
 

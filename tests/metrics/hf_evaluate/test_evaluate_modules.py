@@ -20,7 +20,7 @@ from trl_pafo.metrics import hf_evaluate as evaluate_modules
 evaluate = pytest.importorskip("evaluate")
 
 CARDS = {name: Path(evaluate_modules.path(name)) / "README.md" for name in evaluate_modules.NAMES}
-PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -320,7 +320,7 @@ def test_fresh_processes_without_home_or_network(tmp_path):
         """
     )
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
-    environment["PYTHONPATH"] = str(Path(evaluate_modules.__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(evaluate_modules.__file__).parents[3])
     processes = [
         subprocess.Popen([sys.executable, "-c", script, rank], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         for rank in "01"

@@ -361,7 +361,7 @@ def test_a_gap_in_rows_that_are_evaluated_later(decoder, training, tmp_path):
 
 
 def test_the_page_lists_every_argument():
-    page = (Path(__file__).parents[1] / "docs/trainer.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/trainer.md").read_text(encoding="utf-8")
     table = page.split("## What RewardTrainer takes\n")[1].split("\n## ")[0]
     listed = {name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
     arguments = set(inspect.signature(RewardTrainer.__init__).parameters) - {"self"}

@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl_pafo.cli import main
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.metrics import fairness_summary
-from trl_pafo.report.results import write_report
+from trl_pafo.report.results import write_results
 
 FLAGS = ["--num_history", "0", "--num_resamples", "50"]
 
@@ -89,7 +89,7 @@ def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
     for majority, minority in (("a", "absent"), ("a", "a")):
         results = {"majority": majority, "minority": minority, "reference": "pafo", "methods": {"pafo": summary}, "verdicts": {}}
         results["data"] = DataArguments().data_inputs()
-        write_report(tmp_path, results)
+        write_results(tmp_path, results)
         assert "| method | overall | a | worst" in (tmp_path / "results.md").read_text()
     assert not list(tmp_path.glob("*.png"))
 
