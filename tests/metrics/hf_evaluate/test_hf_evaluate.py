@@ -14,12 +14,11 @@ import pytest
 import torch
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import compare, fairness_summary, gini, jain, pair_correctness, theil
-from trl_pafo.metrics import hf_evaluate as evaluate_modules
+from trl_pafo.metrics import compare, fairness_summary, gini, hf_evaluate, jain, pair_correctness, theil
 
 evaluate = pytest.importorskip("evaluate")
 
-CARDS = {name: Path(evaluate_modules.path(name)) / "README.md" for name in evaluate_modules.NAMES}
+CARDS = {name: Path(hf_evaluate.path(name)) / "README.md" for name in hf_evaluate.NAMES}
 PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -102,13 +101,13 @@ def is_plain(value):
 class TestGroupFairness:
     def test_equals_a_plain_loop(self, pairs):
         rewards, groups, _ = pairs
-        results = evaluate_modules.load("group_fairness").compute(predictions=rewards, groups=groups)
+        results = hf_evaluate.load("group_fairness").compute(predictions=rewards, groups=groups)
         assert results == pytest.approx(expected_groups(rewards, groups))
         assert is_plain(results)
 
     def test_margins_and_rewards_say_the_same(self, pairs):
         rewards, groups, _ = pairs
-        metric = evaluate_modules.load("group_fairness")
+        metric = hf_evaluate.load("group_fairness")
         of_rewards = metric.compute(predictions=rewards, groups=groups)
         assert metric.compute(predictions=rewards[:, 0] - rewards[:, 1], groups=groups) == of_rewards
         assert metric.compute(predictions=torch.tensor(rewards), groups=list(groups)) == of_rewards
@@ -116,11 +115,11 @@ class TestGroupFairness:
 
     @pytest.mark.parametrize("labels", [[7, 7, 10], np.array([7, 7, 10]), torch.tensor([7, 7, 10]), ["7", "7", "10"]])
     def test_labels_of_any_type(self, labels):
-        results = evaluate_modules.load("group_fairness").compute(predictions=[1.0, -1.0, 1.0], groups=labels)
+        results = hf_evaluate.load("group_fairness").compute(predictions=[1.0, -1.0, 1.0], groups=labels)
         assert (results["accuracy/7"], results["accuracy/10"], results["worst_group"]) == (0.5, 1.0, "7")
 
     def test_keys_stay_where_groups_are_named(self):
-        metric = evaluate_modules.load("group_fairness")
+        metric = hf_evaluate.load("group_fairness")
         results = metric.compute(predictions=[1.0, 0.0], groups=[1, 2], group_names=[1, 2, 3])
         assert np.isnan(results["accuracy/3"])
         assert results["count/3"] == 0
@@ -129,12 +128,12 @@ class TestGroupFairness:
             metric.compute(predictions=[1.0, 0.0], groups=[1, 2], group_names=[1])
 
     def test_one_group_has_no_gap(self):
-        results = evaluate_modules.load("group_fairness").compute(predictions=[-1.0, 2.0], groups=["a", "a"])
+        results = hf_evaluate.load("group_fairness").compute(predictions=[-1.0, 2.0], groups=["a", "a"])
         assert np.isnan([results["accuracy_difference"], results["accuracy_ratio"]]).all()
         assert results["accuracy_group_min"] == 0.5
 
     def test_ratio_is_unknown_where_all_is_wrong(self):
-        results = evaluate_modules.load("group_fairness").compute(predictions=[-1.0, -2.0], groups=["a", "b"])
+        results = hf_evaluate.load("group_fairness").compute(predictions=[-1.0, -2.0], groups=["a", "b"])
         assert np.isnan(results["accuracy_ratio"])
         assert (results["accuracy_difference"], results["worst_group"]) == (0.0, "a")
 
@@ -142,7 +141,7 @@ class TestGroupFairness:
 class TestUserFairness:
     def test_equals_a_plain_loop(self, pairs):
         rewards, _, users = pairs
-        metric = evaluate_modules.load("user_fairness")
+        metric = hf_evaluate.load("user_fairness")
         results = metric.compute(predictions=rewards, users=users)
         assert results == pytest.approx(expected_users(rewards, users))
         assert is_plain(results)
@@ -150,14 +149,14 @@ class TestUserFairness:
 
     def test_an_option_out_of_range_is_refused(self):
         with pytest.raises(ConfigError, match="`share` is a share of the users"):
-            evaluate_modules.load("user_fairness").compute(predictions=[1.0], users=["u"], share=2.0)
+            hf_evaluate.load("user_fairness").compute(predictions=[1.0], users=["u"], share=2.0)
 
 
 class TestParetoVerdict:
     def test_equals_compare(self, pairs):
         rewards, groups, users = pairs
         reference = rewards[:, ::-1]
-        module = evaluate.load(evaluate_modules.path("pareto_verdict"), module_type="comparison")
+        module = evaluate.load(hf_evaluate.path("pareto_verdict"), module_type="comparison")
         columns = {"predictions1": rewards, "predictions2": reference, "groups": groups, "users": users}
         for options in ({}, {"confidence": 0.8, "num_resamples": 500, "seed": 3}):
             results = module.compute(**columns, **options)
@@ -167,7 +166,7 @@ class TestParetoVerdict:
 
     def test_the_first_model_is_the_one_that_is_judged(self):
         right, wrong, labels = [1.0] * 20, [-1.0] * 20, {"groups": ["a"] * 20, "users": range(20)}
-        module = evaluate_modules.load("pareto_verdict")
+        module = hf_evaluate.load("pareto_verdict")
         assert module.compute(predictions1=right, predictions2=wrong, **labels)["verdict"] == "improves"
         assert module.compute(predictions1=wrong, predictions2=right, **labels)["verdict"] == "degrades"
         assert module.compute(predictions1=wrong, predictions2=wrong, **labels)["verdict"] == "same"
@@ -176,7 +175,7 @@ class TestParetoVerdict:
 def test_equal_to_the_summary(pairs):
     """One word means one number in the whole package."""
     rewards, groups, users = pairs
-    modules = [evaluate_modules.load("group_fairness"), evaluate_modules.load("user_fairness")]
+    modules = [hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")]
     results = evaluate.combine(modules).compute(predictions=rewards, groups=groups, users=users)
     summary = fairness_summary(pair_correctness(rewards[:, 0] - rewards[:, 1]), users, groups, num_resamples=2)
     names = {"accuracy": "overall", "user_accuracy_mean": "user_mean", "user_accuracy_cvar": "user_worst_decile"}
@@ -193,7 +192,7 @@ class TestAdding:
     @pytest.mark.parametrize("options", [{}, {"keep_in_memory": True}])
     def test_batches_of_any_size_and_single_pairs(self, pairs, options):
         rewards, groups, _ = pairs
-        metric = evaluate_modules.load("group_fairness", **options)
+        metric = hf_evaluate.load("group_fairness", **options)
         for start, end in [(0, 64), (64, 64), (64, 65), (65, 290)]:
             metric.add_batch(predictions=rewards[start:end], groups=groups[start:end])
         for reward, group in zip(rewards[290:299], groups[290:299], strict=True):
@@ -202,7 +201,7 @@ class TestAdding:
 
     def test_combined(self, pairs):
         rewards, groups, users = pairs
-        both = evaluate.combine([evaluate_modules.load("group_fairness"), evaluate_modules.load("user_fairness")])
+        both = evaluate.combine([hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")])
         expected = pytest.approx(expected_groups(rewards, groups) | expected_users(rewards, users))
         assert both.compute(predictions=rewards, groups=groups, users=users) == expected
         both.add_batch(predictions=rewards[:100], groups=groups[:100], users=users[:100])
@@ -213,9 +212,9 @@ class TestAdding:
     def test_all_three_combined(self, pairs):
         rewards, groups, users = pairs
         columns = {"groups": groups, "users": users, "predictions1": rewards, "predictions2": rewards[:, ::-1]}
-        combined = evaluate.combine([evaluate_modules.load(name) for name in evaluate_modules.NAMES])
+        combined = evaluate.combine([hf_evaluate.load(name) for name in hf_evaluate.NAMES])
         results = combined.compute(predictions=rewards, **columns)
-        assert results["verdict"] == evaluate_modules.load("pareto_verdict").compute(**columns)["verdict"]
+        assert results["verdict"] == hf_evaluate.load("pareto_verdict").compute(**columns)["verdict"]
         assert results["accuracy"] == pytest.approx(expected_groups(rewards, groups)["accuracy"])
         assert results["user_accuracy_mean"] == pytest.approx(expected_users(rewards, users)["user_accuracy_mean"])
 
@@ -248,7 +247,7 @@ class TestAdding:
         ],
     )
     def test_a_bad_batch_is_refused_and_not_stored(self, columns, match):
-        metric = evaluate_modules.load("group_fairness")
+        metric = hf_evaluate.load("group_fairness")
         metric.add_batch(predictions=[1.0, -1.0], groups=["a", "a"])
         with pytest.raises(DataError, match=match):
             metric.add_batch(**columns)
@@ -258,7 +257,7 @@ class TestAdding:
         assert metric.compute()["count"] == 2
 
     def test_a_bad_single_pair_is_refused(self):
-        metric = evaluate_modules.load("group_fairness")
+        metric = hf_evaluate.load("group_fairness")
         with pytest.raises(DataError, match="takes no references"):
             metric.add(prediction=1, reference=1, groups="a")
         with pytest.raises(DataError, match="1 of 1 margins are NaN"):
@@ -267,7 +266,7 @@ class TestAdding:
         assert metric.compute()["count"] == 1
 
     def test_no_pairs_at_all(self):
-        metric = evaluate_modules.load("group_fairness")
+        metric = hf_evaluate.load("group_fairness")
         with pytest.raises(DataError, match="at least one pair"):
             metric.compute(predictions=[], groups=[])
 
@@ -275,7 +274,7 @@ class TestAdding:
 def compute_shard(rank, world_size, folder, shards, queue):
     where = {"num_process": world_size, "process_id": rank, "experiment_id": "test", "cache_dir": folder}
     rewards, groups, users = shards[rank]
-    group_metric, user_metric = (evaluate_modules.load(name, **where) for name in ("group_fairness", "user_fairness"))
+    group_metric, user_metric = (hf_evaluate.load(name, **where) for name in ("group_fairness", "user_fairness"))
     group_metric.add_batch(predictions=rewards, groups=groups)
     user_metric.add_batch(predictions=rewards, users=users)
     queue.put((rank, group_metric.compute(), user_metric.compute()))
@@ -284,7 +283,7 @@ def compute_shard(rank, world_size, folder, shards, queue):
 @pytest.mark.parametrize("cuts", [[100], [7, 300]])
 def test_several_processes(pairs, cuts, tmp_path):
     rewards, groups, users = pairs
-    evaluate_modules.load("group_fairness"), evaluate_modules.load("user_fairness")  # scripts copied once, before the fork
+    hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")  # scripts copied once, before the fork
     shards = list(zip(*(np.split(column, cuts) for column in pairs), strict=True))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -310,17 +309,17 @@ def test_fresh_processes_without_home_or_network(tmp_path):
         def refuse(*args): raise AssertionError("network")
         socket.socket.connect = socket.getaddrinfo = refuse
         import evaluate
-        from trl_pafo.metrics import hf_evaluate as evaluate_modules
+        from trl_pafo.metrics import hf_evaluate
         rank = int(sys.argv[1])
         where = dict(num_process=2, process_id=rank, experiment_id="fresh", cache_dir="cache")
-        metric = evaluate.load(evaluate_modules.path("group_fairness"), **where)
+        metric = evaluate.load(hf_evaluate.path("group_fairness"), **where)
         metric.add_batch(predictions=[1.0, -1.0 + rank], groups=["a", "b"])
         results = metric.compute()
         print(results and results["accuracy/b"])
         """
     )
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
-    environment["PYTHONPATH"] = str(Path(evaluate_modules.__file__).parents[3])
+    environment["PYTHONPATH"] = str(Path(hf_evaluate.__file__).parents[3])
     processes = [
         subprocess.Popen([sys.executable, "-c", script, rank], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
         for rank in "01"
@@ -329,9 +328,9 @@ def test_fresh_processes_without_home_or_network(tmp_path):
 
 
 class TestFolder:
-    @pytest.mark.parametrize("name", evaluate_modules.NAMES)
+    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
     def test_name_and_description_are_there(self, name):
-        module = evaluate_modules.load(name)
+        module = hf_evaluate.load(name)
         assert module.name == name
         assert module.description.strip()
         assert module.citation.strip().startswith("@")
@@ -340,10 +339,10 @@ class TestFolder:
             assert f"**{column}**" in CARDS[name].read_text(encoding="utf-8")
         assert module.inputs_description in module.compute.__doc__
 
-    @pytest.mark.parametrize("name", evaluate_modules.NAMES)
+    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
     def test_card(self, name):
         text = CARDS[name].read_text(encoding="utf-8")
-        kind = evaluate_modules.load(name).module_type
+        kind = hf_evaluate.load(name).module_type
         header = text.split("---\n")[1]
         assert {"title", "tags", "description"} <= {line.split(":")[0] for line in header.splitlines()}
         assert f"- evaluate\n- {kind}\n" in header
@@ -351,21 +350,21 @@ class TestFolder:
         assert headings[0] == f"{kind.capitalize()} Description"
         assert headings[1:] == ["How to Use", "Inputs", "Output Values", "Examples", "Limitations and Bias", "Citation"]
 
-    @pytest.mark.parametrize("name", evaluate_modules.NAMES)
+    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
     def test_card_names_every_output(self, name, pairs):
         rewards, groups, users = pairs
         columns = {"predictions": rewards, "predictions1": rewards, "predictions2": rewards, "groups": groups, "users": users}
-        results = evaluate_modules.load(name).compute(**columns)
+        results = hf_evaluate.load(name).compute(**columns)
         text = CARDS[name].read_text(encoding="utf-8")
         for key in {re.sub(r"/.*", "/{group}", key) for key in results}:
             assert f"`{key}`" in text or f"**{key}**" in text
 
-    @pytest.mark.parametrize("name", evaluate_modules.NAMES)
+    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
     def test_examples_say_what_they_give(self, name):
         import trl_pafo.metrics.hf_evaluate
 
         blocks = PYTHON_BLOCK.findall(CARDS[name].read_text(encoding="utf-8"))
-        usage = textwrap.dedent(evaluate_modules.load(name).inputs_description.split("Examples:")[1])
+        usage = textwrap.dedent(hf_evaluate.load(name).inputs_description.split("Examples:")[1])
         for text, names in (("".join(blocks), {}), (usage, {"trl_pafo": trl_pafo})):
             examples = doctest.DocTestParser().get_doctest(text, names, name, None, None)
             assert len(examples.examples) > 1
@@ -386,10 +385,10 @@ class TestFolder:
 
     def test_unknown_module(self):
         with pytest.raises(ConfigError, match="no module 'group'; choose one of group_fairness, pareto_verdict, user_fairness"):
-            evaluate_modules.path("group")
+            hf_evaluate.path("group")
 
     def test_without_evaluate(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "evaluate", None)
         with pytest.raises(ConfigError, match=r"pip install trl-pafo\[evaluate\]"):
-            evaluate_modules.load("group_fairness")
-        assert Path(evaluate_modules.path("group_fairness")).is_dir()
+            hf_evaluate.load("group_fairness")
+        assert Path(hf_evaluate.path("group_fairness")).is_dir()
