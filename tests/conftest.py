@@ -150,6 +150,16 @@ def nothing_deprecated_is_called() -> Iterator[None]:
         yield
 
 
+def make_teacher(kind: str, folder: Path, seed: int, size: float = 10) -> str:
+    """A tiny model whose random head is `size` times as large, so that its margins are of some size and no other's."""
+    make_model(kind, folder, seed=seed)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        getattr(model, "classifier" if kind == "encoder" else "score").weight.mul_(size)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_model("encoder", tmp_path_factory.mktemp("models") / "encoder")

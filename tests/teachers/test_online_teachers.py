@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model, make_pairs
+from conftest import make_pairs, make_teacher
 from rounding import rounding
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import trl_pafo.teachers.loaded
@@ -23,13 +23,7 @@ from trl_pafo.teachers.teacher import as_teachers
 
 @pytest.fixture
 def teachers(tmp_path) -> dict[str, str]:
-    folders = {g: make_model("encoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
-    for folder in folders.values():
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        with torch.no_grad():
-            model.classifier.weight.mul_(10)
-        model.save_pretrained(folder)
-    return folders
+    return {g: make_teacher("encoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
 
 
 @pytest.fixture

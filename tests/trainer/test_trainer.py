@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs
+from conftest import make_model, make_pairs, make_teacher
 from datasets import Dataset, IterableDataset
 from naive import naive_metrics, naive_pairs
 from peft import LoraConfig
@@ -33,13 +33,9 @@ def lora() -> LoraConfig:
 @pytest.fixture
 def teachers(encoder, tmp_path) -> dict[str, str]:
     """Two teachers with different random weights and margins of some size, on the student's tokenizer."""
-    folders = {g: make_model("encoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
-    for folder in folders.values():
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        with torch.no_grad():
-            model.classifier.weight.mul_(100)
-        model.save_pretrained(folder)
-    return folders
+    return {
+        g: make_teacher("encoder", tmp_path / "teachers" / g, seed=s, size=100) for s, g in enumerate(["majority", "minority"], 1)
+    }
 
 
 @pytest.fixture

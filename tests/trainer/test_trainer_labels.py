@@ -5,10 +5,9 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_pairs
+from conftest import make_pairs, make_teacher
 from datasets import ClassLabel, Dataset, Value
 from rounding import rounding
-from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, TeacherError
@@ -38,13 +37,7 @@ def with_labels(kind: str, rows: Dataset | None = None) -> Dataset:
 
 @pytest.fixture
 def teachers(tmp_path) -> list[str]:
-    folders = [make_model("encoder", tmp_path / "teachers" / str(seed), seed=seed) for seed in (1, 2)]
-    for folder in folders:
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        with torch.no_grad():
-            model.classifier.weight.mul_(10)
-        model.save_pretrained(folder)
-    return folders
+    return [make_teacher("encoder", tmp_path / "teachers" / str(seed), seed=seed) for seed in (1, 2)]
 
 
 @pytest.fixture

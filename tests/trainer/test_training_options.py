@@ -3,10 +3,9 @@
 import pytest
 import torch
 import transformers
-from conftest import make_model, make_pairs
+from conftest import make_pairs, make_teacher
 from peft import LoraConfig
 from rounding import rounding
-from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
@@ -14,13 +13,7 @@ from trl_pafo.errors import ConfigError
 
 @pytest.fixture
 def teachers(tmp_path) -> dict[str, str]:
-    folders = {g: make_model("decoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
-    for folder in folders.values():
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        with torch.no_grad():
-            model.score.weight.mul_(10)
-        model.save_pretrained(folder)
-    return folders
+    return {g: make_teacher("decoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
 
 
 @pytest.fixture

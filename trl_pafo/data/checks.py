@@ -77,7 +77,7 @@ def check_filled(dataset: Dataset, what: str) -> None:
             values = column(table, name)
             bad = np.flatnonzero(~np.asarray(values.is_valid()))
             if name in NUMBERS and not len(bad):
-                bad = np.flatnonzero([not _is_number(value) for value in values.to_pylist()])
+                bad = np.flatnonzero(~_are_numbers(values))
             if len(bad):
                 raise _gap(what, first + int(bad[0]), name)
         first += len(table)
@@ -102,6 +102,13 @@ def _read_of_rows(columns: Iterable[str], what: str) -> list[str]:
     check_columns(columns, needed, what)
     optional = ("prompt", "chat_template_kwargs", *NUMBERS) if needed == PAIR_COLUMNS else NUMBERS
     return [*needed, *(name for name in optional if name in columns)]
+
+
+def _are_numbers(values: pa.Array) -> np.ndarray:
+    """Which values of a column without gaps are finite numbers, told by a column operation where their type allows it."""
+    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
+        return np.isfinite(values.to_numpy(zero_copy_only=False))
+    return np.array([_is_number(value) for value in values.to_pylist()], dtype=bool)
 
 
 def _is_number(value: Any) -> bool:

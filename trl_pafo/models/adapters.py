@@ -112,7 +112,7 @@ def _lost(base: str | None, revision: str | None, config: PeftConfig) -> list[st
     if gaps is None:  # what is nowhere on disk may be all new
         return [] if saved & set(REWARD_HEADS) else ["the reward head"]
     layers = sorted({name.rpartition(".")[0] for name in gaps.of_head})
-    return [layer for layer in layers if not any(f".{layer}.".find(f".{name}.") >= 0 for name in saved)]
+    return [layer for layer in layers if not any(f".{name}." in f".{layer}." for name in saved)]
 
 
 def _trained_outside(model: PeftModel) -> list[str]:
@@ -133,9 +133,10 @@ def _loses(which: str, config: PeftConfig, lost: list[str]) -> ConfigError:
 def _gaps_of(source: str, revision: str | None) -> Gaps | None:
     """What a base lacks of a reward model; `None` where that cannot be told without loading it."""
     folder = _folder_of(source, revision)
+    if folder is None:
+        return None
     try:
-        config = None if folder is None else AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False)
-        return None if folder is None else find_gaps(folder, config)
+        return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):  # loading says more
         return None
 

@@ -89,8 +89,10 @@ class Teacher:
         return AutoConfig.from_pretrained(local_folder(self.source), trust_remote_code=False)
 
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The pad id that the teacher was trained with ([`~trl_pafo.models.scoring.trained_pad_id`]); that of the student's `tokenizer` where
-        nothing says."""
+        """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
+
+        See [`~trl_pafo.models.scoring.trained_pad_id`].
+        """
         config = self.config()
         own = trained_pad_id(local_folder(self.source), config) if isinstance(self.source, str) else None
         return pad_id_of(config, tokenizer) if own is None else own
