@@ -7,7 +7,7 @@ Nothing is downloaded: models have the shapes of Qwen3-0.6B, Qwen3-1.7B and Qwen
 trained on the shipped corpus. Results are written after each part, so that a call that is cut short leaves what it has measured.
 Needs: torch with CUDA, trl, transformers, peft, accelerate, datasets, and this package.
 
-Model FLOPs utilisation counts what must be done once: 6 FLOPs a parameter and token for the matrices and 12 x width a layer for
+Model FLOPs utilization counts what must be done once: 6 FLOPs a parameter and token for the matrices and 12 x width a layer for
 each token that a token sees, of the tokens that remain when what both responses share is computed once; padding, recomputation
 and what RewardTrainer does twice are not counted. The peak is that of the device, dense bfloat16 (`--peak_tflops`).
 """

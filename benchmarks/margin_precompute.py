@@ -20,7 +20,7 @@ from reward_training import make_rows, make_trainer
 from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_pairs
 from trl_pafo.prefix_sharing.choice import choose_sharing
 
@@ -52,7 +52,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         base = str(Path(folder) / "base")
-        materialise_model(options.model, Path(base), options.layers, options.seed)
+        materialize_model(options.model, Path(base), options.layers, options.seed)
         trainer = make_trainer("all off", base, make_rows(options), options, folder)
         rows, tokenizer, device = trainer.train_dataset, trainer.processing_class, trainer.accelerator.device
         model = load_reward_model(base).to(device)

@@ -196,13 +196,13 @@ def draw(found: dict[str, np.ndarray], path: Path) -> None:
     }
 
     def line(panel: Any, gaps: np.ndarray, name: str) -> None:
-        colour, style, marker = styles[name]
+        color, style, marker = styles[name]
         sizes = np.flatnonzero(~np.isnan(gaps).all(axis=0))
         middle = np.nanmean(gaps[:, sizes], axis=0)
-        panel.plot(sizes + 1, middle, style, color=colour, marker=marker, markersize=4, label=name)
+        panel.plot(sizes + 1, middle, style, color=color, marker=marker, markersize=4, label=name)
         if style == "-":
             low, high = np.nanmin(gaps[:, sizes], axis=0), np.nanmax(gaps[:, sizes], axis=0)
-            panel.fill_between(sizes + 1, low, high, color=colour, alpha=0.15, linewidth=0)
+            panel.fill_between(sizes + 1, low, high, color=color, alpha=0.15, linewidth=0)
 
     for name in ("random weights", "uniform weights", "PALM", "PALM, certified"):
         line(by_size, found[name], name)

@@ -2,8 +2,8 @@
 
 The pairs are made: texts of words drawn from a list, users who each judge some pairs of a common pool, a fifth of the users in
 the minority. They are written to disk and memory-mapped, as `load_dataset` leaves them. The stages of one size run one
-after the other in a process of its own, so that its peak memory is its own. Tokenisation is TRL's, on a sample of the rows, and
-is reported apart, as is the cutting of histories to a token budget, which tokenises them too.
+after the other in a process of its own, so that its peak memory is its own. Tokenization is TRL's, on a sample of the rows, and
+is reported apart, as is the cutting of histories to a token budget, which tokenizes them too.
 
 python benchmarks/preparation.py --sizes 10000 100000 1000000
 """
@@ -201,10 +201,10 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
         with stages.stage("render histories, budget of 128 tokens"):
             render_history(part, HistoryCutter(tokenizer, NUM_HISTORY, 128))
         config = RewardConfig(str(folder / "out"), max_length=None, report_to=[], use_cpu=True)
-        with stages.stage("tokenise (TRL)"):
+        with stages.stage("tokenize (TRL)"):
             RewardTrainer._prepare_dataset(None, rendered.select(range(sample)), tokenizer, config, "train")  # type: ignore[arg-type]
     unit = 1 if sys.platform == "darwin" else 1024
-    apart = ("render histories, budget of 128 tokens", "tokenise (TRL)")
+    apart = ("render histories, budget of 128 tokens", "tokenize (TRL)")
     send.send(
         {
             "stages": {name: (*found, sample if name in apart else size) for name, found in stages.found.items()},
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of pairs")
     parser.add_argument("--users", type=int, nargs=2, default=[10, 20], help="a user has between so many and so many pairs")
-    parser.add_argument("--tokenized", type=int, default=4000, help="rows that are tokenised, of each size")
+    parser.add_argument("--tokenized", type=int, default=4000, help="rows that are tokenized, of each size")
     parser.add_argument("--model", default="minilm", help="whose tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -254,7 +254,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, pyarrow {pa.__version__}\n")
     head = [*(f"{size:,}" for size in args.sizes), "cost, last : one before", "CPU, last : one before", "private GiB"]
     print(f"| pairs/s at | {' | '.join(head)} |\n|{' --- |' + ' ---: |' * len(head)}")
-    for name in [*next(iter(found.values()))["stages"], "all before tokenisation"]:
+    for name in [*next(iter(found.values()))["stages"], "all before tokenization"]:
         rows = [one["stages"].get(name, (*one["before"], 0, size)) for size, one in found.items()]
         costs = [[row[clock] / row[-1] for row in rows] for clock in range(2)]
         ratios = [f"{cost[-1] / cost[-2]:.2f}" if len(cost) > 1 else "" for cost in costs]

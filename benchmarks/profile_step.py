@@ -18,12 +18,12 @@ from reward_training import make_parser, make_rows, make_trainer
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.base_models import materialize_model
 
 KINDS = {
     "attention": r"attention|softmax|bmm",
     "matrices": r"mm$|linear",
-    "optimiser, norm of the gradient": r"adam|Optimizer|norm|foreach",
+    "optimizer, norm of the gradient": r"adam|Optimizer|norm|foreach",
     "embeddings": r"embedding|index",
     "copies": r"copy_|cat$|clone|contiguous|fill_|zero_|slice|split",
     "other kernels": r"^aten::",
@@ -67,7 +67,7 @@ def main() -> None:
     rows = make_rows(options)
     with tempfile.TemporaryDirectory() as folder:
         base = str(Path(folder) / "base")
-        materialise_model(options.model, base, options.layers, options.seed)
+        materialize_model(options.model, base, options.layers, options.seed)
         found = {side: seconds_by_kind(side, base, rows, options, folder) for side in options.sides}
     print("\n| seconds a step | " + " | ".join(found) + " |\n| --- |" + " ---: |" * len(found))
     for kind in [*KINDS, "the rest"]:

@@ -3,7 +3,7 @@
     python benchmarks/quickstart_study.py --seeds 0 2 3 --output_dir runs/study
 
 Each seed draws other users, pairs and splits, and trains from another random head. A seed's baselines and teachers are trained once; each
-arm trains a student on them. The control is a personalised Bradley-Terry model with as many optimiser steps as the student of PAFO has.
+arm trains a student on them. The control is a personalized Bradley-Terry model with as many optimizer steps as the student of PAFO has.
 Everything is a run of `trl-pafo quickstart`, so that a killed study goes on where it was. The table is written after each arm.
 """
 
@@ -24,7 +24,7 @@ ARMS = {
     "PAFO, mse": ["--distillation_loss", "mse"],
     "PAFO, own group only": ["--counterfactual_share", "0"],
 }
-CONTROL = "personalised BT, twice the epochs"
+CONTROL = "personalized BT, twice the epochs"
 
 
 def quickstart(folder: Path, seed: int, *options: str) -> dict:
@@ -70,9 +70,9 @@ def main() -> None:
 
     for seed in args.seeds:
         base = args.output_dir / f"seed{seed}/base"
-        results = quickstart(base, seed, "--methods", "personalized_bt", "oracle", *more)
-        note("personalised BT", seed, accuracies(results, "personalized_bt"))
-        note("oracle (knows the group)", seed, accuracies(results, "oracle"))
+        results = quickstart(base, seed, "--methods", "personalized_bt", "group_routed", *more)
+        note("personalized BT", seed, accuracies(results, "personalized_bt"))
+        note("group-routed teachers", seed, accuracies(results, "group_routed"))
         for number, name in enumerate(ARMS):
             if name not in args.arms:
                 continue

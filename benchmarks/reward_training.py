@@ -1,6 +1,6 @@
 """Speed of reward training: PAFORewardTrainer against TRL's RewardTrainer on the same pairs, model, batch and precision.
 
-    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --source dsp --data_path DSP_FILE      personalised pairs
+    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --source dsp --data_path DSP_FILE      personalized pairs
     OMP_NUM_THREADS=2 python benchmarks/reward_training.py --plain                               nothing is shared
     OMP_NUM_THREADS=2 python benchmarks/reward_training.py --curve 50                            the losses of 50 steps
 
@@ -33,7 +33,7 @@ from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, content_text, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
-from trl_pafo.models.base_models import load_tokenizer, materialise_model
+from trl_pafo.models.base_models import load_tokenizer, materialize_model
 from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend, lengths_of
 
 SIDES: dict[str, dict[str, Any] | None] = {
@@ -138,7 +138,7 @@ def work_lines(rows: Dataset, batch: int, config: Any) -> list[str]:
     grouped = count_work(like, batch, attention)[1]
     weight = np.array([[1.0, 0.0], [1.0, attention_weight(config)]]).T
     over = [work @ weight / (needed @ weight) for work in (two, shared, grouped)]
-    names = ("two rows", "shared rows", "shared rows of like length")
+    names = ("two rows", "shared rows", "shared rows of similar length")
     return [
         f"{what} computed over what must be: " + ", ".join(f"{n} {o[i]:.2f}" for n, o in zip(names, over, strict=True))
         for i, what in enumerate(("tokens", "arithmetic"))
@@ -175,7 +175,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         base = str(Path(folder) / "base")
-        materialise_model(options.model, Path(base), options.layers, options.seed)
+        materialize_model(options.model, Path(base), options.layers, options.seed)
         if options.curve:
             compare_losses(base, rows, options, folder)
             return

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/whole_pafo.py --source dsp --data_path DSP_FILE
 
-Both sides start from the same personalised pairs (three past pairs in the prompt) and the same model, and save what they have
+Both sides start from the same personalized pairs (three past pairs in the prompt) and the same model, and save what they have
 trained. Each runs in a process of its own, in turn, so that its peak memory is its own; the clock leaves out imports and the
 loading of the data, and counts tokenization. Ratios are taken within a turn.
 """
@@ -29,7 +29,7 @@ from trl_pafo.data.attach_history import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
-from trl_pafo.models.base_models import load_tokenizer, materialise_model
+from trl_pafo.models.base_models import load_tokenizer, materialize_model
 
 SIDES = ("RewardTrainer", "PAFO")
 
@@ -108,7 +108,7 @@ def main() -> None:
     print(json.dumps(vars(options)))
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as base:
-        materialise_model(options.model, base, options.layers, 0)
+        materialize_model(options.model, base, options.layers, 0)
         for turn in range(options.rounds):
             for side in SIDES[:: 1 if turn % 2 == 0 else -1]:
                 command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--base", base]

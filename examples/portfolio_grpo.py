@@ -24,18 +24,18 @@ from trl_pafo.palm.oracles_candidates import RewardScale
 from trl_pafo.palm.oracles_grpo import GRPOOracle, member_name
 from trl_pafo.palm.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
 
-TRAIN = """What colour is the sky?|Name a fruit that grows on trees.|How many legs does a spider have?|What do bees make?
+TRAIN = """What color is the sky?|Name a fruit that grows on trees.|How many legs does a spider have?|What do bees make?
 Where do penguins live?|What is a good breakfast?|Why do cats purr?|How do I boil an egg?|What is a rainbow?
 Say hello to my friend Ana.|Is tea better than coffee?|What should I pack for the beach?|How do I fold a shirt?
-What is the capital of France?|Which planet is the largest?|How do plants grow?|What is snow?|Can dogs see colours?
+What is the capital of France?|Which planet is the largest?|How do plants grow?|What is snow?|Can dogs see colors?
 How long is a marathon?|What is a good name for a cat?|Why is the sea salty?|What do pandas eat?|How do I sleep better?
 What is bread made of?|Who looks after the garden in winter?|What is a poem?|How do birds fly?|What is the moon?
 How do I clean a window?|Which season is the warmest?|What is a friend?|Should I take an umbrella?|How do I make tea?
 What is a good gift for my aunt?|Why do leaves fall?|How do I learn a song?|What is honey?|What makes people laugh?
 Where does chocolate come from?|How do I tie a scarf?""".replace("\n", "|").split("|")
-HELD_OUT = """What colour is grass?|Name an animal with a long neck.|How many days are in a week?|What do cows drink?
+HELD_OUT = """What color is grass?|Name an animal with a long neck.|How many days are in a week?|What do cows drink?
 Where do camels live?|What is a good lunch?|Why do dogs bark?|How do I cook rice?|What is thunder?
-Say goodbye to my neighbour Tom.|Is a train better than a car?|What should I take on a walk?|How do I wash a jumper?
+Say goodbye to my neighbor Tom.|Is a train better than a car?|What should I take on a walk?|How do I wash a jumper?
 What is the capital of Italy?|Which animal is the fastest?|How do fish breathe?|What is fog?|Can cats swim?
 What is a good name for a dog?|What do rabbits eat?|How do I wake up early?|What is cheese made of?|What is a song?
 How do I peel an onion?""".replace("\n", "|").split("|")

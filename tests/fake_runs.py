@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 
-SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "oracle": (1.1, 1.4)}
+SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "group_routed": (1.1, 1.4)}
 LOG = [
     {"step": 5, "loss": 0.69, "accuracy": 0.4, "bradley_terry_loss": 0.3, "distillation_loss": 0.7},
     {"step": 10, "loss": 0.5, "accuracy": 0.8, "bradley_terry_loss": 0.2, "distillation_loss": 0.6},
@@ -59,7 +59,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         (folder / f"results/{method}.jsonl").write_text("\n".join(text_lines) + "\n", encoding="utf-8")
         correct[method] = pair_correctness(chosen - rejected)
         summaries[method] = fairness_summary(correct[method], user, group, num_resamples=60)
-        if method != "oracle":
+        if method != "group_routed":
             write_training(folder / "models" / method)
     reference = "personalized_bt" if "personalized_bt" in methods else methods[0]
     verdicts = {}
@@ -87,7 +87,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         write_training(folder / output)
         stages[f"teacher:{g}"] = {"inputs": {"seed": 42, "start": "warm", "min_steps": 7}, "output": output, "seconds": 3.0}
     for method in methods:
-        if method != "oracle":
+        if method != "group_routed":
             inputs = {"seed": 42, "learning_rate": 1e-4, "method": method, "base": "abc", "lora_target_modules": None}
             inputs |= {"alpha": 0.25} if method == "pafo" else {}
             stages[method] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}

@@ -19,17 +19,17 @@ from trl_pafo.storage.files import replacing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers, without yellow (too pale on white). Markers differ as
-# well, for print in grey; 7 colours and 8 markers, so that no two of the first 56 methods look the same.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# Okabe and Ito's colors, told apart by color-blind readers, without yellow (too pale on white). Markers differ as
+# well, for print in gray; 7 colors and 8 markers, so that no two of the first 56 methods look the same.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-# Groups are no methods: other colours first.
-GROUP_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#D55E00", "#000000")
+# Groups are no methods: other colors first.
+GROUP_COLORS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#D55E00", "#000000")
 TEXT, MUTED, GRID, PAPER = "#333333", "#666666", "#E5E5E5", "#FFFFFF"
 
-# A page sets these: `var(--chart-...)` takes the place of the colour in SVG.
+# A page sets these: `var(--chart-...)` takes the place of the color in SVG.
 VARIABLES = {
-    **{colour: f"--chart-{i}" for i, colour in enumerate(COLOURS)},
+    **{color: f"--chart-{i}" for i, color in enumerate(COLORS)},
     TEXT: "--chart-text",
     MUTED: "--chart-muted",
     GRID: "--chart-grid",
@@ -68,7 +68,7 @@ def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def as_svg(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an `<svg>` element whose colours and font are those of the page.
+    """The figure as an `<svg>` element whose colors and font are those of the page.
 
     Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font lacks.
 
@@ -95,8 +95,8 @@ def as_svg(figure: "Figure", name: str, description: str) -> str:
     svg = re.sub(r"<svg[^>]*>", lambda _: f"{head} aria-label={quoteattr(description)}>", svg, count=1)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"'?DejaVu Sans'?(, '[^']*')*", "var(--chart-font)", svg)
-    for colour, variable in VARIABLES.items():
-        svg = re.sub(rf"(?<=[:\s]){colour}\b", f"var({variable})", svg, flags=re.I)
+    for color, variable in VARIABLES.items():
+        svg = re.sub(rf"(?<=[:\s]){color}\b", f"var({variable})", svg, flags=re.I)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 

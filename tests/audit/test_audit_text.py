@@ -82,8 +82,8 @@ def make_result(accuracy=True, **changes):
             {"a": number(0.0), "b": number(0.3)},
             r"PAFO can help: .*for b by \+\.300 \[\+\.280, \+\.320\] \(from \.500 to \.800\); no gain.* a ",
         ),
-        ({"a": number(0.0), "b": number(0.01, -0.03, 0.05)}, r"Nothing to distil: .*gains above \.050 are excluded"),
-        ({"a": number(0.0), "b": number(0.01, 0.004, 0.016)}, "Nothing to distil"),  # shown, but not worth a teacher
+        ({"a": number(0.0), "b": number(0.01, -0.03, 0.05)}, r"Nothing to distill: .*gains above \.050 are excluded"),
+        ({"a": number(0.0), "b": number(0.01, 0.004, 0.016)}, "Nothing to distill"),  # shown, but not worth a teacher
         ({"a": number(0.0), "b": number(0.05, -0.01, 0.11)}, r"Open: .*up to \.110 are not excluded"),
         ({"a": number(0.0), "b": number(-0.02, -0.2, 0.16)}, "Open: .*audit more users"),  # small, but nothing is excluded
     ],

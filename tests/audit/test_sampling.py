@@ -21,7 +21,7 @@ def test_features_do_not_depend_on_the_batch_and_equal_texts_are_equal(base_mode
     assert features == pytest.approx(embed_texts(TEXTS, base_model, batch_size=1), abs=rounding(features))
 
 
-def test_features_are_standardised_means_over_the_tokens_of_each_layer(encoder):
+def test_features_are_standardized_means_over_the_tokens_of_each_layer(encoder):
     features = embed_texts(TEXTS, encoder)
     tokenizer, model = make_tokenizer("encoder"), AutoModel.from_pretrained(encoder).eval()
     different = [TEXTS[i] for i in (0, 1, 3, 4)]

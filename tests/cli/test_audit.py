@@ -80,7 +80,7 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
         (["--source", "dsp"], "give its path with --data_path"),
         (["--model", "nowhere/x"], "nowhere/x"),
         (["--embedding_model", "nowhere/x"], "nowhere/x"),
-        (["--history_fields", "colour"], "`history_fields` must be some of"),
+        (["--history_fields", "color"], "`history_fields` must be some of"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys):
@@ -105,7 +105,7 @@ def test_ukp_is_noise_not_taste(tmp_path):
     flags = ["--source", "ukp_convarg", "--data_path", os.environ["TRL_PAFO_UKP"], "--repeats", "1"]
     assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert result["verdict"].startswith("Nothing to distil")
+    assert result["verdict"].startswith("Nothing to distill")
     assert 0.73 < result["noise"]["leave_one_out"]["value"] < 0.76
     assert result["noise"]["taste_or_noise"]["shared_taste"]["low"] < 0
 

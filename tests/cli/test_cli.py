@@ -215,7 +215,7 @@ def test_run_from_a_yaml_file(encoder, tmp_path, capsys):
     )
     assert main(["run", "--config", str(config), *TINY]) == 0
     out = capsys.readouterr().out
-    assert "PAFO against personalised BT:" in out
+    assert "PAFO against personalized BT:" in out
     assert "majority_minority.png" in out
     assert main(["run", "--config", str(config), *TINY, "--alpha", "0.9"]) == 1
     assert "alpha: 0.1 -> 0.9" in capsys.readouterr().err

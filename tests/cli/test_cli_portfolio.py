@@ -73,7 +73,7 @@ def test_build_from_yaml_with_raw_rewards_and_a_kl_term(tmp_path, capsys) -> Non
     lines(tmp_path / "c.jsonl", [{"rewards": table.tolist(), "logprobs": [-1.0, -2, -3, -1, -2, -3]} for table in raw])
     config = tmp_path / "build.yaml"
     config.write_text(
-        f"candidates: {tmp_path / 'c.jsonl'}\nnormalise: min_max\nreward_names: [a, b, c]\nbeta: 0.05\nepsilon: 0.0\ndelta: 0.05\n"
+        f"candidates: {tmp_path / 'c.jsonl'}\nnormalize: min_max\nreward_names: [a, b, c]\nbeta: 0.05\nepsilon: 0.0\ndelta: 0.05\n"
         f"output_dir: {tmp_path / 'built'}\n"
     )
     assert portfolio("build", "--config", config) == 0
@@ -88,7 +88,7 @@ def test_build_from_yaml_with_raw_rewards_and_a_kl_term(tmp_path, capsys) -> Non
     # The portfolio on top of it: policies that exist are known beforehand.
     rows = [{"values": dict(zip("abc", v.tolist(), strict=True)), "kl": k} for v, k in zip(built.values, built.kl, strict=True)]
     (tmp_path / "pool.json").write_text(json.dumps(rows))
-    flags = ["--candidates", tmp_path / "c.jsonl", "--normalise", "min_max", "--policies", tmp_path / "pool.json"]
+    flags = ["--candidates", tmp_path / "c.jsonl", "--normalize", "min_max", "--policies", tmp_path / "pool.json"]
     assert portfolio("build", *flags, "--reward_names", *"abc", "--beta", 0.05, "--epsilon", 0, "--delta", 0.05) == 0
     calls = int(re.findall(r"(\d+) oracle calls", capsys.readouterr().out)[0])
     assert calls < built.oracle_calls + 3
@@ -226,14 +226,14 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         (["build", "--nope", "3"], 2, "--nope"),
         (["build"], 1, "Give --candidates or --policies.*examples/portfolio_grpo.py"),
         (["build", "--candidates", "missing.npz"], 1, "missing.npz: no such file"),
-        (["build", "--candidates", "C", "--normalise", "log"], 1, "--normalise must be none, min_max or sigmoid"),
+        (["build", "--candidates", "C", "--normalize", "log"], 1, "--normalize must be none, min_max or sigmoid"),
         (["build", "--candidates", "C", "--epsilon", "2"], 1, "epsilon must be 0 or lie in"),
         (["build", "--candidates", "C", "--hull", "true"], 1, "--hull is for --users"),
         (["build", "--candidates", "C", "--users", "U", "--num_members", "2"], 1, "--users takes neither --num_members"),
         (["build", "--candidates", "C", "--reward_names", "a", "b"], 1, "has 3 rewards"),
         (["build", "--candidates", "C", "--output_dir", "BUILT"], 1, "holds a finished portfolio.*nothing is overwritten"),
         (["build", "--candidates", "C", "--output_dir", "ROOT"], 1, "is not empty and holds no build"),
-        (["build", "--policies", "T", "--normalise", "min_max"], 1, "--normalise is for --candidates"),
+        (["build", "--policies", "T", "--normalize", "min_max"], 1, "--normalize is for --candidates"),
         (["build", "--policies", "T", "--reward_names", "helpful", "warm"], 1, "asked for are helpful, warm"),
         (["certify"], 1, "Give --portfolio .* or --policies"),
         (["certify", "--policies", "T"], 1, "Give --members"),

@@ -48,7 +48,7 @@ def test_a_real_run_is_reported_and_its_configuration_makes_it_again(encoder, tm
     assert main(["run", *flags, *how, "--output_dir", str(first)]) == 0
     assert main(["report", str(first)]) == 0
     page = (first / "report.html").read_text(encoding="utf-8")
-    for said in ("own history helps", "Pairs that flipped", "teacher of minority", "PAFO against personalised BT"):
+    for said in ("own history helps", "Pairs that flipped", "teacher of minority", "PAFO against personalized BT"):
         assert said.lower() in page.lower()
     assert 'class="missing"' not in page
 

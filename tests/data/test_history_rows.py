@@ -119,7 +119,7 @@ class TestAttach:
                 assert attach_history(dataset, k, past_only, min_history).to_list() == expected
 
     def test_one_user_with_many_pairs_on_few_prompts(self):
-        """The walk jumps over all neighbours on its own prompt, however many they are."""
+        """The walk jumps over all neighbors on its own prompt, however many they are."""
         prompt = np.repeat([0, 1, 0, 0], [3, 1, 20_000, 20_000])
         past = past_pairs(np.zeros(len(prompt), np.int64), prompt, 2, past_only=True)
         assert past[-1].tolist() == [3, -1]

@@ -162,10 +162,10 @@ def test_training_logs_are_sums_over_the_pairs_of_all_processes(run):
             for chosen, rejected, _, labels, groups, _ in steps
             for c, r, label, group in zip(chosen, rejected, labels, groups, strict=True)
         ]
-        labelled = naive_metrics([row for row in rows if row["label"]], ["majority", "minority"])
+        labeled = naive_metrics([row for row in rows if row["label"]], ["majority", "minority"])
         everyone = naive_metrics(rows)
         tokens += sum(step[2] for step in steps)
-        wanted = {key: labelled[key] for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority")}
+        wanted = {key: labeled[key] for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority")}
         wanted |= {key: everyone[key] for key in ("min_reward", "mean_reward", "max_reward")}
         terry, distilled, weight = (sum(step[5][place] * len(step[0]) for step in steps) for place in range(3))
         wanted |= {"bradley_terry_loss": terry / sum(row["label"] for row in rows), "distillation_loss": distilled / weight}

@@ -153,12 +153,12 @@ def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
         assert found["cached"] == kept
 
 
-def test_the_optimiser_knows_the_student_alone(run, single):
+def test_the_optimizer_knows_the_student_alone(run, single):
     mode, student, seen, _ = run
     expected, _ = single(student)
-    if not mode.startswith("zero"):  # whose optimiser holds flat pieces
-        assert [found["optimised"] for found in seen] == [expected["optimised"]] * 2
-    assert expected["optimised"] == (9 if student.startswith("lora") else 21)
+    if not mode.startswith("zero"):  # whose optimizer holds flat pieces
+        assert [found["optimized"] for found in seen] == [expected["optimized"]] * 2
+    assert expected["optimized"] == (9 if student.startswith("lora") else 21)
 
 
 def test_what_is_saved_is_the_student_alone_and_gives_the_same_rewards(run):

@@ -171,13 +171,13 @@ def main(parts: Path, out: Path, student: str) -> dict:
             found["changed"] = [state_of(model) for model in given.values()] != before
         found["cached"] = len(list((out / "run/teacher_margins").glob("*.npy")))
         trainer.train()
-    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     gc.collect()
     found |= {
         "loaded": len(loaded),
         "placed": placed,
         "alive": sum(model() is not None for model in loaded),
-        "optimised": len(optimised),
+        "optimized": len(optimized),
         "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
         "wrapper": wrapper_of(trainer),
     }

@@ -31,8 +31,10 @@ class TestMethods:
 
     def test_the_reference_is_one_of_the_methods(self):
         assert RunArguments(methods=["pafo", "bradley_terry"], reference="bradley_terry").reference == "bradley_terry"
-        with pytest.raises(ConfigError, match=r"`reference` must be one of the methods \(pafo, oracle\), got 'personalized_bt'"):
-            RunArguments(methods=["pafo", "oracle"])
+        with pytest.raises(
+            ConfigError, match=r"`reference` must be one of the methods \(pafo, group_routed\), got 'personalized_bt'"
+        ):
+            RunArguments(methods=["pafo", "group_routed"])
 
     def test_teacher_start(self):
         assert RunArguments(teacher_start="warm").teacher_start == "warm"

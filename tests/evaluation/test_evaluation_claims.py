@@ -105,7 +105,7 @@ def test_a_run_whose_test_lacks_a_group_has_a_table_and_no_picture(tmp_path):
         ({"support_rate": ["rare"] * 30}, "`support` must hold numbers"),
     ],
 )
-def test_what_cannot_be_summarised_is_not_scored(wrong, match, encoder, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_summarized_is_not_scored(wrong, match, encoder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_rows", lambda *_, **__: pytest.fail("scored"))
     rows = rows_of("user")
     for name, values in wrong.items() if isinstance(wrong, dict) else ():

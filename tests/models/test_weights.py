@@ -120,7 +120,7 @@ class TestGaps:
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         assert gaps_of(tmp_path) == ([], [], [])
 
-    def test_only_the_head_of_a_quantised_model_is_looked_for(self, decoder, tmp_path):
+    def test_only_the_head_of_a_quantized_model_is_looked_for(self, decoder, tmp_path):
         """The names of the others are those of its library."""
         shutil.copytree(decoder, tmp_path / "model")
         weights = load_file(tmp_path / "model/model.safetensors")

@@ -57,7 +57,7 @@ class Gibbs:
 def worst_sample(gap: Callable[[np.ndarray], np.ndarray], num_rewards: int, num_samples: int, seed: int = 0) -> float:
     """The greatest gap over random weights, even at first, then closer and closer around the worst ones found."""
     rng = np.random.default_rng(seed)
-    worst, centres = -np.inf, rng.dirichlet(np.ones(num_rewards), 1)
+    worst, centers = -np.inf, rng.dirichlet(np.ones(num_rewards), 1)
     blocks = 20
     for block in range(blocks):
         size = num_samples // blocks
@@ -65,12 +65,12 @@ def worst_sample(gap: Callable[[np.ndarray], np.ndarray], num_rewards: int, num_
             weights = rng.dirichlet(np.full(num_rewards, rng.choice([0.3, 1.0])), size)
         else:
             width = 0.3 * 0.4 ** (block - blocks // 4)
-            weights = np.maximum(centres[rng.integers(0, len(centres), size)] + width * rng.normal(size=(size, num_rewards)), 0)
+            weights = np.maximum(centers[rng.integers(0, len(centers), size)] + width * rng.normal(size=(size, num_rewards)), 0)
             weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
             weights = weights[weights.sum(axis=1) > 0.5]
         gaps = gap(weights)
         top = np.argsort(-gaps)[:20]
-        centres = np.vstack([weights[top], centres])
-        centres = centres[np.argsort(-gap(centres))[:20]]
+        centers = np.vstack([weights[top], centers])
+        centers = centers[np.argsort(-gap(centers))[:20]]
         worst = max(worst, float(gaps[top[0]]))
     return worst

@@ -263,7 +263,7 @@ def test_options_out_of_range(options: dict, message: str) -> None:
     [
         (OracleResult([0.5, float("nan")]), r"answer to w = \[1., 0.\]: `values` holds NaN"),
         (OracleResult([0.5, 0.5, 0.5]), r"must have shape \(2,\), got \(3,\)"),
-        (OracleResult([-0.5, 0.5]), "Normalise the rewards"),
+        (OracleResult([-0.5, 0.5]), "Normalize the rewards"),
         (None, "expected an OracleResult"),
     ],
 )

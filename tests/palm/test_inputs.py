@@ -46,7 +46,7 @@ def test_candidates_of_lines_with_different_numbers_of_responses(tmp_path) -> No
 @pytest.mark.parametrize(
     ("rows", "match"),
     [
-        ([{"rewards": [[0.1, 0.2]], "colour": "red"}], "line 1 has the unknown entry `colour`; known are rewards"),
+        ([{"rewards": [[0.1, 0.2]], "color": "red"}], "line 1 has the unknown entry `color`; known are rewards"),
         ([{"prompt": "p"}], "line 1 lacks `rewards`"),
         ([{"rewards": [[0.1, 0.2]]}, {"rewards": [[0.1]]}], r"prompts have \[1, 2\] rewards"),
         ([{"rewards": [[0.1, 0.2]], "logprobs": [0.0, 0.1]}], "line 1: 1 responses and 2 `logprobs`"),
@@ -112,7 +112,7 @@ def test_a_table_of_policies(tmp_path) -> None:
         ("policy,helpful\na,1\n", {}, "at least 2"),
         ("policy,helpful,brief\n", {}, "holds no rows"),
         ("policy,helpful,brief,w_helpful\na,1,1,1\n", {}, "a column w_NAME for every reward"),
-        ("policy,helpful,brief,w_colour\na,1,1,1\n", {}, "a column w_NAME for every reward"),
+        ("policy,helpful,brief,w_color\na,1,1,1\n", {}, "a column w_NAME for every reward"),
         ("policy,helpful,brief\na,1,1\n", {"beta": 0.1}, "policy 1 has no `kl`"),
         (",policy,helpful,brief\n0,a,1,1\n", {}, "the column '' has no name"),
         ("Unnamed: 0,policy,helpful,brief\n0,a,1,1\n", {}, "the column 'Unnamed: 0' has no name"),
@@ -130,7 +130,7 @@ def test_tables_that_cannot_be_used(text: str, options: dict, match: str, tmp_pa
     [
         ("{}", "line 1 lacks `values`"),
         ("[1]", "entry 1: expected a JSON object, got int"),
-        ('[{"values": {"a": 1, "b": 1}, "colour": 1}]', "unknown entry `colour`"),
+        ('[{"values": {"a": 1, "b": 1}, "color": 1}]', "unknown entry `color`"),
         ('[{"values": [1, 2]}]', "must map names of rewards"),
         ('[{"values": {"a": 1, "b": 1}}, {"values": {"a": 1}}]', "policy 2: values and weights must be given for each of a, b"),
         ("nonsense", "line 1: not JSON"),

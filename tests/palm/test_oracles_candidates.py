@@ -37,7 +37,7 @@ class TestPolicy:
         assert result.policy == {"candidates": 4, "beta": beta, "weights": WEIGHTS.tolist()}
 
     @pytest.mark.parametrize("beta", [0.0, 0.1, 0.7])
-    def test_a_numerical_optimiser_finds_nothing_better(self, beta):
+    def test_a_numerical_optimizer_finds_nothing_better(self, beta):
         oracle = CandidateOracle(REWARDS, beta, REFERENCE)
 
         def loss(flat):

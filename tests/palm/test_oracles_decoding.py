@@ -60,7 +60,7 @@ class TestMixture:
                 mixed.log_probs(corner, IDS), alone(folder, IDS), atol=rounding(alone(folder, IDS)), rtol=0
             )
 
-    def test_between_them_it_is_the_normalised_product(self, kind, request):
+    def test_between_them_it_is_the_normalized_product(self, kind, request):
         folders, mixed = request.getfixturevalue(kind), request.getfixturevalue(f"mixed_{kind}")
         weights = np.array([0.2, 0.5, 0.3])
         probabilities = [alone(folder, IDS).exp().double().numpy() for folder in folders]

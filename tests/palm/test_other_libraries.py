@@ -56,8 +56,8 @@ def test_one_member_has_the_epsilon_indicators_of_moocore(d: int) -> None:
         member, pool = members_and_pool(seed, d, 1)
         pool = np.vstack([pool, member])
         certificate = certify(member, pool)
-        assert certificate.additive_gap == pytest.approx(moocore.epsilon_additive(member, ref=pool, maximise=True), abs=1e-9)
-        factor = moocore.epsilon_mult(member, ref=pool, maximise=True)
+        assert certificate.additive_gap == pytest.approx(moocore.epsilon_additive(member, ref=pool, maximize=True), abs=1e-9)
+        factor = moocore.epsilon_mult(member, ref=pool, maximize=True)
         assert certificate.relative_gap == pytest.approx(1 - 1 / factor, abs=1e-9)
 
 
@@ -67,7 +67,7 @@ def test_more_members_have_at_most_the_epsilon_indicators(d: int) -> None:
     for seed in range(5):
         members, pool = members_and_pool(seed, d, 4)
         certificate = certify(members, np.vstack([pool, members]))
-        assert certificate.additive_gap <= moocore.epsilon_additive(members, ref=pool, maximise=True) + 1e-9
+        assert certificate.additive_gap <= moocore.epsilon_additive(members, ref=pool, maximize=True) + 1e-9
 
 
 @pytest.mark.parametrize(("d", "steps"), [(2, 6), (3, 4), (4, 3)])

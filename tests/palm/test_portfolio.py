@@ -17,7 +17,7 @@ def portfolio() -> Portfolio:
 
 
 @pytest.fixture(scope="module")
-def regularised() -> Portfolio:
+def regularized() -> Portfolio:
     gibbs = Gibbs(np.random.default_rng(0).random((5, 2)), 0.1)
     existing = OracleResult([0.5, 0.5], kl=0.3, policy=Path("old"))
     return build_portfolio(gibbs, 2, 0.0, 0.01, beta=0.1, warm_start=[existing], progress=False)
@@ -31,8 +31,8 @@ def test_members_are_the_calls_that_are_kept(portfolio: Portfolio) -> None:
         assert portfolio.policies[place] == f"policy {call + 1}"
 
 
-def test_the_choice_is_the_best_member(portfolio: Portfolio, regularised: Portfolio) -> None:
-    for chosen in (portfolio, regularised):
+def test_the_choice_is_the_best_member(portfolio: Portfolio, regularized: Portfolio) -> None:
+    for chosen in (portfolio, regularized):
         for weights in random_weights(chosen.values.shape[1], 50):
             scores = [weights @ v - chosen.beta * kl for v, kl in zip(chosen.values, chosen.kl, strict=True)]
             assert chosen.choose(weights) == int(np.argmax(scores))
@@ -49,18 +49,18 @@ def test_weights_off_the_simplex(portfolio: Portfolio) -> None:
         portfolio.choose_many([0.5, 0.5, 0.0])
 
 
-def test_the_gap_can_be_computed_from_what_it_holds(portfolio: Portfolio, regularised: Portfolio) -> None:
+def test_the_gap_can_be_computed_from_what_it_holds(portfolio: Portfolio, regularized: Portfolio) -> None:
     assert certify(portfolio.values, portfolio.upper_bound).relative_gap == pytest.approx(portfolio.gap, abs=1e-9)
-    again = certify(regularised.values, regularised.upper_bound, kl=regularised.kl, beta=0.1)
-    assert again.additive_gap == pytest.approx(regularised.gap, abs=1e-9)
+    again = certify(regularized.values, regularized.upper_bound, kl=regularized.kl, beta=0.1)
+    assert again.additive_gap == pytest.approx(regularized.gap, abs=1e-9)
     assert portfolio.measure.name == "relative gap"
-    assert regularised.measure.name == "additive gap"
+    assert regularized.measure.name == "additive gap"
 
 
-def test_outputs_name_the_objective_and_show_kl(portfolio: Portfolio, regularised: Portfolio) -> None:
+def test_outputs_name_the_objective_and_show_kl(portfolio: Portfolio, regularized: Portfolio) -> None:
     assert "objective w.R; against the upper bound from" in str(portfolio)
-    assert "objective w.R - 0.1 KL; against the upper bound from" in str(regularised)
-    assert regularised.table().splitlines()[0].split(" | ")[-2:] == ["KL", "w.R - 0.1 KL |"]
+    assert "objective w.R - 0.1 KL; against the upper bound from" in str(regularized)
+    assert regularized.table().splitlines()[0].split(" | ")[-2:] == ["KL", "w.R - 0.1 KL |"]
     rows = portfolio.table().splitlines()
     assert rows[0] == "| member | w safe | w brief | w kind | safe | brief | kind | KL | w.R |"
     # Which of several smallest covers is kept may hang on rounding; what is shown of a member may not.
@@ -78,8 +78,8 @@ def test_a_policy_of_unknown_weights_has_dashes() -> None:
     assert np.isnan(portfolio.weights).all()
 
 
-def test_saved_and_loaded(portfolio: Portfolio, regularised: Portfolio, tmp_path: Path) -> None:
-    for name, saved in (("plain", portfolio), ("kl", regularised)):
+def test_saved_and_loaded(portfolio: Portfolio, regularized: Portfolio, tmp_path: Path) -> None:
+    for name, saved in (("plain", portfolio), ("kl", regularized)):
         saved.save(tmp_path / name)
         for source in (tmp_path / name, tmp_path / name / "portfolio.json"):
             loaded = Portfolio.load(source)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Pool, Portfolio, build_portfolio
-from trl_pafo.palm.pictures import _colours, draw_cells, draw_gap, draw_sizes, draw_usage
+from trl_pafo.palm.pictures import _colors, draw_cells, draw_gap, draw_sizes, draw_usage
 from trl_pafo.palm.regions import WeightRegion
 from trl_pafo.palm.serving import serve
 from trl_pafo.plotting import write_png
@@ -56,16 +56,16 @@ def test_the_cells_of_a_triangle_are_those_of_choose(three: Portfolio, tmp_path)
     assert "weights asked of the oracle" in texts(draw_cells(three))
 
 
-def test_cells_that_touch_have_different_colours(three: Portfolio) -> None:
+def test_cells_that_touch_have_different_colors(three: Portfolio) -> None:
     cells = WeightRegion.simplex(3).cells(three.values, np.zeros(len(three)))
-    colours = _colours(cells, 3)
+    colors = _colors(cells, 3)
     for place, mine in enumerate(cells):
         for other in range(place):
             theirs = cells[other]
             assert mine is not None
             assert theirs is not None
             shared = {tuple(p) for p in mine.points.round(8)} & {tuple(p) for p in theirs.points.round(8)}
-            assert len(shared) < 2 or colours[place] != colours[other]
+            assert len(shared) < 2 or colors[place] != colors[other]
 
 
 def test_two_rewards_are_lines(tmp_path) -> None:

@@ -64,7 +64,7 @@ def test_adapters_of_one_base(run, decoder, loaded, tmp_path):
         assert any("score" in name for name in names)
         assert all("lora_" in name or "score" in name for name in names)  # nothing of another adapter, nor of the base
     assert loaded == [["majority", "minority"]]
-    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
     assert not (folder / "base_model").exists()
 
 
@@ -108,7 +108,7 @@ def test_warm_teachers_go_on_from_the_adapter_of_all_groups(run, teacher_kind, m
 
     monkeypatch.setattr(Run, "_reward_trainer", learn_nothing)
     kind = {**LORA, "use_peft": True, "lora_dropout": 0.0}
-    run(kind=kind, methods=["personalized_bt", "oracle"], teacher_start="warm", teacher_kind=teacher_kind, max_steps=4)()
+    run(kind=kind, methods=["personalized_bt", "group_routed"], teacher_start="warm", teacher_kind=teacher_kind, max_steps=4)()
     shared, teacher = tmp_path / "run/models/personalized_bt", tmp_path / "run/teachers/minority"
     assert is_adapter(teacher) is (teacher_kind == "adapter")
     assert (teacher / "model.safetensors").exists() is (teacher_kind == "full")
@@ -137,7 +137,7 @@ def test_what_a_warm_start_trains(run, decoder, teacher_kind, tmp_path):
 
 
 def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, tmp_path):
-    options = {"methods": ["personalized_bt", "oracle"], "teacher_start": "warm"}
+    options = {"methods": ["personalized_bt", "group_routed"], "teacher_start": "warm"}
     run(kind=None, **options)()
     before = (tmp_path / "run/teachers/minority/model.safetensors").read_bytes()
     run(kind={**LORA, "use_peft": True}, teacher_kind="full", overwrite=True, **options)()
@@ -168,9 +168,9 @@ def test_the_kinds_of_student_and_teacher():
 @pytest.mark.parametrize(
     ("options", "kind", "match"),
     [
-        ({"load_in_4bit": True}, "auto", r"`load_in_4bit` quantises the base.*--teacher_kind adapter"),
-        ({"load_in_4bit": True, "dtype": "auto"}, "adapter", r"computes in a number format that --dtype names"),
-        ({"load_in_8bit": True, "use_peft": True}, "full", r"`load_in_8bit` quantises the base"),
+        ({"load_in_4bit": True}, "auto", r"`load_in_4bit` quantizes the base.*--teacher_kind adapter"),
+        ({"load_in_4bit": True, "dtype": "auto"}, "adapter", r"computes in a dtype that --dtype names"),
+        ({"load_in_8bit": True, "use_peft": True}, "full", r"`load_in_8bit` quantizes the base"),
         (
             {"use_peft": True, "lora_task_type": "TOKEN_CLS"},
             "auto",
@@ -183,7 +183,7 @@ def test_kinds_that_cannot_be(options, kind, match):
         student_model(ModelConfig(model_name_or_path="base", **options), kind)
 
 
-def test_without_the_package_that_quantises(monkeypatch):
+def test_without_the_package_that_quantizes(monkeypatch):
     monkeypatch.setattr(model_kinds, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"`load_in_4bit` needs a package that is not installed: pip install bitsandbytes"):
         student_model(ModelConfig(model_name_or_path="base", load_in_4bit=True), "adapter")
@@ -191,7 +191,7 @@ def test_without_the_package_that_quantises(monkeypatch):
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_a_quantised_base_takes_the_same_path(run, loaded, bits, tmp_path):
+def test_a_quantized_base_takes_the_same_path(run, loaded, bits, tmp_path):
     base = make_model("decoder", tmp_path / "base", hidden_size=64, intermediate_size=128)  # kernels want whole blocks
     results = run(model=base, kind={**LORA, bits: True, "dtype": "float32"}, teacher_kind="adapter")()
     folder = tmp_path / "run"
@@ -204,12 +204,12 @@ def test_a_quantised_base_takes_the_same_path(run, loaded, bits, tmp_path):
         model = load_reward_model(path)
         assert type(model.base_model.model.model.layers[0].mlp.up_proj).__name__ in ("Linear4bit", "Linear8bitLt")
         assert type(model.base_model.model.score.modules_to_save["default"]) is torch.nn.Linear
-    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
     assert not list(folder.rglob("plain"))
 
 
 @needs_bitsandbytes
-def test_teachers_stand_on_the_quantised_base_of_the_student(training, tmp_path):
+def test_teachers_stand_on_the_quantized_base_of_the_student(training, tmp_path):
     base = make_model("decoder", tmp_path / "base", hidden_size=64, intermediate_size=128)
     how = BitsAndBytesConfig(load_in_4bit=True)
     teachers = {}
@@ -228,12 +228,12 @@ def test_teachers_stand_on_the_quantised_base_of_the_student(training, tmp_path)
     )
     row = trainer.train_dataset[0]
     sides = [torch.tensor([row[side]]) for side in ("chosen_ids", "rejected_ids")]
-    quantised, plain = (
+    quantized, plain = (
         load_reward_model(teachers[row["group"]], quantization_config=how),
         load_reward_model(teachers[row["group"]]),
     )
     with torch.no_grad():
-        margins = [float(model(sides[0]).logits - model(sides[1]).logits) for model in (quantised, plain)]
+        margins = [float(model(sides[0]).logits - model(sides[1]).logits) for model in (quantized, plain)]
     assert row["teacher_margin"] == pytest.approx(margins[0], abs=1e-3)
     assert abs(margins[1] - margins[0]) > 0.01
     trainer.train()

@@ -42,7 +42,7 @@ def trained(monkeypatch) -> list[str]:
     return titles
 
 
-ALL = ["Bradley-Terry", "personalised BT", "Teacher of majority", "Teacher of minority", "PAFO"]
+ALL = ["Bradley-Terry", "personalized BT", "Teacher of majority", "Teacher of minority", "PAFO"]
 
 
 def test_run_writes_every_stage_and_the_second_run_skips_them(run, trained, tmp_path, capsys):
@@ -61,8 +61,8 @@ def test_run_writes_every_stage_and_the_second_run_skips_them(run, trained, tmp_
     for path, num_history in (("bradley_terry", 0), ("personalized_bt", 1), ("../teachers/minority", 1), ("pafo", 1)):
         record = remembered(AutoTokenizer.from_pretrained(folder / "models" / path))
         assert (record["inputs"], record["num_history"]) == ("messages", num_history)
-    assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "oracle"]
-    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+    assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "group_routed"]
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
     assert results["majority"] == "majority"
     assert not list(folder.rglob("*.partial"))
     again = run()()
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
     original = stages.PAFORewardTrainer.train
 
     def killed_in_the_student(self, *args, **kwargs):
-        if self._distils:
+        if self._distills:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -129,9 +129,9 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(run, trained, mo
     steps = []
 
     def killed_in_the_fourth(self, *args, **kwargs):
-        if self._distils:
+        if self._distills:
             steps.append(self.state.global_step)
-        if self._distils and len(steps) == 4:
+        if self._distills and len(steps) == 4:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -174,7 +174,7 @@ def test_a_damaged_model_is_not_used(run, trained, tmp_path):
         run(methods=["personalized_bt", "pafo"])()
     trained.clear()
     run(methods=["personalized_bt", "pafo"], overwrite=True)()
-    assert trained == ["personalised BT"]  # the same inputs: what was made from it is as good as before
+    assert trained == ["personalized BT"]  # the same inputs: what was made from it is as good as before
     assert weights.read_bytes() == whole
 
 
@@ -235,7 +235,7 @@ def test_without_a_better_teacher_the_shared_model_is_kept(run, trained, monkeyp
     assert verdict["differences"] == {key: {"value": 0.0, "low": 0.0, "high": 0.0} for key in ("majority", "minority")}
     assert (verdict["verdict"], verdict["sentence"]) == ("same", "The same model: nothing was distilled.")
     page = (tmp_path / "run/report.html").read_text()
-    assert "PAFO against personalised BT: same" in page
+    assert "PAFO against personalized BT: same" in page
     assert "The same model: nothing was distilled." in page
     assert "The same model: nothing was distilled." in (tmp_path / "run/models/pafo/README.md").read_text()
     assert "not shown to be better than the shared model" in (tmp_path / "run/results/results.md").read_text()
@@ -296,8 +296,8 @@ def test_held_out_pairs_are_in_no_training(run, tmp_path):
 def test_given_teachers_are_used_and_not_trained(run, trained, tmp_path):
     teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
     results = run(teachers=teachers)()
-    assert trained == ["Bradley-Terry", "personalised BT", "PAFO"]
-    assert "oracle" in results["methods"]
+    assert trained == ["Bradley-Terry", "personalized BT", "PAFO"]
+    assert "group_routed" in results["methods"]
 
 
 def test_given_teachers_must_read_what_the_student_reads(run, trained, tmp_path):
@@ -330,7 +330,7 @@ def test_warm_teachers_start_from_the_model_of_all_groups(run, monkeypatch):
 
 
 def test_a_small_group_gets_its_least_number_of_steps(run, tmp_path):
-    run(methods=["personalized_bt", "oracle"], max_steps=-1, num_train_epochs=1, teacher_min_steps=7)()
+    run(methods=["personalized_bt", "group_routed"], max_steps=-1, num_train_epochs=1, teacher_min_steps=7)()
     state = json.loads((tmp_path / "run/teachers/minority/trainer_state.json").read_text())
     assert state["global_step"] == 7  # 3 users with 4 pairs, batches of 4: 3 steps an epoch
     state = json.loads((tmp_path / "run/teachers/majority/trainer_state.json").read_text())
@@ -339,7 +339,7 @@ def test_a_small_group_gets_its_least_number_of_steps(run, tmp_path):
 
 def test_with_a_budget_of_tokens_no_teacher_is_cut_short(run, tmp_path):
     """A step has as many pairs as fit, so an epoch more steps than the batch size says."""
-    options = {"methods": ["personalized_bt", "oracle"], "max_steps": -1, "num_train_epochs": 1, "teacher_min_steps": 2}
+    options = {"methods": ["personalized_bt", "group_routed"], "max_steps": -1, "num_train_epochs": 1, "teacher_min_steps": 2}
     run(**options, max_tokens_per_batch=900)()
     state = json.loads((tmp_path / "run/teachers/majority/trainer_state.json").read_text())
     assert state["epoch"] == pytest.approx(1.0)
@@ -425,7 +425,7 @@ def test_first_layers_and_reward_head_are_the_same_for_all(run, tmp_path):
 def test_decoder_with_lora(run, decoder, tmp_path):
     results = run(model=decoder, kind={"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"]})()
     assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
-    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "oracle"}
+    assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
 
 
 def test_own_group_distillation_is_a_method(run, trained):

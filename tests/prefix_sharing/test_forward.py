@@ -1,4 +1,4 @@
-"""Rewards and gradients of shared rows are those of two rows: families, kernels, adapters, checkpointing, number formats."""
+"""Rewards and gradients of shared rows are those of two rows: families, kernels, adapters, checkpointing, dtypes."""
 
 import copy
 

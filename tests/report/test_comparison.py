@@ -29,7 +29,7 @@ def test_a_row_a_run(records):
     table = sections[0].tables[0]
     assert [row[0] for row in table["rows"]] == ["1. first", "2. second", "3. <third>", f"4. {records[3].name}"]
     verdict = records[1].results["verdicts"]["pafo"]["verdict"]
-    assert table["rows"][1][-1] == f"PAFO against personalised BT: {verdict}"
+    assert table["rows"][1][-1] == f"PAFO against personalized BT: {verdict}"
     assert table["rows"][0][4]["text"] == f"{records[0].methods['pafo']['accuracy/minority']['value']:.3f}".replace("0.", ".")
     assert table["rows"][3][1:] == [{"text": "-", "interval": ""}] * 4 + ["-"]
 
@@ -41,7 +41,7 @@ def test_the_picture_has_the_reference_and_the_model_of_every_run_with_two_group
     assert sorted(text.get_text() for text in axes.texts if text.get_text()) == ["1", "1", "2", "2", "3", "3"]
     places = [tuple(container[0].get_xydata()[0]) for container in axes.containers]
     assert places[3] == tuple(records[1].methods["pafo"][f"accuracy/{side}"]["value"] for side in ("majority", "minority"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["personalised BT", "PAFO"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["personalized BT", "PAFO"]
 
 
 def test_pair_by_pair_only_on_the_same_pairs(records):

@@ -23,7 +23,7 @@ def record(folder):
 def test_users_have_a_trend_for_the_reference_and_the_student(record):
     section = details.users(record)
     support = findings.support_of_pairs(record)
-    assert [row[0] for row in section.tables[0]["rows"]] == ["personalised BT", "PAFO"]
+    assert [row[0] for row in section.tables[0]["rows"]] == ["personalized BT", "PAFO"]
     trend = findings.support_means(record.rewards["pafo"], support)[1]
     assert section.tables[0]["rows"][1][1] == number(trend, signed=True)
     assert [picture.name for picture in section.pictures] == ["support_personalized_bt", "support_pafo"]

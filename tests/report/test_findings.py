@@ -65,8 +65,8 @@ def test_agreement():
 def test_teacher_margins_from_the_oracle_else_from_the_sample(record):
     rows, margins = findings.teacher_margins(record)
     assert rows.tolist() == list(range(68))
-    assert margins == pytest.approx(record.rewards["oracle"].margins)
-    del record.rewards["oracle"]
+    assert margins == pytest.approx(record.rewards["group_routed"].margins)
+    del record.rewards["group_routed"]
     rows, margins = findings.teacher_margins(record)
     seen = record.inspection
     own = [i for i in range(len(seen["row"])) if seen["shown"][i] == seen["group"][i]]
@@ -96,7 +96,7 @@ def test_history_use_against_a_plain_loop(record):
 def test_history_use_without_borrowed_histories(record):
     record.inspection["shown"][:] = ""
     assert findings.history_use(record, "pafo") is None
-    assert findings.history_use(record, "oracle") is None
+    assert findings.history_use(record, "group_routed") is None
 
 
 @pytest.fixture
@@ -157,11 +157,11 @@ def test_clip():
 
 
 def test_headroom_follows_the_oracle(record):
-    record.results["verdicts"]["oracle"] = {"differences": {"a": {"low": 0.1}, "b": {"low": -0.1}}}
-    assert findings.headroom(record).endswith("beat personalised BT for a.")
-    record.results["verdicts"]["oracle"] = {"differences": {"a": {"low": 0.0}}}
-    assert findings.headroom(record).startswith("There may be nothing to distil")
-    del record.results["verdicts"]["oracle"]
+    record.results["verdicts"]["group_routed"] = {"differences": {"a": {"low": 0.1}, "b": {"low": -0.1}}}
+    assert findings.headroom(record).endswith("beat personalized BT for a.")
+    record.results["verdicts"]["group_routed"] = {"differences": {"a": {"low": 0.0}}}
+    assert findings.headroom(record).startswith("There may be nothing to distill")
+    del record.results["verdicts"]["group_routed"]
     assert findings.headroom(record) is None
 
 

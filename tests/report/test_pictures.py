@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from trl_pafo.plotting import COLOURS, GROUP_COLOURS
+from trl_pafo.plotting import COLORS, GROUP_COLORS
 from trl_pafo.report import pictures
 
 LONG = "people who travel by train and like $x$ & <b>"
@@ -32,7 +32,7 @@ def test_group_bars_have_the_numbers_lengths():
     figure = pictures.draw_group_accuracy(accuracies, {"A": 0, "B": 2})
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.9, 0.95, 0.3, 1.0]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:2]] == [COLOURS[0], COLOURS[2]]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:2]] == [COLORS[0], COLORS[2]]
     ends = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] != line.get_xdata()[1]]
     assert sorted(map(tuple, ends))[0] == pytest.approx((0.25, 0.35))
     assert "1.000" in [text.get_text() for text in axes.texts]
@@ -55,12 +55,12 @@ def test_any_number_of_groups_fits(number):
 def test_differences_show_zero_and_every_interval():
     differences = {
         "PAFO": {"rail": {"value": 0.2, "low": 0.1, "high": 0.4}, "road": {"value": -0.01, "low": -0.03, "high": 0.01}},
-        "oracle": {"rail": {"value": 0.3, "low": 0.2, "high": 0.45}},
+        "group_routed": {"rail": {"value": 0.3, "low": 0.2, "high": 0.45}},
     }
-    axes = pictures.draw_differences(differences, {"PAFO": 2, "oracle": 3}, "BT").axes[0]
+    axes = pictures.draw_differences(differences, {"PAFO": 2, "group_routed": 3}, "BT").axes[0]
     low, high = axes.get_xlim()
     assert low < -0.03 <= 0 <= 0.45 < high
-    assert [text.get_text() for text in axes.texts] == ["PAFO", "oracle"]
+    assert [text.get_text() for text in axes.texts] == ["PAFO", "group_routed"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rail", "road", "rail"]
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("None", None, "")]
     assert dots == [0.2, -0.01, 0.3]
@@ -136,11 +136,11 @@ def test_states_that_do_not_vary_are_no_error(states):
     assert np.isfinite(shares).all()
 
 
-def test_hidden_states_colour_the_history_and_mark_the_pair():
+def test_hidden_states_color_the_history_and_mark_the_pair():
     group, shown = ["rail", "rail", "road", "road"], ["rail", "road", "rail", "road"]
     figure = pictures.draw_hidden_states(np.eye(4), group, shown, ["rail", "road"])
     drawn = [c for c in figure.axes[0].collections if len(c.get_offsets())]
-    assert [to_hex(c.get_facecolor()[0]).upper() for c in drawn] == [GROUP_COLOURS[0]] * 2 + [GROUP_COLOURS[1]] * 2
+    assert [to_hex(c.get_facecolor()[0]).upper() for c in drawn] == [GROUP_COLORS[0]] * 2 + [GROUP_COLORS[1]] * 2
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == ["history of rail", "history of road", "pair of rail", "pair of road"]
     bare = pictures.draw_hidden_states(np.eye(4), group, [""] * 4, ["rail", "road"])

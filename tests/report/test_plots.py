@@ -20,9 +20,9 @@ def at(majority, minority, name, reach=0.02):
 
 POINTS = [
     at(0.97, 0.60, "Bradley-Terry"),
-    at(0.98, 0.44, "personalised BT"),
+    at(0.98, 0.44, "personalized BT"),
     at(0.97, 0.93, "PAFO"),
-    at(0.975, 0.97, "oracle (knows the group)"),
+    at(0.975, 0.97, "group-routed teachers"),
 ]
 CROWD = [at(0.66 + 0.004 * i, 0.5 + 0.01 * (i % 3), f"method number {i}") for i in range(9)]
 
@@ -48,7 +48,7 @@ def labels_of(figure):
 def test_picture_is_1200_pixels_wide_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "plot.png"
     path.write_bytes(b"old")
-    plot_majority_minority(POINTS, path, reference="personalised BT", title="Styles")
+    plot_majority_minority(POINTS, path, reference="personalized BT", title="Styles")
     picture = imread(path)
     assert picture.shape[1] == 1200
     assert picture[..., :3].std() > 0.02
@@ -117,7 +117,7 @@ def test_an_interval_that_is_not_known_has_no_bar(tmp_path, drawn):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Accuracy, road", "Accuracy, rail")
 
 
-def test_methods_differ_in_colour_and_marker(tmp_path, drawn):
+def test_methods_differ_in_color_and_marker(tmp_path, drawn):
     plot_majority_minority([at(0.5 + i / 100, 0.5, str(i)) for i in range(30)], tmp_path / "plot.png", reference=None)
     lines = [container[0] for container in drawn[0].axes[0].containers]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 30

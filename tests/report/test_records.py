@@ -23,7 +23,7 @@ def test_a_whole_run(whole):
     assert record.rewards["pafo"].correct.mean() == pytest.approx(record.methods["pafo"]["overall"]["value"])
     assert len(record.pairs) == len(record.rewards["pafo"].user) == 17 * 4
     assert record.trainings == {
-        name: LOG for name in ("Bradley-Terry", "personalised BT", "PAFO", "teacher of majority", "teacher of minority")
+        name: LOG for name in ("Bradley-Terry", "personalized BT", "PAFO", "teacher of majority", "teacher of minority")
     }
     assert set(record.missing) == {"inspection"}
 
@@ -38,12 +38,12 @@ def test_inspection_is_read(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     folder = make_run(tmp_path / "run")
-    for name in ("manifest.json", "data/test.parquet", "results/oracle.jsonl", "models/pafo/trainer_state.json"):
+    for name in ("manifest.json", "data/test.parquet", "results/group_routed.jsonl", "models/pafo/trainer_state.json"):
         (folder / name).unlink()
     record = read_record(folder)
-    assert set(record.missing) == {"manifest", "pairs", "rewards/oracle", "training/PAFO", "inspection"}
+    assert set(record.missing) == {"manifest", "pairs", "rewards/group_routed", "training/PAFO", "inspection"}
     assert record.pairs is None
-    assert list(record.trainings) == ["Bradley-Terry", "personalised BT"]
+    assert list(record.trainings) == ["Bradley-Terry", "personalized BT"]
 
 
 def test_rewards_and_texts_of_other_pairs_are_left_out(tmp_path):

@@ -50,7 +50,7 @@ def test_the_verdict_stands_first_in_its_own_words(record):
     section = sections.answer(record)
     verdict = record.results["verdicts"]["pafo"]
     assert section.verdict["sentence"] == verdict["sentence"]
-    assert section.verdict["word"] == f"PAFO against personalised BT: {verdict['verdict']}"
+    assert section.verdict["word"] == f"PAFO against personalized BT: {verdict['verdict']}"
     assert section.verdict["meaning"]
     assert any(line.startswith("Bradley-Terry: ") for line in section.points)
     assert not any(line.startswith("PAFO: ") for line in section.points)
@@ -69,7 +69,7 @@ def test_the_table_holds_the_summaries(record):
     assert table["header"] == ["method", "overall", "majority", "minority", "gap", "worst 10 % of users", "Gini"]
     counts, *rows = table["rows"]
     assert [counts[0], *(cell["text"] for cell in counts[1:])] == ["users, pairs", "17, 68", "12, 48", "5, 20", "", "", ""]
-    assert [row[0] for row in rows] == ["Bradley-Terry", "personalised BT", "PAFO", "oracle (knows the group)"]
+    assert [row[0] for row in rows] == ["Bradley-Terry", "personalized BT", "PAFO", "group-routed teachers"]
     keys = ("overall", "accuracy/majority", "accuracy/minority", "difference", "user_worst_decile", "user_gini")
     assert rows[2][1:] == [number(record.methods["pafo"][key]) for key in keys]
     assert "68 test pairs of 17 users" in table["note"]
@@ -91,7 +91,7 @@ def test_what_the_trial_of_the_teachers_found_is_told(record):
     assert {"Teacher of a: better.", "of b: not."} <= set(points)
     assert not any("nothing was distilled" in line for line in points)
     record.results["teachers"][0]["better"] = False
-    assert any("nothing was distilled: PAFO is personalised BT." in line for line in sections.answer(record).points)
+    assert any("nothing was distilled: PAFO is personalized BT." in line for line in sections.answer(record).points)
     record.results["teachers"][0]["better"] = None
     assert any("could not be judged, so nothing was distilled" in line for line in sections.answer(record).points)
 

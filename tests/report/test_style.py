@@ -5,7 +5,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from trl_pafo.plotting import COLOURS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
+from trl_pafo.plotting import COLORS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
 
 EVIL = "<script>alert('x')</script> & -- cost $a$"
 
@@ -14,17 +14,17 @@ EVIL = "<script>alert('x')</script> & -- cost $a$"
 def figure():
     figure = new_figure(height=3)
     axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color=COLOURS[1], marker="o", markeredgecolor=PAPER)
-    axes.fill_between([0, 1], 1, color=COLOURS[0], alpha=0.2)
+    axes.plot([0, 1], [0, 1], color=COLORS[1], marker="o", markeredgecolor=PAPER)
+    axes.fill_between([0, 1], 1, color=COLORS[0], alpha=0.2)
     axes.set_title(EVIL, color=TEXT, parse_math=False)
     return figure
 
 
-def test_colours_and_font_are_those_of_the_page(figure):
+def test_colors_and_font_are_those_of_the_page(figure):
     svg = as_svg(figure, "one", "what it shows")
     assert not re.search(r"#[0-9a-f]{6}", svg, re.I)
-    for colour in (COLOURS[0], COLOURS[1], TEXT, PAPER):
-        assert f"var({VARIABLES[colour]})" in svg
+    for color in (COLORS[0], COLORS[1], TEXT, PAPER):
+        assert f"var({VARIABLES[color]})" in svg
     assert "DejaVu" not in svg
     assert "var(--chart-font)" in svg
 

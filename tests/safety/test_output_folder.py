@@ -66,7 +66,9 @@ def test_groups_of_any_name_have_teachers_of_their_own(inside, training, tmp_pat
     path.write_text("\n".join(map(json.dumps, rows)))
     base = make_model("encoder", tmp_path_factory.mktemp("models") / "base")
     args = PAFOConfig(str(inside / "run"), **{**training, "max_steps": 1, "max_length": 128}, num_history=1)
-    options = RunArguments(source="files", data_path=str(path), methods=["bradley_terry", "oracle"], reference="bradley_terry")
+    options = RunArguments(
+        source="files", data_path=str(path), methods=["bradley_terry", "group_routed"], reference="bradley_terry"
+    )
     options.num_resamples = 2
     run = Run(options, args, ModelConfig(model_name_or_path=base))
     run()

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.safe_loading import check_model_folder, safe_init_kwargs
 from trl_pafo.models.scoring import load_reward_model, local_folder
 from trl_pafo.palm.oracles_decoding import MixedPolicy
@@ -114,7 +114,7 @@ def test_a_run_does_not_start_from_it(mark, tmp_path, decoder):
     (folder / "model.safetensors").unlink()
     torch.save(Payload(mark), folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=REFUSED):
-        materialise_model(str(folder), tmp_path / "base", 1, seed=0)
+        materialize_model(str(folder), tmp_path / "base", 1, seed=0)
 
 
 @pytest.mark.parametrize("as_teacher", [False, True], ids=["student", "teacher"])

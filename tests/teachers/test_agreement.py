@@ -16,7 +16,7 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
 
 
-def test_only_labelled_pairs_of_the_own_group_count():
+def test_only_labeled_pairs_of_the_own_group_count():
     agreement = TeacherAgreement(["a", "b", "c"])
     agreement.add(
         torch.tensor([1.0, -3.0, 0.0, 5.0, 7.0]),
@@ -36,7 +36,7 @@ def test_without_groups_all_rows_are_counted_together():
     agreement.add(torch.tensor([1.0, 2.0, -6.0]))
     assert agreement.reduce() == {"teacher_accuracy": pytest.approx(2 / 3), "teacher_margin": -1.0}
     assert str(agreement.found[0]) == (
-        "The teacher margins prefer the chosen response in 66.7% of all 3 labelled pairs (mean margin -1.000)"
+        "The teacher margins prefer the chosen response in 66.7% of all 3 labeled pairs (mean margin -1.000)"
     )
 
 
@@ -51,7 +51,7 @@ def test_sums_of_all_processes_are_added_up_and_each_group_is_told_once(caplog):
         agreement.reduce()
         agreement.reduce()
     (record,) = caplog.records
-    assert "The teacher of a prefers the chosen response in 0.0% of its group's 1 labelled pairs" in record.getMessage()
+    assert "The teacher of a prefers the chosen response in 0.0% of its group's 1 labeled pairs" in record.getMessage()
     assert "given to one another's groups" in record.getMessage()
 
 
@@ -64,7 +64,7 @@ def teachers(tmp_path) -> dict[str, AutoModelForSequenceClassification]:
 
 
 @pytest.fixture
-def labelled(decoder, training, teachers, tmp_path) -> Dataset:
+def labeled(decoder, training, teachers, tmp_path) -> Dataset:
     """Pairs whose labels are those of the teachers of their groups."""
     rows = make_pairs(history=0)
     trainer = PAFORewardTrainer(
@@ -95,22 +95,22 @@ def logged(trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-def test_swapped_teachers_are_told_before_the_training(labelled, teachers, train, caplog):
+def test_swapped_teachers_are_told_before_the_training(labeled, teachers, train, caplog):
     """The labels of each group are those of its own teacher."""
-    right = train(labelled, teachers)
+    right = train(labeled, teachers)
     assert [found.share for found in right.teacher_agreement] == [1.0, 1.0]
     assert logged(right, "teacher_accuracy/minority") == [1.0]  # once: it does not change
     assert logged(right, "teacher_margin/minority")[0] > 0
     assert "Likely causes" not in caplog.text
     margins = np.asarray(right.train_dataset["teacher_margin"][:])
-    minority = np.asarray(labelled["group"][:]) == "minority"
+    minority = np.asarray(labeled["group"][:]) == "minority"
     assert right.teacher_agreement[1].margin == pytest.approx(margins[minority].mean(), abs=rounding(margins))
-    flipped = labelled.rename_columns({"chosen": "rejected", "rejected": "chosen"})
+    flipped = labeled.rename_columns({"chosen": "rejected", "rejected": "chosen"})
     wrong = train(flipped, teachers)
     assert [found.share for found in wrong.teacher_agreement] == [0.0, 0.0]
     for group in ("majority", "minority"):
         assert f"The teacher of {group} prefers the chosen response in 0.0% of its group's" in caplog.text
-    swapped = train(labelled, {"majority": teachers["minority"], "minority": teachers["majority"]})
+    swapped = train(labeled, {"majority": teachers["minority"], "minority": teachers["majority"]})
     assert min(found.share for found in swapped.teacher_agreement) < 1.0
 
 
@@ -127,8 +127,8 @@ def test_margins_of_a_column_are_judged_too(train, caplog):
     assert "The teacher of majority prefers" not in caplog.text
 
 
-def test_a_stream_is_judged_by_what_was_scored(labelled, teachers, train, caplog):
-    flipped = labelled.rename_columns({"chosen": "rejected", "rejected": "chosen"}).shuffle(seed=0)
+def test_a_stream_is_judged_by_what_was_scored(labeled, teachers, train, caplog):
+    flipped = labeled.rename_columns({"chosen": "rejected", "rejected": "chosen"}).shuffle(seed=0)
     trainer = train(flipped.to_iterable_dataset(), teachers)
     shares = [logged(trainer, f"teacher_accuracy/{group}") for group in ("majority", "minority")]
     assert len(shares[0]) == 4  # three steps and the end
@@ -146,13 +146,13 @@ def test_a_stream_of_margins(train):
     assert [(found.group, found.share) for found in trainer.teacher_agreement] == [(None, 1.0)]
 
 
-def test_a_resumed_training_does_not_say_it_twice(labelled, teachers, train, tmp_path):
-    train(labelled, teachers, max_steps=2, save_steps=2, save_strategy="steps")
-    trainer = train(labelled, teachers, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
+def test_a_resumed_training_does_not_say_it_twice(labeled, teachers, train, tmp_path):
+    train(labeled, teachers, max_steps=2, save_steps=2, save_strategy="steps")
+    trainer = train(labeled, teachers, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
     assert [entry["step"] for entry in trainer.state.log_history if "teacher_accuracy/majority" in entry] == [1]
     assert trainer.state.global_step == 4
     swapped = {"majority": teachers["minority"], "minority": teachers["majority"]}
-    trainer = train(labelled, swapped, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
+    trainer = train(labeled, swapped, resume=str(tmp_path / "out/checkpoint-2"), max_steps=4)
     assert [entry["step"] for entry in trainer.state.log_history if "teacher_accuracy/majority" in entry] == [1, 3]
     assert logged(trainer, "teacher_margin/majority")[-1] == trainer.teacher_agreement[0].margin
 

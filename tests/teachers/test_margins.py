@@ -19,7 +19,7 @@ from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.teachers import margins as module
 from trl_pafo.teachers.loaded import TeacherModels
 from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
-from trl_pafo.teachers.teacher import QuantisedBase, Teacher, as_teachers, check_teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
 
 
 @pytest.fixture
@@ -228,8 +228,8 @@ def test_adapter_as_teacher(rows, folders, compute, tmp_path):
         assert got[i] == pytest.approx(chosen - rejected, abs=rounding(chosen, rejected))
 
 
-def test_the_quantisation_of_the_base_is_part_of_the_key(rows, folders, compute, tmp_path, monkeypatch):
-    """Margins on the base as it is are not those on the student's quantised one."""
+def test_the_quantization_of_the_base_is_part_of_the_key(rows, folders, compute, tmp_path, monkeypatch):
+    """Margins on the base as it is are not those on the student's quantized one."""
     model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
     get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     teachers = {"a": str(tmp_path / "adapter"), "b": folders["b"]}
@@ -242,9 +242,9 @@ def test_the_quantisation_of_the_base_is_part_of_the_key(rows, folders, compute,
     monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", load)
     compute(rows, teachers)
     assert given == [("adapter", None), ("b", None)]
-    base = QuantisedBase(folders["a"], BitsAndBytesConfig(load_in_4bit=True))
-    compute(rows, teachers, quantised=base)
-    compute(rows, teachers, quantised=base)
+    base = QuantizedBase(folders["a"], BitsAndBytesConfig(load_in_4bit=True))
+    compute(rows, teachers, quantized=base)
+    compute(rows, teachers, quantized=base)
     assert given[2:] == [("adapter", True)]
 
 
@@ -286,11 +286,11 @@ def test_broken_teacher_raises(rows, folders, compute):
         compute(rows)
 
 
-def test_scale_is_the_root_mean_square_of_the_labelled_rows():
+def test_scale_is_the_root_mean_square_of_the_labeled_rows():
     margins = np.array([10.0, -10.0, 1.0, -1.0, 99.0])
     group = np.array(["a", "a", "b", "b", "b"])
-    labelled = np.array([True, True, True, True, False])
-    scaled = scale_margins(margins, group, labelled)
+    labeled = np.array([True, True, True, True, False])
+    scaled = scale_margins(margins, group, labeled)
     pooled = np.sqrt((100 + 100 + 1 + 1) / 4)
     np.testing.assert_allclose(scaled, [pooled, -pooled, pooled, -pooled, 99 * pooled], rtol=1e-6)
 

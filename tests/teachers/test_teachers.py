@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.errors import TeacherError
-from trl_pafo.teachers.teacher import QuantisedBase, Teacher, as_teachers, check_inputs, check_teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_inputs, check_teacher
 
 
 @pytest.fixture
@@ -137,37 +137,37 @@ def test_an_adapter_fits_like_its_base(decoder, adapter):
     check_teacher(Teacher("a", adapter), AutoTokenizer.from_pretrained(decoder))
 
 
-class TestQuantisedBase:
-    """What a student's quantised base (QLoRA) means for teachers. (With bitsandbytes itself: test_model_kinds.py)"""
+class TestQuantizedBase:
+    """What a student's quantized base (QLoRA) means for teachers. (With bitsandbytes itself: test_model_kinds.py)"""
 
     HOW = {"load_in_4bit": True}
 
     def test_adapters_of_the_same_base_are_loaded_as_it_is(self, decoder, adapter):
-        base = QuantisedBase(decoder, self.HOW)
+        base = QuantizedBase(decoder, self.HOW)
         found = base.config_for(Teacher("a", adapter))
         assert found == self.HOW
         assert found is not self.HOW  # loading writes into it
-        assert QuantisedBase(f"{decoder}/../{Path(decoder).name}", self.HOW).config_for(Teacher("a", adapter)) == self.HOW
+        assert QuantizedBase(f"{decoder}/../{Path(decoder).name}", self.HOW).config_for(Teacher("a", adapter)) == self.HOW
 
     def test_other_bases_and_full_models_are_not(self, decoder, adapter, tmp_path):
         other = make_model("decoder", tmp_path / "other")
-        assert QuantisedBase(other, self.HOW).config_for(Teacher("a", adapter)) is None
-        assert QuantisedBase(decoder, self.HOW).config_for(Teacher("a", decoder)) is None
+        assert QuantizedBase(other, self.HOW).config_for(Teacher("a", adapter)) is None
+        assert QuantizedBase(decoder, self.HOW).config_for(Teacher("a", decoder)) is None
 
-    def test_a_base_that_was_saved_quantised_is_taken_as_it_is(self, decoder, adapter, tmp_path):
-        base = Path(shutil.copytree(decoder, tmp_path / "quantised"))
+    def test_a_base_that_was_saved_quantized_is_taken_as_it_is(self, decoder, adapter, tmp_path):
+        base = Path(shutil.copytree(decoder, tmp_path / "quantized"))
         config = json.loads((base / "config.json").read_text())
         (base / "config.json").write_text(json.dumps({**config, "quantization_config": self.HOW}))
         settings = json.loads((Path(adapter) / "adapter_config.json").read_text())
         (Path(adapter) / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
-        assert QuantisedBase(str(base), self.HOW).config_for(Teacher("a", adapter)) is None
+        assert QuantizedBase(str(base), self.HOW).config_for(Teacher("a", adapter)) is None
 
     def test_of_a_student(self, decoder):
         model = AutoModelForSequenceClassification.from_pretrained(decoder)
-        assert QuantisedBase.of(model) is None
+        assert QuantizedBase.of(model) is None
         model.hf_quantizer, model.config.quantization_config = object(), self.HOW
         adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
-        assert QuantisedBase.of(adapted) == QuantisedBase(decoder, self.HOW)
+        assert QuantizedBase.of(adapted) == QuantizedBase(decoder, self.HOW)
 
 
 def inputs_of(what: str = "messages", num_history: int | None = 2, max_tokens: int | None = None, fields=("chosen",)) -> dict:

@@ -113,7 +113,7 @@ def test_every_epoch_mixes_other_pairs_and_other_batches():
     sampler.set_epoch(1)
     second = list(sampler)
     same = {frozenset(batch) for batch in first} & {frozenset(batch) for batch in second}
-    assert len(same) < 0.1 * len(first)  # few of the longest pairs have others of like length
+    assert len(same) < 0.1 * len(first)  # few of the longest pairs have others of similar length
     longest = [lengths[batch].max() for batch in second]
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # the order of the batches is drawn
     other = list(TokenBudgetBatchSampler(lengths, 8192, max_pairs=32, seed=1))

@@ -36,7 +36,7 @@ def test_each_row_brings_its_margin_and_label():
     assert "group_id" not in batch
 
 
-def test_rows_without_has_label_are_all_labelled():
+def test_rows_without_has_label_are_all_labeled():
     batch = DataCollatorForGroupPreference(pad_token_id=0)(without("has_label"))
     torch.testing.assert_close(batch["has_label"], torch.tensor([True, True, True]))
 

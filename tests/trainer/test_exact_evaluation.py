@@ -129,13 +129,13 @@ def fill(sums: PairSums, rows: list[dict], groups: list[str], parts=None) -> Non
     )
 
 
-labelled_row = st.fixed_dictionaries(
+labeled_row = st.fixed_dictionaries(
     {"chosen": reward, "rejected": reward, "label": st.booleans(), "group": st.sampled_from(["a", "b", "other"])}
 )
 
 
 @settings(max_examples=50, deadline=None)
-@given(batches=st.lists(st.lists(labelled_row, min_size=1, max_size=5), min_size=1, max_size=4))
+@given(batches=st.lists(st.lists(labeled_row, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_sums_of_steps_equal_a_plain_loop(batches):
     groups = ["b", "a", "never"]
     sums = PairSums(groups)
@@ -153,24 +153,24 @@ def test_sums_of_steps_equal_a_plain_loop(batches):
     def mean(values):
         return sum(values) / len(values) if values else math.nan
 
-    labelled = [row for row in rows if row["label"]]
-    right = [1.0 if r["chosen"] > r["rejected"] else 0.5 if r["chosen"] == r["rejected"] else 0.0 for r in labelled]
+    labeled = [row for row in rows if row["label"]]
+    right = [1.0 if r["chosen"] > r["rejected"] else 0.5 if r["chosen"] == r["rejected"] else 0.0 for r in labeled]
     rewards = [row[side] for row in rows for side in ("chosen", "rejected")]
     expected = {
         "min_reward": min(rewards),
         "mean_reward": mean(rewards),
         "max_reward": max(rewards),
         "accuracy": mean(right),
-        "margin": mean([row["chosen"] - row["rejected"] for row in labelled]),
+        "margin": mean([row["chosen"] - row["rejected"] for row in labeled]),
         # Means over all rows are sums over those that count, which are fewer.
         "bradley_terry_loss": sum(n * len(batch) for n, batch in enumerate(batches) if any(row["label"] for row in batch))
-        / len(labelled)
-        if labelled
+        / len(labeled)
+        if labeled
         else math.nan,
         "distillation_loss": 4.0,
     }
     for group in groups:
-        expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labelled, strict=True) if row["group"] == group])
+        expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labeled, strict=True) if row["group"] == group])
     assert metrics == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 

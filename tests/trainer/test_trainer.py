@@ -235,8 +235,8 @@ def first_log(trainer, batch) -> dict:
     return logs
 
 
-def test_logged_accuracy_is_of_labelled_rows_alone(trainer):
-    """Nobody labelled the counterfactual rows; they must not enter the accuracy."""
+def test_logged_accuracy_is_of_labeled_rows_alone(trainer):
+    """Nobody labeled the counterfactual rows; they must not enter the accuracy."""
     batch = next(iter(trainer.get_train_dataloader()))
     half = len(batch["input_ids"]) // 2
     batch["has_label"] = torch.tensor([True] + [False] * (half - 1))

@@ -1,4 +1,4 @@
-"""How well anybody could predict these labels: leave-one-out agreement of people who judged the same pairs. (Ours.)
+"""How well anybody could predict these labels: leave-one-out agreement of people who judged the same pairs. (Not from the paper.)
 
 **The ceiling.** For each vote, the others who judged the same pair take a majority vote; the noise ceiling is the share of
 votes that it predicts, a tie for one half. A model that does not see the user cannot do better than the majority of *all*

@@ -23,7 +23,7 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
 
     Each text is cut at 128 tokens; its hidden states at the depths 0, 1/3, 2/3 and 1 of the model are averaged over tokens, each
     dimension is divided by its standard deviation over the different texts, and each depth by the mean length of its vectors. The
-    logarithm of the number of tokens (before cutting), standardised too, comes last.
+    logarithm of the number of tokens (before cutting), standardized too, comes last.
 
     Args:
         texts (`Sequence[str]`):
@@ -66,13 +66,13 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
             bar.update(len(rows))
     pooled = np.full((len(ids), len(_DEPTHS), states[0].shape[-1]), np.nan)
     pooled[order] = np.concatenate(states)
-    blocks = [_standardised(pooled[:, depth]) for depth in range(len(_DEPTHS))]
+    blocks = [_standardized(pooled[:, depth]) for depth in range(len(_DEPTHS))]
     lengths = np.log([[len(tokens)] for tokens in ids])
-    features = np.concatenate([*blocks, _LENGTH_WEIGHT * _standardised(lengths)], axis=1)
+    features = np.concatenate([*blocks, _LENGTH_WEIGHT * _standardized(lengths)], axis=1)
     return features[[place[text] for text in texts]]
 
 
-def _standardised(block: FloatArray) -> FloatArray:
+def _standardized(block: FloatArray) -> FloatArray:
     spread = block.std(axis=0)
     scaled = (block - block.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
     return scaled / max(float(np.sqrt((scaled**2).sum(axis=1).mean())), 1e-9)

@@ -1,10 +1,10 @@
-"""What a teacher of its own would gain for each group over a shared personalised model, by quick probes. (Ours.)
+"""What a teacher of its own would gain for each group over a shared personalized model, by quick probes. (Not from the paper.)
 
 Three probes ([`~trl_pafo.audit.probes`]) are fitted again and again, each time without a part of the users and a part of the prompts, and
 judged on pairs of exactly these: `no_history` and `shared` on everybody's pairs, `teacher` on the pairs of one group. The *headroom* of a
 group is the accuracy of its teacher minus that of the shared probe. Positive headroom says that the group's preferences are in
 its own pairs, and that a model of everybody's pairs does not find them, although it sees each user's history: this is what PAFO
-can distil. Without headroom there is nothing to distil.
+can distill. Without headroom there is nothing to distill.
 
 The interval is over users ([`~trl_pafo.metrics.compare`]): it says what other users would give, not other training pairs.
 """

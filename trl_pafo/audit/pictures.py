@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUPPORT, ACCURACY, HEADROOM = "support.png", "accuracy_by_support.png", "headroom.png"
-# Okabe and Ito's colours, told apart by colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_TEXT, _GREY = "#333333", "#888888"
+# Okabe and Ito's colors, told apart by color-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_TEXT, _GRAY = "#333333", "#888888"
 _SIZE_INCHES = (8.0, 5.4)
 _DPI = 150
 
@@ -46,7 +46,7 @@ def draw_support(result: dict[str, Any], path: Path) -> None:
             width=np.diff(edges),
             bottom=bottom,
             align="edge",
-            color=_COLOURS[number % len(_COLOURS)],
+            color=_COLORS[number % len(_COLORS)],
             edgecolor="white",
             linewidth=0.8,
             label=f"{name}: {int(counts.sum()):,} users",
@@ -88,13 +88,13 @@ def draw_accuracy(result: dict[str, Any], path: Path) -> None:
         axes.plot(
             ends,
             trend["intercept"] + slope * ends,
-            color=_COLOURS[1],
+            color=_COLORS[1],
             linewidth=2,
             label=f"trend; Spearman {interval(value, True)}",
             zorder=3,
         )
     middle = [entry["mean"] for entry in bins]
-    _bars(axes, middle, [entry["accuracy"] for entry in bins], _COLOURS[0], "o", "accuracy, 95 % over users")
+    _bars(axes, middle, [entry["accuracy"] for entry in bins], _COLORS[0], "o", "accuracy, 95 % over users")
     capped = [(entry["mean"], entry["ceiling"]) for entry in bins if entry.get("ceiling")]
     noise = result["noise"]
     if capped:
@@ -105,7 +105,7 @@ def draw_accuracy(result: dict[str, Any], path: Path) -> None:
     elif "known" in noise:
         label = f"noise ceiling, known: {format_number(noise['known'])}"
         axes.axhline(noise["known"], color="#009E73", linewidth=1.6, linestyle=(0, (4, 2)), label=label, zorder=1)
-    axes.axhline(0.5, color=_GREY, linewidth=1.1, linestyle=(0, (1, 2)), label="a coin", zorder=1)
+    axes.axhline(0.5, color=_GRAY, linewidth=1.1, linestyle=(0, (1, 2)), label="a coin", zorder=1)
     axes.set_xlim(max(low - 2 * room, -0.02 - room), min(high + 2 * room, 1.02 + room))
     axes.set_ylim(-0.04, 1.05)
     axes.set_xlabel("Support rate of the user's preferences", fontsize=12, color=_TEXT)
@@ -121,13 +121,13 @@ def draw_headroom(headroom: dict[str, Any], path: Path) -> None:
     axes, save = _figure(path, width=max(_SIZE_INCHES[0], 2.7 * len(names)))
     kinds = (
         ("no_history", "shared, no history", "#BBBBBB"),
-        ("shared", "shared, sees the history", _COLOURS[0]),
-        ("teacher", "teacher of the group's own", _COLOURS[1]),
+        ("shared", "shared, sees the history", _COLORS[0]),
+        ("teacher", "teacher of the group's own", _COLORS[1]),
     )
-    for number, (kind, label, colour) in enumerate(kinds):
+    for number, (kind, label, color) in enumerate(kinds):
         places = np.arange(len(names)) + 0.26 * (number - 1)
         heights = [headroom["groups"][name][kind] for name in names]
-        axes.bar(places, heights, width=0.24, color=colour, label=label, zorder=2)
+        axes.bar(places, heights, width=0.24, color=color, label=label, zorder=2)
         for x, height in zip(places, heights, strict=True):
             axes.annotate(
                 format_number(height),
@@ -141,7 +141,7 @@ def draw_headroom(headroom: dict[str, Any], path: Path) -> None:
                 bbox={"facecolor": "white", "linewidth": 0, "pad": 0.8},
                 zorder=4,
             )
-    axes.axhline(0.5, color=_GREY, linewidth=1.1, linestyle=(0, (1, 2)), label="a coin", zorder=3)
+    axes.axhline(0.5, color=_GRAY, linewidth=1.1, linestyle=(0, (1, 2)), label="a coin", zorder=3)
     labels = [f"{name}\n{g['num_users']:,} users\nheadroom {interval(g['gain'], True)}" for name, g in headroom["groups"].items()]
     axes.set_xticks(np.arange(len(names)), labels, fontsize=11, parse_math=False)
     axes.set_xlim(-0.6, len(names) - 0.4)
@@ -152,13 +152,13 @@ def draw_headroom(headroom: dict[str, Any], path: Path) -> None:
     save()
 
 
-def _bars(axes: "Axes", x: list[float], numbers: list[dict[str, float]], colour: str, marker: str, label: str) -> None:
+def _bars(axes: "Axes", x: list[float], numbers: list[dict[str, float]], color: str, marker: str, label: str) -> None:
     value, low, high = (np.array([number[key] for number in numbers], dtype=np.float64) for key in ("value", "low", "high"))
     axes.errorbar(
         x,
         value,
         yerr=[value - low, high - value],
-        color=colour,
+        color=color,
         marker=marker,
         markersize=8,
         markeredgecolor="white",

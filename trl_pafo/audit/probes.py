@@ -1,4 +1,4 @@
-"""Quick reward models on frozen features that see a user's past pairs. (Ours.)
+"""Quick reward models on frozen features that see a user's past pairs. (Not from the paper.)
 
 A reward is linear in an answer's features, with weights that depend on the history: for a pair with the feature difference d
 (chosen minus rejected) and a history whose mean difference is h, the margin is a function of (d, h), odd in d, with the kernel

@@ -19,7 +19,7 @@ def verdict_sentence(result: dict[str, Any], min_gain: float) -> str:
     """Whether PAFO can help, in one sentence.
 
     - A group *can be helped* if the interval of its headroom lies above 0 and the estimate is at least `min_gain`.
-    - *Nothing to distil*, if every estimate is below `min_gain` and no interval reaches 5 times as far.
+    - *Nothing to distill*, if every estimate is below `min_gain` and no interval reaches 5 times as far.
     - *Open*, otherwise.
     """
     if result["headroom"] is None:
@@ -36,18 +36,18 @@ def verdict_sentence(result: dict[str, Any], min_gain: float) -> str:
         rest = [f"{name} {interval(gains[name], True)}" for name in gains if name not in helped]
         tail = f"; no gain worth a teacher is shown for {', '.join(rest)}" if rest else ""
         return (
-            f"PAFO can help: a teacher of its own beats the shared personalised probe for {', '.join(parts)}{tail} (gains of "
+            f"PAFO can help: a teacher of its own beats the shared personalized probe for {', '.join(parts)}{tail} (gains of "
             "accuracy, simultaneous 95 % intervals over users)."
         )
     listed = ", ".join(f"{name} {interval(gain, True)}" for name, gain in gains.items())
     highest = max(gain["high"] for gain in gains.values())
     if all(gain["value"] < min_gain for gain in gains.values()) and highest < _WIDE * min_gain:
         return (
-            f"Nothing to distil: no group gains from a teacher of its own over the shared personalised probe ({listed}; gains above "
+            f"Nothing to distill: no group gains from a teacher of its own over the shared personalized probe ({listed}; gains above "
             f"{format_number(highest)} are excluded at 95 %)."
         )
     return (
-        f"Open: no gain of a teacher of its own over the shared personalised probe is shown ({listed}), but gains of up to "
+        f"Open: no gain of a teacher of its own over the shared personalized probe is shown ({listed}), but gains of up to "
         f"{format_number(highest)} are not excluded; audit more users."
     )
 

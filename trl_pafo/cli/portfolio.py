@@ -28,7 +28,7 @@ class _Oracle:
         None,
         "Table of policies that exist, .csv or .json: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand.",
     )
-    normalise: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
+    normalize: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
     reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
     beta: float = _option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
 

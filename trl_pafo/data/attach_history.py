@@ -129,7 +129,7 @@ def _starts(breaks: np.ndarray, here: IntArray) -> IntArray:
 
 
 def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed: int) -> Dataset:
-    """`dataset` and, below it, its pairs under histories of users of the other groups. (Ours, not the paper's.)
+    """`dataset` and, below it, its pairs under histories of users of the other groups. (Not from the paper.)
 
     A new row keeps prompt, chosen and rejected, takes history, `user` and `group` from a donor row of another group, and
     has `has_label` false: nobody of that group judged the pair, only that group's teacher can. A donor whose history
@@ -173,9 +173,9 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
                 if donor is not None:
                     sources.append(row)
                     donors.append(donor)
-    labelled = dataset.add_column("has_label", np.ones(len(dataset), dtype=bool))
+    labeled = dataset.add_column("has_label", np.ones(len(dataset), dtype=bool))
     if not sources:
-        return labelled
+        return labeled
     taken_from_donor = ["history", "chat_template_kwargs", "user", "group", "support_rate"]
     pair_rows = Rows(dataset, [name for name in dataset.column_names if name not in taken_from_donor])
     donor_rows = Rows(dataset, [name for name in dataset.column_names if name in taken_from_donor])
@@ -191,7 +191,7 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
     new = build_rows(
         dataset, pa.table({"source": sources, "donor": donors}), build, features, "Showing pairs under other histories"
     )
-    return concatenate_datasets([labelled, new])
+    return concatenate_datasets([labeled, new])
 
 
 class _Histories:

@@ -208,7 +208,7 @@ def assign_groups(
         threshold (`float` or `Sequence[float]`, *optional*):
             A user whose support rate is below it belongs to the lower group. Several, ascending, make several groups.
         quantile (`float` or `Sequence[float]`, *optional*):
-            Share of the users that shall be below the threshold, in (0, 1); see [`quantile_thresholds`] for ties.
+            Share of the users that should be below the threshold, in (0, 1); see [`quantile_thresholds`] for ties.
             Exactly one of `threshold` and `quantile` must be given.
         names (`Sequence[str]`, *optional*, defaults to `("majority", "minority")`):
             Names of the groups, from the one with the highest support to the one with the lowest; one more than there

@@ -105,7 +105,7 @@ def add_history_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
     template = tokenizer.chat_template
     if isinstance(template, dict):
         raise DataError(
-            "The tokenizer has several chat templates; set `tokenizer.chat_template` to the one that the reward model shall use."
+            "The tokenizer has several chat templates; set `tokenizer.chat_template` to the one that the reward model should use."
         )
     if template is None:
         tokenizer.chat_template = _PLAIN_TEMPLATE
@@ -499,7 +499,7 @@ def _cut_history(history: pa.Array, num_history: int | None, fields: Sequence[st
 
 
 def without_history(rows: Dataset) -> Dataset:
-    """The same rows with an empty history: what a reward model that is not personalised sees."""
+    """The same rows with an empty history: what a reward model that is not personalized sees."""
 
     def empty(table: pa.Table) -> pa.Table:
         history = pc.struct_field(column(table, _KWARGS), "history")

@@ -199,7 +199,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_token
 
 
 def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts without special tokens around them, each piece between special tokens tokenized once. (Ours.)
+    """Token ids of texts without special tokens around them, each piece between special tokens tokenized once. (Not from the paper.)
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -220,7 +220,7 @@ def _cutter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[str]]:
         return lambda text: [text]
     # The others are looked for in normalized text, piece by piece.
     tokens = [token for token in tokenizer.added_tokens_decoder.values() if not token.normalized and token.content]
-    # What takes blanks around it, or must stand alone, depends on its neighbours.
+    # What takes blanks around it, or must stand alone, depends on its neighbors.
     bound = {token.content for token in tokens if token.lstrip or token.rstrip or token.single_word}
     if not tokens:
         return lambda text: [text]

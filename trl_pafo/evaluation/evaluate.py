@@ -121,7 +121,7 @@ def load_rows(name: str, split: str | None) -> Dataset:
 
 
 def evaluate_models(args: Any) -> dict[str, Any]:
-    """Score the pairs under a model, and a reference, and summarise; `args` are the flags of `trl-pafo evaluate`.
+    """Score the pairs under a model, and a reference, and summarize; `args` are the flags of `trl-pafo evaluate`.
 
     Of data without a column `group` nothing is said of groups, of data without a `user` nothing of users: each pair then counts as
     another person's.

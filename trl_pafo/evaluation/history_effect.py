@@ -1,7 +1,7 @@
 """What a reward model does with the history: rewards and hidden states of test pairs under the histories of every group.
 
 Each pair of a sample is shown under its own user's history and under that of a user of each other group. A model that serves
-users who want different things must judge the same two answers differently then; this is what tells whether it does. (Ours.)
+users who want different things must judge the same two answers differently then; this is what tells whether it does. (Not from the paper.)
 """
 
 import json
@@ -30,7 +30,7 @@ from trl_pafo.storage.run_folder import MANIFEST
 INSPECTION = "results/inspection.npz"
 _FORMAT = 1
 STUDENTS = ("pafo", "pafo_own_group")
-"""Methods that distil teachers; the first that a run has is the one that is looked at."""
+"""Methods that distill teachers; the first that a run has is the one that is looked at."""
 
 
 def inspect_run(
@@ -39,7 +39,7 @@ def inspect_run(
     """Write `results/inspection.npz` of a finished run, unless it is there already.
 
     The models are the reference and the student, as far as they are shown histories, and the teachers that the run trained.
-    Rewards are computed in the number format of the run, bfloat16 mixed precision or float32.
+    Rewards are computed in the dtype of the run, bfloat16 mixed precision or float32.
 
     Args:
         folder (`str` or `Path`):

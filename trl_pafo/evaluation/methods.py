@@ -7,16 +7,16 @@ from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
 TEACHER_KINDS = ("auto", "adapter", "full")
-METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "oracle")
+METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "group_routed")
 
 TITLES = {
     "bradley_terry": "Bradley-Terry",
-    "personalized_bt": "personalised BT",
+    "personalized_bt": "personalized BT",
     "pafo": "PAFO",
     "pafo_own_group": "PAFO, own group only",
-    "oracle": "oracle (knows the group)",
+    "group_routed": "group-routed teachers",
 }
-"""Names for people. The oracle routes each test pair to the teacher of its group: it needs the label at inference."""
+"""Names for people. The group-routed teachers route each test pair to the teacher of its group: it needs the label at inference."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class RunArguments(DataArguments):
 
     Parameters:
         methods (`list[str]`, *optional*):
-            Which of bradley_terry, personalized_bt, pafo, pafo_own_group (no counterfactual rows) and oracle (the teachers, each
+            Which of bradley_terry, personalized_bt, pafo, pafo_own_group (no counterfactual rows) and group_routed (the teachers, each
             for its own group) to train and evaluate. All but pafo_own_group by default.
         reference (`str`, *optional*, defaults to `"personalized_bt"`):
             Method that the others are compared with in the verdict.
@@ -37,13 +37,13 @@ class RunArguments(DataArguments):
             methods and the student are LoRA adapters of one base; `"full"`: teachers are full models, also beside a student that
             is an adapter.
         teacher_start (`str`, *optional*, defaults to `"base"`):
-            `"base"`: teachers start from the base model; `"warm"`: from the personalised Bradley-Terry model of all groups.
+            `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
-            At least this many optimiser steps a teacher, so that a group with few pairs is learnt.
+            At least this many optimizer steps a teacher, so that a group with few pairs is learnt.
         teacher_min_gain (`float`, *optional*, defaults to `1.64`):
-            Teachers are distilled if one at least is better than the personalised Bradley-Terry model: more accurate on held-out
+            Teachers are distilled if one at least is better than the personalized Bradley-Terry model: more accurate on held-out
             pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, or a group has too
-            few held-out users to judge its teacher, that model is the result. `-inf` distils in any case, as does a
+            few held-out users to judge its teacher, that model is the result. `-inf` distills in any case, as does a
             `validation_share` of 0.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Bootstrap resamples over users.
@@ -52,14 +52,14 @@ class RunArguments(DataArguments):
     """
 
     methods: list[str] = field(
-        default_factory=lambda: ["bradley_terry", "personalized_bt", "pafo", "oracle"],
+        default_factory=lambda: ["bradley_terry", "personalized_bt", "pafo", "group_routed"],
         metadata={"help": f"Methods to train and compare: {', '.join(METHODS)}."},
     )
     reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
-    teacher_min_steps: int = option(0, "At least this many optimiser steps a teacher.")
+    teacher_min_steps: int = option(0, "At least this many optimizer steps a teacher.")
     teacher_min_gain: float = option(
         1.64, "Standard errors by which a teacher must beat the shared model, or nothing is distilled."
     )
@@ -89,7 +89,7 @@ class RunArguments(DataArguments):
     @property
     def needs_teachers(self) -> bool:
         """Whether a method has teachers."""
-        return bool({"pafo", "pafo_own_group", "oracle"} & set(self.methods))
+        return bool({"pafo", "pafo_own_group", "group_routed"} & set(self.methods))
 
     @property
     def judges_teachers(self) -> bool:

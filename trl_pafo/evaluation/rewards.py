@@ -85,12 +85,12 @@ def score_rows(
 
 
 def score_routed(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> ScoredPairs:
-    """Score each row under the teacher of its group: the oracle, which needs the label at inference."""
+    """Score each row under the teacher of its group, which needs the label at inference."""
     group = np.asarray(rows["group"])
     missing = sorted(set(group) - set(teachers))
     if missing:
         raise DataError(
-            f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out the oracle."
+            f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out group_routed."
         )
     places = {name: np.flatnonzero(group == name) for name in teachers if (group == name).any()}
     parts = [score_rows(teachers[name], rows.select(mine), **kwargs) for name, mine in places.items()]

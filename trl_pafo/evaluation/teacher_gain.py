@@ -1,9 +1,9 @@
-"""Whether there is anything to distil: does a teacher beat the shared model on held-out pairs of its group? (Ours.)
+"""Whether there is anything to distill: does a teacher beat the shared model on held-out pairs of its group? (Not from the paper.)
 
 A teacher learns from its group's pairs alone. Where the groups do not want different things, it is the shared model with
 less data, and distilling it does harm: it teaches the student the noise of a small sample. So the teachers must first show
-that one of them at least is better for its group than the shared (personalised Bradley-Terry) model, on pairs that neither was
-trained on. Where none is, there is nothing to distil, and the shared model is the answer.
+that one of them at least is better for its group than the shared (personalized Bradley-Terry) model, on pairs that neither was
+trained on. Where none is, there is nothing to distill, and the shared model is the answer.
 
 Where one is, all are distilled, unless the held-out pairs of a group are too few to judge its teacher: nobody knows then what that
 one would teach, and the shared model is kept too. The student learns to read the history from the contrast of the teachers: with the shared model
@@ -66,10 +66,10 @@ def why_not(gains: Sequence[TeacherGain]) -> str:
     """For people: why nothing is distilled, and how to ask for it."""
     unjudged = ", ".join(gain.group for gain in gains if gain.better is None)
     if not unjudged:
-        return "No teacher is better than the shared model: nothing to distil, the shared model is kept."
+        return "No teacher is better than the shared model: nothing to distill, the shared model is kept."
     return (
         f"Too few held-out pairs to judge the teacher of {unjudged}: nothing is distilled, the shared model is kept. Hold out more of "
-        "them (--validation_share), or pass --teacher_min_gain=-inf to distil unjudged teachers."
+        "them (--validation_share), or pass --teacher_min_gain=-inf to distill unjudged teachers."
     )
 
 

@@ -7,7 +7,7 @@ therefore *folded* to the response that the model prefers: the confidence is `ma
 [.5, 1], and it is right where the margin is positive (half right at a tie). Among pairs of confidence .7, a calibrated
 model is right in 70 %. This equals entering each pair twice, once in either order, and binning `p` over [0, 1].
 
-**Margins must be log-odds**: those of a Bradley-Terry model, raw. A reward that was normalised, clipped or trained with
+**Margins must be log-odds**: those of a Bradley-Terry model, raw. A reward that was normalized, clipped or trained with
 another loss ranks just as well and is not calibrated.
 
 **Few pairs look uncalibrated.** The error of a perfectly calibrated model is not 0 on a finite sample, and the larger the
@@ -134,7 +134,7 @@ def ece(margins: ArrayLike, *, num_bins: int = NUM_BINS, binning: Binning = "wid
 
 
 def ece_noise(margins: ArrayLike, *, num_bins: int = NUM_BINS, binning: Binning = "width") -> float:
-    """The [`ece`] to expect of a perfectly calibrated model of these confidences. (Ours.)
+    """The [`ece`] to expect of a perfectly calibrated model of these confidences. (Not from the paper.)
 
     `sum over bins of sqrt(2 / pi * sum of c (1 - c)) / num_pairs`: the mean absolute deviation of a normal variable with
     the variance of the wins in the bin. For independent pairs; those of one user resemble each other, which adds.

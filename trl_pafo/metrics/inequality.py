@@ -89,8 +89,8 @@ def atkinson(benefits: ArrayLike, weights: ArrayLike | None = None, epsilon: flo
     return np.clip(1.0 - level, 0.0, 1.0)
 
 
-def generalised_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, alpha: float = 2.0) -> FloatArray:
-    """Generalised entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0; 0 where all equal.
+def generalized_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, alpha: float = 2.0) -> FloatArray:
+    """Generalized entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0; 0 where all equal.
 
     Args:
         alpha (`float`, *optional*, defaults to `2.0`):
@@ -107,18 +107,18 @@ def generalised_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, a
 
 def theil(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
     """Theil index `mean((b/mu) log(b/mu))`, in [0, log num_users] (nats); a user with benefit 0 adds 0."""
-    return generalised_entropy(benefits, weights, alpha=1.0)
+    return generalized_entropy(benefits, weights, alpha=1.0)
 
 
 class EntropySplit(NamedTuple):
-    """What of a generalised entropy lies `within` groups and what `between` them; they add up to the whole."""
+    """What of a generalized entropy lies `within` groups and what `between` them; they add up to the whole."""
 
     within: FloatArray
     between: FloatArray
 
 
 def entropy_split(benefits: ArrayLike, group: ArrayLike, weights: ArrayLike | None = None, alpha: float = 1.0) -> EntropySplit:
-    """Generalised entropy as inequality within groups plus inequality between them (Shorrocks, 1980).
+    """Generalized entropy as inequality within groups plus inequality between them (Shorrocks, 1980).
 
     `between` is the entropy that would be left if each user had the mean benefit of its group; `within` is the sum over
     groups of `share_of_users (group_mean / mean)^alpha entropy_of_the_group`. It is the only family of relative measures
@@ -128,7 +128,7 @@ def entropy_split(benefits: ArrayLike, group: ArrayLike, weights: ArrayLike | No
         group (array of shape `(num_users,)`):
             The group of each user.
         alpha (`float`, *optional*, defaults to `1.0`):
-            1: the split of [`theil`]. As in [`generalised_entropy`].
+            1: the split of [`theil`]. As in [`generalized_entropy`].
 
     Raises:
         ConfigError: If `alpha` is not finite.
@@ -160,7 +160,7 @@ def entropy_split(benefits: ArrayLike, group: ArrayLike, weights: ArrayLike | No
 
 
 def _entropy_terms(relative: FloatArray, alpha: float) -> FloatArray:
-    """What each user adds to the mean that is the generalised entropy."""
+    """What each user adds to the mean that is the generalized entropy."""
     with np.errstate(divide="ignore"):  # As in `atkinson`: infinite is the value.
         if alpha == 1:
             return xlogy(relative, relative)

@@ -14,7 +14,7 @@ normal quantile of the tail, which [`compare`] corrects for the number of groups
     N = ((z s_0 + z_power s_1) / |d|)^2.
 
 Beside it, at least `log2(1 / tail)` users must differ at all, the least with which a sign-flip test can reject; this many
-must be met with the stated power, too. (Ours, from the textbook formula of the sign test's large-sample power.)
+must be met with the stated power, too. (Not from the paper; from the textbook formula of the sign test's large-sample power.)
 
 **The verdict.** With `N` users in all, in the measured proportions, each group by itself shows a gain, shows a loss, or
 shows neither with an estimate above or below `-margin`, with probabilities as above. Groups share no users and are

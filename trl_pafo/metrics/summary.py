@@ -67,7 +67,7 @@ def fairness_summary(
         - with more than one group, `group_min`, `group_max`: accuracies of the worst and best group; `difference`: best minus
           worst; `ratio`: worst over best, NaN where all are 0 (the names are fairlearn's);
         - with `user`, `user_mean`: mean accuracy of users, each with the same weight; `user_worst_decile`: that of the worst 10 %;
-          `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil` and `user_entropy` (generalised,
+          `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil` and `user_entropy` (generalized,
           alpha 2): how unequal users are ([`gini`] and the others);
         - `user_theil_within`, `user_theil_between`, `user_entropy_within`, `user_entropy_between`: how much of it lies within
           groups and between them ([`entropy_split`]), with more than one group;

@@ -102,7 +102,7 @@ def compare(
     margin: float = 0.0,
     power: float = 0.8,
 ) -> Verdict:
-    """Whether a model is a Pareto improvement over a reference, both judged on the same pairs. (Ours.)
+    """Whether a model is a Pareto improvement over a reference, both judged on the same pairs. (Not from the paper.)
 
     Rules and method stand at the top of this module; how the least numbers of users are computed, at the top of
     `trl_pafo.metrics.power`.

@@ -150,14 +150,14 @@ def _folder_of(source: str, revision: str | None) -> Path | None:
 
 
 def keep_head_in_format(model: Any) -> None:
-    """Give the trained head of an adapter on a quantised base the number format of the states that it reads.
+    """Give the trained head of an adapter on a quantized base the dtype of the states that it reads.
 
     TRL turns all that is trained on such a base into bfloat16. Adapters convert what they read, the head does not: without
     mixed precision it would meet states of another format, and fail.
 
     Args:
         model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
-            The student, before its optimizer is made; others than adapters on a quantised base are left as they are.
+            The student, before its optimizer is made; others than adapters on a quantized base are left as they are.
     """
     if not isinstance(model, PeftModel) or getattr(model, "hf_quantizer", None) is None:
         return

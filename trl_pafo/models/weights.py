@@ -46,7 +46,7 @@ def find_gaps(
     """What the files of a checkpoint lack of the model that they would be loaded into. Headers alone are read.
 
     transformers is asked, with empty tensors of the names and shapes in the files: it knows which weights are tied, renamed, or
-    not needed. Names of quantised weights are a matter of their library, so there only the head is looked for.
+    not needed. Names of quantized weights are a matter of their library, so there only the head is looked for.
 
     Args:
         folder (`Path`):
@@ -65,8 +65,8 @@ def find_gaps(
         task = "causal language" if architectures is MODEL_FOR_CAUSAL_LM_MAPPING else "sequence classification"
         raise ConfigError(f"{folder} is of type {config.model_type}, of which transformers has no {task} model. Name another.")
     model_class, config = architectures[type(config)], copy.deepcopy(config)
-    is_quantised = getattr(config, "quantization_config", None) is not None
-    if is_quantised:
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    if is_quantized:
         del config.quantization_config
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes_in(*weight_files(folder)).items()}
     with _quiet(), whole_weights(), torch.random.fork_rng(devices=[]):
@@ -89,7 +89,7 @@ def find_gaps(
             if shape != needed[name] and is_of_head(name, model):  # embeddings may have grown with the tokenizer
                 misfits.add(name)
     of_head = {name for name in missing | misfits if is_of_head(name, model)}
-    if is_quantised:
+    if is_quantized:
         missing, misfits = missing & of_head, misfits & of_head
     return Gaps(sorted(missing), sorted(misfits), sorted(of_head))
 

@@ -2,7 +2,7 @@
 
 The loss is V - LB, LB the best of the members and V convex (the optimum, its upper bound, or the best of a pool). Within
 the cell of weights where one member is the best, LB is linear; there V - LB is convex and V / LB quasi-convex, and both
-are greatest in a corner of the cell. So the corners of the cells decide, and they are finitely many. (Ours; a linear
+are greatest in a corner of the cell. So the corners of the cells decide, and they are finitely many. (Not from the paper; a linear
 programme for each vertex of the upper bound's polytope, or each policy of the pool, gives the same numbers.)
 """
 
@@ -186,7 +186,7 @@ def corner_values(values: FloatArray, costs: FloatArray, reference: Reference) -
 
 
 def objective_name(beta: float) -> str:
-    """What is maximised, in words."""
+    """What is maximized, in words."""
     return "w.R" if beta == 0 else f"w.R - {beta:g} KL"
 
 

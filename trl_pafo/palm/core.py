@@ -55,7 +55,7 @@ class OracleCall:
 
     Parameters:
         weights (array of shape `(num_rewards,)`):
-            The weights that the oracle was asked; NaN for an existing policy that was optimised for no known weights.
+            The weights that the oracle was asked; NaN for an existing policy that was optimized for no known weights.
         result ([`OracleResult`]):
             The checked answer: arrays are `float64`.
         warm (`bool`, *optional*, defaults to `False`):
@@ -154,7 +154,7 @@ def checked_result(result: OracleResult, num_rewards: int, reward_range: tuple[f
     low, high = reward_range
     if (values < low - 1e-9).any() or (values > high + 1e-9).any():
         raise PortfolioError(
-            f"{where}: the values {_short(values)} leave the range [{low:g}, {high:g}]. Normalise the rewards, for example "
+            f"{where}: the values {_short(values)} leave the range [{low:g}, {high:g}]. Normalize the rewards, for example "
             "(r - least) / (greatest - least), or pass the true `reward_range`. A relative gap (epsilon > 0) needs rewards that "
             "are not negative; with epsilon=0 and delta > 0 the range may start below 0."
         )

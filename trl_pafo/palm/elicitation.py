@@ -110,7 +110,7 @@ class Interview:
         open_ones = np.flatnonzero(self._open & (low + self.tolerance < -_SAME) & (high - self.tolerance > _SAME))
         if not len(open_ones):
             return None
-        unevenness = np.abs(self.consistent.centre @ self.questions[open_ones].T) / (high - low)[open_ones]
+        unevenness = np.abs(self.consistent.center @ self.questions[open_ones].T) / (high - low)[open_ones]
         shortlist = open_ones[np.argsort(unevenness, kind="stable")[:_SHORTLIST]]
         halves = [self.consistent.cut(self._normal(self.questions[place], side)) for place in shortlist for side in (True, False)]
         kept = [half if half is not None else self.consistent for half in halves]

@@ -108,7 +108,7 @@ def _adapter(source: Path) -> dict[str, Any]:
 
 
 def _base(sources: list[Path], base_model: str | None, copy_base: bool) -> tuple[str | None, Path | None]:
-    """What the adapters shall name as their base, and the folder to copy it from."""
+    """What the adapters should name as their base, and the folder to copy it from."""
     named = {_adapter(source).get("base_model_name_or_path") for source in sources if (source / ADAPTER_CONFIG).exists()}
     if not named:
         return None, None

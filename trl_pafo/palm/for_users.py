@@ -1,4 +1,4 @@
-"""A portfolio for the users at hand: fewer calls and fewer members than for every weight there could be. (Ours.)
+"""A portfolio for the users at hand: fewer calls and fewer members than for every weight there could be. (Not from the paper.)
 
 What is promised holds for the users' weights, or for all weights between them (their convex hull: a new user whose tastes
 lie between known ones is served as well). Nothing is promised for others; the certificate over all weights stays beside it.

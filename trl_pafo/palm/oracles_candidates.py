@@ -18,7 +18,7 @@ class CandidateOracle:
     """
     Exact oracle of J(w, pi) = w.R(pi) - beta KL(pi || pi_ref) over the policies that choose among given candidates.
 
-    The maximum is known in closed form (the Gibbs policy of KL-regularised reinforcement learning), prompt by prompt:
+    The maximum is known in closed form (the Gibbs policy of KL-regularized reinforcement learning), prompt by prompt:
     pi_w(y) is proportional to pi_ref(y) exp(w.r(y) / beta), with V*(w) = E beta log E_ref exp(w.r / beta). For beta = 0 it
     is the argmax of w.r among the candidates that pi_ref can produce; candidates that tie share the probability in
     proportion to pi_ref, the limit of the formula for beta -> 0.
@@ -52,7 +52,7 @@ class CandidateOracle:
             prompt, candidate, reward = np.argwhere(bad)[0]
             raise DataError(
                 f"{int(bad.sum())} rewards are not in [0, 1], the first is {self.rewards[prompt, candidate, reward]} (prompt {prompt}, "
-                f"candidate {candidate}, reward {reward}). Normalise them, for example by RewardScale.fit(rewards)(rewards)."
+                f"candidate {candidate}, reward {reward}). Normalize them, for example by RewardScale.fit(rewards)(rewards)."
             )
         self.num_prompts, self.num_candidates, self.num_rewards = rewards.shape
 
@@ -135,7 +135,7 @@ def _distributions(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.
 @dataclass(frozen=True)
 class RewardScale:
     """
-    Raw rewards into [0, 1], reward by reward, since no two reward models share a scale. (Ours.)
+    Raw rewards into [0, 1], reward by reward, since no two reward models share a scale. (Not from the paper.)
 
     Both scales keep the order of the responses under each reward. Fitted once, a scale serves texts that come later.
 

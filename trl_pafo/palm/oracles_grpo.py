@@ -45,7 +45,7 @@ class GRPOOracle:
     The values are mean rewards, in [0, 1], and the KL divergence from the base, in nats a response, stands beside them: both
     are estimates from samples, and a trained member is not the best policy for its weights, so the oracle is inexact. With
     GRPO's default `scale_rewards="group"` and a KL weight a token (`args.beta`), training pursues w.R - beta KL in its own
-    normalisation, not to the letter.
+    normalization, not to the letter.
 
     Args:
         model (`str`):
@@ -104,7 +104,7 @@ class GRPOOracle:
         self.path = Path(output_dir)
         self._folder: RunFolder | None = self._on_main(lambda: RunFolder(self.path, overwrite), share=False)
         self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
-        self.base, self._base_inputs = self._materialise(model, num_hidden_layers)
+        self.base, self._base_inputs = self._materialize(model, num_hidden_layers)
         self._inputs = {
             **self._base_inputs,
             "rewards": self.names,
@@ -181,7 +181,7 @@ class GRPOOracle:
                 f"{len(self.train_dataset)}. Give more prompts, or lower per_device_train_batch_size."
             )
 
-    def _materialise(self, model: str, num_hidden_layers: int | None) -> tuple[str, dict[str, Any]]:
+    def _materialize(self, model: str, num_hidden_layers: int | None) -> tuple[str, dict[str, Any]]:
         """The base as a folder that `from_pretrained` reads, and what decides its answers."""
         if model in WHEEL_MODELS or num_hidden_layers is not None:
             inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}

@@ -15,7 +15,7 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.models.base_models import materialise_model
+from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.scoring import (
     check_reward_model,
     load_reward_model,
@@ -164,11 +164,11 @@ def fit_reward_models(
     batch_size: int = 32,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Train a reward model for each response type within seconds: the backbone is frozen, only the head is learnt. (Ours.)
+    """Train a reward model for each response type within seconds: the backbone is frozen, only the head is learnt. (Not from the paper.)
 
     Reward model t prefers the response of type t to each other response to the same prompt, as a user who holds type t does
     in the corpora of typed users. With a frozen backbone the features are computed once and the Bradley-Terry loss is
-    convex in the head, mean softplus(-h.(f_t - f_other)) + l2/2 |h|^2 on standardised features, so the optimum is found.
+    convex in the head, mean softplus(-h.(f_t - f_other)) + l2/2 |h|^2 on standardized features, so the optimum is found.
     For a reward model that is as good as the backbone allows, train with `trl-pafo reward`; every folder of it fits here.
 
     Args:
@@ -206,7 +206,7 @@ def fit_reward_models(
             raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
     aside = Path(output_dir) / "backbone.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    materialise_model(model, aside, num_hidden_layers, seed)
+    materialize_model(model, aside, num_hidden_layers, seed)
     tokenizer = load_saved_tokenizer(aside)
     HistoryCutter(tokenizer, 0).remember()
     reward_model = load_reward_model(aside).requires_grad_(False)

@@ -15,7 +15,7 @@ from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.regions import WeightRegion
 from trl_pafo.palm.serving import Service
 from trl_pafo.palm.simplex import random_weights
-from trl_pafo.plotting import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
+from trl_pafo.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ _HEIGHT = float(np.sqrt(3) / 2)
 # Corners of the triangle: the first reward at the left, the second at the right, the third on top.
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, _HEIGHT]])
 # Members have no markers, and black would hide what is drawn on a cell.
-_CELL_COLOURS = tuple(colour for colour in COLOURS if colour != "#000000")
+_CELL_COLORS = tuple(color for color in COLORS if color != "#000000")
 _STEPS = 160
 _SAMPLES = 20_000
 
@@ -42,7 +42,7 @@ def draw_cells(portfolio: Portfolio, weights: ArrayLike | None = None, groups: S
         weights (array of shape `(num_users, num_rewards)`, *optional*):
             Users, drawn as points.
         groups (`Sequence[str]`, *optional*):
-            Their groups, told apart by colour and marker.
+            Their groups, told apart by color and marker.
 
     Raises:
         PortfolioError: If there are more than 3 rewards.
@@ -54,11 +54,11 @@ def draw_cells(portfolio: Portfolio, weights: ArrayLike | None = None, groups: S
     figure = new_figure(*_SIZE, dpi=_DPI)
     axes = figure.add_subplot()
     cells = WeightRegion.simplex(num_rewards).cells(portfolio.values, portfolio.beta * portfolio.kl)
-    colours = _colours(cells, num_rewards)
+    colors = _colors(cells, num_rewards)
     if num_rewards == 2:
-        _draw_lines(axes, portfolio, cells, colours, users, groups)
+        _draw_lines(axes, portfolio, cells, colors, users, groups)
     else:
-        _draw_triangle(axes, portfolio, cells, colours, marks=users is None)
+        _draw_triangle(axes, portfolio, cells, colors, marks=users is None)
         if users is not None:
             _draw_users(axes, users @ _CORNERS, groups)
     if axes.get_legend_handles_labels()[0]:
@@ -89,17 +89,17 @@ def draw_gap(portfolio: Portfolio, reference: Reference | None = None) -> "Figur
             share = np.linspace(0, 1, 2001)
             x, y = share, _gaps(portfolio, np.column_stack([1 - share, share]), against)
             axes.set_xlabel(f"weight of {short(portfolio.reward_names[1])}", fontsize=_FONT, color=TEXT)
-            axes.fill_between(x, y, color=COLOURS[0], alpha=0.15, linewidth=0)
+            axes.fill_between(x, y, color=COLORS[0], alpha=0.15, linewidth=0)
         else:
             y = np.sort(_gaps(portfolio, random_weights(num_rewards, _SAMPLES), against))
             x = np.linspace(0, 1, _SAMPLES)
             axes.set_xlabel(f"share of {_SAMPLES:,} weights drawn evenly from the simplex", fontsize=_FONT, color=TEXT)
-        axes.plot(x, y, color=COLOURS[0], linewidth=1.6)
+        axes.plot(x, y, color=COLORS[0], linewidth=1.6)
         axes.set_ylabel(portfolio.measure.name, fontsize=_FONT, color=TEXT)
         if own:
-            axes.axhline(portfolio.gap, color=COLOURS[1], linestyle=(0, (5, 3)), linewidth=1.3)
+            axes.axhline(portfolio.gap, color=COLORS[1], linestyle=(0, (5, 3)), linewidth=1.3)
             text = f"certified over all weights: {portfolio.gap:.4f}"
-            axes.text(0.01, portfolio.gap, text, fontsize=_FONT - 1, color=COLOURS[1], va="bottom")
+            axes.text(0.01, portfolio.gap, text, fontsize=_FONT - 1, color=COLORS[1], va="bottom")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, max(float(y.max()), portfolio.gap if own else 0.0) * 1.15 + 1e-9)
         _frame(axes)
@@ -122,9 +122,9 @@ def draw_sizes(rows: Sequence[dict[str, Any]], measure: str) -> "Figure":
     for place, method in enumerate(METHODS):
         mine = [row for row in shown if row["method"] == method]
         sizes = [row["size"] for row in mine]
-        colour = COLOURS[place]
-        axes.fill_between(sizes, [r["low"] for r in mine], [r["high"] for r in mine], color=colour, alpha=0.15, linewidth=0)
-        axes.plot(sizes, [r["gap"] for r in mine], color=colour, marker=MARKERS[place], markersize=5, linewidth=1.5, label=method)
+        color = COLORS[place]
+        axes.fill_between(sizes, [r["low"] for r in mine], [r["high"] for r in mine], color=color, alpha=0.15, linewidth=0)
+        axes.plot(sizes, [r["gap"] for r in mine], color=color, marker=MARKERS[place], markersize=5, linewidth=1.5, label=method)
     positive = [row["low"] for row in shown if row["low"] > 0]
     if positive and max(row["high"] for row in shown) > 8 * min(positive):
         axes.set_yscale("log")
@@ -154,7 +154,7 @@ def draw_usage(service: Service) -> "Figure":
     for place, (name, usage, perplexity) in enumerate(bars):
         at = np.arange(num_members) + (place - (len(bars) - 1) / 2) * width
         label = f"{name} (perplexity {perplexity:.2f})"
-        axes.bar(at, usage, width * 0.92, color=GROUP_COLOURS[place % len(GROUP_COLOURS)], label=label)
+        axes.bar(at, usage, width * 0.92, color=GROUP_COLORS[place % len(GROUP_COLORS)], label=label)
     axes.axhline(1 / num_members, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.0)
     axes.text(num_members - 0.42, 1 / num_members, " even use", fontsize=_FONT - 1, color=MUTED, va="center")
     axes.set_xlim(-0.6, num_members - 0.4)
@@ -176,7 +176,7 @@ def _draw_lines(
     axes: "Axes",
     portfolio: Portfolio,
     cells: "list[WeightRegion | None]",
-    colours: list[str],
+    colors: list[str],
     users: FloatArray | None,
     groups: Sequence[str] | None,
 ) -> None:
@@ -184,7 +184,7 @@ def _draw_lines(
     weights = np.column_stack([1 - share, share])
     earned = weights @ portfolio.values.T - portfolio.beta * portfolio.kl
     for place in range(len(portfolio)):
-        axes.plot(share, earned[:, place], color=colours[place], linewidth=0.8, alpha=0.45)
+        axes.plot(share, earned[:, place], color=colors[place], linewidth=0.8, alpha=0.45)
     best = best_values(weights, portfolio.values, portfolio.beta * portfolio.kl)
     axes.plot(share, portfolio.upper_bound.at(weights), color=TEXT, linestyle=(0, (2, 2)), linewidth=1.2, label="upper bound")
     bottom = float(best.min()) - 0.25 * (float(portfolio.upper_bound.at(weights).max()) - float(best.min()) + 1e-9)
@@ -194,8 +194,8 @@ def _draw_lines(
         left, right = cell.points[:, 1].min(), cell.points[:, 1].max()
         inside = np.linspace(left, right, 50)
         height = np.column_stack([1 - inside, inside]) @ portfolio.values[place] - portfolio.beta * portfolio.kl[place]
-        axes.fill_between(inside, bottom, height, color=colours[place], alpha=0.22, linewidth=0)
-        axes.plot(inside, height, color=colours[place], linewidth=2.2)
+        axes.fill_between(inside, bottom, height, color=colors[place], alpha=0.22, linewidth=0)
+        axes.plot(inside, height, color=colors[place], linewidth=2.2)
         if right - left > 0.02:
             middle = float(height[25] + bottom) / 2
             _number(axes, ((left + right) / 2, middle), place, _FONT)
@@ -211,7 +211,7 @@ def _draw_lines(
 
 
 def _draw_triangle(
-    axes: "Axes", portfolio: Portfolio, cells: "list[WeightRegion | None]", colours: list[str], marks: bool
+    axes: "Axes", portfolio: Portfolio, cells: "list[WeightRegion | None]", colors: list[str], marks: bool
 ) -> None:
     from matplotlib.patches import Polygon
 
@@ -221,8 +221,8 @@ def _draw_triangle(
         corners = cell.points @ _CORNERS
         middle = corners.mean(axis=0)
         order = np.argsort(np.arctan2(corners[:, 1] - middle[1], corners[:, 0] - middle[0]))
-        # Few colours, many members: neighbours are told apart by the white edges and the numbers.
-        axes.add_patch(Polygon(corners[order], facecolor=colours[place], alpha=0.42, linewidth=0))
+        # Few colors, many members: neighbors are told apart by the white edges and the numbers.
+        axes.add_patch(Polygon(corners[order], facecolor=colors[place], alpha=0.42, linewidth=0))
         axes.add_patch(Polygon(corners[order], fill=False, edgecolor=PAPER, linewidth=1.6))
         size = float(np.ptp(corners, axis=0).min())
         if size > 0.035:
@@ -252,7 +252,7 @@ def _draw_gap_map(figure: "Figure", axes: "Axes", portfolio: Portfolio, referenc
     if worst is not None:
         at = worst @ _CORNERS
         label = f"certified worst: {portfolio.gap:.4f} at ({', '.join(f'{w:.2f}' for w in worst)})"
-        axes.plot(*at, "o", color=COLOURS[1], markeredgecolor=PAPER, markersize=8, label=label, clip_on=False, linestyle="none")
+        axes.plot(*at, "o", color=COLORS[1], markeredgecolor=PAPER, markersize=8, label=label, clip_on=False, linestyle="none")
         figure.legend(loc="outside lower center", fontsize=_FONT - 1, frameon=False, labelcolor=TEXT)
     _triangle_frame(axes, portfolio)
 
@@ -295,14 +295,14 @@ def _draw_users(axes: "Axes", at: FloatArray, groups: Sequence[str] | None) -> N
         raise PortfolioError(f"There are {len(at)} users and {len(names)} groups: give one group a user.")
     for place, name in enumerate(dict.fromkeys(names)):
         mine = at[names == name]
-        colour, marker = (TEXT, "o") if groups is None else (GROUP_COLOURS[(place + 4) % 7], MARKERS[place % len(MARKERS)])
+        color, marker = (TEXT, "o") if groups is None else (GROUP_COLORS[(place + 4) % 7], MARKERS[place % len(MARKERS)])
         axes.plot(
             mine[:, 0],
             mine[:, 1],
             linestyle="none",
             marker=marker,
             markersize=4,
-            color=colour,
+            color=color,
             markeredgecolor=PAPER,
             markeredgewidth=0.5,
             label=short(str(name)),
@@ -322,16 +322,16 @@ def _few_rewards(portfolio: Portfolio) -> int:
     return num_rewards
 
 
-def _colours(cells: "list[WeightRegion | None]", num_rewards: int) -> list[str]:
-    """A colour for each cell; cells that share an edge have different ones as long as there are enough."""
+def _colors(cells: "list[WeightRegion | None]", num_rewards: int) -> list[str]:
+    """A color for each cell; cells that share an edge have different ones as long as there are enough."""
     corners = [set() if cell is None else {tuple(point) for point in cell.points.round(8).tolist()} for cell in cells]
     chosen: list[int] = []
     for place, mine in enumerate(corners):
         near = {chosen[other] for other in range(place) if len(mine & corners[other]) >= num_rewards - 1}
-        free = [colour for colour in range(len(_CELL_COLOURS)) if colour not in near] or [place % len(_CELL_COLOURS)]
-        # The least used of them, so that a colour does not come back before it must.
-        chosen.append(min(free, key=lambda colour: (chosen.count(colour), colour)))
-    return [_CELL_COLOURS[colour] for colour in chosen]
+        free = [color for color in range(len(_CELL_COLORS)) if color not in near] or [place % len(_CELL_COLORS)]
+        # The least used of them, so that a color does not come back before it must.
+        chosen.append(min(free, key=lambda color: (chosen.count(color), color)))
+    return [_CELL_COLORS[color] for color in chosen]
 
 
 def _title(text: str, portfolio: Portfolio) -> str:

@@ -118,9 +118,9 @@ def envelope_corners(values: FloatArray, costs: FloatArray) -> Corners:
     last, top = np.append(np.ones(num_rewards - 1), 0.0), np.append(np.zeros(num_rewards - 1), 1.0)
     normals = np.vstack([planes, simplex, last, top])
     offsets = np.concatenate([costs - values[:, -1], np.zeros(num_rewards - 1), [1.0, lid]])
-    centre = np.full(num_rewards, 1 / num_rewards)
-    height = (float((values @ centre - costs).max()) + lid) / 2
-    found = vertices(normals, offsets, np.append(centre[:-1], height), movable=num_policies)
+    center = np.full(num_rewards, 1 / num_rewards)
+    height = (float((values @ center - costs).max()) + lid) / 2
+    found = vertices(normals, offsets, np.append(center[:-1], height), movable=num_policies)
     if found is None:
         raise PortfolioError(
             f"The corner weights of {num_policies} policies with {num_rewards} rewards could not be enumerated. Leave out "

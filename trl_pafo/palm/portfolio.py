@@ -73,7 +73,7 @@ class Portfolio:
     observed_factor: float
 
     weights: FloatArray = field(init=False, repr=False)
-    """Weights that each member was optimised for, of shape `(num_members, num_rewards)`; NaN where none are known."""
+    """Weights that each member was optimized for, of shape `(num_members, num_rewards)`; NaN where none are known."""
     values: FloatArray = field(init=False, repr=False)
     """Mean rewards of each member, of shape `(num_members, num_rewards)`; without the KL term."""
     kl: FloatArray = field(init=False, repr=False)
@@ -96,7 +96,7 @@ class Portfolio:
 
     @property
     def objective(self) -> str:
-        """What is maximised and was certified: `"w.R"`, or with its KL term."""
+        """What is maximized and was certified: `"w.R"`, or with its KL term."""
         return objective_name(self.beta)
 
     @property

@@ -5,7 +5,7 @@ P(the first is liked better | w) = sigmoid(sharpness w.difference)          w ~ 
 ```
 
 the Bradley-Terry model with the weighted rewards as strengths. Since what a member earns is linear in the weights, the member
-that is the best on average over the posterior is the one that is the best for the posterior mean. (Ours.)
+that is the best on average over the posterior is the one that is the best for the posterior mean. (Not from the paper.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from trl_pafo.palm.elicitation import Recommendation, checked_questions, member_
 from trl_pafo.palm.portfolio import Portfolio
 
 # Where the sharpness is not known: log sharpness ~ N(log 10, 1), so that a difference of 0.1 is seen by 73 % of users with
-# the middle one. (Ours.)
+# the middle one. (Not from the paper.)
 _LOG_SHARPNESS = (np.log(10.0), 1.0)
 _MOVES = 8
 MAX_SHARPNESS = 100.0
@@ -92,7 +92,7 @@ class WeightPosterior:
             surprise = self._log_likelihood(self._state, new)
             step = _largest_step(surprise, 1 - done)
             done = 1.0 if step >= 1 - done else done + step
-            share = _normalised(step * surprise)
+            share = _normalized(step * surprise)
             self._state = self._state[self._rng.choice(len(share), size=len(share), p=share)]
             self._move(old, new, done)
         self.differences = np.vstack([old, new])
@@ -103,8 +103,8 @@ class WeightPosterior:
             gammas = state[:, : self.num_rewards]
             density += (gammas - np.exp(gammas)).sum(axis=1)
             if self.fixed is None:
-                centre, spread = _LOG_SHARPNESS
-                density -= ((state[:, -1] - centre) / spread) ** 2 / 2
+                center, spread = _LOG_SHARPNESS
+                density -= ((state[:, -1] - center) / spread) ** 2 / 2
             return density
 
         size = self._state.shape[1]
@@ -293,7 +293,7 @@ def _largest_step(surprise: FloatArray, rest: float) -> float:
     half = len(surprise) / 2
 
     def useful(power: float) -> float:
-        return 1 / float((_normalised(power * surprise) ** 2).sum())
+        return 1 / float((_normalized(power * surprise) ** 2).sum())
 
     if useful(rest) >= half:
         return rest
@@ -304,7 +304,7 @@ def _largest_step(surprise: FloatArray, rest: float) -> float:
     return max(low, 1e-6)
 
 
-def _normalised(log_weights: FloatArray) -> FloatArray:
+def _normalized(log_weights: FloatArray) -> FloatArray:
     weights = np.exp(log_weights - log_weights.max())
     return weights / weights.sum()
 

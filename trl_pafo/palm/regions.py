@@ -63,7 +63,7 @@ class WeightRegion:
         return cls(weights[corners], normals, num_dims)
 
     @property
-    def centre(self) -> FloatArray:
+    def center(self) -> FloatArray:
         """Mean of the points, of shape `(num_rewards,)`."""
         return self.points.mean(axis=0)
 

@@ -1,4 +1,4 @@
-"""Whom each member serves, what it costs every user, and which group of a population is served worst. (Ours.)"""
+"""Whom each member serves, what it costs every user, and which group of a population is served worst. (Not from the paper.)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

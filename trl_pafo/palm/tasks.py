@@ -211,11 +211,11 @@ def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[A
             "Give --candidates or --policies. Members are trained by GRPO in Python: see examples/portfolio_grpo.py and "
             "docs/portfolio_oracles.md."
         )
-    if args.normalise not in ("none", "min_max", "sigmoid"):
-        raise ConfigError(f"--normalise must be none, min_max or sigmoid, got {args.normalise!r}.")
+    if args.normalize not in ("none", "min_max", "sigmoid"):
+        raise ConfigError(f"--normalize must be none, min_max or sigmoid, got {args.normalize!r}.")
     if not args.candidates:
-        if args.normalise != "none":
-            raise ConfigError("--normalise is for --candidates; the values of a table must be in [0, 1] already.")
+        if args.normalize != "none":
+            raise ConfigError("--normalize is for --candidates; the values of a table must be in [0, 1] already.")
         table = read_table(args.policies, args.reward_names, args.beta)
         return table, list(table.names), [], None
     rewards, reference, found = read_candidates(args.candidates)
@@ -228,8 +228,8 @@ def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[A
     if found:
         rewards = rewards[..., [found.index(name) for name in names]]
     scale = None
-    if args.normalise != "none":
-        scale = RewardScale.fit(rewards[reference > 0], args.normalise)
+    if args.normalize != "none":
+        scale = RewardScale.fit(rewards[reference > 0], args.normalize)
         rewards = scale(rewards)
     warm = read_table(args.policies, names, args.beta).warm_start() if args.policies else []
     return CandidateOracle(rewards, args.beta, reference), names, warm, scale

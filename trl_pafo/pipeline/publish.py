@@ -43,7 +43,7 @@ def write_cards(folder: str | Path) -> list[Path]:
     written = []
     for method in record.methods:
         model = record.folder / "models" / method
-        if model.is_dir():  # the oracle is the teachers
+        if model.is_dir():  # these are the teachers
             write_text(model / CARD_NAME, run_card(record, method).render())
             written.append(model / CARD_NAME)
     return written
@@ -157,8 +157,8 @@ def _is_newer(path: Path, other: Path) -> bool:
 def _model_of(folder: Path, method: str | None) -> Path:
     found = {path.name: path for path in sorted((folder / "models").glob("*")) if path.name in TITLES}
     name = method or next((student for student in _STUDENTS if student in found), None)
-    if name == "oracle":
-        raise ConfigError("The oracle is the teachers, which are not pushed. Push another method.")
+    if name == "group_routed":
+        raise ConfigError("The group-routed teachers are not one model. Push another method.")
     if name is None or name not in found:
         raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]

@@ -27,8 +27,8 @@ from trl_pafo.pipeline.prepare import DATA_FORMAT, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
 from trl_pafo.pipeline.starting_points import (
-    QUANTISATION_OPTIONS,
-    is_quantised,
+    QUANTIZATION_OPTIONS,
+    is_quantized,
     start_of,
     student_model,
     teacher_model,
@@ -92,8 +92,8 @@ class Run:
             args = self.args
             name = args.hub_model_id or self.folder.path.absolute().name
             private, revision = args.hub_private_repo, args.hub_revision
-            # A base that was quantised here is the one of the Hub to whoever loads the adapter.
-            whole = is_quantised(self.model) and self.run.num_hidden_layers is None
+            # A base that was quantized here is the one of the Hub to whoever loads the adapter.
+            whole = is_quantized(self.model) and self.run.num_hidden_layers is None
             base = base_id(self.model.model_name_or_path) if whole else None
             push_run(self.folder.path, name, token=args.hub_token, private=private, revision=revision, base_model=base)
         return results
@@ -108,7 +108,7 @@ class Run:
         own = remembered(self._remember_history(copy.deepcopy(self.tokenizer)))
         for teacher in given.values():
             check_inputs(teacher, own)
-        self._materialise()
+        self._materialize()
         with self.folder.only_checking():  # a result that is in the way is told before the first training, not between two
             self._models(data, given)
         models, gains = self._models(data, given)
@@ -138,9 +138,9 @@ class Run:
                 models[method] = self._baseline(method, data["train"])
         if self.run.needs_teachers:
             teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
-            if "oracle" in self.run.methods:
-                models["oracle"] = teachers
-                self._digests["oracle"] = str(sorted(self._identities(teachers).items()))
+            if "group_routed" in self.run.methods:
+                models["group_routed"] = teachers
+                self._digests["group_routed"] = str(sorted(self._identities(teachers).items()))
             students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
             gains = self._judge_teachers(teachers, data) if students else []
             for method in students:
@@ -165,13 +165,13 @@ class Run:
         """The version of the model, which decides what its tokenizer and its weights are."""
         return {} if self.model.model_revision == "main" else {"revision": self.model.model_revision}
 
-    def _materialise(self) -> None:
+    def _materialize(self) -> None:
         layers = self.run.num_hidden_layers
-        if self.base not in WHEEL_MODELS and layers is None and not is_quantised(self.model):
+        if self.base not in WHEEL_MODELS and layers is None and not is_quantized(self.model):
             return
         inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
-        if is_quantised(self.model):
-            inputs |= {name: getattr(self.model, name) for name in QUANTISATION_OPTIONS}
+        if is_quantized(self.model):
+            inputs |= {name: getattr(self.model, name) for name in QUANTIZATION_OPTIONS}
         inputs |= self._revision() | {"identity": self._base_identity}
         self._digests["base"] = self.folder.stage(
             "model", inputs, "base_model", lambda out: write_base(self.model, out, layers, self.args.seed)

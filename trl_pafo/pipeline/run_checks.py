@@ -28,7 +28,7 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     students = set(STUDENTS) & set(run.methods)
     if args.teachers and not run.needs_teachers:
         raise ConfigError(
-            "--teachers: no effect, as none of the methods has teachers. Leave it out, or add pafo or oracle to --methods."
+            "--teachers: no effect, as none of the methods has teachers. Leave it out, or add pafo or group_routed to --methods."
         )
     if args.teachers and run.teacher_start != "base":
         raise ConfigError("--teacher_start: no effect on teachers that are given. Leave it or --teachers out.")
@@ -79,7 +79,7 @@ def check_run_data(
             check_teacher(teacher, tokenizer)
     if run.needs_teachers and len(groups) < 2:
         raise DataError(
-            f"The training data have one group alone ({groups[0]!r}), so there is nothing to distil for another. Give each row the group "
+            f"The training data have one group alone ({groups[0]!r}), so there is nothing to distill for another. Give each row the group "
             "of its user, or leave the methods with teachers out."
         )
     _check_training_lengths(data["train"], groups, run, args, tokenizer)
@@ -89,7 +89,7 @@ def check_run_data(
     for group, teacher in given.items():
         own = teacher.tokenizer()
         positions = getattr(teacher.config().get_text_config(), "max_position_embeddings", None)
-        for name in judged if "oracle" in run.methods else judged[1:]:
+        for name in judged if "group_routed" in run.methods else judged[1:]:
             rows = data[name].select(np.flatnonzero(np.asarray(data[name]["group"]) == group))
             fitting = tokenizer if own is None else add_history_template(own)
             check_lengths(rows, fitting, positions, f"the {name} data", f"the teacher of {group}")
@@ -152,6 +152,6 @@ def _warn_of_unjudged(data: DatasetDict, groups: Iterable[str], run: RunArgument
     if few:
         print(
             f"    Too few held-out users to judge the teacher of {', '.join(few)}: nothing will be distilled. Hold out more pairs "
-            "(--validation_share), or pass --teacher_min_gain=-inf to distil unjudged teachers.",
+            "(--validation_share), or pass --teacher_min_gain=-inf to distill unjudged teachers.",
             flush=True,
         )

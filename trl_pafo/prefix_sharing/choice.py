@@ -51,7 +51,7 @@ def estimate_gain(
     implementation: str = "sdpa",
     pad_to_multiple_of: int | None = None,
 ) -> Gain:
-    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Ours.)
+    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Not from the paper.)
 
     Args:
         lengths, batch_size, implementation, pad_to_multiple_of:
@@ -67,7 +67,7 @@ def estimate_gain(
 def count_work(
     lengths: NDArray[np.int64], batch_size: int, implementation: str = "sdpa", pad_to_multiple_of: int | None = None
 ) -> NDArray[np.float64]:
-    """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Ours.)
+    """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Not from the paper.)
 
     Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
     which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.

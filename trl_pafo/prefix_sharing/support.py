@@ -48,7 +48,7 @@ _REACH = re.compile(r"window|chunk_size|block_size|local_attention|index_topk")
 
 
 def why_not_shared(model: torch.nn.Module) -> str | None:
-    """Why pairs of a model cannot share rows, or `None` if they can. (Ours.)
+    """Why pairs of a model cannot share rows, or `None` if they can. (Not from the paper.)
 
     Args:
         model (`torch.nn.Module`):
@@ -85,7 +85,7 @@ def why_not_shared(model: torch.nn.Module) -> str | None:
 
 def twin_difference(model: PreTrainedModel) -> float:
     """Largest difference between the rewards of shared rows and of two rows under a small twin, over the rewards' spread."""
-    # Neither the seed nor the number format of the run may leak in or out, and DeepSpeed must not shard the twin.
+    # Neither the seed nor the dtype of the run may leak in or out, and DeepSpeed must not shard the twin.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), set_zero3_state():
         torch.manual_seed(0)
         default = torch.get_default_dtype()

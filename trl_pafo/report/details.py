@@ -113,7 +113,7 @@ def history(record: Record) -> Section:
         section.pictures.append(Picture(f"hidden_{method}", record.title(method), "", figure))
     section.text.append(
         "The pictures show the last hidden state of the chosen answer at the pooled token, in the two principal components of each model's "
-        "own. Where the colours lie apart, the model tells the groups' histories apart; two components are only part of what it knows."
+        "own. Where the colors lie apart, the model tells the groups' histories apart; two components are only part of what it knows."
     )
     return section
 
@@ -125,7 +125,7 @@ def teachers(record: Record) -> Section:
     compared = [m for m in (record.reference, record.student) if m in record.rewards]
     if found is None or not compared:
         why = (
-            "no teachers' margins on test pairs are kept (method `oracle`, or an inspection of a run that trained teachers)"
+            "no teachers' margins on test pairs are kept (method `group_routed`, or an inspection of a run that trained teachers)"
             if found is None
             else "no rewards of the test pairs are kept"
         )

@@ -51,8 +51,8 @@ def agreement(teacher: FloatArray, margins: FloatArray) -> FloatArray:
 
 def teacher_margins(record: Record) -> tuple[IntArray, FloatArray] | None:
     """Rows of test pairs, and the margins of the teacher of each pair's own group on them."""
-    if "oracle" in record.rewards:
-        margins = record.rewards["oracle"].margins
+    if "group_routed" in record.rewards:
+        margins = record.rewards["group_routed"].margins
         return np.arange(len(margins)), margins
     seen = record.inspection
     if seen is None or "rewards/teacher" not in seen:
@@ -167,17 +167,17 @@ def clip(text: str, longest: int) -> str:
 
 
 def headroom(record: Record) -> str | None:
-    """What the oracle says about whether there was anything to distil."""
-    verdict = record.results.get("verdicts", {}).get("oracle")
+    """What the group-routed teachers say about whether there was anything to distill."""
+    verdict = record.results.get("verdicts", {}).get("group_routed")
     if verdict is None:
         return None
     better = [name for name, d in verdict["differences"].items() if d["low"] > 0]
     reference = record.title(record.reference or "")
     teachers = "the teachers, each on the pairs of its own group,"
     if better:
-        return f"There is something to distil: {teachers} are shown to beat {reference} for {', '.join(better)}."
+        return f"There is something to distill: {teachers} are shown to beat {reference} for {', '.join(better)}."
     return (
-        f"There may be nothing to distil: {teachers} are not shown to beat {reference} for any group. Then a distilled model has "
+        f"There may be nothing to distill: {teachers} are not shown to beat {reference} for any group. Then a distilled model has "
         "nothing to gain from them, and may lose."
     )
 

@@ -37,7 +37,7 @@ def write_report(
 ) -> Path:
     """Write the report of a run, or the comparison of several, as one HTML file and PNGs.
 
-    The pictures are in the page as SVG, which follows the reader's light or dark colours, and as `<name>_pictures/*.png` beside
+    The pictures are in the page as SVG, which follows the reader's light or dark colors, and as `<name>_pictures/*.png` beside
     `<name>.html`. An older report of trl-pafo at the same place is replaced.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from trl_pafo.metrics import pair_correctness, user_accuracy
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import format_number, is_known
-from trl_pafo.plotting import COLOURS, GRID, GROUP_COLOURS, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short
+from trl_pafo.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _FONT = 9
 _MOST_POINTS = 300
-_LOSSES = {  # key of the log: name, colour, whether it is a part of another
+_LOSSES = {  # key of the log: name, color, whether it is a part of another
     "loss": ("loss", TEXT, "-"),
-    "bradley_terry_loss": ("Bradley-Terry part", COLOURS[0], "--"),
-    "distillation_loss": ("distillation part", COLOURS[1], ":"),
+    "bradley_terry_loss": ("Bradley-Terry part", COLORS[0], "--"),
+    "distillation_loss": ("distillation part", COLORS[1], ":"),
 }
 
 Interval = Mapping[str, float]
@@ -34,7 +34,7 @@ def draw_group_accuracy(
         accuracies (`Mapping[str, Mapping]`):
             Group to method to `{"value", "low", "high"}`.
         series (`Mapping[str, int]`):
-            Method to the number of its colour, in the order of the bars.
+            Method to the number of its color, in the order of the bars.
         counts (`Mapping[str, str]`, *optional*):
             Group to what is written below its name, such as its numbers of users and pairs.
     """
@@ -46,7 +46,7 @@ def draw_group_accuracy(
             if method not in of_method:
                 continue
             at, numbers = place + (i - (len(series) - 1) / 2) * thick, of_method[method]
-            axes.barh(at, numbers["value"], thick * 0.9, color=COLOURS[number % len(COLOURS)], alpha=0.75, linewidth=0)
+            axes.barh(at, numbers["value"], thick * 0.9, color=COLORS[number % len(COLORS)], alpha=0.75, linewidth=0)
             low, high = ends_of(numbers)
             if is_known(numbers["low"]):
                 axes.plot([low, high], [at, at], color=TEXT, linewidth=1.2, solid_capstyle="butt")
@@ -59,7 +59,7 @@ def draw_group_accuracy(
     axes.set_yticks(range(len(accuracies)), labels, parse_math=False)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_xlabel("accuracy (dashed: a coin)", fontsize=_FONT, color=TEXT)
-    handles = [_patch(COLOURS[number % len(COLOURS)]) for number in series.values()]
+    handles = [_patch(COLORS[number % len(COLORS)]) for number in series.values()]
     _legend(figure, handles, list(series))
     return figure
 
@@ -71,7 +71,7 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: 
         differences (`Mapping[str, Mapping]`):
             Method to group to `{"value", "low", "high"}`.
         series (`Mapping[str, int]`):
-            Method to the number of its colour and marker.
+            Method to the number of its color and marker.
         reference (`str`):
             Name of the reference.
     """
@@ -90,9 +90,9 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: 
         )
         for group, d in of_group.items():
             place += 1
-            colour, marker = COLOURS[series[method] % len(COLOURS)], MARKERS[series[method] % len(MARKERS)]
-            axes.plot([d["low"], d["high"]], [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
-            axes.plot(d["value"], place, color=colour, marker=marker, markersize=6, markeredgecolor=PAPER, markeredgewidth=0.7)
+            color, marker = COLORS[series[method] % len(COLORS)], MARKERS[series[method] % len(MARKERS)]
+            axes.plot([d["low"], d["high"]], [place, place], color=color, linewidth=1.8, solid_capstyle="butt")
+            axes.plot(d["value"], place, color=color, marker=marker, markersize=6, markeredgecolor=PAPER, markeredgewidth=0.7)
             ticks[place] = short(group)
         place += 1.15
     axes.axvline(0, color=TEXT, linewidth=1)
@@ -120,7 +120,7 @@ def draw_user_support(
         means (`Sequence[tuple[float, Mapping]]`):
             Support rates and the accuracy there, as `{"value", "low", "high"}`.
         series (`int`):
-            Number of the colour.
+            Number of the color.
     """
     users, accuracy, _ = user_accuracy(correct, user)
     of_user = dict(zip(user, support, strict=True))
@@ -129,7 +129,7 @@ def draw_user_support(
     axes = _axes(figure)
     cells, counts = np.unique(np.column_stack([np.round(rate, 3), accuracy]), axis=0, return_counts=True)
     axes.scatter(
-        cells[:, 0], cells[:, 1], s=10 + 700 * counts / len(users), color=COLOURS[series % len(COLOURS)], alpha=0.4, linewidth=0
+        cells[:, 0], cells[:, 1], s=10 + 700 * counts / len(users), color=COLORS[series % len(COLORS)], alpha=0.4, linewidth=0
     )
     for place, mean in means:
         low, high = ends_of(mean)
@@ -156,10 +156,10 @@ def draw_training(history: Sequence[Mapping[str, Any]], groups: Sequence[str] = 
     """
     figure = new_figure(height=3.3)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for key, (name, colour, line) in _LOSSES.items():
+    for key, (name, color, line) in _LOSSES.items():
         steps, values = _curve(history, key)
         if len(steps):
-            above.plot(steps, values, color=colour, linestyle=line, linewidth=1.4, label=name)
+            above.plot(steps, values, color=color, linestyle=line, linewidth=1.4, label=name)
     for key, name, line in (("accuracy", "all", "-"), ("eval_accuracy", "evaluation", "--")):
         steps, values = _curve(history, key)
         if len(steps):
@@ -167,8 +167,8 @@ def draw_training(history: Sequence[Mapping[str, Any]], groups: Sequence[str] = 
     for i, group in enumerate(groups):
         steps, values = _curve(history, f"accuracy/{group}")
         if len(steps):
-            colour, marker = GROUP_COLOURS[i % len(GROUP_COLOURS)], MARKERS[i % len(MARKERS)]
-            below.plot(steps, values, color=colour, linewidth=0.9, marker=marker, markersize=2.5, label=short(group))
+            color, marker = GROUP_COLORS[i % len(GROUP_COLORS)], MARKERS[i % len(MARKERS)]
+            below.plot(steps, values, color=color, linewidth=0.9, marker=marker, markersize=2.5, label=short(group))
     for axes, label in ((above, "loss"), (below, "accuracy")):
         _dress(axes)
         axes.grid(color=GRID, linewidth=0.8)
@@ -176,7 +176,7 @@ def draw_training(history: Sequence[Mapping[str, Any]], groups: Sequence[str] = 
         axes.margins(x=0.02)
     above.set_ylim(bottom=0)
     below.set_ylim(0, 1.05)
-    below.set_xlabel("optimiser step", fontsize=_FONT, color=TEXT)
+    below.set_xlabel("optimizer step", fontsize=_FONT, color=TEXT)
     lines = [axes.get_legend_handles_labels() for axes in (above, below)]
     grouped = len(lines[1][1]) > 1
     handles, labels = ([*lines[0][part], *(lines[1][part] if grouped else [])] for part in (0, 1))
@@ -193,7 +193,7 @@ def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: st
         margins (`float` array of shape `(num_pairs,)`):
             The model's margins on the same pairs.
         series (`int`):
-            Number of the colour.
+            Number of the color.
         name (`str`):
             Name of the model.
         seed (`int`, *optional*, defaults to `0`):
@@ -202,7 +202,7 @@ def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: st
     figure = new_figure(height=3.6)
     axes = _axes(figure)
     picked = np.random.default_rng(seed).permutation(len(teacher))[:_MOST_POINTS]
-    axes.scatter(teacher[picked], margins[picked], s=14, color=COLOURS[series % len(COLOURS)], alpha=0.5, linewidth=0, zorder=3)
+    axes.scatter(teacher[picked], margins[picked], s=14, color=COLORS[series % len(COLORS)], alpha=0.5, linewidth=0, zorder=3)
     reaches = [1.08 * max(np.abs(values[picked]).max(), 1e-6) for values in (teacher, margins)]
     axes.set_xlim(-reaches[0], reaches[0])
     axes.set_ylim(-reaches[1], reaches[1])
@@ -223,7 +223,7 @@ def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: st
 
 
 def draw_hidden_states(states: FloatArray, group: Sequence[str], shown: Sequence[str], groups: Sequence[str]) -> "Figure":
-    """Two principal components of hidden states: colour says whose history was shown, the marker whose pair it is.
+    """Two principal components of hidden states: color says whose history was shown, the marker whose pair it is.
 
     Args:
         states (`float` array of shape `(num_entries, hidden_size)`):
@@ -241,20 +241,20 @@ def draw_hidden_states(states: FloatArray, group: Sequence[str], shown: Sequence
     for i, history in enumerate(groups):
         for j, name in enumerate(groups):
             mine = (whose == history) & (of_pair == name)
-            colour, marker = GROUP_COLOURS[i % len(GROUP_COLOURS)], MARKERS[j % len(MARKERS)]
+            color, marker = GROUP_COLORS[i % len(GROUP_COLORS)], MARKERS[j % len(MARKERS)]
             x, y = places[mine].T
-            axes.scatter(x, y, s=22, color=colour, marker=marker, alpha=0.75, edgecolor=PAPER, linewidth=0.4, zorder=3)
+            axes.scatter(x, y, s=22, color=color, marker=marker, alpha=0.75, edgecolor=PAPER, linewidth=0.4, zorder=3)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_xlabel(f"first component ({100 * shares[0]:.0f} % of the variance)", fontsize=_FONT, color=TEXT)
     axes.set_ylabel(f"second ({100 * shares[1]:.0f} %)", fontsize=_FONT, color=TEXT)
-    colours = [_patch(GROUP_COLOURS[i % len(GROUP_COLOURS)]) for i in range(len(groups))]
+    colors = [_patch(GROUP_COLORS[i % len(GROUP_COLORS)]) for i in range(len(groups))]
     kinds = [_mark(MARKERS[j % len(MARKERS)]) for j in range(len(groups))]
     names = [short(name) for name in groups]
     first = "history of" if any(shown) else "pair of"
     if any(shown):
-        _legend(figure, [*colours, *kinds], [*(f"{first} {n}" for n in names), *(f"pair of {n}" for n in names)], len(groups))
+        _legend(figure, [*colors, *kinds], [*(f"{first} {n}" for n in names), *(f"pair of {n}" for n in names)], len(groups))
     else:
-        _legend(figure, colours, [f"{first} {n}" for n in names])
+        _legend(figure, colors, [f"{first} {n}" for n in names])
     return figure
 
 
@@ -263,9 +263,9 @@ def principal_components(states: FloatArray) -> tuple[FloatArray, FloatArray]:
 
     Signs are set so that the largest absolute value of each component is positive, and pictures can be compared.
     """
-    centred = np.asarray(states, dtype=np.float64) - np.mean(states, axis=0, dtype=np.float64)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(centred), 2))
+    centered = np.asarray(states, dtype=np.float64) - np.mean(states, axis=0, dtype=np.float64)
+    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
+    places = np.zeros((len(centered), 2))
     number = min(2, len(sizes))
     places[:, :number] = left[:, :number] * sizes[:number]
     places *= np.where(places[np.abs(places).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
@@ -303,10 +303,10 @@ def _curve(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float],
     return [float(step) for step, _ in logged], [float(value) for _, value in logged]
 
 
-def _patch(colour: str) -> Any:
+def _patch(color: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(color=colour)
+    return Patch(color=color)
 
 
 def _mark(marker: str) -> Any:

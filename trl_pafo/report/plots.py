@@ -10,7 +10,7 @@ import numpy as np
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import is_known
-from trl_pafo.plotting import COLOURS, GRID, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short, write_png
+from trl_pafo.plotting import COLORS, GRID, MARKERS, MUTED, PAPER, TEXT, ends_of, new_figure, short, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def draw_majority_minority(
         points (`list[dict]`):
             One a method: `{"name": str, "majority": {"value", "low", "high"}, "minority": {"value", "low", "high"}}`,
             as accuracies in [0, 1]; an interval that is not known (NaN or `None`) is not drawn. Optional: `label`, the text at the point (its name), and `series`, the number of its
-            colour and marker (its place).
+            color and marker (its place).
         reference (`str`, *optional*):
             Name of the method whose Pareto region is shaded; `None` for no region.
         title (`str`, *optional*):
@@ -103,7 +103,7 @@ def draw_majority_minority(
     at = {point["name"]: (point["majority"]["value"], point["minority"]["value"]) for point in points}
     if reference is not None:
         x, y = at[reference]
-        axes.fill_between([x, 1], y, 1, color=COLOURS[2], alpha=0.10, linewidth=0, zorder=0)
+        axes.fill_between([x, 1], y, 1, color=COLORS[2], alpha=0.10, linewidth=0, zorder=0)
         sentences.append(f"Shaded: neither group below {reference}.")
     for start, end in arrows:
         style = {"arrowstyle": "->", "color": MUTED, "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
@@ -113,10 +113,10 @@ def draw_majority_minority(
     sizes = [9 * font / 11 + 5 * min(number, 3) for number in above]
     for i, point in enumerate(points):
         series = point.get("series", i)
-        _draw_point(axes, point, COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)], sizes[i])
+        _draw_point(axes, point, COLORS[series % len(COLORS)], MARKERS[series % len(MARKERS)], sizes[i])
     for text, series in (legend or {}).items():
-        colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
-        axes.plot([], [], linestyle="none", color=colour, marker=marker, markersize=6, label=text)
+        color, marker = COLORS[series % len(COLORS)], MARKERS[series % len(MARKERS)]
+        axes.plot([], [], linestyle="none", color=color, marker=marker, markersize=6, label=text)
     if legend:
         figure.legend(loc="outside upper center", ncols=2, fontsize=font, frameon=False, labelcolor=TEXT)
     if size[0] >= 6:  # a page has its own captions
@@ -179,7 +179,7 @@ def _apart(axes: "Axes", a: dict[str, Any], b: dict[str, Any]) -> float:
     return math.hypot(*((a[side]["value"] - b[side]["value"]) / (high - low) for side, (low, high) in sides))
 
 
-def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, size: float) -> None:
+def _draw_point(axes: "Axes", point: dict[str, Any], color: str, marker: str, size: float) -> None:
     x, y = (point[side]["value"] for side in _SIDES)
     across, up = ((ends_of(point[side]) if is_known(point[side]["low"]) else None) for side in _SIDES)
     axes.errorbar(
@@ -187,7 +187,7 @@ def _draw_point(axes: "Axes", point: dict[str, Any], colour: str, marker: str, s
         y,
         xerr=None if across is None else [[x - across[0]], [across[1] - x]],
         yerr=None if up is None else [[y - up[0]], [up[1] - y]],
-        color=colour,
+        color=color,
         marker=marker,
         markersize=size,
         markeredgecolor=PAPER,
@@ -212,11 +212,11 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[float]
     taken = []
     for point, marker_size in zip(points, sizes, strict=True):
         x, y = point["majority"], point["minority"]
-        centre = to_pixels((x["value"], y["value"]))
+        center = to_pixels((x["value"], y["value"]))
         (left, bottom), (right, top) = to_pixels(list(zip(ends_of(x), ends_of(y), strict=True)))
-        bars = [(left, centre[1], right, centre[1]), (centre[0], bottom, centre[0], top)]
+        bars = [(left, center[1], right, center[1]), (center[0], bottom, center[0], top)]
         taken += [_padded(bar, 4 * pixels) for bar in bars]
-        taken.append(_padded([*centre, *centre], (marker_size / 2 + 2) * pixels))
+        taken.append(_padded([*center, *center], (marker_size / 2 + 2) * pixels))
 
     for point in points:
         at = (point["majority"]["value"], point["minority"]["value"])
@@ -235,25 +235,25 @@ def _place_labels(axes: "Axes", points: list[dict[str, Any]], sizes: list[float]
         )
         label.set_in_layout(False)
         extent = label.get_window_extent()
-        centre = to_pixels(at)
-        distances, boxes = _places(centre, extent.width, extent.height, pixels)
+        center = to_pixels(at)
+        distances, boxes = _places(center, extent.width, extent.height, pixels)
         area = extent.width * extent.height
         hidden = (area - _shared_areas(boxes, frame) + _shared_areas(boxes, np.array(taken))) / area
         crossed = np.array([diagonal.intersects_bbox(Bbox.from_extents(*box), filled=False) for box in boxes])
         best = np.argmin(distances + 1000 * hidden + 25 * crossed)
         taken.append(boxes[best])
-        label.set_position(tuple((boxes[best, :2] - centre) / pixels))
+        label.set_position(tuple((boxes[best, :2] - center) / pixels))
         # A name that had to move away is tied to its point; next to it, the line would only be clutter.
         assert label.arrow_patch is not None
         label.arrow_patch.set_visible(bool(distances[best] > 14))
 
 
-def _places(centre: FloatArray, width: float, height: float, pixels: float) -> tuple[FloatArray, FloatArray]:
+def _places(center: FloatArray, width: float, height: float, pixels: float) -> tuple[FloatArray, FloatArray]:
     """Distances, in points of type, and boxes of a text around a point; right and left come before above and below."""
     distances = np.repeat([9.0, 13.0, 20.0, 30.0, 42.0, 56.0, 72.0, 90.0, 110.0], 16)
     angles = np.tile([0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 7, 9, 3, 13, 5, 11], 9) * np.pi / 8
-    left = centre[0] + np.cos(angles) * (distances * pixels + width / 2) - width / 2
-    bottom = centre[1] + np.sin(angles) * (distances * pixels + height / 2) - height / 2
+    left = center[0] + np.cos(angles) * (distances * pixels + width / 2) - width / 2
+    bottom = center[1] + np.sin(angles) * (distances * pixels + height / 2) - height / 2
     return distances, np.column_stack([left, bottom, left + width, bottom + height])
 
 

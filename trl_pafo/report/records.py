@@ -18,7 +18,15 @@ from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
 from trl_pafo.storage.run_folder import MANIFEST
 
-_SERIES = {"bradley_terry": 0, "personalized_bt": 1, "pafo": 2, "oracle": 3, "pafo_own_group": 4, "model": 2, "reference": 1}
+_SERIES = {
+    "bradley_terry": 0,
+    "personalized_bt": 1,
+    "pafo": 2,
+    "group_routed": 3,
+    "pafo_own_group": 4,
+    "model": 2,
+    "reference": 1,
+}
 ALL_PAIRS = "all pairs"
 """Stands where a group would, of pairs whose groups are not known."""
 _EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
@@ -96,7 +104,7 @@ class Record:
     @property
     def student(self) -> str | None:
         """The method that the report is about: PAFO's, the model of an evaluation, or what there is beside the reference."""
-        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, "oracle")]
+        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, "group_routed")]
         return others[0] if others else None
 
     @property
@@ -157,7 +165,7 @@ class Record:
         return TITLES.get(method, _EVALUATED.get(method, method))
 
     def series(self, method: str) -> int:
-        """The number of a method's colour, the same in every run."""
+        """The number of a method's color, the same in every run."""
         return _SERIES.get(method, list(self.methods).index(method))
 
 
@@ -240,7 +248,7 @@ def _read_pairs(record: Record) -> None:
 
 
 def _read_trainings(record: Record) -> None:
-    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method != "oracle"}
+    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method != "group_routed"}
     for stage, done in record.stages.items():
         if stage.startswith("teacher:"):
             folders[f"teacher of {stage.removeprefix('teacher:')}"] = record.folder / done["output"]

@@ -44,7 +44,7 @@ def canonical(value: Any) -> Any:
         return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "__dict__"):
         return {"class": canonical(type(value)), **canonical(vars(value))}
-    return str(value).removeprefix("torch.")  # a number format is the same by name
+    return str(value).removeprefix("torch.")  # a dtype is the same by name
 
 
 def values_of(options: Any, wanted: Callable[[str], bool]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ logger = get_logger(__name__)
 @dataclass(frozen=True)
 class Agreement:
     """
-    What a teacher says of the pairs of its own group that users have labelled.
+    What a teacher says of the pairs of its own group that users have labeled.
 
     Attributes:
         group (`str`, *optional*):
             The group; `None` for margins of rows without groups.
         num_pairs (`int`):
-            Labelled pairs of the group. Pairs under borrowed histories are not among them.
+            Labeled pairs of the group. Pairs under borrowed histories are not among them.
         share (`float`):
             Share of them on which its margin prefers the chosen response, a tie counting half; NaN without pairs.
         margin (`float`):
@@ -37,7 +37,7 @@ class Agreement:
             if self.group is None
             else (f"The teacher of {self.group} prefers", "its group's")
         )
-        return f"{who} the chosen response in {self.share:.1%} of {whose} {self.num_pairs:,} labelled pairs (mean margin {self.margin:+.3f})"
+        return f"{who} the chosen response in {self.share:.1%} of {whose} {self.num_pairs:,} labeled pairs (mean margin {self.margin:+.3f})"
 
 
 class TeacherAgreement:
@@ -64,7 +64,7 @@ class TeacherAgreement:
             margins (`torch.Tensor` of shape `(num_rows,)`):
                 Each of the teacher of the row's group.
             has_label (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-                False on rows that nobody labelled.
+                False on rows that nobody labeled.
             group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
                 Places in `groups`, -1 for none. Not needed where there are no groups.
         """
@@ -88,7 +88,7 @@ class TeacherAgreement:
 
         Returns:
             `dict[str, float]`: `teacher_accuracy/{group}` and `teacher_margin/{group}`, or without `/{group}` where there are no
-            groups; NaN for a group without labelled pairs.
+            groups; NaN for a group without labeled pairs.
         """
         if self._sums is None:
             return {}

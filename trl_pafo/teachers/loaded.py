@@ -30,7 +30,7 @@ from trl_pafo.models.scoring import (
 from trl_pafo.models.weights import name_some, whole_weights
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.teachers.sharding import gathered, in_turn, is_sharded, shard, shards_the_student
-from trl_pafo.teachers.teacher import QuantisedBase, Teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class TeacherModels:
     """
     Teachers of one backbone (see [`by_backbone`]) in memory, frozen, to be used as one of them at a time.
 
-    They never meet the optimiser, and neither the accelerator nor the trainer knows of them, so that nothing saves them or
+    They never meet the optimizer, and neither the accelerator nor the trainer knows of them, so that nothing saves them or
     keeps them alive. [`~TeacherModels.close`] frees them, or leaves a model that was given as it was.
 
     Args:
@@ -61,7 +61,7 @@ class TeacherModels:
             Says where the models go. All of its processes have to make this object together.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Number format in which they are loaded.
-        quantised ([`QuantisedBase`], *optional*):
+        quantized ([`QuantizedBase`], *optional*):
             The student's base; teachers that are adapters of it are loaded on it as it is.
     """
 
@@ -71,7 +71,7 @@ class TeacherModels:
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
         dtype: torch.dtype = torch.float32,
-        quantised: QuantisedBase | None = None,
+        quantized: QuantizedBase | None = None,
     ):
         self.accelerator = accelerator
         self.pad_ids = {group: teacher.pad_id(tokenizer) for group, teacher in teachers.items()}
@@ -81,7 +81,7 @@ class TeacherModels:
         first = next(iter(teachers.values()))
         self._is_borrowed = not isinstance(first.source, str)
         if isinstance(first.source, str):
-            self._load(teachers, dtype, None if quantised is None else quantised.config_for(first))
+            self._load(teachers, dtype, None if quantized is None else quantized.config_for(first))
         else:
             self._borrow(first.source)
 
@@ -89,7 +89,7 @@ class TeacherModels:
         sharded = shards_the_student(self.accelerator)
         # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
         if quantization_config is not None:
-            logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantised.")
+            logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantized.")
         with in_turn(self.accelerator) if sharded else nullcontext(), whole_weights(), torch.random.fork_rng(devices=[]):
             folders = {group: local_folder(str(teacher.source)) for group, teacher in teachers.items()}
             for folder in folders.values():

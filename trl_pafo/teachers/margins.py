@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_pafo.errors import TeacherError
 from trl_pafo.storage.files import replacing, write_text, writing
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone, check_filled
-from trl_pafo.teachers.teacher import QuantisedBase, Teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +35,13 @@ def compute_teacher_margins(
     batch_size: int,
     cache_dir: str | Path,
     dtype: torch.dtype = torch.float32,
-    quantised: QuantisedBase | None = None,
+    quantized: QuantizedBase | None = None,
     prefix_sharing: str = "off",
 ) -> np.ndarray:
     """Margin of the teacher of each row's group, in reward units.
 
     One teacher is in memory at a time and each row is scored by one teacher only. The margins of a teacher are stored in
-    `cache_dir` under a digest of its weights, its pad id, the number format and the token ids it scored: whatever would
+    `cache_dir` under a digest of its weights, its pad id, the dtype and the token ids it scored: whatever would
     change a margin changes the file's name, and nothing else does.
 
     Args:
@@ -59,7 +59,7 @@ def compute_teacher_margins(
             Where the margins are kept.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
             Number format in which teachers are loaded from disk.
-        quantised ([`QuantisedBase`], *optional*):
+        quantized ([`QuantizedBase`], *optional*):
             The student's base, on which teachers that are its adapters are loaded too.
         prefix_sharing (`str`, *optional*, defaults to `"off"`):
             `"auto"`: what both responses of a pair begin with is computed once, where that pays. Margins differ by rounding alone, so
@@ -78,7 +78,7 @@ def compute_teacher_margins(
             continue
         identity = _identity_of(teacher, accelerator)
         about = [identity, teacher.pad_id(tokenizer), str(dtype), accelerator.mixed_precision]
-        if quantised is not None and (config := quantised.config_for(teacher)) is not None:
+        if quantized is not None and (config := quantized.config_for(teacher)) is not None:
             about.append(repr(sorted(config.to_dict().items(), key=str)))
         records[name] = _Record.of(about, *_tokens(dataset, rows[name]), Path(cache_dir))
         kept = records[name].read(accelerator)
@@ -88,7 +88,7 @@ def compute_teacher_margins(
             logger.info("Margins of the teacher of %s are reused from %s.", name, records[name].path)
             margins[rows[name]] = kept
     for together in by_backbone(missing):
-        with TeacherModels(together, tokenizer, accelerator, dtype, quantised) as models:
+        with TeacherModels(together, tokenizer, accelerator, dtype, quantized) as models:
             for name, teacher in together.items():
                 chosen, rejected = _tokens(dataset, rows[name])
                 margins[rows[name]] = models.margins(
@@ -175,10 +175,10 @@ def _store(path: Path, margins: np.ndarray, about: dict[str, str | None]) -> Non
 
 
 def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray) -> np.ndarray:
-    """Put the margins of all teachers on one scale. (Ours: two Bradley-Terry models have no common scale.)
+    """Put the margins of all teachers on one scale. (Not from the paper: two Bradley-Terry models have no common scale.)
 
-    Each teacher's margins are divided by their root mean square over the labelled pairs of its own group and multiplied by
-    the root mean square over all labelled pairs, each under its own teacher.
+    Each teacher's margins are divided by their root mean square over the labeled pairs of its own group and multiplied by
+    the root mean square over all labeled pairs, each under its own teacher.
 
     Args:
         margins (`np.ndarray` of shape `(num_rows,)`):
@@ -191,12 +191,12 @@ def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray)
     Raises:
         TeacherError: If a teacher's margins are all zero.
     """
-    labelled = has_label.astype(bool)
-    pooled = np.sqrt(np.mean(np.square(margins[labelled], dtype=np.float64)))
+    labeled = has_label.astype(bool)
+    pooled = np.sqrt(np.mean(np.square(margins[labeled], dtype=np.float64)))
     scaled = margins.astype(np.float64)
     for name in np.unique(group):
         rows = group == name
-        own = np.sqrt(np.mean(np.square(scaled[rows & labelled])))
+        own = np.sqrt(np.mean(np.square(scaled[rows & labeled])))
         if not own > 0:
             raise TeacherError(
                 f"The teacher of group {str(name)!r} has margin 0 on all pairs of its group: it has learnt nothing."

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from trl_pafo.errors import TeacherError
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone, check_filled
-from trl_pafo.teachers.teacher import QuantisedBase, Teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 TEACHER_ROWS = "teacher_rows"
 """Key that [`TeacherRowsCollator`] adds to a batch."""
@@ -64,7 +64,7 @@ class OnlineTeachers(TrainerCallback):
             Number format in which they are loaded.
         clip (`float`, *optional*):
             Margins are clipped to plus or minus this, in reward units.
-        quantised ([`QuantisedBase`], *optional*):
+        quantized ([`QuantizedBase`], *optional*):
             The student's base, on which teachers that are its adapters are loaded too.
     """
 
@@ -75,9 +75,9 @@ class OnlineTeachers(TrainerCallback):
         accelerator: Accelerator,
         dtype: torch.dtype,
         clip: float | None = None,
-        quantised: QuantisedBase | None = None,
+        quantized: QuantizedBase | None = None,
     ):
-        self.quantised = quantised
+        self.quantized = quantized
         self.teachers, self.tokenizer, self.accelerator, self.dtype, self.clip = teachers, tokenizer, accelerator, dtype, clip
         self._stack = ExitStack()
         self._models: dict[str, TeacherModels] = {}
@@ -111,7 +111,7 @@ class OnlineTeachers(TrainerCallback):
     def _load(self) -> None:
         for together in by_backbone(self.teachers):
             models = self._stack.enter_context(
-                TeacherModels(together, self.tokenizer, self.accelerator, self.dtype, self.quantised)
+                TeacherModels(together, self.tokenizer, self.accelerator, self.dtype, self.quantized)
             )
             self._models |= dict.fromkeys(together, models)
 

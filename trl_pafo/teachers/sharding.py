@@ -2,7 +2,7 @@
 
 TRL wraps a frozen model as its student is wrapped: a DeepSpeed engine, or FSDP around the root. Here teachers are sharded by
 `fully_shard` under every launcher, layer by layer: a forward gathers one layer and not the whole teacher, the weights keep the
-number format that they were loaded in, so that margins are the same bits in every mode, and nothing outlives the model, as a
+dtype that they were loaded in, so that margins are the same bits in every mode, and nothing outlives the model, as a
 DeepSpeed engine does.
 """
 

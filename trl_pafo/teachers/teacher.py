@@ -106,29 +106,29 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class QuantisedBase:
+class QuantizedBase:
     """
-    The base of a student that is an adapter, quantised when it was loaded (QLoRA). Teachers on the same base are loaded so too.
+    The base of a student that is an adapter, quantized when it was loaded (QLoRA). Teachers on the same base are loaded so too.
 
     Parameters:
         name (`str`):
             Folder or Hub id of the base.
         config ([`~transformers.quantizers.HfQuantizer`]'s configuration):
-            How it is quantised.
+            How it is quantized.
     """
 
     name: str
     config: Any
 
     @classmethod
-    def of(cls, model: Any) -> "QuantisedBase | None":
-        """That of a student in memory; `None` where its base is not quantised."""
+    def of(cls, model: Any) -> "QuantizedBase | None":
+        """That of a student in memory; `None` where its base is not quantized."""
         if getattr(model, "hf_quantizer", None) is None:
             return None
         return cls(model.config._name_or_path, model.config.quantization_config)
 
     def config_for(self, teacher: Teacher) -> Any:
-        """How the base of a teacher is to be quantised; `None` if it is another, or comes quantised from the disk."""
+        """How the base of a teacher is to be quantized; `None` if it is another, or comes quantized from the disk."""
         adapter = teacher.adapter()
         if adapter is None or getattr(teacher.config(), "quantization_config", None) is not None:
             return None

@@ -20,7 +20,7 @@ PAIR_KEYS = (NUMBER_COLUMN, "pair_group", "pair_user")
 @dataclass
 class DataCollatorForGroupPreference(DataCollatorForPreference):
     """
-    TRL's [`~trl.trainer.reward_trainer.DataCollatorForPreference`] with the columns of group-fair reward modelling.
+    TRL's [`~trl.trainer.reward_trainer.DataCollatorForPreference`] with the columns of group-fair reward modeling.
 
     Beside `"input_ids"`, `"attention_mask"` and `"margin"` it returns, for the columns that the rows have,
 

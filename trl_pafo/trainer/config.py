@@ -39,12 +39,12 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         distillation_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of `"bce"`, in reward units, above 0.
         condition (`str`, *optional*, defaults to `"group"`):
-            Where a labelled pair is distilled: `"group"` everywhere (the plain reading), `"correct"` only where the
+            Where a labeled pair is distilled: `"group"` everywhere (the plain reading), `"correct"` only where the
             teacher of its group prefers the chosen response.
         counterfactual_share (`float`, *optional*, defaults to `1.0`):
             Share of the training pairs that are also shown under the history of a user of each other group, with the
             margin of *that* group's teacher as their target, in [0, 1]. Needs a `history` column and `teachers`; `0.0`
-            distils each pair under its own group alone. Ours, not the paper's.
+            distills each pair under its own group alone. Not from the paper.
         counterfactual_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the distillation loss of those rows, at least 0.
 
@@ -54,8 +54,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
             Teacher of each group, a path or Hub id by group name (on the command line as JSON). The `teachers` argument of
             the trainer takes precedence.
         teacher_scale (`str`, *optional*, defaults to `"none"`):
-            `"rms"` divides each teacher's margins by their root mean square over the labelled pairs of its own group and
-            multiplies all by the pooled root mean square: two Bradley-Terry models have no common scale. Ours.
+            `"rms"` divides each teacher's margins by their root mean square over the labeled pairs of its own group and
+            multiplies all by the pooled root mean square: two Bradley-Terry models have no common scale. Not from the paper.
         teacher_margin_clip (`float`, *optional*):
             Teacher margins are clipped to plus or minus this value, in reward units, after scaling.
         teacher_batch_size (`int`, *optional*):
@@ -80,11 +80,11 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         prefix_sharing (`str`, *optional*, defaults to `"auto"`):
             Whether a pair is one row, in which what both responses begin with (history and prompt) is computed once:
             `"auto"` where the model gives the rewards of two rows and the lengths of the pairs promise a gain, `"on"`
-            wherever the rewards are those of two rows, else an error, `"off"` never. Rewards differ by rounding alone. Ours.
+            wherever the rewards are those of two rows, else an error, `"off"` never. Rewards differ by rounding alone. Not from the paper.
         max_tokens_per_batch (`int`, *optional*):
-            Budget of a training batch of a process, in tokens with padding. A batch is then made of pairs of like length, as
+            Budget of a training batch of a process, in tokens with padding. A batch is then made of pairs of similar length, as
             many as fit, and `per_device_train_batch_size` is the most it may have. An optimizer step still follows the mean over
-            all its pairs. `None` makes batches of `per_device_train_batch_size` pairs. Ours.
+            all its pairs. `None` makes batches of `per_device_train_batch_size` pairs. Not from the paper.
         max_tokens_per_eval_batch (`int`, *optional*):
             The same for evaluation and prediction, which hold no gradients and have room for more, in the place of
             `per_device_eval_batch_size`. Defaults to `max_tokens_per_batch`.
@@ -136,7 +136,7 @@ class PAFOConfig(PAFOOptions, RewardConfig):
             return
         if strategy == "sequential":
             raise ConfigError(
-                "`max_tokens_per_batch` puts pairs of like length together, train_sampling_strategy='sequential' keeps their order. "
+                "`max_tokens_per_batch` puts pairs of similar length together, train_sampling_strategy='sequential' keeps their order. "
                 "Choose one of them."
             )
         if getattr(self.accelerator_config, "split_batches", False):

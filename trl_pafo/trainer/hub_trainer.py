@@ -48,7 +48,7 @@ class HubRewardTrainer(ExactRewardTrainer):
     """
 
     _paper = PAPER
-    _distils = False
+    _distills = False
     dropped_pairs: dict[str, Counter[str]]
     """Pairs dropped because they are longer than `max_length`, by dataset and group."""
 
@@ -254,7 +254,7 @@ class HubRewardTrainer(ExactRewardTrainer):
                 "lora_dropout": getattr(peft_config, "lora_dropout", None),
                 "lora_target_modules": getattr(peft_config, "target_modules", None),
             }
-        if not self._distils:
+        if not self._distills:
             options = {name: value for name, value in options.items() if name not in STUDENT_HYPERPARAMETERS}
         history = hub.history_of(self.processing_class)
         conversational = self._is_conversational
@@ -265,7 +265,7 @@ class HubRewardTrainer(ExactRewardTrainer):
         return Card(
             title=model_name or (self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name).split("/")[-1],
             repo_id=self.hub_model_id,
-            method="pafo" if self._distils else "personalized_bt" if history else "bradley_terry",
+            method="pafo" if self._distills else "personalized_bt" if history else "bradley_terry",
             tags=[*self._tag_names, *own_tags, *tags],
             base_model=base_model,
             base_is_local=is_adapter and base_model is None,
@@ -337,12 +337,12 @@ class HubRewardTrainer(ExactRewardTrainer):
 
 
 def count_groups(rows: Dataset | None) -> list[GroupCount]:
-    """Users and labelled pairs of each group, the largest group first; nothing for rows without groups."""
+    """Users and labeled pairs of each group, the largest group first; nothing for rows without groups."""
     if rows is None or "group" not in rows.column_names:
         return []
     group = rows["group"][:]
-    labelled = rows["has_label"][:] if "has_label" in rows.column_names else [True] * len(group)
-    pairs = Counter(g for g, is_labelled in zip(group, labelled, strict=True) if g and is_labelled)
+    labeled = rows["has_label"][:] if "has_label" in rows.column_names else [True] * len(group)
+    pairs = Counter(g for g, is_labeled in zip(group, labeled, strict=True) if g and is_labeled)
     users: Counter[str] = Counter()
     if "user" in rows.column_names:
         users.update(g for g, user in set(zip(group, rows["user"][:], strict=True)) if g and user)

@@ -26,21 +26,21 @@ def bradley_terry(margin: torch.Tensor, offset: torch.Tensor | float = 0.0) -> t
 
 
 def mse(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Squared difference `(D - D_T)^2`. The temperature has no effect. (Ours.)"""
+    """Squared difference `(D - D_T)^2`. The temperature has no effect. (Not from the paper.)"""
     return (margin - teacher_margin) ** 2
 
 
 def bce(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Cross entropy of the two preference probabilities, `t^2 BCE(sigmoid(D / t), sigmoid(D_T / t))`.
 
-    The factor `t^2` keeps the size of the gradient when the temperature changes (Hinton et al., 2015). (Ours.)
+    The factor `t^2` keeps the size of the gradient when the temperature changes (Hinton et al., 2015). (Not from the paper.)
     """
     target = torch.sigmoid(teacher_margin / temperature)
     return temperature**2 * F.binary_cross_entropy_with_logits(margin / temperature, target, reduction="none")
 
 
 def hinge(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """`max(0, D_T - D)`: the student's margin shall reach the teacher's. The temperature has no effect. (Ours.)
+    """`max(0, D_T - D)`: the student's margin should reach the teacher's. The temperature has no effect. (Not from the paper.)
 
     One-sided: it can only ask for more preference for the *chosen* response, so a teacher that prefers the rejected
     one (a negative margin) is satisfied by any student that does not go further.
@@ -49,7 +49,7 @@ def hinge(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float
 
 
 def margin_bt(margin: torch.Tensor, teacher_margin: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """`-log sigmoid(D - D_T)`, the form of TRL's own `margin` column. The temperature has no effect. (Ours.)"""
+    """`-log sigmoid(D - D_T)`, the form of TRL's own `margin` column. The temperature has no effect. (Not from the paper.)"""
     return bradley_terry(margin, teacher_margin)
 
 
@@ -67,7 +67,7 @@ class PAFOLoss(NamedTuple):
     """The loss of a batch and its two parts, scalars.
 
     `loss = alpha * bradley_terry + (1 - alpha) * distillation`, the parts being means over *all* rows of the batch, to which rows
-    that do not count add 0. Divided by the share of labelled rows, `bradley_terry` is the mean over these; divided by
+    that do not count add 0. Divided by the share of labeled rows, `bradley_terry` is the mean over these; divided by
     `distillation_weight`, the mean weight of a row, `distillation` is the weighted mean over the rows that are distilled.
     """
 
@@ -110,7 +110,7 @@ def pafo_loss(
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of `bce`, in reward units.
         condition (`str`, *optional*, defaults to `"group"`):
-            `"group"`: always the teacher of the group. `"correct"`: a labelled row is distilled only where its teacher
+            `"group"`: always the teacher of the group. `"correct"`: a labeled row is distilled only where its teacher
             prefers the chosen response; counterfactual rows have no label to be correct about and always are.
         counterfactual_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the counterfactual rows.
@@ -128,7 +128,7 @@ def pafo_loss(
     weight = label + (1 - label) * counterfactual_weight
     if condition == "correct":
         weight = weight * torch.where(has_label.bool() & (teacher_margin <= 0), 0.0, 1.0).to(weight.dtype)
-    labelled_part = (label * bradley_terry(margin, offset)).mean()
+    labeled_part = (label * bradley_terry(margin, offset)).mean()
     distilled = DISTILLATION_LOSSES[distillation_loss](margin, teacher_margin, temperature)
     distilled_part = (weight * distilled).mean()
-    return PAFOLoss(alpha * labelled_part + (1 - alpha) * distilled_part, labelled_part, distilled_part, weight.mean())
+    return PAFOLoss(alpha * labeled_part + (1 - alpha) * distilled_part, labeled_part, distilled_part, weight.mean())

@@ -23,7 +23,7 @@ class PAFOOptions:
     distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."})
     condition: str = field(
         default="group",
-        metadata={"help": "'group': distil every labelled pair; 'correct': only where the teacher prefers the chosen response."},
+        metadata={"help": "'group': distill every labeled pair; 'correct': only where the teacher prefers the chosen response."},
     )
     counterfactual_share: float = field(
         default=1.0,
@@ -70,7 +70,7 @@ class PAFOOptions:
     max_tokens_per_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Training batches of pairs of like length, as many as fit into this many tokens, padding included, and at most "
+            "help": "Training batches of pairs of similar length, as many as fit into this many tokens, padding included, and at most "
             "per_device_train_batch_size."
         },
     )

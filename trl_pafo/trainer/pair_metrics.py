@@ -68,7 +68,7 @@ class PairCollector:
 
     Args:
         keeps_inputs (`bool`, *optional*, defaults to `False`):
-            Whether whoever adds a batch shall add its token ids.
+            Whether whoever adds a batch should add its token ids.
     """
 
     def __init__(self, keeps_inputs: bool = False) -> None:
@@ -236,14 +236,14 @@ class PairSums:
             Groups in the order of their ids.
     """
 
-    # Rows of the vector of sums; then two a group (labelled rows, and how many of them are right), then the extremes.
-    _NAMES = ("rows", "labelled", "correct", "margin", "reward", "tokens", "bradley_terry", "distillation", "weight")
+    # Rows of the vector of sums; then two a group (labeled rows, and how many of them are right), then the extremes.
+    _NAMES = ("rows", "labeled", "correct", "margin", "reward", "tokens", "bradley_terry", "distillation", "weight")
 
     def __init__(self, groups: Sequence[str] = ()):
         self.groups = list(groups)
         self._sums: torch.Tensor | None = None
         self._extremes: torch.Tensor | None = None
-        self._distils = False
+        self._distills = False
 
     def __bool__(self) -> bool:
         return self._sums is not None
@@ -266,7 +266,7 @@ class PairSums:
             num_tokens (`torch.Tensor`, a scalar):
                 Tokens of the batch without padding.
             has_label (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-                False on counterfactual rows, which nobody labelled; all true if left out.
+                False on counterfactual rows, which nobody labeled; all true if left out.
             group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
                 Places in `groups`, -1 for none.
             loss_parts (three `torch.Tensor`, scalars, *optional*):
@@ -280,7 +280,7 @@ class PairSums:
         label = torch.ones_like(margin) if has_label is None else has_label.to(dtype)
         correct = label * (torch.sign(margin) + 1) / 2
         rows = torch.ones_like(margin).sum()
-        self._distils = loss_parts is not None
+        self._distills = loss_parts is not None
         parts = [part.to(dtype) * rows for part in loss_parts or (rows * 0,) * 3]
         sums = [rows, label.sum(), correct.sum(), (label * margin).sum(), (chosen + rejected).sum()]
         vector = torch.stack([*sums, num_tokens.to(rows), *parts])
@@ -309,8 +309,8 @@ class PairSums:
 
         Returns:
             The number of tokens, and `min_reward`, `mean_reward`, `max_reward` over all rows, `accuracy`, `margin` and
-            `accuracy/{group}` over the labelled ones (NaN if there are none), and if there were such parts `bradley_terry_loss`
-            over the labelled ones and `distillation_loss` over those that are distilled, by their weights. A tie is half right.
+            `accuracy/{group}` over the labeled ones (NaN if there are none), and if there were such parts `bradley_terry_loss`
+            over the labeled ones and `distillation_loss` over those that are distilled, by their weights. A tie is half right.
         """
         assert self._sums is not None
         assert self._extremes is not None
@@ -319,17 +319,17 @@ class PairSums:
         low, high = gathered[:, -2:].max(axis=0)
         sums = gathered[:, :-2].sum(axis=0)
         total = dict(zip(self._NAMES, sums, strict=False))
-        labelled, correct = sums[len(self._NAMES) :].reshape(2, -1)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no row is labelled
+        labeled, correct = sums[len(self._NAMES) :].reshape(2, -1)
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no row is labeled
             metrics = {
                 "min_reward": -low,
                 "mean_reward": total["reward"] / (2 * total["rows"]),
                 "max_reward": high,
-                "accuracy": total["correct"] / total["labelled"],
-                "margin": total["margin"] / total["labelled"],
+                "accuracy": total["correct"] / total["labeled"],
+                "margin": total["margin"] / total["labeled"],
             }
-            if self._distils:
-                metrics["bradley_terry_loss"] = total["bradley_terry"] / total["labelled"]
+            if self._distills:
+                metrics["bradley_terry_loss"] = total["bradley_terry"] / total["labeled"]
                 metrics["distillation_loss"] = total["distillation"] / total["weight"]
-            metrics |= {f"accuracy/{name}": value for name, value in zip(self.groups, correct / labelled, strict=True)}
+            metrics |= {f"accuracy/{name}": value for name, value in zip(self.groups, correct / labeled, strict=True)}
         return round(total["tokens"]), {key: float(value) for key, value in metrics.items()}

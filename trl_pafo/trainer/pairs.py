@@ -47,7 +47,7 @@ class PairsRewardTrainer(HubRewardTrainer):
     """
     [`HubRewardTrainer`] whose pairs may have histories: they are rendered into the prompt, and shown under those of other groups.
 
-    A subclass sets `_distils` and `_teachers`, calls `_check_train_dataset`, and hands `NO_PAIRS` to the base class where there
+    A subclass sets `_distills` and `_teachers`, calls `_check_train_dataset`, and hands `NO_PAIRS` to the base class where there
     is no training set.
     """
 
@@ -69,7 +69,7 @@ class PairsRewardTrainer(HubRewardTrainer):
     def _check_train_dataset(self, dataset: Dataset | IterableDataset, args: PAFOConfig) -> None:
         what = "The training dataset"
         columns = get_dataset_column_names(dataset)
-        uses_teachers = self._distils and "teacher_margin" not in columns
+        uses_teachers = self._distills and "teacher_margin" not in columns
         if not isinstance(dataset, Dataset):
             if args.max_tokens_per_batch is not None:
                 raise ConfigError(
@@ -96,7 +96,7 @@ class PairsRewardTrainer(HubRewardTrainer):
             if args.num_history != 0:  # what is rendered already has the fields that it shows
                 given = "history" in columns
                 num_past = checks.check_history(dataset, what, HISTORY_FIELDS if given else (), may_lack=not given)
-        if self._distils:
+        if self._distills:
             if self._teachers and not uses_teachers:
                 raise DataError(
                     f"{what} has the column `teacher_margin`, beside which `teachers` would not be used. Leave out one of them."
@@ -217,10 +217,10 @@ class PairsRewardTrainer(HubRewardTrainer):
 
     def _add_counterfactual_rows(self, dataset: Dataset, args: PAFOConfig) -> Dataset:
         if "has_label" in dataset.column_names:
-            if not self._distils:  # such rows have no label to learn from
+            if not self._distills:  # such rows have no label to learn from
                 dataset = dataset.filter(lambda row: row["has_label"], desc="Leaving out counterfactual rows")
             return dataset
-        if not (self._distils and self._teachers and "teacher_margin" not in dataset.column_names):
+        if not (self._distills and self._teachers and "teacher_margin" not in dataset.column_names):
             return dataset
         if args.counterfactual_share == 0 or "history" not in dataset.column_names or args.num_history == 0:
             return dataset

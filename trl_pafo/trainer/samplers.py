@@ -1,4 +1,4 @@
-"""Which pairs share a batch: those of like length, so many of them or so many tokens.
+"""Which pairs share a batch: those of similar length, so many of them or so many tokens.
 
 Everything is drawn from seed and epoch alone. So all processes draw the same without a word between them, and a training that
 goes on from a checkpoint sees what it would have seen.
@@ -69,7 +69,7 @@ def num_pairs(batch: dict[str, Any]) -> int:
 
 class LongestFirstSampler(Sampler[int]):
     """
-    Rows by length, the longest first: batches of like length, and a batch that does not fit into memory is the first.
+    Rows by length, the longest first: batches of similar length, and a batch that does not fit into memory is the first.
 
     Args:
         lengths (`np.ndarray` of shape `(num_rows,)`):
@@ -96,7 +96,7 @@ class LengthGroupedSampler(Sampler[int]):
         lengths (`np.ndarray` of shape `(num_rows,)`):
             Length of each row.
         batch_size (`int`):
-            Rows that shall be of like length.
+            Rows that should be of similar length.
         seed (`int`):
             Seed.
     """
@@ -118,7 +118,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 class TokenBudgetBatchSampler(BatchSampler):
     """
-    Batches of as many pairs of like length as fit into a budget of tokens, padding included; each pair once an epoch. (Ours.)
+    Batches of as many pairs of similar length as fit into a budget of tokens, padding included; each pair once an epoch. (Not from the paper.)
 
     The pairs stand in the order of their length, those of equal length in an order that is drawn. From the longest on, windows are
     cut: as many whole batches of one size as stay within a tenth of the window's longest pair. Each epoch shuffles the pairs of a

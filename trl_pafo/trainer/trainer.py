@@ -26,7 +26,7 @@ from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS
 from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
 from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
 from trl_pafo.teachers.online import TEACHER_ROWS, OnlineTeachers, TeacherRowsCollator
-from trl_pafo.teachers.teacher import QuantisedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
+from trl_pafo.teachers.teacher import QuantizedBase, TeacherSpec, as_teachers, check_inputs, check_teacher
 from trl_pafo.trainer.collator import PAIR_KEYS, DataCollatorForGroupPreference
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.losses import bradley_terry, pafo_loss
@@ -147,8 +147,8 @@ class PAFORewardTrainer(PairsRewardTrainer):
         args.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         self._check_datasets(train_dataset, eval_dataset)
         columns = [] if train_dataset is None else get_dataset_column_names(train_dataset)
-        self._distils = args.alpha < 1 and train_dataset is not None and bool(self._teachers or "teacher_margin" in columns)
-        needs_groups = self._distils and ("teacher_margin" not in columns or args.teacher_scale == "rms")
+        self._distills = args.alpha < 1 and train_dataset is not None and bool(self._teachers or "teacher_margin" in columns)
+        needs_groups = self._distills and ("teacher_margin" not in columns or args.teacher_scale == "rms")
         train_dataset = normalize_columns(train_dataset, "The training dataset", ["group"] if needs_groups else [])
         if isinstance(eval_dataset, dict):
             eval_dataset = {
@@ -172,7 +172,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
         self._prepare_to_push(args, train_dataset)
         if processing_class is None and (self._teachers or "history" in columns):
             processing_class = self._load_tokenizer(model, args)
-        if self._distils and processing_class is not None:
+        if self._distills and processing_class is not None:
             for teacher in self._teachers.values():
                 check_teacher(teacher, processing_class)
             if isinstance(train_dataset, Dataset) and not {"chosen_ids", "chosen_input_ids"} & set(columns):
@@ -199,12 +199,12 @@ class PAFORewardTrainer(PairsRewardTrainer):
             check_budget(lengths, rows_a_pair(self.data_collator), self.args.max_tokens_per_batch)
         self.add_callback(EpochOfSampler())
         self._sums = PairSums(getattr(self.data_collator, "groups", ()))
-        if self._distils:
+        if self._distills:
             known = getattr(self.data_collator, "groups", ()) if "group" in columns else ()  # of a stream with margins
             self._agreement = TeacherAgreement(self._teachers or sorted(train_groups) or known)
-        if self._distils and isinstance(self.train_dataset, Dataset):
+        if self._distills and isinstance(self.train_dataset, Dataset):
             self.train_dataset = self._add_teacher_margins(self.train_dataset)
-        elif self._distils and "teacher_margin" not in columns:
+        elif self._distills and "teacher_margin" not in columns:
             found = None if "chosen_ids" in columns else remembered(self.processing_class)
             # Where the first row is of messages and has no history, later ones may have some.
             if found is not None and (found["inputs"] == "text" or found["num_history"] != 0):
@@ -216,7 +216,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
                 self.accelerator,
                 self._teacher_dtype(),
                 self.args.teacher_margin_clip,
-                QuantisedBase.of(self.model),
+                QuantizedBase.of(self.model),
             )
             self.add_callback(self._online)
         # Given models would otherwise be kept alive, and be moved and saved by whatever walks over the trainer.
@@ -257,7 +257,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
     def _teacher_dtype(self) -> torch.dtype:
-        """Teachers on disk are loaded in the number format of the student."""
+        """Teachers on disk are loaded in the dtype of the student."""
         init_kwargs: Any = self.args.model_init_kwargs or {}
         return as_dtype(init_kwargs.get("dtype"))
 
@@ -275,7 +275,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
                 batch_size=args.teacher_batch_size or 2 * args.per_device_eval_batch_size,
                 cache_dir=args.teacher_margin_cache_dir or f"{args.output_dir}/teacher_margins",
                 dtype=self._teacher_dtype(),
-                quantised=QuantisedBase.of(self.model),
+                quantized=QuantizedBase.of(self.model),
                 prefix_sharing="off" if args.prefix_sharing == "off" else "auto",  # a teacher may be of another family
             )
         self._count_agreement(dataset, margins)
@@ -365,15 +365,15 @@ class PAFORewardTrainer(PairsRewardTrainer):
         # for the device six times in every step.
         own = {key: inputs.pop(key) for key in _OWN_KEYS if key in inputs}
         is_training = self.model.training
-        distils = self._distils and is_training  # evaluation is Bradley-Terry, as in the base class
-        if distils and TEACHER_ROWS in own:
+        distills = self._distills and is_training  # evaluation is Bradley-Terry, as in the base class
+        if distills and TEACHER_ROWS in own:
             own["teacher_margin"] = self._online.margins(own[TEACHER_ROWS])  # type: ignore[union-attr]
-        if distils and "teacher_margin" not in own:
+        if distills and "teacher_margin" not in own:
             raise ConfigError(
                 "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
                 "leave `data_collator` out."
             )
-        if distils and not isinstance(self.train_dataset, Dataset):
+        if distills and not isinstance(self.train_dataset, Dataset):
             self._count_batch(own)
         lengths = own.get(PAIR_LENGTHS)
         if lengths is None:
@@ -385,7 +385,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
         chosen, rejected = torch.chunk(reward_of(outputs), chunks=2)
         margin, offset = chosen - rejected, own.get("margin", 0.0)
         parts = None
-        if distils:
+        if distills:
             parts = pafo_loss(
                 margin,
                 own["teacher_margin"],

@@ -40,7 +40,7 @@ def words(text):
     return re.findall(r"[\w']+", text.lower())
 
 
-def normalised(text):
+def normalized(text):
     return " ".join(words(text))
 
 
@@ -63,13 +63,13 @@ class TestContent:
                 assert text == text.strip()
 
     def test_no_two_prompts_are_alike(self, corpus):
-        assert len({normalised(p.prompt) for p in corpus}) == len(corpus)
+        assert len({normalized(p.prompt) for p in corpus}) == len(corpus)
         # Nor nearly: the words of no two prompts overlap by more than half.
         bags = [set(words(p.prompt)) for p in corpus]
         assert max(len(a & b) / len(a | b) for a, b in itertools.combinations(bags, 2)) < 0.5
 
     def test_no_text_occurs_twice(self, corpus):
-        texts = [normalised(text) for p in corpus for text in p.responses.values()]
+        texts = [normalized(text) for p in corpus for text in p.responses.values()]
         assert len(set(texts)) == len(texts) == 960
 
     def test_no_word_for_word_template(self, corpus):
@@ -128,7 +128,7 @@ class TestLengthDoesNotTell:
             assert table in card, title
 
 
-def test_the_card_names_every_style_and_the_licence():
+def test_the_card_names_every_style_and_the_license():
     card = files(styles.__package__).joinpath("README.md").read_text(encoding="utf-8")
     assert all(f"| {style} | " in card for style in STYLES)
     for words_of_it in ("Apache-2.0", "language model", "not opinions of real people", "professional advice"):

@@ -75,7 +75,7 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_repeated_keys)
-        # Half a surrogate pair can be read from an escape, but be neither tokenised nor written.
+        # Half a surrogate pair can be read from an escape, but be neither tokenized nor written.
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(f"{error}; it is nested too deeply") from error
