@@ -40,7 +40,7 @@ test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow
 
 # What the best processor of today computes otherwise than others: instructions of torch, oneDNN, MKL and OpenBLAS, threads, and how
-# sums are rounded, which tests/other_rounding.py changes for what no variable can imitate.
+# sums are rounded, which tests/helpers/other_rounding.py changes for what no variable can imitate.
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
 BEST := MKL_CBWR=AUTO
@@ -49,7 +49,7 @@ test-processors: setup
 		echo "== $$processor, threads: $$threads"; \
 		env $(TEST_ENV) OMP_NUM_THREADS=$$threads $$processor $(BIN)/python -m pytest -n 2 -q; \
 	done; done
-	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -q -p other_rounding
+	$(TEST_ENV) PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -q -p helpers.other_rounding
 
 test-launchers:
 	$(PYTHON) -m venv .venv-launchers

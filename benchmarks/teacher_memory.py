@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # conftest
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # helpers
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/distributed"))
 
 from launcher import CPU_AS_GPU, MODES, launch
@@ -84,7 +84,7 @@ class Peak:
 
 def make_parts(folder: Path, hidden_size: int, num_hidden_layers: int, vocab_size: int) -> int:
     """A student, two checkpoints and two adapters of the student; returns their number of parameters."""
-    from conftest import make_tokenizer
+    from helpers.parts import make_tokenizer
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

@@ -1,7 +1,7 @@
 """The folder of an audit: an earlier one stays until the new one is whole, and one audit at a time is written."""
 
 import pytest
-from conftest import full_after
+from helpers.parts import full_after
 from test_audit_text import make_result
 
 from trl_pafo.audit.output import write_audit

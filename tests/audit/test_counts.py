@@ -1,7 +1,7 @@
 """Counts against hand-made rows, lengths against TRL's own filter."""
 
 import pytest
-from conftest import make_pairs, make_tokenizer
+from helpers.parts import make_pairs, make_tokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.audit.counts import count_all, dropped_by_length, support_histogram

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import make_pairs
 from datasets import Dataset
+from helpers.parts import make_pairs
 
 from trl_pafo.audit.noise import LabelNoise
 from trl_pafo.data.sources.arguments import DataArguments

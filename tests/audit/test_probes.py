@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rounding import rounding
+from helpers.rounding import rounding
 
 from trl_pafo.audit.probes import (
     PENALTIES,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_pairs, make_tokenizer
-from rounding import rounding
+from helpers.parts import make_pairs, make_tokenizer
+from helpers.rounding import rounding
 from transformers import AutoModel
 
 from trl_pafo.audit.features import embed_texts

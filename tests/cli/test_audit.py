@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import make_pairs
+from helpers.parts import make_pairs
 
 from trl_pafo.cli import main
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import full_after, make_model, make_pairs
+from helpers.parts import full_after, make_model, make_pairs
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_model, make_pairs
+from helpers.parts import make_model, make_pairs
 from transformers import AutoTokenizer
 
 from trl_pafo.cli import main

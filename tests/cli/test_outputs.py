@@ -8,8 +8,8 @@ import os
 
 import numpy as np
 import pytest
-from conftest import full_after, make_pairs
-from fake_runs import make_run
+from helpers.fake_runs import make_run
+from helpers.parts import full_after, make_pairs
 
 from trl_pafo.cli import main
 from trl_pafo.report.sections import accuracy_pictures

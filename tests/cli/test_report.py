@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from fake_runs import make_run
+from helpers.fake_runs import make_run
 
 from trl_pafo.cli import main
 from trl_pafo.report.sections import accuracy_pictures

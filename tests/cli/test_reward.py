@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_pairs
+from helpers.parts import make_model, make_pairs
 
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.cli import main

@@ -1,8 +1,8 @@
 """Every bad dataset is refused by one error that says where and what to do."""
 
 import pytest
-from conftest import make_pairs
 from datasets import Dataset, concatenate_datasets
+from helpers.parts import make_pairs
 
 from trl_pafo.data import arrow as columns
 from trl_pafo.data import checks

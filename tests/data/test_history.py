@@ -5,8 +5,8 @@ import random
 
 import pyarrow as pa
 import pytest
-from conftest import make_tokenizer
 from datasets import Dataset
+from helpers.parts import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer

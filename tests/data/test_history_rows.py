@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_pairs, make_tokenizer
 from datasets import Dataset, concatenate_datasets, load_dataset
+from helpers.parts import make_pairs, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import make_pairs, make_tokenizer
 from datasets import Dataset, load_dataset
-from rounding import rounding
+from helpers.parts import make_pairs, make_tokenizer
+from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from launcher import leave
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
+sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers
 
-from conftest import make_pairs
 from datasets import Dataset, IterableDataset
+from helpers.parts import make_pairs
 from peft import LoraConfig
 
 import trl_pafo.trainer.evaluation

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from launcher import leave
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
+sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers
 
-from conftest import make_pairs
+from helpers.parts import make_pairs
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer

@@ -7,7 +7,7 @@ from pathlib import Path
 import batches_on_ranks as ranks
 import pytest
 import torch
-from conftest import make_model
+from helpers.parts import make_model
 from launcher import launch
 from transformers import AutoModelForSequenceClassification
 

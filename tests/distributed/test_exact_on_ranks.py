@@ -6,11 +6,11 @@ from pathlib import Path
 
 import evaluate_on_ranks as ranks
 import pytest
-from conftest import make_model
 from filelock import FileLock
+from helpers.naive import naive_metrics, naive_pairs
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from launcher import launch
-from naive import naive_metrics, naive_pairs
-from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 import trl_pafo.trainer.evaluation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import resume_on_ranks as ranks
-from conftest import make_model
+from helpers.parts import make_model
 from launcher import launch
 
 pytestmark = pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import share_on_ranks as ranks
-from conftest import make_model
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from launcher import launch
-from rounding import rounding
 
 SHARDED = [
     pytest.mark.slow,

@@ -10,9 +10,9 @@ import pytest
 import torch
 import train_on_ranks as ranks
 from filelock import FileLock
+from helpers.naive import naive_pairs
+from helpers.rounding import rounding
 from launcher import launch
-from naive import naive_pairs
-from rounding import rounding
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

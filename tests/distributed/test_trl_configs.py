@@ -12,8 +12,8 @@ import torch
 import train_on_ranks as ranks
 import trl
 import yaml
+from helpers.rounding import rounding
 from launcher import CPU_AS_GPU, environment
-from rounding import rounding
 from safetensors.torch import load_file
 
 CONFIGS = Path(trl.__file__).parent / "accelerate_configs"

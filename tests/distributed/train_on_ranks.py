@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from launcher import leave
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # conftest
+sys.path.insert(0, str(Path(__file__).parents[1]))  # helpers
 
-from conftest import make_model, make_pairs
 from datasets import Dataset, IterableDataset
+from helpers.parts import make_model, make_pairs
 from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from conftest import make_model, make_pairs
 from datasets import Dataset
-from rounding import rounding
+from helpers.parts import make_model, make_pairs
+from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo.cli import main

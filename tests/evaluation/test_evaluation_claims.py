@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from conftest import make_model, make_pairs
 from datasets import Dataset
+from helpers.parts import make_model, make_pairs
 
 from trl_pafo.cli import main
 from trl_pafo.data.sources.arguments import DataArguments

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs
-from fake_runs import write_json
+from helpers.fake_runs import write_json
+from helpers.parts import make_model, make_pairs
 from peft import LoraConfig, get_peft_model
 from pyarrow.parquet import read_table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

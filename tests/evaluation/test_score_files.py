@@ -6,10 +6,10 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import make_model, make_tokenizer
+from helpers.parts import make_model, make_tokenizer
+from helpers.rounding import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, add_history_template, as_messages

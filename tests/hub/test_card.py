@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from hub_endpoint import card_errors
+from helpers.hub_endpoint import card_errors
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st

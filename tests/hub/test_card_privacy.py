@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_pairs, make_tokenizer
 from datasets import Dataset, concatenate_datasets
+from helpers.parts import make_pairs, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import add_history_template

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_pairs
 from datasets import Dataset
-from hub_endpoint import OUTSIDER, READER, WRITER, Hub, hub_in_place
+from helpers.hub_endpoint import OUTSIDER, READER, WRITER, Hub, hub_in_place
+from helpers.parts import make_model, make_pairs
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig
 from transformers import Trainer

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_endpoint import Hub, hub_in_place
+from helpers.hub_endpoint import Hub, hub_in_place
 from huggingface_hub import ModelCard
 from trl import ModelConfig
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs, make_tokenizer
+from helpers.parts import make_model, make_pairs, make_tokenizer
+from helpers.rounding import rounding
 from peft import LoraConfig, get_peft_model
-from rounding import rounding
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,

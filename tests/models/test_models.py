@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_model
+from helpers.parts import make_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo.errors import ConfigError

@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
 from datasets import Dataset
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from rounding import rounding
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import transformers
 from accelerate import Accelerator
-from conftest import make_model, make_pairs, make_tokenizer
+from helpers.parts import make_model, make_pairs, make_tokenizer
+from helpers.rounding import rounding
 from peft import LoraConfig, get_peft_model
-from rounding import rounding
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fronts import Finite
+from helpers.fronts import Finite
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Pool, build_portfolio, certify, random_weights

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Gibbs, Sphere
+from helpers.fronts import Gibbs, Sphere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fronts import Finite, Gibbs, Sphere
+from helpers.fronts import Finite, Gibbs, Sphere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Gibbs, Sphere, worst_sample
+from helpers.fronts import Gibbs, Sphere, worst_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Finite, Sphere
+from helpers.fronts import Finite, Sphere
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.tiny_policies import make_adapter, make_policy
 from peft import PeftModel
-from tiny_policies import make_adapter, make_policy
 from transformers import AutoModelForCausalLM
 
 from trl_pafo.errors import PortfolioError, RunFolderError

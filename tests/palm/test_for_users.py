@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from fronts import Finite, Gibbs, Sphere
+from helpers.fronts import Finite, Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import build_portfolio

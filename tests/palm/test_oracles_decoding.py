@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer
 from datasets import concatenate_datasets
-from rounding import rounding
-from tiny_policies import animals, brevity, make_adapter, make_policy, prompt_rows
+from helpers.parts import make_tokenizer
+from helpers.rounding import rounding
+from helpers.tiny_policies import animals, brevity, make_adapter, make_policy, prompt_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError, TeacherError

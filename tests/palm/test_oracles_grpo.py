@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tiny_policies import animals, brevity, make_policy, prompt_rows
 from peft import AutoPeftModelForCausalLM, LoraConfig
-from tiny_policies import animals, brevity, make_policy, prompt_rows
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
-from rounding import rounding
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from transformers import AutoConfig, AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, add_history_template, remembered

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fronts import Gibbs, Sphere
+from helpers.fronts import Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import OracleResult, Portfolio, build_portfolio, certify, random_weights

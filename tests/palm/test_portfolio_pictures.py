@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fronts import Finite
+from helpers.fronts import Finite
 from PIL import Image
 
 from trl_pafo.errors import PortfolioError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Sphere
+from helpers.fronts import Sphere
 from scipy.special import expit
 
 from trl_pafo.errors import DataError, PortfolioError

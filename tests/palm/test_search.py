@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Finite, Sphere
+from helpers.fronts import Finite, Sphere
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import OracleCall, OracleResult, certify, weight_grid

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fronts import Finite, Gibbs
+from helpers.fronts import Finite, Gibbs
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Optimum, Pool, Portfolio, build_portfolio

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_model
+from helpers.parts import make_model
 
 from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.trainer.checkpoints import last_checkpoint

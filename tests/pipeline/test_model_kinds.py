@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs
+from helpers.parts import make_model, make_pairs
+from helpers.rounding import rounding
+from helpers.small_runs import small_run
 from peft import LoraConfig, PeftModel, get_peft_model
-from rounding import rounding
 from safetensors.torch import load_file
-from small_runs import small_run
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 

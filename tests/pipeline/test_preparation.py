@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from conftest import make_tokenizer
 from datasets import Dataset
+from helpers.parts import make_tokenizer
 
 from trl_pafo.data import arrow as columns
 from trl_pafo.data.history import HistoryCutter, add_history_template

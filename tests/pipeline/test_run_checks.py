@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_model
+from helpers.parts import make_model
 from trl import ModelConfig
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make_model
 from datasets import load_dataset
-from small_runs import small_run
+from helpers.parts import make_model
+from helpers.small_runs import small_run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 

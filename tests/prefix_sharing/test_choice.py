@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.shared_pairs import make_family
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_pairs import make_family
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from trl_pafo.errors import ConfigError

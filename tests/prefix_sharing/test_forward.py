@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from rounding import rounding
-from shared_pairs import (
+from helpers.rounding import rounding
+from helpers.shared_pairs import (
     FAMILIES,
     PAD,
     VOCABULARY,
@@ -19,6 +18,7 @@ from shared_pairs import (
     shared_rewards,
     two_row_rewards,
 )
+from peft import LoraConfig, get_peft_model
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.forward import PairHead, forward_shared, layer_windows, reward_model

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 import transformers
-from conftest import make_model
+from helpers.parts import make_model
+from helpers.shared_pairs import FAMILIES, make_family
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from shared_pairs import FAMILIES, make_family
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 import trl_pafo.prefix_sharing.forward

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rounding import rounding
-from shared_pairs import gradients, make_family, needs_minilm, real_pairs, recompute_layers, shared_rewards
+from helpers.rounding import rounding
+from helpers.shared_pairs import gradients, make_family, needs_minilm, real_pairs, recompute_layers, shared_rewards
 from torch.nn.functional import scaled_dot_product_attention
 
 from trl_pafo.prefix_sharing.forward import attention_mask, forward_shared

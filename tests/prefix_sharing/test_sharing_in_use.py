@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs
 from datasets import Dataset
+from helpers.parts import make_model, make_pairs
+from helpers.rounding import rounding
 from peft import LoraConfig
-from rounding import rounding
 from transformers import AutoModelForSequenceClassification
 from trl.trainer.reward_trainer import DataCollatorForPreference
 

@@ -1,5 +1,5 @@
 import pytest
-from fake_runs import make_run, write_json
+from helpers.fake_runs import make_run, write_json
 
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.page import write_report

@@ -1,7 +1,7 @@
 """What the closer looks at a run say; where parts are missing is tested with the other sections."""
 
 import pytest
-from fake_runs import make_run, write_inspection, write_json
+from helpers.fake_runs import make_run, write_inspection, write_json
 
 from trl_pafo.report import details, findings
 from trl_pafo.report.records import read_record

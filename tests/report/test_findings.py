@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run, write_inspection
 from scipy.stats import spearmanr
 
 from trl_pafo.metrics import compare

@@ -8,7 +8,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run, write_inspection
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.report import page

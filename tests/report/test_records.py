@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from fake_runs import LOG, make_rows, make_run, write_inspection, write_json
+from helpers.fake_runs import LOG, make_rows, make_run, write_inspection, write_json
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.report.records import read_record, same_pairs

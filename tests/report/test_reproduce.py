@@ -2,7 +2,7 @@ import json
 
 import pytest
 import yaml
-from fake_runs import make_run
+from helpers.fake_runs import make_run
 
 from trl_pafo.cli.run import make_parser
 from trl_pafo.report.records import read_record

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from fake_runs import make_run, write_inspection, write_json
+from helpers.fake_runs import make_run, write_inspection, write_json
 
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.report import sections

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import make_model, make_pairs
-from fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run, write_inspection
+from helpers.parts import make_model, make_pairs
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig

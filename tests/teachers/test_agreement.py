@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
-from conftest import make_model, make_pairs
 from datasets import Dataset, IterableDataset
-from rounding import rounding
+from helpers.parts import make_model, make_pairs
+from helpers.rounding import rounding
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model
 from datasets import Dataset
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from peft import LoraConfig, get_peft_model
-from rounding import rounding
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 

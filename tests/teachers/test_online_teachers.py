@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_pairs, make_teacher
-from rounding import rounding
+from helpers.parts import make_pairs, make_teacher
+from helpers.rounding import rounding
 from transformers import AutoTokenizer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model
+from helpers.parts import make_model
+from helpers.rounding import rounding
 from peft import LoraConfig, get_peft_model
-from rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import trl_pafo.teachers.loaded

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_pairs
 from datasets import Dataset
+from helpers.parts import make_pairs
+from helpers.rounding import rounding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounding import rounding
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices

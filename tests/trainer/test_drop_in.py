@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHATML, make_model, make_pairs
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from helpers.parts import CHATML, make_model, make_pairs
+from helpers.rounding import rounding
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -19,7 +20,6 @@ from peft import (
     TaskType,
     get_peft_model,
 )
-from rounding import rounding
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.naive import naive_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import naive_metrics
 
 from trl_pafo.errors import DataError
 from trl_pafo.trainer.pair_metrics import PairCollector, PairSums, ScoredPairs, evaluation_metrics, merge_pairs, pair_losses

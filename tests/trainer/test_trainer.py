@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_pairs, make_teacher
 from datasets import Dataset, IterableDataset
-from naive import naive_metrics, naive_pairs
+from helpers.naive import naive_metrics, naive_pairs
+from helpers.parts import make_model, make_pairs, make_teacher
+from helpers.rounding import rounding
 from peft import LoraConfig
-from rounding import rounding
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertLMHeadModel
 from trl import RewardConfig, RewardTrainer

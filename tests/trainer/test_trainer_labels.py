@@ -5,9 +5,9 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import make_pairs, make_teacher
 from datasets import ClassLabel, Dataset, Value
-from rounding import rounding
+from helpers.parts import make_pairs, make_teacher
+from helpers.rounding import rounding
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, TeacherError

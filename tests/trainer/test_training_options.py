@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers
-from conftest import make_pairs, make_teacher
+from helpers.parts import make_pairs, make_teacher
+from helpers.rounding import rounding
 from peft import LoraConfig
-from rounding import rounding
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError

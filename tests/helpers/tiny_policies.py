@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from conftest import make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+
+from helpers.parts import make_tokenizer
 
 PROMPTS = ["how do i sing", "what is red", "when can you walk", "is it the rain", "do you run", "a house and a tree", "soup"]
 
