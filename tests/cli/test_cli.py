@@ -2,19 +2,25 @@
 
 import errno
 import json
+import math
 import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from helpers.parts import full_after, make_model, make_pairs
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from trl import ModelConfig
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
+from trl_pafo.cli.training import training_parser
 from trl_pafo.data.history import HistoryCutter, add_history_template
 from trl_pafo.data.sources.registry import unused_options
+from trl_pafo.evaluation.methods import RunArguments
+from trl_pafo.pipeline.run import run_config
 
 TINY = [
     "--max_steps",
@@ -213,12 +219,36 @@ def test_run_from_a_yaml_file(encoder, tmp_path, capsys):
         f"model_name_or_path: {encoder}\noutput_dir: {tmp_path / 'run'}\nsource: styles\ntrain_users: 10\ntest_users: 10\n"
         "minority_ratio: 0.3\npairs_per_user: 2\ncontext_pairs: 2\nnum_history: 1\nnum_resamples: 50\nmethods: [personalized_bt, pafo]\n"
     )
-    assert main(["run", "--config", str(config), *TINY]) == 0
+    flags = [*TINY, "--learning_rate", "1e-3"]
+    assert main(["run", "--config", str(config), *flags]) == 0
     out = capsys.readouterr().out
     assert "PAFO against personalized BT:" in out
     assert "majority_minority.png" in out
-    assert main(["run", "--config", str(config), *TINY, "--alpha", "0.9"]) == 1
+    saved = (tmp_path / "run/run.yaml").read_text(encoding="utf-8")
+    assert main(["run", "--config", str(config), *flags, "--alpha", "0.9"]) == 1
     assert "alpha: 0.1 -> 0.9" in capsys.readouterr().err
+    assert (tmp_path / "run/run.yaml").read_text(encoding="utf-8") == saved
+    assert main(["run", "--config", str(tmp_path / "run/run.yaml"), "--output_dir", str(tmp_path / "again")]) == 0
+    stages = [json.loads((tmp_path / name / "manifest.json").read_text())["stages"] for name in ("run", "again")]
+    assert {name: done["digest"] for name, done in stages[0].items()} == {
+        name: done["digest"] for name, done in stages[1].items()
+    }
+
+
+def test_the_saved_configuration_has_every_option_that_decides(tmp_path):
+    parser = training_parser((RunArguments,), (ModelConfig,), None, short=False)
+    flags = ["--output_dir", "somewhere", "--use_cpu", "true", "--methods", "personalized_bt", "pafo", "--teacher_min_gain=-inf"]
+    flags += ["--teachers", '{"a": "teachers/a", "b": "teachers/b"}', "--model_name_or_path", "x", "--use_peft", "true"]
+    flags += ["--lora_target_modules", "q", "v", "--model_init_kwargs", '{"attention_dropout": 0.1}', "--learning_rate", "3e-05"]
+    flags += ["--lr_scheduler_type", "cosine", "--history_fields", "chosen", "--overwrite", "true", "--hub_token", "secret"]
+    saved = run_config(*parser.parse_args_and_config(flags))
+    assert not {"output_dir", "overwrite", "hub_token"} & set(yaml.safe_load(saved))
+    (tmp_path / "run.yaml").write_text(saved)
+    parser = training_parser((RunArguments,), (ModelConfig,), None, short=False)
+    again = parser.parse_args_and_config(["--config", str(tmp_path / "run.yaml"), "--output_dir", "elsewhere"])
+    assert run_config(*again) == saved
+    assert again[0].teacher_min_gain == -math.inf
+    assert again[1].teachers == {"a": "teachers/a", "b": "teachers/b"}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_utils import HubStrategy
@@ -35,14 +36,32 @@ from trl_pafo.pipeline.starting_points import (
     write_base,
 )
 from trl_pafo.report.page import refuse_foreign, write_report
+from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
-from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
+from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
+
+RUN_CONFIG = "run.yaml"
+"""File in the folder of a run: its options, as `--config` takes them."""
+
+
+def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
+    """The YAML with which `trl-pafo run --config FILE --output_dir OTHER` makes the same run.
+
+    It has each option that is not at its default, but for those that decide no result (where the output is, logging, checkpoints, Hub).
+    """
+    config: dict[str, Any] = {}
+    for options in (run, args, model):
+        for field in fields(options):
+            value = canonical(getattr(options, field.name))
+            if field.name not in FREE - {"teachers"} | {"overwrite"} and value != default_of(field):
+                config[field.name] = value
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 class Run:
@@ -111,6 +130,7 @@ class Run:
         self._materialize()
         with self.folder.only_checking():  # a result that is in the way is told before the first training, not between two
             self._models(data, given)
+        write_text(self.folder / RUN_CONFIG, run_config(self.run, self.args, self.model))
         models, gains = self._models(data, given)
         inputs: dict[str, Any] = {
             "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},

@@ -54,7 +54,7 @@ def values_of(options: Any, wanted: Callable[[str], bool]) -> dict[str, Any]:
         value = canonical(getattr(options, name))
         if name in _SETS and isinstance(value, list):
             value = sorted(value, key=json.dumps)
-        if name.startswith("_") or not wanted(name) or (not value and value == _default(field)):
+        if name.startswith("_") or not wanted(name) or (not value and value == default_of(field)):
             continue
         found[name] = value
         if name in _FILES and isinstance(value, str) and Path(value).exists():
@@ -62,6 +62,7 @@ def values_of(options: Any, wanted: Callable[[str], bool]) -> dict[str, Any]:
     return found
 
 
-def _default(field: Field) -> Any:
+def default_of(field: Field) -> Any:
+    """The default of a dataclass field, as [`canonical`] gives values."""
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     return canonical(default) if default is not MISSING else MISSING
