@@ -26,7 +26,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.utils import disable_dropout_in_model
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source

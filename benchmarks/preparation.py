@@ -143,10 +143,12 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     from trl import RewardConfig, RewardTrainer
 
     from trl_pafo.data import checks
-    from trl_pafo.data.attach_history import attach_history, count_by_group, counterfactual_rows
-    from trl_pafo.data.groups import assign_groups, support_rate_by_type, support_rate_by_weights
-    from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+    from trl_pafo.data.attaching import attach_history
+    from trl_pafo.data.counterfactual import counterfactual_rows
+    from trl_pafo.data.groups import assign_groups, count_by_group, support_rate_by_type, support_rate_by_weights
+    from trl_pafo.data.history import HistoryCutter, render_history
     from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
+    from trl_pafo.data.template import add_history_template
     from trl_pafo.models.base_models import load_tokenizer
     from trl_pafo.pipeline.prepare import write_parquet
 

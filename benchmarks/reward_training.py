@@ -29,8 +29,9 @@ from transformers import TrainerCallback
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.attach_history import attach_history
-from trl_pafo.data.history import HistoryCutter, content_text, render_history
+from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.models.base_models import load_tokenizer, materialize_model

@@ -25,7 +25,7 @@ from measuring import common_parser, forget_peak, peak_memory, silence, training
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source

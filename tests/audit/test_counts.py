@@ -5,7 +5,8 @@ from helpers.parts import make_pairs, make_tokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.audit.counts import count_all, dropped_by_length, support_histogram
-from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.template import add_history_template
 
 
 @pytest.fixture

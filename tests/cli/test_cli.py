@@ -17,8 +17,9 @@ from trl import ModelConfig
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
 from trl_pafo.cli.training import training_parser
-from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import unused_options
+from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.run import run_config
 

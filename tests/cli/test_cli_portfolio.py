@@ -10,7 +10,8 @@ from helpers.parts import make_model, make_pairs
 from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
-from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.template import add_history_template
 from trl_pafo.palm import Portfolio
 from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
 from trl_pafo.palm.oracles_texts import RewardModel

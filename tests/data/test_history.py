@@ -15,18 +15,16 @@ from trl_pafo.data import HISTORY_FIELDS, history
 from trl_pafo.data import arrow as columns
 from trl_pafo.data.history import (
     HistoryCutter,
-    add_history_template,
-    as_messages,
-    content_key,
     content_keys,
-    content_text,
     content_texts,
     is_rendered,
     remember_rendering,
     render_history,
     without_history,
 )
+from trl_pafo.data.messages import as_messages, content_key, content_text
 from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer
 

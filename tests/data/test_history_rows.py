@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data import arrow as columns
-from trl_pafo.data.attach_history import attach_history, count_by_group, counterfactual_rows, past_pairs
-from trl_pafo.data.history import HistoryCutter, as_messages, render_history
+from trl_pafo.data.attaching import attach_history, past_pairs
+from trl_pafo.data.counterfactual import counterfactual_rows
+from trl_pafo.data.groups import count_by_group
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.messages import as_messages
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import Population, make_splits
 from trl_pafo.errors import DataError

@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data import checks
-from trl_pafo.data.history import HistoryCutter, add_history_template, as_messages, content_text, remembered, render_history
+from trl_pafo.data.history import HistoryCutter, remembered, render_history
+from trl_pafo.data.messages import as_messages, content_text
 from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.rewards import score_rows

@@ -11,7 +11,8 @@ from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
-from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation import evaluate as evaluation
 
 ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from pyarrow.parquet import read_table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run, pooled_states
 from trl_pafo.evaluation.rewards import score_rows

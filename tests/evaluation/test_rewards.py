@@ -7,7 +7,8 @@ from helpers.parts import make_model
 from helpers.rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, add_history_template, render_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.rewards import pair_rewards, score_routed, score_rows
 

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, add_history_template, as_messages
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.messages import as_messages
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import parse_json_records
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation.score_file import check_records, score_file
 from trl_pafo.models.scoring import load_reward_model, score_sequences

@@ -9,8 +9,8 @@ from datasets import Dataset, concatenate_datasets
 from helpers.parts import make_pairs, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.history import add_history_template
 from trl_pafo.data.overlap import pairs_in_common
+from trl_pafo.data.template import add_history_template
 from trl_pafo.hub.card import FEWEST_USERS, Accuracy, Card, GroupCount, wilson_interval
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.pipeline.publish import run_card

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from trl_pafo.data.history import add_history_template
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.models.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences

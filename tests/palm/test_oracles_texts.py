@@ -10,9 +10,10 @@ from helpers.parts import make_model
 from helpers.rounding import rounding
 from transformers import AutoConfig, AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, add_history_template, remembered
+from trl_pafo.data.history import HistoryCutter, remembered
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.models.scoring import load_reward_model, score_sequences

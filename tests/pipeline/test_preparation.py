@@ -7,8 +7,9 @@ from datasets import Dataset
 from helpers.parts import make_tokenizer
 
 from trl_pafo.data import arrow as columns
-from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.template import add_history_template
 from trl_pafo.pipeline.prepare import load_prepared, prepare, write_parquet
 from trl_pafo.trainer.config import PAFOConfig
 

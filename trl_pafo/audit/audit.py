@@ -14,10 +14,11 @@ from trl_pafo.audit.sampling import pair_features, sample_rows
 from trl_pafo.audit.trend import accuracy_against_support
 from trl_pafo.audit.verdict import findings, verdict_sentence
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
-from trl_pafo.data.attach_history import attach_history
-from trl_pafo.data.history import HistoryCutter, add_history_template
+from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.registry import check_source, load_source
+from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.models.base_models import fit_lengths, load_tokenizer

@@ -8,7 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data.history import HistoryCutter, content_key, render_history
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.messages import content_key
 from trl_pafo.data.tokenization import tokenize_row
 
 BIN_WIDTH = 0.05

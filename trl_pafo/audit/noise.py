@@ -17,7 +17,7 @@ from trl_pafo.audit.ceiling import (
     with_interval,
 )
 from trl_pafo.audit.votes import Votes, votes_of
-from trl_pafo.data.history import content_key
+from trl_pafo.data.messages import content_key
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trl_pafo.audit.features import embed_texts
 from trl_pafo.audit.headroom import PairFeatures
-from trl_pafo.data.history import content_key, content_text
+from trl_pafo.data.messages import content_key, content_text
 
 logger = logging.getLogger(__name__)
 

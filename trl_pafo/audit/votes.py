@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trl_pafo.data.history import content_key
 from trl_pafo.data.labels import normalize_labels
+from trl_pafo.data.messages import content_key
 from trl_pafo.errors import DataError
 
 IntArray = NDArray[np.int64]

@@ -11,7 +11,8 @@ from datasets import Dataset, IterableDataset
 
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.arrow import IntArray, Rows, column, filled, is_list, is_list_of, is_text, joined, lengths_of, to_python
-from trl_pafo.data.history import content_texts, history_column, history_problem, is_message, message_text, past_prompts
+from trl_pafo.data.history import content_texts, history_column, history_problem, past_prompts
+from trl_pafo.data.messages import is_message, message_text
 from trl_pafo.errors import DataError, TeacherError
 
 PAIR_COLUMNS = ("chosen", "rejected")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
 from trl_pafo.data.labels import normalize_labels
@@ -239,6 +240,15 @@ def assign_groups(
         )
     ascending = np.array(list(names)[::-1], dtype=np.str_)
     return ascending[np.searchsorted(thresholds, rates, side="right")]
+
+
+def count_by_group(dataset: Dataset) -> Counter[str]:
+    """Number of rows of each group, of those with a label; all under `"all"` without a `group` column."""
+    if "has_label" in dataset.column_names:
+        dataset = dataset.select(np.flatnonzero(dataset["has_label"][:]))
+    if "group" not in dataset.column_names:
+        return Counter(all=len(dataset))
+    return Counter("no group" if group is None else group for group in dataset["group"][:])
 
 
 def _check_support(support: ArrayLike) -> FloatArray:

@@ -1,17 +1,10 @@
-"""A user's past pairs into the prompt.
+"""A user's past pairs, cut to what a model is shown and rendered into the prompt by the chat template (`template.py`)."""
 
-The history is rendered by the tokenizer's chat template, which takes it as a variable. So whatever applies the template
-(TRL, `transformers` pipelines, vLLM) serves a model with history right: pass `history=[...]` among the
-`chat_template_kwargs`, newest pair first.
-"""
-
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,103 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.arrow import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
+from trl_pafo.data.messages import _key_of, content_key, content_text
 from trl_pafo.errors import ConfigError, DataError
 
 _ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 _KWARGS = "chat_template_kwargs"
 _DESC = "Rendering histories"
-
-_MARK = "{#- trl-pafo: takes `history`, newest pair first -#}"
-
-# Text of a field that is a string or a list of messages, as [`content_text`] has it; and what is no history must not render as none.
-_MACRO_AND_CHECK = """
-{%- macro pafo_text(value) -%}
-{%- if value is string -%}{{- value -}}
-{%- elif value is mapping or value is not iterable -%}{{- raise_exception('A text, or a list of messages, is needed.') -}}
-{%- else -%}
-{%- for message in value -%}
-{%- if not loop.first -%}{{- '\\n' -}}{%- endif -%}
-{%- if message.content is string -%}{{- message.content -}}
-{%- elif not message.content and not message.tool_calls -%}{{- raise_exception('A message has no content.') -}}
-{%- else -%}
-{%- for part in message.content or [] -%}
-{{- part.text if part.text is string else raise_exception('A part of a message is no text.') -}}
-{%- endfor -%}
-{%- endif -%}
-{%- for call in message.tool_calls or [] -%}
-{{- ('\\n' if message.content or not loop.first else '') + (call.function or call) | tojson -}}
-{%- endfor -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- set history = history if history is defined and history is not none else [] -%}
-{%- if history is string or history is mapping or history is not iterable -%}
-{{- raise_exception('`history` must be a list of past pairs, newest first.') -}}
-{%- endif -%}
-{%- for entry in history -%}
-{%- if entry is not mapping or entry | reject('in', ['prompt', 'chosen', 'rejected']) | list -%}
-{{- raise_exception('An entry of `history` must be a past pair with prompt, chosen, rejected, and nothing else.') -}}
-{%- elif not (entry.prompt or entry.chosen or entry.rejected) -%}{{- raise_exception('An entry of `history` is empty.') -}}
-{%- endif -%}
-{%- for name in entry if entry[name] and not pafo_text(entry[name]) | trim -%}
-{{- raise_exception('`' + name + '` of an entry of `history` is empty.') -}}
-{%- endfor -%}
-{%- endfor -%}"""
-
-# For tokenizers with a template of their own: the history goes in front of the first message, whatever its role, so that
-# templates that refuse a system turn, or add one themselves, work too. The newline at the end is the tag's, not the text's.
-_HISTORY_PREFIX = (
-    _MARK
-    + _MACRO_AND_CHECK
-    + """
-{%- if history -%}
-{%- set pafo = namespace(history='', content=messages[0].content or '') -%}
-{%- for entry in history -%}
-{%- for name, label in [('prompt', 'Asked: '), ('chosen', 'Liked: '), ('rejected', 'Disliked: ')] if entry[name] -%}
-{%- set pafo.history = pafo.history + label + pafo_text(entry[name]) + '\\n' -%}
-{%- endfor -%}
-{%- endfor -%}
-{%- set pafo.history = pafo.history + 'Asked: ' -%}
-{%- if pafo.content is not string -%}{%- set pafo.history = [{'type': 'text', 'text': pafo.history}] -%}{%- endif -%}
-{%- set messages = [dict(messages[0], content=pafo.history + pafo.content)] + messages[1:] -%}
-{%- endif %}
-"""
-)
-
-# For tokenizers without one: [CLS] text [SEP] text [SEP] for encoders, bos text eos text eos for decoders.
-_PLAIN_TEMPLATE = (
-    _MARK
-    + _MACRO_AND_CHECK
-    + """
-{%- set pafo_end = sep_token or eos_token or '\\n' -%}
-{{- bos_token or cls_token or '' -}}
-{%- for entry in history -%}
-{%- for value in [entry.prompt, entry.chosen, entry.rejected] if value -%}{{- pafo_text(value) + pafo_end -}}{%- endfor -%}
-{%- endfor -%}
-{%- for message in messages -%}{{- pafo_text([message]) + pafo_end -}}{%- endfor -%}"""
-)
-
-
-def add_history_template(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Make the chat template of `tokenizer` take the variable `history`; a tokenizer without a template gets one.
-
-    The template is changed in place and is saved with the tokenizer. A template that names `history` already is kept.
-    """
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        raise DataError(
-            "The tokenizer has several chat templates; set `tokenizer.chat_template` to the one that the reward model should use."
-        )
-    if template is None:
-        tokenizer.chat_template = _PLAIN_TEMPLATE
-    elif not _names_history(template):
-        tokenizer.chat_template = _HISTORY_PREFIX + template
-    return tokenizer
-
-
-def _names_history(template: str) -> bool:
-    # As a variable: many a template speaks of "the chat history" in a comment or in its default system prompt.
-    return any(kind == "name" and value == "history" for _, kind, value in jinja2.Environment().lex(template))
 
 
 def _entry_text(entry: dict[str, str]) -> str:
@@ -284,62 +186,6 @@ def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     return record
 
 
-def message_text(message: dict[str, Any]) -> str:
-    """The content of a message, text parts joined, and its tool calls as JSON, one a line.
-
-    Raises:
-        DataError: If it is no message, or holds something else than text.
-    """
-    content = message.get("content") if isinstance(message, dict) else message
-    calls = [json.dumps(without_nones(c.get("function") or c), ensure_ascii=False) for c in _calls(message)]
-    if isinstance(content, list) and isinstance(message, dict):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"a part of a message is no text: {content!r:.200}")
-        content = "".join(parts)  # type: ignore[arg-type]
-    elif not isinstance(message, dict) or not (isinstance(content, str) or content is None):
-        raise DataError(f"a message must have role and content, got {message!r:.200}")
-    return "\n".join([content, *calls] if content else calls)
-
-
-def is_message(value: Any) -> bool:
-    """Whether a value is a message with a role, and with a text, text parts or tool calls."""
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    try:
-        return bool(message_text(value)) or isinstance(value.get("content"), str)
-    except DataError:
-        return False
-
-
-def _calls(message: Any) -> list[dict[str, Any]]:
-    calls = (message.get("tool_calls") if isinstance(message, dict) else None) or []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise DataError(f"`tool_calls` of a message must be a list of calls, got {calls!r:.200}")
-    return calls
-
-
-def without_nones(value: Any) -> Any:
-    """The same without keys whose value is `None`: a column of Arrow has every key that any of its rows has."""
-    if isinstance(value, dict):
-        return {k: without_nones(v) for k, v in value.items() if v is not None}
-    return [without_nones(item) for item in value] if isinstance(value, list) else value
-
-
-def content_text(value: str | list[dict[str, Any]]) -> str:
-    """A standard text as it is; the texts of messages, joined, see [`message_text`]."""
-    return value if isinstance(value, str) else "\n".join(map(message_text, value))
-
-
-def content_key(value: str | list[dict[str, Any]]) -> str:
-    """A prompt as something that can be compared: text, or messages as text. A text and its one message are the same."""
-    return value if isinstance(value, str) else _key_of([(m["role"], message_text(m)) for m in value])
-
-
-def _key_of(messages: list[tuple[str, str]]) -> str:
-    return messages[0][1] if len(messages) == 1 else repr(messages)
-
-
 def content_texts(values: pa.Array) -> list[str]:
     """[`content_text`] of each value of a column."""
     contents = _whole_contents(values)
@@ -403,11 +249,6 @@ def past_prompts(history: pa.Array) -> pa.Array:
     if not pa.types.is_struct(entries.type) or entries.type.get_field_index("prompt") < 0:
         raise DataError(f"A `history` must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, got {history.type}.")
     return pc.struct_field(entries, "prompt")
-
-
-def as_messages(value: str | list[dict[str, Any]], role: str) -> list[dict[str, Any]]:
-    """A standard text as one message; messages as they are."""
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None = None) -> Dataset:

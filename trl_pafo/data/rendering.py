@@ -10,16 +10,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data.history import (
-    HistoryCutter,
-    add_history_template,
-    as_messages,
-    history_problem,
-    is_rendered,
-    remembered,
-    render_history,
-    rows_as_messages,
-)
+from trl_pafo.data.history import HistoryCutter, history_problem, is_rendered, remembered, render_history, rows_as_messages
+from trl_pafo.data.messages import as_messages
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
 

@@ -22,7 +22,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import global_then_local_main_first
 
 from trl_pafo.data.arrow import Rows, column, lengths_of
-from trl_pafo.data.history import without_nones
+from trl_pafo.data.messages import without_nones
 from trl_pafo.errors import DataError
 
 logger = get_logger(__name__)

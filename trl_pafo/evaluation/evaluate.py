@@ -10,8 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.data import checks
-from trl_pafo.data.history import content_text, remembered
+from trl_pafo.data.history import remembered
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
+from trl_pafo.data.messages import content_text
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from pyarrow.parquet import read_table
 
-from trl_pafo.data.attach_history import counterfactual_rows
-from trl_pafo.data.history import add_history_template
+from trl_pafo.data.counterfactual import counterfactual_rows
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.methods import TITLES

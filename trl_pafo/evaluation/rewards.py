@@ -9,8 +9,8 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.attach_history import count_by_group
-from trl_pafo.data.history import add_history_template
+from trl_pafo.data.groups import count_by_group
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
 from trl_pafo.models.base_models import longest_input

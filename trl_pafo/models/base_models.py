@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.data import DEFAULT_NUM_HISTORY
-from trl_pafo.data.history import add_history_template
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
 from trl_pafo.models.weights import is_of_head, name_some

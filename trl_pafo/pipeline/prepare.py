@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.arrow import Rows, on_disk
-from trl_pafo.data.attach_history import attach_history, count_by_group
+from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source

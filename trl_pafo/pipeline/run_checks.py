@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import checks
-from trl_pafo.data.attach_history import count_by_group
-from trl_pafo.data.history import add_history_template
+from trl_pafo.data.groups import count_by_group
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_pafo.data.history import content_text
+from trl_pafo.data.messages import content_text
 from trl_pafo.metrics import Verdict, compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.report.records import Record, Rewards, same_pairs

@@ -10,17 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
 from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data.attach_history import count_by_group, counterfactual_rows
-from trl_pafo.data.history import (
-    HistoryCutter,
-    add_history_template,
-    is_rendered,
-    remember_rendering,
-    remembered,
-    render_history,
-    rows_as_messages,
-)
+from trl_pafo.data.counterfactual import counterfactual_rows
+from trl_pafo.data.groups import count_by_group
+from trl_pafo.data.history import HistoryCutter, is_rendered, remember_rendering, remembered, render_history, rows_as_messages
 from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.teachers.teacher import Teacher

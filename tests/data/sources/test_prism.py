@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_pairs
 from trl_pafo.data.sources.prism import load_prism
 from trl_pafo.errors import ConfigError, DataError

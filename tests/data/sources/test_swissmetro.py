@@ -6,7 +6,7 @@ from itertools import groupby
 import pandas as pd
 import pytest
 
-from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_pairs
 from trl_pafo.data.sources.swissmetro import load_swissmetro
 from trl_pafo.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from trl_pafo.data.attach_history import attach_history
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_pairs
 from trl_pafo.data.sources.ukp_convarg import load_ukp_convarg
 from trl_pafo.errors import ConfigError, DataError

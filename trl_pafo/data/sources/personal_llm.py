@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from trl_pafo.data.checks import TEXTS, check_columns, check_rows
 from trl_pafo.data.groups import support_rate_by_type, support_rate_by_weights
-from trl_pafo.data.history import content_key
 from trl_pafo.data.labels import label_names, normalize_labels
+from trl_pafo.data.messages import content_key
 from trl_pafo.data.sources.reading import open_dataset, single_split
 from trl_pafo.data.sources.splits import add_support_groups
 from trl_pafo.data.sources.typed_users import Population
