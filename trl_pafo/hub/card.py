@@ -173,7 +173,7 @@ class Card:
             Name and address of logs elsewhere.
     """
 
-    title: str
+    title: str = ""
     repo_id: str | None = None
     method: str = "pafo"
     tags: Sequence[str] = ("trl", "reward-trainer", "pafo")

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from trl_pafo.data.history import remembered
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.hub.card import (
@@ -18,7 +19,7 @@ from trl_pafo.hub.card import (
     hides_groups,
     hub_ids,
 )
-from trl_pafo.hub.upload import history_of, local_base_of, push_model
+from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.records import Record, read_record
@@ -61,7 +62,8 @@ def run_card(record: Record, method: str) -> Card:
         settings = {name: value for name, value in settings.items() if name not in STUDENT_HYPERPARAMETERS}
     if not is_adapter:
         settings = {name: value for name, value in settings.items() if not name.startswith(("lora_", "use_"))}
-    history = history_of(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    history = remembered(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    history = history if history and history["num_history"] != 0 else None
     if history is not None:
         settings |= {"num_history": history.get("num_history"), "history_max_tokens": history.get("max_tokens")}
     base = base_id(stage.get("model_name_or_path"))
@@ -78,7 +80,7 @@ def run_card(record: Record, method: str) -> Card:
         method=("pafo" if is_student else "kept") if method in _STUDENTS else method,
         tags=(*_TAGS, "pafo") if method in _STUDENTS else _TAGS,
         base_model=base,
-        base_is_local=local_base_of(folder) is not None,
+        base_is_local=is_adapter and base is None,
         datasets=hub_ids([data.get("data_path")]),
         is_adapter=is_adapter,
         history=history,
@@ -115,7 +117,7 @@ def push_run(
         method (`str`, *optional*):
             Which model of the run. Defaults to PAFO's.
         token, private, revision, message, base_model (*optional*):
-            As in [`~trl_pafo.hub.upload.push_model`].
+            As in [`~trl_pafo.hub.upload.create_repo`] and [`~trl_pafo.hub.upload.upload_model`].
 
     Returns:
         [`~huggingface_hub.CommitInfo`].
@@ -140,14 +142,9 @@ def push_run(
         raise ConfigError(
             f"{model} is a teacher: it is trained on the pairs of one group alone, and is not pushed. Push the student."
         )
-    options: dict[str, Any] = {
-        "token": token,
-        "private": private,
-        "revision": revision,
-        "message": message,
-        "base_model": base_model,
-    }
-    return push_model(model, hub_model_id, **options)
+    files_to_push(model)
+    repo_id = create_repo(hub_model_id, token=token, private=private)
+    return upload_model(model, repo_id, token=token, revision=revision, message=message, base_model=base_model)
 
 
 def _is_newer(path: Path, other: Path) -> bool:

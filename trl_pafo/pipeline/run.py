@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from transformers.trainer_utils import HubStrategy
 from trl import ModelConfig, RewardTrainer, get_peft_config
 
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
@@ -21,7 +20,8 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import CARD_NAME, base_id
-from trl_pafo.hub.upload import check_before_training
+from trl_pafo.hub.trainer_mixin import check_strategy
+from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.prepare import DATA_FORMAT, load_prepared, prepare
@@ -91,9 +91,9 @@ class Run:
             )
         fit_lengths(args, model.model_name_or_path, model.model_revision)
         if args.push_to_hub:  # hours of training must not end at a missing token
-            check_before_training(
-                args.hub_model_id, str(args.output_dir), strategy=str(HubStrategy(args.hub_strategy).value), token=args.hub_token
-            )
+            check_strategy(args.hub_strategy)
+            name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+            args.hub_model_id = create_repo(name, token=args.hub_token, private=args.hub_private_repo)
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         refuse_foreign(self.folder / "report.html")
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
@@ -109,12 +109,11 @@ class Run:
             write_cards(self.folder.path)
         if self.args.push_to_hub:
             args = self.args
-            name = args.hub_model_id or self.folder.path.absolute().name
-            private, revision = args.hub_private_repo, args.hub_revision
             # A base that was quantized here is the one of the Hub to whoever loads the adapter.
             whole = is_quantized(self.model) and self.run.num_hidden_layers is None
             base = base_id(self.model.model_name_or_path) if whole else None
-            push_run(self.folder.path, name, token=args.hub_token, private=private, revision=revision, base_model=base)
+            name = str(args.hub_model_id)
+            push_run(self.folder.path, name, token=args.hub_token, revision=args.hub_revision, base_model=base)
         return results
 
     def _do_stages(self) -> dict[str, Any]:

@@ -17,9 +17,12 @@ from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs, without_limit
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.hub.card import Card
+from trl_pafo.hub.trainer_mixin import HubMixin
 from trl_pafo.teachers.teacher import Teacher
 from trl_pafo.trainer.config import PAFOConfig
-from trl_pafo.trainer.hub_trainer import HubRewardTrainer
+from trl_pafo.trainer.evaluation import ExactRewardTrainer
+from trl_pafo.trainer.model_card import card_of_training
 from trl_pafo.trainer.samplers import is_tokenized
 
 logger = get_logger(__name__)
@@ -37,16 +40,22 @@ def _title(argument: str, name: str) -> str:
     return "The evaluation dataset" + ("" if name == "eval" else f" {name}")
 
 
-class PairsRewardTrainer(HubRewardTrainer):
+class PairsRewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # TRL's `create_model_card` is not transformers'
     """
-    [`HubRewardTrainer`] whose pairs may have histories: they are rendered into the prompt, and shown under those of other groups.
+    [`ExactRewardTrainer`] whose pairs may have histories: they are rendered into the prompt, and shown under those of other groups.
 
     A subclass sets `_distills` and `_teachers`, calls `_check_train_dataset`, and hands `NO_PAIRS` to the base class where there
     is no training set.
     """
 
     _teachers: dict[str, Teacher]
+    _distills: bool
     _train_is_prepared = False
+    dropped_pairs: dict[str, Counter[str]]
+    """Pairs dropped because they are longer than `max_length`, by dataset and group."""
+
+    def model_card(self) -> Card:
+        return card_of_training(self, self.dropped_pairs.get("train", {}), self._distills)
 
     @staticmethod
     def _check_datasets(train_dataset: Any, eval_dataset: Any) -> None:

@@ -169,7 +169,6 @@ class PAFORewardTrainer(PairsRewardTrainer):
             check_loaded_model(model, "`model`")
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         keep_reward_head(model, peft_config, init_kwargs.get("revision"))
-        self._prepare_to_push(args, train_dataset)
         if processing_class is None and (self._teachers or "history" in columns):
             processing_class = self._load_tokenizer(model, args)
         if self._distills and processing_class is not None:

@@ -1,0 +1,214 @@
+"""What a trainer with the mixin pushes, when, and that a training outlives a push that fails."""
+
+import inspect
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from helpers.hub_endpoint import WRITER, Hub, hub_in_place
+from helpers.parts import make_model, make_pairs
+from huggingface_hub import ModelCard
+from peft import LoraConfig
+from transformers import Trainer
+from trl import RewardConfig, RewardTrainer
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import ConfigError
+from trl_pafo.hub.card import Card
+from trl_pafo.hub.trainer_mixin import HubMixin
+from trl_pafo.hub.upload import HubError, create_repo, upload_model
+
+MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    yield from hub_in_place(monkeypatch, tmp_path)
+
+
+class OtherTrainer(HubMixin, RewardTrainer):
+    """A trainer of another method."""
+
+    def model_card(self) -> Card:
+        return Card(tags=["mine"])
+
+
+@pytest.fixture
+def train(training, tmp_path, decoder):
+    def build(**options) -> OtherTrainer:
+        args = RewardConfig(str(tmp_path / "out"), **{**training, "max_steps": 2, "push_to_hub": True, **options})
+        return OtherTrainer(decoder, args, train_dataset=make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"]))
+
+    return build
+
+
+def test_pushes_while_training_and_at_its_end(hub, train, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "hub_always_push": True}
+    trainer = train(hub_model_id="lab/fair", hub_private_repo=True, **options)
+    trainer.train()
+    trainer.push_to_hub(dataset_name="lab/choices", tags="more")
+    repo = hub.repos["lab/fair"]
+    assert repo.private
+    # A push takes what is there when it runs, which may be the last step already.
+    assert list(dict.fromkeys(repo.messages)) == ["initial commit", "Training in progress", "End of training"]
+    for _, _, files in repo.commits[1:]:
+        assert set(files) - {".gitattributes"} == MODEL_FILES
+    assert repo.files["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
+    card = ModelCard(repo.files["README.md"].decode())
+    assert "# fair" in card.content
+    assert 'model_id = "lab/fair"' in card.content
+    assert card.data.datasets == ["lab/choices"]
+    assert {"mine", "more"} <= set(card.data.tags)
+
+
+def test_the_training_outlives_a_push_that_fails_and_its_end_raises_with_the_model_saved(
+    hub, train, tmp_path, caplog, monkeypatch
+):
+    trainer = train(hub_model_id="lab/fair", save_strategy="steps", save_steps=1)
+    hub.fail("POST .*/commit/", 500)
+    monkeypatch.setattr(logging.getLogger("trl_pafo"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert "A push failed while training, and the training goes on" in caplog.text
+    (tmp_path / "out/model.safetensors").unlink()
+    with pytest.raises(HubError, match=r"500.*`trl-pafo push .*out --hub_model_id lab/fair` pushes it\."):
+        trainer.push_to_hub()
+    assert {"model.safetensors", "README.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert hub.repos["lab/fair"].messages == ["initial commit"]
+
+
+def test_a_checkpoint_without_weights_is_not_pushed_and_nobody_dies(hub, train, tmp_path, caplog):
+    trainer = train(hub_model_id="lab/fair", save_strategy="steps", save_steps=1)
+    (tmp_path / "empty").mkdir()  # what FSDP leaves with a sharded state
+    with caplog.at_level(logging.WARNING):
+        trainer._push_from_checkpoint(str(tmp_path / "empty"))
+    assert re.search(r"The checkpoint was not pushed, and the training goes on.*FULL_STATE_DICT", caplog.text)
+    assert hub.repos["lab/fair"].messages == ["initial commit"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        (
+            {"hub_strategy": "checkpoint"},
+            ConfigError,
+            "the optimizer's state, which trl-pafo never does. Use hub_strategy='every",
+        ),
+        ({"hub_strategy": "all_checkpoints"}, ConfigError, "optimizer's state"),
+        ({"hub_model_id": "lab/fair", "hub_token": "hf_wrong"}, HubError, "lab/fair cannot be used: .*401.*hf auth login"),
+    ],
+)
+def test_what_would_fail_after_hours_fails_before_the_training(options, error, match, hub, train):
+    with pytest.raises(error, match=match):
+        train(**options)
+    assert not hub.repos
+
+
+def test_pushing_without_push_to_hub_and_in_the_background(hub, train):
+    trainer = train(push_to_hub=False)
+    future = trainer.push_to_hub(commit_message="Now", blocking=False, private=True)
+    assert future.result(60).repo_url.repo_id == "ada/out"
+    repo = hub.repos["ada/out"]
+    assert repo.private
+    assert repo.messages == ["initial commit", "Now"]
+    assert 'model_id = "ada/out"' in repo.files["README.md"].decode()
+
+
+def test_a_saved_model_has_its_card_and_nothing_is_pushed_without_being_asked(hub, train, tmp_path):
+    trainer = train(push_to_hub=False)
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert 'model_id = "."' in (tmp_path / "elsewhere/README.md").read_text()
+    assert not [request for request in hub.requests if request.startswith(("POST", "PUT"))]
+
+
+def test_signatures_of_the_hooks_are_those_of_the_base_class():
+    for name in ("init_hf_repo", "push_to_hub", "save_model", "_push_from_checkpoint", "create_model_card"):
+        ours = inspect.signature(getattr(HubMixin, name)).parameters
+        base = inspect.signature(getattr(RewardTrainer if name == "create_model_card" else Trainer, name)).parameters
+        assert [parameter for parameter in ours if parameter in base or parameter != "private"] == list(base), name
+
+
+def everything(server: Hub) -> bytes:
+    """All that ever arrived: files of all commits, and objects that no commit names."""
+    repos = server.repos.values()
+    return b"\n".join([*(c for r in repos for _, _, files in r.commits for c in files.values()), *server.objects.values()])
+
+
+LORA = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture
+def train_pafo(training, tmp_path, encoder):
+    def build(model=encoder, rows=None, peft=None, out="out", **options) -> PAFORewardTrainer:
+        kind = "decoder" if peft else "encoder"
+        teachers = {g: make_model(kind, tmp_path / f"teacher-{g}", seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+        return PAFORewardTrainer(
+            model=model,
+            args=PAFOConfig(str(tmp_path / out), **{**training, "max_steps": 2, "push_to_hub": True, **options}),
+            train_dataset=make_pairs(num_users=9, num_minority=3, pairs_per_user=2) if rows is None else rows,
+            teachers=teachers,
+            peft_config=peft,
+        )
+
+    return build
+
+
+def test_no_user_teacher_path_or_pickle_reaches_the_hub(hub, train_pafo, tmp_path, decoder):
+    trainer = train_pafo(hub_model_id="lab/fair", save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.push_to_hub()
+    adapter = train_pafo(model=decoder, peft=LORA, hub_model_id="lab/adapter", out="adapter")
+    adapter.model.add_adapter("teacher", LORA)
+    adapter.push_to_hub()
+    assert set(hub.repos["lab/fair"].files) - {".gitattributes"} == MODEL_FILES
+    adapter_files = MODEL_FILES - {"config.json", "model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
+    assert set(hub.repos["lab/adapter"].files) - {".gitattributes"} == adapter_files
+    found = everything(hub)
+    for secret in (b"user-0", b"user-8", b"teacher-m", str(tmp_path).encode(), b"PK\x03\x04"):  # the last: a pickle of torch
+        assert secret not in found, secret
+    for teacher in tmp_path.glob("teacher-*"):
+        assert (teacher / "model.safetensors").read_bytes() not in found
+
+
+def test_snippets_of_pushed_cards_run_as_pasted_and_give_the_rewards_of_the_trainer(hub, train_pafo, tmp_path, decoder):
+    """A full model with a history, an adapter on a model of the Hub, and a model of plain texts."""
+    upload_model(decoder, create_repo("lab/base"))
+    plain = make_pairs(history=0)
+    snippets, expected = [], []
+    for name, options in {
+        "full": {},
+        "adapter": {"model": "lab/base", "peft": LORA},
+        "plain": {"rows": plain, "alpha": 1.0, "eos_token": "[SEP]"},
+    }.items():
+        trainer = train_pafo(hub_model_id=f"lab/{name}", out=name, **options)
+        trainer.train()
+        trainer.push_to_hub()
+        snippet = re.search(r"```python\n(.*?)```", hub.repos[f"lab/{name}"].files["README.md"].decode(), re.S)[1]
+        assert f'model_id = "lab/{name}"' in snippet
+        shown: dict = {}
+        exec("\n".join(line for line in snippet.splitlines() if re.match(r"history|prompt|responses", line)), shown)
+        row = {"prompt": shown["prompt"], **dict(zip(("chosen", "rejected"), shown["responses"], strict=True))}
+        row |= {"history": shown["history"]} if name != "plain" else {}
+        assert ("history" in shown) == (name != "plain")
+        expected.append(trainer.predict(Dataset.from_list([row])).predictions[0].tolist())
+        snippets.append(snippet)
+    done = run_python("print('start')\n" + "\n".join(snippets), hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(line) for line in done.stdout.split("start\n")[1].splitlines()]
+    assert [pair[0] != pair[1] for pair in printed] == [True] * 3
+    for found, wanted in zip(printed, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def run_python(code: str, hub: Hub, tmp_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    unset = ("HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "HF_TOKEN")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITER}
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, cwd=tmp_path)
