@@ -15,9 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trl_pafo.palm import OracleResult, Portfolio, build_portfolio, certify
-from trl_pafo.palm.elicitation import Interview, question_pool
-from trl_pafo.palm.posterior import NoisyInterview
+from trl_pafo.palm import Interview, NoisyInterview, OracleResult, Portfolio, build_portfolio, certify, question_pool
 
 NUM_REWARDS, MOST, FACTOR = 4, 10, 1.2
 

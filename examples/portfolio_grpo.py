@@ -19,10 +19,17 @@ from trl import GRPOConfig, TrlParser
 
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.models.base_models import fast_bf16, set_threads
-from trl_pafo.palm import OracleResult, build_portfolio
-from trl_pafo.palm.oracles_candidates import RewardScale
-from trl_pafo.palm.oracles_grpo import GRPOOracle, member_name
-from trl_pafo.palm.oracles_texts import RewardModel, ScaledReward, fit_reward_models, score_candidates
+from trl_pafo.palm import (
+    GRPOOracle,
+    OracleResult,
+    RewardModel,
+    RewardScale,
+    ScaledReward,
+    build_portfolio,
+    fit_reward_models,
+    member_name,
+    score_candidates,
+)
 
 TRAIN = """What color is the sky?|Name a fruit that grows on trees.|How many legs does a spider have?|What do bees make?
 Where do penguins live?|What is a good breakfast?|Why do cats purr?|How do I boil an egg?|What is a rainbow?

@@ -12,10 +12,7 @@ from transformers import AutoTokenizer
 from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.template import add_history_template
-from trl_pafo.palm import Portfolio
-from trl_pafo.palm.oracles_candidates import CandidateOracle, RewardScale
-from trl_pafo.palm.oracles_texts import RewardModel
-from trl_pafo.palm.posterior import WeightPosterior
+from trl_pafo.palm import CandidateOracle, Portfolio, RewardModel, RewardScale, WeightPosterior
 
 NAMES = ["helpful", "harmless", "humour"]
 REWARDS = np.random.default_rng(0).beta(2, 2, size=(30, 6, 3))

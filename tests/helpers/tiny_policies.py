@@ -6,8 +6,12 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from trl import GRPOConfig
 
 from helpers.parts import make_tokenizer
+from trl_pafo.palm import GRPOOracle
+
+LORA = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 PROMPTS = ["how do i sing", "what is red", "when can you walk", "is it the rain", "do you run", "a house and a tree", "soup"]
 
@@ -64,3 +68,26 @@ def brevity(completions, **kwargs):
 def animals(completions, **kwargs):
     """Share of the words that are cats and dogs."""
     return [sum(w in ("cat", "dog") for w in _text(c).split()) / max(1, len(_text(c).split())) for c in completions]
+
+
+def training(folder, **changes):
+    options = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "max_completion_length": 4,
+        "learning_rate": 0.02,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+    return GRPOConfig(str(folder), **{**options, **changes})
+
+
+def make_oracle(base, folder, *, options=None, rewards=(brevity, animals), **changes):
+    arguments = {"train_dataset": prompt_rows(4), "eval_dataset": prompt_rows(3, first=4), "peft_config": LORA, **changes}
+    return GRPOOracle(base, list(rewards), output_dir=folder, args=training(folder, **(options or {})), **arguments)

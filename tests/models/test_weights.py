@@ -27,8 +27,8 @@ from trl_pafo.evaluation.score_file import score_file
 from trl_pafo.models.base_models import load_base
 from trl_pafo.models.scoring import check_reward_model, load_reward_model, pad_id_of, score_sequences
 from trl_pafo.models.weights import find_gaps, shapes_in
-from trl_pafo.palm.oracles_decoding import _member
-from trl_pafo.palm.oracles_texts import RewardModel
+from trl_pafo.palm import RewardModel
+from trl_pafo.palm.oracles.decoding import _member
 from trl_pafo.pipeline.starting_points import start_of
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone
 from trl_pafo.teachers.teacher import Teacher, check_teacher

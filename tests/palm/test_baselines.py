@@ -7,8 +7,8 @@ import pytest
 from helpers.fronts import Finite
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm import Pool, build_portfolio, certify, random_weights
-from trl_pafo.palm.baselines import compare_sizes, comparison_table
+from trl_pafo.palm import Pool, build_portfolio, certify, compare_sizes, random_weights
+from trl_pafo.palm.baselines import comparison_table
 
 VALUES = np.random.default_rng(2).random((25, 2))
 

@@ -111,7 +111,7 @@ def test_share_for_the_pruning_trades_calls_for_members() -> None:
 
 @pytest.mark.slow
 def test_five_rewards_without_listing_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trl_pafo.palm.search.weight_grid", None)
+    monkeypatch.setattr("trl_pafo.palm.solver.search.weight_grid", None)
     portfolio = build(Sphere(), 5, 0.1)
     assert portfolio.gap <= 0.1
     assert certify(portfolio.values, Sphere.optimum).relative_gap <= portfolio.gap
@@ -130,7 +130,7 @@ def test_the_grid_of_the_paper() -> None:
 
 def test_a_leak_off_the_grid_is_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     # A grid that holds less than it promises: the corner weights ask what it left out.
-    monkeypatch.setattr("trl_pafo.palm.search.weight_grid", lambda *args, **options: np.eye(3))
+    monkeypatch.setattr("trl_pafo.palm.solver.search.weight_grid", lambda *args, **options: np.eye(3))
     oracle = Sphere()
     portfolio = build(oracle, 3, 0.1, 0.01, search="grid")
     assert len(oracle.asked) > 3

@@ -6,9 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from trl_pafo.palm import OracleResult, build_portfolio, certify, random_weights, uniform_weights
-from trl_pafo.palm.bounds import Pool, UpperBound
-from trl_pafo.palm.certificate import corner_values
+from trl_pafo.palm import OracleResult, Pool, UpperBound, build_portfolio, certify, random_weights, uniform_weights
+from trl_pafo.palm.solver.certificate import corner_values
 
 
 def members_and_pool(seed: int, d: int, num_members: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import TrlPafoError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.evaluation.rewardbench import write_rewardbench
-from trl_pafo.palm.oracles_texts import fit_reward_models
+from trl_pafo.palm import fit_reward_models
 from trl_pafo.pipeline.run import Run
 from trl_pafo.report.page import write_report
 

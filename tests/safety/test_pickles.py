@@ -17,8 +17,7 @@ from trl_pafo.errors import ConfigError, TrlPafoError
 from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.safe_loading import check_model_folder, safe_init_kwargs
 from trl_pafo.models.scoring import load_reward_model, local_folder
-from trl_pafo.palm.oracles_decoding import MixedPolicy
-from trl_pafo.palm.oracles_texts import RewardModel
+from trl_pafo.palm import MixedPolicy, RewardModel
 from trl_pafo.teachers.teacher import Teacher
 
 REFUSED = "pickle.*which can run code when it is read.*[Cc]onvert.*safetensors"

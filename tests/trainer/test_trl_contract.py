@@ -254,7 +254,7 @@ CONTRACTS = [
         "config",
         ("getattr(config, '_name_or_path', '')",),
     ),
-    Contract("trl.trainer.utils:get_callable_name", "trl_pafo/palm/oracles_judging.py, reward_name", "func"),
+    Contract("trl.trainer.utils:get_callable_name", "trl_pafo/palm/oracles/judging.py, reward_name", "func"),
     Contract(
         "trl.data_utils:get_dataset_column_names",
         "trl_pafo/trainer/trainer.py and trl_pafo/trainer/pairs.py: columns of a dataset, streaming or not",
@@ -273,24 +273,24 @@ CONTRACTS = [
     ),
     Contract(
         "accelerate.utils:gather_object",
-        "trl_pafo/trainer/evaluation.py, margins.py, portfolio/oracles_grpo.py: lists are joined, on one process as they are",
+        "trl_pafo/trainer/evaluation.py, margins.py, palm/oracles/grpo.py: lists are joined, on one process as they are",
         "object",
         ("return object",),
     ),
     Contract(
         "accelerate.utils:broadcast_object_list",
-        "trl_pafo/teachers/margins.py, portfolio/oracles_grpo.py: the list is changed in place",
+        "trl_pafo/teachers/margins.py, palm/oracles/grpo.py: the list is changed in place",
         "object_list from_process",
     ),
     Contract(
         "trl.trainer.grpo_trainer:GRPOTrainer.__init__",
-        "trl_pafo/palm/oracles_grpo.py, _train: weights of the rewards, several reward functions, an adapter",
+        "trl_pafo/palm/oracles/grpo.py, _train: weights of the rewards, several reward functions, an adapter",
         None,
         ("self.reward_weights = torch.tensor(args.reward_weights, dtype=torch.float32)",),
     ),
     Contract(
         "trl.trainer.grpo_trainer:GRPOTrainer._calculate_rewards",
-        "trl_pafo/palm/oracles_judging.py, call_rewards and oracles_grpo.py, _Checked: how a reward function is called",
+        "trl_pafo/palm/oracles/judging.py, call_rewards and grpo.py, _Checked: how a reward function is called",
         None,
         ("reward_func(prompts=prompts, completions=completions, completion_ids=completion_ids_list, **reward_kwargs)",),
     ),

@@ -150,11 +150,11 @@ def make_parser(prog: str | None = None) -> _Parser:
 
 
 def main(name: str, args: Any) -> None:
-    from trl_pafo.palm import tasks
+    from trl_pafo.palm import commands
 
-    text, result = getattr(tasks, name)(args)
+    text, result = getattr(commands, name)(args)
     inputs = {name: getattr(args, name, None) for name in _INPUTS}
     print(f"Data: {', '.join(f'{name} {path}' for name, path in inputs.items() if path)}\n\n{text}")
     if getattr(args, "output", None):
-        tasks.write_result(args.output, json.dumps(result, indent=2) + "\n")
+        commands.write_result(args.output, json.dumps(result, indent=2) + "\n")
         print(f"Written: {args.output}")

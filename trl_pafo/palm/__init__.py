@@ -1,45 +1,64 @@
-"""PALM: a small portfolio of policies for every preference weight, with a certificate. numpy and scipy alone."""
+"""PALM: a small portfolio of policies, one of them near the best for every preference weight, with a certificate.
 
-from trl_pafo.palm.bounds import Optimum, Pool, UpperBound
-from trl_pafo.palm.build import build_portfolio
-from trl_pafo.palm.certificate import Certificate, certify
-from trl_pafo.palm.core import Oracle, OracleCall, OracleResult, check_weights
-from trl_pafo.palm.cover import minimum_cover
-from trl_pafo.palm.elicitation import Interview, Recommendation, question_pool
-from trl_pafo.palm.for_users import UserPortfolio, build_for_users
-from trl_pafo.palm.portfolio import Portfolio
-from trl_pafo.palm.posterior import NoisyInterview, WeightPosterior, fit_weights, history_differences
-from trl_pafo.palm.serving import GroupService, Service, serve
-from trl_pafo.palm.simplex import grid_size, random_weights, size_bound, uniform_weights, weight_grid
+It knows models, data and TRL's trainers through its oracles alone; search and certificate need numpy and scipy. Nobody but the
+command line imports it. The names are imported where they are first used, as in `trl_pafo`.
+"""
 
-__all__ = [
-    "Certificate",
-    "GroupService",
-    "Interview",
-    "NoisyInterview",
-    "Optimum",
-    "Oracle",
-    "OracleCall",
-    "OracleResult",
-    "Pool",
-    "Portfolio",
-    "Recommendation",
-    "Service",
-    "UpperBound",
-    "UserPortfolio",
-    "WeightPosterior",
-    "build_for_users",
-    "build_portfolio",
-    "certify",
-    "check_weights",
-    "fit_weights",
-    "grid_size",
-    "history_differences",
-    "minimum_cover",
-    "question_pool",
-    "random_weights",
-    "serve",
-    "size_bound",
-    "uniform_weights",
-    "weight_grid",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "CandidateOracle": "oracles.candidates",
+    "Certificate": "solver.certificate",
+    "DecodingOracle": "oracles.decoding",
+    "GRPOOracle": "oracles.grpo",
+    "GroupService": "users.serving",
+    "Interview": "users.elicitation",
+    "MixedPolicy": "oracles.decoding",
+    "NoisyInterview": "users.posterior",
+    "Optimum": "solver.bounds",
+    "Oracle": "core",
+    "OracleCall": "core",
+    "OracleResult": "core",
+    "Pool": "solver.bounds",
+    "Portfolio": "portfolio",
+    "Recommendation": "users.elicitation",
+    "RewardModel": "oracles.texts",
+    "RewardScale": "oracles.candidates",
+    "ScaledReward": "oracles.texts",
+    "Service": "users.serving",
+    "UpperBound": "solver.bounds",
+    "UserPortfolio": "users.for_users",
+    "WeightPosterior": "users.posterior",
+    "build_for_users": "users.for_users",
+    "build_portfolio": "build",
+    "certify": "solver.certificate",
+    "check_weights": "core",
+    "compare_sizes": "baselines",
+    "export_members": "files.export",
+    "fit_reward_models": "oracles.texts",
+    "fit_weights": "users.posterior",
+    "grid_size": "solver.simplex",
+    "history_differences": "users.posterior",
+    "member_name": "oracles.grpo",
+    "minimum_cover": "solver.cover",
+    "question_pool": "users.elicitation",
+    "random_weights": "solver.simplex",
+    "score_candidates": "oracles.texts",
+    "serve": "users.serving",
+    "size_bound": "solver.simplex",
+    "uniform_weights": "solver.simplex",
+    "weight_grid": "solver.simplex",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.bounds import Reference
-from trl_pafo.palm.certificate import Measure, certify
 from trl_pafo.palm.core import FloatArray, Oracle, OracleResult
 from trl_pafo.palm.portfolio import Portfolio
-from trl_pafo.palm.prune import Pruner
-from trl_pafo.palm.simplex import random_weights, uniform_weights
+from trl_pafo.palm.solver.bounds import Reference
+from trl_pafo.palm.solver.certificate import Measure, certify
+from trl_pafo.palm.solver.prune import Pruner
+from trl_pafo.palm.solver.simplex import random_weights, uniform_weights
 
 METHODS = ("PALM", "uniform", "random")
 

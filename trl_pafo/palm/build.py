@@ -11,12 +11,12 @@ from tqdm.auto import tqdm
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm.call_log import CallLog
-from trl_pafo.palm.certificate import Measure, certify
 from trl_pafo.palm.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights, checked_result
 from trl_pafo.palm.portfolio import Portfolio
-from trl_pafo.palm.prune import Pruner
-from trl_pafo.palm.search import Known, OracleTooFarError, corner_search, grid_search, observed_factor, simplex_corners
-from trl_pafo.palm.simplex import size_bound
+from trl_pafo.palm.solver.certificate import Measure, certify
+from trl_pafo.palm.solver.prune import Pruner
+from trl_pafo.palm.solver.search import Known, OracleTooFarError, corner_search, grid_search, observed_factor, simplex_corners
+from trl_pafo.palm.solver.simplex import size_bound
 
 CALLS_FILE = "calls.jsonl"
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.bounds import UpperBound
-from trl_pafo.palm.certificate import Certificate, Measure, objective_name
 from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, check_weights
-from trl_pafo.palm.resampling import gap_interval
+from trl_pafo.palm.solver.bounds import UpperBound
+from trl_pafo.palm.solver.certificate import Certificate, Measure, objective_name
+from trl_pafo.palm.solver.resampling import gap_interval
 from trl_pafo.storage.run_folder import write_text
 
 PORTFOLIO_FILE = "portfolio.json"

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import approx_fprime, minimize
+from scipy.special import softmax
+
+from trl_pafo.errors import ConfigError, DataError, PortfolioError
+from trl_pafo.palm import CandidateOracle, RewardScale, build_portfolio, random_weights
+
+RNG = np.random.default_rng(0)
+REWARDS = RNG.random((6, 4, 3))
+REFERENCE = RNG.dirichlet(np.ones(4), size=6)
+WEIGHTS = np.array([0.5, 0.2, 0.3])
+
+
+def objective(oracle, result, weights):
+    return float(np.asarray(result.values) @ weights - oracle.beta * result.kl)
+
+
+class TestPolicy:
+    @pytest.mark.parametrize("beta", [0.05, 0.7])
+    def test_it_is_the_tilted_reference_prompt_by_prompt(self, beta):
+        oracle = CandidateOracle(REWARDS, beta, REFERENCE)
+        result = oracle(WEIGHTS)
+        for prompt in range(6):
+            tilted = [REFERENCE[prompt, k] * np.exp(REWARDS[prompt, k] @ WEIGHTS / beta) for k in range(4)]
+            probabilities = np.array(tilted) / sum(tilted)
+            values = sum(probabilities[k] * REWARDS[prompt, k] for k in range(4))
+            kl = sum(probabilities[k] * np.log(probabilities[k] / REFERENCE[prompt, k]) for k in range(4))
+            np.testing.assert_allclose(oracle.policy(WEIGHTS)[prompt], probabilities, atol=1e-12)
+            np.testing.assert_allclose(result.prompt_values[prompt], values, atol=1e-12)
+            assert result.prompt_kl[prompt] == pytest.approx(kl, abs=1e-12)
+        np.testing.assert_allclose(result.values, result.prompt_values.mean(axis=0), atol=1e-12)
+        assert result.kl == pytest.approx(result.prompt_kl.mean())
+        assert result.policy == {"candidates": 4, "beta": beta, "weights": WEIGHTS.tolist()}
+
+    @pytest.mark.parametrize("beta", [0.0, 0.1, 0.7])
+    def test_a_numerical_optimizer_finds_nothing_better(self, beta):
+        oracle = CandidateOracle(REWARDS, beta, REFERENCE)
+
+        def loss(flat):
+            return -objective(oracle, oracle.evaluate(softmax(flat.reshape(6, 4), axis=1)), WEIGHTS)
+
+        found = -minimize(loss, np.zeros(24), method="L-BFGS-B", options={"maxiter": 500}).fun
+        assert found == pytest.approx(oracle.optimum(WEIGHTS), abs=1e-4)
+        assert found <= oracle.optimum(WEIGHTS) + 1e-9
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-8, 0.02, 0.5, 30.0]))
+    def test_the_optimum_is_reached_by_its_policy_and_by_no_other(self, seed, beta):
+        rng = np.random.default_rng(seed)
+        shape = rng.integers(1, 5, size=3)
+        oracle = CandidateOracle(rng.random(shape), beta, rng.dirichlet(np.ones(shape[1]), size=shape[0]))
+        weights = rng.dirichlet(np.ones(shape[2]))
+        best = oracle.optimum(weights)
+        assert objective(oracle, oracle(weights), weights) == pytest.approx(best, abs=1e-9)
+        other = oracle.evaluate(rng.dirichlet(np.full(shape[1], 0.3), size=shape[0]))
+        assert objective(oracle, other, weights) <= best + 1e-9
+
+    def test_the_values_are_the_gradient_of_the_optimum(self):
+        oracle = CandidateOracle(REWARDS, 0.2, REFERENCE)
+
+        def free(weights):  # V* off the simplex too, where the oracle refuses
+            scores = REWARDS @ weights
+            return np.mean([0.2 * np.log(REFERENCE[p] @ np.exp(scores[p] / 0.2)) for p in range(6)])
+
+        assert free(WEIGHTS) == pytest.approx(oracle.optimum(WEIGHTS))
+        np.testing.assert_allclose(approx_fprime(WEIGHTS, free), oracle(WEIGHTS).values, atol=1e-5)
+
+    def test_a_large_beta_stays_at_the_reference_and_a_tiny_one_is_the_argmax(self):
+        large = CandidateOracle(REWARDS, 1e6, REFERENCE)(WEIGHTS)
+        assert large.kl < 1e-9
+        np.testing.assert_allclose(large.prompt_values, np.einsum("pk,pkd->pd", REFERENCE, REWARDS), atol=1e-6)
+        sharp = CandidateOracle(REWARDS, 0.0, REFERENCE)
+        for beta in (1e-6, 1e-300):
+            np.testing.assert_allclose(
+                CandidateOracle(REWARDS, beta, REFERENCE).policy(WEIGHTS), sharp.policy(WEIGHTS), atol=1e-9
+            )
+        best = (REWARDS @ WEIGHTS).argmax(axis=1)
+        np.testing.assert_array_equal(sharp.policy(WEIGHTS), np.eye(4)[best])
+        np.testing.assert_allclose(sharp(WEIGHTS).prompt_kl, -np.log(REFERENCE[np.arange(6), best]))
+
+    @pytest.mark.parametrize("beta", [0.0, 1e-12])
+    def test_ties_share_in_proportion_to_the_reference(self, beta):
+        rewards = np.array([[[1.0, 0.0], [1.0, 0.8], [0.3, 1.0]]])
+        oracle = CandidateOracle(rewards, beta, np.array([0.2, 0.6, 0.2]))
+        np.testing.assert_allclose(oracle.policy(np.array([1.0, 0.0])), [[0.25, 0.75, 0.0]], atol=1e-12)
+        np.testing.assert_allclose(oracle(np.array([1.0, 0.0])).values, [1.0, 0.6], atol=1e-12)
+
+    @pytest.mark.parametrize("beta", [0.0, 0.3])
+    def test_a_candidate_of_probability_zero_does_not_exist(self, beta):
+        rewards = np.concatenate([REWARDS, np.full((6, 1, 3), np.nan)], axis=1)
+        reference = np.concatenate([REFERENCE, np.zeros((6, 1))], axis=1)
+        padded, plain = CandidateOracle(rewards, beta, reference), CandidateOracle(REWARDS, beta, REFERENCE)
+        np.testing.assert_allclose(padded.policy(WEIGHTS)[:, :4], plain.policy(WEIGHTS), atol=1e-12)
+        assert (padded.policy(WEIGHTS)[:, 4] == 0).all()
+        assert padded.optimum(WEIGHTS) == pytest.approx(plain.optimum(WEIGHTS))
+        with pytest.raises(DataError, match="its KL is infinite"):
+            padded.evaluate(np.full((6, 5), 0.2))
+
+    def test_the_reference_is_uniform_by_default_and_may_be_one_row(self):
+        uniform = CandidateOracle(REWARDS, 0.3).policy(WEIGHTS)
+        np.testing.assert_allclose(uniform, CandidateOracle(REWARDS, 0.3, np.full(4, 0.25)).policy(WEIGHTS))
+        assert CandidateOracle(REWARDS).evaluate(np.full((6, 4), 0.25)).kl == pytest.approx(0.0, abs=1e-12)
+
+
+class TestPortfolio:
+    @pytest.mark.parametrize("beta", [0.0, 0.05])
+    def test_a_portfolio_keeps_its_tolerance_for_all_weights(self, beta):
+        oracle = CandidateOracle(np.random.default_rng(1).random((40, 6, 3)), beta)
+        delta = 0.02
+        portfolio = build_portfolio(oracle, 3, epsilon=0.0, delta=delta, beta=beta, progress=False)
+        members = [oracle(call.weights) for call in (portfolio.calls[m] for m in portfolio.members)]
+        for weights in random_weights(3, 300, seed=0):
+            reached = max(objective(oracle, member, weights) for member in members)
+            assert oracle.optimum(weights) - reached <= delta + 1e-9
+
+    def test_a_folder_remembers_the_problem(self, tmp_path):
+        build_portfolio(CandidateOracle(REWARDS), 3, 0.1, folder=tmp_path, progress=False)
+        with pytest.raises(PortfolioError, match="problem"):
+            build_portfolio(CandidateOracle(REWARDS**2), 3, 0.1, folder=tmp_path, progress=False)
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("rewards", "changes", "error", "message"),
+        [
+            (REWARDS[0], {}, DataError, r"shape \(num_prompts, num_candidates, num_rewards\), got \(4, 3\)"),
+            (np.zeros((0, 4, 3)), {}, DataError, "shape"),
+            (REWARDS + 0.5, {}, DataError, r"rewards are not in \[0, 1\].*RewardScale"),
+            (np.where(REWARDS > 0.9, np.nan, REWARDS), {}, DataError, r"not in \[0, 1\], the first is nan"),
+            (REWARDS, {"beta": -0.1}, ConfigError, "`beta` must be a finite number of at least 0"),
+            (REWARDS, {"beta": np.inf}, ConfigError, "`beta`"),
+            (REWARDS, {"reference": np.ones((6, 4))}, DataError, "`reference` must hold probabilities"),
+            (REWARDS, {"reference": np.array([[1.5, -0.5, 0, 0]] * 6)}, DataError, "probabilities"),
+            (REWARDS, {"reference": REFERENCE[:3]}, DataError, r"`reference` must have the shape .* = \(6, 4\), got \(3, 4\)"),
+            (REWARDS, {"reference": np.array([0.5, 0.5])}, DataError, r"`reference` must have the shape"),
+        ],
+    )
+    def test_bad_input_is_named(self, rewards, changes, error, message):
+        with pytest.raises(error, match=message):
+            CandidateOracle(rewards, **changes)
+
+    def test_weights_off_the_simplex(self):
+        for weights in ([0.5, 0.5], [0.7, 0.7, -0.4], [0.5, 0.4, 0.3]):
+            with pytest.raises(PortfolioError, match="weights"):
+                CandidateOracle(REWARDS)(np.array(weights))
+
+
+class TestScale:
+    RAW = np.random.default_rng(2).normal([3.0, -5.0], [2.0, 0.1], size=(50, 4, 2))
+
+    def test_min_max(self):
+        scale = RewardScale.fit(self.RAW)
+        scaled = scale(self.RAW)
+        low, high = self.RAW.min(axis=(0, 1)), self.RAW.max(axis=(0, 1))
+        np.testing.assert_allclose(scaled, (self.RAW - low) / (high - low), atol=1e-12)
+        assert (scaled.min(axis=(0, 1)) == 0).all()
+        assert (scaled.max(axis=(0, 1)) == 1).all()
+        np.testing.assert_array_equal(scale(np.stack([low - 1, high + 1])), [[0, 0], [1, 1]])
+
+    def test_sigmoid(self):
+        scaled = RewardScale.fit(self.RAW, "sigmoid")(self.RAW)
+        standard = (self.RAW - self.RAW.mean(axis=(0, 1))) / self.RAW.std(axis=(0, 1))
+        np.testing.assert_allclose(scaled, 1 / (1 + np.exp(-standard)), atol=1e-12)
+
+    @pytest.mark.parametrize("kind", ["min_max", "sigmoid"])
+    def test_both_keep_the_order_of_each_reward(self, kind):
+        scaled = RewardScale.fit(self.RAW, kind)(self.RAW)
+        for reward in range(2):
+            order = np.argsort(self.RAW[..., reward], axis=None)
+            assert (np.diff(scaled[..., reward].ravel()[order]) >= 0).all()
+        CandidateOracle(scaled)  # which takes [0, 1] alone
+
+    def test_what_has_no_scale(self):
+        with pytest.raises(ConfigError, match="min_max or sigmoid, got 'rank'"):
+            RewardScale.fit(self.RAW, "rank")
+        with pytest.raises(DataError, match="Reward 1 is the same for all responses"):
+            RewardScale.fit(np.stack([np.arange(4.0), np.ones(4)], axis=-1))
+        with pytest.raises(DataError, match="must be finite"):
+            RewardScale.fit(np.array([[1.0], [np.nan]]))

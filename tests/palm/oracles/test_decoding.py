@@ -1,0 +1,285 @@
+import numpy as np
+import pytest
+import torch
+from datasets import concatenate_datasets
+from helpers.parts import make_tokenizer
+from helpers.rounding import rounding
+from helpers.tiny_policies import animals, brevity, make_adapter, make_policy, prompt_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_pafo.errors import ConfigError, DataError, PortfolioError, TeacherError
+from trl_pafo.palm import DecodingOracle, MixedPolicy
+
+E = np.eye(3)
+IDS = torch.tensor([[7, 9, 12, 30], [20, 21, 8, 44]])
+PROMPT_IDS = [[7, 9, 12], [20], [33, 8, 44, 15, 9]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_policy(tmp_path_factory.mktemp("base"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def models(base, tmp_path_factory):
+    """Three models of their own."""
+    return [base, *(make_policy(tmp_path_factory.mktemp("model"), seed=seed) for seed in (1, 2))]
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
+    """Three adapters on one base."""
+    return [make_adapter(base, tmp_path_factory.mktemp("adapter"), seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def mixed_models(models):
+    return MixedPolicy(models, reference=models[0])
+
+
+@pytest.fixture(scope="module")
+def mixed_adapters(adapters, base):
+    return MixedPolicy(adapters, tokenizer=AutoTokenizer.from_pretrained(base))
+
+
+def alone(folder, ids):
+    """Log-probabilities of a saved policy, by transformers and peft alone."""
+    from peft import AutoPeftModelForCausalLM
+
+    loader = AutoPeftModelForCausalLM if "adapter" in folder else AutoModelForCausalLM
+    with torch.no_grad():
+        return loader.from_pretrained(folder).eval()(input_ids=ids).logits.log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("kind", ["models", "adapters"])
+class TestMixture:
+    def test_at_a_corner_it_is_that_policy(self, kind, request):
+        folders, mixed = request.getfixturevalue(kind), request.getfixturevalue(f"mixed_{kind}")
+        for corner, folder in zip(E, folders, strict=True):
+            torch.testing.assert_close(
+                mixed.log_probs(corner, IDS), alone(folder, IDS), atol=rounding(alone(folder, IDS)), rtol=0
+            )
+
+    def test_between_them_it_is_the_normalized_product(self, kind, request):
+        folders, mixed = request.getfixturevalue(kind), request.getfixturevalue(f"mixed_{kind}")
+        weights = np.array([0.2, 0.5, 0.3])
+        probabilities = [alone(folder, IDS).exp().double().numpy() for folder in folders]
+        product = np.prod([p**w for p, w in zip(probabilities, weights, strict=True)], axis=0)
+        expected = product / product.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(mixed.log_probs(weights, IDS).exp().numpy(), expected, atol=rounding(expected))
+        assert np.abs(expected - probabilities[1]).max() > 0.01
+
+    def test_sampling_agrees_with_a_loop_that_reads_each_sequence_anew(self, kind, request):
+        mixed = request.getfixturevalue(f"mixed_{kind}")
+        weights = np.array([0.2, 0.5, 0.3])
+        uniforms = np.random.default_rng(0).random((len(PROMPT_IDS), 8))
+        drawn, kl = mixed.sample(weights, PROMPT_IDS, uniforms)
+        reference = request.getfixturevalue("base")
+        for row, prompt in enumerate(PROMPT_IDS):  # no cache, no padding, no batch
+            sequence, total = list(prompt), 0.0
+            for uniform in uniforms[row]:
+                ids = torch.tensor([sequence])
+                p = mixed.log_probs(weights, ids)[0, -1].exp().double().numpy()
+                q = alone(reference, ids)[0, -1].exp().double().numpy()
+                total += float((p * np.log(p / q)).sum())
+                sequence.append(int(np.flatnonzero(np.cumsum(p) > uniform * p.sum())[0]))
+                if sequence[-1] == mixed.tokenizer.eos_token_id:
+                    break
+            assert drawn[row] == sequence[len(prompt) :]
+            assert kl[row] == pytest.approx(total, abs=1e-4)
+        assert kl.min() > 0.01
+
+
+class TestToy:
+    """Next-token distributions that are known by heart, whatever came before."""
+
+    @staticmethod
+    def policy(probabilities):
+        """A model that says token i with `probabilities[i]`."""
+        import transformers
+
+        size = len(make_tokenizer("decoder"))
+        config = transformers.LlamaConfig(
+            vocab_size=size, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, eos_token_id=5
+        )
+        model = transformers.LlamaForCausalLM(config)
+        logits = torch.full((size,), -torch.inf)
+        logits[: len(probabilities)] = torch.tensor(probabilities).log()
+
+        def forward(input_ids, **kwargs):
+            return transformers.modeling_outputs.CausalLMOutputWithPast(logits=logits.expand(*input_ids.shape, size))
+
+        model.forward = forward
+        return model
+
+    def test_exact_mixture_and_kl(self):
+        p, q, reference = [0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]
+        mixed = MixedPolicy(
+            [self.policy(p), self.policy(q)], reference=self.policy(reference), tokenizer=make_tokenizer("decoder")
+        )
+        product = np.array(p) ** 0.25 * np.array(q) ** 0.75
+        expected = product / product.sum()
+        np.testing.assert_allclose(mixed.log_probs([0.25, 0.75], IDS)[0, 0, :3].exp(), expected, atol=rounding(expected))
+        number, length = 2000, 3
+        drawn, kl = mixed.sample(np.array([0.25, 0.75]), [[1]] * number, np.random.default_rng(0).random((number, length)))
+        counts = np.bincount(np.concatenate(drawn), minlength=3) / (number * length)
+        np.testing.assert_allclose(counts, expected, atol=0.02)
+        np.testing.assert_allclose(kl, length * np.sum(expected * np.log(expected / reference)), atol=1e-5)
+
+    def test_a_token_that_one_policy_never_says_is_said_only_where_its_weight_is_zero(self):
+        mixed = MixedPolicy(
+            [self.policy([1.0, 0.0]), self.policy([0.5, 0.5])],
+            reference=self.policy([0.5, 0.5]),
+            tokenizer=make_tokenizer("decoder"),
+        )
+        uniforms = np.random.default_rng(0).random((50, 4))
+        assert {t for r in mixed.sample(np.array([0.1, 0.9]), [[1]] * 50, uniforms)[0] for t in r} == {0}
+        drawn, kl = mixed.sample(np.array([0.0, 1.0]), [[1]] * 50, uniforms)
+        assert {t for r in drawn for t in r} == {0, 1}
+        np.testing.assert_allclose(kl, 0.0, atol=rounding())
+
+    def test_a_response_ends_with_the_end_token_and_costs_nothing_after_it(self):
+        ends = [0.0] * 5 + [1.0]
+        mixed = MixedPolicy([self.policy(ends)], reference=self.policy([0.1] * 10), tokenizer=make_tokenizer("decoder"))
+        # Also for the number 0, below which lie all the tokens of probability 0 before it.
+        drawn, kl = mixed.sample(np.ones(1), [[1], [2]], np.array([[0.5] * 6, [0.0] * 6]))
+        assert drawn == [[5], [5]]
+        np.testing.assert_allclose(kl, np.log(10), atol=1e-5)
+
+
+def test_positions_do_not_count_the_padding(tmp_path):
+    """A model of absolute positions: prompts of other lengths in the batch must not move them."""
+    import transformers
+
+    tokenizer = make_tokenizer("decoder")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=None, eos_token_id=5
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.wpe.weight.mul_(50)
+    mixed = MixedPolicy([model], reference=model, tokenizer=tokenizer)
+    uniforms = np.random.default_rng(1).random((len(PROMPT_IDS), 5))
+    together, _ = mixed.sample(np.ones(1), PROMPT_IDS, uniforms)
+    assert together == [mixed.sample(np.ones(1), [p], uniforms[[row]])[0][0] for row, p in enumerate(PROMPT_IDS)]
+
+
+class TestEvaluate:
+    def judge(self, mixed, weights=(0.5, 0.2, 0.3), conversational=True, **options):
+        options = {"max_new_tokens": 6, "num_samples": 2, "batch_size": 4, "seed": 3, **options}
+        return mixed.evaluate(np.array(weights), [brevity, animals], prompt_rows(conversational=conversational), **options)
+
+    def test_values_are_means_by_prompt_then_over_prompts(self, mixed_adapters):
+        judged = self.judge(mixed_adapters)
+        result = judged.result("name")
+        assert result.policy == "name"
+        assert sorted(judged.responses) == list(range(7))
+        for row, answers in judged.responses.items():
+            assert len(answers) == 2
+            texts = [text for text, _, _ in answers]
+            expected = np.mean([brevity(completions=texts), animals(completions=texts)], axis=1)
+            np.testing.assert_allclose(result.prompt_values[row], expected, atol=1e-12)
+        np.testing.assert_allclose(result.values, result.prompt_values.mean(axis=0))
+        assert result.kl == pytest.approx(result.prompt_kl.mean())
+        assert len({text for answers in judged.responses.values() for text, _, _ in answers}) > 7
+
+    @pytest.mark.parametrize("conversational", [True, False])
+    def test_the_same_whatever_the_batch_and_the_share_of_rows(self, mixed_models, conversational):
+        whole = self.judge(mixed_models, conversational=conversational)
+        single = self.judge(mixed_models, conversational=conversational, batch_size=1)
+        parts = [self.judge(mixed_models, conversational=conversational, rows=rows) for rows in (range(0, 7, 2), range(1, 7, 2))]
+        together = {**parts[0].responses, **parts[1].responses}
+        for row, answers in whole.responses.items():
+            for other in (single.responses[row], together[row]):
+                assert [a[0] for a in other] == [a[0] for a in answers]
+                np.testing.assert_allclose([a[2] for a in other], [a[2] for a in answers], atol=1e-4)
+
+    def test_the_seed_decides(self, mixed_models):
+        texts = [[a[0] for r in self.judge(mixed_models, seed=s).responses.values() for a in r] for s in (3, 3, 4)]
+        assert texts[0] == texts[1] != texts[2]
+
+    def test_every_prompt_and_sample_has_luck_of_its_own(self, mixed_models):
+        rows = concatenate_datasets([prompt_rows(1)] * 4)
+        judged = mixed_models.evaluate(E[1], [brevity], rows, max_new_tokens=6, num_samples=3)
+        assert len({a[0] for answers in judged.responses.values() for a in answers}) >= 9
+
+    def test_the_reference_itself_has_no_kl(self, mixed_models):
+        result = self.judge(mixed_models, weights=(1, 0, 0)).result(None)
+        assert result.kl == 0.0
+        assert self.judge(mixed_models, weights=(0, 1, 0)).result(None).kl > 0.1
+
+    def test_the_chat_template_takes_its_options(self, base):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.chat_template = "{% if loud is defined %}haha {% endif %}{{ messages[0].content }}"
+        ids = [
+            MixedPolicy([base], reference=base, tokenizer=tokenizer, chat_template_kwargs=kwargs)._prompt_ids(
+                [{"role": "user", "content": "how do i"}]
+            )
+            for kwargs in (None, {"loud": True})
+        ]
+        assert ids[1] == [*tokenizer("haha")["input_ids"], *ids[0]]
+
+    def test_prompts_are_checked(self, mixed_models):
+        with pytest.raises(DataError, match="rows with a column `prompt`; got 7 rows of"):
+            mixed_models.evaluate(E[0], [brevity], prompt_rows().rename_column("prompt", "query"), max_new_tokens=2)
+        with pytest.raises(ConfigError, match="must be at least 1"):
+            self.judge(mixed_models, num_samples=0)
+
+    def test_bfloat16_is_used(self, models):
+        exact, rough = (MixedPolicy(models, reference=models[0], bf16=bf16).log_probs(E[1], IDS) for bf16 in (False, True))
+        assert 0 < (exact - rough).abs().max() < 0.5
+
+
+class TestOracle:
+    def test_an_oracle_of_the_corners_is_each_policy(self, mixed_adapters, adapters, base):
+        rows = prompt_rows()
+        options = {"max_new_tokens": 5, "seed": 1}
+        oracle = DecodingOracle(mixed_adapters, [brevity, animals, brevity], rows, **options)
+        for corner, folder in zip(E, adapters, strict=True):
+            result = oracle(corner)
+            own = MixedPolicy([folder], reference=base).evaluate(np.ones(1), [brevity, animals], rows, **options).result(None)
+            np.testing.assert_allclose(result.values[:2], own.values, atol=1e-12)
+            assert result.kl == pytest.approx(own.kl, abs=1e-4)
+            assert result.policy == {"mixture": adapters, "weights": corner.tolist()}
+
+    def test_one_policy_a_reward(self, mixed_models):
+        with pytest.raises(ConfigError, match="3 policies for 2 rewards"):
+            DecodingOracle(mixed_models, [brevity, animals], prompt_rows(), max_new_tokens=2)
+
+    def test_weights_off_the_simplex(self, mixed_models):
+        with pytest.raises(PortfolioError, match="simplex"):
+            mixed_models.log_probs(np.array([0.5, 0.6, 0.1]), IDS)
+
+
+class TestLoading:
+    def test_another_tokenizer_is_refused(self, base, tmp_path):
+        other = make_policy(tmp_path / "other")
+        tokenizer = make_tokenizer("decoder")
+        tokenizer.add_tokens(["extra"])
+        tokenizer.save_pretrained(other)
+        with pytest.raises(PortfolioError, match=r"other has another tokenizer than .*one tokenizer"):
+            MixedPolicy([base, other], reference=base)
+
+    def test_another_vocabulary_is_refused(self, base):
+        larger = AutoModelForCausalLM.from_pretrained(base)
+        larger.resize_token_embeddings(80)
+        with pytest.raises(PortfolioError, match=r"vocabularies of \[53, 80, 53\].*cannot be mixed"):
+            MixedPolicy([base, larger], reference=base)
+
+    def test_a_reference_is_needed_where_the_base_is_not_shared(self, models):
+        with pytest.raises(ConfigError, match="Give `reference`"):
+            MixedPolicy(models)
+
+    def test_nothing_to_mix_and_nothing_found(self, base):
+        with pytest.raises(ConfigError, match="at least one policy"):
+            MixedPolicy([])
+        with pytest.raises(TeacherError, match="No model is found at 'no/such-policy'"):
+            MixedPolicy(["no/such-policy"], reference=base)
+
+    def test_a_tokenizer_is_needed(self, adapters):
+        with pytest.raises(ConfigError, match="give `tokenizer`"):
+            MixedPolicy(adapters)
+
+    def test_adapters_share_the_base(self, mixed_adapters):
+        assert len({id(member.model) for member in (*mixed_adapters._members, mixed_adapters._reference)}) == 1

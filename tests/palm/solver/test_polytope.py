@@ -1,0 +1,122 @@
+"""Vertices against solving every set of facets; proof that a set is whole."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from scipy.spatial import HalfspaceIntersection
+
+from trl_pafo.palm.solver.polytope import _is_whole, envelope_corners, vertices
+
+
+def every_vertex(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Where d facets meet and no other is left behind."""
+    found = []
+    for facets in combinations(range(len(normals)), normals.shape[1]):
+        system = normals[list(facets)]
+        if abs(np.linalg.det(system)) > 1e-9:
+            point = np.linalg.solve(system, offsets[list(facets)])
+            if (normals @ point <= offsets + 1e-9).all():
+                found.append(point)
+    return np.array(found)
+
+
+def same_points(left: np.ndarray, right: np.ndarray, tolerance: float = 1e-6) -> bool:
+    distances = np.abs(left[:, None] - right).max(axis=-1)
+    return bool((distances.min(axis=1) <= tolerance).all() and (distances.min(axis=0) <= tolerance).all())
+
+
+def every_corner(values: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Corners of {(w, t) : t >= w.v - c} by solving in w and t with sum w = 1."""
+    d = values.shape[1]
+    rows = [(np.append(value, -1.0), cost) for value, cost in zip(values, costs, strict=True)]
+    rows += [(-np.eye(d + 1)[i], 0.0) for i in range(d)]
+    found = []
+    for chosen in combinations(rows, d):
+        system = np.array([row for row, _ in chosen] + [np.append(np.ones(d), 0.0)])
+        if abs(np.linalg.det(system)) > 1e-9:
+            point = np.linalg.solve(system, [side for _, side in chosen] + [1.0])
+            if (point[:d] >= -1e-9).all() and (values @ point[:d] - costs <= point[d] + 1e-9).all():
+                found.append(point[:d])
+    return np.array(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from(["even", "few numbers", "equal"]))
+def test_corners_are_all_there(d: int, num_policies: int, seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    values, costs = rng.random((num_policies, d)), rng.random(num_policies) * rng.choice([0, 0.3])
+    if kind == "few numbers":
+        values, costs = rng.integers(0, 3, (num_policies, d)) / 2, np.zeros(num_policies)
+    if kind == "equal":
+        values, costs = values[np.zeros(num_policies, int)], np.zeros(num_policies)
+    corners = envelope_corners(values, costs)
+    assert np.allclose(corners.weights.sum(axis=1), 1)
+    expected = every_corner(values, costs)
+    distances = np.abs(expected[:, None] - corners.weights).max(axis=-1)
+    # A degenerate corner may be split along an edge, but each true one is there.
+    assert (distances.min(axis=1) <= 1e-6).all()
+
+
+def test_a_cube_and_a_simplex_without_moving() -> None:
+    cube = vertices(np.vstack([np.eye(3), -np.eye(3)]), np.repeat([1.0, 0.0], 3), np.full(3, 0.5), movable=6)
+    assert cube.move == 0
+    assert same_points(cube.points, np.array(np.meshgrid([0, 1], [0, 1], [0, 1])).reshape(3, -1).T)
+
+
+def test_random_polytopes() -> None:
+    rng = np.random.default_rng(0)
+    for d in (2, 3, 4):
+        normals = np.vstack([rng.random((5, d)), np.eye(d), -np.eye(d)])
+        offsets = np.concatenate([normals[:5].sum(axis=1) * 0.6, np.ones(d), np.zeros(d)])
+        found = vertices(normals, offsets, np.full(d, 0.2), movable=5)
+        assert same_points(found.points, every_vertex(normals, offsets))
+
+
+def test_a_degenerate_polytope_is_split_and_stays_bounded_from_outside() -> None:
+    # Eight planes through one point of the cube.
+    rng = np.random.default_rng(1)
+    weights = rng.dirichlet(np.ones(3), 8)
+    normals = np.vstack([weights, np.eye(3), -np.eye(3)])
+    offsets = np.concatenate([weights @ np.full(3, 0.6), np.ones(3), np.zeros(3)])
+    found = vertices(normals, offsets, np.full(3, 0.1), movable=8)
+    assert 0 < found.move <= 1e-9
+    exact = every_vertex(normals, offsets)
+    for direction in rng.dirichlet(np.ones(3), 50):
+        assert 0 <= (found.points @ direction).max() - (exact @ direction).max() + 1e-15 <= 1e-7
+
+
+def test_a_missing_vertex_is_noticed() -> None:
+    halfspaces = np.column_stack([np.vstack([np.eye(3), -np.eye(3)]), -np.repeat([1.0, 0.0], 3)])
+    facets = HalfspaceIntersection(halfspaces, np.full(3, 0.4)).dual_facets
+    assert _is_whole(facets, 3)
+    for missing in range(len(facets)):
+        assert not _is_whole(facets[:missing] + facets[missing + 1 :], 3)
+
+
+def test_a_flat_polytope_has_no_answer() -> None:
+    normals = np.vstack([np.eye(2), -np.eye(2)])
+    assert vertices(normals, np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.5, 0.0]), movable=0) is None
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_many_policies_with_few_distinct_values(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    for d in (3, 4, 5):
+        values = rng.integers(0, levels + 1, (60, d)) / levels
+        corners = envelope_corners(values, np.zeros(60)).weights
+        for slope in rng.random((8, d)):
+            # min over w of max_k w.v_k - w.slope is reached in a corner: one that is missing shows.
+            objective = np.append(-slope, 1.0)
+            answer = linprog(
+                objective,
+                A_ub=np.column_stack([values, -np.ones(60)]),
+                b_ub=np.zeros(60),
+                A_eq=[np.append(np.ones(d), 0.0)],
+                b_eq=[1.0],
+                bounds=[(0, None)] * d + [(None, None)],
+            )
+            assert ((corners @ values.T).max(axis=1) - corners @ slope).min() == pytest.approx(answer.fun, abs=1e-8)

@@ -1,0 +1,113 @@
+"""Fewest policies, and the best of so many, against certifying every choice."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import LinearConstraint, milp
+
+from trl_pafo.errors import PortfolioError
+from trl_pafo.palm import Pool, certify
+from trl_pafo.palm.solver.certificate import Measure
+from trl_pafo.palm.solver.prune import Pruner
+
+
+def pool_of(seed: int, beta: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    d = int(rng.integers(2, 5))
+    values = np.abs(rng.normal(size=(7, d)))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    return values * rng.uniform(0.85, 1, (7, 1)), beta * rng.random(7)
+
+
+def gap_of(members: list[int], values: np.ndarray, costs: np.ndarray, measure: Measure) -> float:
+    kl = costs if costs.any() else None
+    beta = 1.0 if costs.any() else 0.0
+    certificate = certify(
+        values[members], values, kl=None if kl is None else kl[members], reference_kl=kl, beta=beta, delta=measure.delta
+    )
+    return certificate.gap(measure)
+
+
+def least_gaps(values: np.ndarray, costs: np.ndarray, measure: Measure) -> list[float]:
+    """The least gap of 1, 2, ... policies."""
+    places = range(len(values))
+    return [min(gap_of(list(members), values, costs, measure) for members in combinations(places, size)) for size in (1, 2, 3, 7)]
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(True, 0.0), (True, 0.03), (False, 0.0)]), st.booleans())
+def test_fewest_and_best(seed: int, kind: tuple[bool, float], with_costs: bool) -> None:
+    values, costs = pool_of(seed, 0.2 if with_costs else 0.0)
+    measure = Measure(*kind)
+    pool = Pool(values, costs)
+    least = least_gaps(values, costs, measure)
+    for size, gap in zip((1, 2, 3), least, strict=False):
+        choice = Pruner(values, costs, pool, measure).best(size)
+        assert choice.exact
+        assert len(choice.members) <= size
+        assert choice.gap == pytest.approx(gap, abs=2e-6)
+        assert gap_of(choice.members, values, costs, measure) == pytest.approx(choice.gap, abs=1e-9)
+    goal = (least[0] + least[1]) / 2
+    if least[1] + 1e-5 < goal < least[0] - 1e-5:
+        choice = Pruner(values, costs, pool, measure).smallest(goal)
+        assert choice.exact
+        assert len(choice.members) == 2
+        # Of all pairs that would do, the best.
+        assert choice.gap == pytest.approx(least[1], abs=2e-6)
+
+
+def test_greedy_keeps_the_promise_too() -> None:
+    sizes = []
+    for seed in range(6):
+        values, costs = pool_of(seed)
+        measure = Measure(True)
+        greedy = Pruner(values, costs, Pool(values, costs), measure, exact=False).smallest(0.1)
+        exact = Pruner(values, costs, Pool(values, costs), measure, exact=True).smallest(0.1)
+        assert gap_of(greedy.members, values, costs, measure) <= 0.1
+        sizes.append((len(greedy.members), len(exact.members)))
+    assert all(greedy >= exact for greedy, exact in sizes)
+
+
+@pytest.mark.parametrize("seed", [26, 29])
+def test_a_cover_that_leaks_is_cut_until_it_holds(seed: int) -> None:
+    values = np.abs(np.random.default_rng(seed).normal(size=(25, 3)))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    costs, pool, measure = np.zeros(25), Pool(values, np.zeros(25)), Measure(True)
+    greedy = Pruner(values, costs, pool, measure, exact=False).smallest(0.05)
+    choice = Pruner(values, costs, pool, measure).smallest(0.05)
+    assert gap_of(choice.members, values, costs, measure) <= 0.05
+    assert choice.exact
+    assert len(choice.members) == len(greedy.members) - 1
+    # A cover of sampled weights can only be smaller: with as many it proves that there is no smaller one.
+    weights = np.random.default_rng(0).dirichlet(np.ones(3), 20_000)
+    scores = weights @ values.T
+    rows = np.unique(scores >= 0.95 * scores.max(axis=1, keepdims=True), axis=0)
+    ones = np.ones(25)
+    sampled = milp(ones, constraints=LinearConstraint(rows.astype(float), lb=1), integrality=ones, bounds=(0, 1))
+    assert round(sampled.fun) == len(choice.members)
+
+
+def test_equal_policies_count_once() -> None:
+    values = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.6]])
+    costs = np.zeros(5)
+    choice = Pruner(values, costs, Pool(values, costs), Measure(True)).smallest(0.01)
+    assert choice.members == [0, 2, 4]
+
+
+def test_a_promise_that_no_choice_keeps() -> None:
+    values = np.array([[1.0, 0.0], [0.0, 1.0]])
+    pool = Pool(np.array([[0.9, 0.9]]), np.zeros(1))
+    with pytest.raises(PortfolioError, match=r"certified relative gap of 0\.44.*above 0\.1; search on"):
+        Pruner(values, np.zeros(2), pool, Measure(True)).smallest(0.1)
+
+
+def test_members_that_are_worth_nothing_somewhere() -> None:
+    # One member leaves one reward at 0, a gap of 1 there; with a cost it is worse than nothing.
+    values, costs = np.array([[1.0, 0.0], [0.0, 1.0], [0.7, 0.7]]), np.array([0.0, 0.0, 5.0])
+    pool = Pool(values, np.zeros(3))
+    choice = Pruner(values, costs, pool, Measure(True)).best(2)
+    assert choice.members == [0, 1]
+    assert choice.gap == pytest.approx(1 - 0.5 / 0.7, abs=1e-6)

@@ -1,0 +1,86 @@
+"""Regions of weights, against linear programmes and samples."""
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from trl_pafo.palm.solver.regions import WeightRegion
+
+
+def random_cuts(num_rewards: int, num_cuts: int, seed: int) -> tuple[WeightRegion, np.ndarray]:
+    """A region that holds a hidden weight vector, and the normals that cut it."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.dirichlet(np.ones(num_rewards))
+    normals = rng.normal(size=(num_cuts, num_rewards))
+    normals *= np.where(normals @ hidden < 0, -1, 1)[:, None]
+    region = WeightRegion.simplex(num_rewards)
+    for normal in normals:
+        cut = region.cut(normal)
+        assert cut is not None
+        region = cut
+    return region, normals
+
+
+@pytest.mark.parametrize("num_rewards", [2, 3, 4, 6])
+def test_the_corners_give_the_maximum_of_every_direction(num_rewards: int) -> None:
+    region, normals = random_cuts(num_rewards, 10, seed=num_rewards)
+    assert (region.points @ normals.T >= -1e-9).all()
+    assert region.points.sum(axis=1) == pytest.approx(1)
+    for direction in np.random.default_rng(0).normal(size=(10, num_rewards)):
+        answer = linprog(-direction, -normals, np.zeros(len(normals)), np.ones((1, num_rewards)), [1.0], bounds=(0, 1))
+        assert (region.points @ direction).max() == pytest.approx(-answer.fun, abs=1e-9)
+
+
+def test_planes_through_a_corner_change_nothing_or_leave_it() -> None:
+    simplex = WeightRegion.simplex(3)
+    assert simplex.cut(np.array([0.0, 1.0, 1.0])) is simplex
+    point = simplex.cut(np.array([0.0, -1.0, -1.0]))
+    assert point is not None
+    assert np.array_equal(point.points, [[1.0, 0.0, 0.0]])
+    assert simplex.cut(np.array([-1.0, -1.0, -1.0])) is None
+
+
+def test_many_planes_through_one_point() -> None:
+    """Constraints beyond those a corner needs (all pass through the middle)."""
+    region = WeightRegion.simplex(4)
+    normals = [[1, -1, 0, 0], [0, 1, -1, 0], [0, 0, 1, -1], [1, 0, -1, 0], [1, 0, 0, -1], [0, 1, 0, -1], [1, 1, -1, -1]]
+    for normal in np.array(normals, dtype=float):
+        cut = region.cut(normal)
+        assert cut is not None
+        region = cut
+    expected = [[1, 0, 0, 0], [1 / 2, 1 / 2, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0], [1 / 4] * 4]
+    for corner in expected:
+        assert np.abs(region.points - corner).sum(axis=1).min() < 1e-9
+    assert (np.diff(region.points, axis=1) <= 1e-9).all()  # w_1 >= w_2 >= w_3 >= w_4
+
+
+@pytest.mark.parametrize(("num_rewards", "num_dims"), [(2, 1), (3, 0), (3, 1), (3, 2), (4, 2), (5, 4)])
+def test_a_hull_holds_its_users_and_is_cut_as_its_points_are(num_rewards: int, num_dims: int) -> None:
+    rng = np.random.default_rng(num_rewards + 10 * num_dims)
+    few = rng.dirichlet(np.ones(num_rewards), num_dims + 1)
+    users = np.vstack([few, rng.dirichlet(np.ones(num_dims + 1), 8) @ few])
+    region = WeightRegion.hull(users)
+    assert region.num_dims == num_dims
+    assert (users @ region.normals.T >= -1e-9).all()
+    for direction, normal in rng.normal(size=(8, 2, num_rewards)):
+        assert (region.points @ direction).max() == pytest.approx((users @ direction).max())
+        cut = region.cut(normal)
+        # What lies between the users: shares of them, cut by the plane.
+        answer = linprog(-(users @ direction), -(users @ normal)[None], [0.0], np.ones((1, len(users))), [1.0], bounds=(0, 1))
+        if cut is None:
+            assert answer.status == 2
+        else:
+            assert (cut.points @ direction).max() == pytest.approx(-answer.fun, abs=1e-9)
+
+
+def test_cells_are_where_a_policy_is_the_best() -> None:
+    rng = np.random.default_rng(1)
+    values, costs = rng.random((7, 3)), 0.1 * rng.random(7)
+    cells = WeightRegion.simplex(3).cells(values, costs)
+    weights = rng.dirichlet(np.ones(3), 500)
+    best = (weights @ values.T - costs).argmax(axis=1)
+    assert {place for place, cell in enumerate(cells) if cell is not None} >= set(best.tolist())
+    for row, member in zip(weights, best, strict=True):
+        cell = cells[member]
+        assert cell is not None
+        assert (cell.normals @ row >= -1e-9).all()

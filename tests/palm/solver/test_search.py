@@ -1,0 +1,102 @@
+"""The lazy search: what it asks, when it stops, and that laziness changes nothing."""
+
+import numpy as np
+import pytest
+from helpers.fronts import Finite, Sphere
+
+from trl_pafo.errors import PortfolioError
+from trl_pafo.palm import Oracle, OracleCall, OracleResult, certify, weight_grid
+from trl_pafo.palm.solver.bounds import best_values
+from trl_pafo.palm.solver.certificate import Measure
+from trl_pafo.palm.solver.search import Known, answers, corner_search, grid_search, observed_factor, simplex_corners
+
+
+def known_singles(oracle: Oracle, d: int) -> Known:
+    known = Known(d, 0.0, (0.0, 1.0), 0.0)
+    for weights in simplex_corners(known):
+        known.calls.append(OracleCall(weights, oracle(weights)))
+    return known
+
+
+def run(known: Known, oracle: Oracle, questions) -> list[tuple[np.ndarray, float]]:
+    asked = []
+    for weights, gap in questions:
+        known.calls.append(OracleCall(weights, oracle(weights)))
+        asked.append((weights, gap))
+    return asked
+
+
+def test_single_rewards_come_first_and_once() -> None:
+    known = known_singles(Sphere(), 3)
+    assert np.array_equal([call.weights for call in known.calls], np.eye(3))
+    assert list(simplex_corners(known)) == []
+
+
+def test_corner_search_asks_the_worst_until_none_is_left() -> None:
+    oracle = Sphere()
+    known = known_singles(oracle, 3)
+    questions = corner_search(known, Measure(True), 0.05)
+    weights, gap = next(questions)
+    certificate = certify(known.values, known.upper_bound())
+    assert gap == pytest.approx(certificate.relative_gap)
+    assert weights == pytest.approx(certificate.relative_weights)
+    asked = run(known, oracle, corner_search(known, Measure(True), 0.05))
+    gaps = [gap for _, gap in asked]
+    assert gaps == sorted(gaps, reverse=True)
+    assert min(gaps) > 0.05 >= certify(known.values, known.upper_bound()).relative_gap
+
+
+def test_the_heap_asks_what_looking_at_every_point_asks() -> None:
+    epsilon, delta, grid = 0.03, 0.01, (0.1, 0.1)
+    lazy = known_singles(Sphere(), 3)
+    asked = run(lazy, Sphere(), grid_search(lazy, epsilon, delta, grid))
+    eager, points, oracle = known_singles(Sphere(), 3), weight_grid(3, *grid), Sphere()
+    for weights, violation in asked:
+        violations = (1 - epsilon) * eager.upper_bound().at(points) - delta - best_values(points, eager.values, eager.costs)
+        assert violation == pytest.approx(violations.max(), abs=1e-8)
+        assert violations[np.abs(points - weights).sum(axis=1).argmin()] == pytest.approx(violation, abs=1e-8)
+        eager.calls.append(OracleCall(weights, oracle(weights)))
+    violations = (1 - epsilon) * eager.upper_bound().at(points) - delta - best_values(points, eager.values, eager.costs)
+    assert len(asked) > 10
+    assert violations.max() <= 1e-8
+
+
+def test_the_grid_alone_keeps_the_promise_of_its_shares() -> None:
+    # (1 - eps_search) / (1 + eps_grid) >= 1 - epsilon, and delta / 2 each: nothing is left for the corners to repair.
+    known = known_singles(Sphere(), 2)
+    run(known, Sphere(), grid_search(known, 0.05, 0.05, (0.05, 0.05)))
+    certificate = certify(known.values, known.upper_bound(), delta=0.1)
+    assert certificate.relative_gap <= 1 - 0.95 / 1.05
+
+
+def test_an_oracle_that_misses_is_not_asked_twice() -> None:
+    known = Known(2, 0.0, (0.0, 1.0), 0.2)
+    oracle = Finite([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]])
+    for weights in simplex_corners(known):
+        known.calls.append(OracleCall(weights, oracle(weights)))
+    with pytest.raises(PortfolioError, match=r"weights that the oracle has answered.*Factor allowed for: 0.2; seen: 0"):
+        run(known, oracle, corner_search(known, Measure(True), 0.05))
+
+
+def test_what_an_answer_is_beaten_by() -> None:
+    calls = [
+        OracleCall(np.array([1.0, 0.0]), OracleResult(np.array([0.8, 0.0]))),
+        OracleCall(np.array([0.0, 1.0]), OracleResult(np.array([0.0, 0.9]))),
+        OracleCall(np.full(2, np.nan), OracleResult(np.array([1.0, 0.1])), warm=True),
+    ]
+    values = np.array([call.result.values for call in calls])
+    weights, own, best = answers(calls, values, np.zeros(3))
+    assert np.array_equal(weights, np.eye(2))
+    assert own == pytest.approx([0.8, 0.9])
+    assert best == pytest.approx([1.0, 0.9])
+    assert observed_factor(own, best) == pytest.approx(0.2)
+    given = Known(2, 0.0, (0.0, 1.0), 0.1, calls).upper_bound()
+    assert given.bounds == pytest.approx([1.0, 1.0])  # 0.8 / 0.9 was beaten; 0.9 / 0.9 was not
+    estimated = Known(2, 0.0, (0.0, 1.0), "estimate", calls).upper_bound()
+    assert estimated.factor == pytest.approx(0.2)
+    assert estimated.bounds == pytest.approx([1.0, 0.9 / 0.8])
+
+
+def test_an_answer_below_the_reference_policy_bounds_nothing_below_it() -> None:
+    call = OracleCall(np.array([0.5, 0.5]), OracleResult(np.array([0.1, 0.1]), kl=5.0))
+    assert Known(2, 0.1, (0.0, 1.0), 0.0, [call]).upper_bound().bounds == pytest.approx([0.0])

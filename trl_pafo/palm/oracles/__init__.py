@@ -1,0 +1,1 @@
+"""Oracles: the best policy for some weights, looked up among candidates, trained, or mixed at decoding."""

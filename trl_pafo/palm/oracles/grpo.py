@@ -1,0 +1,306 @@
+"""An oracle that trains: a LoRA member for each weight vector, by TRL's GRPOTrainer with `reward_weights`."""
+
+import copy
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
+from peft import LoraConfig, PeftConfig
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_pafo.errors import ConfigError, DataError, TrlPafoError
+from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
+from trl_pafo.models.safe_loading import safe_init_kwargs
+from trl_pafo.palm.core import OracleResult, check_weights
+from trl_pafo.palm.oracles.decoding import MixedPolicy
+from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
+from trl_pafo.storage.canonical import canonical
+from trl_pafo.storage.run_folder import RunFolder, write_text
+from trl_pafo.trainer.cache_keys import deciding_options
+
+
+class GRPOOracle:
+    """
+    Trains a member for the weights that it is asked for, and evaluates it on held-out prompts.
+
+    Every member is a LoRA adapter on one base, trained by [`~trl.GRPOTrainer`] with `reward_weights`, and saved as a folder
+    that `peft` and vLLM load. A member that is complete in `output_dir` is neither trained nor evaluated again; one whose
+    options have changed is refused. A member is written aside and renamed when it is complete, so a build that is killed
+    loses the member at work and no other.
+
+    Works under `accelerate launch`: all processes call the oracle with the same weights, train together, and each judges its
+    share of the prompts; the main one writes. The responses judged do not depend on the number of processes. Tried with
+    data-parallel processes; sharded launchers (FSDP, ZeRO-3) are not tried.
+
+    The values are mean rewards, in [0, 1], and the KL divergence from the base, in nats a response, stands beside them: both
+    are estimates from samples, and a trained member is not the best policy for its weights, so the oracle is inexact. With
+    GRPO's default `scale_rewards="group"` and a KL weight a token (`args.beta`), training pursues w.R - beta KL in its own
+    normalization, not to the letter.
+
+    Args:
+        model (`str`):
+            Base model: folder, Hub id, or `"smollm2"`.
+        rewards (`Sequence[Callable]`):
+            Reward functions, as GRPOTrainer takes them, with values in [0, 1]. They are known by their names: a function that
+            changes and keeps its name is not noticed.
+        train_dataset ([`~datasets.Dataset`]):
+            Rows with `prompt`.
+        eval_dataset ([`~datasets.Dataset`]):
+            Held-out rows with `prompt`, on which values and KL are estimated.
+        output_dir (`str` or `Path`):
+            Folder of the members.
+        args ([`~trl.GRPOConfig`], *optional*):
+            Options of the training; `output_dir` and `reward_weights` are set for each member.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The adapter; `LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")` by default.
+        num_samples (`int`, *optional*, defaults to `1`):
+            Responses a held-out prompt.
+        eval_batch_size (`int`, *optional*, defaults to `16`):
+            Responses that are drawn together in the evaluation.
+        num_hidden_layers (`int`, *optional*):
+            Keep only the first layers of the base.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Replace members that were trained with other options.
+
+    Raises:
+        ConfigError: If there are no rewards, the model is not found, or the prompts do not fill a batch of generations.
+        DataError: If a dataset has no prompts, training and held-out prompts overlap, or a reward leaves [0, 1].
+        RunFolderError: If `output_dir` holds something else, or members of other options.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        rewards: Sequence[RewardFunction],
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        output_dir: str | Path,
+        args: GRPOConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        num_samples: int = 1,
+        eval_batch_size: int = 16,
+        num_hidden_layers: int | None = None,
+        overwrite: bool = False,
+    ):
+        self.args = GRPOConfig(str(output_dir)) if args is None else args
+        self.rewards = list(rewards)
+        self.names = [reward_name(reward) for reward in self.rewards]
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.num_samples, self.eval_batch_size = num_samples, eval_batch_size
+        self._check()
+        _ = self.args.device  # sets up the processes
+        self.path = Path(output_dir)
+        self._folder: RunFolder | None = self._on_main(lambda: RunFolder(self.path, overwrite), share=False)
+        self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
+        self.base, self._base_inputs = self._materialize(model, num_hidden_layers)
+        self._inputs = {
+            **self._base_inputs,
+            "rewards": self.names,
+            "args": deciding_options(self.args),
+            "peft": deciding_options(self.peft_config),
+            "prompts": digest_rows(self.train_dataset),
+        }
+        self._judging = {
+            "rewards": self.names,
+            "prompts": digest_rows(self.eval_dataset),
+            "max_completion_length": self.args.max_completion_length,
+            "num_samples": num_samples,
+            "batch_size": eval_batch_size,
+            "seed": self.args.seed,
+            "bf16": bool(self.args.bf16),
+            "model_init_kwargs": canonical(self.args.model_init_kwargs),
+            "chat_template_kwargs": canonical(self.args.chat_template_kwargs),
+        }
+
+    def __call__(self, weights: np.ndarray) -> OracleResult:
+        """The member for `weights` of shape `(num_rewards,)`: values and KL on the held-out prompts, its folder as `policy`."""
+        weights = check_weights(weights, len(self.rewards))
+        name = member_name(weights)
+        inputs = {**self._inputs, "weights": np.round(weights, 6).tolist()}
+        output = f"members/{name}"
+        self._stage(f"member {name}", inputs, output, lambda out: self._train(weights, out))
+        return self._evaluate(name, inputs, [str(self.path / output)]).result(str(self.path / output))
+
+    def evaluate_base(self) -> OracleResult:
+        """The base on the held-out prompts, under the random numbers of the members: what every member starts from."""
+        return self._evaluate("base", dict(self._base_inputs), [self.base]).result(self.base)
+
+    def responses(self, name: str) -> dict[int, list[tuple[str, list[float], float]]]:
+        """What was judged: row of the held-out prompts -> (response, rewards, KL) of each sample.
+
+        Args:
+            name (`str`):
+                [`member_name`] of the weights, or `"base"`.
+        """
+        saved = json.loads((self.path / "evaluations" / f"{name}.json").read_text(encoding="utf-8"))
+        return {int(row): [tuple(answer) for answer in answers] for row, answers in saved["responses"].items()}
+
+    def seconds(self) -> dict[str, float]:
+        """Duration of each training and each evaluation that is complete; empty but on the main process."""
+        return self._folder.seconds() if self._folder else {}
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """What decides the answers, as JSON values."""
+        return {"oracle": "grpo", "member": self._inputs, "judging": self._judging}
+
+    def _check(self) -> None:
+        if not self.rewards:
+            raise ConfigError("Give at least one reward function.")
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError(
+                f"Two rewards have one name ({', '.join(self.names)}): members are known by the names of their rewards."
+            )
+        for what, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
+            if "prompt" not in dataset.column_names or not len(dataset):
+                raise DataError(
+                    f"`{what}` must be rows with a column `prompt`; got {len(dataset)} rows of {dataset.column_names}."
+                )
+        seen = {json.dumps(prompt) for prompt in self.train_dataset["prompt"]}
+        both = sum(json.dumps(prompt) in seen for prompt in self.eval_dataset["prompt"])
+        if both:
+            raise DataError(
+                f"{both} prompts are in `train_dataset` and in `eval_dataset`; values must come from prompts held out."
+            )
+        needed = (self.args.generation_batch_size or 1) // (self.args.num_generations or 1)
+        if len(self.train_dataset) < needed:
+            raise ConfigError(
+                f"A batch of generations takes {needed} prompts (generation_batch_size / num_generations), `train_dataset` has "
+                f"{len(self.train_dataset)}. Give more prompts, or lower per_device_train_batch_size."
+            )
+
+    def _materialize(self, model: str, num_hidden_layers: int | None) -> tuple[str, dict[str, Any]]:
+        """The base as a folder that `from_pretrained` reads, and what decides its answers."""
+        if model in WHEEL_MODELS or num_hidden_layers is not None:
+            inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}
+            self._stage("model", inputs, "base_model", lambda out: self._write_base(model, num_hidden_layers, out))
+            # Absolute: it is written into every adapter, which may be loaded from another working directory.
+            return str((self.path / "base_model").resolve()), inputs
+        return model, {"model": identity_of(model)}
+
+    def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
+        if not PartialState().is_main_process:
+            return
+        policy = load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers)
+        policy.save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+
+    def _train(self, weights: np.ndarray, out: Path) -> None:
+        args = copy.deepcopy(self.args)
+        args.output_dir = str(out)
+        args.reward_weights = weights.tolist()
+        args.model_init_kwargs = safe_init_kwargs(self.base, args.model_init_kwargs)  # type: ignore[arg-type]
+        trainer = GRPOTrainer(
+            model=self.base,
+            reward_funcs=[_Checked(reward) for reward in self.rewards],  # type: ignore[misc]
+            args=args,
+            train_dataset=self.train_dataset,
+            processing_class=copy.deepcopy(self.tokenizer),
+            peft_config=copy.deepcopy(self.peft_config),
+        )
+        trainer.train()
+        trainer.save_model(str(out))
+        if PartialState().is_main_process:
+            about = {"rewards": self.names, "weights": weights.tolist(), "steps": trainer.state.global_step}
+            write_text(out / "member.json", json.dumps(about, indent=2) + "\n")
+            trainer.state.save_to_json(str(out / "trainer_state.json"))
+        # The evaluation loads the member from its folder: without this, the base would be in memory twice.
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _evaluate(self, name: str, inputs: dict[str, Any], policies: list[str]) -> Judged:
+        """Judge a policy on the held-out prompts, unless it was judged before."""
+        inputs = {"policy": inputs, **self._judging}
+        output = f"evaluations/{name}.json"
+
+        def work(out: Path) -> None:
+            state = PartialState()
+            mixture = MixedPolicy(
+                policies,
+                reference=self.base if name == "base" else None,
+                tokenizer=self.tokenizer,
+                chat_template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+                device=self.args.device,
+                dtype=(self.args.model_init_kwargs or {}).get("dtype", torch.float32),  # type: ignore[union-attr]
+                bf16=bool(self.args.bf16),
+            )
+            judged = mixture.evaluate(
+                np.ones(1),
+                self.rewards,
+                self.eval_dataset,
+                max_new_tokens=self.args.max_completion_length or 1,
+                num_samples=self.num_samples,
+                batch_size=self.eval_batch_size,
+                seed=self.args.seed,
+                rows=range(state.process_index, len(self.eval_dataset), state.num_processes),
+            )
+            responses = {row: answers for share in gather_object([judged.responses]) for row, answers in share.items()}
+            if state.is_main_process:
+                write_text(out, json.dumps({"rewards": self.names, "responses": dict(sorted(responses.items()))}) + "\n")
+
+        self._stage(f"evaluation {name}", inputs, output, work, derived=True)
+        judged = Judged(len(self.rewards))
+        judged.responses = self._on_main(lambda: self.responses(name))
+        return judged
+
+    def _stage(
+        self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False
+    ) -> None:
+        """[`RunFolder.stage`] for several processes: the main one keeps the folder, all work or none does."""
+        folder = self._folder
+        with ExitStack() as alone:
+            self._on_main(lambda: alone.enter_context(folder.locked()) if folder else None, share=False)
+            done = self._on_main(lambda: folder.check(stage, inputs, derived) if folder else True)
+            if folder is not None:
+                folder.stage(stage, inputs, output, work, derived)
+            elif not done:
+                work(self.path / f"{output}.partial")
+            PartialState().wait_for_everyone()
+
+    def _on_main(self, work: Callable[[], Any], share: bool = True) -> Any:
+        """Do something on the main process alone; every process gets the answer (unless it is not shared) or the error."""
+        state = PartialState()
+        answer: Any = None
+        error: TrlPafoError | None = None
+        if state.is_main_process:
+            try:
+                answer = work()
+            except TrlPafoError as raised:
+                error = raised
+        box = [answer if share else None, error]
+        broadcast_object_list(box, from_process=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0] if share else answer
+
+
+class _Checked:
+    """A reward function whose values are checked in training too: a value out of range would train a member in silence."""
+
+    def __init__(self, reward: RewardFunction):
+        self.__name__ = reward_name(reward)
+        self.reward = reward
+
+    def __call__(self, prompts: Sequence[Any], **kwargs: Any) -> list[float]:
+        return checked_rewards(self.reward(prompts=prompts, **kwargs), len(prompts), self.__name__).tolist()
+
+
+def member_name(weights: np.ndarray) -> str:
+    """The folder of a member: its weights for people, and a digest of them to six decimals."""
+    rounded = np.round(np.asarray(weights, dtype=np.float64), 6) + 0.0
+    digest = hashlib.sha256(json.dumps(rounded.tolist()).encode()).hexdigest()[:8]
+    return "-".join([*(f"{weight:.2f}" for weight in rounded), digest])

@@ -1,0 +1,264 @@
+"""Texts into rewards: responses under several reward models, and reward models that are trained within seconds."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.typed_users import AnsweredPrompt
+from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.models.base_models import materialize_model
+from trl_pafo.models.scoring import (
+    check_reward_model,
+    load_reward_model,
+    load_saved_tokenizer,
+    local_folder,
+    pad_id_of,
+    score_sequences,
+)
+from trl_pafo.palm.oracles.candidates import RewardScale
+from trl_pafo.storage.filenames import folder_names
+
+
+def score_candidates(
+    prompts: Sequence[AnsweredPrompt], reward_models: Mapping[str, str | Path], *, batch_size: int = 32, device: str = "cpu"
+) -> np.ndarray:
+    """Raw rewards of all responses to all prompts under several saved reward models; no history is shown.
+
+    Args:
+        prompts (`Sequence[AnsweredPrompt]`):
+            Prompts with the same response types; the candidates are in the order of the first prompt's types.
+        reward_models (`Mapping[str, str | Path]`):
+            Name -> folder or Hub id of a reward model or adapter, in the order of the rewards.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Responses in a forward pass.
+        device (`str`, *optional*, defaults to `"cpu"`):
+            Where the models stand, one at a time.
+
+    Returns:
+        `np.ndarray` of shape `(num_prompts, num_candidates, num_rewards)`, float64: for [`RewardScale`].
+
+    Raises:
+        DataError: If there are no prompts, a response is missing, or a text is longer than a model can read.
+        TeacherError: If a model is not found or answers NaN.
+    """
+    if not prompts or not reward_models:
+        raise DataError("Give at least one prompt and one reward model.")
+    types = list(prompts[0].responses)
+    if any(set(p.responses) != set(types) for p in prompts):
+        raise DataError(f"Every prompt needs one response of each type: {', '.join(types)}.")
+    asked = [p.prompt for p in prompts for _ in types]
+    answers = [p.responses[t] for p in prompts for t in types]
+    columns = [RewardModel(source, batch_size=batch_size, device=device)(asked, answers) for source in reward_models.values()]
+    return np.stack(columns, axis=-1).astype(np.float64).reshape(len(prompts), len(types), len(columns))
+
+
+class RewardModel:
+    """
+    A saved reward model as a function of texts; it is loaded when it is first asked.
+
+    Args:
+        source (`str` or `Path`):
+            Folder or Hub id of a reward model or adapter.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Responses in a forward pass.
+        device (`str`, *optional*, defaults to `"cpu"`):
+            Where the model stands.
+        num_history (`int`, *optional*):
+            Past pairs in the prompt, in place of what the model remembers; `0` for a model that was trained with histories and is
+            to be shown none.
+
+    Raises:
+        TeacherError: If the model is not found.
+        ConfigError: If it could not give rewards, see [`~trl_pafo.models.scoring.check_reward_model`].
+    """
+
+    def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu", num_history: int | None = None):
+        self.folder = local_folder(str(source))
+        check_reward_model(self.folder)
+        self.batch_size, self.device = batch_size, device
+        self.renderer = InputRenderer(load_saved_tokenizer(self.folder), num_history)
+        self._model: Any = None
+
+    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], histories: Sequence[Any] | None = None) -> np.ndarray:
+        """Raw rewards of shape `(num_responses,)` of texts or messages, as the model read them in its training.
+
+        Args:
+            prompts (`Sequence`):
+                Prompts of shape `(num_responses,)`.
+            responses (`Sequence`):
+                Responses of shape `(num_responses,)`.
+            histories (`Sequence`, *optional*):
+                Past pairs of each prompt's user, newest first; a model that was trained with histories needs them.
+        """
+        if self._model is None:
+            self._model = load_reward_model(self.folder).requires_grad_(False).to(self.device)
+        sequences = response_ids(self.renderer, prompts, responses, self._model.config, histories)
+        pad = pad_id_of(self._model.config, self.renderer.tokenizer)
+        return score_sequences(self._model, sequences, pad, batch_size=self.batch_size, device=self.device)
+
+
+class ScaledReward:
+    """
+    A saved reward model as a reward function of TRL's trainers, in [0, 1].
+
+    Args:
+        name (`str`):
+            Name of the reward in logs and files.
+        model ([`RewardModel`]):
+            The reward model.
+        scale ([`RewardScale`]):
+            Fitted on raw rewards of shape `(..., 1)` of typical responses; `"sigmoid"` keeps a slope where a policy goes beyond
+            them.
+    """
+
+    def __init__(self, name: str, model: RewardModel, scale: RewardScale):
+        self.__name__ = name
+        self.model, self.scale = model, scale
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], history: Sequence[Any] | None = None, **kwargs: Any
+    ) -> list[float]:
+        """Rewards of the completions, texts or messages; under the `history` of each row, where the dataset has that column."""
+        return self.scale(self.model(prompts, completions, history)[:, None])[:, 0].tolist()
+
+
+def response_ids(
+    renderer: InputRenderer,
+    prompts: Sequence[Any],
+    responses: Sequence[Any],
+    config: Any,
+    histories: Sequence[Any] | None = None,
+) -> list[list[int]]:
+    """Token ids of prompts (texts or messages) with their responses, as a reward model reads them; none is cut."""
+    rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
+    if histories is not None:
+        rows = [{**row, "history": history} for row, history in zip(rows, histories, strict=True)]
+    # A batch in which nobody has a past says nothing of the others.
+    ids = [row["response"] for row in renderer.sequences(rows, all_lack=histories is None)]
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest and max(map(len, ids), default=0) > longest:
+        raise DataError(
+            f"{sum(len(i) > longest for i in ids)} of {len(ids)} texts are longer than the reward model's {longest} positions. "
+            "Cut the responses (`max_words` of the source), or leave them out."
+        )
+    return ids
+
+
+def fit_reward_models(
+    prompts: Sequence[AnsweredPrompt],
+    output_dir: str | Path,
+    *,
+    types: Sequence[str] | None = None,
+    model: str = "minilm",
+    num_hidden_layers: int | None = None,
+    l2: float = 1e-3,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Train a reward model for each response type within seconds: the backbone is frozen, only the head is learnt. (Not from the paper.)
+
+    Reward model t prefers the response of type t to each other response to the same prompt, as a user who holds type t does
+    in the corpora of typed users. With a frozen backbone the features are computed once and the Bradley-Terry loss is
+    convex in the head, mean softplus(-h.(f_t - f_other)) + l2/2 |h|^2 on standardized features, so the optimum is found.
+    For a reward model that is as good as the backbone allows, train with `trl-pafo reward`; every folder of it fits here.
+
+    Args:
+        prompts (`Sequence[AnsweredPrompt]`):
+            Training prompts with one response a type.
+        output_dir (`str` or `Path`):
+            A folder a type is written into it, as plain checkpoints.
+        types (`Sequence[str]`, *optional*):
+            Types that get a reward model; all by default.
+        model (`str`, *optional*, defaults to `"minilm"`):
+            What the reward models start from: `"minilm"`, `"smollm2"`, a folder or a Hub id.
+        num_hidden_layers (`int`, *optional*):
+            Keep only the first layers.
+        l2 (`float`, *optional*, defaults to `1e-3`):
+            Weight of the penalty.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Responses in a forward pass.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of what the backbone has no pretrained weights for.
+
+    Returns:
+        `dict[str, str]`: Type -> folder, for [`score_candidates`].
+
+    Raises:
+        RunFolderError: If a folder is there already.
+        ConfigError: If a type is unknown, or the model has no linear head.
+    """
+    known = list(prompts[0].responses)
+    unknown = sorted(set(types or []) - set(known))
+    if unknown:
+        raise ConfigError(f"`types` must be types of the prompts ({', '.join(known)}), got {', '.join(unknown)}.")
+    folders = {t: Path(output_dir) / name for t, name in folder_names(types or known).items()}
+    for folder in folders.values():
+        if folder.exists():
+            raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
+    aside = Path(output_dir) / "backbone.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    materialize_model(model, aside, num_hidden_layers, seed)
+    tokenizer = load_saved_tokenizer(aside)
+    HistoryCutter(tokenizer, 0).remember()
+    reward_model = load_reward_model(aside).requires_grad_(False)
+    name = next((n for n in ("score", "classifier") if isinstance(getattr(reward_model, n, None), torch.nn.Linear)), None)
+    if name is None:
+        raise ConfigError(f"{type(reward_model).__name__} has no linear reward head, so {model!r} cannot be fitted frozen.")
+    head = getattr(reward_model, name)
+    setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
+    asked, answers = [p.prompt for p in prompts for _ in known], [p.responses[t] for p in prompts for t in known]
+    ids = response_ids(InputRenderer(tokenizer), asked, answers, reward_model.config)
+    features = _features(reward_model, ids, pad_id_of(reward_model.config, tokenizer), batch_size)
+    features = features.reshape(len(prompts), len(known), -1)
+    spread = features.std(axis=(0, 1)) + 1e-8
+    setattr(reward_model, name, head)
+    for kind, folder in folders.items():
+        column = known.index(kind)
+        others = [c for c in range(len(known)) if c != column]
+        differences = ((features[:, [column]] - features[:, others]) / spread).reshape(-1, features.shape[-1])
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(_fit_head(differences, l2) / spread))
+            if head.bias is not None:
+                head.bias.zero_()
+        partial = folder.with_name(folder.name + ".partial")
+        reward_model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        os.replace(partial, folder)
+    shutil.rmtree(aside)
+    return {kind: str(folder) for kind, folder in folders.items()}
+
+
+def _features(model: Any, ids: list[list[int]], pad: int, batch_size: int) -> np.ndarray:
+    """Input of the reward head for each sequence, `(num_sequences, hidden_size)`."""
+    features: list[Any] = [None] * len(ids)
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], batch_first=True, padding_value=pad)
+        lengths = torch.tensor([len(ids[row]) for row in rows])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        with torch.no_grad():
+            outputs = model(input_ids=padded, attention_mask=mask, use_cache=False).logits.double().numpy()
+        for row, feature in zip(rows, outputs, strict=True):
+            features[row] = feature
+    return np.stack(features)
+
+
+def _fit_head(differences: np.ndarray, l2: float) -> np.ndarray:
+    """The Bradley-Terry head on feature differences chosen - rejected, `(num_pairs, hidden_size)`."""
+
+    def loss(head: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = differences @ head
+        gradient = -(expit(-margins) @ differences) / len(margins) + l2 * head
+        return float(np.logaddexp(0.0, -margins).mean() + l2 / 2 * head @ head), gradient
+
+    return minimize(loss, np.zeros(differences.shape[1]), jac=True, method="L-BFGS-B").x

@@ -1,0 +1,1 @@
+"""Search, pruning and certificate, from numbers alone."""
