@@ -1,6 +1,6 @@
 """How pictures look, and the two forms they leave in: PNG on white, and SVG for a page that may be dark.
 
-No pyplot: figures are objects, so that nothing global changes and threads do not meet.
+No pyplot: figures are objects, so that nothing global changes.
 """
 
 import io
@@ -8,15 +8,16 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.storage.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colors, told apart by color-blind readers, without yellow (too pale on white). Markers differ as
@@ -38,6 +39,7 @@ VARIABLES = {
 # Narrow, so that 9 points of type stay 9 points on a telephone.
 WIDTH_INCHES = 4.3
 PNG_DPI = 280  # 1,204 pixels wide
+FONT = 9
 
 
 def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PNG_DPI) -> "Figure":
@@ -50,21 +52,41 @@ def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PN
     return figure
 
 
-def settle(figure: "Figure") -> "Figure":
-    """Lay a finished figure out once and for all, rather than in each form that it is written in; returns it."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
+def add_axes(figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "both") -> "Axes":
+    """Axes in the style of all pictures, with names for both directions."""
+    return dress(figure.add_subplot(), x, y, grid)
+
+
+def dress(axes: "Axes", x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "both") -> "Axes":
+    """Give axes the style of all pictures; returns them."""
+    axes.set_facecolor("none")
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.tick_params(labelsize=FONT - 0.5, colors=TEXT, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(MUTED)
+    axes.set_xlabel(x, fontsize=FONT, color=TEXT, parse_math=False)
+    axes.set_ylabel(y, fontsize=FONT, color=TEXT, parse_math=False)
+    return axes
+
+
+def add_legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str], columns: int = 2) -> None:
+    """A legend above the plot, where it hides nothing; names in it are not read as formulas."""
+    look: dict[str, Any] = {"fontsize": FONT, "frameon": False, "labelcolor": TEXT, "handlelength": 1.6, "columnspacing": 1.2}
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, **look)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write a picture aside and rename it, so that no reader ever sees half of it."""
+    """Write a picture; an older one there is replaced at once."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with replacing(Path(path)) as aside, warnings.catch_warnings():
+    with replacing(Path(path)) as temporary, warnings.catch_warnings():
         # A name in a script that the font lacks: boxes in the PNG, and right in the page.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        FigureCanvasAgg(figure).print_png(aside)
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def as_svg(figure: "Figure", name: str, description: str) -> str:

@@ -1,10 +1,75 @@
-"""Headroom on populations of which the truth is known."""
+"""Probes against ridge regression on explicit features, headroom on populations of which the truth is known."""
 
 import numpy as np
 import pytest
 
-from trl_pafo.audit.headroom import PairFeatures, _history_weights, probe_headroom
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.audit.headroom import (
+    KERNELS,
+    Kernel,
+    PairFeatures,
+    PairKernels,
+    _history_weights,
+    probe_headroom,
+    probe_margins,
+    validation_losses,
+)
+from trl_pafo.errors import DataError
+
+RNG = np.random.default_rng(0)
+DIFFERENCES, HISTORIES = RNG.normal(size=(40, 5)), RNG.normal(size=(40, 5))
+HISTORIES[3] = 0  # a user's first pair
+FITTED, JUDGED = np.arange(30), np.arange(30, 40)
+ONE, OTHER = RNG.normal(size=12), RNG.normal(size=12)
+
+
+@pytest.fixture
+def kernels():
+    return PairKernels(DIFFERENCES @ DIFFERENCES.T, HISTORIES @ HISTORIES.T)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+def test_the_product_kernel_is_ridge_regression_on_all_products(share, kernels):
+    """Weights linear in the history: features d and all products of d and h, and no constant."""
+    squares = (HISTORIES**2).sum(axis=1)
+    scaled = HISTORIES / np.sqrt(squares[squares > 0].mean())
+    products = (DIFFERENCES[:, :, None] * scaled[:, None, :]).reshape(40, -1)
+    features = np.hstack([np.sqrt(1 - share) * DIFFERENCES, np.sqrt(share) * products])
+    penalty = 0.3 * (features[FITTED] ** 2).sum() / len(FITTED)
+    x = features[FITTED]
+    weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ np.ones(len(x)))
+    margins = probe_margins(kernels, FITTED, JUDGED, {(Kernel(None, share), 0.3): 0.0})
+    assert margins == pytest.approx(features[JUDGED] @ weights, abs=1e-4)
+
+
+def test_the_gaussian_kernel(kernels):
+    squares = (HISTORIES**2).sum(axis=1)
+    scaled = HISTORIES / np.sqrt(squares[squares > 0].mean())
+    found = kernels(FITTED, JUDGED, Kernel(2.0, 0.6))
+    for i, j in ((0, 30), (3, 35), (29, 39)):
+        near = np.exp(-2.0 * ((scaled[i] - scaled[j]) ** 2).sum())
+        assert found[i, j - 30] == pytest.approx(DIFFERENCES[i] @ DIFFERENCES[j] * (0.4 + 0.6 * near), abs=1e-4)
+
+
+@pytest.mark.parametrize("depends", [True, False])
+def test_validation_prefers_the_history_where_it_matters_and_not_where_it_does_not(depends):
+    rng = np.random.default_rng(1)
+    user, prompt = np.repeat(np.arange(60), 5), rng.integers(40, size=300)
+    taste = rng.choice([-1, 1], size=(60, 3))[user] * 1.0
+    differences = rng.normal(size=(300, 3))
+    differences *= np.sign((differences * (taste if depends else 1.0)).sum(axis=1))[:, None]
+    kernels = PairKernels(differences @ differences.T, taste @ taste.T)
+    losses = validation_losses(kernels, np.arange(300), user, prompt, np.random.default_rng(0))
+    assert {kernel for kernel, _ in losses} == set(KERNELS)
+    with_history, without = (min(v for (k, _), v in losses.items() if (k.share > 0) == shown) for shown in (True, False))
+    assert (with_history < 0.7 * without) == depends
+
+
+def test_nothing_to_fit_gives_no_preference_and_few_rows_no_validation(kernels):
+    assert probe_margins(kernels, np.array([], dtype=int), JUDGED, {}).tolist() == [0.0] * 10
+    one = np.array([0])
+    losses = validation_losses(kernels, one, np.zeros(40, int), np.zeros(40, int), np.random.default_rng(0))
+    assert losses == {}
+    assert np.isfinite(probe_margins(kernels, one, JUDGED, losses)).all()
 
 
 def population(tastes, users=(50, 20), pairs_a_user=5, num_prompts=60, seed=0, noise=0.0):
@@ -22,10 +87,6 @@ def population(tastes, users=(50, 20), pairs_a_user=5, num_prompts=60, seed=0, n
     user = [name for name, _, _ in rows]
     past = [[j for j in range(len(rows)) if user[j] == user[i] and j != i] for i in range(len(rows))]
     return PairFeatures(differences, np.array([p for _, _, p in rows]), past, user, [g for _, g, _ in rows])
-
-
-RNG = np.random.default_rng(5)
-ONE, OTHER = RNG.normal(size=12), RNG.normal(size=12)
 
 
 def test_headroom_is_found_where_groups_differ_and_the_history_is_too_short_to_tell():
@@ -100,6 +161,3 @@ def test_folds_are_lowered_for_small_groups_and_bad_input_is_refused():
     assert probe_headroom(pairs, folds=4, repeats=1)["folds"] == 2
     with pytest.raises(DataError, match=r"'b' has one user alone .*'b': 1"):
         probe_headroom(population({"a": ONE, "b": OTHER}, users=(12, 1)))
-    for options in ({"folds": 1}, {"repeats": 0}, {"num_history": -1}):
-        with pytest.raises(ConfigError, match="`folds` must be at least 2"):
-            probe_headroom(pairs, **options)

@@ -1,49 +1,186 @@
-"""Annotator noise of a source: known where labels are made, estimated where people judged the same pairs."""
+"""Votes and the noise ceiling against naive loops and closed forms; taste and noise on populations of which the truth is known."""
+
+import itertools
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from helpers.parts import make_pairs
 
-from trl_pafo.audit.noise import LabelNoise
+from trl_pafo.audit.noise import (
+    LabelNoise,
+    Votes,
+    majority_of_others,
+    noise_ceiling,
+    others_votes,
+    support_on,
+    taste_or_noise,
+    votes_of,
+)
+from trl_pafo.data.groups import support_rate_by_agreement
 from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.errors import DataError
 
 
-def judged_by_many(num_users=24, num_pairs=60, careless=6, seed=0):
-    """Everybody judges half of the pairs; the careless ones by coin, with their own low support rates."""
+def make_votes(chance, num_pairs, votes_a_pair=5, seed=0):
+    """`chance[user, pair]` that a user prefers the pair's first response; users drawn at random for each pair."""
     rng = np.random.default_rng(seed)
+    user = np.array([rng.choice(len(chance), votes_a_pair, replace=False) for _ in range(num_pairs)]).ravel()
+    pair = np.repeat(np.arange(num_pairs), votes_a_pair)
+    label = (rng.random(len(user)) >= chance[user, pair]).astype(int)
+    return Votes([f"u{u:03d}" for u in range(len(chance))], user, pair, label, num_pairs)
+
+
+def random_votes(num_users=9, num_pairs=12, num_votes=60):
+    """Uneven votes; some users label a pair twice."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(high, size=num_votes) for high in (num_users, num_pairs, 2)]
+    return Votes([str(u) for u in range(num_users)], *drawn, num_pairs)
+
+
+def test_votes_of_finds_the_same_pair_in_either_order():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "user": "ann"}
+    flipped = {"prompt": "p", "chosen": "b", "rejected": "a", "user": "bob"}
+    other = {"prompt": "q", "chosen": "a", "rejected": "b", "user": "ann"}
+    messages = {**row, "prompt": [{"role": "user", "content": "p"}], "user": "cy"}
+    votes = votes_of([row, flipped, other, messages])
+    assert votes.users == ["ann", "bob", "cy"]
+    assert votes.pair.tolist() == [0, 0, 1, 0]  # as a text and as a message
+    assert votes.label[0] != votes.label[1]
+    with pytest.raises(DataError, match="holds no pairs"):
+        votes_of([])
+
+
+def test_others_votes_equal_a_naive_loop():
+    votes = random_votes()
+    for mask in (None, votes.user % 3 != 0):
+        same, total = others_votes(votes, mask)
+        for i in range(len(votes.user)):
+            others = [
+                j
+                for j in range(len(votes.user))
+                if votes.pair[j] == votes.pair[i] and votes.user[j] != votes.user[i] and (mask is None or mask[j])
+            ]
+            assert total[i] == len(others)
+            assert same[i] == sum(votes.label[j] == votes.label[i] for j in others)
+
+
+def test_majority_of_others_with_ties_and_lonely_votes():
+    votes = Votes(list("abcd"), np.array([0, 1, 2, 3, 0]), np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 0]), num_pairs=2)
+    # a, b and c each see two others agree and one not; d sees three who disagree; nobody else judged the second pair.
+    assert majority_of_others(votes) == pytest.approx([1, 1, 1, 0, np.nan], nan_ok=True)
+    tie = Votes(list("abc"), np.arange(3), np.zeros(3, int), np.array([0, 0, 1]), num_pairs=1)
+    assert majority_of_others(tie).tolist() == [0.5, 0.5, 0.0]
+
+
+def test_support_on_a_half_agrees_with_the_support_rates_of_groups():
+    votes = random_votes(num_users=4, num_pairs=30, num_votes=200)
+    half = votes.pair % 2 == 0
+    naive = support_rate_by_agreement(votes.user[half], votes.pair[half], 1 - 2 * votes.label[half])
+    assert support_on(votes, half) == pytest.approx([naive[str(u)] for u in range(4)])
+
+
+@pytest.mark.parametrize("q", [0.5, 0.7, 0.95])
+def test_the_best_shared_judge_lies_within_the_bounds(q):
+    """Each pair is preferred one way by q of the people: pairwise agreement is q^2 + (1 - q)^2, the best judge max(q, 1 - q)."""
+    found = noise_ceiling(make_votes(np.full((60, 1500), q), num_pairs=1500))
+    assert found["pairwise"]["value"] == pytest.approx(q**2 + (1 - q) ** 2, abs=0.02)
+    low, high = found["best_shared_bounds"]
+    assert low - 0.01 <= max(q, 1 - q) <= high + 0.03
+    assert found["leave_one_out"]["value"] <= max(q, 1 - q) + 0.02  # few annotators: too low, never too high
+    if q > 0.5:  # of alike pairs the upper bound is the truth
+        assert high == pytest.approx(q, abs=0.02)
+    assert (found["num_votes"], found["votes_a_pair"]) == (7500, 5)
+
+
+def truth(taste):
+    """48 users of one taste, and 12 who hold the opposite one, or who answer carelessly."""
+    rng = np.random.default_rng(0)
+    chance = np.where(rng.integers(2, size=400), 0.85, 0.15)[None].repeat(60, axis=0)
+    chance[48:] = 1 - chance[48:] if taste else 0.5
+    return make_votes(chance, 400, votes_a_pair=8)
+
+
+def test_a_taste_of_their_own_is_told_from_carelessness():
+    found = taste_or_noise(truth(taste=True), 0.2, num_splits=3)
+    assert found["shared_taste"]["low"] > 0.2
+    assert found["minority_with_minority"]["value"] > 0.65 > 0.35 > found["minority_with_majority"]["value"]
+    found = taste_or_noise(truth(taste=False), 0.2, num_splits=3)
+    assert abs(found["shared_taste"]["value"]) < 0.1
+    assert found["shared_taste"]["low"] < 0.01
+    assert found["majority_with_majority"]["low"] > found["minority_with_minority"]["high"]
+    assert found["reliability"] > 0.3  # who is careless here is careless there
+
+
+def test_chance_alone_makes_no_minority():
+    """All users alike: grouped on the same votes, the lowest fifth would disagree; grouped on others, it does not."""
+    votes = make_votes(np.full((60, 400), 0.75), 400)
+    found = taste_or_noise(votes, 0.2, num_splits=5)
+    assert abs(found["shared_taste"]["value"]) < 0.05
+    assert abs(found["minority_with_majority"]["value"] - found["majority_with_majority"]["value"]) < 0.05
+    assert found["reliability"] < 0.2
+    everywhere = support_on(votes, np.ones(len(votes.user), dtype=bool))
+    lowest = np.isin(votes.user, np.flatnonzero(everywhere <= np.quantile(everywhere, 0.2)))
+    same, total = others_votes(votes)
+    assert (same / total)[lowest].mean() < found["minority_with_majority"]["value"] - 0.03
+
+
+def test_given_groups_are_compared_on_all_pairs():
+    votes = truth(taste=True)
+    found = taste_or_noise(votes, {name: number >= 48 for number, name in enumerate(votes.users)})
+    assert found["reliability"] is None
+    agree = [
+        votes.label[i] == votes.label[j]
+        for i, j in itertools.permutations(range(800), 2)
+        if votes.pair[i] == votes.pair[j] and votes.user[i] < 48 and votes.user[j] < 48
+    ]
+    assert found["majority_with_majority"]["value"] == pytest.approx(np.mean(agree), abs=0.03)
+    assert found["shared_taste"]["low"] > 0.2
+
+
+def test_too_few_common_votes_are_an_error():
+    votes = Votes(["a", "b"], np.arange(2), np.zeros(2, int), np.array([0, 1]), num_pairs=1)
+    with pytest.raises(DataError, match=r"Only 2 of 2 votes .* cannot be estimated"):
+        noise_ceiling(votes)
+    with pytest.raises(DataError, match="Too few users"):
+        taste_or_noise(votes, 0.2)
+
+
+def judged_by_many(num_users=24, num_pairs=60, careless=6):
+    """Everybody judges half of the pairs; the careless ones by coin, with their own low support rates."""
+    rng = np.random.default_rng(0)
     rows = []
     for user in range(num_users):
+        is_careless = user < careless
+        group = {"group": "minority" if is_careless else "majority", "support_rate": 0.8 - 0.3 * is_careless + user / 1000}
         for pair in rng.permutation(num_pairs)[: num_pairs // 2]:
-            first = rng.random() < (0.5 if user < careless else 0.9)
-            sides = ("good", "bad") if first else ("bad", "good")
-            rows.append(
-                {"prompt": f"p{pair}", "chosen": f"{sides[0]} {pair}", "rejected": f"{sides[1]} {pair}", "user": f"u{user:02d}"}
-            )
-        support = 0.5 if user < careless else 0.8
-        for row in rows[-(num_pairs // 2) :]:
-            row |= {"group": "minority" if user < careless else "majority", "support_rate": support + user / 1000}
+            chosen, rejected = ("good", "bad") if rng.random() < (0.5 if is_careless else 0.9) else ("bad", "good")
+            texts = {"prompt": f"p{pair}", "chosen": f"{chosen} {pair}", "rejected": f"{rejected} {pair}"}
+            rows.append({**texts, "user": f"u{user:02d}", **group})
     return Dataset.from_list(rows)
 
 
-def test_made_labels_have_a_known_ceiling():
+@pytest.mark.parametrize(
+    ("options", "known"), [({"source": "styles", "label_noise": 0.2}, 0.8), ({"source": "personal_llm"}, 1.0)]
+)
+def test_made_labels_have_a_known_ceiling(options, known):
     rows = make_pairs(history=0)
-    noise = LabelNoise(DataArguments(source="styles", label_noise=0.2), rows, 100, 0)
-    assert noise.summary["known"] == 0.8
-    assert noise.ceiling_of(rows) is None
-    assert noise.trend_apart(np.ones(len(rows)), rows) is None
+    noise = LabelNoise(DataArguments(**options), rows, 0)
+    assert noise.summary == {"known": known}
+    assert np.isnan(noise.ceiling_of(rows)).all()
 
 
 def test_without_common_pairs_it_is_said_that_nothing_can_be_estimated():
     rows = make_pairs(history=0).add_column("support_rate", [0.5] * 30)
-    noise = LabelNoise(DataArguments(source="files"), rows, 100, 0)
+    noise = LabelNoise(DataArguments(source="files"), rows, 0)
     assert "cannot be estimated" in noise.summary["reason"]
-    assert noise.ceiling_of(rows) is None
+    assert np.isnan(noise.ceiling_of(rows)).all()
 
 
 def test_common_pairs_give_a_ceiling_for_each_row_and_tell_carelessness_from_taste():
     rows = judged_by_many()
-    noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), rows, 200, 0)
+    noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), rows, 0)
+    assert noise.measured
     ceiling = noise.ceiling_of(rows)
     careless = np.array(rows["group"]) == "minority"
     assert ceiling[careless].mean() == pytest.approx(0.5, abs=0.1)
@@ -53,14 +190,11 @@ def test_common_pairs_give_a_ceiling_for_each_row_and_tell_carelessness_from_tas
     assert noise.ceiling_of(rows.select([5, 3])) == pytest.approx(ceiling[[5, 3]])
 
 
-def test_a_trend_that_is_only_luck_vanishes_when_measured_apart():
-    """All users alike; what each got right is how often it agreed: the same luck twice."""
-    alike = judged_by_many(num_users=40, careless=0, seed=1)
-    noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), alike, 200, 0)
-    agrees = noise.ceiling_of(alike)
-    apart = noise.trend_apart(agrees, alike)
-    assert apart["low"] < 0.1
-    assert apart["value"] < 0.3
-    careless = judged_by_many(num_users=40, careless=15, seed=1)
-    noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), careless, 200, 0)
-    assert noise.trend_apart(noise.ceiling_of(careless), careless)["low"] > 0.3
+def test_groups_that_the_data_name_are_compared_as_they_are():
+    rows = judged_by_many()
+    rows = rows.remove_columns("support_rate").add_column(
+        "support_rate", [0.8 if g == "majority" else 0.2 for g in rows["group"]]
+    )
+    noise = LabelNoise(DataArguments(source="files"), rows, 0)
+    assert not noise.measured
+    assert noise.summary["taste_or_noise"]["reliability"] is None

@@ -19,8 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.audit.audit import run_audit
-from trl_pafo.audit.options import AuditArguments
+from trl_pafo.audit import AuditArguments, run_audit
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.evaluation.score_file import score_file

@@ -1,36 +1,59 @@
 """What a teacher of its own would gain for each group over a shared personalized model, by quick probes. (Not from the paper.)
 
-Three probes ([`~trl_pafo.audit.probes`]) are fitted again and again, each time without a part of the users and a part of the prompts, and
-judged on pairs of exactly these: `no_history` and `shared` on everybody's pairs, `teacher` on the pairs of one group. The *headroom* of a
-group is the accuracy of its teacher minus that of the shared probe. Positive headroom says that the group's preferences are in
-its own pairs, and that a model of everybody's pairs does not find them, although it sees each user's history: this is what PAFO
-can distill. Without headroom there is nothing to distill.
+Three probes are fitted again and again, each time without a part of the users and a part of the prompts, and judged on pairs of exactly
+these: `no_history` and `shared` on everybody's pairs, `teacher` on the pairs of one group. The *headroom* of a group is the accuracy of its
+teacher minus that of the shared probe. Where it is positive, the group's preferences are in its own pairs, and a model of everybody's pairs
+does not find them, although it sees each user's history: this is what PAFO can distill. Its interval is over users ([`~trl_pafo.metrics.compare`]):
+it says what other users would give, not other training pairs.
 
-The interval is over users ([`~trl_pafo.metrics.compare`]): it says what other users would give, not other training pairs.
+**A probe** is linear in an answer's features, with weights that depend on the history: for a pair with the feature difference d (chosen minus
+rejected) and a history whose mean difference is h, the margin is a function of (d, h), odd in d, with the kernel
+
+    k((d, h), (d', h')) = <d, d'> * ((1 - b) + b * s(h, h')).
+
+`b` says how much of the weights is the user's own, `s` how histories are compared: by their scalar product (all products of a feature of the
+pair and one of the history) or by a Gaussian of their distance. Ridge regression on the target 1 (every margin should be positive) has a
+closed form. Kernel and penalty are chosen on users and prompts that were not fitted, `b = 0` among them: a shared probe that is weaker than it
+could be would make the teachers look better than they are.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
-from trl_pafo.audit.probes import (
-    WITH_HISTORY,
-    PairKernels,
-    only_without_history,
-    probe_margins,
-    validation_losses,
-)
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.errors import DataError
 from trl_pafo.metrics import compare, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 
-PROBES = ("no_history", "shared", "teacher")
+FOLDS, REPEATS = 4, 3
+INNER_FOLDS = 3
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+SingleArray = NDArray[np.float32]
+
+
+class Kernel(NamedTuple):
+    """How the weights follow the history: `similarity` of histories (`None`: product; else the width of a Gaussian), share `b`."""
+
+    similarity: float | None
+    share: float
+
+
+KERNELS = (
+    Kernel(None, 0.0),
+    *(Kernel(None, share) for share in (0.3, 0.6, 0.9)),
+    *(Kernel(0.5, share) for share in (0.6, 0.9)),
+    *(Kernel(2.0, share) for share in (0.3, 0.6, 0.9)),
+)
+# Without enough rows to hold any out: no history, and the middle penalty.
+_DEFAULT = (KERNELS[0], 0.3)
 
 
 @dataclass(frozen=True)
@@ -56,25 +79,97 @@ class PairFeatures:
     group: Sequence[Any]
 
 
-def users_by_group(user: Sequence[Any], group: Sequence[Any]) -> dict[str, int]:
-    """Number of users of each group; [`DataError`] where one has too few for probes."""
-    users_of = {str(name): number for name, number in sorted(Counter(dict(zip(user, group, strict=True)).values()).items())}
-    few = [repr(name) for name, number in users_of.items() if number < 2]
+class PairKernels:
+    """
+    Kernel matrices of pairs with histories.
+
+    Args:
+        products (`numpy.ndarray` of shape `(num_pairs, num_pairs)`):
+            Scalar products of the pairs' feature differences.
+        history_products (`numpy.ndarray` of shape `(num_pairs, num_pairs)`):
+            Scalar products of the histories' mean differences; 0 for a pair without a history.
+    """
+
+    def __init__(self, products: FloatArray, history_products: FloatArray):
+        # Single precision is plenty beside any penalty of the grid, and twice as fast.
+        self.products = products.astype(np.float32)
+        squares = np.diag(history_products).copy()
+        # In units of the mean square, so that the widths and shares mean the same for any features and lengths of histories.
+        scale = float(squares[squares > 0].mean()) if (squares > 0).any() else 1.0
+        self._histories = (history_products / scale).astype(np.float32)
+        self._squares = (squares / scale).astype(np.float32)
+
+    def __call__(self, rows: IntArray, columns: IntArray, kernel: Kernel) -> SingleArray:
+        products = self.products[np.ix_(rows, columns)]  # a copy
+        if kernel.share == 0:
+            return products
+        similar = self._histories[np.ix_(rows, columns)]
+        if kernel.similarity is not None:
+            distances = self._squares[rows][:, None] + self._squares[columns][None] - 2 * similar
+            similar = np.exp(np.float32(-kernel.similarity) * np.maximum(distances, 0))
+        return products * (np.float32(1 - kernel.share) + np.float32(kernel.share) * similar)
+
+
+def validation_losses(
+    kernels: PairKernels, fitted: IntArray, user: IntArray, prompt: IntArray, rng: np.random.Generator
+) -> dict[tuple[Kernel, float], float]:
+    """Squared error of each kernel and penalty on held-out users *and* prompts among the rows `fitted`; empty with too few.
+
+    Each of three inner folds holds out a third of the users and a third of the prompts, fits on pairs of neither and is judged
+    on pairs of both.
+    """
+    folds = []
+    for labels in (user[fitted], prompt[fitted]):
+        values, codes = np.unique(labels, return_inverse=True)
+        folds.append((rng.permutation(len(values)) % INNER_FOLDS)[codes])
+    losses: dict[tuple[Kernel, float], float] = defaultdict(float)
+    for fold in range(INNER_FOLDS):
+        judged = fitted[(folds[0] == fold) & (folds[1] == fold)]
+        kept = fitted[(folds[0] != fold) & (folds[1] != fold)]
+        if not len(judged) or len(kept) < 2:
+            continue
+        for kernel in KERNELS:
+            inner, outer = kernels(kept, kept, kernel), kernels(judged, kept, kernel)
+            for penalty in PENALTIES:
+                losses[kernel, penalty] += float(((1.0 - outer @ _ridge(inner, penalty)) ** 2).sum())
+    return losses
+
+
+def probe_margins(
+    kernels: PairKernels, fitted: IntArray, judged: IntArray, losses: dict[tuple[Kernel, float], float]
+) -> FloatArray:
+    """Margins of the rows `judged` under the probe with the least validation loss, fitted on the rows `fitted`; 0 without any."""
+    if not len(fitted):
+        return np.zeros(len(judged))
+    kernel, penalty = min(losses, key=lambda choice: losses[choice]) if losses else _DEFAULT
+    margins = kernels(judged, fitted, kernel) @ _ridge(kernels(fitted, fitted, kernel), penalty)
+    return margins.astype(np.float64)
+
+
+def _ridge(kernel: SingleArray, penalty: float) -> SingleArray:
+    """Dual weights of ridge regression on the target 1; the penalty is in units of the mean of the diagonal."""
+    damped = kernel.copy()
+    damped[np.diag_indices_from(damped)] += penalty * max(float(np.trace(kernel)) / len(kernel), 1e-12)
+    return cho_solve(cho_factor(damped, lower=True, check_finite=False, overwrite_a=True), np.ones(len(kernel), kernel.dtype))
+
+
+def check_groups(user: Sequence[Any], group: Sequence[Any]) -> None:
+    """Raise [`DataError`] where a group has too few users for probes."""
+    users_of = Counter(dict(zip(user, group, strict=True)).values())
+    few = [repr(name) for name, number in sorted(users_of.items()) if number < 2]
     if few:
         raise DataError(
             f"Probes are judged on users that they were not fitted on, and {', '.join(few)} has one user alone (users by group: "
-            f"{users_of}). Give each group two or more, leave the group out, or pass --headroom false."
+            f"{dict(sorted(users_of.items()))}). Give each group two or more, leave the group out, or pass --headroom false."
         )
-    return users_of
 
 
 def probe_headroom(
     pairs: PairFeatures,
     *,
     num_history: int = 3,
-    folds: int = 4,
-    repeats: int = 3,
-    num_resamples: int = 2000,
+    folds: int = FOLDS,
+    repeats: int = REPEATS,
     seed: int = 0,
     desc: str | None = None,
 ) -> dict[str, Any]:
@@ -90,8 +185,6 @@ def probe_headroom(
             users, or there are fewer prompts.
         repeats (`int`, *optional*, defaults to `3`):
             How often the parts are drawn anew.
-        num_resamples (`int`, *optional*, defaults to `2000`):
-            Random subsets of the users for the intervals.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all that is drawn.
         desc (`str`, *optional*):
@@ -99,32 +192,28 @@ def probe_headroom(
 
     Returns:
         `dict`: `correct`, from each probe to an array of shape `(num_pairs,)`, its correctness averaged over the repeats; `groups`, from
-        each group to `num_users`, `num_pairs`, the accuracy of each probe, `gain` (`value`, `low`, `high`, simultaneous over
-        groups) and `gain_of_each_repeat`; `folds`, `repeats`.
+        each group to `num_users`, the accuracy of each probe, `gain` (`value`, `low`, `high`, simultaneous over groups) and
+        `gain_of_each_repeat`; `folds`, `repeats`.
 
     Raises:
-        ConfigError: If an option cannot be used.
         DataError: If a group has fewer than two users, or there are fewer than two prompts.
     """
-    if folds < 2 or repeats < 1 or num_history < 0:
-        raise ConfigError(
-            f"`folds` must be at least 2, `repeats` 1 and `num_history` 0, got {folds}, {repeats} and {num_history}."
-        )
     num_pairs = len(pairs.past)
-    users, user = np.unique(np.asarray(pairs.user), return_inverse=True)
+    check_groups(pairs.user, pairs.group)
+    _, user = np.unique(np.asarray(pairs.user), return_inverse=True)
     groups, group = np.unique(np.asarray(pairs.group), return_inverse=True)
     prompts, prompt = np.unique(pairs.prompt, return_inverse=True)
-    users_of = users_by_group(pairs.user, pairs.group)
     if len(prompts) < 2:
         raise DataError(
             "Probes are judged on prompts that they were not fitted on, and there is one alone. Give pairs on several."
         )
-    folds = min(folds, *users_of.values(), len(prompts))
-    products = pairs.differences @ pairs.differences.T
-    group_of_user = np.zeros(len(users), dtype=np.int64)
+    group_of_user = np.zeros(user.max() + 1, dtype=np.int64)
     group_of_user[user] = group
+    num_users = np.bincount(group_of_user)
+    folds = min(folds, *num_users.tolist(), len(prompts))
+    products = pairs.differences @ pairs.differences.T
 
-    correct = {name: np.zeros((repeats, num_pairs)) for name in PROBES}
+    correct = {name: np.zeros((repeats, num_pairs)) for name in ("no_history", "shared", "teacher")}
     with tqdm(total=repeats * folds**2, desc=desc, unit="fit", disable=desc is None) as bar:
         for repeat in range(repeats):
             rng = np.random.default_rng((seed, repeat))
@@ -133,8 +222,7 @@ def probe_headroom(
             for held_prompts in range(folds):
                 # A row that is fitted shows no held-out prompt in its history; a row that is judged may show any of its user's.
                 mine = prompt_fold[:num_pairs] == held_prompts
-                allowed = prompt_fold != held_prompts
-                weights = _history_weights(pairs.past, num_history, mine, allowed)
+                weights = _history_weights(pairs.past, num_history, mine, prompt_fold != held_prompts)
                 kernels = PairKernels(products[:num_pairs, :num_pairs], weights @ (weights @ products).T)
                 for held_users in range(folds):
                     judged = np.flatnonzero(mine & (user_fold == held_users))
@@ -143,7 +231,19 @@ def probe_headroom(
                     for name, values in margins.items():
                         correct[name][repeat, judged] = pair_correctness(values)
                     bar.update()
-    return _summary(correct, pairs, groups, group, users_of, num_resamples, seed) | {"folds": folds, "repeats": repeats}
+
+    mean = {name: values.mean(axis=0) for name, values in correct.items()}
+    gains = compare(mean["teacher"], mean["shared"], pairs.user, pairs.group, seed=seed).differences
+    summary = {}
+    for code, name in enumerate(map(str, groups)):
+        rows = group == code
+        summary[name] = {
+            "num_users": int(num_users[code]),
+            **{probe: float(values[rows].mean()) for probe, values in mean.items()},
+            "gain": gains[name],
+            "gain_of_each_repeat": (correct["teacher"] - correct["shared"])[:, rows].mean(axis=1).tolist(),
+        }
+    return {"correct": mean, "groups": summary, "folds": folds, "repeats": repeats}
 
 
 def _stratified(group_of_user: IntArray, folds: int, rng: np.random.Generator) -> IntArray:
@@ -162,17 +262,11 @@ def _history_weights(
 
     Rows that are not judged show `allowed` entries only.
     """
-    data: list[float] = []
-    columns: list[int] = []
-    starts = [0]
-    for row, entries in enumerate(past):
-        shown = [entry for entry in entries if judged[row] or allowed[entry]][:num_history]
-        data += [1.0 / max(len(shown), 1)] * len(shown)
-        columns += shown
-        starts.append(len(columns))
-    return csr_array(
-        (np.array(data, dtype=np.float64), np.array(columns, dtype=np.int64), starts), shape=(len(past), len(allowed))
-    )
+    shown = [[entry for entry in entries if judged[row] or allowed[entry]][:num_history] for row, entries in enumerate(past)]
+    lengths = np.array([len(entries) for entries in shown])
+    columns = np.concatenate([np.array(entries, dtype=np.int64) for entries in shown])
+    data = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
+    return csr_array((data, columns, np.r_[0, lengths.cumsum()]), shape=(len(past), len(allowed)))
 
 
 def _margins(
@@ -184,40 +278,15 @@ def _margins(
     group: IntArray,
     rng: np.random.Generator,
 ) -> dict[str, FloatArray]:
-    losses = validation_losses(kernels, fitted, user, prompt, WITH_HISTORY, rng)
+    losses = validation_losses(kernels, fitted, user, prompt, rng)
     margins = {
-        "no_history": probe_margins(kernels, fitted, judged, only_without_history(losses)),
+        "no_history": probe_margins(kernels, fitted, judged, {c: loss for c, loss in losses.items() if c[0].share == 0}),
         "shared": probe_margins(kernels, fitted, judged, losses),
         "teacher": np.zeros(len(judged)),
     }
     for code in np.unique(group[judged]):
         own = fitted[group[fitted] == code]
-        losses = validation_losses(kernels, own, user, prompt, WITH_HISTORY, rng)
+        losses = validation_losses(kernels, own, user, prompt, rng)
         rows = group[judged] == code
         margins["teacher"][rows] = probe_margins(kernels, own, judged[rows], losses)
     return margins
-
-
-def _summary(
-    correct: dict[str, FloatArray],
-    pairs: PairFeatures,
-    groups: Any,
-    group: IntArray,
-    users_of: dict[str, int],
-    num_resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    mean = {name: values.mean(axis=0) for name, values in correct.items()}
-    verdict = compare(mean["teacher"], mean["shared"], pairs.user, pairs.group, num_resamples=num_resamples, seed=seed)
-    summary = {}
-    for code, name in enumerate(map(str, groups)):
-        rows = group == code
-        gains = (correct["teacher"] - correct["shared"])[:, rows].mean(axis=1)
-        summary[name] = {
-            "num_users": users_of[name],
-            "num_pairs": int(rows.sum()),
-            **{probe: float(values[rows].mean()) for probe, values in mean.items()},
-            "gain": verdict.differences[name],
-            "gain_of_each_repeat": [float(gain) for gain in gains],
-        }
-    return {"correct": mean, "groups": summary}

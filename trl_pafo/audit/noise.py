@@ -1,136 +1,285 @@
-"""What of a dataset's disagreement is annotator noise: estimated from common pairs, or known by construction."""
+"""What of people's disagreement is annotator noise. (Not from the paper.)
 
-from collections import Counter
+**The ceiling.** For each vote, the others who judged the same pair take a majority vote; the noise ceiling is the share of votes that it
+predicts, a tie for one half. A model that does not see the user cannot beat the majority of *all* people, which the majority of a few
+stands in for, and misses: **with few annotators the ceiling is too low.** How much is bounded. Let q be the share of people who prefer
+one response of a pair, a pair's annotators being drawn at random. Two people agree with chance q^2 + (1 - q)^2, so their mean agreement,
+which needs only two votes a pair, is theta = E[q^2 + (1 - q)^2]. The best judge that does not see the user is right with chance
+E[max(q, 1 - q)] = (1 + E|2q - 1|) / 2, and since E[(2q - 1)^2] = 2 theta - 1 and x^2 <= |x| <= 1,
+
+    theta <= E[max(q, 1 - q)] <= (1 + sqrt(2 theta - 1)) / 2.
+
+A model that *sees the user* can pass the ceiling where disagreement is taste, not where it is noise.
+
+**Taste or noise?** People of low support disagree with the others by definition. If they hold another taste, they agree *with each other*
+more than with the rest; if they are careless, they do not. Support and agreement must come from different pairs, or chance alone would
+make a minority: people are grouped by their support on one random half of the pairs and compared on the other, and vice versa.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
-from trl_pafo.audit.ceiling import (
-    half_of_pairs,
-    majority_of_others,
-    noise_ceiling,
-    support_on,
-    taste_or_noise,
-    user_weights,
-    with_interval,
-)
-from trl_pafo.audit.votes import Votes, votes_of
+from trl_pafo.data.groups import quantile_thresholds
+from trl_pafo.data.labels import normalize_labels
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
-from trl_pafo.metrics import spearman
-from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics import compare, fairness_summary, spearman
+from trl_pafo.metrics.accuracy import FloatArray, IntArray
 
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
 MADE_SOURCES = ("styles", "dsp", "personal_llm")
-_SPLITS = 10
+MIN_COMMON_VOTES = 100
+MIN_VOTES_FOR_SUPPORT = 4
+_COLUMNS = ["prompt", "chosen", "rejected", "user"]
+
+
+@dataclass(frozen=True)
+class Votes:
+    """
+    Labels of users on pairs whose two responses have one fixed order.
+
+    Attributes:
+        users (`list[str]`):
+            The users, sorted.
+        user (`numpy.ndarray` of shape `(num_votes,)`):
+            Place of each vote's user in `users`.
+        pair (`numpy.ndarray` of shape `(num_votes,)`):
+            Number of each vote's pair, below `num_pairs`.
+        label (`numpy.ndarray` of shape `(num_votes,)`):
+            0 if the first response of the pair was preferred, 1 if the second was.
+        num_pairs (`int`):
+            Number of pairs.
+    """
+
+    users: list[str]
+    user: IntArray
+    pair: IntArray
+    label: IntArray
+    num_pairs: int
+
+
+def votes_of(rows: Iterable[dict[str, Any]]) -> Votes:
+    """Votes of rows with `prompt`, `chosen`, `rejected` and `user`: pairs are the same if prompt and both responses are.
+
+    Raises:
+        DataError: If there is no row, or one has no user.
+    """
+    numbers: dict[tuple[str, str, str], int] = {}
+    names, pairs, labels = [], [], []
+    for row in rows:
+        chosen, rejected = content_key(row["chosen"]), content_key(row["rejected"])
+        key = (content_key(row["prompt"]), min(chosen, rejected), max(chosen, rejected))
+        names.append(row["user"])
+        pairs.append(numbers.setdefault(key, len(numbers)))
+        labels.append(int(chosen > rejected))
+    if not names:
+        raise DataError("There is no vote to compare: the data holds no pairs.")
+    users, codes = np.unique(normalize_labels(names, "user", "The votes"), return_inverse=True)
+    return Votes(users.tolist(), codes.astype(np.int64), np.array(pairs), np.array(labels), len(numbers))
+
+
+def others_votes(votes: Votes, counted: NDArray[np.bool_] | None = None) -> tuple[IntArray, IntArray]:
+    """How many labels of *other* users on the pair of each vote are the same as its label, and how many there are in all.
+
+    Args:
+        votes ([`Votes`]):
+            The votes. Of a user who labels a pair more than once, no label is another's.
+        counted (`numpy.ndarray` of shape `(num_votes,)`, *optional*):
+            Which votes count as others'; all by default.
+
+    Returns:
+        Two integer arrays of shape `(num_votes,)`.
+    """
+    chosen = np.ones(len(votes.user), dtype=bool) if counted is None else counted
+    on_pair = np.zeros((votes.num_pairs, 2), dtype=np.int64)
+    np.add.at(on_pair, (votes.pair[chosen], votes.label[chosen]), 1)
+    _, own = np.unique(votes.user * votes.num_pairs + votes.pair, return_inverse=True)
+    by_owner = np.zeros((own.max() + 1, 2), dtype=np.int64)
+    np.add.at(by_owner, (own[chosen], votes.label[chosen]), 1)
+    others = on_pair[votes.pair] - by_owner[own]
+    return others[np.arange(len(own)), votes.label], others.sum(axis=1)
+
+
+def majority_of_others(votes: Votes) -> FloatArray:
+    """Whether the majority of the others is right about each vote: 1, 0, one half for a tie, NaN where nobody else voted."""
+    same, total = others_votes(votes)
+    return np.where(total > 0, 0.5 * (np.sign(2 * same - total) + 1.0), np.nan)
+
+
+def mean_over_users(values: FloatArray, user: Any, seed: int = 0) -> dict[str, float]:
+    """Mean of values in [0, 1], one a vote, with a 95 % interval over users: `value`, `low`, `high`."""
+    return fairness_summary(values, user, None, seed=seed)["overall"]
+
+
+def noise_ceiling(votes: Votes, *, seed: int = 0) -> dict[str, Any]:
+    """How well the others' majority predicts a label, and within which bounds the best judge that does not see the user lies.
+
+    Returns:
+        `dict`: `leave_one_out` and `pairwise` (theta above), each with `value`, `low`, `high`; `best_shared_bounds`, `[theta, (1 +
+        sqrt(2 theta - 1)) / 2]`; `num_votes` on common pairs, and `votes_a_pair` there.
+
+    Raises:
+        DataError: If fewer than 100 votes are on pairs that somebody else judged too.
+    """
+    same, total = others_votes(votes)
+    common = total > 0
+    if common.sum() < MIN_COMMON_VOTES:
+        raise DataError(
+            f"Only {int(common.sum())} of {len(common)} votes are on pairs that another user judged too, so that annotator noise "
+            f"cannot be estimated. Let at least {MIN_COMMON_VOTES} votes fall on common pairs."
+        )
+    users = votes.user[common]
+    pairwise = mean_over_users(same[common] / total[common], users, seed)
+    theta = pairwise["value"]
+    return {
+        "leave_one_out": mean_over_users(majority_of_others(votes)[common], users, seed),
+        "pairwise": pairwise,
+        "best_shared_bounds": [theta, 0.5 * (1.0 + float(np.sqrt(max(2.0 * theta - 1.0, 0.0))))],
+        "num_votes": int(common.sum()),
+        "votes_a_pair": float(common.sum() / len(np.unique(votes.pair[common]))),
+    }
+
+
+def support_on(votes: Votes, half: NDArray[np.bool_]) -> FloatArray:
+    """Leave-one-out support of each user on the votes of `half`; NaN with fewer than 4 common votes there."""
+    same, total = others_votes(votes)
+    kept = half & (total > 0)
+    counts = np.bincount(votes.user[kept], minlength=len(votes.users))
+    sums = np.bincount(votes.user[kept], same[kept] / total[kept], minlength=len(votes.users))
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts >= MIN_VOTES_FOR_SUPPORT)
+
+
+def taste_or_noise(votes: Votes, minority: float | Mapping[str, bool], *, num_splits: int = 10, seed: int = 0) -> dict[str, Any]:
+    """Whether users of low support share a taste or merely disagree, see the top of this module.
+
+    Args:
+        votes ([`Votes`]):
+            All votes there are.
+        minority (`float` or `Mapping[str, bool]`):
+            Share of the users, those with the lowest support on the *other* half of the pairs, that make the minority; or, where
+            groups do not come from agreement, whether each user belongs to the minority.
+        num_splits (`int`, *optional*, defaults to `10`):
+            Random halves of the pairs that are averaged; without effect where the minority is given.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of halves and intervals.
+
+    Returns:
+        `dict`, each with `value`, `low`, `high`: `majority_with_majority`, `minority_with_majority` and `minority_with_minority`: mean
+        agreement of the first's votes with those of the second; `shared_taste`: by how much the minority agrees more with its own
+        than with the majority, on votes on which both can be seen. And `reliability`, a number: Spearman's correlation of a user's
+        support on one half with that on the other (`None` where the minority is given).
+
+    Raises:
+        DataError: If too few users judged common pairs.
+    """
+    agreement: dict[str, list[tuple[FloatArray, IntArray]]] = defaultdict(list)
+    correlations = []
+    if isinstance(minority, Mapping):
+        member = np.array([float(minority[user]) if user in minority else np.nan for user in votes.users])
+        _collect(agreement, votes, member, np.ones(len(votes.user), dtype=bool))
+    else:
+        for split in range(num_splits):
+            half = (np.random.default_rng(seed + split).permutation(votes.num_pairs) % 2 == 0)[votes.pair]
+            supports = [support_on(votes, side) for side in (half, ~half)]
+            both = ~np.isnan(supports).any(axis=0)
+            if both.sum() < 3 or any(len(np.unique(support[both])) < 2 for support in supports):
+                raise DataError("Too few users judged common pairs to tell taste from noise. Give more votes on the same pairs.")
+            correlations.append(spearman(supports[0][both], supports[1][both]))
+            for support, judged in zip(supports, (~half, half), strict=True):
+                known = ~np.isnan(support)
+                threshold = quantile_thresholds(support[known], minority)[0]
+                _collect(agreement, votes, np.where(known, support < threshold, np.nan), judged)
+    joined = {name: [np.concatenate(part) for part in zip(*parts, strict=True)] for name, parts in agreement.items()}
+    (own, user), (others, _) = joined.pop("own"), joined.pop("others")
+    result: dict[str, Any] = {name: mean_over_users(values, of_user, seed) for name, (values, of_user) in joined.items()}
+    result["shared_taste"] = compare(own, others, user, None, seed=seed).differences["overall"]
+    return result | {"reliability": float(np.mean(correlations)) if correlations else None}
+
+
+def _collect(agreement: dict[str, Any], votes: Votes, member: FloatArray, judged: NDArray[np.bool_]) -> None:
+    """Add, on the votes that are judged, their agreement with the users of each group, and whose votes they are."""
+    of_vote = member[votes.user]
+    shares = {}
+    for name, code in (("majority", 0.0), ("minority", 1.0)):
+        same, total = others_votes(votes, of_vote == code)
+        shares[name] = np.divide(same, total, out=np.full(len(total), np.nan), where=total > 0)
+    seen_by_both = ~np.isnan(shares["majority"]) & ~np.isnan(shares["minority"])
+    for name, whose, code, rows in (
+        ("majority_with_majority", "majority", 0.0, ~np.isnan(shares["majority"])),
+        ("minority_with_majority", "majority", 1.0, ~np.isnan(shares["majority"])),
+        ("minority_with_minority", "minority", 1.0, ~np.isnan(shares["minority"])),
+        ("own", "minority", 1.0, seen_by_both),
+        ("others", "majority", 1.0, seen_by_both),
+    ):
+        kept = judged & (of_vote == code) & rows
+        agreement[name].append((shares[whose][kept], votes.user[kept]))
 
 
 class LabelNoise:
     """
-    The labels that people gave on common pairs, and what follows from them.
+    What the labels that people gave on common pairs say of noise.
 
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             Where the pairs come from.
         rows ([`~datasets.Dataset`]):
             The pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves out.
-        num_resamples (`int`):
-            Resamples over users.
         seed (`int`):
-            Seed of resamples and halvings.
+            Seed of intervals and halves.
 
     Attributes:
         measured (`bool`):
             Whether the groups were cut from agreement on these votes.
         summary (`dict`):
-            For audit.json: `known` (1 - label noise) for made labels, else what [`~trl_pafo.audit.ceiling.noise_ceiling`] and
-            [`~trl_pafo.audit.ceiling.taste_or_noise`] give; `reason` where nothing can be said.
+            `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives, and [`taste_or_noise`] under its name;
+            `reason` where nothing can be said.
     """
 
-    def __init__(self, data: DataArguments, rows: Dataset, num_resamples: int, seed: int):
-        self._seed, self._num_resamples = seed, num_resamples
-        self._votes: Votes | None = None
+    def __init__(self, data: DataArguments, rows: Dataset, seed: int):
+        self._ceilings: dict[tuple[str, ...], float] = {}
         self.measured = False
-        self.summary: dict[str, Any] = {}
         if data.source in MADE_SOURCES:
             noise = 0.0 if data.source == "personal_llm" and not (data.majority and data.minority) else data.label_noise
-            self.summary = {"known": 1.0 - noise, "reason": "The labels are made: a user's type or weights decide each pair."}
+            self.summary: dict[str, Any] = {"known": 1.0 - noise}
             return
-        everything = _all_votes(data, rows)
+        everything = rows.select_columns(_COLUMNS).to_list()
+        if data.source == "ukp_convarg":
+            from trl_pafo.data.sources.ukp_convarg import read_pairs
+
+            everything = list(read_pairs(Path(str(data.data_path))))
         votes = votes_of(everything)
         try:
-            self.summary = noise_ceiling(votes, num_resamples=num_resamples, seed=seed)
+            self.summary = noise_ceiling(votes, seed=seed)
         except DataError as error:
             self.summary = {"reason": str(error)}
             return
-        self._votes = votes
-        self._place = {_key(row): number for number, row in enumerate(everything)}
-        group_of = dict(zip(rows["user"][:], rows["group"][:], strict=True))
-        largest = Counter(group_of.values()).most_common(1)[0][0]
-        minority: Any = {user: group != largest for user, group in group_of.items()}
-        self.measured = _support_is_measured(rows)
+        self._ceilings = dict(zip(map(_key, everything), majority_of_others(votes).tolist(), strict=True))
+        people = rows.select_columns(["user", "group", "support_rate"]).to_pandas().drop_duplicates()
+        largest = Counter(people["group"]).most_common(1)[0][0]
+        minority: Any = dict(zip(people["user"], people["group"] != largest, strict=True))
+        # Where users of one group differ in support, the groups were cut from it.
+        self.measured = bool((people.groupby("group")["support_rate"].nunique() > 1).any())
         if self.measured:
             given = data.minority_threshold is not None
             minority = sum(minority.values()) / len(minority) if given else data.minority_quantile or MINORITY_QUANTILE
         try:
-            self.summary["taste_or_noise"] = taste_or_noise(votes, minority, num_resamples=num_resamples, seed=seed)
+            self.summary["taste_or_noise"] = taste_or_noise(votes, minority, seed=seed)
         except DataError as error:
             self.summary["taste_or_noise"] = {"reason": str(error)}
 
-    def ceiling_of(self, rows: Dataset) -> FloatArray | None:
-        """Whether the majority of the others is right about each row, NaN without others; `None` where no ceiling is known."""
-        if self._votes is None:
-            return None
-        return majority_of_others(self._votes)[self._places(rows)]
-
-    def trend_apart(self, correct: FloatArray, rows: Dataset) -> dict[str, float] | None:
-        """Spearman's correlation of user accuracy with support, the two measured on different halves of the pairs.
-
-        Where support is agreement, one stroke of bad luck lowers both a user's support and its accuracy, so that the plain correlation
-        is too high. Averaged over 10 random halvings; `None` where support is not agreement.
-        """
-        votes = self._votes
-        if votes is None or not self.measured:
-            return None
-        place = self._places(rows)
-        user = votes.user[place]
-        weights = user_weights(len(votes.users), self._num_resamples, self._seed)
-        found = []
-        for split in range(_SPLITS):
-            half = half_of_pairs(votes, self._seed + split)
-            for judged, support in ((half, support_on(votes, ~half)), (~half, support_on(votes, half))):
-                mine = judged[place]
-                pairs = np.bincount(user[mine], minlength=len(votes.users))
-                right = np.bincount(user[mine], correct[mine], len(votes.users))
-                known = (pairs > 0) & ~np.isnan(support)
-                if known.sum() > 2:
-                    found.append(spearman(right[known] / pairs[known], support[known], weights[:, known]))
-        return with_interval(np.mean(found, axis=0), len(np.unique(user))) if found else None
-
-    def _places(self, rows: Dataset) -> Any:
-        columns = ["prompt", "chosen", "rejected", "user"]
-        return np.array([self._place[_key(row)] for row in rows.select_columns(columns)], dtype=np.int64)
-
-
-def _all_votes(data: DataArguments, rows: Dataset) -> list[dict[str, Any]]:
-    if data.source == "ukp_convarg":
-        from trl_pafo.data.sources.ukp_convarg import read_pairs
-
-        return list(read_pairs(Path(str(data.data_path))))
-    return rows.select_columns(["prompt", "chosen", "rejected", "user"]).to_list()
+    def ceiling_of(self, rows: Dataset) -> FloatArray:
+        """Whether the majority of the others is right about each row, NaN where nobody else judged it, or no ceiling is known."""
+        return np.array([self._ceilings.get(_key(row), np.nan) for row in rows.select_columns(_COLUMNS)], dtype=np.float64)
 
 
 def _key(row: dict[str, Any]) -> tuple[str, ...]:
     return (row["user"], *(content_key(row[name]) for name in ("prompt", "chosen", "rejected")))
-
-
-def _support_is_measured(rows: Dataset) -> bool:
-    """Whether users of one group differ in support, so that the groups were cut from it."""
-    rates: dict[str, set[float]] = {}
-    for group, rate in zip(rows["group"][:], rows["support_rate"][:], strict=True):
-        rates.setdefault(group, set()).add(rate)
-    return any(len(values) > 1 for values in rates.values())

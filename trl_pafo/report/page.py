@@ -8,7 +8,7 @@ from typing import Any
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
-from trl_pafo.plotting import as_svg, settle, write_png
+from trl_pafo.plotting import as_svg, write_png
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.records import Record, read_record
@@ -142,7 +142,9 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
 
     def shown(picture: Picture) -> dict[str, Any]:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
-        write_png(settle(picture.figure), beside / f"{name}.png")
+        picture.figure.draw_without_rendering()
+        picture.figure.set_layout_engine("none")  # the layout is settled once for both forms
+        write_png(picture.figure, beside / f"{name}.png")
         written.add(f"{name}.png")
         description = f"{picture.title}. {picture.caption}"
         return {**vars(picture), "name": name, "svg": Markup(as_svg(picture.figure, name, description))}

@@ -7,8 +7,7 @@ from helpers.parts import make_pairs, make_tokenizer
 from helpers.rounding import rounding
 from transformers import AutoModel
 
-from trl_pafo.audit.features import embed_texts
-from trl_pafo.audit.sampling import MAX_PAIRS_A_USER, pair_features, sample_rows
+from trl_pafo.audit.features import MAX_PAIRS_A_USER, embed_texts, pair_features, sample_rows
 from trl_pafo.errors import ConfigError
 
 TEXTS = ["the cat", "a dog can sing in the rain", "the cat", "please kindly sir", "red"]

@@ -1,0 +1,193 @@
+"""Verdict, findings, tables, pictures and folder of an audit, from results of which the truth is known."""
+
+import json
+import re
+
+import matplotlib.image
+import pytest
+from helpers.parts import full_after
+
+from trl_pafo.audit import write_audit
+from trl_pafo.audit.audit import check_output
+from trl_pafo.audit.pictures import draw_pictures
+from trl_pafo.audit.text import findings, interval, markdown_report, verdict_sentence
+from trl_pafo.errors import RunFolderError
+
+
+def number(value, low=None, high=None):
+    return {"value": value, "low": value - 0.02 if low is None else low, "high": value + 0.02 if high is None else high}
+
+
+def headroom(**gains):
+    groups = {
+        name: {
+            "num_users": 40,
+            "no_history": 0.4,
+            "shared": 0.5,
+            "teacher": 0.5 + gain["value"],
+            "gain": gain,
+            "gain_of_each_repeat": [gain["value"] + 0.01, gain["value"] - 0.01],
+        }
+        for name, gain in gains.items()
+    }
+    return {"groups": groups, "folds": 4, "repeats": 2, "num_pairs": 400, "embedding_model": "minilm"}
+
+
+def make_result(**changes):
+    """Groups `a|b` of 48 users and `rare` of 12, who are served worse and whom a teacher of their own would serve better."""
+    judged = {"users": 48, "pairs": 120, "accuracy": number(0.8), "common_pairs": 0}
+    group = {"share_of_users": 0.5, "pairs": 120}
+    result = {
+        "data": {"source": "files", "data_path": "survey.csv"},
+        "counts": {
+            "pairs": 240,
+            "users": 60,
+            "prompts": 30,
+            "pairs_a_user": {"min": 4, "median": 4, "max": 4},
+            "groups": {
+                "a|b": {**group, "users": 48, "support_rates": [0.8] * 48},
+                "rare": {**group, "users": 12, "support_rates": [0.1, *[0.2] * 11]},
+            },
+        },
+        "length": {
+            "max_length": 64,
+            "tokenizer": "minilm",
+            "groups": {"a|b": {"pairs": 100, "dropped": 0}, "rare": {"pairs": 100, "dropped": 7}},
+        },
+        "noise": {"known": 0.9},
+        "accuracy": {
+            "judge": "shared probe, cross-validated",
+            "overall": number(0.7),
+            "groups": {"a|b": judged, "rare": judged | {"users": 12, "accuracy": number(0.4)}},
+            "support_spearman": number(0.5),
+            "support_is_agreement": False,
+        },
+        "headroom": headroom(**{"a|b": number(0.0), "rare": number(0.3)}),
+        **changes,
+    }
+    result["verdict"], result["findings"] = verdict_sentence(result), findings(result)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("gains", "match"),
+    [
+        (
+            {"a": number(0.0), "b": number(0.3)},
+            r"PAFO can help: .*for b by \+\.300 \[\+\.280, \+\.320\] \(from \.500 to \.800\); no gain.* a ",
+        ),
+        ({"a": number(0.0), "b": number(0.01, -0.03, 0.05)}, r"Nothing to distill: .*gains above \.050 are excluded"),
+        ({"a": number(0.0), "b": number(0.01, 0.004, 0.016)}, "Nothing to distill"),  # shown, but not worth a teacher
+        ({"a": number(0.0), "b": number(0.05, -0.01, 0.11)}, r"Open: .*up to \.110 are not excluded"),
+        ({"a": number(0.0), "b": number(-0.02, -0.2, 0.16)}, "Open: .*audit more users"),  # small, but nothing is excluded
+    ],
+)
+def test_the_verdict_says_what_the_intervals_show(gains, match):
+    sentence = verdict_sentence({"headroom": headroom(**gains)})
+    assert re.match(match, sentence)
+    assert sentence.count("\n") == 0
+
+
+def test_without_probes_nothing_is_claimed():
+    assert "not known" in verdict_sentence({"headroom": None})
+
+
+def test_findings_name_bias_noise_and_length():
+    bias, noise, length = make_result()["findings"]
+    assert bias == "Bias: user accuracy (shared probe, cross-validated) rises with support, Spearman +.500 [+.480, +.520]."
+    assert noise == "Noise: labels are made by rule, so the ceiling is known: .900."
+    assert length == "Length: at 64 tokens, training would drop pairs of rare 7.0 % (7 of 100)."
+
+
+@pytest.mark.parametrize(
+    ("trend", "agreement", "match"),
+    [
+        (number(-0.5), False, "falls with support"),
+        (number(0.0), False, "shows no trend with support"),
+        (number(0.5), True, r"rises with support, .*; but support is agreement on these pairs"),
+        (number(0.5, None, None) | {"low": None, "high": None}, False, r"too few users.*\[unknown\]"),
+        ({"value": None, "low": None, "high": None}, False, "does not vary over users"),
+    ],
+)
+def test_bias_is_claimed_only_where_it_is_shown(trend, agreement, match):
+    accuracy = make_result()["accuracy"] | {"support_spearman": trend, "support_is_agreement": agreement}
+    assert re.search(match, make_result(accuracy=accuracy)["findings"][0])
+
+
+@pytest.mark.parametrize(
+    ("difference", "match"),
+    [
+        (number(0.2), "share a taste of their own"),
+        (number(-0.2), "noisier ones"),
+        (number(0.0), "no taste of their own is shown"),
+    ],
+)
+def test_taste_and_noise_in_words(difference, match):
+    names = ("minority_with_minority", "minority_with_majority", "majority_with_majority")
+    taste = {**dict.fromkeys(names, number(0.7)), "shared_taste": difference, "reliability": 0.15}
+    noise = {"leave_one_out": number(0.75), "best_shared_bounds": [0.72, 0.83], "votes_a_pair": 4.1, "taste_or_noise": taste}
+    text = " ".join(make_result(noise=noise)["findings"])
+    assert match in text
+    assert "can reach between .720 and .830" in text
+    assert "hardly a trait" in text
+
+
+def test_unknown_numbers_are_not_printed_as_numbers():
+    assert interval({"value": None, "low": None, "high": None}) == "unknown"
+    assert interval(number(float("nan"))) == "unknown"
+
+
+def test_the_report_holds_all_numbers_in_aligned_tables():
+    result = make_result()
+    text = markdown_report(result, ["support.png"])
+    for part in ("48", "7 of 100", ".200 (.100 to .200)", "+.300 [+.280, +.320]", "+.290 to +.310", result["verdict"], "a\\|b"):
+        assert part in text
+    assert "![support](support.png)" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({len(line) for line in table}) == 1
+        assert len({len(re.sub(r"\\\|", "", line).split("|")) for line in table}) == 1
+    assert "Headroom" not in markdown_report(make_result(headroom=None, accuracy=None))
+
+
+def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
+    accuracy = make_result()["accuracy"]
+    assert "noise ceiling" not in markdown_report(make_result())
+    accuracy["groups"]["rare"] |= {"common_pairs": 30, "accuracy_there": 0.41, "ceiling": number(0.55)}
+    assert re.search(r"rare .* 30 \| +\.410 \| +\.550 \[\.530, \.570\]", markdown_report(make_result(accuracy=accuracy)))
+
+
+def test_pictures_are_drawn_for_what_there_is(tmp_path):
+    assert draw_pictures(make_result(headroom=None), tmp_path) == ["support.png"]
+    many = {f"group {n}": number(0.1 * n - 0.2) for n in range(5)}
+    names = draw_pictures(make_result(headroom=headroom(**many)), tmp_path)
+    assert names == ["support.png", "headroom.png"]
+    for name in names:
+        image = matplotlib.image.imread(tmp_path / name)
+        assert image.shape[1] >= 1200
+        assert image[..., :3].std() > 0.05  # something is on it
+        assert image[0, :, :3].min() == 1  # nothing is cut off at the top
+
+
+def test_an_earlier_audit_is_replaced(tmp_path):
+    out = tmp_path / "deep" / "audit"
+    write_audit(make_result(), out)
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png", "headroom.png"}
+    before = (out / "audit.json").read_text()
+    with full_after(100), pytest.raises(RunFolderError, match=r"cannot be written: File too large"):
+        write_audit(make_result(), out)
+    assert (out / "audit.json").read_text() == before
+    write_audit(make_result(headroom=None), out)
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png"}
+    assert json.loads((out / "audit.json").read_text())["headroom"] is None
+
+
+def test_something_else_is_never_overwritten(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for folder in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(RunFolderError, match=r"something else than an audit \(thesis.txt\).*nothing is overwritten"):
+            write_audit(make_result(), folder)
+        with pytest.raises(RunFolderError, match="something else"):
+            check_output(folder)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"

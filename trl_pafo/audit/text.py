@@ -1,0 +1,188 @@
+"""The audit in words and tables. Every claim is one that an interval shows; what is not shown is said to be open."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from trl_pafo.data.sources.arguments import data_name
+from trl_pafo.metrics.verdict import format_interval, format_number, is_known
+
+MIN_GAIN = 0.02
+"""Smallest gain of accuracy that is worth a teacher."""
+# A gain that intervals this wide cannot exclude leaves the question open, however small its estimate.
+_WIDE = 5
+
+
+def interval(number: dict[str, Any], signed: bool = False) -> str:
+    """`.644 [.537, .750]`, `.644 [unknown]`, or `unknown`."""
+    return (
+        f"{format_number(number['value'], signed)} {format_interval(number, signed)}" if is_known(number["value"]) else "unknown"
+    )
+
+
+def verdict_sentence(result: dict[str, Any]) -> str:
+    """Whether PAFO can help, in one sentence.
+
+    - A group *can be helped* if the interval of its headroom lies above 0 and the estimate is at least .02.
+    - *Nothing to distill*, if every estimate is below .02 and no interval reaches .10.
+    - *Open*, otherwise.
+    """
+    if result["headroom"] is None:
+        return "Whether PAFO can help is not known: no probes were fitted (headroom is off)."
+    groups = result["headroom"]["groups"]
+    gains = {name: group["gain"] for name, group in groups.items()}
+    listed = {name: f"{name} {interval(gain, True)}" for name, gain in gains.items()}
+    helped = [name for name, gain in gains.items() if gain["low"] > 0 and gain["value"] >= MIN_GAIN]
+    if helped:
+        parts = [
+            f"{name} by {interval(gains[name], True)} (from {format_number(groups[name]['shared'])} to "
+            f"{format_number(groups[name]['teacher'])})"
+            for name in helped
+        ]
+        rest = [text for name, text in listed.items() if name not in helped]
+        tail = f"; no gain worth a teacher is shown for {', '.join(rest)}" if rest else ""
+        return (
+            f"PAFO can help: a teacher of its own beats the shared personalized probe for {', '.join(parts)}{tail} (gains of "
+            "accuracy, simultaneous 95 % intervals over users)."
+        )
+    highest = max(gain["high"] for gain in gains.values())
+    if all(gain["value"] < MIN_GAIN for gain in gains.values()) and highest < _WIDE * MIN_GAIN:
+        return (
+            "Nothing to distill: no group gains from a teacher of its own over the shared personalized probe "
+            f"({', '.join(listed.values())}; gains above {format_number(highest)} are excluded at 95 %)."
+        )
+    return (
+        f"Open: no gain of a teacher of its own over the shared personalized probe is shown ({', '.join(listed.values())}), but gains of "
+        f"up to {format_number(highest)} are not excluded; audit more users."
+    )
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """What else was found, a sentence each: bias, noise, length."""
+    limit, groups = result["length"]["max_length"], result["length"]["groups"]
+    dropped = [
+        f"{name} {100 * group['dropped'] / group['pairs']:.1f} % ({group['dropped']} of {group['pairs']})"
+        for name, group in groups.items()
+        if group["dropped"]
+    ]
+    length = f"Length: no training pair is longer than {limit} tokens."
+    if dropped:
+        length = f"Length: at {limit} tokens, training would drop pairs of {', '.join(dropped)}."
+    return [*([] if result["accuracy"] is None else [_bias(result["accuracy"])]), *_noise(result["noise"]), length]
+
+
+def _bias(accuracy: dict[str, Any]) -> str:
+    trend, judge = accuracy["support_spearman"], accuracy["judge"]
+    if not is_known(trend["value"]):
+        return f"Bias: accuracy ({judge}) or support does not vary over users, so that there is no trend."
+    if not is_known(trend["low"]):
+        return (
+            f"Bias: too few users to tell whether user accuracy ({judge}) rises with support, Spearman {interval(trend, True)}."
+        )
+    word = "rises" if trend["low"] > 0 else "falls" if trend["high"] < 0 else "shows no trend"
+    sentence = f"Bias: user accuracy ({judge}) {word} with support, Spearman {interval(trend, True)}"
+    if accuracy["support_is_agreement"]:
+        sentence += "; but support is agreement on these pairs, where one stray label lowers both: compare each group with its noise ceiling"
+    return sentence + "."
+
+
+def _noise(noise: dict[str, Any]) -> list[str]:
+    if "known" in noise:
+        return [f"Noise: labels are made by rule, so the ceiling is known: {format_number(noise['known'])}."]
+    if "leave_one_out" not in noise:
+        return [f"Noise: {noise['reason']}"]
+    low, high = noise["best_shared_bounds"]
+    found = [
+        f"Noise: the majority of the others predicts {interval(noise['leave_one_out'])} of labels on common pairs "
+        f"({noise['votes_a_pair']:.1f} votes a pair); a judge that does not see the user can reach between {format_number(low)} and "
+        f"{format_number(high)}."
+    ]
+    taste = noise["taste_or_noise"]
+    if "reason" in taste:
+        return found
+    difference = taste["shared_taste"]
+    if difference["low"] > 0:
+        word = "low-support users share a taste of their own"
+    elif difference["high"] < 0:
+        word = "low-support users are the noisier ones, not people of another taste"
+    else:
+        word = "no taste of their own is shown for low-support users"
+    found.append(
+        f"Taste or noise: {word}: they agree with each other {interval(taste['minority_with_minority'])}, with the majority "
+        f"{interval(taste['minority_with_majority'])} (the majority with itself {interval(taste['majority_with_majority'])}); "
+        f"difference on the same votes {interval(difference, True)}."
+    )
+    if is_known(taste["reliability"]):
+        found.append(
+            f"Support rates are {'hardly ' if taste['reliability'] < 0.3 else ''}a trait of the person: measured on two halves of the pairs "
+            f"they correlate with {format_number(taste['reliability'], True)}."
+        )
+    return found
+
+
+def markdown_report(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
+    """Tables, findings, verdict and pictures in GitHub's Markdown, its columns aligned for a terminal."""
+    counts = result["counts"]
+    pairs = counts["pairs_a_user"]
+    parts = [
+        f"# Audit of {data_name(result['data'])}",
+        f"{counts['users']:,} users, {counts['pairs']:,} pairs ({pairs['min']:g} to {pairs['max']:g} a user, median {pairs['median']:g}), "
+        f"{counts['prompts']:,} prompts",
+        _table(_group_rows(result)),
+    ]
+    if result["accuracy"] is not None:
+        parts += [f"## Accuracy ({result['accuracy']['judge']})", _table(_accuracy_rows(result["accuracy"]))]
+    if (headroom := result["headroom"]) is not None:
+        parts += [
+            "## Headroom",
+            f"Probes on {headroom['num_pairs']:,} pairs, features of {headroom['embedding_model']}, {headroom['folds']} x "
+            f"{headroom['folds']} parts, {headroom['repeats']} repeats",
+            _table(_headroom_rows(headroom)),
+        ]
+    parts += ["## Findings", "\n".join(f"- {sentence}" for sentence in result["findings"]), f"**{result['verdict']}**"]
+    parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: list[list[str]]) -> str:
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))] for row in rows
+    ]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _group_rows(result: dict[str, Any]) -> list[list[str]]:
+    lengths = result["length"]
+    rows = [["group", "users", "share", "pairs", "support", f"training pairs over {lengths['max_length']} tokens"]]
+    for name, group in result["counts"]["groups"].items():
+        rates = group["support_rates"]
+        support = format_number(median(rates))
+        if rates[0] < rates[-1]:
+            support += f" ({format_number(rates[0])} to {format_number(rates[-1])})"
+        length = lengths["groups"].get(name)
+        dropped = f"{length['dropped']} of {length['pairs']}" if length else "none in training"
+        share = f"{100 * group['share_of_users']:.1f} %"
+        rows.append([name, f"{group['users']:,}", share, f"{group['pairs']:,}", support, dropped])
+    return rows
+
+
+def _accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
+    rows = [["group", "users", "pairs", "accuracy", "common pairs", "accuracy there", "noise ceiling there"]]
+    for name, group in accuracy["groups"].items():
+        row = [name, f"{group['users']:,}", f"{group['pairs']:,}", interval(group["accuracy"])]
+        there = [format_number(group["accuracy_there"]), interval(group["ceiling"])] if group["common_pairs"] else ["-", "-"]
+        rows.append([*row, f"{group['common_pairs']:,}", *there])
+    known = any(group["common_pairs"] for group in accuracy["groups"].values())
+    return rows if known else [row[:4] for row in rows]
+
+
+def _headroom_rows(headroom: dict[str, Any]) -> list[list[str]]:
+    rows = [["group", "users", "no history", "shared", "own teacher", "headroom", "over repeats"]]
+    for name, group in headroom["groups"].items():
+        gains = [format_number(gain, True) for gain in sorted(group["gain_of_each_repeat"])]
+        probes = [format_number(group[probe]) for probe in ("no_history", "shared", "teacher")]
+        rows.append([name, f"{group['num_users']:,}", *probes, interval(group["gain"], True), f"{gains[0]} to {gains[-1]}"])
+    return rows
