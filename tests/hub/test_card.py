@@ -8,9 +8,8 @@ from helpers.hub_endpoint import card_errors
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hub_ids, wilson_interval, with_base, with_repo
+from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hub_ids, with_base, with_repo
 from trl_pafo.hub.template import one_line
 from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
 
@@ -97,8 +96,8 @@ def test_no_text_at_all_can(name):
 @pytest.mark.parametrize("name", EVIL)
 def test_titles_definitions_and_options_are_escaped_too(name):
     wild = dict(title=f"a {name}", group_definition=f"Made by {name}", findings=[f"Against {name}"], eval_dataset=f"x {name}")
-    wild |= dict(hyperparameters={"optim": name}, dropped={f"g {name}": 3}, eval_split=f"x {name}")
-    tame = dict(title="a b", group_definition="Made by b", findings=["Against b"], eval_dataset="x b", eval_split="x b")
+    wild |= dict(hyperparameters={"optim": name}, dropped={f"g {name}": 3})
+    tame = dict(title="a b", group_definition="Made by b", findings=["Against b"], eval_dataset="x b")
     tame |= dict(hyperparameters={"optim": "b"}, dropped={"g b": 3})
     text, reference = card_of("g", **wild).render(), card_of("g", **tame).render()
     assert len(headings(text)) == len(headings(reference))
@@ -172,31 +171,23 @@ def test_the_models_of_wheels_are_named_as_on_the_hub(name):
 
 
 def test_repo_and_base_are_put_in_and_the_rest_is_kept():
-    text = Card("fair", is_adapter=True, base_is_local=True).render() + "\nA word of mine.\n"
+    text = Card("fair", is_adapter=True).render() + "\nA word of mine.\n"
     assert "library_name: peft" in text
     moved = with_repo(text, "lab/fair")
     assert 'model_id = "lab/fair"' in moved
     assert moved.replace('"lab/fair"', '"."') == text
-    assert "so the lines above fail" in moved
     based = with_base(moved, "lab/base-1_b")
     assert ModelCard(based).data.base_model == "lab/base-1_b"
-    assert "lines above fail" not in based
-    assert "(https://huggingface.co/lab/base-1_b)" in based
     assert "A word of mine." in based
     assert with_repo("a card of another kind", "lab/fair") == "a card of another kind"
 
 
-def test_wilson_is_that_of_scipy():
-    for right, count in ((0, 5), (3, 7), (50, 50), (17, 1000)):
-        wanted = binomtest(right, count).proportion_ci(0.95, method="wilson")
-        assert wilson_interval(right / count, count) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
-    assert wilson_interval(float("nan"), 4) == (None, None)
-    assert wilson_interval(0.5, 0) == (None, None)
-
-
-def test_links_lead_where_they_say():
-    text = Card("fair", links={"W [x](y)": "https://logs.example/a b)(c<d>"}).render()
-    assert r"Logs: [W \[x\]\(y\)](https://logs.example/abcd)" in text
+def test_of_a_method_its_paper_is_cited():
+    paper = {"title": "A paper", "id": "2401.00001", "citation": "@article{x}", "note": " as **we** read it."}
+    text = Card("fair", how_trained="It was distilled.", paper=paper).render()
+    assert "and trl-pafo. It was distilled.\n" in text
+    assert "of [A paper](https://huggingface.co/papers/2401.00001) as **we** read it." in text
+    assert "```bibtex\n@article{x}\n```" in text
 
 
 def test_code_of_the_snippet_is_python_for_every_kind():

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 from helpers.parts import make_tokenizer
+from scipy.stats import binomtest
 
 from trl_pafo.data.template import add_history_template
-from trl_pafo.hub.card import FEWEST_USERS, Accuracy, Card, GroupCount, wilson_interval
+from trl_pafo.hub.card import FEWEST_USERS, Accuracy, Card, GroupCount
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.pipeline.publish import run_card
 from trl_pafo.report.records import Record
@@ -29,6 +30,11 @@ def consistent(card_of, truth) -> set:
     return {candidate for candidate in CANDIDATES if card_of(*candidate) == seen}
 
 
+def interval(right: int, pairs: int) -> tuple[float, float]:
+    found = binomtest(right, pairs).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def test_the_adversary_finds_counts_where_they_can_be_found():
     """Against a card that gives a total, or the accuracy of a small group, the same search has few answers or one."""
 
@@ -36,7 +42,7 @@ def test_the_adversary_finds_counts_where_they_can_be_found():
         return f"{(MANY[2] + right) / (MANY[1] + pairs):.6f}"
 
     def with_interval(users, pairs, right):
-        return "{:.3f} to {:.3f}".format(*wilson_interval(right / pairs, pairs))
+        return "{:.3f} to {:.3f}".format(*interval(right, pairs))
 
     truth = (2, 7, 3)
     for card_of in (with_total, with_interval):
@@ -47,8 +53,8 @@ def card_of_counts(users, pairs, right) -> str:
     """All that a card can hold, of these counts."""
     rows = [
         Accuracy("", MANY[0] + users, MANY[1] + pairs, (MANY[2] + right) / (MANY[1] + pairs), 0.4, 0.9),
-        Accuracy("many", *MANY[:2], MANY[2] / MANY[1], *wilson_interval(MANY[2] / MANY[1], MANY[1])),
-        Accuracy("few", users, pairs, right / pairs, *wilson_interval(right / pairs, pairs)),
+        Accuracy("many", *MANY[:2], MANY[2] / MANY[1], *interval(MANY[2], MANY[1])),
+        Accuracy("few", users, pairs, right / pairs, *interval(right, pairs)),
     ]
     groups = [GroupCount("many", *MANY[:2]), GroupCount("few", users, pairs)]
     return Card("fair", groups=groups, accuracies=rows, dropped={"many": 2, "few": pairs}).render()
@@ -64,7 +70,7 @@ def test_no_number_on_a_card_is_one_of_the_hidden_ones():
     text = card_of_counts(users, pairs, right)
     body = text.split("## Groups")[1].split("## Training")[0] + text.split("\n---\n")[0]
     found = {round(float(number), 6) for number in re.findall(r"\d+\.?\d*", body)}
-    secret = [right / pairs, *wilson_interval(right / pairs, pairs), (MANY[2] + right) / (MANY[1] + pairs)]
+    secret = [right / pairs, *interval(right, pairs), (MANY[2] + right) / (MANY[1] + pairs)]
     secret += [pairs, right, MANY[0] + users, MANY[1] + pairs, MANY[2] + right]
     for number, digits in itertools.product(secret, (3, 6)):
         assert round(number, digits) not in found, number

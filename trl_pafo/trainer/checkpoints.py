@@ -220,7 +220,7 @@ def train(trainer: Trainer, out: Path, title: str, checkpoints: Checkpoints) -> 
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         progress.on_train_end(trainer.args, trainer.state, trainer.control)  # else an error would stand in the line of the bar
-    trainer.save_model(str(out))
+    trainer.save_model(str(out), _internal_call=True)  # without a card: that of a run holds the evaluation, too
     trainer.state.save_to_json(str(out / _STATE))
     for path in folder.iterdir():  # such as what a tracker has written
         if path.is_dir() and _step_of(path) < 0:

@@ -1,18 +1,94 @@
-"""What a trainer knows of the model that it trains, for the model's card."""
+"""The card of a reward model that a method of this package has trained, and what a trainer knows for it."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import is_wandb_available
 from trl import RewardTrainer
-from trl.trainer.utils import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
+from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.history import remembered
-from trl_pafo.hub.card import HYPERPARAMETERS, STUDENT_HYPERPARAMETERS, Accuracy, Card, GroupCount, base_id, hides_groups
+from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hides_groups
+
+PAPER = {
+    "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
+    "id": "2606.07988",
+    "note": (
+        " **as trl-pafo reads it**: `docs/method.md` of trl-pafo says what is the paper's and what is not. No number on this card is "
+        "the paper's."
+    ),
+    "citation": (
+        "@article{pafo2026,\n    title        = {{PAFO: Pareto Fairness Optimization for Personalized Reward Modeling}},\n"
+        "    author       = {Chunyuan Zheng and Fuli Feng and Haoting Ni and Haoxuan Li and Xiaoyan Zhao and Yang Zhang},\n"
+        "    year         = 2026,\n    eprint       = {arXiv:2606.07988}\n}"
+    ),
+}
+HOW_TRAINED = {
+    "bradley_terry": "It was trained by the Bradley-Terry loss alone, without a history of the user: one reward for all.",
+    "personalized_bt": "It was trained by the Bradley-Terry loss alone, on the pairs of all groups: no teachers, nothing distilled.",
+    "pafo": (
+        "A teacher for each group was trained on the pairs of that group. Their margins were distilled into this one model, which "
+        "needs no group label. Teachers are not part of this repository."
+    ),
+    "kept": (
+        "Teachers for each group were trained, but none was shown to be better than the model of all groups, so nothing was "
+        "distilled: this is the model of all groups, trained by the Bradley-Terry loss alone."
+    ),
+}
+
+# The options of a training that a card shows, in this order. None of them can hold a path.
+_OF_STUDENTS = (
+    *("alpha", "distillation_loss", "distillation_temperature", "condition", "counterfactual_share", "counterfactual_weight"),
+    *("teacher_scale", "teacher_margin_clip"),
+)
+_OF_ALL = (
+    *("num_history", "history_max_tokens", "history_fields", "max_length"),
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "num_processes", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
+    *("max_grad_norm", "center_rewards_coefficient", "disable_dropout", "bf16", "fp16", "seed"),
+)
+_OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
+
+
+def reward_model_card(
+    method: str, tokenizer: Any, options: Mapping[str, Any], base: str | None, is_adapter: bool, **known: Any
+) -> Card:
+    """The card of a model that was trained by a method of this package.
+
+    Args:
+        method (`str`):
+            Key of `HOW_TRAINED`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's, which remembers how the training pairs were read.
+        options (`Mapping[str, Any]`):
+            Options of the training by name, of which some are shown.
+        base (`str`, *optional*):
+            Name of the model that the training started from; one that is not on the Hub is left out.
+        is_adapter (`bool`):
+            Whether the weights are an adapter.
+        **known:
+            Other attributes of [`~trl_pafo.hub.card.Card`].
+    """
+    read = remembered(tokenizer)
+    if read is not None:
+        options = {
+            **options,
+            **{f"history_{name}": read[name] for name in ("max_tokens", "fields")},
+            "num_history": read["num_history"],
+        }
+    names = (*(_OF_STUDENTS if method == "pafo" else ()), *_OF_ALL, *(_OF_ADAPTERS if is_adapter else ()))
+    return Card(
+        how_trained=HOW_TRAINED[method],
+        base_model=base_id(base),
+        is_adapter=is_adapter,
+        is_conversational=bool(tokenizer.chat_template) if read is None else read["inputs"] == "messages",
+        history=read if read and read["num_history"] != 0 else None,
+        hyperparameters={name: options.get(name) for name in names},
+        paper=PAPER if method in ("pafo", "kept") else None,
+        **known,
+    )
 
 
 def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], distills: bool) -> Card:
@@ -28,8 +104,7 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     is_adapter = isinstance(model, PeftModel)
-    options = {name: getattr(trainer.args, name, None) for name in HYPERPARAMETERS}
-    options["num_processes"] = trainer.args.world_size
+    options = {**vars(trainer.args), "num_processes": trainer.args.world_size}
     base = get_config_model_id(model.config)
     if is_adapter:
         adapter: Any = model.peft_config[model.active_adapter]
@@ -41,32 +116,23 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
             "lora_target_modules": "target_modules",
         }
         options |= {option: getattr(adapter, name, None) for option, name in names.items()}
-    if not distills:
-        options = {name: value for name, value in options.items() if name not in STUDENT_HYPERPARAMETERS}
-    settings = remembered(trainer.processing_class)  # type: ignore[arg-type]
-    history = settings if settings and settings["num_history"] != 0 else None
-    groups = count_groups(trainer.train_dataset)
-    accuracies, split = last_accuracies(trainer)
+    tokenizer: Any = trainer.processing_class
+    read = remembered(tokenizer)
+    groups, accuracies = count_groups(trainer.train_dataset), last_accuracies(trainer)
     step = "" if hides_groups(groups, accuracies) else f" at step {trainer.state.global_step}"  # steps tell the number of pairs
-    return Card(
-        method="pafo" if distills else "personalized_bt" if history else "bradley_terry",
+    definition = "The groups are those of the column `group` of the training data; how they were made is for its author to say."
+    return reward_model_card(
+        "pafo" if distills else "personalized_bt" if read and read["num_history"] != 0 else "bradley_terry",
+        tokenizer,
+        options,
+        base,
+        is_adapter,
         tags=[*trainer._tag_names, *(getattr(model, "model_tags", None) or ())],
-        base_model=base_id(base),
-        base_is_local=is_adapter and base_id(base) is None,
-        is_adapter=is_adapter,
-        is_conversational=settings["inputs"] == "messages" if settings else bool(trainer.processing_class.chat_template),  # type: ignore[union-attr]
-        history=history,
-        group_definition="The groups are those of the column `group` of the training data; how they were made is for its author to say."
-        if groups
-        else "The training data name no groups.",
+        group_definition=definition if groups else "The training data name no groups.",
         groups=groups,
         dropped=dropped_pairs,
         accuracies=accuracies,
-        evaluated_on=f"Measured by the trainer{step}, on its evaluation dataset.",
-        interval_method="`trl-pafo evaluate` computes intervals over users.",
-        eval_split=split,
-        hyperparameters=options,
-        links=_links(),
+        evaluated_on=f"Measured by the trainer{step}, on its evaluation dataset. `trl-pafo evaluate` computes intervals over users.",
     )
 
 
@@ -78,12 +144,12 @@ def count_groups(rows: Any) -> list[GroupCount]:
     if "has_label" in frame:
         frame = frame[frame["has_label"]]
     pairs = frame["group"].value_counts()
-    users = frame.groupby("group")["user"].nunique() if "user" in frame else Counter()
+    users = frame.groupby("group")["user"].nunique() if "user" in frame else {}
     return [GroupCount(str(name), int(users[name]) if "user" in frame else None, int(n)) for name, n in pairs.items()]
 
 
-def last_accuracies(trainer: RewardTrainer) -> tuple[list[Accuracy], str]:
-    """The accuracies of the last evaluation on an evaluation dataset of the trainer, all pairs first, and the dataset's name.
+def last_accuracies(trainer: RewardTrainer) -> list[Accuracy]:
+    """The accuracies of the last evaluation on an evaluation dataset of the trainer, all pairs first.
 
     Of an evaluation on other pairs it is not known whose they are, so it is left out.
     """
@@ -102,14 +168,5 @@ def last_accuracies(trainer: RewardTrainer) -> tuple[list[Accuracy], str]:
         all_users = sum(users) if users and None not in users else None  # type: ignore[arg-type]
         all_pairs = len(datasets[prefix]) if isinstance(datasets[prefix], Dataset) else 0
         of_groups = [Accuracy(c.name, c.users, c.pairs, entry[f"{prefix}_accuracy/{c.name}"]) for c in counts[prefix]]
-        return [Accuracy("", all_users, all_pairs, entry[f"{prefix}_accuracy"]), *of_groups], prefix.removeprefix("eval_")
-    return [], "eval"
-
-
-def _links() -> dict[str, str]:
-    links = {"Comet": get_comet_experiment_url(), "Trackio": get_trackio_space_url()}
-    if is_wandb_available():
-        import wandb
-
-        links["Weights & Biases"] = wandb.run.url if wandb.run is not None else None
-    return {name: url for name, url in links.items() if url}
+        return [Accuracy("", all_users, all_pairs, entry[f"{prefix}_accuracy"]), *of_groups]
+    return []
