@@ -28,8 +28,7 @@ from trl.trainer.utils import disable_dropout_in_model
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.prefix_sharing.choice import attention_weight, estimate_gain, how_rows_attend, lengths_of

@@ -141,7 +141,7 @@ def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
     for name, match in (
         (tmp_path / "pairs.csv", r"pairs\.csv cannot be loaded .*`trl-pafo prepare --data_path FILE` makes one of a file"),
         (tmp_path / "nowhere", "nowhere cannot be loaded"),
-        (tmp_path / "tables", r"train\.csv, line 2: 4 fields, but the header names 3"),
+        (tmp_path / "tables", "hold texts and `rejected` do not"),
     ):
         assert main(command(base, tmp_path / "out", "--dataset_name", str(name))) == 1
         assert re.search(match, capsys.readouterr().err)

@@ -18,8 +18,7 @@ from trl_pafo.data.counterfactual import counterfactual_rows
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.messages import as_messages
-from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.data.sources.typed_users import Population, make_splits
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.errors import DataError
 
 
@@ -314,8 +313,7 @@ class TestNoLeakage:
     @pytest.fixture(scope="class")
     @classmethod
     def splits(cls):
-        population = Population(majority=["thorough"], minority=["playful"], train_users=60, test_users=40, context_pairs=3)
-        made = make_splits(load_styles(), population)
+        made = load_source(DataArguments(source="styles", train_users=60, test_users=40, context_pairs=3))
         train = attach_history(made["train"], 3, past_only=False)
         return train, attach_history(made["test"], 3, min_history=3)
 

@@ -17,8 +17,7 @@ from trl import RewardConfig, RewardTrainer
 import trl_pafo.data.tokenization
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import drop_long_pairs, sequence_lengths, sum_of_pieces, tokenize_pairs
 from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer

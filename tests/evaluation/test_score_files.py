@@ -58,12 +58,11 @@ class TestParse:
     @pytest.mark.parametrize(
         ("line", "match"),
         [
-            ("{", "f, line 2: not JSON .*Each line must be one JSON object"),
+            ("{", "f, line 2: not JSON .*Write one JSON object a line"),
             ("[1]", "f, line 2: expected a JSON object, got list"),
             ("null", "f, line 2: expected a JSON object, got NoneType"),
-            ("[" * 100_000, "f, line 2: not JSON .*maximum recursion depth"),
+            ("[" * 100_000, "f, line 2: not JSON .*nested too deeply"),
             ('{"response": "\\ud800"}', "f, line 2: not JSON .*surrogates not allowed"),
-            ('{"prompt": "a", "prompt": "b", "response": "c"}', "f, line 2: not JSON .*the key 'prompt' occurs twice"),
             ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
             ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
             ('{"response": 3}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),

@@ -10,8 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
 
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.registry import load_source
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer
 from trl_pafo.prefix_sharing.forward import forward_shared

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from trl_pafo.cli import main
-from trl_pafo.data.sources.files import load_files
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.errors import TrlPafoError
 
 # Whatever JSON holds, with what is easily forgotten: numbers beyond 64 bits, NaN, half a surrogate pair, NUL, line separators.
@@ -132,7 +132,7 @@ class TestScore:
             (["--output", "/proc/there/is/none"], "/proc/there"),
             (["--input", "x" * 5000], "cannot be read"),
             (["--input", "."], "cannot be read"),
-            (["--input", "not there"], "There is no file not there"),
+            (["--input", "not there"], "'not there' cannot be read"),
             (["--model_name_or_path", "x" * 5000], "No model is found"),
             (["--model_name_or_path", "a\x00b"], "No model is found"),
             (["--model_name_or_path", "."], "can be loaded from"),
@@ -172,7 +172,7 @@ class TestScore:
 def read(path):
     """The splits of a file; `None` where it is refused."""
     try:
-        splits = load_files(path)
+        splits = load_source(DataArguments(source="files", data_path=str(path)))
     except TrlPafoError:
         return None
     assert {"prompt", "chosen", "rejected", "user", "group", "support_rate"} <= set(splits["train"].column_names)

@@ -28,7 +28,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if logging.lastResort is not None:
         logging.lastResort.setLevel(logging.INFO)
-    for name in ("trl_pafo.data.sources", "trl_pafo.data.attach_history"):
+    for name in ("trl_pafo.data.sources", "trl_pafo.data.attaching"):
         logging.getLogger(name).setLevel(logging.INFO)
     warnings.formatwarning = _warning_line
 

@@ -18,7 +18,6 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
 
-    from trl_pafo.data.sources.reading import SEPARATORS, read_records
     from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
     from trl_pafo.storage.files import alone, writing
@@ -41,9 +40,6 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
         dataset = get_dataset(dataset_args)
     elif script_args.dataset_name:
         source = script_args.dataset_name
-        for table in (path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in SEPARATORS):
-            for _ in read_records(table):  # pandas, which reads it below, shifts columns without a word
-                pass
         try:
             dataset = load_dataset(source, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
         except (OSError, ValueError, RuntimeError) as error:

@@ -1,10 +1,6 @@
-import json
-
 import pytest
+from helpers.sources import check_splits, load, write_lines
 
-from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.checks import check_pairs
-from trl_pafo.data.sources.prism import load_prism
 from trl_pafo.errors import ConfigError, DataError
 
 
@@ -41,9 +37,8 @@ def survey(users, religion=lambda number: "Rare" if number < 3 else "Common"):
 
 
 def write(folder, conversations, people):
-    folder.mkdir(exist_ok=True)
-    for name, records in (("conversations", conversations), ("survey", people)):
-        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    write_lines(folder / "conversations.jsonl", conversations)
+    write_lines(folder / "survey.jsonl", people)
     return folder
 
 
@@ -57,7 +52,7 @@ def folder(tmp_path):
 
 class TestPairs:
     def test_a_conversation_turn_by_turn(self, folder):
-        splits = load_prism(folder, "religion.simplified")
+        splits = load("prism", folder, group_by="religion.simplified")
         own = [row for split in splits.values() for row in split if row["user"] == "user0"]
         # The second conversation took place before the first.
         assert [row["prompt"][-1]["content"] for row in own] == [
@@ -74,20 +69,16 @@ class TestPairs:
         assert second["rejected"][0]["content"] == "refused"
 
     def test_the_rejected_answer_is_drawn(self, folder):
-        rejected = {row["rejected"][0]["content"] for row in load_prism(folder, "age", max_turns=1)["train"]}
+        rejected = {
+            row["rejected"][0]["content"] for row in load("prism", folder, group_by="age")["train"] if len(row["prompt"]) == 1
+        }
         assert rejected == {"low", "lower"}
-
-    def test_max_turns(self, folder):
-        splits = load_prism(folder, "age", max_turns=1)
-        assert all(len(row["prompt"]) == 1 for split in splits.values() for row in split)
-        with pytest.raises(ConfigError, match="`max_turns` must be at least 1"):
-            load_prism(folder, "age", max_turns=0)
 
     def test_turns_without_a_lower_answer_are_left_out_but_remembered(self, tmp_path):
         history = turn(0, "first", ("same", 50, True), ("other", 50, False)) + turn(1, "second", ("a", 9, True), ("b", 1, False))
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
         talks[0] = {**talks[0], "conversation_history": history}
-        splits = load_prism(write(tmp_path / "prism", talks, survey(USERS)), "age")
+        splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
         own = [row for split in splits.values() for row in split if row["user"] == "user0"]
         assert [message["content"] for message in own[-1]["prompt"]] == ["first", "same", "second"]
         assert len(own) == 3
@@ -96,33 +87,28 @@ class TestPairs:
         history = turn(0, "first", ("a", 50, False), ("b", 40, False)) + turn(1, "second", ("a", 9, True), ("b", 1, False))
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
         talks[0] = {**talks[0], "conversation_history": history}
-        splits = load_prism(write(tmp_path / "prism", talks, survey(USERS)), "age")
+        splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
         assert not any(row["prompt"][0]["content"] == "first" for split in splits.values() for row in split)
 
 
 class TestSplits:
     def test_users_and_prompts_apart(self, folder):
-        splits = load_prism(folder, "religion.simplified")
-        train, test = splits["train"], splits["test"]
-        assert not set(train["user"]) & set(test["user"])
-        assert not {str(p) for p in train["prompt"]} & {str(p) for p in test["prompt"]}
-        assert len(set(test["user"])) == 4
-        for name, split in splits.items():
-            check_pairs(split, name)
-            assert set(attach_history(split, 2)["user"]) == set(split["user"])
+        splits = load("prism", folder, group_by="religion.simplified")
+        check_splits(splits)
+        assert len(set(splits["test"]["user"])) == 4
 
     def test_shared_prompts_leave_the_test(self, tmp_path):
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
         for talk in talks[::2]:
             talk["conversation_history"][0]["content"] = "Hello"
-        splits = load_prism(write(tmp_path / "prism", talks, survey(USERS)), "age")
+        splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
         assert [{"role": "user", "content": "Hello"}] in splits["train"]["prompt"][:]
         assert [{"role": "user", "content": "Hello"}] not in splits["test"]["prompt"][:]
 
     def test_groups_are_values_or_minority_and_majority(self, folder):
         rare = {"user0", "user1", "user2"}
         for minority, names in ((None, ("Rare", "Common")), (["Rare"], ("minority", "majority"))):
-            splits = load_prism(folder, "religion.simplified", minority=minority)
+            splits = load("prism", folder, group_by="religion.simplified", minority=minority)
             for split in splits.values():
                 for row in split:
                     assert row["group"] == names[0 if row["user"] in rare else 1]
@@ -132,21 +118,21 @@ class TestSplits:
     def test_people_without_an_answer_are_left_out(self, tmp_path):
         people = survey(USERS, religion=lambda number: None if number == 5 else "x")
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
-        splits = load_prism(write(tmp_path / "prism", talks, people), "religion.simplified")
+        splits = load("prism", write(tmp_path / "prism", talks, people), group_by="religion.simplified")
         assert {user for split in splits.values() for user in split["user"]} == set(USERS) - {"user5"}
 
     def test_fewer_people(self, folder):
-        splits = load_prism(folder, "age", train_users=3, test_users=2)
+        splits = load("prism", folder, group_by="age", train_users=3, test_users=2)
         assert len(set(splits["train"]["user"])) == 3
         assert len(set(splits["test"]["user"])) == 2
         with pytest.raises(ConfigError, match="`train_users` must be between 1 and 8"):
-            load_prism(folder, "age", train_users=9)
+            load("prism", folder, group_by="age", train_users=9)
 
 
 class TestErrors:
     def test_missing_files(self, tmp_path):
-        with pytest.raises(DataError, match=r"There is no file .*survey\.jsonl"):
-            load_prism(tmp_path, "age")
+        with pytest.raises(DataError, match=r"survey\.jsonl' cannot be read: .*No such file"):
+            load("prism", tmp_path, group_by="age")
 
     @pytest.mark.parametrize(
         ("group_by", "message"),
@@ -158,18 +144,20 @@ class TestErrors:
     )
     def test_fields_that_the_survey_does_not_have(self, folder, group_by, message):
         with pytest.raises(DataError, match=message):
-            load_prism(folder, group_by)
+            load("prism", folder, group_by=group_by)
 
     def test_values_that_do_not_occur(self, folder):
-        with pytest.raises(ConfigError, match=r"names 'None', but the values of religion\.simplified are 'Common', 'Rare'"):
-            load_prism(folder, "religion.simplified", minority=["None"])
+        with pytest.raises(
+            ConfigError, match=r"names \['None'\], but the values of religion\.simplified are \['Common', 'Rare'\]"
+        ):
+            load("prism", folder, group_by="religion.simplified", minority=["None"])
 
     def test_a_message_of_another_form(self, tmp_path):
         talk = {**conversation("user0", 1), "conversation_history": [{"role": "user", "text": "hi"}]}
         with pytest.raises(DataError, match="line 1: `conversation_history` must hold messages"):
-            load_prism(write(tmp_path / "prism", [talk], survey(USERS)), "age")
+            load("prism", write(tmp_path / "prism", [talk], survey(USERS)), group_by="age")
 
     def test_no_pairs(self, tmp_path):
         talk = {**conversation("user0", 1), "conversation_history": []}
         with pytest.raises(DataError, match="no conversation has a chosen answer"):
-            load_prism(write(tmp_path / "prism", [talk], survey(USERS)), "age")
+            load("prism", write(tmp_path / "prism", [talk], survey(USERS)), group_by="age")

@@ -11,7 +11,6 @@ from trl_pafo.data.sources.splits import (
     add_type_support,
     agreement,
     drop_users_without_history,
-    first_users,
     hold_out_prompts,
     rows_by_user,
     split_users,
@@ -30,41 +29,30 @@ class TestSplitUsers:
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0.05, 0.95), st.integers(0, 99))
     def test_every_beginning_of_both_sides_has_the_shares_of_the_groups(self, sizes, share, seed):
         group_of = {f"{group}-{number}": group for group, size in enumerate(sizes) for number in range(size)}
-        if not 0 < round(share * len(group_of)) < len(group_of):
+        if max(sizes) == 1 or (len(sizes) == 1 and not 0 < round(share * sizes[0]) < sizes[0]):
             with pytest.raises(ConfigError, match="leave training or test without users"):
                 split_users(group_of, share, seed)
             return
-        if max(sizes) == 1:
-            with pytest.raises(ConfigError, match=f"Each of {len(sizes)} users is a group, so none can be tested"):
-                split_users(group_of, share, seed)
-            return
-        train, test = split_users(group_of, share, seed)
-        assert sorted(train + test) == sorted(group_of)
-        # Each group that can be has a user on both sides, and the share is kept where that leaves it open.
-        large = [size for size in sizes if size > 1]
-        assert len(test) == min(max(round(share * len(group_of)), len(large)), sum(large) - len(large))
+        sides = split_users(group_of, share, seed)
+        assert sorted(sides[0] + sides[1]) == sorted(group_of)
         for group, size in enumerate(sizes):
-            assert group in {group_of[user] for user in train}
-            assert size == 1 or group in {group_of[user] for user in test}
-        for side in (train, test):
+            in_test = [group_of[user] for user in sides[1]].count(group)
+            if size > 1:  # each group that can be has a user on both sides
+                assert 1 <= in_test <= size - 1
+            assert size - 1 >= in_test
+            assert abs(in_test - share * size) <= 1 or in_test in (1, size - 1)
+        for side in sides:
+            whole = Counter(group_of[user] for user in side)
             for length in range(1, len(side) + 1):
                 found = Counter(group_of[user] for user in side[:length])
-                for group, size in enumerate(sizes):
-                    # Any stretch of the common order is at most one user off at each of its ends and at each other group's, and of
-                    # each group one user may be moved to the other side.
-                    assert abs(found[group] - length * size / len(group_of)) <= 2 * len(sizes) + 1
+                for group, number in whole.items():
+                    # Any beginning is at most one user off at its end and at each other group's.
+                    assert abs(found[group] - length * number / len(side)) <= 2 * len(sizes) + 1
 
     def test_users_are_drawn_not_taken_in_order(self):
         group_of = dict.fromkeys(map(str, range(50)))
         assert split_users(group_of, 0.5, 0) == split_users(group_of, 0.5, 0)
         assert split_users(group_of, 0.5, 0)[1] != split_users(group_of, 0.5, 1)[1]
-
-    def test_first_users(self):
-        assert first_users(["a", "b"], None, "n") == ["a", "b"]
-        assert first_users(["a", "b"], 1, "n") == ["a"]
-        for number in (0, 3):
-            with pytest.raises(ConfigError, match="`n` must be between 1 and 2"):
-                first_users(["a", "b"], number, "n")
 
 
 class TestRows:
@@ -110,12 +98,9 @@ class TestSupport:
         expected = support_rate_by_agreement(columns[0], pairs, [1 if r[1] < r[2] else -1 for *_, r in votes])
         assert repr(agreement(data)) == repr(expected)  # NaN is NaN
 
-    def test_both_quantile_and_threshold(self):
+    def test_the_fifth_with_the_lowest_support_is_the_minority_by_default(self):
         splits = DatasetDict(train=rows(("a", "1"), ("b", "1")), test=rows(("c", "2")))
-        support = {"train": {"a": 0.1, "b": 0.9}, "test": {"c": 0.5}}
-        with pytest.raises(ConfigError, match="exactly one of `threshold` and `quantile`"):
-            add_support_groups(splits, support, quantile=0.2, threshold=0.5)
-        built = add_support_groups(splits, support)
+        built = add_support_groups(splits, {"train": {"a": 0.1, "b": 0.9}, "test": {"c": 0.5}})
         assert built["train"]["group"][:] == ["minority", "majority"]
         assert built["test"]["group"][:] == ["minority"]
 

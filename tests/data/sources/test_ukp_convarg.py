@@ -1,14 +1,12 @@
 import csv
 import gzip
-import json
 import os
 
 import pytest
+from helpers.sources import check_splits, load, write_lines
 
-from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.checks import check_pairs
-from trl_pafo.data.sources.ukp_convarg import load_ukp_convarg
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.data.sources import ukp_convarg
+from trl_pafo.errors import DataError
 
 SIDES = 6
 CONTRARIANS = ("w0", "w1", "w2", "w3", "w4", "w5")
@@ -34,9 +32,7 @@ def votes(num_users=30):
 
 
 def write(folder, argument_rows, vote_rows, zipped=False):
-    folder.mkdir(exist_ok=True)
-    text = "\n".join(json.dumps(row) for row in argument_rows)
-    (folder / "arguments.jsonl").write_text(text)
+    write_lines(folder / "arguments.jsonl", argument_rows)
     with (folder / "votes.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(vote_rows[0]))
         writer.writeheader()
@@ -55,7 +51,7 @@ def folder(tmp_path):
 
 class TestPairs:
     def test_the_argument_that_was_voted_for_is_chosen(self, folder):
-        for row in load_ukp_convarg(folder, minority_threshold=0.5)["train"]:
+        for row in load("ukp_convarg", folder, minority_threshold=0.5)["train"]:
             first, second = int(row["chosen"][-1]), int(row["rejected"][-1])
             assert (first > second) == (row["user"].removeprefix("ukp-") in CONTRARIANS)
             side = row["chosen"].split()[1]
@@ -64,30 +60,24 @@ class TestPairs:
             assert row["prompt"] == f"{topic} Which argument for this side is more convincing: stance {side}?"
 
     def test_undecided_votes_are_left_out(self, folder):
-        splits = load_ukp_convarg(folder, minority_threshold=0.5)
+        splits = load("ukp_convarg", folder, minority_threshold=0.5)
         assert {abs(int(r["chosen"][-1]) - int(r["rejected"][-1])) for s in splits.values() for r in s} == {1}
 
     def test_zipped_files(self, folder, tmp_path):
         zipped = write(tmp_path / "zipped", arguments(), votes(), zipped=True)
-        plain = load_ukp_convarg(folder, minority_threshold=0.5)
-        assert load_ukp_convarg(zipped, minority_threshold=0.5)["test"].to_list() == plain["test"].to_list()
+        plain = load("ukp_convarg", folder, minority_threshold=0.5)
+        assert load("ukp_convarg", zipped, minority_threshold=0.5)["test"].to_list() == plain["test"].to_list()
 
 
 class TestSplits:
     def test_users_and_prompts_apart(self, folder):
-        splits = load_ukp_convarg(folder, minority_threshold=0.5)
-        train, test = splits["train"], splits["test"]
-        assert not set(train["user"]) & set(test["user"])
-        assert not set(train["prompt"]) & set(test["prompt"])
-        assert len(set(test["prompt"])) == 2
-        assert len(set(train["user"])) == 18
-        assert len(set(test["user"])) == 12
-        for name, split in splits.items():
-            check_pairs(split, name)
-            assert set(attach_history(split, 2)["user"]) == set(split["user"])
+        splits = load("ukp_convarg", folder, minority_threshold=0.5)
+        check_splits(splits)
+        assert len(set(splits["test"]["prompt"])) == 2
+        assert [len(set(splits[name]["user"])) for name in ("train", "test")] == [18, 12]
 
     def test_support_is_the_leave_one_out_agreement(self, folder):
-        splits = load_ukp_convarg(folder, minority_threshold=0.5)
+        splits = load("ukp_convarg", folder, minority_threshold=0.5)
         dissent = {user for user in splits["train"]["user"] if user.removeprefix("ukp-") in CONTRARIANS}
         for row in splits["train"]:
             # 18 training users judge each pair alike, up to the contrarians among them.
@@ -100,26 +90,24 @@ class TestSplits:
             for row in split:
                 assert (row["group"] == "minority") == (row["user"].removeprefix("ukp-") in CONTRARIANS)
 
-    def test_people_with_few_pairs_are_left_out(self, folder):
+    def test_people_with_few_pairs_are_left_out(self, folder, monkeypatch):
         # A test person has two pairs on each of two prompts, a training person eight pairs.
-        assert len(load_ukp_convarg(folder, min_pairs=4, minority_threshold=0.5)["test"]) == 48
+        assert len(load("ukp_convarg", folder, minority_threshold=0.5)["test"]) == 48
+        monkeypatch.setattr(ukp_convarg, "MIN_PAIRS", 5)
         with pytest.raises(DataError, match="None of 12 users has 5 pairs on at least two prompts"):
-            load_ukp_convarg(folder, min_pairs=5, minority_threshold=0.5)
+            load("ukp_convarg", folder, minority_threshold=0.5)
 
     def test_the_seed_decides(self, folder):
-        tests = [load_ukp_convarg(folder, minority_threshold=0.5, seed=seed)["test"].to_list() for seed in (0, 0, 1)]
+        tests = [
+            load("ukp_convarg", folder, minority_threshold=0.5, population_seed=seed)["test"].to_list() for seed in (0, 0, 1)
+        ]
         assert tests[0] == tests[1] != tests[2]
-
-    @pytest.mark.parametrize("options", [{"test_prompt_share": 0.01}, {"test_user_share": 1.0}])
-    def test_shares_that_leave_a_side_empty(self, folder, options):
-        with pytest.raises(ConfigError, match=r"leaves? training or test without"):
-            load_ukp_convarg(folder, **options)
 
 
 class TestErrors:
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(DataError, match=r"lacks arguments\.jsonl"):
-            load_ukp_convarg(tmp_path)
+            load("ukp_convarg", tmp_path)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -134,27 +122,21 @@ class TestErrors:
         rows = votes(3)
         folder = write(tmp_path / "ukp", arguments(), [{**rows[0], **changes}, *rows[1:]])
         with pytest.raises(DataError, match=message):
-            load_ukp_convarg(folder)
+            load("ukp_convarg", folder)
 
     def test_a_missing_column_and_a_missing_field(self, tmp_path):
         folder = write(tmp_path / "ukp", arguments(), [{"arg1": "a", "arg2": "b", "value": "a1"}])
         with pytest.raises(DataError, match="lacks the column user"):
-            load_ukp_convarg(folder)
+            load("ukp_convarg", folder)
         (folder / "arguments.jsonl").write_text('{"arg_id": "a"}')
-        with pytest.raises(DataError, match="line 1: the field `topic` is missing"):
-            load_ukp_convarg(folder)
+        with pytest.raises(DataError, match="line 1: the field `topic` must be a text"):
+            load("ukp_convarg", folder)
 
 
 @pytest.mark.skipif("TRL_PAFO_UKP" not in os.environ, reason="TRL_PAFO_UKP does not name the folder of UKPConvArg1")
-class TestRealFile:
-    def test_real_people(self):
-        splits = load_ukp_convarg(os.environ["TRL_PAFO_UKP"])
-        train, test = splits["train"], splits["test"]
-        assert not set(train["user"]) & set(test["user"])
-        assert not set(train["prompt"]) & set(test["prompt"])
-        for name, split in splits.items():
-            check_pairs(split, name)
-            assert set(split["group"]) == {"majority", "minority"}
-            people = split.to_pandas().drop_duplicates("user")
-            rates = people.groupby("group")["support_rate"]
-            assert rates.max()["minority"] < rates.min()["majority"]
+def test_the_real_file():
+    splits = load("ukp_convarg", os.environ["TRL_PAFO_UKP"])
+    check_splits(splits)
+    for split in splits.values():
+        rates = split.to_pandas().drop_duplicates("user").groupby("group")["support_rate"]
+        assert rates.max()["minority"] < rates.min()["majority"]

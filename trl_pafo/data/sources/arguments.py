@@ -1,10 +1,22 @@
 """What is asked of a source of preference pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trl_pafo.errors import ConfigError
+
+NUM_USERS = 200
+"""Users of each split where users are made and no number is given."""
+
+_LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("train_users", "test_users", "pairs_per_user", "max_words"), lambda value: value >= 1, "at least 1"),
+    (("context_pairs",), lambda value: value >= 0, "at least 0"),
+    (("minority_ratio", "test_prompt_share"), lambda value: 0 < value < 1, "above 0 and below 1"),
+    (("validation_share",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    (("taste_mix",), lambda value: 0 <= value <= 1, "in [0, 1]"),
+    (("label_noise",), lambda value: 0 <= value < 0.5, "in [0, 0.5)"),
+)
 
 
 def option(default: Any, text: str) -> Any:
@@ -32,7 +44,7 @@ class DataArguments:
         minority_ratio (`float`, *optional*, defaults to `0.1`):
             Share of users in the minority, for the sources that make their users.
         train_users, test_users (`int`, *optional*):
-            Number of users. `None` takes the source's default.
+            Number of users. `None` takes 200 where users are made, and all where they are real.
         pairs_per_user (`int`, *optional*, defaults to `4`):
             Pairs a user judges, beside `context_pairs`.
         context_pairs (`int`, *optional*):
@@ -44,7 +56,7 @@ class DataArguments:
         taste_mix (`float`, *optional*, defaults to `0.0`):
             Share of pairs in which a user prefers a second type of its own.
         label_noise (`float`, *optional*, defaults to `0.0`):
-            Share of labels that are turned round.
+            Share of labels that are flipped.
         max_words (`int`, *optional*):
             Cut the answers of `dsp` at a sentence end within this many words.
         minority_threshold (`float`, *optional*):
@@ -73,7 +85,7 @@ class DataArguments:
     test_prompt_share: float = option(0.25, "Share of the prompts kept for test users.")
     validation_share: float = option(0.15, "Share of the training prompts held out to choose teachers by; 0: none.")
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
-    label_noise: float = option(0.0, "Share of labels that are turned round.")
+    label_noise: float = option(0.0, "Share of labels that are flipped.")
     max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
     minority_threshold: float | None = option(None, "Users with a support rate below it are the minority.")
     minority_quantile: float | None = option(None, "This share of users, with the lowest support rates, are the minority.")
@@ -82,8 +94,20 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         self.source = self.source or ("files" if self.data_path or self.test_data_path else "styles")
-        if not 0 <= self.validation_share < 1:
-            raise ConfigError(f"`validation_share` must be at least 0 and below 1, got {self.validation_share}.")
+        for names, fits, limits in _LIMITS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ConfigError(f"`{name}` must be {limits}, got {value}.")
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs that a user judges where users are made, those that only serve as history included."""
+        return self.pairs_per_user + (1 if self.context_pairs is None else self.context_pairs)
+
+    def number_of_users(self, split: str) -> int:
+        """Users of a split where users are made."""
+        return getattr(self, f"{split}_users") or NUM_USERS
 
     def data_inputs(self) -> dict[str, Any]:
         """The options that decide the data, as inputs of the prepare stage."""

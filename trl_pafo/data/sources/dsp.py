@@ -8,11 +8,13 @@ d, by construction. Which domains make the majority and the minority is our choi
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
+from datasets import DatasetDict
+
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import read_records, text_of
-from trl_pafo.data.sources.typed_users import AnsweredPrompt, Population
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.data.sources.typed_users import AnsweredPrompt, make_splits
+from trl_pafo.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -21,17 +23,16 @@ logger = logging.getLogger(__name__)
 _SENTENCE_END = re.compile(r"(?<!^\d)(?<!\s\d)(?<!\s\d\d)[.!?…][\"'\u201d\u2019)\]]*(?=\s|$)")
 
 
-def dsp_population(**options: Any) -> Population:
-    """[`~trl_pafo.data.sources.typed_users.Population`] with `academy` as majority and `entertainment` as minority, unless
-    `options` say otherwise."""
-    return Population(**{"majority": ("academy",), "minority": ("entertainment",), **options})
+def load(data: DataArguments) -> DatasetDict:
+    """The pairs of users who prefer the answers of one domain: `academy` the majority, `entertainment` the minority by default."""
+    return make_splits(load_dsp(str(data.data_path), data.max_words), data, majority="academy", minority="entertainment")
 
 
 def load_dsp(path: str | Path, max_words: int | None = None) -> list[AnsweredPrompt]:
     """Read a DSP file: JSON Lines or a JSON list, plain or gzipped, of `{"query": ..., "responses": {domain: text}}`.
 
-    Left out and counted in the log are: later entries with a query that was there before, and prompts of which two
-    answers are the same or one is empty, since such answers tell no domains apart.
+    Left out, and counted in the log, are later entries with a query that was there before, and prompts of which two answers
+    are the same or one is empty, since such answers tell no domains apart.
 
     Args:
         path (`str` or `Path`):
@@ -44,52 +45,36 @@ def load_dsp(path: str | Path, max_words: int | None = None) -> list[AnsweredPro
         `list[AnsweredPrompt]`: For [`~trl_pafo.data.sources.typed_users.make_splits`].
 
     Raises:
-        ConfigError: If `max_words` is below 1.
-        DataError: If the file cannot be read, an entry has another form, or no prompt is left. The message names file
-        and
+        DataError: If the file cannot be read, an entry has another form, or no prompt is left. The message names file and
             line.
     """
-    if max_words is not None and max_words < 1:
-        raise ConfigError(f"`max_words` must be at least 1, or None to leave answers whole; got {max_words}.")
     prompts: dict[str, AnsweredPrompt] = {}
-    seen: set[str] = set()
     domains: list[str] = []
-    num_repeated = num_alike = 0
+    num_entries = 0
     for place, record in read_records(path):
-        query = text_of(record, "query", place)
-        responses = record.get("responses")
-        if not isinstance(responses, dict) or len(responses) < 2:
-            raise DataError(f"{place}: the field `responses` must map two or more domains to texts, got {responses!r}.")
+        num_entries += 1
+        query, responses = text_of(record, "query", place), record.get("responses")
+        if not isinstance(responses, dict) or len(responses) < 2 or not all(isinstance(text, str) for text in responses.values()):
+            raise DataError(f"{place}: the field `responses` must map two or more domains to texts, got {responses!r:.200}.")
         domains = domains or list(responses)
         if set(responses) != set(domains):
             raise DataError(
-                f"{place}: the answers are of the domains {', '.join(map(str, responses))}, those before it of "
-                f"{', '.join(domains)}. Every query needs one answer of each domain."
+                f"{place}: the answers are of the domains {', '.join(responses)}, those before it of {', '.join(domains)}. Every query "
+                "needs one answer of each domain."
             )
-        for domain, answer in responses.items():
-            if not isinstance(answer, str):
-                raise DataError(f"{place}: the answer of the domain {domain!r} must be a text, got {answer!r}.")
-        if query in seen:
-            num_repeated += 1
-            continue
-        seen.add(query)
         answers = {domain: cut_at_sentence(responses[domain], max_words) for domain in domains}
-        if not all(answers.values()) or len(set(answers.values())) < len(answers):
-            num_alike += 1
-            continue
-        prompts[query] = AnsweredPrompt(query, answers)
-    if num_repeated or num_alike:
+        prompts.setdefault(query, AnsweredPrompt(query, answers))
+    usable = [p for p in prompts.values() if all(p.responses.values()) and len(set(p.responses.values())) == len(domains)]
+    if len(usable) < num_entries:
         logger.warning(
-            "%s: %d entries repeat an earlier query and %d have an empty answer or two that are the same; they are left "
-            "out, %d prompts remain.",
+            "%s: %d of %d entries are left out, which repeat a query or have an empty answer or two that are the same.",
             path,
-            num_repeated,
-            num_alike,
-            len(prompts),
+            num_entries - len(usable),
+            num_entries,
         )
-    if not prompts:
+    if not usable:
         raise DataError(f"{path} holds no prompt that can be used: give a file of the DSP dataset.")
-    return list(prompts.values())
+    return usable
 
 
 def cut_at_sentence(text: str, max_words: int | None) -> str:

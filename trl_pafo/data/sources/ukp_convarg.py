@@ -11,89 +11,63 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict
 
 from trl_pafo.data.checks import check_columns
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import read_records, text_of
 from trl_pafo.data.sources.splits import add_support_groups, agreement, drop_users_without_history, rows_by_user, split_users
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.errors import DataError
 
-ARGUMENTS = ("arguments.jsonl", "arguments.jsonl.gz")
-VOTES = ("votes.csv", "votes.csv.gz")
+TEST_USER_SHARE = 0.4
+TEST_PROMPT_SHARE = 0.33
+MIN_PAIRS = 4
+"""People with fewer pairs in their split are left out, as are those with pairs on one prompt only."""
+
 _VALUES = {"a1": ("arg1", "arg2"), "a2": ("arg2", "arg1")}
 
 
-def load_ukp_convarg(
-    path: str | Path,
-    test_user_share: float = 0.4,
-    test_prompt_share: float = 0.33,
-    min_pairs: int = 4,
-    minority_quantile: float | None = None,
-    minority_threshold: float | None = None,
-    seed: int = 0,
-) -> DatasetDict:
+def load(data: DataArguments) -> DatasetDict:
     """Pairs of arguments; the prompt is the debate and the side that is argued for.
 
     The support rate is the mean leave-one-out agreement with the others on the same pairs, over all prompts. That of a
     training user comes from the votes of training users alone; that of a test user, which only evaluation uses, from all
-    votes. Votes for "equally convincing" are left out. The data does not tell the order of a person's votes, so it is drawn.
+    votes. Votes for "equally convincing" are left out, as are those of test people on training prompts and of training people on
+    test prompts, and people with few pairs. The data does not tell the order of a person's votes, so it is drawn.
 
     Args:
-        path (`str` or `Path`):
-            Folder with `arguments.jsonl` (`arg_id`, `topic`, `stance`, `text`) and `votes.csv` (`arg1`, `arg2`, `user`, `value`:
-            a1, a2 or equal), each plain or gzipped.
-        test_user_share (`float`, *optional*, defaults to `0.4`):
-            Share of the people in test, in (0, 1). Their votes on training prompts are not used, nor are the votes of
-            training people on test prompts.
-        test_prompt_share (`float`, *optional*, defaults to `0.33`):
-            Share of the prompts (sides of a debate) in test, in (0, 1).
-        min_pairs (`int`, *optional*, defaults to `4`):
-            People with fewer pairs in their split are left out, as are those with pairs on one prompt only.
-        minority_quantile, minority_threshold (`float`, *optional*):
-            As in [`~trl_pafo.data.sources.files.load_files`].
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the division and the order.
-
-    Returns:
-        [`~datasets.DatasetDict`]: `train` and `test` in the one schema.
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
+            `data_path`: folder with `arguments.jsonl` (`arg_id`, `topic`, `stance`, `text`) and `votes.csv` (`arg1`, `arg2`, `user`,
+            `value`: a1, a2 or equal), each plain or gzipped.
 
     Raises:
-        ConfigError: If a share leaves one side empty.
-        DataError: If a file is missing, or a row of it cannot be used.
+        DataError: If a file is missing, a row of it cannot be used, or training or test is left without votes.
     """
-    rows = read_pairs(Path(path))
-    rng = random.Random(seed)
+    rows = read_pairs(Path(str(data.data_path)))
+    rng = random.Random(data.population_seed)
     rng.shuffle(rows)
     prompts = sorted({row["prompt"] for row in rows})
-    num_test = round(test_prompt_share * len(prompts))
-    if not 0 < num_test < len(prompts):
-        raise ConfigError(
-            f"`test_prompt_share`={test_prompt_share} of {len(prompts)} prompts leaves training or test without any."
-        )
-    test_prompts = set(rng.sample(prompts, num_test))
+    test_prompts = set(rng.sample(prompts, round(TEST_PROMPT_SHARE * len(prompts))))
     people = sorted({row["user"] for row in rows})
-    train_users, test_users = split_users(dict.fromkeys(people), test_user_share, seed)
+    train_users, test_users = split_users(dict.fromkeys(people), TEST_USER_SHARE, data.population_seed)
     tested = set(test_users)
-    train = [row for row in rows if row["user"] not in tested and row["prompt"] not in test_prompts]
-    test = [row for row in rows if row["user"] in tested and row["prompt"] in test_prompts]
-    if not train or not test:
-        raise DataError("No vote is left in training or test; move the shares of users and prompts in test.")
-    splits = DatasetDict(
-        train=drop_users_without_history(Dataset.from_list(train), min_pairs),
-        test=drop_users_without_history(Dataset.from_list(test), min_pairs),
-    )
+    parts = {"train": [row for row in rows if row["user"] not in tested and row["prompt"] not in test_prompts]}
+    parts["test"] = [row for row in rows if row["user"] in tested and row["prompt"] in test_prompts]
+    if not all(parts.values()):
+        raise DataError(f"{data.data_path}: no vote is left in training or test. Give the votes of more people on more prompts.")
+    splits = DatasetDict({split: drop_users_without_history(Dataset.from_list(part), MIN_PAIRS) for split, part in parts.items()})
     everything = Dataset.from_list(rows)
     support = {"train": agreement(rows_by_user(everything, train_users)), "test": agreement(everything)}
-    return add_support_groups(splits, support, minority_quantile, minority_threshold)
+    return add_support_groups(splits, support, data.minority_quantile, data.minority_threshold)
 
 
 def read_pairs(folder: Path) -> list[dict[str, str]]:
     """One row a vote: `prompt`, `chosen`, `rejected`, `user`."""
     prompt_of: dict[str, str] = {}
     text_by_id: dict[str, str] = {}
-    for place, record in read_records(_file(folder, ARGUMENTS)):
+    for place, record in read_records(_file(folder, "arguments.jsonl")):
         argument = text_of(record, "arg_id", place)
         topic, stance = text_of(record, "topic", place), text_of(record, "stance", place)
         prompt_of[argument] = f"{topic} Which argument for this side is more convincing: {stance}?"
         text_by_id[argument] = text_of(record, "text", place)
-    file = _file(folder, VOTES)
+    file = _file(folder, "votes.csv")
     rows = []
     for place, vote in read_records(file):
         check_columns(vote, ["arg1", "arg2", "user", "value"], str(file))
@@ -103,7 +77,7 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
             raise DataError(f"{place}: `value` must be a1, a2 or equal, got {vote['value']!r}.")
         liked, other = (vote[name] for name in _VALUES[vote["value"]])
         if liked not in text_by_id or other not in text_by_id:
-            raise DataError(f"{place}: the arguments {liked!r} and {other!r} are not both in {ARGUMENTS[0]}.")
+            raise DataError(f"{place}: the arguments {liked!r} and {other!r} are not both in arguments.jsonl.")
         if not vote["user"] or prompt_of[liked] != prompt_of[other]:
             raise DataError(f"{place}: a vote needs a user, and two arguments for the same side of one debate.")
         # A few arguments occur twice, under two numbers.
@@ -115,8 +89,8 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _file(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"The folder {folder} lacks {names[0]} (or {names[1]}). Give the folder that holds both files.")
+def _file(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"The folder {folder} lacks {name} (or {name}.gz). Give the folder that holds arguments.jsonl and votes.csv.")
