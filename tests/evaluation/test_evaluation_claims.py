@@ -48,8 +48,6 @@ def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, t
     page = (tmp_path / "out/report.html").read_text()
     assert "name no groups" in page
     assert "None" not in page
-    bench = json.loads((tmp_path / "out/rewardbench/model.json").read_text())
-    assert bench["extra_results"] == bench["extra_counts"] == {}
 
 
 def test_data_without_users_say_nothing_of_users(evaluate):

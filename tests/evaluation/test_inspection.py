@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run, pooled_states
+from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run, rewards_and_states
 from trl_pafo.evaluation.rewards import score_rows
-from trl_pafo.models.scoring import pad_id_of, score_sequences
+from trl_pafo.models import RewardScorer, score_sequences
 
 
 def write_run(folder, kind="encoder", history=2, reference="personalized_bt", teachers=True, num_users=6):
@@ -111,28 +111,29 @@ def test_states_do_not_depend_on_the_batch(run):
 
 def test_a_decoder_whose_pad_token_ends_its_texts(decoder):
     """Pooling looks for the last token that is no pad; where the end of a text is one, it is the token before."""
-    model = AutoModelForSequenceClassification.from_pretrained(decoder).eval()
-    model.config.pad_token_id = 5
-    sequences = [[7, 8, 9, 5], [7, 8, 10, 11, 12, 5]]
-    with pooled_states(model, 5) as states:
-        rewards = score_sequences(model, sequences, 5)
+    scorer = RewardScorer(decoder, device="cpu")
+    scorer.model.config.pad_token_id = 5
+    pairs = [{"chosen": [7, 8, 9, 5], "rejected": [7, 9, 5]}, {"chosen": [7, 8, 10, 11, 12, 5], "rejected": [8, 5]}]
+    rewards, states = rewards_and_states(scorer, pairs, 2)
+    for column, side in enumerate(("chosen", "rejected")):
+        expected = score_sequences(scorer.model, [pair[side] for pair in pairs], 5)
+        assert rewards[:, column] == pytest.approx(expected, abs=1e-5)
     with torch.no_grad():
-        again = model.score(torch.from_numpy(np.stack([states[tuple(s)] for s in sequences]).astype(np.float32)))
-    assert again.squeeze(-1).numpy() == pytest.approx(rewards, rel=1e-2, abs=1e-2)
-    assert not model._forward_hooks  # nothing is left behind
+        again = scorer.model.score(torch.from_numpy(states.astype(np.float32)))
+    assert again.squeeze(-1).numpy() == pytest.approx(rewards[:, 0], rel=1e-2, abs=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_an_adapter(kind, tmp_path, request):
     base = request.getfixturevalue(kind)
     model = AutoModelForSequenceClassification.from_pretrained(base)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2)).eval()
-    with pooled_states(adapted, pad_id_of(model.config, tokenizer)) as states:
-        score_sequences(adapted, [[7, 8, 9]], tokenizer.pad_token_id)
+    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
+    pairs = [{"chosen": [7, 8, 9], "rejected": [7, 8]}]
+    _, states = rewards_and_states(RewardScorer(tmp_path, device="cpu"), pairs, 2)
     with torch.no_grad():
         output = model.base_model(input_ids=torch.tensor([[7, 8, 9]])).last_hidden_state
-    assert states[7, 8, 9].astype(float) == pytest.approx(output[0, 0 if kind == "encoder" else -1].numpy(), rel=1e-2, abs=1e-2)
+    assert states[0].astype(float) == pytest.approx(output[0, 0 if kind == "encoder" else -1].numpy(), rel=1e-2, abs=1e-2)
 
 
 def test_it_is_kept_until_asked_for_something_else(tmp_path, monkeypatch):

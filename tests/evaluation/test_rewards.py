@@ -74,5 +74,5 @@ def test_pairs_beyond_the_model_positions_are_refused_with_their_groups(folder, 
         lambda row, number: {"chosen": [{"role": "assistant", "content": "cat " * longest}]} if number == 2 else row,
         with_indices=True,
     )
-    with pytest.raises(DataError, match=r"1 of \d+ pairs are longer than the model's \d+ positions .* the first in row 2"):
+    with pytest.raises(DataError, match=r"1 of \d+ pairs are longer than the \d+ positions of the model, the first is row 2"):
         pair_rewards(folder, long)

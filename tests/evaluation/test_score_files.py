@@ -223,7 +223,9 @@ class TestScoreFile:
 
     def test_what_the_model_has_no_positions_for_is_named(self, encoder, source):
         source.write_text("\n".join(map(json.dumps, [ROWS[0], {"prompt": "what", "response": "red " * 300}])))
-        with pytest.raises(DataError, match="1 of 2 rows are longer than the model's 256 positions, the first is row 2"):
+        with pytest.raises(
+            DataError, match=r"1 of 2 rows are longer than the 256 positions of the model, the first is .*, row 2"
+        ):
             score_file(flags(encoder, source))
 
     @pytest.mark.parametrize("missing", ["model_name_or_path", "input"])

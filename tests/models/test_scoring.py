@@ -17,7 +17,8 @@ from trl import RewardConfig, RewardTrainer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.scoring import has_tokenizer, load_reward_model, local_folder, score_pairs, score_sequences
+from trl_pafo.models.safe_loading import has_tokenizer, local_folder
+from trl_pafo.models.scoring import load_reward_model, score_pairs, score_sequences
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]

@@ -24,8 +24,8 @@ from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.evaluation.score_file import score_file
 from trl_pafo.models.base_models import load_base
-from trl_pafo.models.scoring import check_reward_model, load_reward_model, pad_id_of, score_sequences
-from trl_pafo.models.weights import find_gaps, shapes_in
+from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_sequences
+from trl_pafo.models.weights import check_reward_model, find_gaps
 from trl_pafo.palm import RewardModel
 from trl_pafo.palm.oracles.decoding import _member
 from trl_pafo.pipeline.starting_points import start_of
@@ -96,21 +96,21 @@ class TestFamilies:
 
     def test_any_other_weight_is_missed_too(self, name, tmp_path):
         family(name, tmp_path)
-        lost = next(n for n in shapes_in(tmp_path / "model.safetensors") if "layer" in n and ".1." in n and "expert" not in n)
+        lost = next(n for n in load_file(tmp_path / "model.safetensors") if "layer" in n and ".1." in n and "expert" not in n)
         without(tmp_path, lost)
         gaps = gaps_of(tmp_path)
         assert len(gaps.missing) == 1
         assert gaps.of_head == []
         with pytest.raises(ConfigError, match=r"holds no weights for [^ ]*layer[^ ]*: they would be drawn at random"):
             load_reward_model(tmp_path)
-        with pytest.raises(ConfigError, match=r"holds no weights for [^ ]*layer.*Name the whole of a pretrained model"):
+        with pytest.raises(ConfigError, match=r"holds no weights for [^ ]*layer.*Name a complete pretrained model"):
             load_base(AutoModelForSequenceClassification, str(tmp_path))
 
 
 class TestGaps:
     def test_a_part_of_a_merged_weight(self, tmp_path):
         family("Mixtral", tmp_path)
-        without(tmp_path, next(name for name in shapes_in(tmp_path / "model.safetensors") if "experts.1." in name))
+        without(tmp_path, next(name for name in load_file(tmp_path / "model.safetensors") if "experts.1." in name))
         with pytest.raises(ConfigError, match=f"No reward model can be loaded from {tmp_path}: .*Name another, or save it again"):
             load_reward_model(tmp_path)
 
@@ -238,9 +238,6 @@ class TestEverythingThatScores:
         folder = make_model("decoder", tmp_path / "model", num_labels=num_labels)
         with pytest.raises(ConfigError, match=f"{folder} has num_labels={num_labels}; a reward model has one"):
             load_reward_model(folder)
-        (tmp_path / "rows.jsonl").write_text('{"prompt": "how do i sing", "response": "kindly sir"}\n')
-        with pytest.raises(ConfigError, match=f"has num_labels={num_labels}; a reward model has one"):
-            score_file(Namespace(model_name_or_path=folder, input=str(tmp_path / "rows.jsonl"), output=None))
 
     def test_a_policy_needs_its_language_model_head(self, tmp_path):
         folder = make_model("decoder", tmp_path / "model")

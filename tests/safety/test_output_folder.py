@@ -12,9 +12,7 @@ from trl import ModelConfig
 
 from trl_pafo import PAFOConfig
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
-from trl_pafo.errors import TrlPafoError
 from trl_pafo.evaluation.methods import RunArguments
-from trl_pafo.evaluation.rewardbench import write_rewardbench
 from trl_pafo.palm import fit_reward_models
 from trl_pafo.pipeline.run import Run
 from trl_pafo.report.page import write_report
@@ -78,16 +76,6 @@ def test_groups_of_any_name_have_teachers_of_their_own(inside, training, tmp_pat
     assert len({output.casefold() for output in outputs.values()}) == len(groups)
     for output in outputs.values():
         assert (inside / "run" / output / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_rewardbench_files(inside, name):
-    rows = [{"text_chosen": "a", "text_rejected": "b", "group": name, "user": name}]
-    try:
-        files = write_rewardbench(inside / "out", name, rows, [1.0], [0.0])
-    except TrlPafoError:
-        return
-    assert {file.parent for file in files} == {inside / "out"}
 
 
 def test_types_of_responses_as_folders(inside, tmp_path_factory):

@@ -15,8 +15,8 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, TrlPafoError
 from trl_pafo.models.base_models import materialize_model
-from trl_pafo.models.safe_loading import check_model_folder, safe_init_kwargs
-from trl_pafo.models.scoring import load_reward_model, local_folder
+from trl_pafo.models.safe_loading import check_model_folder, local_folder, safe_init_kwargs
+from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.palm import MixedPolicy, RewardModel
 from trl_pafo.teachers.teacher import Teacher
 
@@ -84,7 +84,7 @@ def test_the_payload_would_run(tmp_path):
         check_model_folder,
         load_reward_model,
         lambda folder: local_folder(str(folder)),
-        lambda folder: Teacher("a", str(folder)).config(),
+        lambda folder: Teacher("a", str(folder)).config,
         lambda folder: Teacher("a", str(folder)).identity(),
         lambda folder: RewardModel(folder),
         lambda folder: MixedPolicy([folder], reference=folder),
@@ -155,7 +155,7 @@ class TestCheck:
         check_model_folder(folder)
         assert load_reward_model(folder)
         max(folder.glob("*.safetensors")).unlink()
-        with pytest.raises(ConfigError, match=r"not whole: model-\d+-of-\d+\.safetensors is missing or broken"):
+        with pytest.raises(ConfigError, match=r"incomplete: model-\d+-of-\d+\.safetensors is missing or broken"):
             check_model_folder(folder)
 
     @pytest.mark.parametrize("shard", ["pytorch_model.bin", "../../model.safetensors", "/model.safetensors", "a/b.safetensors"])
@@ -178,7 +178,7 @@ class TestCheck:
     def test_broken_weights(self, folder):
         for broken in (b"", b"\xff" * 100):
             (folder / "model.safetensors").write_bytes(broken)
-            with pytest.raises(ConfigError, match=r"weights of .*model are not whole: model\.safetensors is missing or broken"):
+            with pytest.raises(ConfigError, match=r"weights of .*model are incomplete: model\.safetensors is missing or broken"):
                 load_reward_model(folder)
 
     @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00"])

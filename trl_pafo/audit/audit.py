@@ -26,7 +26,8 @@ from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.models.base_models import fit_lengths, load_tokenizer
-from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
+from trl_pafo.models.safe_loading import load_saved_tokenizer, local_folder
+from trl_pafo.models.weights import check_reward_model
 from trl_pafo.storage.files import json_ready, writing
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig

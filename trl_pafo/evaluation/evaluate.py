@@ -12,20 +12,18 @@ from datasets import Dataset
 from trl_pafo.data import checks
 from trl_pafo.data.history import remembered
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
-from trl_pafo.data.messages import content_text
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.rewardbench import write_rewardbench
 from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
-from trl_pafo.models.scoring import check_reward_model, load_saved_tokenizer, local_folder
+from trl_pafo.models.safe_loading import identity_of_folder, load_saved_tokenizer, local_folder
+from trl_pafo.models.weights import check_reward_model
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
-from trl_pafo.teachers.teacher import Teacher
 
 
 def verdict_of(
@@ -43,10 +41,9 @@ def verdict_of(
         num_resamples=max(2000, fewest_resamples(max(1, len(set(groups_of(rows) or ()))))),
         seed=seed,
     )
-    if verdict.verdict == "same" and all(isinstance(source, str) for source in sources):
-        identities = {Teacher("model", source).identity() for source in sources}
-        if len(identities) == 1:
-            verdict = replace(verdict, sentence=f"The same model{f': {why_same}' if why_same else ''}.")
+    folders = [local_folder(source) for source in sources if isinstance(source, str)]
+    if verdict.verdict == "same" and len(folders) == 2 and len(set(map(identity_of_folder, folders))) == 1:
+        verdict = replace(verdict, sentence=f"The same model{f': {why_same}' if why_same else ''}.")
     return asdict(verdict)
 
 
@@ -65,21 +62,18 @@ def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_res
 
 
 def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
-    """`<name>.jsonl`, and the same in RewardBench's shape with the texts."""
+    """`<name>.jsonl`: user, group, raw rewards, and the texts that the model read of each pair."""
     nobody: list[Any] = [None] * len(rows)
-    user, group = users_of(rows) or nobody, groups_of(rows) or nobody
-    lines = [
-        json.dumps({"user": u, "group": g, "reward_chosen": a, "reward_rejected": b})
-        for u, g, a, b in zip(user, group, scored.chosen.tolist(), scored.rejected.tolist(), strict=True)
-    ]
+    columns = {
+        "user": users_of(rows) or nobody,
+        "group": groups_of(rows) or nobody,
+        "reward_chosen": scored.chosen.tolist(),
+        "reward_rejected": scored.rejected.tolist(),
+        "text_chosen": scored.text_chosen,
+        "text_rejected": scored.text_rejected,
+    }
+    lines = [json.dumps(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
     write_text(out / f"{name}.jsonl", "\n".join(lines) + "\n")
-    prompts = rows["prompt"][:] if "prompt" in rows.column_names else [None] * len(rows)
-    columns = zip(prompts, user, group, scored.text_chosen, scored.text_rejected, strict=True)
-    pairs = [
-        {"prompt": None if p is None else content_text(p), "user": u, "group": g, "text_chosen": a, "text_rejected": b}
-        for p, u, g, a, b in columns
-    ]
-    write_rewardbench(out / "rewardbench", name, pairs, scored.chosen, scored.rejected)
 
 
 def users_of(rows: Dataset) -> list[str] | None:

@@ -5,25 +5,20 @@ users who want different things must judge the same two answers differently then
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from pyarrow.parquet import read_table
 
 from trl_pafo.data.counterfactual import counterfactual_rows
-from trl_pafo.data.template import add_history_template
-from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.methods import TITLES
-from trl_pafo.models.base_models import longest_input
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.models.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.evaluation.rewards import SIDES, tokenize_rendered
+from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences, reward_of
 from trl_pafo.storage.files import replacing
 from trl_pafo.storage.run_folder import MANIFEST
 
@@ -88,7 +83,10 @@ def inspect_run(
     entries = _within(_entries(test, pairs_per_group, seed), [*models.values(), *teachers.values()])
 
     def forward(source: Path, rows: Dataset, title: str) -> tuple[np.ndarray, np.ndarray]:
-        return _forward(source, rows, batch_size, bf16, f"Inspecting {title}" if progress else None)
+        scorer = RewardScorer(source, bf16=bf16)
+        return rewards_and_states(
+            scorer, tokenize_rendered(scorer, rows), batch_size, f"Inspecting {title}" if progress else None
+        )
 
     group = np.asarray(test["group"])[entries["row"]]
     shown = np.asarray(entries["shown"])
@@ -107,7 +105,7 @@ def inspect_run(
             mine = np.flatnonzero(whose == name)
             if len(mine):
                 arrays["rewards/teacher"][mine] = forward(source, entries.select(mine), f"the teacher of {name}")[0]
-    with replacing(path) as aside, open(aside, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return path
 
@@ -147,93 +145,53 @@ def _entries(test: Dataset, pairs_per_group: int, seed: int) -> Dataset:
     return entries.add_column("shown", entries["group"][:])
 
 
-def _within(entries: Dataset, sources: Sequence[Path]) -> Dataset:
+def _within(entries: Dataset, sources: Iterable[Path]) -> Dataset:
     """Entries that every model can read: a borrowed history may be longer than the pair's own."""
-    limits = {}
-    for source in sources:
-        if not (source / ADAPTER_CONFIG).exists() and (longest := longest_input(str(source))):
-            limits[source] = longest
-    if not limits:
+    scorers = [scorer for scorer in map(RewardScorer, sources) if scorer.positions is not None]
+    if not scorers:
         return entries
-    source = min(limits, key=lambda s: limits[s])
-    lengths = [max(map(len, pair)) for pair in zip(*_tokenize(load_saved_tokenizer(source), entries), strict=True)]
-    kept = entries.select(np.flatnonzero(np.asarray(lengths) <= limits[source]))
+    shortest = min(scorers, key=lambda scorer: scorer.positions)  # type: ignore[arg-type, return-value]
+    lengths = [max(map(len, row.values())) for row in tokenize_rendered(shortest, entries)]
+    kept = entries.select(np.flatnonzero(np.asarray(lengths) <= shortest.positions))
     if not len(kept):
-        raise DataError(f"No pair of the sample is within the {limits[source]} positions of {source}.")
+        raise DataError(f"No pair of the sample is within the {shortest.positions} positions of {shortest.folder}.")
     return kept
 
 
-def _tokenize(tokenizer: Any, entries: Dataset) -> tuple[list[list[int]], list[list[int]]]:
-    if "chat_template_kwargs" in entries.column_names:
-        add_history_template(tokenizer)
-    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-    for number, row in enumerate(entries):
-        for name, ids in zip(("chosen", "rejected"), sides, strict=True):
-            ids.append(tokenize_row(tokenizer, row, name, f"Row {number}"))
-    return sides
+def rewards_and_states(
+    scorer: RewardScorer, pairs: list[dict[str, list[int]]], batch_size: int, desc: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards of pairs, and the last hidden states that those of the chosen responses are computed from.
 
-
-def _forward(source: Path, entries: Dataset, batch_size: int, bf16: bool, desc: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of shape `(m, 2)`, and hidden states of the chosen responses of shape `(m, hidden_size)`."""
-    tokenizer = load_saved_tokenizer(source)
-    sides = _tokenize(tokenizer, entries)
-    device = PartialState().device
-    model = load_reward_model(source).to(device)
-    pad = pad_id_of(model.config, tokenizer)
-    with pooled_states(model, pad) as states:
-        rewards = score_pairs(
-            model,
-            *sides,
-            pad,
-            batch_size=batch_size,
-            device=device,
-            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-            desc=desc,
-        )
-    return np.stack(rewards, axis=1), np.stack([states[tuple(ids)] for ids in sides[0]])
-
-
-@contextmanager
-def pooled_states(model: Any, pad_token_id: int) -> Iterator[dict[tuple[int, ...], np.ndarray]]:
-    """While it is open, keeps the last hidden state of each sequence at the pooled token.
-
-    That is the last token that is no padding where the head scores every position, as decoders do, and else the first ([CLS]), as
-    encoders do.
+    That is the state of the last token that is no padding for decoders, whose head is called `score`, and else of the first ([CLS]).
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Sequence classification model with one label.
-        pad_token_id (`int`):
-            Its pad id.
+        scorer ([`~trl_pafo.models.RewardScorer`]):
+            The model.
+        pairs (`list[dict[str, list[int]]]`):
+            Token ids of `chosen` and `rejected` of each pair.
+        batch_size (`int`):
+            Sequences in a forward pass.
+        desc (`str`, *optional*):
+            Title of the progress bar; no bar without it.
 
-    Yields:
-        `dict`: The token ids of a sequence, without padding, to a float16 array of shape `(hidden_size,)`.
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: float32 of shape `(num_pairs, 2)`, and float16 of shape `(num_pairs, hidden_size)`.
     """
-    kept: dict[tuple[int, ...], np.ndarray] = {}
-    read: dict[str, torch.Tensor] = {}
-
-    def at_backbone(module: torch.nn.Module, args: tuple, output: Any) -> None:
-        read["states"] = output.last_hidden_state.detach()
-
-    def at_head(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
-        read["scores"] = output.detach()
-
-    def at_model(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        ids, mask, states = kwargs["input_ids"], kwargs["attention_mask"], read.pop("states")
-        place = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
-        if read.pop("scores").dim() == 3:
-            place = ((ids != pad_token_id).int() * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
-        pooled = states[torch.arange(len(ids), device=ids.device), place]
-        for sequence, seen, state in zip(ids.tolist(), mask.sum(-1).tolist(), pooled.half().cpu().numpy(), strict=True):
-            kept[tuple(sequence[:seen])] = state
-
+    model, device = scorer.model, scorer.device
+    pad = pad_id_of(model.config, scorer.tokenizer)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    heads = [module for module in inner.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 1]
-    handles = [head.register_forward_hook(at_head) for head in heads]
-    handles.append(inner.base_model.register_forward_hook(at_backbone))
-    handles.append(model.register_forward_hook(at_model, with_kwargs=True))
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
+        ids, mask = (tensor.to(device) for tensor in pad_sequences(batch, pad))
+        outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        place = torch.zeros(len(ids), dtype=torch.long, device=device)
+        if hasattr(inner, "score"):
+            place = ((ids != pad).int() * torch.arange(ids.shape[1], device=device)).argmax(-1)
+        states = outputs.hidden_states[-1][torch.arange(len(ids), device=device), place]
+        return torch.cat([reward_of(outputs)[:, None], states], dim=1)
+
+    keys = [tuple(row[side]) for side in SIDES for row in pairs]
+    width = 1 + model.config.get_text_config().hidden_size
+    found = in_batches(model, keys, len, forward, batch_size, width=width, autocast=scorer.autocast, desc=desc)
+    return found[:, 0].reshape(2, -1).T, found[: len(pairs), 1:].astype(np.float16)

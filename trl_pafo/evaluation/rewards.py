@@ -1,21 +1,18 @@
-"""Raw rewards of the pairs of a dataset under saved models, with the texts as the models read them."""
+"""Raw rewards of the pairs of a dataset under saved models, with the texts that the models read."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
-from trl_pafo.models.base_models import longest_input
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.models.scoring import load_reward_model, load_saved_tokenizer, pad_id_of, score_pairs
+from trl_pafo.models.scoring import RewardScorer, check_positions
+
+SIDES = ("chosen", "rejected")
 
 
 class ScoredPairs(NamedTuple):
@@ -42,8 +39,8 @@ def score_rows(
         folder (`str` or `Path`):
             A saved reward model or adapter with its tokenizer.
         rows ([`~datasets.Dataset`]):
-            Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs` and `tools`, as the model reads them: see
-            [`~trl_pafo.data.rendering.InputRenderer.render`].
+            Rows with `prompt`, `chosen`, `rejected`, optional `chat_template_kwargs` and `tools`, rendered by
+            [`~trl_pafo.data.rendering.InputRenderer.render`]: what stands there is what the model reads.
         batch_size (`int`, *optional*, defaults to `32`):
             Pairs in a forward pass.
         bf16 (`bool`, *optional*, defaults to `False`):
@@ -54,38 +51,30 @@ def score_rows(
     Raises:
         DataError: If a pair is longer than the model's positions.
     """
-    tokenizer = load_saved_tokenizer(folder)
+    scorer = RewardScorer(folder, bf16=bf16)
+    ids = tokenize_rendered(scorer, rows)
+    lengths = [max(map(len, row.values())) for row in ids]
+    check_positions(lengths, scorer.positions, "pairs", "the model")
+    rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc)
+    chosen, rejected = (np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES)
+    return ScoredPairs(chosen, rejected, *(scorer.tokenizer.batch_decode([row[side] for row in ids]) for side in SIDES))
+
+
+def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
+    """Token ids of both sides of rendered pairs, see [`score_rows`]."""
     if "chat_template_kwargs" in rows.column_names:
-        add_history_template(tokenizer)  # a teacher that was trained elsewhere may have none
-    ids: dict[str, list[list[int]]] = {"chosen": [], "rejected": []}
-    for number, row in enumerate(rows):
-        for side, sequences in ids.items():
-            sequences.append(tokenize_row(tokenizer, row, side, f"Row {number}"))
-    longest = longest_input(str(folder)) if not (Path(folder) / ADAPTER_CONFIG).exists() else None
-    too_long = [i for i, pair in enumerate(zip(*ids.values(), strict=True)) if longest and max(map(len, pair)) > longest]
-    if too_long:
-        raise DataError(
-            f"{len(too_long)} of {len(rows)} pairs are longer than the model's {longest} positions (by group: "
-            f"{dict(count_by_group(rows.select(too_long)))}), the first in row {too_long[0]}. Lower `history_max_tokens`, or leave "
-            "them out."
-        )
-    device = PartialState().device
-    model = load_reward_model(folder).to(device)
-    chosen, rejected = score_pairs(
-        model,
-        ids["chosen"],
-        ids["rejected"],
-        pad_id_of(model.config, tokenizer),
-        batch_size=2 * batch_size,
-        device=device,
-        autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        desc=desc,
-    )
-    return ScoredPairs(chosen, rejected, *(tokenizer.batch_decode(ids[side]) for side in ("chosen", "rejected")))
+        add_history_template(scorer.tokenizer)  # a teacher that was trained elsewhere may have none
+    return [
+        {side: tokenize_row(scorer.tokenizer, row, side, f"Row {number}") for side in SIDES} for number, row in enumerate(rows)
+    ]
 
 
 def score_routed(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> ScoredPairs:
-    """Score each row under the teacher of its group, which needs the label at inference."""
+    """Score each row under the teacher of its group, which needs the label at inference.
+
+    Raises:
+        DataError: If a group has no teacher.
+    """
     group = np.asarray(rows["group"])
     missing = sorted(set(group) - set(teachers))
     if missing:

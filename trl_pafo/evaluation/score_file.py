@@ -6,22 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-
 from trl_pafo.data.checks import check_texts
 from trl_pafo.data.history import history_problem
-from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import decode, parse_json, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.models.scoring import (
-    check_reward_model,
-    load_reward_model,
-    load_saved_tokenizer,
-    local_folder,
-    pad_id_of,
-    score_sequences,
-)
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import replacing, writing
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -76,18 +65,13 @@ def score_file(args: Any) -> None:
             sys.stdout.flush()
         return
     output = Path(args.output)
-    _refuse_existing(output)
-    with replacing(output) as aside:
-        aside.touch()
-        text = _scored(args)
-        _refuse_existing(output)  # by another command meanwhile
-        aside.write_text(text, encoding="utf-8")
-    print(f"{text.count(chr(10))} rows scored: {output}")
-
-
-def _refuse_existing(output: Path) -> None:
     if output.exists():
         raise RunFolderError(f"{output} exists already. Choose another --output; nothing is overwritten.")
+    with replacing(output) as temporary:
+        temporary.touch()
+        text = _scored(args)
+        temporary.write_text(text, encoding="utf-8")
+    print(f"{text.count(chr(10))} rows scored: {output}")
 
 
 def _read_rows(source: str) -> list[dict[str, Any]]:
@@ -100,34 +84,18 @@ def _read_rows(source: str) -> list[dict[str, Any]]:
 def _scored(args: Any) -> str:
     """The lines of the input with their rewards."""
     rows = _read_rows(args.input)
-    folder = local_folder(args.model_name_or_path)
-    check_reward_model(folder)
-    tokenizer = load_saved_tokenizer(folder)
-    renderer = InputRenderer(tokenizer, args.num_history, args.history_max_tokens, args.history_fields)
-    ids = renderer.sequences(rows, lambda row: f"{args.input}, row {row + 1}")
-    sequences = [{_SIDES[side]: texts for side, texts in row.items()} for row in ids]
-    device = PartialState().device
-    model = load_reward_model(folder).to(device)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    too_long = [row for row, texts in enumerate(sequences, 1) if longest and max(map(len, texts.values())) > longest]
-    if too_long:
-        raise DataError(
-            f"{len(too_long)} of {len(rows)} rows are longer than the model's {longest} positions, the first is row {too_long[0]}. "
-            "Lower --history_max_tokens, or leave them out."
-        )
-    flat = [ids for row in sequences for ids in row.values()]
-    rewards = iter(
-        score_sequences(
-            model,
-            flat,
-            pad_id_of(model.config, tokenizer),
-            batch_size=args.batch_size,
-            device=device,
-            autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=args.bf16),
-            desc="Scoring" if args.output else None,
-        ).tolist()
+    scorer = RewardScorer.from_pretrained(
+        args.model_name_or_path,
+        bf16=args.bf16,
+        num_history=args.num_history,
+        history_max_tokens=args.history_max_tokens,
+        history_fields=args.history_fields,
     )
-    return "".join(
-        json.dumps({**row, **{name: next(rewards) for name in names}}, ensure_ascii=False) + "\n"
-        for row, names in zip(rows, sequences, strict=True)
+    scored = scorer.score(
+        rows,
+        batch_size=args.batch_size,
+        desc="Scoring" if args.output else None,
+        name=lambda row: f"{args.input}, row {row + 1}",
     )
+    lines = ({**row, **{_SIDES[side]: reward for side, reward in found.items()}} for row, found in zip(rows, scored, strict=True))
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -20,9 +20,9 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.safe_loading import MODEL_FILES, SAFELY, check_model_folder, reason
+from trl_pafo.models.safe_loading import SAFELY, check_model_folder, identity_of_folder, reason
+from trl_pafo.models.scoring import positions_of
 from trl_pafo.models.weights import is_of_head, name_some
-from trl_pafo.storage.files import digest_of_files
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ def longest_input(name: str, revision: str | None = None) -> int | None:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **config_kwargs)
     except (OSError, ValueError) as error:
         raise _not_found("configuration", name, error) from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions_of(config)
 
 
 def identity_of(name: str, revision: str | None = None) -> str:
     """What decides the weights and the tokenizer of a model: a digest of its files, or the commit of a Hub id."""
     folder, kwargs, _ = locate_model(name, revision)
     if Path(folder).is_dir():
-        return digest_of_files(folder, MODEL_FILES)
+        return identity_of_folder(Path(folder))
     try:
         found = cached_file(folder, "config.json", revision=kwargs.get("revision"))
     except (OSError, ValueError) as error:
@@ -167,7 +167,7 @@ def load_base(
     missing = sorted(weight for weight in unread if is_causal or not is_of_head(weight, model))
     if missing:
         raise ConfigError(
-            f"{name!r} holds no weights for {name_some(missing)}: they would be drawn at random. Name the whole of a pretrained model"
+            f"{name!r} holds no weights for {name_some(missing)}: they would be drawn at random. Name a complete pretrained model"
             f"{'' if num_hidden_layers is None else f', and no more than its layers, of which {num_hidden_layers} were asked for'}."
         )
     return model

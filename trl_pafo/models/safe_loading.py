@@ -1,17 +1,21 @@
-"""What is read of a saved model: weights in safetensors and JSON. No pickle, and no code that comes with it."""
+"""Where a saved model is, and what is read of it: weights in safetensors and JSON. No pickle, and no code that comes with it."""
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from trl_pafo.errors import ConfigError
+from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.storage.files import digest_of_files
 
 SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-"""Keyword arguments of every `from_pretrained` that reads weights; said outright, as without them transformers asks at a terminal
-whether to run a model's code, and falls back on pickles."""
+"""Keyword arguments of every `from_pretrained` that reads weights. Without them transformers asks at a terminal whether to run a
+model's code, and falls back on pickles."""
 
 ADAPTER_CONFIG = "adapter_config.json"
 """File that makes a folder one of an adapter."""
@@ -23,14 +27,95 @@ MODEL_FILES = (
 """Files of a saved model that decide what it reads and what it answers."""
 
 _INDEX = ".safetensors.index.json"
-# What PyTorch, and older versions of the libraries, write weights to; a folder of a Trainer has others, which nobody reads here.
+# What PyTorch, and older versions of the libraries, write weights to.
 _PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
-_CONVERT_MODEL = "transformers.{}.from_pretrained({!r}).save_pretrained(NEW_FOLDER)"
+_CONVERT_MODEL = "load it with its class of transformers and use_safetensors=False, and save it with save_pretrained"
 _CONVERT_ADAPTER = (
     'safetensors.torch.save_file(torch.load("adapter_model.bin", weights_only=True), "adapter_model.safetensors"), then remove the '
     "first file"
 )
+
+
+def local_folder(source: str, revision: str | None = None) -> Path:
+    """The folder of a saved model: the one that is named, or the Hub's snapshot (safetensors only).
+
+    Args:
+        source (`str`):
+            Folder or Hub id.
+        revision (`str`, *optional*):
+            Branch, tag or commit of a Hub id.
+
+    Raises:
+        TeacherError: If there is no such folder and no such repository.
+        ConfigError: If its weights are no safetensors, see [`check_model_folder`].
+    """
+    folder = Path(source) if os.path.isdir(source) else _snapshot(source, revision)
+    check_model_folder(folder)
+    return folder
+
+
+def _snapshot(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+        others = ["consolidated*", "original/*"]  # the same weights in the format of another library
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=others))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise TeacherError(f"No model is found at {source!r}: no such folder, and the Hub does not give it ({error}).") from error
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of an adapter in a folder; `None` where there is something else."""
+    path = folder / ADAPTER_CONFIG
+    return read_config(path) if path.is_file() else None
+
+
+def base_folder(adapter: Mapping[str, Any]) -> Path:
+    """The folder of the base that the configuration of an adapter names.
+
+    Raises:
+        TeacherError, ConfigError: As [`local_folder`].
+    """
+    return local_folder(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a saved reward model; that of an adapter is its base's, with one label."""
+    adapter = adapter_config(folder)
+    if adapter is None:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return AutoConfig.from_pretrained(base_folder(adapter), num_labels=1, trust_remote_code=False)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in a folder."""
+    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
+
+
+def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a saved model, without code of its own.
+
+    Raises:
+        ConfigError: If it cannot be loaded so.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the Rust library raises nothing more particular
+        raise ConfigError(
+            f"No tokenizer can be loaded from {folder}: {reason(error)}. Save it there with save_pretrained."
+        ) from error
+
+
+def identity_of_folder(folder: Path) -> str:
+    """Digest of all files that decide the answers of a saved model; an adapter answers with its base's weights too."""
+    own = digest_of_files(folder, MODEL_FILES)
+    adapter = adapter_config(folder)
+    if adapter is None:
+        return own
+    return hashlib.sha256(f"{own} {identity_of_folder(base_folder(adapter))}".encode()).hexdigest()
 
 
 def check_model_folder(folder: str | Path) -> None:
@@ -44,55 +129,66 @@ def check_model_folder(folder: str | Path) -> None:
             Folder of a checkpoint or an adapter.
 
     Raises:
-        ConfigError: If its weights are pickles, missing or not whole, or its configuration asks for something that could run code.
+        ConfigError: If its weights are pickles, missing or incomplete, or its configuration asks for something that could run code.
             The message says how to convert the weights.
     """
     folder = Path(folder)
-    adapter = folder / ADAPTER_CONFIG
-    if adapter.is_file():
-        config = read_config(adapter)
-        _check_adapter_config(config, adapter)
-        _need_safetensors(folder, folder / "adapter_model.safetensors", _CONVERT_ADAPTER)
-        _check_whole(folder / "adapter_model.safetensors")
-        base = config.get("base_model_name_or_path")
-        if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != folder.resolve():
+    adapter = adapter_config(folder)
+    if adapter is not None:
+        _check_adapter_config(adapter, folder / ADAPTER_CONFIG)
+        _check_weights(folder, [folder / "adapter_model.safetensors"], _CONVERT_ADAPTER)
+        base = adapter.get("base_model_name_or_path")
+        if isinstance(base, str) and os.path.isdir(base) and not folder.samefile(base):
             check_model_folder(base)
     elif (folder / "config.json").is_file():
-        config = read_config(folder / "config.json")
-        named = config.get("transformers_weights")
-        if named is not None and not str(named).endswith((".safetensors", _INDEX)):
-            raise ConfigError(
-                f"{folder / 'config.json'} names {named!r} as its weights, which are not safetensors. Leave `transformers_weights` out "
-                "and save the model with save_pretrained."
-            )
-        indices = sorted(folder.glob(f"*{_INDEX}"))
-        for index in indices:
-            _check_index(index)
-        found = indices or sorted(folder.glob("*.safetensors"))
-        _need_safetensors(folder, found[0] if found else None, _CONVERT_MODEL.format(_architecture(config), str(folder)))
-        for path in weight_files(folder):
-            _check_whole(path)
+        _check_weights(folder, weight_files(folder), _CONVERT_MODEL)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would load from the folder of a checkpoint, there or not."""
+    """The files that transformers would load from the folder of a checkpoint: one, its shards, or whatever safetensors there are.
+
+    Raises:
+        ConfigError: If the configuration or the index names anything but safetensors in the folder.
+    """
     named = str(read_config(folder / "config.json").get("transformers_weights") or "model.safetensors")
-    if (folder / named).is_file() and not named.endswith(".json"):
-        return [folder / named]
-    index = folder / (named if named.endswith(".json") else f"{named}.index.json")
-    shards = read_config(index)["weight_map"].values() if index.is_file() else []
-    return [folder / name for name in sorted(set(shards))]
-
-
-def _check_whole(weights: Path) -> None:
-    try:
-        with safe_open(weights, framework="pt"):
-            pass  # its header says how long it has to be
-    except (OSError, SafetensorError) as error:
+    if not named.endswith((".safetensors", _INDEX)):
         raise ConfigError(
-            f"The weights of {weights.parent} are not whole: {weights.name} is missing or broken ({reason(error)}). Save or download "
-            "the model again."
-        ) from error
+            f"{folder / 'config.json'} names {named!r} as its weights, which are not safetensors. Leave `transformers_weights` out and "
+            "save the model with save_pretrained."
+        )
+    index = folder / (named if named.endswith(_INDEX) else f"{named}.index.json")
+    if index.name != named and (folder / named).is_file():
+        return [folder / named]
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    shards = read_config(index).get("weight_map")
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else [""]
+    bad = [name for name in names if not name.endswith(".safetensors") or Path(name).name != name]
+    if bad:
+        raise ConfigError(
+            f"{index} names {bad[0]!r} as a shard; shards are safetensors beside it. Save the model again with save_pretrained."
+        )
+    return [folder / name for name in names]
+
+
+def _check_weights(folder: Path, files: list[Path], convert: str) -> None:
+    if not any(path.is_file() for path in files):
+        pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
+        if pickles:
+            raise ConfigError(
+                f"The weights in {folder} are a pickle ({pickles[0]}), which can run code when it is read, so it is not read. Convert "
+                f"them to safetensors, if you trust where they come from: {convert}."
+            )
+        raise ConfigError(f"{folder} holds no weights in safetensors. Save the model there with save_pretrained.")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # its header says how long it has to be
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"The weights of {folder} are incomplete: {path.name} is missing or broken ({reason(error)}). Save or download the "
+                "model again."
+            ) from error
 
 
 def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -136,34 +232,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{path} is no JSON object. Save the model again.")
     return config
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    return name if isinstance(name, str) and name.isidentifier() else "AutoModelForSequenceClassification"
-
-
-def _need_safetensors(folder: Path, weights: Path | None, convert: str) -> None:
-    if weights is not None and weights.is_file():
-        return
-    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
-    if pickles:
-        raise ConfigError(
-            f"The weights in {folder} are a pickle ({pickles[0]}), which can run code when it is read, so it is not read. Convert them "
-            f"to safetensors, if you trust where they come from: {convert}."
-        )
-    raise ConfigError(f"{folder} holds no weights in safetensors. Save the model there with save_pretrained.")
-
-
-def _check_index(index: Path) -> None:
-    shards = read_config(index).get("weight_map")
-    names = set(map(str, shards.values())) if isinstance(shards, dict) else {""}
-    bad = sorted(name for name in names if not name.endswith(".safetensors") or Path(name).name != name)
-    if bad:
-        raise ConfigError(
-            f"{index} names {bad[0]!r} as a shard; shards are safetensors beside it. Save the model again with save_pretrained."
-        )
 
 
 def _check_adapter_config(config: dict[str, Any], path: Path) -> None:

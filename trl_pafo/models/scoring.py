@@ -1,188 +1,165 @@
-"""Pairs to rewards: one way of loading, tokenizing and scoring for teachers, evaluation and `trl-pafo score`."""
+"""Rows to rewards: one way of loading, tokenizing and scoring, which everything that scores uses."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from trl_pafo.errors import ConfigError, TeacherError, TrlPafoError
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG, SAFELY, check_model_folder, read_config, reason
-from trl_pafo.models.weights import Shapes, find_gaps, name_some, shapes_in
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.errors import ConfigError, DataError, TeacherError, TrlPafoError
+from trl_pafo.models.safe_loading import (
+    SAFELY,
+    adapter_config,
+    base_folder,
+    has_tokenizer,
+    load_config,
+    load_saved_tokenizer,
+    local_folder,
+    reason,
+)
+from trl_pafo.models.weights import check_reward_model
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
 
 
-def local_folder(source: str, revision: str | None = None) -> Path:
-    """The folder of a saved model: as it is, or the Hub's snapshot (safetensors only).
-
-    Args:
-        source (`str`):
-            Folder or Hub id.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub id.
-
-    Raises:
-        TeacherError: If there is no such folder and no such repository.
-        ConfigError: If its weights are no safetensors, see [`~trl_pafo.models.safe_loading.check_model_folder`].
+class RewardScorer:
     """
-    folder = Path(source) if _is_folder(source) else _snapshot(source, revision)
-    check_model_folder(folder)
-    return folder
-
-
-def _is_folder(source: str) -> bool:
-    try:
-        return Path(source).is_dir()
-    except (OSError, ValueError):  # too long a name, or one with a NUL
-        return False
-
-
-def _snapshot(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-        others = ["consolidated*", "original/*"]  # the same weights in the format of another library
-        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=others))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise TeacherError(f"No model is found at {source!r}: no such folder, and the Hub does not give it ({error}).") from error
-
-
-def adapter_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of an adapter in a folder; `None` where there is something else."""
-    path = folder / ADAPTER_CONFIG
-    return read_config(path) if path.is_file() else None
-
-
-def base_folder(adapter: Mapping[str, Any]) -> Path:
-    """The folder of an adapter's base.
-
-    Args:
-        adapter (`dict[str, Any]`):
-            Configuration of the adapter.
-
-    Raises:
-        TeacherError, ConfigError: As [`local_folder`].
-    """
-    return local_folder(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved in a folder."""
-    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
-
-
-def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a saved model, without code of its own.
-
-    Raises:
-        ConfigError: If it cannot be loaded so.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the Rust library raises nothing more particular
-        raise ConfigError(
-            f"No tokenizer can be loaded from {folder}: {reason(error)}. Save it there with save_pretrained."
-        ) from error
-
-
-def check_reward_model(folder: str | Path) -> None:
-    """Raise where a saved model or adapter could not give rewards, or would give random ones; its weights are not read.
-
-    Each weight has to be in the checkpoint, in the adapter, or in the base of the adapter.
+    A saved reward model, or an adapter on its base, that gives rows their rewards. The weights are loaded when they are first needed.
 
     Args:
         folder (`str` or `Path`):
-            Folder of a checkpoint or an adapter.
+            Folder of the model with its tokenizer; [`RewardScorer.from_pretrained`] takes a Hub id too.
+        device (`torch.device` or `str`, *optional*):
+            Where the model stands; by default the accelerator of this process, or the CPU.
+        bf16 (`bool`, *optional*, defaults to `False`):
+            Compute in bfloat16 mixed precision.
+        num_history (`int`, *optional*):
+            At most this many past pairs in the prompt, in place of what the model remembers of its training; `0` shows none.
+        history_max_tokens (`int`, *optional*):
+            Token budget of the history, in place of what is remembered.
+        history_fields (`Sequence[str]`, *optional*):
+            What of a past pair is shown, in place of what is remembered.
 
     Raises:
-        ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, or if it cannot
-            be read. The message names the weights and the fix.
+        ConfigError: If it could not give rewards, see [`~trl_pafo.models.weights.check_reward_model`], or an option cannot be used.
+
+    Example:
+
+    ```python
+    >>> scorer = RewardScorer.from_pretrained("fair-reward-model")
+    >>> scorer.score([{"prompt": "Can I freeze bread?", "response": "Yes, slice it first.", "history": []}])
+    [{'response': 1.25}]
+    ```
     """
-    folder = Path(folder)
-    check_model_folder(folder)
-    adapter = adapter_config(folder)
-    try:
-        if adapter is None:
-            base, brought = folder, {}
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        else:
-            base = base_folder(adapter)
-            config = AutoConfig.from_pretrained(base, num_labels=1, trust_remote_code=False)
-            shapes = shapes_in(folder / "adapter_model.safetensors")
-            brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
-        gaps = find_gaps(base, config, brought)
-        longer = 0 if adapter is None else _tokens_without_weights(folder, config, brought)
-    except TrlPafoError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(folder, error) from error
-    where = f"{folder} holds no" if adapter is None else f"Neither the adapter {folder} nor its base {base} holds"
-    if gaps.missing:
-        head = set(gaps.missing) <= set(gaps.of_head)
-        fix = "Train it with RewardTrainer, and save the whole of it: model.save_pretrained, not that of a part of it"
-        if adapter is not None and head:
-            fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
-        raise ConfigError(
-            f"{where} weights for {name_some(gaps.missing)}{', so there is no reward head' if head else ''}: "
-            f"they would be drawn at random, and the rewards with them. {fix}."
-        )
-    num_labels = getattr(config, "num_labels", None)
-    if num_labels != 1:
-        raise ConfigError(
-            f"{folder} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
-        )
-    if gaps.misfits:
-        raise ConfigError(
-            f"{where} weights of the right shape for {name_some(gaps.misfits)}. Save the model again, with its configuration."
-        )
-    if longer:
-        raise ConfigError(
-            f"The tokenizer of the adapter {folder} has {longer} tokens more than its base {base}, and the adapter holds no embeddings for "
-            "them: they would be drawn at random. Save the adapter with save_embedding_layers=True, or with the tokenizer of the base."
-        )
 
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        bf16: bool = False,
+        num_history: int | None = None,
+        history_max_tokens: int | None = None,
+        history_fields: Sequence[str] | None = None,
+    ):
+        self.folder = Path(folder)
+        check_reward_model(self.folder)
+        self.device = torch.device(PartialState().device if device is None else device)
+        self.bf16 = bf16
+        self.tokenizer = load_saved_tokenizer(self.folder)
+        self.renderer = InputRenderer(self.tokenizer, num_history, history_max_tokens, history_fields)
 
-def check_loaded_model(model: Any, name: str) -> None:
-    """Raise where a model in memory gives other than one reward a sequence.
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **options: Any) -> "RewardScorer":
+        """The scorer of a folder or Hub id; `options` are those of the class.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model.
-        name (`str`):
-            What it is called in the message.
+        Raises:
+            TeacherError: If there is no such folder and no such repository.
+        """
+        return cls(local_folder(str(source), revision), **options)
 
-    Raises:
-        ConfigError: If it has other than one label, or is a language model.
-    """
-    num_labels = getattr(getattr(model, "config", None), "num_labels", None)
-    if num_labels != 1:
-        raise ConfigError(
-            f"{name} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
+    @cached_property
+    def model(self) -> Any:
+        """The model, frozen, in evaluation mode."""
+        return load_reward_model(self.folder).requires_grad_(False).to(self.device)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Number of positions of the model; `None` if unlimited or unknown."""
+        return positions_of(load_config(self.folder))
+
+    def score(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int = 32,
+        desc: str | None = None,
+        name: Callable[[int], str] = "row {}".format,
+        all_lack: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Raw rewards (no sigmoid) of the responses of rows, which are read as the model was trained.
+
+        Args:
+            rows (`Sequence[Mapping]`):
+                Rows with `response`, or with `chosen` and `rejected`, texts or messages, and optional `prompt`, `history` (newest pair
+                first), `chat_template_kwargs` and `tools`. None is cut.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Responses in a forward pass.
+            desc (`str`, *optional*):
+                Title of the progress bar; no bar without it.
+            name (`Callable`, *optional*):
+                From the number of a row to its name, for errors.
+            all_lack (`bool`, *optional*):
+                See [`~trl_pafo.data.rendering.InputRenderer.sequences`].
+
+        Returns:
+            `list[dict[str, float]]`: For each row, the reward of its `response`, or of its `chosen` and its `rejected`.
+
+        Raises:
+            DataError: If a row cannot be read as in the training, or is longer than the model's positions.
+            TeacherError: If a reward is not finite.
+        """
+        sequences = self.tokenize(rows, name, all_lack=all_lack)
+        return self.score_tokens(sequences, batch_size=batch_size, desc=desc)
+
+    def tokenize(
+        self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, all_lack: bool | None = None
+    ) -> list[dict[str, list[int]]]:
+        """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
+        sequences = self.renderer.sequences(rows, name, all_lack=all_lack)
+        check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
+        return sequences
+
+    def score_tokens(
+        self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
+    ) -> list[dict[str, float]]:
+        """Rewards of rows that are tokenized, as [`~RewardScorer.tokenize`] returns them; see [`~RewardScorer.score`]."""
+        rewards = score_sequences(
+            self.model,
+            [ids for row in sequences for ids in row.values()],
+            pad_id_of(self.model.config, self.tokenizer),
+            batch_size=batch_size,
+            device=self.device,
+            autocast=self.autocast,
+            desc=desc,
         )
-    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
-        raise ConfigError(
-            f"{name} is a language model, {type(model).__name__}, which gives no rewards. Load it with "
-            "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
-        )
+        found = iter(rewards.tolist())
+        return [{side: next(found) for side in row} for row in sequences]
 
-
-def _tokens_without_weights(folder: Path, config: Any, brought: Shapes) -> int:
-    """How many tokens of the tokenizer beside an adapter have no embedding, in its base or in itself."""
-    if not has_tokenizer(folder):
-        return 0
-    known = config.get_text_config().vocab_size
-    longer = len(load_saved_tokenizer(folder)) - known
-    grown = any("embed" in name and "lora" not in name for name in brought)
-    return 0 if grown else max(0, longer)
+    def autocast(self) -> AbstractContextManager:
+        """The precision of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def load_reward_model(
@@ -190,7 +167,7 @@ def load_reward_model(
 ) -> Any:
     """A saved reward model or adapter, in evaluation mode, only from safetensors and without code of its own.
 
-    All that scores loads with it: no weight is drawn at random, and pooling looks for the pad id of the training.
+    No weight is drawn at random, and pooling looks for the pad id of the training.
 
     Args:
         folder (`str` or `Path`):
@@ -203,11 +180,12 @@ def load_reward_model(
             How the base of an adapter is quantized when it is loaded; by default it is taken as it was saved.
 
     Raises:
-        ConfigError: If it cannot be loaded so, or weights are missing, see [`check_reward_model`].
+        ConfigError: If it cannot be loaded so, or weights are missing, see [`~trl_pafo.models.weights.check_reward_model`].
     """
     folder = Path(folder)
     check_reward_model(folder)
     adapter = adapter_config(folder)
+    tokenizer = load_saved_tokenizer(folder) if has_tokenizer(folder) else None
     options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
         if adapter is None:
@@ -216,13 +194,17 @@ def load_reward_model(
             base = AutoModelForSequenceClassification.from_pretrained(
                 base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
             )  # a head of another shape is replaced by that of the adapter, or was refused
+            if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+                base.resize_token_embeddings(len(tokenizer))
             model = _with_adapter(base, folder, is_trainable)
     except TrlPafoError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(folder, error) from error
+        raise ConfigError(
+            f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
+        ) from error
     config = model.config.get_text_config()
-    config.pad_token_id = trained_pad_id(folder, config)
+    config.pad_token_id = trained_pad_id(config, tokenizer, adapter is not None)
     return model.eval()
 
 
@@ -230,10 +212,6 @@ def _with_adapter(base: Any, folder: Path, is_trainable: bool) -> Any:
     """An adapter on its base in memory, of any task type: a head that it does not hold is that of the base."""
     from peft import PeftModel
 
-    if has_tokenizer(folder):
-        num_tokens = len(load_saved_tokenizer(folder))
-        if num_tokens > base.get_input_embeddings().weight.shape[0]:
-            base.resize_token_embeddings(num_tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
@@ -242,34 +220,26 @@ def _with_adapter(base: Any, folder: Path, is_trainable: bool) -> Any:
             raise ConfigError(f"The adapter {folder} lacks weights: {reason(error)}. Save it again.") from error
 
 
-def _unloadable(folder: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again.")
-
-
-def trained_pad_id(folder: Path, config: Any) -> int | None:
+def trained_pad_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, is_adapter: bool) -> int | None:
     """The pad id that a saved model was trained with; `None` where nothing says.
 
     The configuration of a checkpoint says it. The base of an adapter was not changed by the training, so there the tokenizer beside
     the adapter does. A tokenizer without a pad token pads with its end token, as in RewardTrainer.
 
     Args:
-        folder (`Path`):
-            Folder of a checkpoint or an adapter.
         config ([`~transformers.PretrainedConfig`]):
             Configuration of the model, or of the base.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer that was saved with it.
+        is_adapter (`bool`):
+            Whether it is an adapter.
     """
     own = config.get_text_config().pad_token_id
-    if not has_tokenizer(folder) or (own is not None and adapter_config(folder) is None):
+    if tokenizer is None or (own is not None and not is_adapter):
         return own
-    tokenizer = load_saved_tokenizer(folder)
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     return tokenizer.eos_token_id if own is None else own
-
-
-def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
-    """The dtype of an option `dtype`; float32 where it names none, as `"auto"`."""
-    return name if isinstance(name, torch.dtype) else getattr(torch, name or "float32", torch.float32)
 
 
 def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -286,6 +256,46 @@ def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
             "model.config.pad_token_id to what the model was trained with, and save both."
         )
     return known
+
+
+def positions_of(config: Any) -> int | None:
+    """Number of positions of a model of this configuration; `None` if unlimited or unknown."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_positions(
+    lengths: Sequence[int] | np.ndarray,
+    positions: int | None,
+    what: str,
+    whose: str,
+    name: Callable[[int], str] = "row {}".format,
+) -> None:
+    """Raise where rows have more tokens than a model has positions.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of the longest sequence of each row.
+        positions (`int`, *optional*):
+            Number of positions of the model.
+        what, whose (`str`):
+            What the rows and the model are called in the message.
+        name (`Callable`, *optional*):
+            From the number of a row to its name.
+
+    Raises:
+        DataError: If a row is too long; the message names the first.
+    """
+    too_long = [] if positions is None else np.flatnonzero(np.asarray(lengths) > positions).tolist()
+    if too_long:
+        raise DataError(
+            f"{len(too_long)} of {len(lengths)} {what} are longer than the {positions} positions of {whose}, the first is "
+            f"{name(too_long[0])}. Lower `history_max_tokens`, cut the responses, or leave such rows out."
+        )
+
+
+def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
+    """The dtype of an option `dtype`; float32 where it names none, as `"auto"`."""
+    return name if isinstance(name, torch.dtype) else getattr(torch, name or "float32", torch.float32)
 
 
 def reward_of(outputs: Any) -> torch.Tensor:
@@ -313,8 +323,9 @@ def score_sequences(
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
+    accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Rewards of token sequences, each scored alone of its neighbors, raw (no sigmoid).
+    """Rewards of token sequences, each independent of its neighbors, raw (no sigmoid).
 
     Sequences of similar length share a batch, so that little is computed on padding; equal sequences are scored once.
 
@@ -333,21 +344,23 @@ def score_sequences(
             Makes the context manager of a forward pass, as `Accelerator.autocast` does.
         desc (`str`, *optional*):
             Title of the progress bar; no bar without it.
+        accelerator ([`~accelerate.Accelerator`], *optional*):
+            Its processes, all of which call this with the same sequences, share the batches; see [`in_batches`].
 
     Returns:
         `np.ndarray` of shape `(num_sequences,)`, float32.
 
     Raises:
-        ConfigError: If `batch_size` is no whole number above 0.
+        ConfigError: If `batch_size` is no integer above 0.
         TeacherError: If a reward is not finite.
     """
 
     def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
-        ids, mask = _pad(batch, pad_token_id)
-        return reward_of(model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))
+        ids, mask = pad_sequences(batch, pad_token_id)
+        return reward_of(model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))[:, None]
 
     keys = [tuple(sequence) for sequence in sequences]
-    return _score(model, keys, len, forward, batch_size, autocast, desc, "seq")
+    return in_batches(model, keys, len, forward, batch_size, autocast=autocast, desc=desc, accelerator=accelerator)[:, 0]
 
 
 def score_pairs(
@@ -361,6 +374,7 @@ def score_pairs(
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
+    accelerator: Accelerator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. See [`score_sequences`].
 
@@ -369,9 +383,10 @@ def score_pairs(
             Compute what both responses of a pair begin with once. The rewards are the same to rounding, if the model is one that
             [`~trl_pafo.prefix_sharing.choice.choose_sharing`] shares with. A pair still counts as two of `batch_size`.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "device": device, "autocast": autocast, "desc": desc}
+    how: dict[str, Any] = {"autocast": autocast, "desc": desc, "accelerator": accelerator}
     if not share_prefix:
-        rewards = score_sequences(model, [*chosen_ids, *rejected_ids], pad_token_id, **options)
+        sequences = [*chosen_ids, *rejected_ids]
+        rewards = score_sequences(model, sequences, pad_token_id, batch_size=batch_size, device=device, **how)
         return rewards[: len(chosen_ids)], rewards[len(chosen_ids) :]
 
     def forward(pairs: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> torch.Tensor:
@@ -381,61 +396,83 @@ def score_pairs(
         return torch.stack(reward_of(outputs).chunk(2), dim=1)
 
     keys = [(tuple(chosen), tuple(rejected)) for chosen, rejected in zip(chosen_ids, rejected_ids, strict=True)]
-    rewards = _score(model, keys, length_of_row, forward, batch_size, autocast, desc, "pair", rewards_each=2)
-    return rewards[:, 0], rewards[:, 1]
+    num_pairs = batch_size if batch_size < 2 else batch_size // 2
+    both = in_batches(model, keys, lambda pair: sum(pair_lengths(*pair)), forward, num_pairs, width=2, **how)
+    return both[:, 0], both[:, 1]
 
 
-def length_of_row(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> int:
-    return sum(pair_lengths(*pair))
-
-
-def _score(
+def in_batches(
     model: torch.nn.Module,
     keys: Sequence[Any],
     length: Callable[[Any], int],
     forward: Callable[[list[Any]], torch.Tensor],
     batch_size: int,
-    autocast: Callable[[], AbstractContextManager],
-    desc: str | None,
-    unit: str,
-    rewards_each: int = 1,
+    *,
+    width: int = 1,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    desc: str | None = None,
+    accelerator: Accelerator | None = None,
 ) -> np.ndarray:
-    """Rewards of what `keys` stand for, equal ones computed once, those of similar length together."""
+    """What a forward pass gives for each key, without gradients and dropout: equal keys once, those of similar length together.
+
+    The batches are the same however many processes share them, and so are the numbers, to the last bit. Processes that run out of
+    batches repeat the last one: all take equally many forward passes, as sharded weights need.
+
+    Args:
+        model (`torch.nn.Module`):
+            The model; its mode is given back.
+        keys (`Sequence`):
+            What is computed on; hashable.
+        length (`Callable`):
+            Number of tokens of a key.
+        forward (`Callable`):
+            From a list of keys to a tensor of shape `(num_keys, width)`.
+        batch_size (`int`):
+            Keys in a forward pass.
+
+    Returns:
+        `np.ndarray` of shape `(num_keys, width)`, float32, the same on every process.
+
+    Raises:
+        ConfigError: If `batch_size` is no integer above 0.
+        TeacherError: If a number is not finite.
+    """
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
     place: dict[Any, int] = {}
     index = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
     unique = list(place)
-    lengths = [length(key) for key in unique]
     # Longest first: a batch that does not fit into memory fails at once, not after an hour.
-    order = sorted(range(len(unique)), key=lambda i: -lengths[i])
-    rewards = np.full((len(unique), rewards_each) if rewards_each > 1 else len(unique), np.nan, dtype=np.float32)
-    num_rows = max(1, batch_size // rewards_each)
+    order = sorted(range(len(unique)), key=lambda row: -length(unique[row]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rank, num_processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    turns = range(math.ceil(len(batches) / num_processes))
+    found = []
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), tqdm(total=len(unique), desc=desc, unit=unit, disable=desc is None) as bar:
-            for start in range(0, len(order), num_rows):
-                rows = order[start : start + num_rows]
+        with torch.no_grad():
+            for turn in tqdm(turns, desc=desc, unit="batch", disable=desc is None or rank > 0):
+                rows = batches[min(turn * num_processes + rank, len(batches) - 1)]
                 with autocast():
-                    batch = forward([unique[row] for row in rows])
-                rewards[rows] = batch.float().cpu().numpy()
-                bar.update(len(rows))
+                    numbers = forward([unique[row] for row in rows])
+                found.append((rows, numbers.float().cpu().numpy()))
     finally:
         model.train(was_training)
-    if not np.isfinite(rewards).all():
+    results = np.full((len(unique), width), np.nan, dtype=np.float32)
+    for rows, values in found if accelerator is None else gather_object(found):
+        results[rows] = values
+    if not np.isfinite(results).all():
         raise TeacherError(
-            f"{int((~np.isfinite(rewards)).sum())} of {rewards.size} rewards are NaN or infinite; the model's weights or its "
+            f"{int((~np.isfinite(results)).sum())} of {results.size} rewards are NaN or infinite; the model's weights or its "
             "dtype are broken. Train it again, or score it in float32."
         )
-    return rewards[index]
+    return results[index]
 
 
-def _pad(sequences: list[tuple[int, ...]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(s) for s in sequences)
-    ids = torch.full((len(sequences), longest), pad_token_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
+def pad_sequences(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of shape `(num_sequences, longest)`, padded on the right."""
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return ids, mask.long()

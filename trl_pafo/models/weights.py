@@ -13,10 +13,20 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIF
 from transformers.utils import logging
 
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.models.safe_loading import SAFELY, reason, weight_files
+from trl_pafo.models.safe_loading import (
+    SAFELY,
+    adapter_config,
+    base_folder,
+    check_model_folder,
+    has_tokenizer,
+    load_config,
+    load_saved_tokenizer,
+    local_folder,
+    reason,
+    weight_files,
+)
 
-Shapes = dict[str, list[int]]
-"""Shape of each weight by its name."""
+_Shapes = dict[str, list[int]]
 
 
 class Gaps(NamedTuple):
@@ -37,12 +47,7 @@ class Gaps(NamedTuple):
     of_head: list[str]
 
 
-def find_gaps(
-    folder: Path,
-    config: Any,
-    added: Mapping[str, list[int]] | None = None,
-    architectures: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-) -> Gaps:
+def find_gaps(folder: Path, config: Any, added: _Shapes | None = None, *, causal: bool = False) -> Gaps:
     """What the files of a checkpoint lack of the model that they would be loaded into. Headers alone are read.
 
     transformers is asked, with empty tensors of the names and shapes in the files: it knows which weights are tied, renamed, or
@@ -55,21 +60,22 @@ def find_gaps(
             Configuration of the model.
         added (`dict[str, list[int]]`, *optional*):
             Names and shapes of weights that an adapter brings, under the names of the model.
-        architectures (*optional*):
-            From the class of a configuration to that of the model; by default sequence classification.
+        causal (`bool`, *optional*, defaults to `False`):
+            Whether it is to be a causal language model, and not a sequence classification model.
 
     Raises:
         ConfigError: If transformers knows no such model.
     """
+    architectures: Any = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in architectures:
-        task = "causal language" if architectures is MODEL_FOR_CAUSAL_LM_MAPPING else "sequence classification"
+        task = "causal language" if causal else "sequence classification"
         raise ConfigError(f"{folder} is of type {config.model_type}, of which transformers has no {task} model. Name another.")
     model_class, config = architectures[type(config)], copy.deepcopy(config)
     is_quantized = getattr(config, "quantization_config", None) is not None
     if is_quantized:
         del config.quantization_config
-    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes_in(*weight_files(folder)).items()}
-    with _quiet(), whole_weights(), torch.random.fork_rng(devices=[]):
+    empty = {name: torch.empty(shape, device="meta") for name, shape in _shapes_in(*weight_files(folder)).items()}
+    with _quiet(), complete_weights(), torch.random.fork_rng(devices=[]):
         model, info = model_class.from_pretrained(
             None,
             config=config,
@@ -94,19 +100,61 @@ def find_gaps(
     return Gaps(sorted(missing), sorted(misfits), sorted(of_head))
 
 
+def check_reward_model(folder: str | Path) -> None:
+    """Raise where a saved model or adapter could not give rewards, or would give random ones; its weights are not read.
+
+    Each weight has to be in the checkpoint, in the adapter, or in the base of the adapter.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder of a checkpoint or an adapter.
+
+    Raises:
+        ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, or if it cannot
+            be read. The message names the weights and the fix.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    adapter = adapter_config(folder)
+    base = folder if adapter is None else base_folder(adapter)
+    with _as_config_error(folder, "reward"):
+        config = load_config(folder)
+        shapes = {} if adapter is None else _shapes_in(folder / "adapter_model.safetensors")
+        brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
+        gaps = find_gaps(base, config, brought)
+    where = f"{folder} holds no" if adapter is None else f"Neither the adapter {folder} nor its base {base} holds"
+    if gaps.missing:
+        only_head = set(gaps.missing) <= set(gaps.of_head)
+        fix = "Train it with RewardTrainer, and save all of it: model.save_pretrained, not that of a part of it"
+        if adapter is not None and only_head:
+            fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
+        raise ConfigError(
+            f"{where} weights for {name_some(gaps.missing)}{', so there is no reward head' if only_head else ''}: "
+            f"they would be drawn at random, and the rewards with them. {fix}."
+        )
+    _check_labels(config, str(folder))
+    if gaps.misfits:
+        raise ConfigError(
+            f"{where} weights of the right shape for {name_some(gaps.misfits)}. Save the model again, with its configuration."
+        )
+    if adapter is not None and has_tokenizer(folder) and not any("embed" in name and "lora" not in name for name in brought):
+        new_tokens = len(load_saved_tokenizer(folder)) - config.get_text_config().vocab_size
+        if new_tokens > 0:
+            raise ConfigError(
+                f"The tokenizer of the adapter {folder} has {new_tokens} tokens more than its base {base}, and the adapter holds no "
+                "embeddings for them: they would be drawn at random. Save the adapter with save_embedding_layers=True, or with the "
+                "tokenizer of the base."
+            )
+
+
 def check_language_model(folder: Path) -> None:
     """Raise where a causal language model would be loaded with weights drawn at random; none is read.
 
     Raises:
         ConfigError: If weights are missing, or it cannot be read.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        gaps = find_gaps(folder, config, architectures=MODEL_FOR_CAUSAL_LM_MAPPING)
-    except TrlPafoError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"No language model can be loaded from {folder}: {reason(error)}. Name another.") from error
+    with _as_config_error(folder, "language"):
+        gaps = find_gaps(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False), causal=True)
     if gaps.missing:
         raise ConfigError(
             f"{folder} holds no weights for {name_some(gaps.missing)}: they would be drawn at random. Name a causal language model, with "
@@ -114,19 +162,85 @@ def check_language_model(folder: Path) -> None:
         )
 
 
+def check_loaded_model(model: Any, name: str) -> None:
+    """Raise where a model in memory gives other than one reward a sequence.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        name (`str`):
+            What it is called in the message.
+
+    Raises:
+        ConfigError: If it has other than one label, or is a language model.
+    """
+    _check_labels(getattr(model, "config", None), name)
+    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        raise ConfigError(
+            f"{name} is a language model, {type(model).__name__}, which gives no rewards. Load it with "
+            "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
+        )
+
+
+def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> None:
+    """Raise where a model that a trainer loads by name would get random weights; none is read. A new head is right to train.
+
+    Args:
+        model (`str`):
+            Folder or Hub id.
+        init_kwargs (`Mapping[str, Any]`):
+            The `model_init_kwargs` that it is loaded with.
+        trains (`bool`):
+            Whether it is to be trained; else it is to be evaluated, and needs its head.
+
+    Raises:
+        ConfigError: If weights are missing, or the folder is one of an adapter that is to be trained.
+    """
+    if not init_kwargs.get("use_safetensors") or {"gguf_file", "subfolder", "variant"} & set(init_kwargs):
+        return  # weights whose names are not looked at here; transformers reports what they lack
+    revision = init_kwargs.get("revision")
+    if not trains:
+        check_reward_model(local_folder(model, revision))
+        return
+    try:
+        folder = local_folder(model, revision)
+    except TrlPafoError:  # the trainer says more when it loads the model
+        return
+    if adapter_config(folder) is not None:
+        raise ConfigError(
+            f"{model} is an adapter, which by its name would be loaded frozen. To train it further, give `model` the "
+            "PeftModel: PeftModel.from_pretrained(base, folder, is_trainable=True)."
+        )
+    gaps = gaps_of_base(str(folder))
+    if gaps is None:
+        return
+    missing = [name for name in gaps.missing if name not in gaps.of_head]
+    if missing:
+        raise ConfigError(
+            f"{model} holds no weights for {name_some(missing)}: they would be drawn at random, and not only a new reward head. Name a "
+            "complete pretrained model."
+        )
+    if gaps.misfits and not init_kwargs.get("ignore_mismatched_sizes"):
+        raise ConfigError(
+            f"{model} holds weights of another shape for {name_some(gaps.misfits)} than a reward model of one label has. A new head in "
+            "their place is made by model_init_kwargs={'ignore_mismatched_sizes': True}."
+        )
+
+
+def gaps_of_base(source: str, revision: str | None = None) -> Gaps | None:
+    """What a base lacks of a reward model; `None` where that cannot be told without loading it, which then says more."""
+    try:
+        folder = local_folder(source, revision)
+        with _as_config_error(folder, "reward"):
+            return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
+    except TrlPafoError:
+        return None
+
+
 def is_of_head(name: str, model: Any) -> bool:
     """Whether a weight belongs to what a task puts on a pretrained model: its head, or the pooler below it."""
     backbone = "" if model.base_model is model else f"{model.base_model_prefix}."
     return not name.startswith(backbone) or "pooler" in name.split(".")
-
-
-def shapes_in(*files: Path) -> Shapes:
-    """Names and shapes of the weights in safetensors files."""
-    shapes: Shapes = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return shapes
 
 
 def name_some(names: list[str], most: int = 4) -> str:
@@ -136,7 +250,7 @@ def name_some(names: list[str], most: int = 4) -> str:
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
+def complete_weights() -> Iterator[None]:
     """Models that are loaded inside have all their weights on every process.
 
     What a launcher sets up for the student acts on every `from_pretrained`: ZeRO-3 cuts the weights up at once, and FSDP with
@@ -160,9 +274,39 @@ def whole_weights() -> Iterator[None]:
             os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = efficient
 
 
+def _check_labels(config: Any, name: str) -> None:
+    num_labels = getattr(config, "num_labels", None)
+    if num_labels != 1:
+        raise ConfigError(
+            f"{name} has num_labels={num_labels}; a reward model has one. Train it with RewardTrainer, or load it with num_labels=1."
+        )
+
+
+def _shapes_in(*files: Path) -> _Shapes:
+    """Names and shapes of the weights in safetensors files."""
+    shapes: _Shapes = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return shapes
+
+
+@contextmanager
+def _as_config_error(folder: Path, kind: str) -> Iterator[None]:
+    """What the libraries raise inside becomes one error that names the folder and the fix."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, TrlPafoError):
+            raise
+        raise ConfigError(
+            f"No {kind} model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
+        ) from error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers neither shows a bar nor reports what is missing: whoever asks says it."""
+    """transformers neither shows a bar nor reports what is missing: the caller does."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     hook = logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{**kwargs, "disable": True}))

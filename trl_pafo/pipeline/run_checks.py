@@ -1,5 +1,6 @@
 """What a run cannot end with: all that options and data alone decide, told before its first training."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,7 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.evaluation.teacher_gain import fewest_users
+from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import check_budget
@@ -87,26 +89,19 @@ def check_run_data(
     for name in judged:
         check_lengths(data[name], tokenizer, longest, f"the {name} data", "the model")
     for group, teacher in given.items():
-        own = teacher.tokenizer()
-        positions = getattr(teacher.config().get_text_config(), "max_position_embeddings", None)
+        own = teacher.tokenizer
+        positions = positions_of(teacher.config)
         for name in judged if "group_routed" in run.methods else judged[1:]:
             rows = data[name].select(np.flatnonzero(np.asarray(data[name]["group"]) == group))
-            fitting = tokenizer if own is None else add_history_template(own)
+            fitting = tokenizer if own is None else add_history_template(copy.deepcopy(own))
             check_lengths(rows, fitting, positions, f"the {name} data", f"the teacher of {group}")
     _warn_of_unjudged(data, groups, run)
 
 
 def check_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int | None, what: str, whose: str) -> None:
     """Raise [`DataError`] if a pair has more tokens than a model has positions."""
-    if longest is None or not len(rows):
-        return
-    too_long = np.flatnonzero(_lengths(rows, tokenizer).max(axis=1) > longest)
-    if len(too_long):
-        raise DataError(
-            f"{len(too_long)} of {len(rows)} pairs of {what} are longer than the {longest} positions of {whose} (by group: "
-            f"{dict(count_by_group(rows.select(too_long)))}), the first in row {too_long[0]}. Lower `history_max_tokens`, or leave "
-            "them out."
-        )
+    if longest is not None and len(rows):
+        check_positions(_lengths(rows, tokenizer).max(axis=1), longest, f"pairs of {what}", whose)
 
 
 def _check_training_lengths(

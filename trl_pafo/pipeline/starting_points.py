@@ -15,7 +15,8 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialize_model
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
-from trl_pafo.models.scoring import as_dtype, check_reward_model, load_reward_model
+from trl_pafo.models.scoring import as_dtype, load_reward_model
+from trl_pafo.models.weights import check_reward_model
 
 QUANTIZATION_OPTIONS = (
     "load_in_4bit",

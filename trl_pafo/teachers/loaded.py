@@ -1,40 +1,27 @@
-"""Teachers in memory: adapters on one backbone, sharded where the student is, scored by all processes in step, and put away."""
+"""Teachers in memory: adapters on one backbone, sharded where the student is, scored by all processes together, and freed."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.models.scoring import (
-    check_reward_model,
-    length_of_row,
-    load_reward_model,
-    local_folder,
-    score_pairs,
-    score_sequences,
-)
-from trl_pafo.models.weights import name_some, whole_weights
+from trl_pafo.models.scoring import load_reward_model, positions_of, score_pairs, score_sequences
+from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.teachers.sharding import gathered, in_turn, is_sharded, shard, shards_the_student
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
-
-_Key = TypeVar("_Key")
 
 
 def by_backbone(teachers: Mapping[str, Teacher]) -> list[dict[str, Teacher]]:
@@ -87,30 +74,27 @@ class TeacherModels:
 
     def _load(self, teachers: Mapping[str, Teacher], dtype: torch.dtype, quantization_config: Any) -> None:
         sharded = shards_the_student(self.accelerator)
-        # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
         if quantization_config is not None:
             logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantized.")
-        with in_turn(self.accelerator) if sharded else nullcontext(), whole_weights(), torch.random.fork_rng(devices=[]):
-            folders = {group: local_folder(str(teacher.source)) for group, teacher in teachers.items()}
-            for folder in folders.values():
+        # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
+        with in_turn(self.accelerator) if sharded else nullcontext(), complete_weights(), torch.random.fork_rng(devices=[]):
+            folders = {group: teacher.folder for group, teacher in teachers.items() if teacher.folder is not None}
+            first, *others = dict.fromkeys(folders.values())
+            for folder in others:
                 check_reward_model(folder)
-            first = next(iter(folders.values()))
             model = load_reward_model(first, dtype, quantization_config=quantization_config)
-            if (first / ADAPTER_CONFIG).exists():
-                names = {first: model.active_adapter}
-                for folder in folders.values():
-                    if folder not in names:
-                        names[folder] = f"teacher{len(names)}"
-                        found = model.load_adapter(folder, names[folder], is_trainable=False)
-                        if found.missing_keys:
-                            raise ConfigError(
-                                f"The adapter {folder} lacks weights: {name_some(found.missing_keys)}. Save it again."
-                            )
+            if hasattr(model, "peft_config"):
+                names = {first: model.active_adapter} | {folder: f"teacher{n}" for n, folder in enumerate(others, 1)}
+                for folder in others:
+                    found = model.load_adapter(folder, names[folder], is_trainable=False)
+                    if found.missing_keys:
+                        raise ConfigError(f"The adapter {folder} lacks weights: {name_some(found.missing_keys)}. Save it again.")
                 self._adapters = {group: names[folder] for group, folder in folders.items()}
             model.requires_grad_(False).eval()
-            if sharded and getattr(model, "hf_quantizer", None) is None:
+            is_quantized = getattr(model, "hf_quantizer", None) is not None
+            if sharded and not is_quantized:
                 shard(model, self.accelerator.device, self.accelerator.num_processes)
-        self._model = model if getattr(model, "hf_quantizer", None) is not None else model.to(self.accelerator.device)
+        self._model = model if is_quantized else model.to(self.accelerator.device)
 
     def _borrow(self, model: torch.nn.Module) -> None:
         self._model = model
@@ -129,38 +113,14 @@ class TeacherModels:
 
         Under a launcher that shards the student every process has to call it equally often.
         """
-        model = self._activate(group, sequences)
-        device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
-        with _of_group(group):
-            return score_sequences(
-                model, sequences, self.pad_ids[group], batch_size=len(sequences), device=device, autocast=autocast
-            )
-
-    def _activate(self, group: str, sequences: Iterable[Sequence[int]]) -> torch.nn.Module:
-        """The model, as the teacher of this group, which can read these sequences."""
-        model = self._model
-        if model is None:
-            raise RuntimeError("These teachers are closed.")
-        if group in self._adapters:
-            model.set_adapter(self._adapters[group], inference_mode=True)  # type: ignore[operator]
-        # Pooling looks for this id, and the base of an adapter may know another one or none.
-        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-        config.pad_token_id = self.pad_ids[group]
-        longest, positions = max(map(len, sequences)), getattr(config, "max_position_embeddings", None)
-        if positions is not None and longest > positions:
-            raise TeacherError(
-                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, which it "
-                "has not learnt to read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
-            )
-        return model
+        return self._score(score_sequences, group, sequences, batch_size=len(sequences))
 
     def score(
         self, group: str, sequences: Sequence[Sequence[int]], *, batch_size: int = 32, desc: str | None = None
     ) -> np.ndarray:
-        """Rewards of token sequences, the same on every process: raw, each shared out once, equal sequences scored once.
+        """Rewards of token sequences under a group's teacher, the same on every process, of which each computes its share.
 
-        The batches are the same however many processes share them, and so are the rewards, to the last bit. Processes that run
-        out of batches repeat the last one: all take equally many forward passes, as sharded weights need.
+        See [`~trl_pafo.models.scoring.score_sequences`].
 
         Args:
             group (`str`):
@@ -176,10 +136,9 @@ class TeacherModels:
             `np.ndarray` of shape `(num_sequences,)`, float32.
 
         Raises:
-            TeacherError: If a reward is not finite.
+            TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
         """
-        keys = [tuple(sequence) for sequence in sequences]
-        return self._in_batches(keys, len, lambda batch: self.forward(group, batch), batch_size, desc)
+        return self._score(score_sequences, group, sequences, batch_size=batch_size, desc=desc, accelerator=self.accelerator)
 
     def margins(
         self,
@@ -204,54 +163,42 @@ class TeacherModels:
             `np.ndarray` of shape `(num_pairs,)`, float32.
 
         Raises:
-            TeacherError: If a reward is not finite.
+            TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
         """
-        if self._model is None:
-            raise RuntimeError("These teachers are closed.")
         pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
         # Sharing puts a hook on the reward head, and a model that was given is to be left as it was.
         hindrance = "the teacher is not loaded here" if self._is_borrowed else None
-        if not choose_sharing(prefix_sharing, self._model, pairs, batch_size, hindrance=hindrance).share:
+        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size, hindrance=hindrance).share
+        if not share:
             rewards = self.score(group, [*chosen, *rejected], batch_size=2 * batch_size, desc=desc)
             return rewards[: len(chosen)] - rewards[len(chosen) :]
-        keys = [(tuple(one), tuple(other)) for one, other in zip(chosen, rejected, strict=True)]
-        return self._in_batches(keys, length_of_row, lambda batch: self._shared_margins(group, batch), batch_size, desc)
+        options: dict[str, Any] = {"batch_size": 2 * batch_size, "desc": desc, "accelerator": self.accelerator}
+        return np.subtract(*self._score(score_pairs, group, chosen, rejected, share_prefix=True, **options))
 
-    def _shared_margins(self, group: str, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> np.ndarray:
-        model = self._activate(group, chain(*pairs))
-        chosen, rejected = zip(*pairs, strict=True)
-        device, autocast = next(model.parameters()).device, _autocast(self.accelerator)
-        options: dict[str, Any] = {"batch_size": 2 * len(pairs), "device": device, "autocast": autocast}
-        with _of_group(group):
-            rewards = score_pairs(model, chosen, rejected, self.pad_ids[group], share_prefix=True, **options)
-        return rewards[0] - rewards[1]
+    def _open(self) -> torch.nn.Module:
+        if self._model is None:
+            raise RuntimeError("These teachers are closed.")
+        return self._model
 
-    def _in_batches(
-        self,
-        keys: Sequence[_Key],
-        length: Callable[[_Key], int],
-        forward: Callable[[list[_Key]], np.ndarray],
-        batch_size: int,
-        desc: str | None,
-    ) -> np.ndarray:
-        """One number for each key, equal ones computed once; see [`~TeacherModels.score`] for who computes what."""
-        place: dict[_Key, int] = {}
-        index = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
-        unique = list(place)
-        # Longest first: a batch that does not fit into memory fails at once, not after an hour.
-        order = sorted(range(len(unique)), key=lambda row: -length(unique[row]))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        rank, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        turns = range(math.ceil(len(batches) / num_processes))
-        found = []
-        for turn in tqdm(turns, desc=desc, unit="batch", disable=desc is None or not self.accelerator.is_main_process):
-            rows = batches[min(turn * num_processes + rank, len(batches) - 1)]
-            found.append((rows, forward([unique[row] for row in rows])))
-        numbers = np.full(len(unique), np.nan, dtype=np.float32)
-        for rows, values in gather_object(found):
-            numbers[rows] = values
-        check_filled(numbers, "rewards")
-        return numbers[index]
+    def _score(self, score: Callable[..., Any], group: str, *sides: Sequence[Sequence[int]], **options: Any) -> Any:
+        """What `score` gives for token sequences with the model as the teacher of this group."""
+        model, pad_id = self._open(), self.pad_ids[group]
+        if group in self._adapters:
+            model.set_adapter(self._adapters[group], inference_mode=True)  # type: ignore[operator]
+        # Pooling looks for this id, and the base of an adapter may know another one or none.
+        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+        config.pad_token_id = pad_id
+        longest, positions = max(map(len, chain(*sides)), default=0), positions_of(config)
+        if positions is not None and longest > positions:
+            raise TeacherError(
+                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, which it "
+                "has not learnt to read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
+            )
+        device = next(model.parameters()).device
+        try:
+            return score(model, *sides, pad_id, device=device, autocast=_autocast(self.accelerator), **options)
+        except TeacherError as error:
+            raise TeacherError(f"The teacher of group {group!r}: {error}") from error
 
     def close(self) -> None:
         """Free the models that were loaded here; leave one that was given with device, modes and pad id that it came with."""
@@ -271,15 +218,6 @@ def check_filled(numbers: np.ndarray, what: str) -> None:
     missing = int(np.isnan(numbers).sum())
     if missing:
         raise TeacherError(f"{missing} of {len(numbers)} {what} were computed by no teacher: give each row a group that has one.")
-
-
-@contextmanager
-def _of_group(group: str) -> Iterator[None]:
-    """Errors of scoring say whose teacher it is."""
-    try:
-        yield
-    except TeacherError as error:
-        raise TeacherError(f"The teacher of group {group!r}: {error}") from error
 
 
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:

@@ -4,32 +4,31 @@ import copy
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data.history import remembered
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.safe_loading import MODEL_FILES
-from trl_pafo.models.scoring import (
+from trl_pafo.models.safe_loading import (
     adapter_config,
-    base_folder,
-    check_loaded_model,
-    check_reward_model,
     has_tokenizer,
+    identity_of_folder,
+    load_config,
     load_saved_tokenizer,
     local_folder,
-    pad_id_of,
-    trained_pad_id,
 )
+from trl_pafo.models.scoring import pad_id_of, trained_pad_id
+from trl_pafo.models.weights import check_loaded_model, check_reward_model
 from trl_pafo.storage.canonical import canonical
-from trl_pafo.storage.files import digest_of_files
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ TeacherSpec = str | Path | torch.nn.Module
 @dataclass(frozen=True)
 class Teacher:
     """
-    A group's teacher.
+    A group's teacher. What is read of its folder (never weights) is read once.
 
     Parameters:
         group (`str`):
@@ -59,50 +58,50 @@ class Teacher:
         """For people: the folder or id, or the class of a model in memory."""
         return self.source if isinstance(self.source, str) else type(self.source).__name__
 
-    def identity(self) -> str | None:
-        """Digest of all that decides the teacher's answers; `None` where it cannot be known (sharded parameters)."""
-        return _digest_files(local_folder(self.source)) if isinstance(self.source, str) else _digest_module(self.source)
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the teacher is on disk; `None` for a model in memory."""
+        return local_folder(self.source) if isinstance(self.source, str) else None
 
+    @cached_property
     def adapter(self) -> dict[str, Any] | None:
         """The configuration of an adapter on disk; `None` where the teacher is something else."""
-        return adapter_config(local_folder(self.source)) if isinstance(self.source, str) else None
+        return None if self.folder is None else adapter_config(self.folder)
 
-    def backbone(self) -> Any:
-        """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint or model."""
-        if not isinstance(self.source, str):
-            return id(self.source)
-        adapter = self.adapter()
-        # Other kinds of adapters, and those with biases of their own, cannot stand beside each other.
-        if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
-            return str(local_folder(self.source))
-        base = adapter["base_model_name_or_path"]
-        # One that keeps the head of the base cannot stand beside those that have their own.
-        kind = (adapter.get("task_type"), tuple(sorted(adapter.get("modules_to_save") or ())))
-        return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"), kind)
-
+    @cached_property
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
-        if not isinstance(self.source, str):
-            return self.source.config
-        if adapter := self.adapter():
-            return AutoConfig.from_pretrained(base_folder(adapter), num_labels=1, trust_remote_code=False)
-        return AutoConfig.from_pretrained(local_folder(self.source), trust_remote_code=False)
+        return load_config(self.folder) if self.folder is not None else self.source.config  # type: ignore[union-attr]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that was saved with the teacher, if one was."""
+        return load_saved_tokenizer(self.folder) if self.folder is not None and has_tokenizer(self.folder) else None
 
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
 
         See [`~trl_pafo.models.scoring.trained_pad_id`].
         """
-        config = self.config()
-        own = trained_pad_id(local_folder(self.source), config) if isinstance(self.source, str) else None
-        return pad_id_of(config, tokenizer) if own is None else own
+        own = None if self.folder is None else trained_pad_id(self.config, self.tokenizer, self.adapter is not None)
+        return pad_id_of(self.config, tokenizer) if own is None else own
 
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that was saved with the teacher, if one was."""
-        if not isinstance(self.source, str):
-            return None
-        folder = local_folder(self.source)
-        return load_saved_tokenizer(folder) if has_tokenizer(folder) else None
+    def identity(self) -> str | None:
+        """Digest of all that decides the teacher's answers; `None` where it cannot be known (sharded parameters)."""
+        return identity_of_folder(self.folder) if self.folder is not None else _digest_module(self.source)  # type: ignore[arg-type]
+
+    def backbone(self) -> Any:
+        """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint or model."""
+        if self.folder is None:
+            return id(self.source)
+        adapter = self.adapter
+        # Other kinds of adapters, and those with biases of their own, cannot stand beside each other.
+        if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
+            return str(self.folder)
+        base = adapter["base_model_name_or_path"]
+        # One that keeps the head of the base cannot stand beside those that have their own.
+        kind = (adapter.get("task_type"), tuple(sorted(adapter.get("modules_to_save") or ())))
+        return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"), kind)
 
 
 @dataclass(frozen=True)
@@ -129,15 +128,10 @@ class QuantizedBase:
 
     def config_for(self, teacher: Teacher) -> Any:
         """How the base of a teacher is to be quantized; `None` if it is another, or comes quantized from the disk."""
-        adapter = teacher.adapter()
-        if adapter is None or getattr(teacher.config(), "quantization_config", None) is not None:
+        if teacher.adapter is None or getattr(teacher.config, "quantization_config", None) is not None:
             return None
-        return copy.deepcopy(self.config) if _same_place(adapter["base_model_name_or_path"], self.name) else None
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Whether two names are one Hub id or one folder."""
-    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
+        base, own = (os.path.realpath(name) for name in (teacher.adapter["base_model_name_or_path"], self.name))
+        return copy.deepcopy(self.config) if base == own else None
 
 
 def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher]:
@@ -172,20 +166,16 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
         TeacherError: If the teacher is not found, has other than one label, or has another tokenizer.
     """
     try:
-        config = teacher.config()
+        config = teacher.config
+        if teacher.folder is None:
+            check_loaded_model(teacher.source, "It")
+        else:
+            check_reward_model(teacher.folder)
+    except ConfigError as error:
+        raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
     except (OSError, ValueError, KeyError) as error:
         raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.name!r}: {error}") from error
-    if isinstance(teacher.source, str):
-        try:
-            check_reward_model(local_folder(teacher.source))
-        except ConfigError as error:
-            raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
-    else:
-        try:
-            check_loaded_model(teacher.source, f"The teacher of group {teacher.group!r}")
-        except ConfigError as error:
-            raise TeacherError(str(error)) from error
-    own = teacher.tokenizer()
+    own = teacher.tokenizer
     if own is not None and own.get_vocab() != tokenizer.get_vocab():
         raise TeacherError(
             f"The teacher of group {teacher.group!r} has another tokenizer than the student ({len(own)} tokens against "
@@ -216,7 +206,7 @@ def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_foun
     Raises:
         TeacherError: If one reads texts and the other messages, one has histories and the other none, or their fields differ.
     """
-    own = teacher.tokenizer()
+    own = teacher.tokenizer
     trained = None if own is None else remembered(own)
     if trained is None or student is None:
         return
@@ -245,14 +235,6 @@ def _in_words(inputs: Mapping[str, Any]) -> str:
     number = "all past pairs" if inputs["num_history"] is None else f"up to {inputs['num_history']} past pairs"
     budget = "" if inputs["max_tokens"] is None else f" within {inputs['max_tokens']} tokens"
     return f"{inputs['inputs']} with {number} ({', '.join(inputs['fields'])}){budget}"
-
-
-def _digest_files(folder: Path) -> str:
-    own = digest_of_files(folder, MODEL_FILES)
-    if adapter := adapter_config(folder):  # an adapter answers with its base's weights too
-        base = _digest_files(base_folder(adapter))
-        return hashlib.sha256(f"{own} {base}".encode()).hexdigest()
-    return own
 
 
 def _digest_module(module: torch.nn.Module) -> str | None:

@@ -17,9 +17,10 @@ from trl_pafo.data import checks
 from trl_pafo.data.history import remembered
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.adapters import active_adapter_alone, check_student, keep_head_in_format, keep_reward_head
+from trl_pafo.models.adapters import active_adapter_alone, keep_head_in_format, keep_reward_head
 from trl_pafo.models.safe_loading import safe_init_kwargs
-from trl_pafo.models.scoring import as_dtype, check_loaded_model, reward_of
+from trl_pafo.models.scoring import as_dtype, reward_of
+from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead, forward_shared
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS

@@ -115,7 +115,7 @@ class TestScore:
             score_candidates([PROMPTS[0], AnsweredPrompt("what", {"polite": "sir"})], {"first": encoder})
         with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
             score_candidates(PROMPTS, {"first": "no/such-model"})
-        with pytest.raises(DataError, match="1 of 1 texts are longer than the reward model's 256 positions"):
+        with pytest.raises(DataError, match="1 of 1 rows are longer than the 256 positions of the model"):
             score_candidates([AnsweredPrompt("how", {"long": "cat " * 300})], {"first": encoder})
 
 

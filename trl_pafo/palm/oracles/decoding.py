@@ -15,8 +15,15 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG, SAFELY, read_config
-from trl_pafo.models.scoring import base_folder, has_tokenizer, load_saved_tokenizer, local_folder
+from trl_pafo.models.safe_loading import (
+    ADAPTER_CONFIG,
+    SAFELY,
+    base_folder,
+    has_tokenizer,
+    load_saved_tokenizer,
+    local_folder,
+    read_config,
+)
 from trl_pafo.models.weights import check_language_model
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name

@@ -12,18 +12,11 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from trl_pafo.data.history import HistoryCutter
-from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.models.base_models import materialize_model
-from trl_pafo.models.scoring import (
-    check_reward_model,
-    load_reward_model,
-    load_saved_tokenizer,
-    local_folder,
-    pad_id_of,
-    score_sequences,
-)
+from trl_pafo.models.safe_loading import load_saved_tokenizer
+from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences
 from trl_pafo.palm.oracles.candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
 
@@ -78,15 +71,12 @@ class RewardModel:
 
     Raises:
         TeacherError: If the model is not found.
-        ConfigError: If it could not give rewards, see [`~trl_pafo.models.scoring.check_reward_model`].
+        ConfigError: If it could not give rewards, see [`~trl_pafo.models.weights.check_reward_model`].
     """
 
     def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu", num_history: int | None = None):
-        self.folder = local_folder(str(source))
-        check_reward_model(self.folder)
-        self.batch_size, self.device = batch_size, device
-        self.renderer = InputRenderer(load_saved_tokenizer(self.folder), num_history)
-        self._model: Any = None
+        self.batch_size = batch_size
+        self.scorer = RewardScorer.from_pretrained(source, device=device, num_history=num_history)
 
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], histories: Sequence[Any] | None = None) -> np.ndarray:
         """Raw rewards of shape `(num_responses,)` of texts or messages, as the model read them in its training.
@@ -99,11 +89,12 @@ class RewardModel:
             histories (`Sequence`, *optional*):
                 Past pairs of each prompt's user, newest first; a model that was trained with histories needs them.
         """
-        if self._model is None:
-            self._model = load_reward_model(self.folder).requires_grad_(False).to(self.device)
-        sequences = response_ids(self.renderer, prompts, responses, self._model.config, histories)
-        pad = pad_id_of(self._model.config, self.renderer.tokenizer)
-        return score_sequences(self._model, sequences, pad, batch_size=self.batch_size, device=self.device)
+        rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
+        if histories is not None:
+            rows = [{**row, "history": history} for row, history in zip(rows, histories, strict=True)]
+        # A batch in which nobody has a past says nothing of the others.
+        scored = self.scorer.score(rows, batch_size=self.batch_size, all_lack=histories is None)
+        return np.array([row["response"] for row in scored], dtype=np.float32)
 
 
 class ScaledReward:
@@ -129,28 +120,6 @@ class ScaledReward:
     ) -> list[float]:
         """Rewards of the completions, texts or messages; under the `history` of each row, where the dataset has that column."""
         return self.scale(self.model(prompts, completions, history)[:, None])[:, 0].tolist()
-
-
-def response_ids(
-    renderer: InputRenderer,
-    prompts: Sequence[Any],
-    responses: Sequence[Any],
-    config: Any,
-    histories: Sequence[Any] | None = None,
-) -> list[list[int]]:
-    """Token ids of prompts (texts or messages) with their responses, as a reward model reads them; none is cut."""
-    rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
-    if histories is not None:
-        rows = [{**row, "history": history} for row, history in zip(rows, histories, strict=True)]
-    # A batch in which nobody has a past says nothing of the others.
-    ids = [row["response"] for row in renderer.sequences(rows, all_lack=histories is None)]
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if longest and max(map(len, ids), default=0) > longest:
-        raise DataError(
-            f"{sum(len(i) > longest for i in ids)} of {len(ids)} texts are longer than the reward model's {longest} positions. "
-            "Cut the responses (`max_words` of the source), or leave them out."
-        )
-    return ids
 
 
 def fit_reward_models(
@@ -209,16 +178,16 @@ def fit_reward_models(
     materialize_model(model, aside, num_hidden_layers, seed)
     tokenizer = load_saved_tokenizer(aside)
     HistoryCutter(tokenizer, 0).remember()
-    reward_model = load_reward_model(aside).requires_grad_(False)
+    tokenizer.save_pretrained(aside)
+    scorer = RewardScorer(aside, device="cpu")
+    reward_model = scorer.model
     name = next((n for n in ("score", "classifier") if isinstance(getattr(reward_model, n, None), torch.nn.Linear)), None)
     if name is None:
         raise ConfigError(f"{type(reward_model).__name__} has no linear reward head, so {model!r} cannot be fitted frozen.")
     head = getattr(reward_model, name)
     setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
-    asked, answers = [p.prompt for p in prompts for _ in known], [p.responses[t] for p in prompts for t in known]
-    ids = response_ids(InputRenderer(tokenizer), asked, answers, reward_model.config)
-    features = _features(reward_model, ids, pad_id_of(reward_model.config, tokenizer), batch_size)
-    features = features.reshape(len(prompts), len(known), -1)
+    rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in known]
+    features = _features(scorer, rows, batch_size, head.in_features).reshape(len(prompts), len(known), -1)
     spread = features.std(axis=(0, 1)) + 1e-8
     setattr(reward_model, name, head)
     for kind, folder in folders.items():
@@ -237,20 +206,16 @@ def fit_reward_models(
     return {kind: str(folder) for kind, folder in folders.items()}
 
 
-def _features(model: Any, ids: list[list[int]], pad: int, batch_size: int) -> np.ndarray:
-    """Input of the reward head for each sequence, `(num_sequences, hidden_size)`."""
-    features: list[Any] = [None] * len(ids)
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(ids[row]) for row in rows])
-        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        with torch.no_grad():
-            outputs = model(input_ids=padded, attention_mask=mask, use_cache=False).logits.double().numpy()
-        for row, feature in zip(rows, outputs, strict=True):
-            features[row] = feature
-    return np.stack(features)
+def _features(scorer: RewardScorer, rows: list[dict[str, Any]], batch_size: int, width: int) -> np.ndarray:
+    """Input of the reward head for each row, `(num_rows, width)`; the scorer's model has no head."""
+    keys = [tuple(row["response"]) for row in scorer.tokenize(rows)]
+    pad = pad_id_of(scorer.model.config, scorer.tokenizer)
+
+    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
+        ids, mask = pad_sequences(batch, pad)
+        return scorer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    return in_batches(scorer.model, keys, len, forward, batch_size, width=width).astype(np.float64)
 
 
 def _fit_head(differences: np.ndarray, l2: float) -> np.ndarray:
