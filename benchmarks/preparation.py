@@ -150,7 +150,6 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
     from trl_pafo.data.template import add_history_template
     from trl_pafo.models.base_models import load_tokenizer
-    from trl_pafo.pipeline.prepare import write_parquet
 
     logging.disable_progress_bar()
     tokenizer = add_history_template(load_tokenizer(model))
@@ -192,7 +191,7 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
             trained_on, validation = hold_out_prompts(rendered, 0.1, seed)
         with stages.stage("write Parquet"):
             for name, rows in {"train": trained_on, "validation": validation, "test": rendered_test}.items():
-                write_parquet(rows, folder / f"{name}.parquet")
+                rows.to_parquet(folder / f"{name}.parquet")
         with stages.stage("counterfactual rows"):
             both = counterfactual_rows(train, ["majority", "minority"], 1.0, seed)
             count_by_group(both)

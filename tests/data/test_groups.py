@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.data import groups
 from trl_pafo.data.groups import (
     assign_groups,
     quantile_thresholds,
@@ -113,15 +112,6 @@ class TestByWeights:
         np.testing.assert_allclose(support_rate_by_weights(weights, probes), naive_weights(weights, probes))
         np.testing.assert_allclose(
             support_rate_by_weights(weights, probes, population), naive_weights(weights, probes, population)
-        )
-
-    def test_users_taken_in_parts_have_the_same_rates(self, monkeypatch):
-        rng = np.random.default_rng(1)
-        weights, probes = rng.integers(-2, 3, (11, 3)), rng.integers(-2, 3, (12, 3))
-        monkeypatch.setattr(groups, "_USERS_AT_ONCE", 4)
-        np.testing.assert_allclose(support_rate_by_weights(weights, probes), naive_weights(weights, probes))
-        np.testing.assert_allclose(
-            support_rate_by_weights(weights[:5], probes, weights[5:]), naive_weights(weights[:5], probes, weights[5:])
         )
 
     def test_the_user_does_not_agree_with_itself(self):

@@ -3,7 +3,6 @@
 import importlib.util
 import random
 
-import pyarrow as pa
 import pytest
 from datasets import Dataset
 from helpers.parts import make_tokenizer
@@ -11,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from trl_pafo.data import HISTORY_FIELDS, history
-from trl_pafo.data import arrow as columns
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.history import (
     HistoryCutter,
-    content_keys,
-    content_texts,
     is_rendered,
     remember_rendering,
     render_history,
@@ -237,22 +233,6 @@ class TestCutter:
         assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (None, None, list(HISTORY_FIELDS))
 
 
-def random_histories(seed, words=("kindly", "run", "what is", "soup and bread")):
-    rng = random.Random(seed)
-    return [[{k: " ".join(rng.choices(words, k=2)) for k in HISTORY_FIELDS} for _ in range(rng.randrange(5))] for _ in range(20)]
-
-
-@pytest.mark.parametrize("settings_", [(None, None), (2, None), (None, 9), (3, 14), (None, 40)])
-@pytest.mark.parametrize("fields", [HISTORY_FIELDS, ("chosen",)])
-def test_many_histories_are_cut_as_one_by_one(settings_, fields, monkeypatch):
-    monkeypatch.setattr(history, "_REMEMBERED", 10)
-    one, many = (HistoryCutter(make_tokenizer("encoder"), *settings_, fields=fields) for _ in range(2))
-    for seed in range(3):
-        histories = random_histories(seed)
-        assert many.cut_all(histories) == [one(past) for past in histories]
-    assert set(many._lengths) <= set(one._lengths)  # nothing is counted in vain, and what is remembered has a limit
-
-
 def load_tokenizer_that_counts_characters():
     """Stands for tokenizers that split words: one token a character that is no white space."""
     return lambda text, add_special_tokens: {"input_ids": [c for c in text if not c.isspace()]}
@@ -265,18 +245,6 @@ class TestTexts:
         assert content_text(turns) == "a\nb"
         assert content_key("red") == content_key([{"role": "user", "content": "red"}])
         assert content_key(turns) != content_key([turns[0], {"role": "user", "content": "b"}])
-
-    @given(st.lists(st.lists(st.tuples(st.sampled_from(["user", "system"]), st.sampled_from(["a", "'", '"\n'])), max_size=3)))
-    def test_whole_columns_are_read_as_value_by_value(self, conversations):
-        values = [[{"role": role, "content": content} for role, content in turns] for turns in conversations]
-        for some in (values, [content_text(value) for value in values]):
-            array = pa.array(some, pa.string() if some is not values else pa.list_(_MESSAGE))
-            assert content_keys(array) == [content_key(value) for value in some]
-            assert content_texts(array) == [content_text(value) for value in some]
-            assert content_keys(array[1:]) == [content_key(value) for value in some[1:]]
-
-
-_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 
 class TestRender:
@@ -310,9 +278,7 @@ class TestRender:
         dataset = Dataset.from_list([{**row, "chat_template_kwargs": {"tag": row["n"]}} for row in rows] if kwargs else rows)
         dataset = dataset.select([*range(0, len(dataset), 2), *range(1, len(dataset), 2)])
         cutter = HistoryCutter(make_tokenizer("encoder"), num_history, fields=fields)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(columns, "_BATCH_ROWS", 3)
-            rendered = render_history(dataset, cutter)
+        rendered = render_history(dataset, cutter)
         with_budget = HistoryCutter(make_tokenizer("encoder"), num_history, 10_000, fields)
         assert rendered[:] == render_history(dataset, with_budget)[:]
         plain = {k: v for k, v in rows[0].items() if k not in ("history", *_PAIR)}

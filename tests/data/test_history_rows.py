@@ -4,16 +4,14 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from helpers.parts import make_pairs, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data import arrow as columns
-from trl_pafo.data.attaching import attach_history, past_pairs
+from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.counterfactual import counterfactual_rows
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
@@ -112,28 +110,17 @@ class TestAttach:
         order = rng.choices(range(len(rows)), k=len(rows))  # some rows twice, behind indices
         dataset = Dataset.from_list(rows).select(order)
         expected = naive_attach([rows[i] for i in order], k, past_only, min_history)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(columns, "_BATCH_ROWS", 4)
-            if expected is None:
-                with pytest.raises(DataError, match="have no history"):
-                    attach_history(dataset, k, past_only, min_history)
-            else:
-                assert attach_history(dataset, k, past_only, min_history).to_list() == expected
+        if expected is None:
+            with pytest.raises(DataError, match="have no history"):
+                attach_history(dataset, k, past_only, min_history)
+        else:
+            assert attach_history(dataset, k, past_only, min_history).to_list() == expected
 
-    def test_one_user_with_many_pairs_on_few_prompts(self):
-        """The walk jumps over all neighbors on its own prompt, however many they are."""
-        prompt = np.repeat([0, 1, 0, 0], [3, 1, 20_000, 20_000])
-        past = past_pairs(np.zeros(len(prompt), np.int64), prompt, 2, past_only=True)
-        assert past[-1].tolist() == [3, -1]
-        assert past[3].tolist() == [2, 1]
-        back = past_pairs(np.zeros(len(prompt), np.int64), prompt, 2, past_only=False)
-        assert back[-1].tolist() == back[0].tolist() == [3, -1]
-        assert back[3].tolist() == [2, 1]
-
-    def test_histories_of_rows_on_disk_are_on_disk_and_made_once(self, tmp_path, monkeypatch):
+    def test_histories_of_rows_on_disk_are_on_disk_and_made_once(self, tmp_path):
         data = Dataset.from_list(user_rows("p", "q", "r") + user_rows("a", "b", user="v"))
         assert not attach_history(data, 2).cache_files
-        stored = columns.on_disk(data, tmp_path / "rows.arrow")
+        data.save_to_disk(tmp_path)
+        stored = load_from_disk(tmp_path)
         first, again = attach_history(stored, 2), attach_history(stored, 2)
         assert first[:] == attach_history(data, 2)[:]
         assert [Path(file["filename"]).parent for file in first.cache_files] == [tmp_path]
@@ -242,8 +229,7 @@ class TestCounterfactual:
 
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize("num_groups", [2, 3])
-    def test_the_same_draws_as_one_after_the_other(self, seed, num_groups, monkeypatch, tmp_path):
-        monkeypatch.setattr(columns, "_BATCH_ROWS", 7)
+    def test_the_same_draws_as_one_after_the_other(self, seed, num_groups):
         dataset = judged(num_groups, seed, shared=True)
         dataset = dataset.select(random.Random(seed).sample(range(len(dataset)), len(dataset) - 3))
         rows, groups = dataset.to_list(), sorted(dataset.unique("group"))
@@ -252,10 +238,6 @@ class TestCounterfactual:
         for share in (0.5, 1.0):
             expected = naive_counterfactual(rows, groups, share, seed)
             assert counterfactual_rows(dataset, groups, share, seed).to_list() == expected
-            stored = columns.on_disk(dataset, tmp_path / f"{share}.arrow")
-            shown = counterfactual_rows(stored, groups, share, seed)
-            assert shown.to_list() == expected
-            assert len(shown.cache_files) == 2
 
     @pytest.mark.parametrize("seed", range(4))
     def test_a_prompt_is_known_again_as_a_message(self, seed):

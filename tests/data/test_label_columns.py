@@ -1,14 +1,11 @@
 """Columns of groups and users hold texts once they are in, whatever they held before, streaming or not."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.data.labels import warn_of_blanks
 from trl_pafo.errors import DataError
 
 WHAT = "The training dataset"
@@ -118,11 +115,3 @@ def test_a_stream_that_does_not_know_its_columns():
     assert stream.column_names is None
     with pytest.raises(DataError, match=f"{WHAT}, row 2: has no `group`"):
         list(normalize_columns(IterableDataset.from_generator(rows), WHAT, ["group"]))
-
-
-def test_blanks_that_split_a_group(caplog: pytest.LogCaptureFixture):
-    warn_of_blanks.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        normalize_columns(Dataset.from_dict({"group": ["a", "a ", "b"], "user": ["u", "v", "w"]}), WHAT)
-    [record] = caplog.records
-    assert "Values of `group` differ in blanks at their ends alone and count as different ones: 'a', 'a '." in record.getMessage()

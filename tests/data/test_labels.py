@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import enum
-import logging
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Value
 
-from trl_pafo.data.labels import as_label, label_names, normalize_labels, warn_of_blanks
+from trl_pafo.data.labels import as_label, label_names, normalize_labels
 from trl_pafo.errors import DataError
 
 
@@ -157,17 +156,3 @@ def test_numbers_of_names():
     with pytest.raises(DataError, match=r"^The pairs, row 1: `group` is 2, but its names have the numbers 0 to 1\.$"):
         normalize_labels([0, 2], "group", "The pairs", names=names)
     assert label_names(Value("int64")) is None
-
-
-def test_blanks_that_split_a_group(caplog: pytest.LogCaptureFixture):
-    warn_of_blanks.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            labels = normalize_labels(["a", "a ", "b", " b", "c ", "a "], "group", "The pairs")
-    assert labels == ["a", "a ", "b", " b", "c ", "a "]
-    [record] = caplog.records
-    assert "Values of `group` differ in blanks at their ends alone" in record.getMessage()
-    assert "' b', 'b'; 'a', 'a '. Strip them" in record.getMessage()
-    caplog.clear()
-    normalize_labels(["a ", "b", "a "], "group", "The pairs")
-    assert not caplog.records

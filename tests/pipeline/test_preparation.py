@@ -6,17 +6,15 @@ import pytest
 from datasets import Dataset
 from helpers.parts import make_tokenizer
 
-from trl_pafo.data import arrow as columns
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.template import add_history_template
-from trl_pafo.pipeline.prepare import load_prepared, prepare, write_parquet
+from trl_pafo.pipeline.prepare import load_prepared, prepare
 from trl_pafo.trainer.config import PAFOConfig
 
 
 @pytest.mark.parametrize("budget", [None, 12])
-def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget, tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "_BATCH_ROWS", 40)
+def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget, tmp_path):
     tokenizer = add_history_template(make_tokenizer("encoder"))
     args = PAFOConfig(
         str(tmp_path), num_history=2, history_max_tokens=budget, history_fields=["chosen"], use_cpu=True, bf16=False
@@ -60,11 +58,3 @@ def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
         data = DataArguments(source="files", data_path=paths["train"], test_data_path=paths["test"], validation_share=0)
         prepare(data, args, tokenizer, tmp_path / groups)
         assert json.loads((tmp_path / groups / "summary.json").read_text())["groups"] == groups
-
-
-def test_rows_behind_indices_are_written_in_their_order(tmp_path):
-    rows = Dataset.from_list([{"n": n, "past": [{"text": "t" * n}] * n} for n in range(6)]).select([5, 0, 3])
-    write_parquet(rows, tmp_path / "rows.parquet")
-    loaded = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))
-    assert loaded.features == rows.features
-    assert loaded.to_list() == rows.to_list()

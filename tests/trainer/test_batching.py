@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import RewardConfig, RewardTrainer
 
-import trl_pafo.data.arrow
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.trainer.losses import pafo_loss
@@ -47,7 +46,7 @@ def by_size(order: list[int], size: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("multiple", [None, 8])
-def test_lengths_are_those_that_the_collator_lays_out(share, multiple, monkeypatch):
+def test_lengths_are_those_that_the_collator_lays_out(share, multiple):
     rng = np.random.default_rng(0)
     rows = []
     for number in range(23):
@@ -55,7 +54,6 @@ def test_lengths_are_those_that_the_collator_lays_out(share, multiple, monkeypat
         rests = (rng.integers(20, 90, 1 + rng.integers(9)).tolist() for _ in range(2))
         rows.append(dict(zip(("chosen_ids", "rejected_ids"), (prefix + rest for rest in rests), strict=True)))
     dataset = Dataset.from_list(rows).shuffle(seed=1).select(range(20))  # rows that Arrow has in another order
-    monkeypatch.setattr(trl_pafo.data.arrow, "_BATCH_ROWS", 6)  # several tables
     collator = DataCollatorForGroupPreference(pad_token_id=0, pad_to_multiple_of=multiple, share_prefix=share)
     batches = [collator([row]) for row in dataset]
     assert row_lengths(dataset, collator).tolist() == [batch["input_ids"].shape[1] for batch in batches]

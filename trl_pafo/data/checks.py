@@ -4,15 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.arrow import IntArray, Rows, column, filled, is_list, is_list_of, is_text, joined, lengths_of, to_python
-from trl_pafo.data.history import content_texts, history_column, history_problem, past_prompts
-from trl_pafo.data.messages import is_message, message_text
+from trl_pafo.data.history import history_of, history_problem
+from trl_pafo.data.messages import content_key, is_message, message_text
+from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError, TeacherError
 
 PAIR_COLUMNS = ("chosen", "rejected")
@@ -64,33 +61,25 @@ def check_filled(dataset: Dataset, what: str) -> None:
     if not len(dataset):
         raise DataError(f"{what} has no rows.")
     names = _read_of_rows(dataset.column_names, what)
-    kinds = {name: dataset.features.arrow_schema.field(name).type for name in names if name in TEXTS}
-    texts = [name for name, kind in kinds.items() if is_text(kind)]
-    others = [name for name, kind in kinds.items() if not is_text(kind) and not pa.types.is_null(kind)]
+    kinds = {name: getattr(dataset.features[name], "dtype", None) for name in names if name in TEXTS}
+    texts = [name for name, kind in kinds.items() if kind in ("string", "large_string")]
+    others = [name for name in kinds if name not in texts and kinds[name] != "null"]
     if texts and others:
         raise DataError(
             f"{what}: {', '.join(f'`{name}`' for name in texts)} hold texts and {', '.join(f'`{name}`' for name in others)} do not. "
             "Give all as texts or all as messages."
         )
-    first = 0
-    for table in Rows(dataset, names):
-        for name in names:
-            values = column(table, name)
-            bad = np.flatnonzero(~np.asarray(values.is_valid()))
-            if name in NUMBERS and not len(bad):
-                bad = np.flatnonzero(~_are_numbers(values))
-            if len(bad):
-                raise _gap(what, first + int(bad[0]), name)
-        first += len(table)
+    # A column without gaps is not read, but for numbers, which may be NaN.
+    names = [name for name in names if name in NUMBERS or dataset.data.column(name).null_count]
+    for number, row in enumerate(read_rows(dataset, names) if names else ()):
+        _check_gaps(row, names, number, what)
 
 
 def filled_stream(dataset: IterableDataset, what: str) -> IterableDataset:
     """The same rows, each looked at as it comes by: see [`check_filled`]."""
 
     def look(row: dict[str, Any], number: int) -> dict[str, Any]:
-        for name in _read_of_rows(row, what):
-            if row[name] is None or (name in NUMBERS and not _is_number(row[name])):
-                raise _gap(what, number, name)
+        _check_gaps(row, _read_of_rows(row, what), number, what)
         return row
 
     return dataset.map(look, with_indices=True, features=dataset.features)
@@ -105,32 +94,21 @@ def _read_of_rows(columns: Iterable[str], what: str) -> list[str]:
     return [*needed, *(name for name in optional if name in columns)]
 
 
-def _are_numbers(values: pa.Array) -> np.ndarray:
-    """Which values of a column without gaps are finite numbers, told by a column operation where their type allows it."""
-    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-        return np.isfinite(values.to_numpy(zero_copy_only=False))
-    return np.array([_is_number(value) for value in values.to_pylist()], dtype=bool)
-
-
-def _is_number(value: Any) -> bool:
-    value = value.item() if hasattr(value, "item") else value
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _gap(what: str, row: int, name: str) -> DataError:
-    kind = "is no finite number" if name in NUMBERS else "is missing (None)"
-    return DataError(f"{what}, row {row}: `{name}` {kind}. Fill it, or leave such rows out.")
+def _check_gaps(row: Mapping[str, Any], names: Iterable[str], number: int, what: str) -> None:
+    for name in names:
+        value = row[name].item() if hasattr(row[name], "item") else row[name]
+        if name in NUMBERS and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise DataError(f"{what}, row {number}: `{name}` is no finite number. Fill it, or leave such rows out.")
+        if value is None:
+            raise DataError(f"{what}, row {number}: `{name}` is missing (None). Fill it, or leave such rows out.")
 
 
 def check_rows(dataset: Dataset, what: str) -> None:
     """Raise [`DataError`] if a row cannot be read as a preference pair: see [`check_texts`] and [`check_pairs`]."""
     check_columns(dataset.column_names, PAIR_COLUMNS, what)
     names = [name for name in TEXTS if name in dataset.column_names]
-    first = 0
-    for table in Rows(dataset, names):
-        for row, texts in enumerate(zip(*(to_python(column(table, name)) for name in names), strict=True), start=first):
-            check_texts(dict(zip(names, texts, strict=True)), f"{what}, row {row}")
-        first += len(table)
+    for number, row in enumerate(read_rows(dataset, names)):
+        check_texts(row, f"{what}, row {number}")
     check_pairs(dataset, what)
 
 
@@ -186,48 +164,15 @@ def check_pairs(dataset: Dataset, what: str) -> None:
         raise DataError(f"{what} has no rows.")
     names = TOKEN_COLUMNS if set(TOKEN_COLUMNS) <= set(dataset.column_names) else PAIR_COLUMNS
     check_columns(dataset.column_names, names, what)
-    first = 0
-    for table in Rows(dataset, names):
-        doubtful = first + _doubtful_pairs(column(table, names[0]), column(table, names[1]))
-        first += len(table)
-        if not len(doubtful):
-            continue
-        pairs = dataset.select_columns(list(names))[doubtful.tolist()]
-        for position, chosen, rejected in zip(doubtful.tolist(), pairs[names[0]], pairs[names[1]], strict=True):
-            if _is_empty(chosen) or _is_empty(rejected):
-                side = "chosen" if _is_empty(chosen) else "rejected"
-                raise DataError(f"{what}, row {position}: the {side} response is empty. Leave such rows out.")
-            if chosen == rejected:
-                raise DataError(
-                    f"{what}, row {position}: chosen and rejected are identical, so the pair says nothing. Leave such rows out."
-                )
-
-
-def _doubtful_pairs(chosen: pa.Array, rejected: pa.Array) -> np.ndarray:
-    """Numbers of the rows that have to be looked at: of all others a column operation tells that they are good."""
-    if chosen.type != rejected.type:
-        return np.arange(len(chosen))
-    if is_list(chosen.type) and pa.types.is_integer(chosen.type.value_type):
-        length, other = lengths_of(chosen), lengths_of(rejected)
-        return np.flatnonzero((length == 0) | (other == 0) | (length == other))
-    texts = [_last_texts(side) for side in (chosen, rejected)]
-    if texts[0] is None or texts[1] is None:
-        return np.arange(len(chosen))
-    # A letter of any script, a digit or a sign of ASCII says that a text is not empty.
-    good = pc.not_equal(*texts)
-    for text in texts:
-        good = pc.and_(good, pc.match_substring_regex(text, r"[!-~\pL]"))
-    return np.flatnonzero(~np.asarray(pc.fill_null(good, False)))
-
-
-def _last_texts(responses: pa.Array) -> pa.Array | None:
-    """Each text, or that of the last message, missing where there is none; `None` if the column holds neither."""
-    if is_text(responses.type):
-        return responses
-    if not is_list_of(responses.type, ["content"]):
-        return None
-    contents, lengths = pc.struct_field(pc.list_flatten(responses), "content"), lengths_of(responses)
-    return contents.take(pa.array(np.cumsum(lengths) - 1, mask=lengths == 0)) if is_text(contents.type) else None
+    for number, row in enumerate(read_rows(dataset, names)):
+        for name in names:
+            if _is_empty(row[name]):
+                side = name.removesuffix("_ids")
+                raise DataError(f"{what}, row {number}: the {side} response is empty. Leave such rows out.")
+        if row[names[0]] == row[names[1]]:
+            raise DataError(
+                f"{what}, row {number}: chosen and rejected are identical, so the pair says nothing. Leave such rows out."
+            )
 
 
 def _is_empty(response: Any) -> bool:
@@ -245,17 +190,21 @@ def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> 
     present, given = set(dataset.unique("group")), set(teacher_groups)
     if present - given:
         raise TeacherError(
-            f"No teacher for the group{_s(present - given)} {_names(present - given)} of {what.lower()}; teachers were given for "
-            f"{_names(given)}. Add the missing teacher, or leave out the group's pairs."
+            f"No teacher for the group {_names(present - given)} of {what.lower()}; teachers were given for {_names(given)}. "
+            "Add the missing teacher, or leave out the group's pairs."
         )
     if given - present:
         raise TeacherError(
-            f"{what} has no pairs of the group{_s(given - present)} {_names(given - present)}, for which a teacher was given; it "
-            f"has the groups {_names(present)}. Correct the name, or leave the teacher out."
+            f"{what} has no pairs of the group {_names(given - present)}, for which a teacher was given; it has the groups "
+            f"{_names(present)}. Correct the name, or leave the teacher out."
         )
 
 
-def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_FIELDS, may_lack: bool = False) -> IntArray:
+def _names(groups: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(groups)))
+
+
+def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_FIELDS, may_lack: bool = False) -> int:
     """Raise [`DataError`] if a history cannot be shown, or, unless rows `may_lack` one, if there is none.
 
     Args:
@@ -269,72 +218,41 @@ def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_F
             Whether rows may have none.
 
     Returns:
-        `numpy.ndarray`: Number of past pairs of each row.
+        `int`: Number of rows that have a history.
     """
+    num_with = 0
     name = "history" if "history" in dataset.column_names else "chat_template_kwargs"
-    lengths = []
-    first = 0
-    for table in Rows(dataset, [name]):
-        histories = history_column(table)
-        if is_list(histories.type) and _all_filled(histories, fields, may_lack):
-            lengths.append(lengths_of(histories))
-        else:
-            whole = to_python(histories)
-            for row, history in enumerate(whole):
-                problem = history_problem(history, fields)
-                if problem is None and not history and not may_lack:
-                    problem = "the history is empty. Give the user past pairs, leave the row out, or set num_history to 0"
-                if problem:
-                    who = f" of user {dataset['user'][first + row]!r}" if "user" in dataset.column_names else ""
-                    raise DataError(f"{what}, row {first + row}{who}: {problem}.")
-            lengths.append(np.array([len(history or []) for history in whole], dtype=np.int64))
-        first += len(table)
-    return joined(lengths)
-
-
-# Columns of pairs that the trainer looks at, beside the history.
-_USED = ("prompt", "chosen", "rejected", "user", "group", "support_rate", "has_label", "margin", "tools", "chat_template_kwargs")
+    for number, row in enumerate(read_rows(dataset, [name])):
+        history = history_of(row)
+        problem = history_problem(history, fields)
+        if problem is None and not history and not may_lack:
+            problem = "the history is empty. Give the user past pairs, leave the row out, or set num_history to 0"
+        if problem:
+            raise DataError(f"{what}, row {number}: {problem}.")
+        num_with += bool(history)
+    return num_with
 
 
 def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> None:
     """Raise [`DataError`] if rows for teachers have no history, without which the student cannot tell the groups apart."""
-    if has_history:
-        return
-    unused = [name for name in columns if name not in _USED]
-    found = f"; the columns that are not used are {', '.join(unused)}" if unused else ""
-    raise DataError(
-        f"{what} has `teachers` and no histories{found}. Without the past pairs of its user, the student sees no difference "
-        "between the groups and is one reward for all. Give the column `history`, or set num_history=0 if that is meant."
-    )
-
-
-def _all_filled(history: pa.Array, fields: Sequence[str], may_lack: bool) -> bool:
-    """Whether a column operation tells that all rows can be shown; if not, they have to be looked at."""
-    if not is_list_of(history.type, fields) or not (may_lack or filled(history).all()):
-        return False
-    entries = pc.list_flatten(history)
-    values = [pc.struct_field(entries, name) for name in fields]
-    return all(is_text(value.type) and np.asarray(pc.match_substring_regex(value, r"\S")).all() for value in values)
+    if not has_history:
+        raise DataError(
+            f"{what} has `teachers` and no histories; its columns are {', '.join(columns)}. Without the past pairs of its user, the "
+            "student sees no difference between the groups and is one reward for all. Give the column `history`, or set num_history=0 "
+            "if that is meant."
+        )
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:
     """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history."""
     users = set(train["user"][:]) & set(test["user"][:])
-    tested = {text for rows in Rows(test, ["prompt"]) for text in content_texts(column(rows, "prompt"))}
+    tested = {content_key(row["prompt"]) for row in read_rows(test, ["prompt"])}
     shared: set[str] = set()
-    for rows in Rows(train, ["prompt", "history"]):
-        for prompts in (column(rows, "prompt"), past_prompts(column(rows, "history"))):
-            shared |= tested.intersection(content_texts(prompts))
+    for row in read_rows(train, ["prompt", "history"]):
+        prompts = [row["prompt"], *(past["prompt"] for past in row["history"] or [])]
+        shared |= tested.intersection(map(content_key, prompts))
     if users or shared:
         raise DataError(
             f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), so the test would not be "
             "one of people and prompts never trained on. Give splits that are apart."
         )
-
-
-def _names(groups: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(groups))
-
-
-def _s(groups: set[str]) -> str:
-    return "s" if len(groups) > 1 else ""

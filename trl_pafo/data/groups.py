@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
 
@@ -20,9 +21,6 @@ FloatArray = NDArray[np.float64]
 
 # Users with the same support stay together, so that the order of a sum must not tell them apart.
 _DIGITS = 12
-
-# Users whose margins on all probes are held at once.
-_USERS_AT_ONCE = 8192
 
 
 def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashable] | None = None) -> FloatArray:
@@ -72,33 +70,24 @@ def support_rate_by_agreement(user: Iterable[object], pair: Iterable[object], la
     Raises:
         DataError: If the three arrays differ in length, a user or pair is missing, or a label is neither +1 nor -1.
     """
-    users, user_of = np.unique(normalize_labels(user, "user", "The votes"), return_inverse=True)
-    _, pair_of = np.unique(normalize_labels(pair, "pair", "The votes"), return_inverse=True)
+    columns = {"user": normalize_labels(user, "user", "The votes"), "pair": normalize_labels(pair, "pair", "The votes")}
     labels = np.asarray(label)
-    if not user_of.shape == pair_of.shape == labels.shape or labels.ndim != 1:
+    if labels.ndim != 1 or len({len(labels), *map(len, columns.values())}) > 1:
+        numbers = ", ".join(f"{len(values)} of `{name}`" for name, values in columns.items())
         raise DataError(
-            "`user`, `pair` and `label` must be flat and of one length, got the shapes "
-            f"{user_of.shape}, {pair_of.shape} and {labels.shape}."
+            f"`user`, `pair` and `label` must be flat and of one length, got {numbers}, labels of shape {labels.shape}."
         )
     if not np.isin(labels, (-1, 1)).all():
         raise DataError("Each `label` must be +1 (first response preferred) or -1 (second); leave undecided votes out.")
-    if not len(labels):
-        return {}
-    column = (labels < 0).astype(np.intp)
-    votes = np.zeros((pair_of.max() + 1, 2), dtype=np.int64)
-    np.add.at(votes, (pair_of, column), 1)
-    _, own = np.unique(user_of * len(votes) + pair_of, return_inverse=True)
-    own_votes = np.zeros((own.max() + 1, 2), dtype=np.int64)
-    np.add.at(own_votes, (own, column), 1)
+    votes = pd.DataFrame({**columns, "label": labels})
 
-    others = votes[pair_of] - own_votes[own]
-    num_others = others.sum(axis=1)
-    shared = num_others > 0
-    agreement = others[np.arange(len(labels)), column][shared] / num_others[shared]
-    total = np.bincount(user_of[shared], weights=agreement, minlength=len(users))
-    count = np.bincount(user_of[shared], minlength=len(users))
-    rates = np.divide(total, count, out=np.full(len(users), np.nan), where=count > 0)
-    return dict(zip(users.tolist(), np.round(rates, _DIGITS).tolist(), strict=True))
+    def of_others(*by: str) -> pd.Series:
+        size, of_own = (votes.groupby(names)["label"].transform("size") for names in ([*by], [*by, "user"]))
+        return size - of_own
+
+    votes["agreement"] = of_others("pair", "label") / of_others("pair")  # NaN for 0 of 0, which a mean leaves out
+    rates = votes.groupby("user")["agreement"].mean()
+    return rates.round(_DIGITS).to_dict()
 
 
 def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, population: ArrayLike | None = None) -> FloatArray:
@@ -131,22 +120,13 @@ def support_rate_by_weights(weights: ArrayLike, probe_features: ArrayLike, popul
         if array.ndim != 2 or array.shape[1] != own.shape[-1] or not np.isfinite(array).all():
             width = own.shape[-1] if own.ndim == 2 else "d"
             raise DataError(f"`{name}` must be finite and of shape (rows, {width}), got the shape {array.shape}.")
-    positive, negative = np.zeros((2, len(probes)), dtype=np.int64)
-    for start in range(0, len(others), _USERS_AT_ONCE):
-        margins = others[start : start + _USERS_AT_ONCE] @ probes.T
-        positive += (margins > 0).sum(axis=0)
-        negative += (margins < 0).sum(axis=0)
     itself = 1 if population is None else 0
-    rates = np.full(len(own), np.nan)
-    for start in range(0, len(own), _USERS_AT_ONCE):
-        margins = own[start : start + _USERS_AT_ONCE] @ probes.T
-        counts = (margins != 0) & (positive + negative > itself)
-        same = np.where(margins > 0, positive, negative) - itself
-        share = np.divide(same, positive + negative - itself, out=np.zeros_like(margins), where=counts)
-        num_counted = counts.sum(axis=1)
-        part = rates[start : start + len(margins)]
-        np.divide(share.sum(axis=1), num_counted, out=part, where=num_counted > 0)
-    return np.round(rates, _DIGITS)
+    positive, negative = ((sign * others @ probes.T > 0).sum(axis=0) - itself for sign in (1, -1))
+    margins = own @ probes.T
+    num_others = positive + negative + itself
+    counts = (margins != 0) & (num_others > 0)
+    share = np.divide(np.where(margins > 0, positive, negative), num_others, out=np.full(margins.shape, np.nan), where=counts)
+    return np.round(pd.DataFrame(share).mean(axis=1).to_numpy(), _DIGITS)
 
 
 def quantile_thresholds(support: ArrayLike, quantile: float | Sequence[float]) -> FloatArray:
@@ -172,18 +152,11 @@ def quantile_thresholds(support: ArrayLike, quantile: float | Sequence[float]) -
     """
     rates = _check_support(support)
     quantiles = np.atleast_1d(np.asarray(quantile, dtype=np.float64))
-    if (
-        not len(quantiles)
-        or np.isnan(quantiles).any()
-        or (quantiles <= 0).any()
-        or (quantiles >= 1).any()
-        or (np.diff(quantiles) <= 0).any()
-    ):
+    if not len(quantiles) or not ((quantiles > 0) & (quantiles < 1)).all() or not (np.diff(quantiles) > 0).all():
         raise ConfigError(f"`quantile` must lie above 0 and below 1, and ascend where there are several; got {quantile}.")
     values, first = np.unique(np.sort(rates), return_index=True)
     below = first[1:] / max(len(rates), 1)
-    # Shares are ratios of counts: rounding keeps two cuts that are equally near from being told apart by the last
-    # digit.
+    # Rounding keeps two cuts that are equally near from being told apart by the last digit.
     cuts = [int(np.argmin(np.round(np.abs(below - q), 12))) for q in quantiles] if len(below) else []
     if len(set(cuts)) < len(quantiles):
         raise DataError(
@@ -219,9 +192,8 @@ def assign_groups(
         `numpy.ndarray`: Names, of shape `(num_users,)`.
 
     Raises:
-        ConfigError: If not exactly one of `threshold` and `quantile` is given, if they do not ascend, or if the number
-        of
-            names does not fit.
+        ConfigError: If not exactly one of `threshold` and `quantile` is given, if they do not ascend, or if the number of names
+            does not fit.
         DataError: If a support rate is NaN, or users cannot be told apart at the quantiles.
     """
     if (threshold is None) == (quantile is None):

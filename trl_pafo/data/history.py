@@ -1,38 +1,21 @@
 """A user's past pairs, cut to what a model is shown and rendered into the prompt by the chat template (`template.py`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.arrow import Rows, column, filled, is_list_of, is_text, lengths_of, list_array, map_tables, to_python
-from trl_pafo.data.messages import _key_of, content_key, content_text
+from trl_pafo.data.messages import as_messages, content_text
+from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import ConfigError, DataError
 
 _ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-_KWARGS = "chat_template_kwargs"
-_DESC = "Rendering histories"
-
-
-def _entry_text(entry: dict[str, str]) -> str:
-    """A past pair as the template writes it."""
-    return "".join(f"{label}{entry[name]}\n" for name, label in _LABELS.items() if entry.get(name))
-
-
 _LABELS = {"prompt": "Asked: ", "chosen": "Liked: ", "rejected": "Disliked: "}
-
-
+_KWARGS = "chat_template_kwargs"
 _RECORD = "trl_pafo_inputs"
-
-# Texts whose number of tokens a cutter remembers: a pair stands in the histories of rows that are near each other.
-_REMEMBERED = 50_000
 
 
 def check_history_options(num_history: int | None, max_tokens: int | None, fields: Sequence[str]) -> None:
@@ -75,7 +58,6 @@ class HistoryCutter:
         self.num_history = num_history
         self.max_tokens = max_tokens
         self.fields = [name for name in HISTORY_FIELDS if name in fields]
-        self._lengths: dict[str, int] = {}
 
     def remember(self, inputs: str = "messages") -> None:
         """Write into the tokenizer, which is saved with the model, what the model is trained with, so that it is served alike.
@@ -95,73 +77,58 @@ class HistoryCutter:
         return cls(tokenizer, **settings)
 
     def __call__(self, history: list[dict[str, Any]] | None) -> list[dict[str, str]]:
-        """The newest pairs of a history (newest first) that fit, as texts; those of no history are none.
+        """[`cut_all`] for one history."""
+        return self.cut_all([history])[0]
+
+    def cut_all(self, histories: Sequence[list[dict[str, Any]] | None]) -> list[list[dict[str, str]]]:
+        """The newest pairs that fit, as texts, of each history (newest first); of a history that is missing, none.
 
         The first pair that does not fit ends the history, so that what is kept are always the newest ones. If even the
         newest does not fit, its texts are shortened at their ends, alike, so that no user is left without a history.
 
         Raises:
-            DataError: If it is no list of past pairs with texts, or messages, in the fields that are shown.
+            DataError: If a history is no list of past pairs with texts, or messages, in the fields that are shown.
+            ConfigError: If the budget is too small for a single past pair.
         """
-        return self._fit(_newest(history, self.num_history, self.fields))
-
-    def _fit(self, kept: list[dict[str, str]]) -> list[dict[str, str]]:
+        newest = [self._newest(history) for history in histories]
         if self.max_tokens is None:
-            return kept
+            return newest
+        texts = list({_entry_text(entry) for history in newest for entry in history})
+        lengths = dict(zip(texts, self._count(texts), strict=True))
+        return [self._within_budget(history, lengths) for history in newest]
+
+    def _newest(self, history: Any) -> list[dict[str, str]]:
+        newest = history[: self.num_history] if isinstance(history, list) else history
+        if problem := history_problem(newest, self.fields):
+            raise DataError(f"{problem}.")
+        return [{name: content_text(entry[name]) for name in self.fields} for entry in newest or []]
+
+    def _count(self, texts: list[str]) -> list[int]:
+        return list(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"])) if texts else []
+
+    def _within_budget(self, newest: list[dict[str, str]], lengths: Mapping[str, int]) -> list[dict[str, str]]:
         total = 0
-        for position, entry in enumerate(kept):
-            total += self._length(entry)
-            if total > self.max_tokens:
-                return kept[:position] if position else [self._shorten(entry)]
-        return kept
+        for position, entry in enumerate(newest):
+            total += lengths[_entry_text(entry)]
+            if total > self.max_tokens:  # type: ignore[operator]
+                return newest[:position] if position else [self._shorten(entry, total)]
+        return newest
 
-    def cut_all(self, histories: Sequence[list[dict[str, Any]] | None]) -> list[list[dict[str, str]]]:
-        """[`__call__`] for each of many histories; faster, since their tokens are counted together."""
-        texts = [_newest(history, self.num_history, self.fields) for history in histories]
-        if self.max_tokens is None:
-            return texts
-        if len(self._lengths) > _REMEMBERED:
-            self._lengths.clear()
-        left = [(history, 0) for history in texts]
-        for place in range(max(map(len, texts), default=0)):
-            left = [(history, total) for history, total in left if len(history) > place and total <= self.max_tokens]
-            entries = [_entry_text(history[place]) for history, _ in left]
-            self._count(entries)
-            left = [(history, total + self._lengths[text]) for (history, total), text in zip(left, entries, strict=True)]
-        return [self._fit(history) for history in texts]
-
-    def _count(self, texts: list[str]) -> None:
-        new = [text for text in dict.fromkeys(texts) if text not in self._lengths]
-        if new:
-            ids = self.tokenizer(new, add_special_tokens=False)["input_ids"]
-            self._lengths.update(zip(new, map(len, ids), strict=True))
-
-    def _length(self, entry: dict[str, str]) -> int:
-        text = _entry_text(entry)
-        if text not in self._lengths:
-            self._lengths[text] = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return self._lengths[text]
-
-    def _shorten(self, entry: dict[str, str]) -> dict[str, str]:
+    def _shorten(self, entry: dict[str, str], length: int) -> dict[str, str]:
         assert self.max_tokens is not None
+        share = self.max_tokens / length
         longest = max(map(len, entry.values()))
-        share = self.max_tokens / self._length(entry)
-        while True:
+        while share * longest >= 0.9:  # down to one character each
             short = {name: _beginning(text, share) for name, text in entry.items()}
-            if self._length(short) <= self.max_tokens:
+            if self._count([_entry_text(short)])[0] <= self.max_tokens:
                 return short
-            if share * longest < 1:  # one character each
-                break
             share *= 0.9
         raise ConfigError(f"history_max_tokens={self.max_tokens} is too small for a single past pair. Raise it.")
 
 
-def _newest(history: Any, num_history: int | None, fields: Sequence[str]) -> list[dict[str, str]]:
-    """The newest pairs of a history, as texts."""
-    newest = history[:num_history] if isinstance(history, list) else history
-    if problem := history_problem(newest, fields):
-        raise DataError(f"{problem}.")
-    return [{name: content_text(entry[name]) for name in fields} for entry in newest or []]
+def _entry_text(entry: dict[str, str]) -> str:
+    """A past pair as the template writes it."""
+    return "".join(f"{label}{entry[name]}\n" for name, label in _LABELS.items() if entry.get(name))
 
 
 def _beginning(text: str, share: float) -> str:
@@ -186,39 +153,8 @@ def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     return record
 
 
-def content_texts(values: pa.Array) -> list[str]:
-    """[`content_text`] of each value of a column."""
-    contents = _whole_contents(values)
-    if contents is None:
-        return values.to_pylist() if is_text(values.type) else [content_text(value) for value in to_python(values)]
-    rest = iter(contents)
-    return ["\n".join(islice(rest, length)) for length in lengths_of(values).tolist()]
-
-
-def content_keys(values: pa.Array) -> list[str]:
-    """[`content_key`] of each value of a column."""
-    contents = _whole_contents(values)
-    if contents is None:
-        return values.to_pylist() if is_text(values.type) else [content_key(value) for value in to_python(values)]
-    told = zip(pc.struct_field(pc.list_flatten(values), "role").to_pylist(), contents, strict=True)
-    return [_key_of(list(islice(told, length))) for length in lengths_of(values).tolist()]
-
-
-def _whole_contents(values: pa.Array) -> list[str] | None:
-    """The contents of all messages of a column where they are their whole texts; else the messages have to be looked at."""
-    if not is_list_of(values.type, ["role", "content"]) or values.null_count:
-        return None
-    messages = pc.list_flatten(values)
-    contents = pc.struct_field(messages, "content")
-    if not is_text(contents.type) or contents.null_count:
-        return None
-    if messages.type.get_field_index("tool_calls") >= 0 and pc.struct_field(messages, "tool_calls").is_valid().true_count:
-        return None
-    return contents.to_pylist()
-
-
 def history_problem(history: Any, fields: Sequence[str] = HISTORY_FIELDS) -> str | None:
-    """What keeps a history from being shown; `None` where nothing does. No history is an empty one."""
+    """What keeps a history from being shown with these fields; `None` where nothing does. No history is an empty one."""
     if history is None:
         return None
     if not isinstance(history, list):
@@ -241,14 +177,9 @@ def history_problem(history: Any, fields: Sequence[str] = HISTORY_FIELDS) -> str
     return None
 
 
-def past_prompts(history: pa.Array) -> pa.Array:
-    """The prompts of all past pairs of a column of histories, one after the other."""
-    entries = pc.list_flatten(history)
-    if pa.types.is_null(entries.type):  # all are empty
-        return pa.array([], pa.string())
-    if not pa.types.is_struct(entries.type) or entries.type.get_field_index("prompt") < 0:
-        raise DataError(f"A `history` must be a list of past pairs with {', '.join(HISTORY_FIELDS)}, got {history.type}.")
-    return pc.struct_field(entries, "prompt")
+def history_of(row: Mapping[str, Any]) -> Any:
+    """The history of a row: that of its own column, or, without it, the one that is rendered already."""
+    return row["history"] if "history" in row else (row.get(_KWARGS) or {}).get("history")
 
 
 def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None = None) -> Dataset:
@@ -266,106 +197,76 @@ def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None
         num_proc (`int`, *optional*):
             Number of processes.
     """
-    # Without a budget there is nothing to count: texts stay in Arrow.
-    cut_all = None if cutter.max_tokens is None else cutter.cut_all
-    build = partial(_render_table, num_history=cutter.num_history, fields=tuple(cutter.fields), cut_all=cut_all)
-    return map_tables(dataset, build, num_proc=num_proc, desc=_DESC)
+    past = [{name: Value("string") for name in cutter.fields}]
+    kwargs = {**(dataset.features.get(_KWARGS) or {}), "history": past}
+    features = {**_features_as_messages(dataset), _KWARGS: kwargs}
+    given = "history" in dataset.column_names
+    features.pop("history", None)
+    return dataset.map(
+        partial(_render, cutter=cutter, names=_text_columns(dataset)),
+        batched=True,
+        features=Features(features),
+        remove_columns=["history"] if given else None,
+        num_proc=num_proc,
+        desc="Rendering histories",
+    )
+
+
+def _render(batch: Mapping[str, list[Any]], cutter: HistoryCutter, names: list[str]) -> dict[str, list[Any]]:
+    kwargs = [variables or {} for variables in batch[_KWARGS]] if _KWARGS in batch else [{}] * len(batch["chosen"])
+    histories = batch["history"] if "history" in batch else [variables.get("history") for variables in kwargs]
+    cut = cutter.cut_all(histories)
+    rendered = [{**variables, "history": history} for variables, history in zip(kwargs, cut, strict=True)]
+    return {**_texts_as_messages(batch, names), _KWARGS: rendered}
 
 
 def rows_as_messages(dataset: Dataset, num_proc: int | None = None) -> Dataset:
     """Standard (text) rows as conversational ones, each text as one message."""
-    schema = dataset.data.table.schema
-    if not any(is_text(schema.field(name).type) for name in _ROLES if name in dataset.column_names):
+    names = _text_columns(dataset)
+    if not names:
         return dataset
-    return map_tables(dataset, _table_as_messages, num_proc=num_proc, desc="Texts as messages")
+    build = partial(_texts_as_messages, names=names)
+    features = Features(_features_as_messages(dataset))
+    return dataset.map(build, batched=True, features=features, num_proc=num_proc, desc="Texts as messages")
 
 
-def _table_as_messages(rows: pa.Table) -> pa.Table:
-    for name, role in _ROLES.items():
-        if name in rows.column_names:
-            rows = rows.set_column(rows.column_names.index(name), name, _as_messages(column(rows, name), role))
-    return rows
+def _text_columns(dataset: Dataset) -> list[str]:
+    kinds = {name: getattr(dataset.features.get(name), "dtype", None) for name in _ROLES}
+    return [name for name, kind in kinds.items() if kind in ("string", "large_string")]
 
 
-def _render_table(
-    rows: pa.Table, num_history: int | None, fields: Sequence[str], cut_all: Callable[[list[Any]], list[Any]] | None
-) -> pa.Table:
-    history = history_column(rows)
-    if cut_all is None and is_list_of(history.type, fields):
-        cut = _cut_history(history, num_history, fields)
-    else:
-        histories = to_python(history)
-        kept = [_newest(past, num_history, fields) for past in histories] if cut_all is None else cut_all(histories)
-        cut = pa.array(kept, pa.list_(pa.struct([pa.field(name, pa.string()) for name in fields])))
-    rows = _table_as_messages(rows)
-    return _with_kwargs(rows.drop_columns(["history"]) if "history" in rows.column_names else rows, cut)
+def _features_as_messages(dataset: Dataset) -> dict[str, Any]:
+    message = [{"role": Value("string"), "content": Value("string")}]
+    return {**dataset.features, **dict.fromkeys(_text_columns(dataset), message)}
 
 
-def history_column(rows: pa.Table) -> pa.Array:
-    """The histories of rows: those of the column, or, without it, those that are rendered already."""
-    if "history" in rows.column_names:
-        return column(rows, "history")
-    return pc.struct_field(column(rows, _KWARGS), "history")
-
-
-def _with_kwargs(rows: pa.Table, history: pa.Array) -> pa.Table:
-    """The rows with a history among the variables of the chat template, beside those that they have."""
-    there = _KWARGS in rows.column_names
-    old = column(rows, _KWARGS) if there else None
-    kept = [field.name for field in old.type] if old is not None and pa.types.is_struct(old.type) else []
-    variables = {key: pc.struct_field(old, key) for key in kept} | {"history": history}
-    new = pa.StructArray.from_arrays(list(variables.values()), list(variables))
-    return rows.set_column(rows.column_names.index(_KWARGS), _KWARGS, new) if there else rows.append_column(_KWARGS, new)
-
-
-def _as_messages(values: pa.Array, role: str) -> pa.Array:
-    if not is_text(values.type):
-        return values
-    messages = pa.StructArray.from_arrays([pa.repeat(role, len(values)), values], ["role", "content"])
-    lists = list_array(np.ones(len(values), np.int64), messages)
-    return pc.if_else(values.is_valid(), lists, pa.scalar(None, lists.type)) if values.null_count else lists
-
-
-def _cut_history(history: pa.Array, num_history: int | None, fields: Sequence[str]) -> pa.Array:
-    lengths = lengths_of(history)
-    kept = lengths if num_history is None else np.minimum(lengths, num_history)
-    entries = pc.list_flatten(history)
-    if kept.sum() < len(entries):
-        firsts = np.cumsum(lengths) - lengths
-        places = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        entries = entries.take(pa.array(np.repeat(firsts, kept) + places))
-    values = [pc.struct_field(entries, name) for name in fields]
-    texts = [value if is_text(value.type) else pa.array(content_texts(value), pa.string()) for value in values]
-    return list_array(kept, pa.StructArray.from_arrays(texts, list(fields)))
+def _texts_as_messages(batch: Mapping[str, list[Any]], names: list[str]) -> dict[str, list[Any]]:
+    return {name: [as_messages(value, _ROLES[name]) for value in batch[name]] for name in names}
 
 
 def without_history(rows: Dataset) -> Dataset:
     """The same rows with an empty history: what a reward model that is not personalized sees."""
 
-    def empty(table: pa.Table) -> pa.Table:
-        history = pc.struct_field(column(table, _KWARGS), "history")
-        return _with_kwargs(table, list_array(np.zeros(len(table), np.int64), pc.list_flatten(history).slice(0, 0)))
+    def empty(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        return {_KWARGS: [{**variables, "history": []} for variables in batch[_KWARGS]]}
 
-    return map_tables(rows, empty, desc="Leaving out histories")
+    return rows.map(empty, batched=True, features=rows.features, desc="Leaving out histories")
 
 
 def is_rendered(dataset: Dataset) -> bool:
     """Whether the rows bring their history in `chat_template_kwargs`, as those of `trl-pafo prepare` do."""
-    kind = dataset.data.table.schema.field(_KWARGS).type if _KWARGS in dataset.column_names else None
-    if kind is not None and isinstance(kind, pa.JsonType):
+    kwargs = dataset.features.get(_KWARGS)
+    if type(kwargs).__name__ == "Json":
         raise DataError(f"`{_KWARGS}` holds values of several types under one name. Give each variable one type in all rows.")
-    return kind is not None and pa.types.is_struct(kind) and kind.get_field_index("history") >= 0
+    return isinstance(kwargs, dict) and "history" in kwargs
 
 
 def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer remember how the rows were rendered, see [`HistoryCutter.remember`]."""
     shown: set[str] = set()
     longest = 0
-    for rows in Rows(dataset, [_KWARGS]):
-        history = pc.struct_field(column(rows, _KWARGS), "history")
-        longest = max(longest, int(lengths_of(history).max(initial=0)))
-        entries = pc.list_flatten(history)
-        for name in HISTORY_FIELDS if pa.types.is_struct(entries.type) else ():
-            if entries.type.get_field_index(name) >= 0 and len(entries) and filled(pc.struct_field(entries, name)).any():
-                shown.add(name)
+    for row in read_rows(dataset, [_KWARGS]):
+        history = history_of(row) or []
+        longest = max(longest, len(history))
+        shown |= {name for entry in history for name in HISTORY_FIELDS if entry.get(name)}
     HistoryCutter(tokenizer, longest, fields=[name for name in HISTORY_FIELDS if name in shown] or HISTORY_FIELDS).remember()

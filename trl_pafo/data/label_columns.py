@@ -4,12 +4,8 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
-from trl_pafo.data.arrow import is_text
 from trl_pafo.data.labels import label_names, label_of_row, missing_label, normalize_labels
 from trl_pafo.errors import DataError
 
@@ -42,29 +38,22 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
         raise DataError(
             f"{what} has a transform (`set_transform`, `with_transform`), which is not applied here. Apply it by `map`."
         )
-    names = dataset.column_names
+    names, plain = dataset.column_names, dataset.with_format(None)
     if "has_label" in names:
-        values = _column(dataset, "has_label")
-        if not pa.types.is_boolean(values.type) or values.null_count:
-            for row, value in enumerate(values.to_pylist()):
-                _check_truth(value, row, what)
+        for row, value in enumerate(plain["has_label"][:]):
+            _check_truth(value, row, what)
     for name in LABEL_COLUMNS:
         if name not in names:
             continue
-        values = _column(dataset, name)
-        labels = _normalize_values(values, name, what, label_names(dataset.features[name]))
-        if name in needed and labels.null_count:
-            missing = np.flatnonzero(np.asarray(labels.is_null()))
-            raise missing_label(int(missing[0]), len(missing), len(labels), name, what)
-        if labels is not values:
+        values = plain[name][:]
+        labels = normalize_labels(values, name, what, missing="keep", names=label_names(dataset.features[name]))
+        if name in needed and None in labels:
+            raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
+        if labels != values or getattr(dataset.features[name], "dtype", None) not in ("string", "large_string"):
             new = f"{name} as text"  # beside the old one first, which may be the only column
-            dataset = dataset.add_column(new, labels, feature=Value("string")).remove_columns(name)  # type: ignore[arg-type]
+            dataset = dataset.add_column(new, labels, feature=Value("string")).remove_columns(name)
             dataset = dataset.rename_column(new, name)
     return dataset if dataset.column_names == names else dataset.select_columns(names)
-
-
-def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
-    return dataset.select_columns([name]).with_format("arrow")[:].column(0)
 
 
 def _check_truth(value: Any, row: int, what: str) -> None:
@@ -74,23 +63,6 @@ def _check_truth(value: Any, row: int, what: str) -> None:
             f"{what}, row {row}: `has_label` must be true, or false for a row that nobody judged, got {plain!r:.60}. Fill the "
             "column, or leave it out if all rows have a label."
         )
-
-
-def _normalize_values(values: pa.ChunkedArray, name: str, what: str, names: Mapping[str, str] | None) -> pa.ChunkedArray:
-    """The same object if nothing has to change."""
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    how: dict[str, Any] = {"name": name, "what": what, "missing": "keep", "names": names}
-    try:
-        found = values.unique()  # a label is read once, not once a row
-        given = found.to_pylist()
-        labels = normalize_labels(given, **how)
-    except (pa.ArrowNotImplementedError, DataError):  # read by row, so that the error names it
-        return pa.chunked_array([pa.array(normalize_labels(values.to_pylist(), **how), pa.string())])
-    if labels == given and is_text(values.type):
-        return values
-    table = pa.array(labels, pa.string())
-    return pa.chunked_array([table.take(pc.index_in(chunk, value_set=found)) for chunk in values.chunks], pa.string())
 
 
 def _normalize_stream(dataset: IterableDataset, what: str, needed: Collection[str]) -> IterableDataset:

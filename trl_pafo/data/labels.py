@@ -1,15 +1,11 @@
-"""Labels of groups and users: whatever they come as is made text here, once, and what is missing is `None`, never a name."""
+"""Labels of groups and users: whatever their type, they become text here, once, and what is missing is `None`, never a name."""
 
-import logging
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from trl_pafo.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def as_label(value: object) -> str | None:
@@ -34,44 +30,29 @@ def as_label(value: object) -> str | None:
     ('minority', '1', '1', 'True', None)
     ```
     """
+    if hasattr(value, "as_py"):
+        value = value.as_py()
+    elif isinstance(value, np.ndarray) or type(value).__module__ == "torch":
+        items: list[object] = value.reshape(-1).tolist()  # type: ignore[attr-defined]
+        value = items[0] if len(items) == 1 else items
     if isinstance(value, str):
         return str.__str__(value) if value.strip() else None
-    if value is None or type(value).__name__ == "NAType":  # pandas.NA equals nothing, not even itself
+    # pandas.NA equals nothing and has no truth value, NaN and NaT do not equal themselves.
+    if value is None or type(value).__name__ == "NAType" or value != value:
         return None
     if isinstance(value, np.bool_ | bool):
         return str(bool(value))
-    if isinstance(value, np.integer | int):
+    if isinstance(value, np.integer | int) or (isinstance(value, np.floating | float) and float(value).is_integer()):
         return str(int(value))
-    if isinstance(value, np.floating | float):
-        return None if value != value else str(int(value)) if float(value).is_integer() else str(value)
-    if isinstance(value, np.generic) and not isinstance(value, bytes):  # a date, whose `item` may be a number
-        return None if value != value else str(value)
-    if hasattr(value, "as_py"):
-        return as_label(value.as_py())
-    if hasattr(value, "item"):
-        try:
-            return as_label(value.item())
-        except (ValueError, RuntimeError):
-            pass
-    elif not isinstance(value, bytes | list | dict | set):
-        return None if value != value else str(value)
-    raise DataError(f"A group or user must be one text or number, got {value!r:.200}.")
-
-
-@overload
-def normalize_labels(values: Iterable[object], name: str, what: str, *, names: Mapping[str, str] | None = None) -> list[str]: ...
-
-
-@overload
-def normalize_labels(
-    values: Iterable[object], name: str, what: str, *, missing: str, names: Mapping[str, str] | None = None
-) -> list[str | None]: ...
+    if isinstance(value, bytes | list | dict | set):
+        raise DataError(f"A group or user must be one text or number, got {value!r:.200}.")
+    return str(value)
 
 
 def normalize_labels(
     values: Iterable[object], name: str, what: str, *, missing: str = "error", names: Mapping[str, str] | None = None
-) -> Any:
-    """A column of labels as [`as_label`] makes them. Names that differ in blanks at their ends alone are told in one warning.
+) -> list[Any]:
+    """A column of labels as [`as_label`] makes them.
 
     Args:
         values (`Iterable`):
@@ -90,22 +71,11 @@ def normalize_labels(
     """
     if isinstance(values, str):
         raise DataError(f"{what}: `{name}` must hold one label a row, got the text {values!r:.200}.")
-    numeric = isinstance(values, np.ndarray) and values.dtype.kind in "biufU"
-    values = values.tolist() if numeric or type(values).__module__ == "torch" else list(values)  # type: ignore[attr-defined]
-    label_of: dict[Any, str | None] = {}
-    labels = []
-    for row, value in enumerate(values):
-        key = (value.__class__, value)  # 1, 1.0 and True are equal
-        try:
-            label = label_of[key]
-        except (KeyError, TypeError):
-            label = label_of_row(value, row, name, what, names)
-            if not isinstance(value, float) or value == value:  # no two NaN are equal, and there may be many
-                label_of[key] = label
-        labels.append(label)
+    if isinstance(values, np.ndarray) or type(values).__module__ == "torch":
+        values = values.tolist()  # type: ignore[attr-defined]
+    labels = [label_of_row(value, row, name, what, names) for row, value in enumerate(values)]
     if missing == "error" and None in labels:
         raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
-    _look_for_blanks(label_of.values(), name)
     return labels
 
 
@@ -128,26 +98,6 @@ def missing_label(row: int, num_missing: int, num_rows: int, name: str, what: st
     """The error of a column in which some rows have no label; `row` is the first of them."""
     rest = f" (so have {num_missing} of {num_rows} rows)" if num_missing > 1 else ""
     return DataError(f"{what}, row {row}: has no `{name}`{rest}. Fill the column, or leave such rows out.")
-
-
-def _look_for_blanks(labels: Iterable[str | None], name: str) -> None:
-    """Names that differ in blanks at their ends alone are kept apart, and most likely one."""
-    spellings: dict[str, set[str]] = {}
-    for label in {label for label in labels if label}:
-        spellings.setdefault(label.strip(), set()).add(label)
-    alike = sorted(sorted(found) for found in spellings.values() if len(found) > 1)
-    if alike:
-        shown = "; ".join(", ".join(map(repr, found)) for found in alike[:5])
-        warn_of_blanks(name, shown + (f" and {len(alike) - 5} more" if len(alike) > 5 else ""))
-
-
-@cache
-def warn_of_blanks(name: str, shown: str) -> None:
-    """Warn about a column once, not again in every evaluation of it."""
-    logger.warning(
-        f"Values of `{name}` differ in blanks at their ends alone and count as different ones: {shown}. Strip them if they are "
-        "meant to be one."
-    )
 
 
 def label_names(feature: Any) -> dict[str, str] | None:

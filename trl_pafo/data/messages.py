@@ -13,15 +13,18 @@ def message_text(message: dict[str, Any]) -> str:
         DataError: If it is no message, or holds something else than text.
     """
     content = message.get("content") if isinstance(message, dict) else message
-    calls = [json.dumps(without_nones(c.get("function") or c), ensure_ascii=False) for c in _calls(message)]
-    if isinstance(content, list) and isinstance(message, dict):
+    if not isinstance(message, dict) or not isinstance(content, str | list | None):
+        raise DataError(f"a message must have role and content, got {message!r:.200}")
+    if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
             raise DataError(f"a part of a message is no text: {content!r:.200}")
         content = "".join(parts)  # type: ignore[arg-type]
-    elif not isinstance(message, dict) or not (isinstance(content, str) or content is None):
-        raise DataError(f"a message must have role and content, got {message!r:.200}")
-    return "\n".join([content, *calls] if content else calls)
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise DataError(f"`tool_calls` of a message must be a list of calls, got {calls!r:.200}")
+    texts = [json.dumps(without_nones(call.get("function") or call), ensure_ascii=False) for call in calls]
+    return "\n".join([content, *texts] if content else texts)
 
 
 def is_message(value: Any) -> bool:
@@ -32,13 +35,6 @@ def is_message(value: Any) -> bool:
         return bool(message_text(value)) or isinstance(value.get("content"), str)
     except DataError:
         return False
-
-
-def _calls(message: Any) -> list[dict[str, Any]]:
-    calls = (message.get("tool_calls") if isinstance(message, dict) else None) or []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise DataError(f"`tool_calls` of a message must be a list of calls, got {calls!r:.200}")
-    return calls
 
 
 def without_nones(value: Any) -> Any:
@@ -55,11 +51,10 @@ def content_text(value: str | list[dict[str, Any]]) -> str:
 
 def content_key(value: str | list[dict[str, Any]]) -> str:
     """A prompt as something that can be compared: text, or messages as text. A text and its one message are the same."""
-    return value if isinstance(value, str) else _key_of([(m["role"], message_text(m)) for m in value])
-
-
-def _key_of(messages: list[tuple[str, str]]) -> str:
-    return messages[0][1] if len(messages) == 1 else repr(messages)
+    if isinstance(value, str):
+        return value
+    texts = [(message["role"], message_text(message)) for message in value]
+    return texts[0][1] if len(texts) == 1 else repr(texts)
 
 
 def as_messages(value: str | list[dict[str, Any]], role: str) -> list[dict[str, Any]]:

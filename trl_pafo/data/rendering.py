@@ -1,17 +1,16 @@
 """One way from rows to what a reward model reads: as its training read them, which its tokenizer remembers."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data.history import HistoryCutter, history_problem, is_rendered, remembered, render_history, rows_as_messages
+from trl_pafo.data.history import HistoryCutter, history_of, history_problem, remembered, render_history, rows_as_messages
 from trl_pafo.data.messages import as_messages
+from trl_pafo.data.rows import read_rows
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
@@ -68,25 +67,13 @@ class InputRenderer:
         Raises:
             DataError: If rows cannot be read as in the training; the message names the first.
         """
-        with_history = "history" in rows.column_names or is_rendered(rows)
-        num_past = np.zeros(len(rows), np.int64)
-        if with_history and not self._shows_none:
-            num_past = checks.check_history(rows, what, self.cutter.fields, may_lack=True)
-        names = [name for name in HISTORY_FIELDS if name in rows.column_names]
-        texts = {name for name in names if len(rows) and isinstance(rows[0][name], str)}
-        if texts and texts != set(names):
-            raise DataError(
-                f"{what}: {', '.join(sorted(texts))} hold texts, and the others messages. Give all as texts or all as messages."
-            )
-        is_text = np.full(len(rows), bool(texts))
-        has_prompt = np.full(len(rows), "prompt" in names)
-        inputs = self._inputs(is_text, has_prompt, num_past, what, lambda row: f"{what}, row {row}", all_lack=not num_past.any())
-        if inputs == "text":
-            return rows.remove_columns("history") if "history" in rows.column_names else rows
-        self._check_template(with_history, what)
-        if with_history:
+        names = [name for name in ("prompt", *_SIDES, "history", "chat_template_kwargs") if name in rows.column_names]
+        inputs, with_history = self._check(read_rows(rows, names), lambda row: f"{what}, row {row}", what)
+        if inputs == "messages" and with_history:
             return render_history(rows, self.cutter, num_proc)
-        return rows_as_messages(rows, num_proc) if texts else rows
+        if "history" in rows.column_names:
+            rows = rows.remove_columns("history")
+        return rows_as_messages(rows, num_proc) if inputs == "messages" else rows
 
     def sequences(
         self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, all_lack: bool | None = None
@@ -109,71 +96,66 @@ class InputRenderer:
         Raises:
             DataError: If a row cannot be read as in the training; the message names it.
         """
-        rows = [_plain(row) for row in rows]
-        kwargs = [dict(row.get("chat_template_kwargs") or {}) for row in rows]
-        histories = [
-            row["history"] if "history" in row else given.get("history") for row, given in zip(rows, kwargs, strict=True)
-        ]
-        sides = [[side for side in _SIDES if side in row] for row in rows]
-        texts = [
-            [isinstance(row[part], str) for part in ("prompt", *own) if row.get(part)]
-            for row, own in zip(rows, sides, strict=True)
-        ]
-        for number, kinds in enumerate(texts):
-            for side in sides[number]:
-                if rows[number][side] is None:
+        plain: list[dict[str, Any]] = [_plain(row) for row in rows]
+        inputs, with_history = self._check(plain, name, "The rows", all_lack)
+        ids = []
+        for number, row in enumerate(plain):
+            sides = [side for side in _SIDES if side in row]
+            if inputs == "messages":
+                row |= {side: as_messages(row[side], "assistant") for side in sides}
+                row["prompt"] = as_messages(row.get("prompt") or [], "user")
+                if with_history:
+                    row["chat_template_kwargs"] = {
+                        **(row.get("chat_template_kwargs") or {}),
+                        "history": self.cutter(history_of(row)),
+                    }
+            ids.append({side: tokenize_row(self.tokenizer, row, side, name(number)) for side in sides})
+        return ids
+
+    def _check(
+        self, rows: Iterable[Mapping[str, Any]], name: Callable[[int], str], what: str, all_lack: bool | None = None
+    ) -> tuple[str, bool]:
+        """How rows are read, `"text"` or `"messages"`, and whether with a history, if the model can read them as in its training."""
+        is_text, has_prompt, has_past, with_history = [], [], [], False
+        for number, row in enumerate(rows):
+            given = {part: row[part] for part in ("prompt", *_SIDES) if part in row}
+            for side, value in given.items():
+                if value is None and side != "prompt":
                     raise DataError(f"{name(number)}: `{side}` is missing (None). Fill it, or leave such rows out.")
-            if any(kinds) and not all(kinds):
+            kinds = {isinstance(value, str) for value in given.values() if value}
+            if len(kinds) > 1:
                 raise DataError(f"{name(number)}: some are texts and some are messages. Give all as texts or all as messages.")
-        if not self._shows_none:
-            for number, history in enumerate(histories):
-                if problem := history_problem(history, ()):
-                    raise DataError(f"{name(number)}: {problem}.")
-        num_past = np.array([0 if self._shows_none else len(history or []) for history in histories], dtype=np.int64)
-        inputs = self._inputs(
-            np.array([any(kinds) for kinds in texts], dtype=bool),
-            np.array([bool(row.get("prompt")) for row in rows], dtype=bool),
-            num_past,
-            "The rows",
-            name,
-            all_lack=not num_past.any() if all_lack is None else all_lack,
-        )
-        with_history = any(history is not None for history in histories)
-        ready = [dict(row) for row in rows]
-        if inputs == "messages":
-            self._check_template(with_history, "The rows")
-            for number, (row, own, given) in enumerate(zip(ready, sides, kwargs, strict=True)):
-                row["prompt"] = as_messages(row["prompt"], "user") if row.get("prompt") else []
-                row |= {side: as_messages(row[side], "assistant") for side in own}
-                try:
-                    row["chat_template_kwargs"] = {**given, "history": self.cutter(histories[number])} if with_history else given
-                except DataError as error:
-                    raise DataError(f"{name(number)}: {error}") from error
-        return [
-            {side: tokenize_row(self.tokenizer, row, side, name(number)) for side in own}
-            for number, (row, own) in enumerate(zip(ready, sides, strict=True))
-        ]
+            history = None if self._shows_none else history_of(row)
+            if problem := history_problem(history, self.cutter.fields):
+                raise DataError(f"{name(number)}: {problem}.")
+            is_text.append(True in kinds)
+            has_prompt.append(bool(row.get("prompt")))
+            has_past.append(bool(history))
+            with_history |= bool(history_of(row))
+        text, prompt, past = np.array([is_text, has_prompt, has_past], dtype=bool)
+        inputs = self._inputs(text, prompt, past, name, what, all_lack)
+        if inputs == "messages" and with_history:
+            add_history_template(self.tokenizer)  # a model that was trained elsewhere may have none that takes it
+        elif inputs == "messages" and self.tokenizer.chat_template is None:
+            raise DataError(
+                f"{what}: these are messages, and the model's tokenizer has no chat template to write them with. Give texts as in "
+                "its training."
+            )
+        return inputs, with_history
 
     def _inputs(
-        self,
-        is_text: NDArray[np.bool_],
-        has_prompt: NDArray[np.bool_],
-        num_past: NDArray[np.int64],
-        what: str,
-        name: Callable[[int], str],
-        all_lack: bool,
+        self, is_text: Any, has_prompt: Any, has_past: Any, name: Callable[[int], str], what: str, all_lack: bool | None
     ) -> str:
-        """How rows are read, `"text"` or `"messages"`, if the model can read them as in its training."""
-        past, lacking = np.flatnonzero(num_past), np.flatnonzero(num_past == 0)
+        first = lambda rows: name(int(np.flatnonzero(rows)[0]))  # noqa: E731
         if self.trained is None:
-            return "text" if is_text.all() and not len(past) else "messages"
-        if self.trained["num_history"] == 0 and len(past):
+            return "text" if is_text.all() and not has_past.any() else "messages"
+        if self.trained["num_history"] == 0 and has_past.any():
             raise DataError(
-                f"{name(int(past[0]))} has a history, and the model was trained without histories. Leave `history` out, or set "
+                f"{first(has_past)} has a history, and the model was trained without histories. Leave `history` out, or set "
                 "num_history to 0 to show none."
             )
-        if self.trained["num_history"] != 0 and self.cutter.num_history != 0 and len(lacking):
-            if all_lack:
+        if self.trained["num_history"] != 0 and self.cutter.num_history != 0 and not has_past.all():
+            if not has_past.any() if all_lack is None else all_lack:
                 raise DataError(
                     f"{what}: no row has a history, and the model was trained with histories: without one it serves every user alike, "
                     "as the majority wants it. Give each row the `history` of its user, or set num_history to 0 if that is meant."
@@ -181,35 +163,24 @@ class InputRenderer:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{len(lacking)} of {len(num_past)} rows have no history (the first: {name(int(lacking[0]))}), and the model was "
+                    f"{(~has_past).sum()} of {len(has_past)} rows have no history (the first: {first(~has_past)}), and the model was "
                     "trained with histories: it serves these users alike, as the majority wants it.",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         if self.trained["inputs"] == "text" and not is_text.all():
             raise DataError(
-                f"{name(int(np.flatnonzero(~is_text)[0]))} holds messages, and the model was trained on texts. Give texts as in its "
-                "training."
+                f"{first(~is_text)} holds messages, and the model was trained on texts. Give texts as in its training."
             )
-        alone = np.flatnonzero(is_text & ~has_prompt)
-        if self.trained["inputs"] == "messages" and len(alone):
+        if self.trained["inputs"] == "messages" and (is_text & ~has_prompt).any():
             raise DataError(
-                f"{name(int(alone[0]))} is a text without a prompt, and the model was trained on messages: nothing says whose turns it "
-                "holds. Give `prompt` and the response, or messages."
+                f"{first(is_text & ~has_prompt)} is a text without a prompt, and the model was trained on messages: nothing says "
+                "whose turns it holds. Give `prompt` and the response, or messages."
             )
         return self.trained["inputs"]
 
-    def _check_template(self, with_history: bool, what: str) -> None:
-        if with_history:
-            add_history_template(self.tokenizer)  # a model that was trained elsewhere may have none that takes it
-        elif self.tokenizer.chat_template is None:
-            raise DataError(
-                f"{what}: these are messages, and the model's tokenizer has no chat template to write them with. Give texts as in "
-                "its training."
-            )
-
 
 def _plain(value: Any) -> Any:
-    """Rows as they come of pandas: with arrays for lists, and NaN for what is missing."""
+    """Rows as pandas has them, with arrays for lists and NaN for what is missing, as plain objects."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow.compute as pc
 from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
@@ -21,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import is_conversational
 from trl.trainer.utils import global_then_local_main_first
 
-from trl_pafo.data.arrow import Rows, column, lengths_of
 from trl_pafo.data.messages import without_nones
+from trl_pafo.data.rows import rows_of_batch
 from trl_pafo.errors import DataError
 
 logger = get_logger(__name__)
@@ -59,32 +60,23 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
             Number of processes.
 
     Returns:
-        [`~datasets.Dataset`]. The dataset itself where it is tokenized already, or where texts meet a tokenizer of a kind whose ids
-        could be others; RewardTrainer then goes through it row by row.
+        [`~datasets.Dataset`]. The dataset itself where it is tokenized already or holds plain texts, which RewardTrainer tokenizes.
     """
     columns = [name for name in _COLUMNS if name in dataset.column_names]
-    if not set(_SIDES) <= set(columns) or ID_COLUMNS[0] in dataset.column_names or "chosen_input_ids" in dataset.column_names:
+    if not set(_SIDES) <= set(columns) or {ID_COLUMNS[0], "chosen_input_ids"} & set(dataset.column_names) or not len(dataset):
         return dataset
-    # A dataset that tokenizes itself, or rows that the base class has an error for.
-    if not len(dataset) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+    chats = dataset.select_columns(columns).with_format(None)
+    if not is_conversational(chats[0]) or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return dataset
-    texts = dataset.select_columns(columns).with_format(None)
-    is_chat = is_conversational(texts[0])
-    if not is_chat and tokenizer.eos_token is None:
-        return dataset
-    own_template = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-    tokenize: Callable[..., dict[str, list[list[int]]]] = _tokenize_chats if is_chat else _tokenize_texts
     what = f"The {title} dataset"
-    first = texts[:_CHECKED]
-    numbers = range(len(first["chosen"]))
-    expected = [[tokenize_row(tokenizer, row, side, f"{what}, row {i}") for i, row in enumerate(_rows(first))] for side in _SIDES]
-    if (is_chat and own_template) or list(tokenize(first, numbers, tokenizer, what).values()) != expected:
+    tokenize = _tokenize_chats
+    first = (chats[:_CHECKED], range(min(_CHECKED, len(chats))), tokenizer, what)
+    own_template = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+    if own_template or _tokenize_chats(*first) != _tokenize_one_by_one(*first):
         logger.info(f"{type(tokenizer).__name__} does not treat the pieces between special tokens alone; they are not shared.")
-        if not is_chat:
-            return dataset
         tokenize = _tokenize_one_by_one
     with global_then_local_main_first():
-        ids = texts.map(
+        ids = chats.map(
             tokenize,
             batched=True,
             batch_size=_BATCH,
@@ -105,8 +97,8 @@ def drop_long_pairs(dataset: Dataset, max_length: int) -> Dataset:
 
 def sequence_lengths(dataset: Dataset) -> NDArray[np.int64]:
     """Tokens of `chosen_ids` and `rejected_ids`, of shape `(num_pairs, 2)`, counted in Arrow."""
-    tables = Rows(dataset, ID_COLUMNS)
-    parts = [np.stack([lengths_of(column(table, name)) for name in ID_COLUMNS], axis=1) for table in tables]
+    tables = dataset.select_columns(list(ID_COLUMNS)).with_format("arrow").iter(10_000)
+    parts = [np.stack([pc.list_value_length(table[name]).to_numpy() for name in ID_COLUMNS], axis=1) for table in tables]
     return np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
 
 
@@ -115,10 +107,6 @@ def without_limit(args: Any) -> Any:
     args = copy.copy(args)
     args.max_length = None
     return args
-
-
-def _rows(batch: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,18 +153,10 @@ def tokenize_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: 
     return _from_template(tokenizer, row, side, place, tokenize=True, return_dict=True)["input_ids"]
 
 
-def _tokenize_texts(
-    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
-) -> dict[str, list[list[int]]]:
-    # The special tokens that the tokenizer puts around a text keep it in one piece.
-    rows = _rows(batch)
-    return {f"{side}_ids": _ids(tokenizer, [_text(tokenizer, row, side) for row in rows], True) for side in _SIDES}
-
-
 def _tokenize_chats(
     batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
 ) -> dict[str, list[list[int]]]:
-    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, _rows(batch), strict=True)]
+    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
     if any(_HOW & (row.get("chat_template_kwargs") or {}).keys() for row, _ in rows):
         return _tokenize_one_by_one(batch, numbers, tokenizer, what)
     texts = [_from_template(tokenizer, row, side, place, tokenize=False) for side in _SIDES for row, place in rows]
@@ -187,15 +167,8 @@ def _tokenize_chats(
 def _tokenize_one_by_one(
     batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
 ) -> dict[str, list[list[int]]]:
-    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, _rows(batch), strict=True)]
+    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
     return {f"{side}_ids": [tokenize_row(tokenizer, row, side, place) for row, place in rows] for side in _SIDES}
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-    encoded: Any = tokenizer(
-        texts, add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False
-    )
-    return encoded["input_ids"]
 
 
 def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -210,7 +183,8 @@ def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     cut = _cutter(tokenizer)
     place: dict[str, int] = {}
     pieces = [[place.setdefault(piece, len(place)) for piece in cut(text)] for text in texts]
-    ids = _ids(tokenizer, list(place), False)
+    encoded = tokenizer(list(place), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    ids: Any = encoded["input_ids"]
     return [[token for piece in places for token in ids[piece]] for places in pieces]
 
 

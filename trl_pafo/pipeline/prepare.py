@@ -5,12 +5,10 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
-from pyarrow import parquet
+from datasets import DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
-from trl_pafo.data.arrow import Rows, on_disk
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
@@ -57,7 +55,8 @@ def _write_splits(
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     prepared = {}
     for name in list(splits):
-        rows = on_disk(splits.pop(name), scratch / f"{name}.arrow")
+        splits.pop(name).save_to_disk(scratch / name)
+        rows = load_from_disk(scratch / name)
         checks.check_pairs(rows, f"The {name} data")
         # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use, and at k of them.
         if "history" not in rows.column_names:
@@ -73,17 +72,10 @@ def _write_splits(
     prepared = {"train": train, **({"validation": validation} if len(validation) else {}), "test": prepared["test"]}
     summary = {}
     for name, rows in prepared.items():
-        write_parquet(rows, folder / f"{name}.parquet")
+        rows.to_parquet(folder / f"{name}.parquet")
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
     return summary, groups
-
-
-def write_parquet(dataset: Dataset, path: Path) -> None:
-    """Write the rows; `Dataset.to_parquet` picks those of a `select` one by one, which is ten times as slow."""
-    with parquet.ParquetWriter(path, dataset.features.arrow_schema) as writer:
-        for rows in Rows(dataset):
-            writer.write_table(rows)
 
 
 def load_prepared(folder: Path) -> DatasetDict:

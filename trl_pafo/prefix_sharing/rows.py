@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from datasets import Dataset
+from numpy.typing import NDArray
 
 PAIR_LENGTHS = "pair_lengths"
 """Key of a shared batch: int tensor of shape `(num_pairs, 3)`, the tokens of prefix, chosen rest and rejected rest."""
@@ -31,6 +33,13 @@ def pair_lengths(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[int, i
     """Tokens of prefix, chosen rest and rejected rest; their sum is the length of the shared row."""
     prefix = common_prefix_length(chosen, rejected)
     return prefix, len(chosen) - prefix, len(rejected) - prefix
+
+
+def dataset_lengths(dataset: Dataset) -> NDArray[np.int64]:
+    """[`pair_lengths`] of the tokenized pairs of a dataset, of shape `(num_pairs, 3)`."""
+    batches = dataset.select_columns(["chosen_ids", "rejected_ids"]).with_format("numpy").iter(1000)
+    lengths = [pair_lengths(*pair) for batch in batches for pair in zip(batch["chosen_ids"], batch["rejected_ids"], strict=True)]
+    return np.array(lengths, dtype=np.int64).reshape(-1, 3)
 
 
 def collate_pairs(

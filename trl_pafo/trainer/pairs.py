@@ -3,7 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
@@ -92,13 +91,13 @@ class PairsRewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  #
             if "history" in columns and "chosen_ids" not in columns:
                 raise DataError(_NO_HISTORY_IN_STREAMS)
             return  # the base class raises for other types
-        num_past = np.zeros(0, np.int64)
+        num_with_history = 0
         if "history" in columns or is_rendered(dataset):
             if "chosen_ids" not in columns:
                 checks.check_columns(columns, ["prompt"], f"{what} has a `history` column, so it needs an explicit prompt; it")
             if args.num_history != 0:  # what is rendered already has the fields that it shows
                 given = "history" in columns
-                num_past = checks.check_history(dataset, what, HISTORY_FIELDS if given else (), may_lack=not given)
+                num_with_history = checks.check_history(dataset, what, HISTORY_FIELDS if given else (), may_lack=not given)
         if self._distills:
             if self._teachers and not uses_teachers:
                 raise DataError(
@@ -112,7 +111,7 @@ class PairsRewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  #
                 )
             if uses_teachers:
                 if args.num_history != 0 and "chosen_ids" not in columns:
-                    checks.check_personalized(bool(num_past.any()), columns, what)
+                    checks.check_personalized(num_with_history > 0, columns, what)
                 checks.check_groups(dataset, self._teachers, what)
 
     def _prepare_dataset(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.data.arrow import IntArray, Numbers, Rows, column, joined, take_rows
 from trl_pafo.data.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
-from trl_pafo.data.history import content_keys, past_prompts
+from trl_pafo.data.messages import content_key
+from trl_pafo.data.rows import read_rows
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError, DataError
 
@@ -83,7 +83,7 @@ def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, user in enumerate(dataset["user"][:]):
         rows_of[user].append(row)
-    return take_rows(dataset, [row for user in users for row in rows_of[user]])
+    return dataset.select(np.array([row for user in users for row in rows_of[user]], dtype=np.int64))
 
 
 def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
@@ -119,8 +119,8 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
     tested = set(prompts)
     known = tested.intersection(_prompt_keys(train))
     if "history" in train.column_names:
-        for rows in Rows(train, ["history"]):
-            known |= tested.intersection(content_keys(past_prompts(column(rows, "history"))))
+        for row in read_rows(train, ["history"]):
+            known |= tested.intersection(content_key(past["prompt"]) for past in row["history"] or [])
     kept = [row for row, prompt in enumerate(prompts) if prompt not in known]
     if not kept:
         raise DataError(
@@ -131,11 +131,11 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
         logger.warning(
             "%d of %d test pairs are left out, since their prompts occur in training.", len(test) - len(kept), len(test)
         )
-    return take_rows(test, kept)
+    return test.select(kept)
 
 
 def _prompt_keys(dataset: Dataset) -> list[str]:
-    return [key for rows in Rows(dataset, ["prompt"]) for key in content_keys(column(rows, "prompt"))]
+    return [content_key(row["prompt"]) for row in read_rows(dataset, ["prompt"])]
 
 
 def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -217,16 +217,13 @@ def agreement(dataset: Dataset) -> dict[str, float]:
 
     NaN for users who share no pair with others, see [`~trl_pafo.data.groups.support_rate_by_agreement`].
     """
-    prompts, responses = Numbers(), Numbers()
-    parts: list[list[IntArray]] = [[], [], []]
-    for rows in Rows(dataset, ["prompt", "chosen", "rejected"]):
-        for part, name in zip(parts, ("prompt", "chosen", "rejected"), strict=True):
-            part.append((prompts if name == "prompt" else responses)(content_keys(column(rows, name))))
-    prompt, chosen, rejected = (joined(part) for part in parts)
+    number_of: dict[str, int] = {}
+    names = ("prompt", "chosen", "rejected")
+    keys = ([content_key(row[name]) for name in names] for row in read_rows(dataset, names))
+    prompt, chosen, rejected = np.array([[number_of.setdefault(key, len(number_of)) for key in row] for row in keys]).T
     # Which response of a pair comes first is all the same, as long as it does for everyone.
     labels = np.where(chosen < rejected, 1, -1)
-    both = np.unique(np.minimum(chosen, rejected) * len(responses) + np.maximum(chosen, rejected), return_inverse=True)[1]
-    pairs = prompt * len(labels) + both
+    pairs = np.unique([prompt, np.minimum(chosen, rejected), np.maximum(chosen, rejected)], axis=1, return_inverse=True)[1]
     return support_rate_by_agreement(dataset["user"][:], pairs, labels)
 
 
