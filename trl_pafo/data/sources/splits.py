@@ -220,7 +220,8 @@ def agreement(dataset: Dataset) -> dict[str, float]:
     number_of: dict[str, int] = {}
     names = ("prompt", "chosen", "rejected")
     keys = ([content_key(row[name]) for name in names] for row in read_rows(dataset, names))
-    prompt, chosen, rejected = np.array([[number_of.setdefault(key, len(number_of)) for key in row] for row in keys]).T
+    numbers = [[number_of.setdefault(key, len(number_of)) for key in row] for row in keys]
+    prompt, chosen, rejected = np.array(numbers, dtype=np.int64).reshape(-1, 3).T
     # Which response of a pair comes first is all the same, as long as it does for everyone.
     labels = np.where(chosen < rejected, 1, -1)
     pairs = np.unique([prompt, np.minimum(chosen, rejected), np.maximum(chosen, rejected)], axis=1, return_inverse=True)[1]
