@@ -46,7 +46,7 @@ class TestEvaluate:
         def refuse(*args, **kwargs):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_rows", lambda *args, **kwargs: pytest.fail("scored"))
+        monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_tokenized", lambda *args, **kwargs: pytest.fail("scored"))
         monkeypatch.setattr(os, "mkdir", refuse)
         refused(argv, capsys, "out cannot be read or written: Read-only file system. Make it writable")
 

@@ -1,7 +1,7 @@
-"""What `trl-pafo evaluate` takes: rows are checked as `prepare` checks them, before a model is looked for."""
+"""`trl-pafo evaluate`: what it refuses before a model is looked for, what it says of users and groups, and how models read rows."""
 
 import json
-import math
+import shutil
 
 import numpy as np
 import pytest
@@ -16,13 +16,12 @@ from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation import evaluate as evaluation
 
 ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]
-SAID = [{"role": "assistant", "content": "so"}]
 
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
     """What `evaluate` says of a file, without a look at the model."""
-    monkeypatch.setattr(evaluation, "local_folder", lambda *args: pytest.fail("the model was looked for"))
+    monkeypatch.setattr(evaluation, "RewardScorer", None)
 
     def evaluate(name, *flags):
         argv = ["evaluate", "--model_name_or_path", "no/model", "--dataset_name", str(tmp_path / name), *flags]
@@ -32,31 +31,74 @@ def refused(tmp_path, monkeypatch, capsys):
     return evaluate
 
 
+def rows_of(*columns: str) -> Dataset:
+    return make_pairs(history=0).select_columns(["prompt", "chosen", "rejected", *columns])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": None}, "row 2: `prompt` must be a text that is not empty"),
         ({"prompt": " "}, "row 2: `prompt` must be a text that is not empty"),
         ({"chosen": None}, "row 2: `chosen` must be a text"),
-        ({"rejected": ""}, "row 2: `rejected` must be a text"),
         ({"chosen": "no"}, "row 2: chosen and rejected are identical"),
+        ({"user": None}, "row 2: has no `user`. Fill the column"),
+        ({"group": " "}, "row 2: has no `group`. Fill the column"),
     ],
 )
-def test_a_bad_row_is_named(refused, tmp_path, changes, message):
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_bad_row_is_named(refused, tmp_path, changes, message, kind):
     rows = [{**row, **(changes if n == 2 else {})} for n, row in enumerate(ROWS)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write = Dataset.from_list(rows).to_parquet if kind == "parquet" else Dataset.from_list(rows).to_json
+    write(str(tmp_path / f"rows.{kind}"))
+    assert message in refused(f"rows.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reference", "no/model"], "--reference is the model itself (no/model)"),
+        (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
+        (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
+        (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["--seed", "-1"], "`seed` must be at least 0, got -1"),
+    ],
+)
+def test_an_option_without_effect_or_sense_is_named(refused, tmp_path, flags, message):
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert message in refused("rows.jsonl", *flags)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("group", ["even", "odd"] * 15, "User 'user-0' has pairs in two groups (even, odd)"),
+        ("support_rate", [0.1, 0.2] * 15, "User 'user-0' has more than one value of `support`"),
+        ("support_rate", ["rare"] * 30, "`support` must hold numbers"),
+    ],
+)
+def test_what_cannot_be_summarized_is_not_scored(refused, tmp_path, column, values, message):
+    rows_of("user").add_column(column, values).to_json(tmp_path / "rows.jsonl")
     assert message in refused("rows.jsonl")
-    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    assert message in refused("rows.parquet")
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, "", " "])
-@pytest.mark.parametrize("name", ["user", "group"])
-def test_a_row_without_a_user_or_group(refused, tmp_path, name, missing):
-    rows = [{**row, name: n if isinstance(missing, float) else str(n)} for n, row in enumerate(ROWS)]
-    rows[2][name] = missing
-    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    assert f"row 2: has no `{name}`. Fill the column" in refused("rows.parquet")
+# --- what is said of users and groups
+
+FLAGS = ["--num_history", "0", "--num_resamples", "50"]
+
+
+@pytest.fixture
+def evaluate(encoder, tmp_path, capsys):
+    """The results of evaluating a model on rows, and what was printed."""
+
+    def run(rows: Dataset, reference: str | None = None):
+        rows.to_json(tmp_path / "test.jsonl")
+        argv = ["evaluate", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "test.jsonl"), *FLAGS]
+        argv += ["--reference", reference] if reference else []
+        assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+        text = (tmp_path / "out/results.json").read_text()
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")), capsys.readouterr().out
+
+    return run
 
 
 def test_users_and_groups_of_any_kind(encoder, tmp_path):
@@ -76,36 +118,51 @@ def test_users_and_groups_of_any_kind(encoder, tmp_path):
     assert found[0] == found[1] == found[2]
 
 
-def test_prompts_and_responses_of_different_kinds(refused, tmp_path):
-    rows = [{**row, "chosen": SAID, "rejected": [{**SAID[0], "content": "no"}]} for row in ROWS]
-    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    assert "row 0: `prompt` text, `chosen` messages, `rejected` messages" in refused("rows.parquet")
+def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, tmp_path):
+    results, printed = evaluate(rows_of("user"), make_model("encoder", tmp_path / "other", seed=7))
+    assert (results["majority"], results["minority"]) == (None, None)
+    assert printed.startswith(f"Data: {tmp_path / 'test.jsonl'}\n")
+    assert printed.splitlines()[2].split()[:3] == ["method", "overall", "worst"]
+    assert "gap" not in printed
+    assert "no column `group`, so nothing is said of groups" in printed
+    summary = results["methods"]["model"]
+    assert not [name for name in summary if "/" in name or name in ("group_min", "difference", "ratio", "worst_group")]
+    assert list(results["verdicts"]["model"]["differences"]) == ["overall"]
+    assert main(["report", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "name no groups" in page
+    assert "None" not in page
 
 
-@pytest.mark.parametrize("kind", ["text", "messages"])
-def test_a_prompt_under_another_name(refused, tmp_path, kind):
-    rows = [{"question": row["prompt"], "chosen": "so", "rejected": "no"} for row in ROWS]
-    if kind == "messages":
-        rows = [{**row, "chosen": SAID, "rejected": [{**SAID[0], "content": "no"}]} for row in rows]
-    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
-    assert "row 0: `prompt` is missing, and does not stand in `chosen` and `rejected` either" in refused("rows.parquet")
+def test_data_without_users_say_nothing_of_users(evaluate):
+    results, printed = evaluate(rows_of("group"))
+    assert not [name for name in results["methods"]["model"] if name.startswith(("user_", "num_users"))]
+    assert "Gini" not in printed
+    assert "each pair counts as another person's" in printed
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--reference", "no/model"], "--reference is the model itself (no/model)"),
-        (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
-    ],
-)
-def test_what_is_named_twice_or_has_no_effect(refused, tmp_path, flags, message):
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
-    assert message in refused("rows.jsonl", *flags)
+def test_the_interval_of_a_group_of_one_user_is_unknown(evaluate):
+    rows = rows_of("user", "group")
+    alone = rows["user"][0]
+    rows = rows.remove_columns("group").add_column("group", ["one" if user == alone else "many" for user in rows["user"]])
+    results, printed = evaluate(rows)
+    entry = results["methods"]["model"]["accuracy/one"]
+    assert entry["low"] is None
+    assert entry["high"] is None
+    assert 0 <= entry["value"] <= 1
+    assert "[unknown]" in printed
+    assert f"1, {list(rows['user']).count(alone)}" in printed
 
 
-def test_a_row_with_a_comma_too_many(refused, tmp_path):
-    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected,user\nwhy,so,no,u1,\n")
-    assert "rows.csv, line 2: 5 fields, but the header names 4" in refused("rows.csv")
+@pytest.mark.parametrize("columns", [("user", "group"), ()])
+def test_a_model_beside_a_copy_of_itself_is_the_same_model(evaluate, encoder, tmp_path, columns):
+    results, printed = evaluate(rows_of(*columns), shutil.copytree(encoder, tmp_path / "copy").as_posix())
+    verdict = results["verdicts"]["model"]
+    assert verdict["verdict"] == "same"
+    assert verdict["sentence"] == "The same model."
+    assert "The same model." in printed
+    assert "Cannot tell" not in printed
+    assert all(set(difference.values()) == {0.0} for difference in verdict["differences"].values())
 
 
 # --- what a model was trained with
@@ -167,9 +224,8 @@ class TestHistories:
 
     def test_those_that_the_model_was_not_trained_with_are_refused(self, command, model, rewards):
         folder = model("plain", num_history=0)
-        assert "row 0 has a history, and the model was trained without" in rewards(command, folder, PERSONAL).replace(
-            "row 1 ", "row 0 "
-        )
+        place = "row 0" if command == "evaluate" else "line 1"
+        assert f"{place} has a history, and the model was trained without" in rewards(command, folder, PERSONAL)
         found = rewards(command, folder, PERSONAL, "--num_history", 0)
         np.testing.assert_allclose(
             found, rewards(command, folder, [{**r, "history": []} for r in PERSONAL]), atol=rounding(found)

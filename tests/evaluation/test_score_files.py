@@ -3,8 +3,8 @@
 import io
 import json
 from argparse import Namespace
+from contextlib import suppress
 
-import numpy as np
 import pytest
 from helpers.parts import make_model, make_tokenizer
 from helpers.rounding import rounding
@@ -44,17 +44,13 @@ NAMES = ("prompt", "response", "chosen", "rejected", "history")
 
 
 def parse_lines(lines, where):
-    return check_records(parse_json_records("\n".join(lines), where), where)
+    return [row for _, row in check_records(parse_json_records("\n".join(lines), where), where)]
 
 
 LIKE_A_ROW = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, st.text(max_size=5) | MESSAGES | ANYTHING))
 
 
 class TestParse:
-    def test_rows_are_kept_whole_and_blank_lines_left_out(self):
-        lines = [json.dumps(ROWS[0]), "", " \n", *map(json.dumps, ROWS[1:])]
-        assert parse_lines(lines, "f") == ROWS
-
     @pytest.mark.parametrize(
         ("line", "match"),
         [
@@ -79,11 +75,6 @@ class TestParse:
             (
                 '{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',
                 "line 2: `prompt` text, `response` messages",
-            ),
-            ('{"prompt": "a", "response": "a", "history": "b"}', "line 2: a history must be a list of past pairs.*newest first"),
-            (
-                '{"prompt": "a", "response": "a", "history": [{"prompt": 1}]}',
-                "line 2: `prompt` of an entry of the history must be a text or a list of messages, got 1",
             ),
         ],
     )
@@ -113,11 +104,10 @@ class TestParse:
             rows = parse_lines(lines, "f")
         except DataError:
             return
-        # What is let through can be tokenized and written.
+        # What is let through can be written, and is tokenized or its history refused.
         for row in rows:
             json.dumps(row, ensure_ascii=False).encode()
-            complete = all({"prompt", "chosen", "rejected"} <= set(entry) for entry in row.get("history") or [])
-            if complete:
+            with suppress(DataError):
                 assert InputRenderer(TOKENIZER).sequences([row])
 
 
@@ -178,28 +168,10 @@ class TestScoreFile:
         whole = expected_rows(model)[1]["reward_chosen"]
         assert abs(json.loads(cut.splitlines()[1])["reward_chosen"] - whole) > 1e-3
 
-    def test_the_model_is_served_as_it_was_trained(self, source, tmp_path, capsys):
-        folder = make_model("encoder", tmp_path / "model")
-        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-        HistoryCutter(tokenizer, 1, 40, ["prompt", "chosen"]).remember()
-        tokenizer.save_pretrained(folder)
-        with pytest.warns(
-            UserWarning, match="2 of 4 rows have no history .the first: .*, row 1., and the model was trained with"
-        ):
-            score_file(flags(folder, source))
-        limits = {"num_history": 1, "max_tokens": 40, "fields": ["prompt", "chosen"]}
-        assert_same(capsys.readouterr().out, expected_rows(folder, **limits))
-
     def test_standard_input(self, model, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(map(json.dumps, ROWS)).encode())))
         score_file(flags(model, "-"))
         assert_same(capsys.readouterr().out, expected_rows(model))
-
-    def test_bfloat16_is_rougher(self, model, source, capsys):
-        score_file(flags(model, source, bf16=True))
-        rough = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        difference = np.abs(rough[0]["reward"] - expected_rows(model)[0]["reward"])
-        assert 0 < difference < 0.1
 
     def test_an_output_is_never_overwritten(self, encoder, source, tmp_path):
         out = tmp_path / "scored.jsonl"
@@ -216,16 +188,18 @@ class TestScoreFile:
         with pytest.raises(DataError, match=r"rows.jsonl, line 1: this is not UTF-8 text"):
             score_file(flags("no/such-model", source))
 
-    def test_a_byte_order_mark_does_no_harm(self, encoder, source, capsys):
-        source.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8-sig")
-        score_file(flags(encoder, source))
-        assert_same(capsys.readouterr().out, expected_rows(encoder))
-
-    def test_what_the_model_has_no_positions_for_is_named(self, encoder, source):
-        source.write_text("\n".join(map(json.dumps, [ROWS[0], {"prompt": "what", "response": "red " * 300}])))
-        with pytest.raises(
-            DataError, match=r"1 of 2 rows are longer than the 256 positions of the model, the first is .*, row 2"
-        ):
+    @pytest.mark.parametrize(
+        ("row", "match"),
+        [
+            ({"response": "red " * 300}, "1 of 2 rows are longer than the 256 positions of the model, the first is .*, line 3"),
+            ({"response": "a", "history": "b"}, "line 3: a history must be a list of past pairs.*newest first"),
+            ({"response": "a", "history": [{"prompt": 1}]}, "line 3: `prompt` of an entry of the history must be a text"),
+        ],
+    )
+    def test_what_the_model_cannot_read_is_named_before_its_weights_are_loaded(self, encoder, source, monkeypatch, row, match):
+        monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)
+        source.write_text("\n\n".join(map(json.dumps, [ROWS[0], {"prompt": "what", **row}])))
+        with pytest.raises(DataError, match=match):
             score_file(flags(encoder, source))
 
     @pytest.mark.parametrize("missing", ["model_name_or_path", "input"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model, make_pairs, make_tokenizer
+from helpers.parts import make_pairs, make_tokenizer
 from helpers.rounding import rounding
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ from transformers import (
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.adapters import active_adapter_alone, keep_reward_head
+from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.scoring import load_reward_model, score_sequences
 
 
@@ -58,12 +58,6 @@ def test_the_task_of_a_language_model_is_refused(task, decoder):
         keep_reward_head(decoder, config)
     with pytest.raises(AttributeError, match="prepare_inputs_for_generation"):
         get_peft_model(AutoModelForSequenceClassification.from_pretrained(decoder), config)
-
-
-def test_no_adapter_and_a_good_one_are_no_matter(student):
-    keep_reward_head("base", None)
-    keep_reward_head(student, None)
-    keep_reward_head(student.base_model.model, None)
 
 
 def without_head(folder):
@@ -153,23 +147,6 @@ def test_an_adapter_by_its_name_is_not_trained(student, training, tmp_path):
         PAFORewardTrainer(str(tmp_path / "adapter"), PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs())
 
 
-def test_the_head_that_a_config_without_task_type_trains_comes_back(decoder, training, tmp_path):
-    trainer = PAFORewardTrainer(
-        decoder,
-        PAFOConfig(str(tmp_path), **training),
-        train_dataset=make_pairs(),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
-    )
-    trainer.train()
-    trainer.save_model()
-    torch.manual_seed(99)  # a head that was not saved would be drawn anew
-    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1).eval()
-    ids = torch.tensor([trainer.train_dataset[0]["chosen_ids"]])
-    with torch.no_grad():
-        expected = trainer.model.eval()(ids).logits.item()
-        assert saved(ids).logits.item() == pytest.approx(expected, abs=rounding(expected))
-
-
 def test_of_several_adapters_the_trained_one_is_saved(student, decoder, training, tmp_path):
     """Others on the same backbone may be teachers, which are nobody's to publish."""
     student.add_adapter("majority", LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
@@ -184,13 +161,6 @@ def test_of_several_adapters_the_trained_one_is_saved(student, decoder, training
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * 2 + 1  # A and B of two layers, and the head
     student.save_pretrained(tmp_path / "all")  # as it was
     assert (tmp_path / "all/majority").is_dir()
-
-
-def test_other_models_are_saved_as_ever(decoder, tmp_path):
-    model = AutoModelForSequenceClassification.from_pretrained(make_model("decoder", tmp_path / "model"))
-    with active_adapter_alone(model):
-        model.save_pretrained(tmp_path / "out")
-    assert (tmp_path / "out/model.safetensors").exists()
 
 
 @pytest.fixture
@@ -231,8 +201,3 @@ def test_it_loads_and_merges_as_documented(trained_adapter, tmp_path, monkeypatc
         assert model.config.pad_token_id == 0, name
         np.testing.assert_allclose(score_sequences(model, SEQUENCES, 0), expected, atol=rounding(expected), err_msg=name)
     assert not list(Path("fair-merged").glob("adapter*"))
-
-
-def test_without_the_arguments_it_fails_and_gives_no_other_rewards(trained_adapter, tmp_path):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        AutoModelForSequenceClassification.from_pretrained(tmp_path / "fair-lora")

@@ -62,9 +62,6 @@ class TestTokenizer:
         text = loaded.apply_chat_template([{"role": "user", "content": "how"}], tokenize=False, history=past)
         assert text == "<|im_start|>user\nAsked: can i run\nLiked: yes\nDisliked: no\nAsked: how<|im_end|>"
 
-    def test_a_pad_token_of_its_own_is_kept(self, base_model):
-        assert load_tokenizer(base_model).pad_token == "[PAD]"
-
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder", "an empty folder"])
 def test_what_cannot_be_loaded_names_what_could(name, tmp_path):
@@ -74,19 +71,7 @@ def test_what_cannot_be_loaded_names_what_could(name, tmp_path):
             load(name)
 
 
-def test_longest_input(base_model):
-    assert longest_input(base_model) == 256
-
-
 class TestMaterialize:
-    def test_all_but_the_head_is_the_model(self, base_model, tmp_path):
-        materialize_model(base_model, tmp_path / "base", None, seed=0)
-        before, after = weights(base_model), weights(tmp_path / "base")
-        assert before.keys() == after.keys()
-        for name in before:
-            if not name.startswith(HEADS):
-                torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
-
     def test_first_layers(self, base_model, tmp_path):
         materialize_model(base_model, tmp_path / "base", 1, seed=0)
         model = load_reward_model(tmp_path / "base")
@@ -138,10 +123,6 @@ def test_wheel_models_are_plain_checkpoints_afterwards(name, tmp_path):
 
 
 class TestMachine:
-    def test_accelerators_take_bf16(self, monkeypatch):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-        assert fast_bf16()
-
     @pytest.mark.parametrize("avx512", [True, False])
     @pytest.mark.parametrize("amx", [True, False])
     def test_cpus_need_instructions_for_it(self, monkeypatch, avx512, amx):

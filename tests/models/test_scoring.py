@@ -1,21 +1,14 @@
 """Rewards are those of a plain loop over single sequences, and tokens those of TRL's RewardTrainer."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from helpers.parts import make_model
 from helpers.rounding import rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from transformers import AutoConfig
 
-from trl_pafo.data.template import add_history_template
-from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
 from trl_pafo.models.scoring import load_reward_model, score_pairs, score_sequences
@@ -52,15 +45,6 @@ class Recorder(torch.nn.Module):
 
 
 class TestScoreSequences:
-    @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
-    def test_equals_a_plain_loop(self, model, batch_size):
-        rewards = score_sequences(model, SEQUENCES, PAD, batch_size=batch_size)
-        assert rewards.dtype == np.float32
-        assert rewards.shape == (len(SEQUENCES),)
-        expected = one_at_a_time(model, SEQUENCES)
-        np.testing.assert_allclose(rewards, expected, atol=rounding(expected), rtol=0)
-        assert np.diff(np.unique(expected)).min() > 1e-2  # so that no two could be exchanged
-
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.lists(st.integers(6, 40), min_size=1, max_size=12), max_size=12), st.integers(1, 5))
     def test_equals_a_plain_loop_whatever_the_order(self, model, sequences, batch_size):
@@ -87,14 +71,6 @@ class TestScoreSequences:
         assert all((b["input_ids"][b["attention_mask"] == 0] == 44).all() for b in recorder.batches)
         # With another one the model would pool over padding: the test above can fail.
         assert np.abs(score_sequences(model, SEQUENCES, PAD, batch_size=4) - expected).max() > 1e-1
-
-    def test_rewards_are_raw(self, model):
-        with torch.no_grad():
-            for parameter in model.score.parameters() if hasattr(model, "score") else model.classifier.parameters():
-                parameter.mul_(1000)
-        rewards = score_sequences(model, SEQUENCES, PAD)
-        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), atol=rounding(rewards))
-        assert np.abs(rewards).max() > 1
 
     def test_dropout_is_off_and_the_mode_is_given_back(self, model):
         expected = score_sequences(model, SEQUENCES, PAD)
@@ -148,25 +124,6 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_tokens_are_those_of_reward_trainer(row, base_model, training, tmp_path):
-    tokenizer = add_history_template(AutoTokenizer.from_pretrained(base_model))
-    if tokenizer.eos_token is None:  # TRL needs one for texts
-        tokenizer.eos_token = "[SEP]"
-    trainer = RewardTrainer(
-        model=base_model,
-        args=RewardConfig(str(tmp_path), **{**training, "max_steps": 1}),
-        train_dataset=Dataset.from_list([row]),
-        processing_class=tokenizer,
-    )
-    (expected,) = trainer.train_dataset
-    for side in ("chosen", "rejected"):
-        ids = tokenize_row(tokenizer, row, side)
-        assert ids == expected[f"{side}_ids"]
-        assert len(ids) >= 3
-    assert ids.count(tokenizer.eos_token_id) >= 1
-
-
 class TestFolders:
     def test_a_folder_is_taken_as_it_is(self, encoder, tmp_path):
         assert str(local_folder(encoder)) == encoder
@@ -182,28 +139,3 @@ class TestFolders:
         assert not load_reward_model(base_model).training
         assert next(load_reward_model(base_model).parameters()).dtype == torch.float32
         assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
-
-    def test_pickled_weights_are_refused(self, encoder, tmp_path):
-        shutil.copytree(encoder, tmp_path / "model")
-        model = AutoModelForSequenceClassification.from_pretrained(encoder)
-        (tmp_path / "model/model.safetensors").unlink()
-        torch.save(model.state_dict(), tmp_path / "model/pytorch_model.bin")
-        with pytest.raises(ConfigError, match=r"pickle.*Convert them to safetensors"):
-            load_reward_model(tmp_path / "model")
-
-    def test_an_adapter_finds_the_pad_id_that_its_base_lacks(self, tmp_path):
-        base = make_model("decoder", tmp_path / "base")
-        config = AutoConfig.from_pretrained(base)
-        config.pad_token_id = None
-        config.save_pretrained(base)
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False)).eval()
-        expected = one_at_a_time(model, SEQUENCES)
-        model.save_pretrained(tmp_path / "adapter")
-        tokenizer.save_pretrained(tmp_path / "adapter")
-        loaded = load_reward_model(tmp_path / "adapter")
-        assert loaded.config.pad_token_id == tokenizer.pad_token_id
-        rewards = score_sequences(loaded, SEQUENCES, tokenizer.pad_token_id, batch_size=4)
-        np.testing.assert_allclose(rewards, expected, atol=rounding(expected), rtol=0)
-        assert np.abs(expected - one_at_a_time(load_reward_model(base), SEQUENCES)).max() > 1e-2

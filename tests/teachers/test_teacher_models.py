@@ -222,15 +222,6 @@ class TestMarginsOfPairs:
                 assert np.ptp(apart) > 1e-3
                 assert shared[2] == shared[7]
 
-    def test_where_it_does_not_pay_there_are_two_rows(self, adapters, decoder, monkeypatch):
-        monkeypatch.setattr("trl_pafo.models.scoring.forward_shared", None)
-        rng = np.random.default_rng(2)
-        chosen, rejected = ([[first, *rng.integers(6, 40, 9).tolist()] for _ in range(4)] for first in (4, 5))
-        with models_of(adapters, decoder) as models:
-            margins = models.margins("a", chosen, rejected, prefix_sharing="auto")
-            rewards = models.score("a", [*chosen, *rejected])
-        np.testing.assert_allclose(margins, rewards[:4] - rewards[4:], atol=rounding(rewards))
-
     def test_a_given_model_gets_no_hook(self, decoder, pairs):
         model = AutoModelForSequenceClassification.from_pretrained(decoder)
         with models_of({"a": model}, decoder) as models:

@@ -1,13 +1,11 @@
 """What a teacher is: its identity, its pad id, what it shares, and whether it fits the student. (Margins: test_margins.py)"""
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_pairs
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
@@ -16,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.errors import TeacherError
+from trl_pafo.models import safe_loading
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_inputs, check_teacher
 
 
@@ -42,22 +41,31 @@ def test_paths_and_models_become_teachers(decoder, tmp_path):
     assert as_teachers(None) == {}
 
 
-def test_what_is_no_teacher_is_refused():
-    with pytest.raises(TeacherError, match="must map each group to a path or a model, got list"):
-        as_teachers(["a"])
-    with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got int"):
-        as_teachers({"a": 1})
-    with pytest.raises(TeacherError, match="group 'a' must be a path or a model, got Linear"):
-        as_teachers({"a": torch.nn.Linear(2, 1)})
-    with pytest.raises(TeacherError, match="has the group nan, which is no name"):
-        as_teachers({"a": "folder", float("nan"): "folder"})
-    with pytest.raises(TeacherError, match="has the group '1', which is the same name as another one, '1'"):
-        as_teachers({1.0: "folder", "1": "folder"})
+@pytest.mark.parametrize(
+    ("teachers", "match"),
+    [
+        (["a"], "must map each group to a path or a model, got list"),
+        ({"a": 1}, "group 'a' must be a path or a model, got int"),
+        ({"a": torch.nn.Linear(2, 1)}, "group 'a' must be a path or a model, got Linear"),
+        ({float("nan"): "folder"}, "has the group nan, which is no name"),
+        ({1.0: "folder", "1": "folder"}, "has the group '1', which is the same name as another one, '1'"),
+    ],
+)
+def test_what_is_no_teacher_is_refused(teachers, match):
+    with pytest.raises(TeacherError, match=match):
+        as_teachers(teachers)
 
 
-@pytest.mark.parametrize("one", [1, 1.0, np.int64(1), np.float32(1), torch.tensor(1), "1"])
-def test_groups_are_named_as_those_of_the_data_are(one):
-    assert as_teachers({one: "folder", "2": "other"})["1"] == Teacher("1", "folder")
+def test_a_teacher_is_resolved_once(adapter, decoder, monkeypatch):
+    looked = []
+    folder_of = safe_loading.local_folder
+    monkeypatch.setattr("trl_pafo.teachers.teacher.local_folder", lambda name: looked.append(name) or folder_of(name))
+    teacher = Teacher("a", adapter)
+    check_teacher(teacher, AutoTokenizer.from_pretrained(decoder))
+    assert teacher.config is teacher.config
+    assert teacher.adapter["base_model_name_or_path"] == decoder
+    assert teacher.backbone() == Teacher("b", adapter).backbone()
+    assert looked == [adapter] * 2
 
 
 @pytest.mark.parametrize("cut", ["empty as under ZeRO-3", "a DTensor as under FSDP"])
@@ -105,27 +113,6 @@ def test_every_file_that_is_read_belongs_to_the_identity_of_a_folder(decoder, tm
     assert Teacher("a", str(tmp_path / "one")).identity() != before
 
 
-def test_the_pad_id_of_an_adapter_is_that_of_the_tokenizer_beside_it(decoder, adapter):
-    """Its base was not changed by the training, whatever pad id the trainer set."""
-    student = AutoTokenizer.from_pretrained(decoder)
-    assert Teacher("a", adapter).pad_id(student) == student.pad_token_id  # of the base's configuration
-    own = AutoTokenizer.from_pretrained(decoder)
-    own.pad_token = "[UNK]"
-    own.save_pretrained(adapter)
-    assert Teacher("a", adapter).pad_id(student) == own.pad_token_id != student.pad_token_id
-
-
-def test_the_pad_id_of_a_checkpoint_is_that_of_its_configuration(tmp_path):
-    folder = make_model("decoder", tmp_path / "model")
-    student = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    model.config.pad_token_id = 9
-    model.save_pretrained(folder)
-    assert Teacher("a", folder).pad_id(student) == 9
-    model.config.pad_token_id = None
-    assert Teacher("a", model).pad_id(student) == student.pad_token_id
-
-
 def test_a_base_by_another_spelling_is_the_same_backbone(decoder, adapter, tmp_path, monkeypatch):
     other = Path(shutil.copytree(adapter, tmp_path / "other")) / "adapter_config.json"
     monkeypatch.chdir(f"{decoder}/..")
@@ -133,34 +120,23 @@ def test_a_base_by_another_spelling_is_the_same_backbone(decoder, adapter, tmp_p
     assert Teacher("a", str(other.parent)).backbone() == Teacher("b", adapter).backbone()
 
 
-def test_an_adapter_fits_like_its_base(decoder, adapter):
-    check_teacher(Teacher("a", adapter), AutoTokenizer.from_pretrained(decoder))
-
-
 class TestQuantizedBase:
-    """What a student's quantized base (QLoRA) means for teachers. (With bitsandbytes itself: test_model_kinds.py)"""
+    """What a student's quantized base (QLoRA) means for teachers. (With bitsandbytes itself: tests/pipeline)"""
 
     HOW = {"load_in_4bit": True}
 
-    def test_adapters_of_the_same_base_are_loaded_as_it_is(self, decoder, adapter):
-        base = QuantizedBase(decoder, self.HOW)
-        found = base.config_for(Teacher("a", adapter))
+    def test_adapters_of_the_same_base_alone_are_loaded_as_it_is(self, decoder, adapter, tmp_path):
+        found = QuantizedBase(decoder, self.HOW).config_for(Teacher("a", adapter))
         assert found == self.HOW
         assert found is not self.HOW  # loading writes into it
         assert QuantizedBase(f"{decoder}/../{Path(decoder).name}", self.HOW).config_for(Teacher("a", adapter)) == self.HOW
-
-    def test_other_bases_and_full_models_are_not(self, decoder, adapter, tmp_path):
-        other = make_model("decoder", tmp_path / "other")
-        assert QuantizedBase(other, self.HOW).config_for(Teacher("a", adapter)) is None
+        assert QuantizedBase(str(tmp_path), self.HOW).config_for(Teacher("a", adapter)) is None
         assert QuantizedBase(decoder, self.HOW).config_for(Teacher("a", decoder)) is None
 
-    def test_a_base_that_was_saved_quantized_is_taken_as_it_is(self, decoder, adapter, tmp_path):
-        base = Path(shutil.copytree(decoder, tmp_path / "quantized"))
-        config = json.loads((base / "config.json").read_text())
-        (base / "config.json").write_text(json.dumps({**config, "quantization_config": self.HOW}))
-        settings = json.loads((Path(adapter) / "adapter_config.json").read_text())
-        (Path(adapter) / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
-        assert QuantizedBase(str(base), self.HOW).config_for(Teacher("a", adapter)) is None
+    def test_a_base_that_was_saved_quantized_is_taken_as_it_is(self, decoder, adapter):
+        teacher = Teacher("a", adapter)
+        teacher.config.quantization_config = self.HOW
+        assert QuantizedBase(decoder, self.HOW).config_for(teacher) is None
 
     def test_of_a_student(self, decoder):
         model = AutoModelForSequenceClassification.from_pretrained(decoder)
@@ -195,21 +171,13 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("trained", "student", "words"),
         [
-            (
-                inputs_of("text", 0),
-                inputs_of(num_history=0),
-                "on text without histories, the student is trained on messages without",
-            ),
+            (inputs_of("text", 0), inputs_of(num_history=0), "on text without histories, .* on messages without"),
             (
                 inputs_of(num_history=0),
                 inputs_of(),
                 r"messages without histories, .* messages with up to 2 past pairs \(chosen\)",
             ),
-            (
-                inputs_of(num_history=None),
-                inputs_of(num_history=0),
-                r"messages with all past pairs .* messages without histories",
-            ),
+            (inputs_of(num_history=None), inputs_of(num_history=0), "messages with all past pairs .* messages without histories"),
             (inputs_of(fields=["chosen", "rejected"]), inputs_of(), r"\(chosen, rejected\), .* \(chosen\)"),
         ],
         ids=["texts", "teacher without", "student without", "fields"],

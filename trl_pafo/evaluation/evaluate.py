@@ -10,24 +10,23 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.data import checks
-from trl_pafo.data.history import remembered
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
+from trl_pafo.evaluation.rewards import ScoredPairs, score_tokenized
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
-from trl_pafo.models.safe_loading import identity_of_folder, load_saved_tokenizer, local_folder
-from trl_pafo.models.weights import check_reward_model
+from trl_pafo.models.safe_loading import identity_of_folder, local_folder
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import json_ready, new_folder
 from trl_pafo.storage.run_folder import write_text
 
 
 def verdict_of(
-    scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, seed: int, sources: tuple[Any, Any], why_same: str = ""
+    scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, seed: int, sources: Sequence[Any], why_same: str = ""
 ) -> dict[str, Any]:
     """The verdict; that two models are one is said by their files, not by their rewards alone."""
     margins, of_reference = (pairs.chosen - pairs.rejected for pairs in (scored, reference))
@@ -134,14 +133,14 @@ def evaluate_models(args: Any) -> dict[str, Any]:
         return _evaluate_models(args, out)
 
 
-def _as_trained(name: str, folder: str, rows: Dataset, what: str, args: Any) -> Dataset:
-    """The rows as a model read them in its training. A reference that was trained without histories is shown none."""
-    tokenizer = load_saved_tokenizer(folder)
-    trained = remembered(tokenizer)
-    num_history = args.num_history
-    if name == "reference" and trained is not None and trained["num_history"] == 0:
-        num_history = 0
-    return InputRenderer(tokenizer, num_history, args.history_max_tokens, args.history_fields).render(rows, what)
+def _scorer_of(source: str, args: Any, is_reference: bool) -> RewardScorer:
+    """Reads rows as the model was trained. A reference that was trained without histories is shown none."""
+    limits = {"history_max_tokens": args.history_max_tokens, "history_fields": args.history_fields}
+    scorer = RewardScorer.from_pretrained(source, bf16=args.bf16, num_history=args.num_history, **limits)
+    trained = scorer.renderer.trained
+    if is_reference and trained is not None and trained["num_history"] == 0:
+        scorer.renderer = InputRenderer(scorer.tokenizer, 0)
+    return scorer
 
 
 def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
@@ -153,22 +152,20 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     if (support := _support_of(rows)) is not None:
         support_of_users(support, encoded)  # and one support rate
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
-    folders = {name: str(local_folder(source)) for name, source in sources.items()}
-    for folder in folders.values():
-        check_reward_model(folder)
+    scorers = {name: _scorer_of(source, args, name == "reference") for name, source in sources.items()}
     # Whatever cannot be read is told before anything is scored.
-    ready = {name: _as_trained(name, folder, rows, what, args) for name, folder in folders.items()}
+    ids = {name: scorer.tokenize(rows, lambda row: f"{what}, row {row}") for name, scorer in scorers.items()}
+    folders = [str(scorer.folder) for scorer in scorers.values()]
     scored = {
-        name: score_rows(folder, ready[name], batch_size=args.batch_size, bf16=args.bf16, desc=f"Pairs, {name}")
-        for name, folder in folders.items()
+        name: score_tokenized(scorers.pop(name), ids.pop(name), batch_size=args.batch_size, desc=f"Pairs, {name}")
+        for name in sources
     }
     majority, minority = _largest_and_smallest(users_of(rows), groups_of(rows))
     side = majority if majority != minority else None
     methods = {name: summary_of(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
-        models = (folders["model"], folders["reference"])
-        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, args.seed, models)
+        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, args.seed, folders)
     dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
     results = {
         "dataset": dataset,

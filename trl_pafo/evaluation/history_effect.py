@@ -68,9 +68,8 @@ def inspect_run(
         raise ConfigError(f"`pairs_per_group` and `batch_size` must be at least 1, got {pairs_per_group} and {batch_size}.")
     run = Path(folder)
     stages = _stages_of(run)
-    done = {name: stage.get("digest") for name, stage in sorted(stages.items())}
-    options = {"pairs_per_group": pairs_per_group, "batch_size": batch_size, "seed": seed}
-    about = json.dumps({"format": _FORMAT, **options, "stages": done})
+    options = {"format": _FORMAT, "pairs_per_group": pairs_per_group, "batch_size": batch_size, "seed": seed}
+    about = json.dumps(options | {"stages": {name: stage.get("digest") for name, stage in sorted(stages.items())}})
     path = run / INSPECTION
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:

@@ -53,11 +53,8 @@ def score_rows(
     """
     scorer = RewardScorer(folder, bf16=bf16)
     ids = tokenize_rendered(scorer, rows)
-    lengths = [max(map(len, row.values())) for row in ids]
-    check_positions(lengths, scorer.positions, "pairs", "the model")
-    rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc)
-    chosen, rejected = (np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES)
-    return ScoredPairs(chosen, rejected, *(scorer.tokenizer.batch_decode([row[side] for row in ids]) for side in SIDES))
+    check_positions([max(map(len, row.values())) for row in ids], scorer.positions, "pairs", "the model")
+    return score_tokenized(scorer, ids, batch_size=batch_size, desc=desc)
 
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
@@ -67,6 +64,15 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
     return [
         {side: tokenize_row(scorer.tokenizer, row, side, f"Row {number}") for side in SIDES} for number, row in enumerate(rows)
     ]
+
+
+def score_tokenized(
+    scorer: RewardScorer, ids: list[dict[str, list[int]]], *, batch_size: int = 32, desc: str | None = None
+) -> ScoredPairs:
+    """Score pairs that are tokenized, `batch_size` of them in a forward pass."""
+    rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc)
+    chosen, rejected = (np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES)
+    return ScoredPairs(chosen, rejected, *(scorer.tokenizer.batch_decode([row[side] for row in ids]) for side in SIDES))
 
 
 def score_routed(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> ScoredPairs:

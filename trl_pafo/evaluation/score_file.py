@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.data.checks import check_texts
-from trl_pafo.data.history import history_problem
-from trl_pafo.data.sources.reading import decode, parse_json, parse_json_records, read_records
+from trl_pafo.data.sources.reading import decode, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import replacing, writing
@@ -16,8 +15,8 @@ from trl_pafo.storage.files import replacing, writing
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
-def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> list[dict[str, Any]]:
-    """Rows to score, checked; `records` are those of [`~trl_pafo.data.sources.reading.read_records`].
+def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Rows to score with their places, checked; `records` are those of [`~trl_pafo.data.sources.reading.read_records`].
 
     Raises:
         DataError: If a row has no response, or its texts cannot be scored; the message names the line.
@@ -30,23 +29,10 @@ def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> 
         kwargs = row.get("chat_template_kwargs") or {}
         if not isinstance(kwargs, dict):
             raise DataError(f"{at}: `chat_template_kwargs` must be an object, the variables of the chat template.")
-        if isinstance(row.get("tools"), str) and not _is_json(row["tools"]):
-            raise DataError(f"{at}: `tools` must be a list of tools, or that list as JSON text.")
-        for history in (row.get("history"), kwargs.get("history")):
-            if problem := history_problem(history, ()):
-                raise DataError(f"{at}: {problem}.")
-        rows.append(row)
+        rows.append((at, row))
     if not rows:
         raise DataError(f"{where} holds no rows.")
     return rows
-
-
-def _is_json(text: str) -> bool:
-    try:
-        parse_json(text)
-    except ValueError:
-        return False
-    return True
 
 
 def score_file(args: Any) -> None:
@@ -74,7 +60,7 @@ def score_file(args: Any) -> None:
     print(f"{text.count(chr(10))} rows scored: {output}")
 
 
-def _read_rows(source: str) -> list[dict[str, Any]]:
+def _read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
     if source == "-":
         where = "standard input"
         return check_records(parse_json_records(decode(sys.stdin.buffer.read(), where), where), where)
@@ -83,7 +69,7 @@ def _read_rows(source: str) -> list[dict[str, Any]]:
 
 def _scored(args: Any) -> str:
     """The lines of the input with their rewards."""
-    rows = _read_rows(args.input)
+    places, rows = zip(*_read_rows(args.input), strict=True)
     scorer = RewardScorer.from_pretrained(
         args.model_name_or_path,
         bf16=args.bf16,
@@ -95,7 +81,7 @@ def _scored(args: Any) -> str:
         rows,
         batch_size=args.batch_size,
         desc="Scoring" if args.output else None,
-        name=lambda row: f"{args.input}, row {row + 1}",
+        name=places.__getitem__,
     )
     lines = ({**row, **{_SIDES[side]: reward for side, reward in found.items()}} for row, found in zip(rows, scored, strict=True))
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

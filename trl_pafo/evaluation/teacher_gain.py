@@ -1,14 +1,9 @@
 """Whether there is anything to distill: does a teacher beat the shared model on held-out pairs of its group? (Not from the paper.)
 
-A teacher learns from its group's pairs alone. Where the groups do not want different things, it is the shared model with
-less data, and distilling it does harm: it teaches the student the noise of a small sample. So the teachers must first show
-that one of them at least is better for its group than the shared (personalized Bradley-Terry) model, on pairs that neither was
-trained on. Where none is, there is nothing to distill, and the shared model is the answer.
-
-Where one is, all are distilled, unless the held-out pairs of a group are too few to judge its teacher: nobody knows then what that
-one would teach, and the shared model is kept too. The student learns to read the history from the contrast of the teachers: with the shared model
-in the place of the majority's teacher, which is less sure than the minority's, it leaned to the minority everywhere
-(docs/results.md has the figures).
+Where the groups do not want different things, a teacher is the shared model with less data, and distilling it teaches the student the
+noise of a small sample. So one teacher at least must be better for its group than the shared (personalized Bradley-Terry) model on pairs
+that neither was trained on; then all are distilled, unless the held-out pairs of a group are too few to judge its teacher
+(docs/results.md has the figures). Else the shared model is the answer.
 """
 
 import math
@@ -83,18 +78,9 @@ def fewest_users(min_standard_errors: float) -> int:
 
 
 def gain_over_users(correct: np.ndarray, reference_correct: np.ndarray, user: Any) -> tuple[float, float]:
-    """Difference of two accuracies over the same pairs, and its standard error over users.
+    """Difference of two accuracies over the same pairs, NaN without pairs, and its standard error, NaN with fewer than two users.
 
-    The difference is a ratio of two sums over users (pairs won more, pairs); its error is that of the linearised ratio.
-
-    Args:
-        correct, reference_correct (`np.ndarray` of shape `(num_pairs,)`):
-            Outputs of [`~trl_pafo.metrics.pair_correctness`].
-        user (sequence of `num_pairs`):
-            Whose pair it is.
-
-    Returns:
-        `tuple[float, float]`: The difference, NaN without pairs, and its standard error, NaN with fewer than two users.
+    The difference is a ratio of two sums over users (pairs won more, pairs); its error is that of the linearized ratio.
     """
     difference = correct - reference_correct
     if not len(difference):

@@ -1,14 +1,10 @@
-"""Saved models: where they are, how they are loaded safely, and rewards of token sequences. It knows no pairs' groups and no training.
+"""Saved models: where they are, how they are loaded safely, and the rewards that they give. It knows no groups and no training.
 
-Names are imported where they are first used, so that `import trl_pafo.models` loads no torch.
+The names are imported where they are first used, as in `trl_pafo`.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from trl_pafo.models.base_models import load_tokenizer, materialize_model
-    from trl_pafo.models.scoring import RewardScorer, load_reward_model, score_pairs, score_sequences
+from typing import Any
 
 _HOMES = {
     "RewardScorer": "scoring",
@@ -18,8 +14,6 @@ _HOMES = {
     "score_pairs": "scoring",
     "score_sequences": "scoring",
 }
-
-__all__ = ["RewardScorer", "load_reward_model", "load_tokenizer", "materialize_model", "score_pairs", "score_sequences"]
 
 
 def __getattr__(name: str) -> Any:

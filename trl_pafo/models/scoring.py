@@ -225,14 +225,6 @@ def trained_pad_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, is_ad
 
     The configuration of a checkpoint says it. The base of an adapter was not changed by the training, so there the tokenizer beside
     the adapter does. A tokenizer without a pad token pads with its end token, as in RewardTrainer.
-
-    Args:
-        config ([`~transformers.PretrainedConfig`]):
-            Configuration of the model, or of the base.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The tokenizer that was saved with it.
-        is_adapter (`bool`):
-            Whether it is an adapter.
     """
     own = config.get_text_config().pad_token_id
     if tokenizer is None or (own is not None and not is_adapter):
@@ -270,17 +262,7 @@ def check_positions(
     whose: str,
     name: Callable[[int], str] = "row {}".format,
 ) -> None:
-    """Raise where rows have more tokens than a model has positions.
-
-    Args:
-        lengths (`Sequence[int]`):
-            Tokens of the longest sequence of each row.
-        positions (`int`, *optional*):
-            Number of positions of the model.
-        what, whose (`str`):
-            What the rows and the model are called in the message.
-        name (`Callable`, *optional*):
-            From the number of a row to its name.
+    """Raise where rows, whose longest sequences have these lengths, have more tokens than a model has positions.
 
     Raises:
         DataError: If a row is too long; the message names the first.

@@ -165,14 +165,8 @@ def check_language_model(folder: Path) -> None:
 def check_loaded_model(model: Any, name: str) -> None:
     """Raise where a model in memory gives other than one reward a sequence.
 
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The model.
-        name (`str`):
-            What it is called in the message.
-
     Raises:
-        ConfigError: If it has other than one label, or is a language model.
+        ConfigError: If it has other than one label, or is a language model; the message calls it `name`.
     """
     _check_labels(getattr(model, "config", None), name)
     if getattr(model, "get_output_embeddings", lambda: None)() is not None:

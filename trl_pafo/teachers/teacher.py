@@ -176,18 +176,12 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
     except (OSError, ValueError, KeyError) as error:
         raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.name!r}: {error}") from error
     own = teacher.tokenizer
-    if own is not None and own.get_vocab() != tokenizer.get_vocab():
+    size = config.get_text_config().vocab_size if own is None else len(own)
+    if (own is None and size < len(tokenizer)) or (own is not None and own.get_vocab() != tokenizer.get_vocab()):
         raise TeacherError(
-            f"The teacher of group {teacher.group!r} has another tokenizer than the student ({len(own)} tokens against "
-            f"{len(tokenizer)}, or other ones), so it cannot score the student's token ids. Train the teacher on the student's "
-            "tokenizer, or add its margins as a `teacher_margin` column."
-        )
-    vocabulary = config.get_text_config().vocab_size
-    if own is None and vocabulary < len(tokenizer):
-        raise TeacherError(
-            f"The teacher of group {teacher.group!r} has a vocabulary of {vocabulary}, the student's tokenizer {len(tokenizer)}: "
-            "it cannot score the student's token ids. Train it on the student's tokenizer, or add its margins as a "
-            "`teacher_margin` column."
+            f"The teacher of group {teacher.group!r} has another tokenizer than the student ({size} tokens against {len(tokenizer)}, or "
+            "other ones), so it cannot score the student's token ids. Train the teacher on the student's tokenizer, or add its margins "
+            "as a `teacher_margin` column."
         )
 
 
