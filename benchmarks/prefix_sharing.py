@@ -31,7 +31,8 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.base_models import load_tokenizer
-from trl_pafo.prefix_sharing.choice import attention_weight, estimate_gain, how_rows_attend, lengths_of
+from trl_pafo.prefix_sharing.choice import estimate_gain
+from trl_pafo.prefix_sharing.rows import pair_lengths
 
 # SmolLM2-135M's layers; how many of them hardly changes a ratio.
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
@@ -160,9 +161,10 @@ def main() -> None:
             for name in ("RewardTrainer", "off"):
                 ratio = sorted(a / b for a, b in zip(seconds[name], seconds["on"], strict=True))
                 ratios.append(f"{median(ratio):.2f} ({ratio[len(ratio) // 4]:.2f} to {ratio[-1 - len(ratio) // 4]:.2f})")
-            config, lengths = LlamaConfig(**SHAPE), lengths_of(setting.chosen, setting.rejected)
+            config = LlamaConfig(**SHAPE)
+            lengths = np.array([pair_lengths(*pair) for pair in zip(setting.chosen, setting.rejected, strict=True)])
             config._attn_implementation = options.attention
-            gain = estimate_gain(lengths, options.batch, attention_weight(config), how_rows_attend(config, lengths))
+            gain = estimate_gain(lengths, options.batch, config)
             numbers = f"{speed['RewardTrainer']:14.2f} {speed['off']:8.2f} {speed['on']:8.2f}"
             print(f"{setting.name:30} {gain.tokens:7.2f} {gain.speed:9.2f} {numbers}   {'   '.join(ratios)}", flush=True)
 

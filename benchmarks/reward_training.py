@@ -34,7 +34,8 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.models.base_models import load_tokenizer, materialize_model
-from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend, lengths_of
+from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend
+from trl_pafo.prefix_sharing.rows import dataset_lengths
 
 SIDES: dict[str, dict[str, Any] | None] = {
     "RewardTrainer": None,
@@ -129,7 +130,7 @@ def compare_losses(base: str, rows: Dataset, options: argparse.Namespace, folder
 
 def work_lines(rows: Dataset, batch: int, config: Any) -> list[str]:
     """What is computed, padding included, over what must be: in tokens, and in arithmetic, that of attention included."""
-    lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
+    lengths = dataset_lengths(rows)
     attention = how_rows_attend(config, lengths)
     like = lengths[np.argsort(lengths.sum(axis=1))]
     # Alone in its batch, and looking at what it must look at only.

@@ -1,6 +1,5 @@
 """Whether a run shares prefixes: what the option asks for, what the model can, and what the lengths of the pairs promise."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.forward import layer_windows, reward_model
-from trl_pafo.prefix_sharing.rows import pair_lengths, round_up
+from trl_pafo.prefix_sharing.rows import dataset_lengths, round_up
 from trl_pafo.prefix_sharing.support import TESTED_FAMILIES, why_not_shared
 
 MIN_GAIN = 1.1
@@ -33,83 +32,6 @@ class Gain(NamedTuple):
     speed: float
 
 
-def attention_weight(config: Any) -> float:
-    """Arithmetic of one query on one key, over that of one token in the matrices of a layer: it grows with the row, they do not."""
-    hidden = config.hidden_size
-    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries = config.num_attention_heads * head_size
-    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size
-    experts = getattr(config, "num_experts_per_tok", None) or 1
-    width = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
-    return 4 * queries / (2 * hidden * (2 * queries + 2 * keys + 3 * experts * width))
-
-
-def estimate_gain(
-    lengths: NDArray[np.int64],
-    batch_size: int,
-    weight: float,
-    implementation: str = "sdpa",
-    pad_to_multiple_of: int | None = None,
-) -> Gain:
-    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Not from the paper.)
-
-    Args:
-        lengths, batch_size, implementation, pad_to_multiple_of:
-            See [`count_work`].
-        weight (`float`):
-            [`attention_weight`].
-    """
-    work = count_work(lengths, batch_size, implementation, pad_to_multiple_of)
-    two, shared = work @ [1.0, weight]
-    return Gain(float(work[0, 0] / work[1, 0]), float(two / shared))
-
-
-def count_work(
-    lengths: NDArray[np.int64], batch_size: int, implementation: str = "sdpa", pad_to_multiple_of: int | None = None
-) -> NDArray[np.float64]:
-    """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Not from the paper.)
-
-    Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
-    which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.
-
-    Args:
-        lengths (`np.ndarray` of shape `(num_pairs, 3)`):
-            Tokens of prefix, chosen rest and rejected rest ([`pair_lengths`]), at least one pair.
-        batch_size (`int`):
-            Pairs in a batch.
-        implementation (`str`, *optional*, defaults to `"sdpa"`):
-            Implementation of attention, or `"by_rows"`: `sdpa` where it attends row by row.
-        pad_to_multiple_of (`int`, *optional*):
-            As in the collator.
-
-    Returns:
-        `np.ndarray` of shape `(2, 2)`: two rows, then shared rows; tokens, and queries on keys.
-    """
-    tokens = np.zeros(2)
-    seen = np.zeros(2)
-    for start in range(0, len(lengths), batch_size):
-        batch = lengths[start : start + batch_size]
-        sequences = batch[:, :1] + batch[:, 1:]
-        two = round_up(int(sequences.max()), pad_to_multiple_of)
-        shared = round_up(int(batch.sum(axis=1).max()), pad_to_multiple_of)
-        tokens += len(batch) * np.array([2 * two, shared])
-        if implementation == "flex_attention":
-            twice = (sequences**2).sum()
-            seen += np.array([twice, twice - (batch[:, 0] ** 2).sum()]) / 2
-        else:
-            needs_mask = implementation == "eager" or bool((sequences < two).any())
-            of_shared: float = len(batch) * shared**2
-            if implementation == "by_rows":
-                of_shared = (sequences[:, 0] ** 2 / 2 + batch[:, 2] * sequences[:, 1]).sum()
-            seen += np.array([len(batch) * 2 * two**2 * (1.0 if needs_mask else 0.5), of_shared])
-    return np.stack([tokens, seen], axis=1)
-
-
-def lengths_of(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """[`pair_lengths`] of pairs of token sequences, of shape `(num_pairs, 3)`."""
-    return np.array([pair_lengths(*pair) for pair in zip(chosen, rejected, strict=True)], dtype=np.int64).reshape(-1, 3)
-
-
 def choose_sharing(
     mode: str,
     model: torch.nn.Module,
@@ -117,7 +39,7 @@ def choose_sharing(
     batch_size: int,
     *,
     pad_to_multiple_of: int | None = None,
-    hindrance: str | None = None,
+    reason: str | None = None,
 ) -> SharingChoice:
     """Decide whether the pairs of a run share rows.
 
@@ -133,7 +55,7 @@ def choose_sharing(
             Pairs in a batch.
         pad_to_multiple_of (`int`, *optional*):
             As in the collator.
-        hindrance (`str`, *optional*):
+        reason (`str`, *optional*):
             Why the caller cannot have shared rows.
 
     Returns:
@@ -144,45 +66,94 @@ def choose_sharing(
     """
     if mode == "off":
         return SharingChoice(False, "prefix_sharing='off'")
-    if mode == "on":
-        reason = hindrance or why_not_shared(model)
-        if reason is not None:
-            raise ConfigError(
-                f"prefix_sharing='on' cannot give the rewards of two rows: {reason}. Set prefix_sharing='auto' or 'off'."
-            )
-        return SharingChoice(True, "prefix_sharing='on'")
-    # What costs least is asked first.
+    estimate = "prefix_sharing='on'"
     inner = reward_model(model)
-    if hindrance is not None or inner is None:
-        return SharingChoice(False, hindrance or str(why_not_shared(model)))
-    if inner.config.model_type not in TESTED_FAMILIES:
-        return SharingChoice(
-            False,
-            f"models of type {inner.config.model_type!r} are not among those whose gradients are compared in our tests; "
-            "prefix_sharing='on' shares if a small model of the type gives equal rewards",
+    if mode == "auto" and reason is None and inner is not None:  # what costs least is asked first
+        if inner.config.model_type not in TESTED_FAMILIES:
+            return SharingChoice(
+                False,
+                f"models of type {inner.config.model_type!r} are not among those whose gradients are compared in our tests; "
+                "prefix_sharing='on' shares if a small model of the type gives equal rewards",
+            )
+        if not isinstance(dataset, Dataset) or not len(dataset):
+            return SharingChoice(False, "the lengths of the pairs are not known; prefix_sharing='on' shares all the same")
+        sample = np.random.default_rng(0).permutation(len(dataset))[: max(_MOST_PAIRS, batch_size)]
+        gain = estimate_gain(dataset_lengths(dataset.select(sample)), batch_size, inner.config, pad_to_multiple_of)
+        estimate = f"one row a pair is estimated to be {gain.speed:.2f} times as fast as two, which have {gain.tokens:.2f} times the tokens"
+        if gain.speed < MIN_GAIN:
+            return SharingChoice(False, f"{estimate}: below {MIN_GAIN}")
+    reason = reason or why_not_shared(model)
+    if reason is not None and mode == "on":
+        raise ConfigError(
+            f"prefix_sharing='on' cannot give the rewards of two rows: {reason}. Set prefix_sharing='auto' or 'off'."
         )
-    if not isinstance(dataset, Dataset) or not len(dataset):
-        return SharingChoice(False, "the lengths of the pairs are not known; prefix_sharing='on' shares all the same")
-    gain = sampled_gain(dataset, batch_size, inner.config, pad_to_multiple_of)
-    estimate = (
-        f"one row a pair is estimated to be {gain.speed:.2f} times as fast as two, which have {gain.tokens:.2f} times the tokens"
-    )
-    if gain.speed < MIN_GAIN:
-        return SharingChoice(False, f"{estimate}: below {MIN_GAIN}")
-    reason = why_not_shared(model)
     return SharingChoice(reason is None, reason or estimate)
 
 
-def sampled_gain(dataset: Dataset, batch_size: int, config: Any, pad_to_multiple_of: int | None = None) -> Gain:
-    """[`estimate_gain`] of about a thousand pairs, drawn at random but the same every time."""
-    order = np.random.default_rng(0).permutation(len(dataset))[: max(_MOST_PAIRS, batch_size)]
-    rows = dataset.select(order.tolist()).with_format(None)
-    lengths = lengths_of(rows["chosen_ids"][:], rows["rejected_ids"][:])
-    return estimate_gain(lengths, batch_size, attention_weight(config), how_rows_attend(config, lengths), pad_to_multiple_of)
+def estimate_gain(lengths: NDArray[np.int64], batch_size: int, config: Any, pad_to_multiple_of: int | None = None) -> Gain:
+    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Not from the paper.)
+
+    Args:
+        lengths, batch_size, pad_to_multiple_of:
+            See [`count_work`].
+        config ([`~transformers.PretrainedConfig`]):
+            Configuration of the model.
+    """
+    work = count_work(lengths, batch_size, how_rows_attend(config, lengths), pad_to_multiple_of)
+    two, shared = work @ [1.0, attention_weight(config)]
+    return Gain(float(work[0, 0] / work[1, 0]), float(two / shared))
+
+
+def count_work(
+    lengths: NDArray[np.int64], batch_size: int, attention: str, pad_to_multiple_of: int | None = None
+) -> NDArray[np.float64]:
+    """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Not from the paper.)
+
+    Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
+    which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.
+
+    Args:
+        lengths (`np.ndarray` of shape `(num_pairs, 3)`):
+            Tokens of prefix, chosen rest and rejected rest ([`pair_lengths`]), at least one pair.
+        batch_size (`int`):
+            Pairs in a batch.
+        attention (`str`):
+            Implementation of attention, or `"by_rows"`: `sdpa` where it attends row by row.
+        pad_to_multiple_of (`int`, *optional*):
+            As in the collator.
+
+    Returns:
+        `np.ndarray` of shape `(2, 2)`: two rows, then shared rows; tokens, and queries on keys.
+    """
+    work = np.zeros((2, 2))
+    for start in range(0, len(lengths), batch_size):
+        batch = lengths[start : start + batch_size]
+        sequences = batch[:, :1] + batch[:, 1:]
+        two = round_up(int(sequences.max()), pad_to_multiple_of)
+        shared = round_up(int(batch.sum(axis=1).max()), pad_to_multiple_of)
+        needs_mask = attention == "eager" or bool((sequences < two).any())
+        seen = np.array([2 * two**2 * (1.0 if needs_mask else 0.5), shared**2]) * len(batch)
+        if attention == "flex_attention":
+            seen[0] = (sequences**2).sum() / 2
+        if attention in ("flex_attention", "by_rows"):
+            seen[1] = (sequences[:, 0] ** 2 / 2 + batch[:, 2] * sequences[:, 1]).sum()
+        work += np.stack([[2 * two * len(batch), shared * len(batch)], seen], axis=1)
+    return work
+
+
+def attention_weight(config: Any) -> float:
+    """Arithmetic of one query on one key, over that of one token in the matrices of a layer: it grows with the row, they do not."""
+    hidden = config.hidden_size
+    head_size = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries = config.num_attention_heads * head_size
+    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    width = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None) or 4 * hidden
+    return 4 * queries / (2 * hidden * (2 * queries + 2 * keys + 3 * experts * width))
 
 
 def how_rows_attend(config: Any, lengths: NDArray[np.int64]) -> str:
-    """Implementation of attention that shared rows of these lengths will meet, as [`estimate_gain`] takes it."""
+    """Implementation of attention that shared rows of these lengths will meet, as [`count_work`] takes it."""
     if config._attn_implementation != "sdpa" or torch.accelerator.current_accelerator() is not None:
         return config._attn_implementation
     try:

@@ -19,19 +19,14 @@ PAIR_LENGTHS = "pair_lengths"
 _PREFIX, _CHOSEN, _REJECTED, _PADDING = range(4)
 
 
-def common_prefix_length(chosen: Sequence[int], rejected: Sequence[int]) -> int:
-    """Tokens that both begin with, less one where nothing of the shorter would be left: a reward is read in its own rest."""
-    most = min(len(chosen), len(rejected)) - 1
-    if most <= 0:
-        return 0
-    differs = np.asarray(chosen[:most]) != np.asarray(rejected[:most])
-    first = int(differs.argmax())
-    return first if differs[first] else most
-
-
 def pair_lengths(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[int, int, int]:
-    """Tokens of prefix, chosen rest and rejected rest; their sum is the length of the shared row."""
-    prefix = common_prefix_length(chosen, rejected)
+    """Tokens of prefix, chosen rest and rejected rest; their sum is the length of the shared row.
+
+    Each sequence keeps a token of its own, in which its reward is read.
+    """
+    most = max(0, min(len(chosen), len(rejected)) - 1)
+    differs = np.flatnonzero(np.asarray(chosen[:most]) != np.asarray(rejected[:most]))
+    prefix = int(differs[0]) if len(differs) else most
     return prefix, len(chosen) - prefix, len(rejected) - prefix
 
 

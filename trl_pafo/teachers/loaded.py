@@ -167,8 +167,8 @@ class TeacherModels:
         """
         pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
         # Sharing puts a hook on the reward head, and a model that was given is to be left as it was.
-        hindrance = "the teacher is not loaded here" if self._is_borrowed else None
-        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size, hindrance=hindrance).share
+        reason = "the teacher is not loaded here" if self._is_borrowed else None
+        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size, reason=reason).share
         if not share:
             rewards = self.score(group, [*chosen, *rejected], batch_size=2 * batch_size, desc=desc)
             return rewards[: len(chosen)] - rewards[len(chosen) :]

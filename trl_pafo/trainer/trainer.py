@@ -224,13 +224,13 @@ class PAFORewardTrainer(PairsRewardTrainer):
 
     def _choose_prefix_sharing(self, own_collator: bool) -> SharingChoice:
         args, collator = self.args, self.data_collator
-        mode, hindrance = args.prefix_sharing, None
+        mode, reason = args.prefix_sharing, None
         if not own_collator:
-            hindrance = "the data collator is not the trainer's own"
+            reason = "the data collator is not the trainer's own"
             if getattr(collator, "share_prefix", False):  # whoever gives such a collator asks for it
-                mode, hindrance = "on", None
+                mode, reason = "on", None
         if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
-            hindrance = "tensor, context and sequence parallelism split what the reward head reads"
+            reason = "tensor, context and sequence parallelism split what the reward head reads"
         dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()), None)
@@ -240,7 +240,7 @@ class PAFORewardTrainer(PairsRewardTrainer):
             dataset,
             args.train_batch_size,
             pad_to_multiple_of=getattr(collator, "pad_to_multiple_of", None),
-            hindrance=hindrance,
+            reason=reason,
         )
         if choice.share:
             PairHead.of(self.model)
