@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
+from datasets import Dataset
+from helpers.parts import make_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.data.groups import (
     assign_groups,
+    count_by_group,
     quantile_thresholds,
     support_rate_by_agreement,
     support_rate_by_type,
@@ -212,3 +215,10 @@ class TestAssignGroups:
     def test_missing_support_is_refused(self):
         with pytest.raises(DataError, match="1 of 2 users have no support rate"):
             assign_groups([0.1, np.nan], threshold=0.5)
+
+
+def test_rows_are_counted_by_group_where_there_are_groups():
+    dataset = make_pairs(num_users=3, pairs_per_user=2, num_minority=1)
+    assert count_by_group(dataset) == {"minority": 2, "majority": 4}
+    assert count_by_group(dataset.remove_columns("group")) == {"all": 6}
+    assert count_by_group(Dataset.from_dict({"group": ["a", None, "a"]})) == {"a": 2, "no group": 1}

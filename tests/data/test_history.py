@@ -259,33 +259,25 @@ class TestRender:
         assert is_rendered(rendered)
         assert rendered[0] == {**messages, "user": "u", "chat_template_kwargs": {"history": PAST[:1]}}
 
-    @settings(max_examples=25, deadline=None)
-    @given(
-        st.lists(st.lists(st.sampled_from(PAST), max_size=3), min_size=1, max_size=7),
-        st.sampled_from([None, 0, 1, 2]),
-        st.sampled_from([("chosen",), ("prompt", "rejected"), HISTORY_FIELDS]),
-        st.booleans(),
-        st.booleans(),
-    )
-    def test_whole_columns_are_rendered_as_row_by_row(self, histories, num_history, fields, conversational, kwargs):
-        histories = [*histories, PAST]  # so that the column has a type
+    @pytest.mark.parametrize("num_history", [None, 0, 1, 2])
+    @pytest.mark.parametrize("fields", [("chosen",), ("prompt", "rejected"), HISTORY_FIELDS])
+    @pytest.mark.parametrize("conversational", [False, True])
+    @pytest.mark.parametrize("budget", [None, 10_000])
+    def test_each_row_shows_its_own_history(self, num_history, fields, conversational, budget):
         shown = (lambda text: as_messages(text, "user")) if conversational else str
+        histories = [PAST, [], PAST[1:], None, PAST[::-1]]
         rows = [
-            {"n": n, "history": [{k: shown(v) for k, v in past.items()} for past in history]}
+            {"history": past and [{k: shown(v) for k, v in entry.items()} for entry in past], "chat_template_kwargs": {"tag": n}}
             | {k: shown(f"{k} {n}") for k in _PAIR}
-            for n, history in enumerate(histories)
+            for n, past in enumerate(histories)
         ]
-        dataset = Dataset.from_list([{**row, "chat_template_kwargs": {"tag": row["n"]}} for row in rows] if kwargs else rows)
-        dataset = dataset.select([*range(0, len(dataset), 2), *range(1, len(dataset), 2)])
-        cutter = HistoryCutter(make_tokenizer("encoder"), num_history, fields=fields)
-        rendered = render_history(dataset, cutter)
-        with_budget = HistoryCutter(make_tokenizer("encoder"), num_history, 10_000, fields)
-        assert rendered[:] == render_history(dataset, with_budget)[:]
-        plain = {k: v for k, v in rows[0].items() if k not in ("history", *_PAIR)}
-        kept = [{k: past[k] for k in HISTORY_FIELDS if k in fields} for past in histories[0][:num_history]]
-        as_shown = {k: shown(f"{k} 0") if conversational else as_messages(f"{k} 0", _PAIR[k]) for k in _PAIR}
-        options = {"tag": 0} if kwargs else {}
-        assert rendered[0] == {**plain, **as_shown, "chat_template_kwargs": {**options, "history": kept}}
+        order = [4, 0, 3, 1, 2, 0]
+        dataset = Dataset.from_list(rows).select(order)
+        rendered = render_history(dataset, HistoryCutter(make_tokenizer("encoder"), num_history, budget, fields))
+        for n, row in zip(order, rendered, strict=True):
+            kept = [{k: past[k] for k in HISTORY_FIELDS if k in fields} for past in (histories[n] or [])[:num_history]]
+            texts = {k: shown(f"{k} {n}") if conversational else as_messages(f"{k} {n}", _PAIR[k]) for k in _PAIR}
+            assert row == {**texts, "chat_template_kwargs": {"tag": n, "history": kept}}
 
     def test_what_was_shown_is_remembered(self):
         rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "history": past} for past in (PAST[:1], PAST, [])]
@@ -294,12 +286,6 @@ class TestRender:
         remember_rendering(rendered, tokenizer)
         cutter = HistoryCutter.of(tokenizer)
         assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (2, None, ["prompt", "rejected"])
-
-    def test_other_template_options_stay(self):
-        row = {"prompt": "how", "chosen": "yes", "rejected": "no", "history": PAST, "chat_template_kwargs": {"thinking": False}}
-        rendered = render_history(Dataset.from_list([row]), HistoryCutter(make_tokenizer("encoder"), 1))
-        assert rendered[0]["chat_template_kwargs"] == {"thinking": False, "history": PAST[:1]}
-        assert without_history(rendered)[0]["chat_template_kwargs"] == {"thinking": False, "history": []}
 
     def test_without_history_keeps_all_else(self, pairs):
         rendered = render_history(pairs, HistoryCutter(make_tokenizer("encoder")))

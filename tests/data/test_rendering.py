@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
 from helpers.parts import make_pairs, make_tokenizer
-from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -18,7 +17,6 @@ from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.rewards import score_rows
 
 PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
 TEXTS = {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha"}
@@ -403,17 +401,11 @@ def test_a_template_that_begins_with_white_space_is_written_as_it_was():
         assert add_history_template(tokenizer).apply_chat_template(MESSAGES["prompt"], tokenize=False) == before
 
 
-def test_tools_are_read_in_evaluation_as_in_training(decoder, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(decoder)
+def test_tools_are_read_in_evaluation_as_in_training():
+    tokenizer = make_tokenizer("decoder")
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.name }} {% endfor %}" + tokenizer.chat_template
-    tokenizer.save_pretrained(tmp_path)
     row = {**MESSAGES, "tools": json.dumps([{"name": "rain sun"}])}
     assert tokenizer.convert_tokens_to_ids("rain") in InputRenderer(tokenizer).sequences([row])[0]["chosen"]
-    import shutil
-
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(f"{decoder}/{name}", tmp_path)
-    assert score_rows(tmp_path, Dataset.from_list([row])).text_chosen[0].startswith("rain sun")
 
 
 class TestTrainer:
@@ -442,21 +434,15 @@ class TestTrainer:
             build(pairs, Dataset.from_list(rows))
         with pytest.raises(DataError, match="The evaluation dataset: no row has a history"):
             build(pairs, make_pairs(history=0))
-        rows[0]["history"] = [{"prompt": "a", "chosen": "", "rejected": "b"}]
-        with pytest.raises(DataError, match="The evaluation dataset, row 0: an entry of the history lacks chosen"):
-            build(pairs, Dataset.from_list(rows))
 
-    def test_a_model_that_is_only_evaluated_reads_rows_as_it_was_trained(self, build, pairs, tmp_path):
+    def test_what_was_trained_last_is_remembered(self, build, pairs, tmp_path):
         trainer = build(pairs, num_history=1, history_fields=["chosen"])
         trainer.save_model(str(tmp_path / "saved"))
         alone = build(None, pairs, str(tmp_path / "saved"))
         assert alone.eval_dataset["chosen_ids"][:] == trainer.train_dataset["chosen_ids"][:]
         assert remembered(alone.processing_class) == remembered(trainer.processing_class)
-
-    def test_the_last_training_is_remembered(self, build, pairs, tmp_path):
-        build(pairs).save_model(str(tmp_path / "saved"))
-        trainer = build(make_pairs(history=0), model=str(tmp_path / "saved"))
-        assert remembered(trainer.processing_class)["inputs"] == "text"
+        again = build(make_pairs(history=0), model=str(tmp_path / "saved"))
+        assert remembered(again.processing_class)["inputs"] == "text"
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_teachers_without_histories(self, build, pairs, stream, encoder):
@@ -471,14 +457,6 @@ class TestTrainer:
             with pytest.raises(DataError, match="`teachers` and no histories"):
                 build(rendered, model="does/not-exist", teachers=teachers)
 
-    def test_a_rendered_history_is_checked(self, build, pairs):
-        rows = [
-            {**row, "chat_template_kwargs": {"history": "liked tea" if n == 2 else "x"}}
-            for n, row in enumerate(make_pairs(history=0))
-        ]
-        with pytest.raises(DataError, match="row 0: a history must be a list of past pairs"):
-            build(Dataset.from_list(rows), model="does/not-exist")
-
     def test_streams_say_what_they_are(self, build):
         texts = make_pairs(history=0)
         assert remembered(build(texts.to_iterable_dataset()).processing_class)["inputs"] == "text"
@@ -491,17 +469,3 @@ class TestTrainer:
             build(make_pairs().to_iterable_dataset())
         with pytest.raises(DataError, match="A streaming dataset holds messages, and the model was trained on text"):
             build(texts, rendered)
-
-
-def test_margins_of_like_rows_do_not_hang_on_the_way(decoder, training, tmp_path):
-    """A model that was trained on texts gives the same rewards through a file and through a dataset."""
-    from trl_pafo.models.scoring import load_reward_model, score_sequences
-
-    rows = make_pairs(history=0)
-    PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path), **training), train_dataset=rows).save_model(str(tmp_path))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    scored = score_rows(tmp_path, InputRenderer(tokenizer).render(rows, "The data"))
-    ids = [row["chosen"] for row in InputRenderer(tokenizer).sequences(rows.to_list())]
-    of_file = score_sequences(load_reward_model(tmp_path), ids, tokenizer.pad_token_id)
-    np.testing.assert_allclose(scored.chosen, of_file, atol=rounding(of_file))
-    assert np.ptp(of_file) > 0.01

@@ -1,0 +1,131 @@
+"""Which rows get which history: a user's own past, and never the pair that is judged."""
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, load_dataset, load_from_disk
+from helpers.parts import make_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_pafo.data import HISTORY_FIELDS, checks
+from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.counterfactual import counterfactual_rows
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.registry import load_source
+from trl_pafo.errors import DataError
+
+
+def user_rows(*prompts, user="u"):
+    return [{"prompt": p, "chosen": f"yes {i}", "rejected": f"no {i}", "user": user} for i, p in enumerate(prompts)]
+
+
+def past_prompts(dataset):
+    return [[entry["prompt"] for entry in history] for history in dataset["history"]]
+
+
+class TestAttach:
+    def test_newest_first_and_at_most_k(self):
+        rows = user_rows("p", "q", "r", "s") + user_rows("a", "b", user="v")
+        dataset = Dataset.from_list([rows[0], rows[4], *rows[1:4], rows[5]])  # users may be mixed
+        attached = attach_history(dataset, 2)
+        assert attached["prompt"][:] == ["q", "r", "s", "b"]
+        assert past_prompts(attached) == [["p"], ["q", "p"], ["r", "q"], ["a"]]
+        assert attached["history"][2] == [{k: rows[i][k] for k in HISTORY_FIELDS} for i in (2, 1)]
+
+    @pytest.mark.parametrize("missing", [None, float("nan"), ""])
+    def test_nobody_has_no_history(self, missing):
+        """Rows without a user are of people who are not known, not of one and the same."""
+        rows = [row | {"user": "" if missing == "" else missing} for row in user_rows("p", "q")]
+        with pytest.raises(DataError, match=r"The pairs, row 0: has no `user` \(so have 2 of 2 rows\)"):
+            attach_history(Dataset.from_list(rows), 1)
+
+    def test_leave_one_out_goes_on_with_the_latest_and_loses_no_row(self):
+        attached = attach_history(Dataset.from_list(user_rows("p", "q", "r", "s")), 2, past_only=False)
+        assert attached["prompt"][:] == ["p", "q", "r", "s"]
+        assert past_prompts(attached) == [["s", "r"], ["p", "s"], ["q", "p"], ["r", "q"]]
+
+    def test_rows_with_fewer_than_min_history_only_serve_as_history(self):
+        dataset = Dataset.from_list(user_rows("p", "q", "r", "s") + user_rows("a", "b", user="v"))
+        attached = attach_history(dataset, 3, min_history=2)
+        assert attached["prompt"][:] == ["r", "s", "b"]  # v never has two, so its longest counts
+
+    def test_k_zero_keeps_all_rows_with_empty_histories(self, tmp_path):
+        dataset = Dataset.from_list(user_rows("p") + user_rows("a", "b", user="v"))
+        attached = attach_history(dataset, 0)
+        assert attached.remove_columns("history")[:] == dataset[:]
+        rendered = render_history(attached, HistoryCutter(make_tokenizer("encoder"), 0))
+        rendered.to_parquet(tmp_path / "rows.parquet")
+        loaded = load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path), split="train")
+        assert loaded["chat_template_kwargs"][:] == [{"history": []}] * 3
+
+    @pytest.mark.parametrize("past_only", [True, False])
+    def test_a_user_without_history_is_named(self, past_only):
+        dataset = Dataset.from_list(user_rows("a", "b", user="v") + user_rows("p") + user_rows("q", "q", user="w"))
+        with pytest.raises(DataError, match=r"2 of 3 users have no history .the first: 'u'.: .* set num_history to 0"):
+            attach_history(dataset, 2, past_only=past_only)
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pqrs")), min_size=2, max_size=24),
+        st.integers(1, 5),
+        st.integers(1, 3),
+        st.booleans(),
+        st.randoms(use_true_random=False),
+    )
+    def test_all_rows_at_once_as_one_after_the_other(self, judged, k, min_history, past_only, rng):
+        rows = [{"n": i, "prompt": p, "chosen": f"yes {i}", "rejected": f"no {i}", "user": u} for i, (u, p) in enumerate(judged)]
+        rng.shuffle(rows)
+        order = rng.choices(range(len(rows)), k=len(rows))  # some rows twice, behind indices
+        dataset = Dataset.from_list(rows).select(order)
+        expected = naive_attach([rows[i] for i in order], k, past_only, min_history)
+        if expected is None:
+            with pytest.raises(DataError, match="have no history"):
+                attach_history(dataset, k, past_only, min_history)
+        else:
+            assert attach_history(dataset, k, past_only, min_history).to_list() == expected
+
+    def test_histories_of_rows_on_disk_are_on_disk_and_made_once(self, tmp_path):
+        data = Dataset.from_list(user_rows("p", "q", "r") + user_rows("a", "b", user="v"))
+        assert not attach_history(data, 2).cache_files
+        data.save_to_disk(tmp_path)
+        stored = load_from_disk(tmp_path)
+        first, again = attach_history(stored, 2), attach_history(stored, 2)
+        assert first[:] == attach_history(data, 2)[:]
+        assert [Path(file["filename"]).parent for file in first.cache_files] == [tmp_path]
+        assert first.cache_files == again.cache_files
+        assert attach_history(stored, 1)[:] == attach_history(data, 1)[:]
+
+
+def naive_attach(rows, k, past_only, min_history):
+    """Row by row; `None` if a user has no history."""
+    of_user = {}
+    for row in rows:
+        of_user.setdefault(row["user"], []).append(row)
+    found, needed = [], {}
+    for row in rows:
+        mine = of_user[row["user"]]
+        place = next(i for i, other in enumerate(mine) if other is row and i not in {p for u, p, _ in found if u == row["user"]})
+        others = mine[:place][::-1] + ([] if past_only else mine[place + 1 :][::-1])
+        past = [{k: other[k] for k in HISTORY_FIELDS} for other in others if other["prompt"] != row["prompt"]][:k]
+        found.append((row["user"], place, {**row, "history": past}))
+        needed[row["user"]] = max(needed.get(row["user"], 0), len(past))
+    if not all(needed.values()):
+        return None
+    return [row for user, _, row in found if len(row["history"]) >= max(1, min(min_history, needed[user]))]
+
+
+def test_nothing_of_the_test_is_in_training():
+    """End to end on the shipped corpus: users and prompts of the test are new, in the histories too."""
+    made = load_source(DataArguments(source="styles", train_users=60, test_users=40), context_pairs=3)
+    train = attach_history(made["train"], 3, past_only=False)
+    test = attach_history(made["test"], 3, min_history=3)
+    shown = counterfactual_rows(train, ["majority", "minority"], 1.0, seed=0)
+    assert len(shown) == 2 * len(train)
+    trained_on = set(shown["prompt"]) | {prompt for past in past_prompts(shown) for prompt in past}
+    assert not trained_on & set(test["prompt"])
+    assert not set(shown["user"]) & set(test["user"])
+    checks.check_apart(shown, test)
+    for rows in (train, test, shown):
+        assert all(prompt not in past for prompt, past in zip(rows["prompt"], past_prompts(rows), strict=True))
