@@ -155,4 +155,6 @@ def test_numbers_of_names():
     assert labels == ["road", "rail", None, None, "road", "rail"]
     with pytest.raises(DataError, match=r"^The pairs, row 1: `group` is 2, but its names have the numbers 0 to 1\.$"):
         normalize_labels([0, 2], "group", "The pairs", names=names)
+    numbers = label_names(ClassLabel(names=["1", "0"]))
+    assert normalize_labels([1, 0], "group", "The pairs", names=numbers) == ["0", "1"]
     assert label_names(Value("int64")) is None

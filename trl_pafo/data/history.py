@@ -198,10 +198,8 @@ def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None
             Number of processes.
     """
     past = [{name: Value("string") for name in cutter.fields}]
-    kwargs = {**(dataset.features.get(_KWARGS) or {}), "history": past}
-    features = {**_features_as_messages(dataset), _KWARGS: kwargs}
-    given = "history" in dataset.column_names
-    features.pop("history", None)
+    features = {**_features_as_messages(dataset), _KWARGS: {**_variables(dataset), "history": past}}
+    given = features.pop("history", None) is not None
     return dataset.map(
         partial(_render, cutter=cutter, names=_text_columns(dataset)),
         batched=True,
@@ -255,10 +253,15 @@ def without_history(rows: Dataset) -> Dataset:
 
 def is_rendered(dataset: Dataset) -> bool:
     """Whether the rows bring their history in `chat_template_kwargs`, as those of `trl-pafo prepare` do."""
+    return "history" in _variables(dataset)
+
+
+def _variables(dataset: Dataset) -> dict[str, Any]:
+    """Features of the variables of the chat template that the rows bring."""
     kwargs = dataset.features.get(_KWARGS)
     if type(kwargs).__name__ == "Json":
         raise DataError(f"`{_KWARGS}` holds values of several types under one name. Give each variable one type in all rows.")
-    return isinstance(kwargs, dict) and "history" in kwargs
+    return kwargs if isinstance(kwargs, dict) else {}
 
 
 def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:

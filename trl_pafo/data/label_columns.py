@@ -1,12 +1,11 @@
 """The columns `group` and `user` of a dataset, streaming or not, made text where its rows enter; `has_label` looked at."""
 
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
 
-from trl_pafo.data.labels import label_names, label_of_row, missing_label, normalize_labels
+from trl_pafo.data.labels import label_names, normalize_labels
 from trl_pafo.errors import DataError
 
 LABEL_COLUMNS = ("group", "user")
@@ -34,7 +33,7 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
         return _normalize_stream(dataset, what, needed)
     if not isinstance(dataset, Dataset):
         return dataset
-    if dataset.format["type"] == "custom":  # columns are read as Arrow, where a transform is not seen
+    if dataset.format["type"] == "custom":  # columns are read without it
         raise DataError(
             f"{what} has a transform (`set_transform`, `with_transform`), which is not applied here. Apply it by `map`."
         )
@@ -46,9 +45,8 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
         if name not in names:
             continue
         values = plain[name][:]
-        labels = normalize_labels(values, name, what, missing="keep", names=label_names(dataset.features[name]))
-        if name in needed and None in labels:
-            raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
+        missing = "error" if name in needed else "keep"
+        labels = normalize_labels(values, name, what, missing=missing, names=label_names(dataset.features[name]))
         if labels != values or getattr(dataset.features[name], "dtype", None) not in ("string", "large_string"):
             new = f"{name} as text"  # beside the old one first, which may be the only column
             dataset = dataset.add_column(new, labels, feature=Value("string")).remove_columns(name)
@@ -70,25 +68,19 @@ def _normalize_stream(dataset: IterableDataset, what: str, needed: Collection[st
     columns = [name for name in LABEL_COLUMNS if features is None or name in features]
     if features is not None and not columns and "has_label" not in features:
         return dataset
-    names = {} if features is None else {name: label_names(features[name]) for name in columns}
-    function = partial(_normalize_row, columns=columns, names=names, what=what, needed=needed)
+    names = {name: label_names((features or {}).get(name)) for name in columns}
+
+    def normalize(row: dict[str, Any], number: int) -> dict[str, str | None]:
+        if "has_label" in row:
+            _check_truth(row["has_label"], number, what)
+        found = {}
+        for name in columns:
+            if name in row or name in needed:
+                missing = "error" if name in needed else "keep"
+                labels = normalize_labels([row.get(name)], name, what, missing=missing, names=names[name], first_row=number)
+                found[name] = labels[0]
+        return found
+
     # Without features the stream would not know its columns, and would be opened once more to see them.
     known = None if features is None else Features({**features, **dict.fromkeys(columns, Value("string"))})
-    return dataset.map(function, with_indices=True, features=known)
-
-
-def _normalize_row(
-    row: dict[str, Any],
-    number: int,
-    columns: Collection[str],
-    names: Mapping[str, Mapping[str, str] | None],
-    what: str,
-    needed: Collection[str],
-) -> dict[str, str | None]:
-    if "has_label" in row:
-        _check_truth(row["has_label"], number, what)
-    labels = {n: label_of_row(row[n], number, n, what, names.get(n)) for n in columns if n in row}
-    for name in needed:
-        if name in columns and labels.get(name) is None:
-            raise missing_label(number, 1, 1, name, what)
-    return labels
+    return dataset.map(normalize, with_indices=True, features=known)

@@ -50,7 +50,13 @@ def as_label(value: object) -> str | None:
 
 
 def normalize_labels(
-    values: Iterable[object], name: str, what: str, *, missing: str = "error", names: Mapping[str, str] | None = None
+    values: Iterable[object],
+    name: str,
+    what: str,
+    *,
+    missing: str = "error",
+    names: Mapping[str, str] | None = None,
+    first_row: int = 0,
 ) -> list[Any]:
     """A column of labels as [`as_label`] makes them.
 
@@ -65,6 +71,8 @@ def normalize_labels(
             `"error"`, or `"keep"` to leave `None` where there is no label.
         names (`Mapping[str, str]`, *optional*):
             Name of each number, where the column holds numbers of names ([`label_names`]).
+        first_row (`int`, *optional*, defaults to `0`):
+            Number of the first row, for messages.
 
     Raises:
         DataError: If a row has no label, or none that can be read; it names the row.
@@ -73,31 +81,23 @@ def normalize_labels(
         raise DataError(f"{what}: `{name}` must hold one label a row, got the text {values!r:.200}.")
     if isinstance(values, np.ndarray) or type(values).__module__ == "torch":
         values = values.tolist()  # type: ignore[attr-defined]
-    labels = [label_of_row(value, row, name, what, names) for row, value in enumerate(values)]
+    labels: list[str | None] = []
+    for row, value in enumerate(values, first_row):
+        try:
+            label = as_label(value)
+        except DataError as error:
+            raise DataError(f"{what}, row {row}, column `{name}`: {error}") from None
+        if names is not None and label is not None:
+            if label not in names and label not in (*names.values(), "-1"):  # which `datasets` writes for none
+                raise DataError(f"{what}, row {row}: `{name}` is {label}, but its names have the numbers 0 to {len(names) - 1}.")
+            label = names.get(label, None if label == "-1" else label)
+        labels.append(label)
     if missing == "error" and None in labels:
-        raise missing_label(labels.index(None), labels.count(None), len(labels), name, what)
+        number = labels.count(None)
+        rest = f" (so have {number} of {len(labels)} rows)" if number > 1 else ""
+        row = first_row + labels.index(None)
+        raise DataError(f"{what}, row {row}: has no `{name}`{rest}. Fill the column, or leave such rows out.")
     return labels
-
-
-def label_of_row(value: object, row: int, name: str, what: str, names: Mapping[str, str] | None = None) -> str | None:
-    """[`as_label`], with an error that names the row; other arguments as in [`normalize_labels`]."""
-    try:
-        label = as_label(value)
-    except DataError as error:
-        raise DataError(f"{what}, row {row}, column `{name}`: {error}") from None
-    if names is None or label is None:
-        return label
-    if label in names or label == "-1":  # which `datasets` writes for none
-        return names.get(label)
-    if label not in names.values():
-        raise DataError(f"{what}, row {row}: `{name}` is {label}, but its names have the numbers 0 to {len(names) - 1}.")
-    return label
-
-
-def missing_label(row: int, num_missing: int, num_rows: int, name: str, what: str) -> DataError:
-    """The error of a column in which some rows have no label; `row` is the first of them."""
-    rest = f" (so have {num_missing} of {num_rows} rows)" if num_missing > 1 else ""
-    return DataError(f"{what}, row {row}: has no `{name}`{rest}. Fill the column, or leave such rows out.")
 
 
 def label_names(feature: Any) -> dict[str, str] | None:

@@ -98,19 +98,18 @@ class InputRenderer:
         """
         plain: list[dict[str, Any]] = [_plain(row) for row in rows]
         inputs, with_history = self._check(plain, name, "The rows", all_lack)
-        ids = []
-        for number, row in enumerate(plain):
-            sides = [side for side in _SIDES if side in row]
-            if inputs == "messages":
-                row |= {side: as_messages(row[side], "assistant") for side in sides}
+        sides = [[side for side in _SIDES if side in row] for row in plain]
+        if inputs == "messages":
+            cut = self.cutter.cut_all([history_of(row) for row in plain]) if with_history else []
+            for number, (row, own) in enumerate(zip(plain, sides, strict=True)):
                 row["prompt"] = as_messages(row.get("prompt") or [], "user")
+                row |= {side: as_messages(row[side], "assistant") for side in own}
                 if with_history:
-                    row["chat_template_kwargs"] = {
-                        **(row.get("chat_template_kwargs") or {}),
-                        "history": self.cutter(history_of(row)),
-                    }
-            ids.append({side: tokenize_row(self.tokenizer, row, side, name(number)) for side in sides})
-        return ids
+                    row["chat_template_kwargs"] = {**(row.get("chat_template_kwargs") or {}), "history": cut[number]}
+        return [
+            {side: tokenize_row(self.tokenizer, row, side, name(number)) for side in own}
+            for number, (row, own) in enumerate(zip(plain, sides, strict=True))
+        ]
 
     def _check(
         self, rows: Iterable[Mapping[str, Any]], name: Callable[[int], str], what: str, all_lack: bool | None = None

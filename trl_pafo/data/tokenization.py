@@ -15,7 +15,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow.compute as pc
-from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +24,6 @@ from trl.trainer.utils import global_then_local_main_first
 from trl_pafo.data.messages import without_nones
 from trl_pafo.data.rows import rows_of_batch
 from trl_pafo.errors import DataError
-
-logger = get_logger(__name__)
 
 ID_COLUMNS = ("chosen_ids", "rejected_ids")
 """Columns of the token ids of a pair."""
@@ -69,15 +66,14 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
     if not is_conversational(chats[0]) or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return dataset
     what = f"The {title} dataset"
-    tokenize = _tokenize_chats
     first = (chats[:_CHECKED], range(min(_CHECKED, len(chats))), tokenizer, what)
     own_template = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-    if own_template or _tokenize_chats(*first) != _tokenize_one_by_one(*first):
-        logger.info(f"{type(tokenizer).__name__} does not treat the pieces between special tokens alone; they are not shared.")
-        tokenize = _tokenize_one_by_one
+    variables = chats.features.get("chat_template_kwargs")
+    tells_how = bool(isinstance(variables, dict) and _HOW & set(variables))
+    is_sum = not own_template and not tells_how and _by_pieces(*first) == _one_by_one(*first)
     with global_then_local_main_first():
         ids = chats.map(
-            tokenize,
+            _by_pieces if is_sum else _one_by_one,
             batched=True,
             batch_size=_BATCH,
             with_indices=True,
@@ -115,11 +111,6 @@ def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     return {"tools": tools, **without_nones(row.get("chat_template_kwargs") or {})}
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str) -> str:
-    end = tokenizer.eos_token or ""
-    return (row.get("prompt") or "") + (row[side] if row[side].endswith(end) else row[side] + end)
-
-
 def _from_template(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, place: str, **how: Any) -> Any:
     # Columns have every key that any row has: what a message lacks must not stand in it as None.
     messages = without_nones([*(row.get("prompt") or []), *row[side]])
@@ -149,22 +140,22 @@ def tokenize_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: 
         DataError: If the chat template cannot write the messages.
     """
     if isinstance(row[side], str):
-        return tokenizer(text=_text(tokenizer, row, side))["input_ids"]
+        end = tokenizer.eos_token or ""
+        response = row[side] if row[side].endswith(end) else row[side] + end
+        return tokenizer(text=(row.get("prompt") or "") + response)["input_ids"]
     return _from_template(tokenizer, row, side, place, tokenize=True, return_dict=True)["input_ids"]
 
 
-def _tokenize_chats(
+def _by_pieces(
     batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
 ) -> dict[str, list[list[int]]]:
     rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
-    if any(_HOW & (row.get("chat_template_kwargs") or {}).keys() for row, _ in rows):
-        return _tokenize_one_by_one(batch, numbers, tokenizer, what)
     texts = [_from_template(tokenizer, row, side, place, tokenize=False) for side in _SIDES for row, place in rows]
     ids = sum_of_pieces(tokenizer, texts)
     return {"chosen_ids": ids[: len(rows)], "rejected_ids": ids[len(rows) :]}
 
 
-def _tokenize_one_by_one(
+def _one_by_one(
     batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
 ) -> dict[str, list[list[int]]]:
     rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
