@@ -12,7 +12,7 @@ from helpers.fake_runs import make_run
 from helpers.parts import full_after, make_pairs
 
 from trl_pafo.cli import main
-from trl_pafo.report.sections import accuracy_pictures
+from trl_pafo.report.sections import groups
 from trl_pafo.storage.files import alone, new_folder
 
 
@@ -58,7 +58,7 @@ class TestEvaluate:
 
 class TestReport:
     def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (accuracy_pictures,))
+        monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))
         run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
         argv = ["report", run, "--inspect", "false"]
         assert main([str(word) for word in argv]) == 0

@@ -12,7 +12,7 @@ from trl_pafo.data.template import add_history_template
 from trl_pafo.hub.card import FEWEST_USERS, Accuracy, Card, GroupCount
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.pipeline.publish import run_card
-from trl_pafo.report.records import Record
+from trl_pafo.report.record import Record
 
 # Users, pairs and right answers of the group that is hidden.
 CANDIDATES = [

@@ -15,7 +15,7 @@ from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run import Run
-from trl_pafo.report.records import Record
+from trl_pafo.report.record import Record
 from trl_pafo.trainer.config import PAFOConfig
 
 METHODS = ["bradley_terry", "personalized_bt", "pafo", "group_routed"]

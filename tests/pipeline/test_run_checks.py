@@ -181,7 +181,7 @@ def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path,
         assert method["accuracy/lone"] == {"value": None, "low": None, "high": None}
         assert method["num_users/lone"] == 0
         assert method["accuracy/few"]["value"] is not None
-    assert "Not evaluated, for want of test pairs: lone." in verdict_lines(results)
+    assert "Not evaluated, without test pairs: lone." in verdict_lines(results)
     assert "| lone |" in (tmp_path / "run/results/results.md").read_text()
     assert "lone" in (tmp_path / "run/report.html").read_text()
 

@@ -1,9 +1,10 @@
 import pytest
 from helpers.fake_runs import make_run, write_json
 
-from trl_pafo.report.comparison import compare_sections
-from trl_pafo.report.page import write_report
-from trl_pafo.report.records import read_record
+from trl_pafo.metrics import compare
+from trl_pafo.report import write_report
+from trl_pafo.report.comparison import compare_runs, compare_sections
+from trl_pafo.report.record import read_record
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +27,14 @@ def records(folders):
 
 def test_a_row_a_run(records):
     _, _, sections = compare_sections(records)
-    table = sections[0].tables[0]
+    table, options = sections[0].tables
     assert [row[0] for row in table["rows"]] == ["1. first", "2. second", "3. <third>", f"4. {records[3].name}"]
     verdict = records[1].results["verdicts"]["pafo"]["verdict"]
     assert table["rows"][1][-1] == f"PAFO against personalized BT: {verdict}"
     assert table["rows"][0][4]["text"] == f"{records[0].methods['pafo']['accuracy/minority']['value']:.3f}".replace("0.", ".")
     assert table["rows"][3][1:] == [{"text": "-", "interval": ""}] * 4 + ["-"]
+    assert options["rows"] == [["alpha", *["0.25"] * 3, "-"], ["seed", "0", "1", "0", "-"], ["source", *["styles"] * 3, "-"]]
+    assert compare_sections(records[:2])[2][0].tables[1]["rows"] == [["seed", "0", "1"]]  # where they differ
 
 
 def test_the_picture_has_the_reference_and_the_model_of_every_run_with_two_groups(records):
@@ -39,9 +42,10 @@ def test_the_picture_has_the_reference_and_the_model_of_every_run_with_two_group
     figure = sections[0].pictures[0].figure
     axes = figure.axes[0]
     assert sorted(text.get_text() for text in axes.texts if text.get_text()) == ["1", "1", "2", "2", "3", "3"]
-    places = [tuple(container[0].get_xydata()[0]) for container in axes.containers]
-    assert places[3] == tuple(records[1].methods["pafo"][f"accuracy/{side}"]["value"] for side in ("majority", "minority"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["personalized BT", "PAFO"]
+    places = [tuple(container[2][0].get_segments()[0].mean(axis=0)) for container in axes.containers]
+    assert len(places) == 6
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["personalized BT", "PAFO", "both groups served alike"]
 
 
 def test_pair_by_pair_only_on_the_same_pairs(records):
@@ -50,12 +54,15 @@ def test_pair_by_pair_only_on_the_same_pairs(records):
     assert len(against.points) == 1
     assert against.points[0].startswith("PAFO of 2. second against PAFO of 1. first: ")
     assert f"3. <third>, 4. {records[3].name}" in against.missing[0]
+    ours, theirs = (record.rewards["pafo"] for record in records[1::-1])
+    assert compare_runs(*records[:2]) == compare(ours.correct, theirs.correct, ours.user, ours.group)
+    del records[1].rewards["pafo"]
+    assert compare_runs(*records[:2]) is None
 
 
 def test_every_run_has_its_section(records, folders, tmp_path):
     _, _, sections = compare_sections(records)
     assert [section.title for section in sections[2:-1]] == [f"Run {i}. {r.name}" for i, r in enumerate(records, start=1)]
-    assert "alpha 0.25" in sections[2].facts[0]
     path = write_report(folders[1:3], tmp_path / "all.html")
     text = path.read_text(encoding="utf-8")
     assert "<third>" not in text

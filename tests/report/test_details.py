@@ -1,10 +1,12 @@
-"""What the closer looks at a run say; where parts are missing is tested with the other sections."""
+"""The closer looks at a run, against plain loops and scipy; where parts are missing is tested with the other sections."""
 
+import numpy as np
 import pytest
 from helpers.fake_runs import make_run, write_inspection, write_json
+from scipy.stats import spearmanr
 
-from trl_pafo.report import details, findings
-from trl_pafo.report.records import read_record
+from trl_pafo.report import details
+from trl_pafo.report.record import Rewards, read_record
 from trl_pafo.report.sections import number
 
 
@@ -22,40 +24,129 @@ def record(folder):
 
 def test_users_have_a_trend_for_the_reference_and_the_student(record):
     section = details.users(record)
-    support = findings.support_of_pairs(record)
-    assert [row[0] for row in section.tables[0]["rows"]] == ["personalized BT", "PAFO"]
-    trend = findings.support_means(record.rewards["pafo"], support)[1]
-    assert section.tables[0]["rows"][1][1] == number(trend, signed=True)
+    rewards = record.rewards["pafo"]
+    support = np.array([row["support_rate"] for row in record.pairs])
+    means, trend = details.support_means(rewards, support)
+    assert section.tables[0]["rows"][1] == ["PAFO", number(trend, signed=True)]
     assert [picture.name for picture in section.pictures] == ["support_personalized_bt", "support_pafo"]
+    assert [rate for rate, _ in means] == pytest.approx([0.2, 0.8])
+    assert means[0][1]["value"] == pytest.approx(rewards.correct[support == 0.2].mean())
+    users = sorted(set(rewards.user))
+    of_user = [(rewards.correct[np.array(rewards.user) == u].mean(), support[rewards.user.index(u)]) for u in users]
+    assert trend["value"] == pytest.approx(spearmanr(*zip(*of_user, strict=True)).statistic)
 
 
-def test_users_of_one_support_have_no_trend(record):
+def test_many_support_rates_are_joined_into_fifths_of_the_users(record):
+    rewards = record.rewards["pafo"]
+    support = np.repeat(np.linspace(0, 1, 17), 4)  # every user its own rate
+    means, _ = details.support_means(rewards, support)
+    rates = [rate for rate, _ in means]
+    assert len(rates) == 5
+    assert rates == sorted(rates)
+    place = np.searchsorted(np.quantile(np.linspace(0, 1, 17), [0.2, 0.4, 0.6, 0.8]), support, side="right")
+    assert [mean["value"] for _, mean in means] == pytest.approx([rewards.correct[place == i].mean() for i in range(5)])
+
+
+def test_users_without_support_rates_or_of_a_single_one(record):
     for row in record.pairs:
         row["support_rate"] = 0.5
-    section = details.users(record)
-    assert section.tables[0]["rows"][0][1]["text"] == "-"
-    assert len(section.pictures) == 2
+    assert details.users(record).tables[0]["rows"][0][1]["text"] == "-"  # no trend
+    record.pairs[3]["support_rate"] = None
+    assert "no support rates" in details.users(record).missing[0]
 
 
-def test_history_and_teachers_show_the_findings(record):
+@pytest.fixture
+def two():
+    rng = np.random.default_rng(1)
+    user = [f"u{i // 5}" for i in range(200)]
+    group = ["x" if i < 100 else "y" for i in range(200)]
+    margins = rng.normal(size=(2, 200)).round(1)
+    return Rewards(user, group, margins[0]), Rewards(user, group, margins[1])
+
+
+def test_every_pair_is_of_one_kind(two):
+    names = {(1, 1): "both", (-1, 1): "gained", (1, -1): "lost", (-1, -1): "neither"}
+    expected = [names.get((np.sign(r), np.sign(m)), "tied") for r, m in zip(*(rewards.margins for rewards in two), strict=True)]
+    assert details.kinds_of(*two).tolist() == expected
+    assert set(expected) == set(details.KINDS)
+
+
+def test_cases_are_the_largest_moves_of_different_users_gains_and_losses_alike(record):
+    section = details.cases(record)
+    reference, student = record.rewards["personalized_bt"], record.rewards["pafo"]
+    kinds, moved = details.kinds_of(reference, student), np.abs(student.margins - reference.margins)
+    counts = {row[0]: [int(cell["text"]) for cell in row[1:]] for row in section.tables[0]["rows"]}
+    assert sum(map(sum, counts.values())) == 68
+    expected = []
+    for name in ("majority", "minority"):
+        for kind in ("gained", "lost"):
+            rows = [i for i in range(68) if student.group[i] == name and kinds[i] == kind]
+            assert counts[name][list(details.KINDS).index(kind)] == len(rows)
+            best_of_user = {student.user[i]: i for i in sorted(rows, key=lambda i: moved[i])}
+            best = sorted(best_of_user.values(), key=lambda i: -moved[i])[:2]
+            expected += [(name, kind, row) for row in best]
+    assert [(case["group"], case["kind"], case["row"]) for case in section.cases] == expected
+    assert {kind for _, kind, _ in expected} == {"gained", "lost"}
+
+
+def test_a_case_shows_what_the_model_saw(record):
+    case = details._case(record, 5)
+    assert case["history"] == [{"chosen": "chosen of the past of majority-1 1 plain"}]
+    assert case["prompt"] == "question 1 of majority-1 plain"
+    assert dict(case["margins"])["PAFO"] == f"{record.rewards['pafo'].margins[5]:+.2f}"
+    assert dict(case["margins"]).keys() == {record.title(method) for method in record.methods}
+    record.pairs[5]["prompt"] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    record.pairs[5]["chosen"] = [{"role": "assistant", "content": "c" * 1000}]
+    record.pairs[5]["chat_template_kwargs"] = None
+    case = details._case(record, 5)
+    assert case["prompt"] == "user: a\nassistant: b"
+    assert case["chosen"] == f"{'c' * 700} … [300 more characters]"
+    assert set(case["history"][0]) == {"prompt", "chosen", "rejected"}
+
+
+def test_history_use_against_a_plain_loop(record):
+    seen = record.inspection
+    found = details.history_use(record, "pafo")
+    for name in ("majority", "minority"):
+        higher, follows = [], []
+        for i, row in enumerate(seen["row"]):
+            if seen["group"][i] != name or seen["shown"][i] == name:
+                continue
+            (mine,) = [j for j in range(len(seen["row"])) if seen["row"][j] == row and seen["shown"][j] == name]
+            margin = {j: float(np.subtract(*seen["rewards/pafo"][j].astype(float))) for j in (i, mine)}
+            higher.append(margin[mine] > margin[i])
+            follows.append((margin[i] > 0) == (seen["rewards/teacher"][i][0] > seen["rewards/teacher"][i][1]))
+        assert found[name]["higher"]["value"] == pytest.approx(np.mean(higher))
+        assert found[name]["follows"]["value"] == pytest.approx(np.mean(follows))
     rows = {row[0]: row[1:] for row in details.history(record).tables[0]["rows"]}
-    found = findings.history_use(record, "pafo")
     assert rows["PAFO, pairs of minority"] == [number(found["minority"]["higher"]), number(found["minority"]["follows"])]
+    seen["shown"][:] = ""
+    assert details.history_use(record, "pafo") == details.history_use(record, "group_routed") == {}
+
+
+def test_agreement_with_ties():
+    teacher, model = np.array([1.0, 2, -1, 0, 3]), np.array([0.5, -1, -9, 1, 0])
+    assert details.agreement(teacher, model).tolist() == [1, 0, 1, 0.5, 0.5]
+
+
+def test_teacher_margins_from_the_group_routed_teachers_else_from_the_sample(record):
+    rows, margins = details.teacher_margins(record)
+    assert rows.tolist() == list(range(68))
+    assert margins == pytest.approx(record.rewards["group_routed"].margins)
+    rewards, mine = record.rewards["pafo"], np.array(record.rewards["pafo"].group) == "minority"
+    same = np.mean((rewards.margins > 0)[mine] == (margins > 0)[mine])
     table = details.teachers(record).tables[0]
-    rows, margins = findings.teacher_margins(record)
-    rewards = record.rewards["pafo"]
-    same = findings.interval_of(findings.agreement(margins, rewards.margins[rows]), rewards.user, rewards.group, "majority")
-    assert table["rows"][1][1] == number(same)
+    assert table["rows"][1][2]["text"] == number(float(same))["text"]
 
-
-def test_without_teachers_their_section_says_so(tmp_path):
-    folder = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
-    write_inspection(folder, teacher=False)
-    record = read_record(folder)
-    section = details.teachers(record)
-    assert "no teachers' margins on test pairs are kept" in section.missing[0]
-    use = details.history(record)
-    assert [row[2]["text"] for row in use.tables[0]["rows"]] == ["-"] * 4
+    del record.rewards["group_routed"]
+    rows, margins = details.teacher_margins(record)
+    seen = record.inspection
+    own = [i for i in range(len(seen["row"])) if seen["shown"][i] == seen["group"][i]]
+    assert rows.tolist() == [int(seen["row"][i]) for i in own]
+    assert margins == pytest.approx([seen["rewards/teacher"][i][0] - seen["rewards/teacher"][i][1] for i in own])
+    del seen["rewards/teacher"]
+    assert "no teachers' margins on test pairs are kept" in details.teachers(record).missing[0]
+    assert [row[2]["text"] for row in details.history(record).tables[0]["rows"]] == ["-"] * 4
 
 
 def test_a_training_that_logged_nothing(tmp_path):
@@ -64,15 +155,3 @@ def test_a_training_that_logged_nothing(tmp_path):
     section = details.training(read_record(folder))
     assert "Curves of PAFO: its trainer logged no loss" in section.missing[0]
     assert len(section.pictures) == 4
-
-
-def test_cases_are_of_both_kinds_and_counted(record):
-    section = details.cases(record)
-    counts = {row[0]: [int(cell["text"]) for cell in row[1:]] for row in section.tables[0]["rows"]}
-    assert sum(map(sum, counts.values())) == 68
-    shown = [(case["group"], case["kind"]) for case in section.cases]
-    for name, (_, gained, lost, *_) in counts.items():
-        assert shown.count((name, "gained")) == min(gained, 2)
-        assert shown.count((name, "lost")) == min(lost, 2)
-    assert {kind for _, kind in shown} == {"gained", "lost"}
-    assert dict(section.cases[0]["margins"]).keys() == {record.title(m) for m in record.methods}

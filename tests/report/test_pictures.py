@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from trl_pafo.plotting import COLORS, GROUP_COLORS
+from trl_pafo.plotting import COLORS, GROUP_COLORS, MARKERS
 from trl_pafo.report import pictures
 
 LONG = "people who travel by train and like $x$ & <b>"
@@ -27,43 +27,88 @@ def inside(figure):
     return all(min(box.x0, box.y0) >= -2 and box.x1 <= width + 2 and box.y1 <= height + 2 for box in boxes)
 
 
-def test_group_bars_have_the_numbers_lengths():
-    accuracies = {"majority": {"A": interval(0.9), "B": interval(0.95)}, LONG: {"A": interval(0.3), "B": interval(1.0, 0)}}
-    figure = pictures.draw_group_accuracy(accuracies, {"A": 0, "B": 2})
+def at(majority, minority, name, series=0, reach=0.02):
+    return {"name": name, "series": series, "majority": interval(majority, reach), "minority": interval(minority, reach)}
+
+
+POINTS = [at(0.97, 0.60, "Bradley-Terry"), at(0.98, 0.44, "personalized BT", 1), at(0.97, 0.93, "PAFO", 2)]
+
+
+def markers(axes):
+    return [line for line in axes.lines if line.get_marker() in MARKERS]
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_points_and_intervals_are_where_the_numbers_say():
+    figure = pictures.draw_majority_minority(POINTS, names=("road", "rail"))
     axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [0.9, 0.95, 0.3, 1.0]
-    assert [to_hex(bar.get_facecolor()).upper() for bar in axes.patches[:2]] == [COLORS[0], COLORS[2]]
-    ends = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] != line.get_xdata()[1]]
-    assert sorted(map(tuple, ends))[0] == pytest.approx((0.25, 0.35))
-    assert "1.000" in [text.get_text() for text in axes.texts]
+    assert legend_of(figure) == [*(point["name"] for point in POINTS), "both groups served alike"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("accuracy, road", "accuracy, rail")
+    assert [tuple(line.get_xydata()[0]) for line in markers(axes)] == [(0.97, 0.60), (0.98, 0.44), (0.97, 0.93)]
+    for container, point in zip(axes.containers, POINTS, strict=True):
+        across, up = (bar.get_segments()[0] for bar in container[2])
+        assert across[:, 0] == pytest.approx([point["majority"]["low"], point["majority"]["high"]])
+        assert up[:, 1] == pytest.approx([point["minority"]["low"], point["minority"]["high"]])
+        for axis, (low, high) in enumerate((axes.get_xlim(), axes.get_ylim())):
+            assert low < (across, up)[axis][:, axis].min() <= (across, up)[axis][:, axis].max() < high
+    assert inside(figure)
+
+
+def test_an_interval_that_is_not_known_has_no_bar():
+    unknown = {"value": 0.5, "low": float("nan"), "high": None}
+    axes = pictures.draw_majority_minority([POINTS[0], {**POINTS[1], "minority": unknown}]).axes[0]
+    assert [len(container[2]) for container in axes.containers] == [2, 1]
+
+
+def test_methods_differ_in_color_and_marker_and_hidden_ones_show_as_a_rim():
+    points = [at(0.5, 0.5, str(i), i) for i in range(30)]
+    drawn = markers(pictures.draw_majority_minority(points).axes[0])
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == 30
+    sizes = [line.get_markersize() for line in drawn[:4]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+
+
+def test_pareto_region_starts_at_the_reference():
+    figure = pictures.draw_majority_minority(POINTS, reference="Bradley-Terry")
+    (region,) = [c for c in figure.axes[0].collections if type(c).__name__ in ("FillBetweenPolyCollection", "PolyCollection")]
+    assert region.get_paths()[0].vertices.min(axis=0).tolist() == [0.97, 0.60]
+    assert region.get_paths()[0].vertices.max(axis=0).tolist() == [1.0, 1.0]
+    assert legend_of(figure)[-1] == "neither below Bradley-Terry"
+
+
+def test_noise_is_not_blown_up_and_perfect_scores_fit():
+    axes = pictures.draw_majority_minority([at(1.0, 1.0, "perfect", reach=0.0)]).axes[0]
+    for low, high in (axes.get_xlim(), axes.get_ylim()):
+        assert high - low >= 0.15
+        assert 1.0 < high < 1.05
+
+
+def test_numbers_by_group_stand_at_their_values_with_their_intervals():
+    numbers = {"rail": {"PAFO": {"value": 0.2, "low": 0.1, "high": 0.4}, "BT": {"value": 0.3, "low": None, "high": None}}}
+    numbers["road"] = {"PAFO": {"value": -0.01, "low": -0.03, "high": 0.01}}
+    figure = pictures.draw_by_group(numbers, {"PAFO": 2, "BT": 3}, "difference", 0.0, signed=True)
+    axes = figure.axes[0]
+    drawn = markers(axes)
+    assert [line.get_xdata()[0] for line in drawn] == [0.2, 0.3, -0.01]
+    assert [to_hex(line.get_color()).upper() for line in drawn] == [COLORS[2], COLORS[3], COLORS[2]]
+    ends = [container[2][0].get_segments()[0][:, 0].tolist() for container in axes.containers if container[2]]
+    assert ends == [pytest.approx([0.1, 0.4]), pytest.approx([-0.03, 0.01])]
+    assert [text.get_text() for text in axes.texts] == ["+.200", "+.300", "-.010"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rail", "road"]
+    assert legend_of(figure) == ["PAFO", "BT"]
     assert inside(figure)
 
 
 @pytest.mark.parametrize("number", [1, 2, 7])
 def test_any_number_of_groups_fits(number):
-    groups = [f"group {i} {LONG}" for i in range(number)]
-    figure = pictures.draw_group_accuracy(
-        {g: {m: interval(0.5) for m in "ABCDE"} for g in groups}, {m: i for i, m in enumerate("ABCDE")}
-    )
+    groups = {f"group {i} {LONG}": {method: interval(0.9, 0.1) for method in "ABCDE"} for i in range(number)}
+    figure = pictures.draw_by_group(groups, {method: i for i, method in enumerate("ABCDE")}, "accuracy", 0.5)
     assert inside(figure)
-    heights = [bar.get_window_extent().height / figure.dpi * 72 for bar in figure.axes[0].patches]
-    assert min(heights) > 7
-    figure = pictures.draw_differences({m: {g: interval(0.1) for g in groups} for m in "ABC"}, {m: 0 for m in "ABC"}, "ref")
-    assert inside(figure)
-
-
-def test_differences_show_zero_and_every_interval():
-    differences = {
-        "PAFO": {"rail": {"value": 0.2, "low": 0.1, "high": 0.4}, "road": {"value": -0.01, "low": -0.03, "high": 0.01}},
-        "group_routed": {"rail": {"value": 0.3, "low": 0.2, "high": 0.45}},
-    }
-    axes = pictures.draw_differences(differences, {"PAFO": 2, "group_routed": 3}, "BT").axes[0]
-    low, high = axes.get_xlim()
-    assert low < -0.03 <= 0 <= 0.45 < high
-    assert [text.get_text() for text in axes.texts] == ["PAFO", "group_routed"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["rail", "road", "rail"]
-    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("None", None, "")]
-    assert dots == [0.2, -0.01, 0.3]
+    assert max(figure.axes[0].get_xticks()) <= 1
 
 
 def test_support_draws_discs_by_number_of_users():
@@ -83,11 +128,11 @@ def test_training_draws_what_was_logged():
         {"step": 3, "train_loss": 1}
     ]
     above, below = pictures.draw_training(history).axes
-    assert {line.get_label(): line.get_ydata().tolist() for line in above.lines} == {
+    assert {line.get_label(): list(line.get_ydata()) for line in above.lines} == {
         "loss": [1, 0.5, 1 / 3],
         "distillation part": [2, 2, 2],
     }
-    assert below.lines[0].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert list(below.lines[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_training_draws_groups_where_they_were_seen():
@@ -95,11 +140,13 @@ def test_training_draws_groups_where_they_were_seen():
     history.append({"step": 2, "loss": 1, "accuracy": 0.6, "accuracy/a": 0.7, "accuracy/b": 0.2})
     figure = pictures.draw_training(history, ["a", "b", "c"])
     drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines}
-    assert drawn == {"all": [[1, 0.5], [2, 0.6]], "a": [[1, 0.5], [2, 0.7]], "b": [[2, 0.2]]}
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["loss", "accuracy, all", "accuracy, a", "accuracy, b"]
+    assert drawn == {
+        "accuracy, all": [[1, 0.5], [2, 0.6]],
+        "accuracy, a": [[1, 0.5], [2, 0.7]],
+        "accuracy, b": [[2, 0.2]],
+    }
+    assert legend_of(figure) == ["loss", *drawn]
     assert inside(figure)
-    assert len(pictures.draw_training(history).legends[0].get_texts()) == 1
 
 
 def test_margins_count_the_quarters_with_ties_half():
@@ -141,8 +188,7 @@ def test_hidden_states_color_the_history_and_mark_the_pair():
     figure = pictures.draw_hidden_states(np.eye(4), group, shown, ["rail", "road"])
     drawn = [c for c in figure.axes[0].collections if len(c.get_offsets())]
     assert [to_hex(c.get_facecolor()[0]).upper() for c in drawn] == [GROUP_COLORS[0]] * 2 + [GROUP_COLORS[1]] * 2
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == ["history of rail", "history of road", "pair of rail", "pair of road"]
+    assert legend_of(figure) == ["history of rail", "history of road", "pair of rail", "pair of road"]
     bare = pictures.draw_hidden_states(np.eye(4), group, [""] * 4, ["rail", "road"])
-    assert [text.get_text() for text in bare.legends[0].get_texts()] == ["pair of rail", "pair of road"]
+    assert legend_of(bare) == ["pair of rail", "pair of road"]
     assert inside(figure)

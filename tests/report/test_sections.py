@@ -9,7 +9,7 @@ from helpers.fake_runs import make_run, write_inspection, write_json
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.report import sections
 from trl_pafo.report.page import SECTIONS
-from trl_pafo.report.records import read_record
+from trl_pafo.report.record import read_record
 from trl_pafo.report.sections import number
 
 
@@ -38,7 +38,7 @@ def test_numbers():
     assert number(None)["text"] == "-"
 
 
-def test_a_whole_run_misses_nothing(record):
+def test_a_complete_run_misses_nothing(record):
     made = [make(record) for make in SECTIONS]
     assert len({section.id for section in made}) == len(made)
     assert [line for section in made for line in section.missing] == []
@@ -65,7 +65,7 @@ def test_every_verdict_has_a_meaning():
 
 
 def test_the_table_holds_the_summaries(record):
-    table = sections.results_table(record)
+    table = sections.answer(record).tables[0]
     assert table["header"] == ["method", "overall", "majority", "minority", "gap", "worst 10 % of users", "Gini"]
     counts, *rows = table["rows"]
     assert [counts[0], *(cell["text"] for cell in counts[1:])] == ["users, pairs", "17, 68", "12, 48", "5, 20", "", "", ""]
@@ -79,7 +79,13 @@ def test_the_table_holds_the_summaries(record):
 
 def test_ties_are_told(record):
     record.rewards["pafo"].margins[:3] = 0
-    assert "count half: PAFO 3." in sections.results_table(record)["note"]
+    assert "count half: PAFO 3." in sections.answer(record).tables[0]["note"]
+
+
+def test_it_is_reproduced_by_the_saved_options(record):
+    section = sections.reproduction(record)
+    assert section.code == ["trl-pafo run --config run.yaml --output_dir NEW_FOLDER", (record.folder / "run.yaml").read_text()]
+    assert {row[0]: row[1]["text"] for row in section.tables[0]["rows"]}["teacher:minority"] == "3"
 
 
 def test_what_the_trial_of_the_teachers_found_is_told(record):
@@ -98,9 +104,9 @@ def test_what_the_trial_of_the_teachers_found_is_told(record):
 
 def test_names_of_groups_that_do_not_say_their_role(tmp_path):
     record = read_record(make_run(tmp_path / "run", groups=("road", "rail"), methods=("personalized_bt", "pafo")))
-    assert sections.results_table(record)["header"][2:4] == ["road (majority)", "rail (minority)"]
-    axes = sections.accuracy_pictures(record).pictures[0].figure.axes[0]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Accuracy, road (majority)", "Accuracy, rail (minority)")
+    assert sections.answer(record).tables[0]["header"][2:4] == ["road (majority)", "rail (minority)"]
+    axes = sections.groups(record).pictures[0].figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("accuracy, road (majority)", "accuracy, rail (minority)")
 
 
 def test_four_groups(tmp_path):
@@ -114,6 +120,15 @@ def test_four_groups(tmp_path):
     assert {case["group"] for case in made["cases"].cases} <= {"a", "b", "c", "d"}
     assert len(made["history"].tables[0]["rows"]) == 8
     assert not any(section.missing for section in made.values())
+
+
+def test_a_group_without_test_pairs_is_said_to_be_untested(record):
+    for summary in record.methods.values():
+        summary["accuracy/lone"] = {"value": None, "low": None, "high": None}
+    record.results["not_evaluated"] = ["lone"]
+    section = sections.groups(record)
+    assert section.missing == ["Accuracy of lone: there are no test pairs of theirs."]
+    assert [label.get_text() for label in section.pictures[2].figure.axes[0].get_yticklabels()] == ["majority", "minority"]
 
 
 def test_one_group_has_no_minority(tmp_path):
@@ -166,8 +181,8 @@ def test_data_without_groups_make_no_claim_on_groups(tmp_path):
         ("data/test.parquet", "cases", "The texts: there is no data/test.parquet"),
         ("results/inspection.npz", "history", "no results/inspection.npz"),
         ("results/pafo.jsonl", "cases", "takes the rewards of a reference and of a model"),
-        ("models/pafo/trainer_state.json", "training", "No curves of PAFO: no trainer_state.json"),
-        ("manifest.json", "reproduce", "no manifest.json"),
+        ("models/pafo/trainer_state.json", "training", "Curves of PAFO: there is no trainer_state.json"),
+        ("run.yaml", "reproduce", "no run.yaml"),
     ],
 )
 def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
@@ -183,5 +198,5 @@ def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
 
 def test_whose_numbers_these_are(record):
     text = " ".join(sections.about(record).points)
-    assert "No number on this page is the paper's" in text
+    assert "Not from the paper: " in text
     assert "arXiv 2606.07988" in text

@@ -11,8 +11,7 @@ from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCoun
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
-from trl_pafo.report.records import Record, read_record
-from trl_pafo.report.reproduce import given_teachers
+from trl_pafo.report.record import Record, read_record
 from trl_pafo.storage.run_folder import MANIFEST, write_text
 from trl_pafo.trainer.model_card import reward_model_card
 
@@ -53,7 +52,7 @@ def run_card(record: Record, method: str) -> Card:
             sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} test users."
         findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
-    if is_distilled and given_teachers(record):
+    if is_distilled and record.has_given_teachers:
         evaluated_on += " Its teachers were given: what they have seen is not known."
     return reward_model_card(
         ("pafo" if is_distilled else "kept") if method in _STUDENTS else method,

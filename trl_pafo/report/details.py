@@ -1,4 +1,4 @@
-"""The sections that look closer at one run: users, flipped pairs, the history, teachers, trainings.
+"""The sections that look closer at one run: users, flipped pairs, the history, teachers, trainings. (Not from the paper.)
 
 Each says what is missing, and why, where the run does not keep what it takes.
 """
@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from trl_pafo.report import findings, pictures
-from trl_pafo.report.records import ALL_PAIRS, Record
-from trl_pafo.report.sections import Picture, Section, group_title, noted, number
+from trl_pafo.data.messages import content_text
+from trl_pafo.metrics import fairness_summary, pair_correctness
+from trl_pafo.metrics.accuracy import FloatArray, IntArray
+from trl_pafo.report import pictures
+from trl_pafo.report.record import ALL_PAIRS, Record, Rewards
+from trl_pafo.report.sections import Picture, Section, number
+
+_MOST_SUPPORTS = 6
+_LONGEST = {"prompt": 700, "chosen": 700, "rejected": 700, "history": 260}
+KINDS = {"both": "both right", "gained": "gained", "lost": "lost", "neither": "neither right", "tied": "tied under either"}
 
 
 def users(record: Record) -> Section:
@@ -19,61 +26,108 @@ def users(record: Record) -> Section:
         "The support rate says how common a user's preferences are. If accuracy falls with it, those with rare preferences are served "
         "worse: the bias that PAFO is about."
     )
-    support = findings.support_of_pairs(record)
-    compared = [m for m in (record.reference, record.student) if m in record.rewards]
-    if support is None or not compared:
+    rates = np.array([row.get("support_rate", np.nan) for row in record.pairs or ()], dtype=np.float64)
+    if not len(rates) or np.isnan(rates).any() or not record.compared:
         why = record.missing.get("pairs", "the test pairs have no support rates")
-        section.missing.append(f"User accuracy against support: {why if support is None else 'no rewards were kept'}.")
+        section.missing.append(f"User accuracy against support: {why if record.compared else 'no rewards were kept'}.")
         return section
     rows = []
-    for method in compared:
+    for method in record.compared:
         rewards = record.rewards[method]
-        means, trend = findings.support_means(rewards, support)
+        means, trend = support_means(rewards, rates)
         rows.append([record.title(method), number(trend, signed=True)])
-        figure = pictures.draw_user_support(rewards.correct, rewards.user, support, means, record.series(method))
+        figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, means, record.series(method))
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
     section.text.append(
         "In the pictures, a disc stands for the users of equal support and accuracy, its area for their number; diamonds are mean "
         "accuracies at a rate, or in a fifth of the users, with 95 % intervals over users."
     )
     note = "Spearman's rank correlation of users' accuracy with their support, with 95 % intervals; 0: no trend."
-    section.tables.append({"header": ["method", "trend"], "rows": rows, "note": noted(note, rows)})
+    section.add_table(["method", "trend"], rows, note)
     return section
+
+
+def support_means(rewards: Rewards, support: FloatArray) -> tuple[list[tuple[float, dict[str, float]]], dict[str, float]]:
+    """Accuracy at each of few support rates, else in each fifth of the users; and its rank correlation with support."""
+    of_user = dict(zip(rewards.user, np.round(support, 6).tolist(), strict=True))
+    rates = np.array(list(of_user.values()))
+    edges = np.unique(rates)[1:]
+    if len(edges) >= _MOST_SUPPORTS:
+        edges = np.unique(np.quantile(rates, [0.2, 0.4, 0.6, 0.8]))
+    codes = np.searchsorted(edges, rates, side="right")
+    bin_of = dict(zip(of_user, codes.tolist(), strict=True))
+    summary = fairness_summary(rewards.correct, rewards.user, [f"{bin_of[user]}" for user in rewards.user], support=support)
+    means = [(float(rates[codes == code].mean()), summary[f"accuracy/{code}"]) for code in np.unique(codes)]
+    return means, summary["support_spearman"]
 
 
 def cases(record: Record) -> Section:
     """How many pairs flipped, and some of them by a fixed rule."""
     section = Section("cases", "Pairs that flipped")
-    reference, student = record.rewards.get(record.reference or ""), record.rewards.get(record.student or "")
-    if reference is None or student is None:
+    if len(record.compared) < 2:
         section.missing.append("Flipped pairs: it takes the rewards of a reference and of a model that is compared with it.")
         return section
-    assert record.reference is not None
-    assert record.student is not None
-    names = record.title(record.student), record.title(record.reference)
-    counts = findings.count_flips(reference, student)
+    reference, student = (record.rewards[method] for method in record.compared)
+    names = [record.title(method) for method in record.compared]
     groups = record.groups or [ALL_PAIRS]
-    rows = [
-        [group_title(record, g), *(number(counts[g][kind]) for kind in ("both", "gained", "lost", "neither", "tied"))]
-        for g in groups
-        if g in counts
+    kinds, group = kinds_of(reference, student), np.asarray(student.group)
+    rows: list[list[Any]] = [
+        [record.group_title(name), *(number(int(((group == name) & (kinds == kind)).sum())) for kind in KINDS)]
+        for name in groups
+        if (group == name).any()
     ]
-    header = ["test pairs of", "both right", f"gained by {names[0]}", f"lost by {names[0]}", "neither right", "tied under either"]
-    section.tables.append({"header": header, "rows": rows, "note": ""})
+    titles = [f"{title} by {names[1]}" if kind in ("gained", "lost") else title for kind, title in KINDS.items()]
+    section.add_table(["test pairs of", *titles], rows)
     if record.pairs is None:
         section.missing.append(f"The texts: {record.missing['pairs']}.")
         return section
     per_kind = 2 if len(record.groups) <= 3 else 1
     section.text.append(
-        f"Gained: {names[0]} is right and {names[1]} is wrong; lost: the other way round. Shown are, for each group, up to {per_kind} gained "
+        f"Gained: {names[1]} is right and {names[0]} is wrong; lost: the other way round. Shown are, for each group, up to {per_kind} gained "
         f"and up to {per_kind} lost pairs, always those whose margin moved most, one a user. They are the extremes, not typical pairs. "
         "The history is what the model was shown of it; long texts are cut."
     )
-    for group, kind, row in findings.choose_cases(reference, student, groups, per_kind):
-        case = findings.describe_case(record, row)
-        margins = [(name, f"{margin:+.2f}") for name, margin in case["margins"].items()]
-        section.cases.append({**case, "group": group, "kind": kind, "margins": margins})
+    moved = np.abs(student.margins - reference.margins)
+    for name in groups:
+        for kind in ("gained", "lost"):
+            found = np.flatnonzero((group == name) & (kinds == kind))
+            of_user: dict[str, int] = {}
+            for row in found[np.argsort(-moved[found], kind="stable")]:
+                of_user.setdefault(student.user[row], int(row))
+            section.cases += [_case(record, row) | {"group": name, "kind": kind} for row in list(of_user.values())[:per_kind]]
     return section
+
+
+def kinds_of(reference: Rewards, model: Rewards) -> Any:
+    """Of each test pair, who is right: `both`, `gained` or `lost` by the model, `neither`, or `tied` under either."""
+    ours, theirs = model.correct, reference.correct
+    tied = (ours == 0.5) | (theirs == 0.5)
+    return np.select([tied, (ours == 1) & (theirs == 1), ours == 1, theirs == 1], ["tied", "both", "gained", "lost"], "neither")
+
+
+def _case(record: Record, row: int) -> dict[str, Any]:
+    """Texts of a test pair, with the history as the model saw it, and the margin of every method on it."""
+    assert record.pairs is not None
+    pair = record.pairs[row]
+    shown = (pair.get("chat_template_kwargs") or {}).get("history")
+    history = pair.get("history") if shown is None else shown
+    return {
+        "user": str(pair["user"]),
+        "row": row,
+        **{name: _text(pair.get(name), _LONGEST[name]) for name in ("prompt", "chosen", "rejected")},
+        "history": [
+            {name: _text(value, _LONGEST["history"]) for name, value in entry.items() if value} for entry in history or ()
+        ],
+        "margins": [(record.title(method), f"{rewards.margins[row]:+.2f}") for method, rewards in record.rewards.items()],
+    }
+
+
+def _text(value: Any, longest: int) -> str:
+    """A text, or messages with their roles; of one that is much too long the beginning, and how much is left out."""
+    text = content_text(value or "")
+    if isinstance(value, list) and len(value) > 1:
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in value)
+    return text if len(text) <= 1.2 * longest else f"{text[:longest].rstrip()} … [{len(text) - longest:,} more characters]"
 
 
 def history(record: Record) -> Section:
@@ -81,35 +135,31 @@ def history(record: Record) -> Section:
     section = Section("history", "What the history does")
     seen = record.inspection
     if seen is None:
-        section.missing.append(f"Hidden states and the use of the history: {record.missing.get('inspection', 'not computed')}.")
+        section.missing.append(f"Hidden states and the use of the history: {record.missing['inspection']}.")
         return section
-    methods = [m for m in record.methods if f"states/{m}" in seen]
-    pairs, groups = len(set(seen["row"].tolist())), len(record.groups)
-    use = {m: findings.history_use(record, m) for m in methods}
+    methods = [method for method in record.methods if f"states/{method}" in seen]
+    use = {method: history_use(record, method) for method in methods}
     if any(use.values()):
         section.text.append(
-            f"{pairs} test pairs, up to the same number from each of {groups} groups, drawn by a fixed seed. Each is shown to the models "
-            "under the history of its own user and under that of a user of every other group: same prompt, same answers. A model that "
-            "serves both judges them differently."
+            f"{len(set(seen['row'].tolist()))} test pairs, up to the same number from each of {len(record.groups)} groups, drawn by a fixed "
+            "seed. Each is shown to the models under the history of its own user and under that of a user of every other group: same "
+            "prompt, same answers. A model that serves both judges them differently."
         )
         rows = [
-            [f"{record.title(m)}, pairs of {name}", number(of_group[name]["higher"]), number(of_group[name].get("follows"))]
-            for m, of_group in use.items()
-            if of_group is not None
+            [f"{record.title(method)}, pairs of {name}", number(found[name]["higher"]), number(found[name].get("follows"))]
+            for method, found in use.items()
             for name in record.groups
-            if name in of_group
+            if name in found
         ]
-        header = ["model", "own history helps", "follows that history's teacher"]
         note = (
             "Own history helps: share of pairs whose margin is higher under the own history than under a borrowed one (.500: the history "
             "has no effect). Follows: share of pairs under a borrowed history on which the model prefers what the teacher of that "
             "history's group prefers. 95 % intervals over users."
         )
-        section.tables.append({"header": header, "rows": rows, "note": noted(note, rows)})
+        section.add_table(["model", "own history helps", "follows that history's teacher"], rows, note)
     for method in methods:
-        figure = pictures.draw_hidden_states(
-            seen[f"states/{method}"], seen["group"].tolist(), seen["shown"].tolist(), record.groups
-        )
+        shown = seen["group"].tolist(), seen["shown"].tolist()
+        figure = pictures.draw_hidden_states(seen[f"states/{method}"], *shown, record.groups)
         section.pictures.append(Picture(f"hidden_{method}", record.title(method), "", figure))
     section.text.append(
         "The pictures show the last hidden state of the chosen answer at the pooled token, in the two principal components of each model's "
@@ -118,63 +168,106 @@ def history(record: Record) -> Section:
     return section
 
 
+def history_use(record: Record, method: str) -> dict[str, dict[str, Any]]:
+    """For each group, what a borrowed history does to a model on the pairs of the inspection; empty where nothing was borrowed.
+
+    `higher`: on what share of pairs the margin is higher under the history of the pair's own user than under that of a user of another
+    group (a model that ignores the history: .5); `follows`, where there are teachers: on what share of pairs under a borrowed history it
+    prefers what the teacher of *that* group prefers.
+    """
+    seen = record.inspection
+    if seen is None or f"rewards/{method}" not in seen or not record.pairs:
+        return {}
+    margins = _margins(seen[f"rewards/{method}"])
+    is_own = seen["shown"] == seen["group"]
+    own = dict(zip(seen["row"][is_own].tolist(), margins[is_own], strict=True))
+    borrowed = np.array([i for i, row in enumerate(seen["row"].tolist()) if seen["shown"][i] and not is_own[i] and row in own])
+    if not len(borrowed):
+        return {}
+    rows = seen["row"][borrowed].tolist()
+    shares = {"higher": pair_correctness(np.array([own[row] for row in rows]) - margins[borrowed])}
+    if "rewards/teacher" in seen:
+        teacher = _margins(seen["rewards/teacher"])[borrowed]
+        if not np.isnan(teacher).any():
+            shares["follows"] = agreement(teacher, margins[borrowed])
+    user = [str(record.pairs[row]["user"]) for row in rows]
+    groups = seen["group"][borrowed].tolist()
+    summaries = {name: fairness_summary(values, user, groups) for name, values in shares.items()}
+    return {group: {name: summary[f"accuracy/{group}"] for name, summary in summaries.items()} for group in dict.fromkeys(groups)}
+
+
+def _margins(rewards: FloatArray) -> FloatArray:
+    return np.subtract(*rewards.astype(np.float64).T)
+
+
+def agreement(teacher: FloatArray, margins: FloatArray) -> FloatArray:
+    """1 where both prefer the same answer, 0 where not, 0.5 where one has no preference."""
+    return pair_correctness(margins * np.sign(teacher))
+
+
 def teachers(record: Record) -> Section:
     """Margins of the teachers against those of the reference and the student."""
     section = Section("teachers", "Teachers and what was distilled")
-    found = findings.teacher_margins(record)
-    compared = [m for m in (record.reference, record.student) if m in record.rewards]
-    if found is None or not compared:
-        why = (
-            "no teachers' margins on test pairs are kept (method `group_routed`, or an inspection of a run that trained teachers)"
-            if found is None
-            else "no rewards of the test pairs are kept"
-        )
+    rows, teacher = teacher_margins(record)
+    if not len(rows) or not record.compared:
+        why = "no rewards of the test pairs are kept"
+        if not len(rows):
+            why = "no teachers' margins on test pairs are kept (method `group_routed`, or an inspection of a run that trained teachers)"
         section.missing.append(f"Margins of teacher against student: {why}.")
         return section
-    rows, teacher = found
-    which = "all test pairs" if len(rows) == len(record.rewards[compared[0]].margins) else "a sample of the test pairs"
+    which = "all test pairs" if "group_routed" in record.rewards else "a sample of the test pairs"
     section.text.append(
         f"Each pair of {which} under the teacher of its own group, against a model that is told no group. Corners: shares of pairs; in "
         "the upper right both are right, in the lower right only the teacher is. Margins are raw: two models have no common scale, only "
         "0 means the same. At most 300 points are drawn."
     )
+    first = record.rewards[record.compared[0]]
+    user, group = ([names[row] for row in rows] for names in (first.user, first.group))
+    present = [name for name in record.groups if name in group]
+    margins = {method: record.rewards[method].margins[rows] for method in record.compared}
     table: list[list[Any]] = []
-    for method in compared:
-        rewards = record.rewards[method]
-        group = [rewards.group[row] for row in rows]
-        same = findings.agreement(teacher, rewards.margins[rows])
-        owner = [rewards.user[row] for row in rows]
-        present = [name for name in record.groups if name in group]
-        table.append([record.title(method), *(number(findings.interval_of(same, owner, group, name)) for name in present)])
-    header = ["prefers what the teacher prefers", *(group_title(record, name) for name in present)]
-    note = noted("Share of pairs, with 95 % intervals over users.", table)
-    section.tables.append({"header": header, "rows": table, "note": note})
+    for method, of_method in margins.items():
+        summary = fairness_summary(agreement(teacher, of_method), user, group)
+        table.append([record.title(method), *(number(summary[f"accuracy/{name}"]) for name in present)])
+    header = ["prefers what the teacher prefers", *(record.group_title(name) for name in present)]
+    section.add_table(header, table, "Share of pairs, with 95 % intervals over users.")
     for i, name in enumerate(present):
-        mine = np.array([g == name for g in group])
-        for method in compared:
-            margins = record.rewards[method].margins[rows]
-            figure = pictures.draw_margins(teacher[mine], margins[mine], record.series(method), record.title(method))
-            section.pictures.append(Picture(f"margins_{i}_{method}", f"{record.title(method)}, pairs of {name}", "", figure))
+        mine = np.array(group) == name
+        for method, of_method in margins.items():
+            title = record.title(method)
+            figure = pictures.draw_margins(teacher[mine], of_method[mine], record.series(method), title)
+            section.pictures.append(Picture(f"margins_{i}_{method}", f"{title}, pairs of {name}", "", figure))
     return section
+
+
+def teacher_margins(record: Record) -> tuple[IntArray, FloatArray]:
+    """Rows of test pairs, and the margins of the teacher of each pair's own group on them; empty where none are kept."""
+    if "group_routed" in record.rewards:
+        margins = record.rewards["group_routed"].margins
+        return np.arange(len(margins)), margins
+    seen = record.inspection
+    if seen is None or "rewards/teacher" not in seen:
+        return np.array([], dtype=np.int64), np.array([])
+    margins = _margins(seen["rewards/teacher"])
+    kept = ((seen["shown"] == seen["group"]) | (seen["shown"] == "")) & ~np.isnan(margins)
+    return seen["row"][kept].astype(np.int64), margins[kept]
 
 
 def training(record: Record) -> Section:
     """A curve a model."""
     section = Section("training", "Training")
-    for i, (title, history) in enumerate(record.trainings.items()):
-        if not any("loss" in row for row in history):
+    for i, (title, log) in enumerate(record.trainings.items()):
+        if any("loss" in row for row in log):
+            figure = pictures.draw_training(log, record.groups)
+            section.pictures.append(Picture(f"training_{i}", title[:1].upper() + title[1:], "", figure))
+        else:
             section.missing.append(f"Curves of {title}: its trainer logged no loss; set logging_steps below the number of steps.")
-            continue
-        section.pictures.append(
-            Picture(f"training_{i}", title[:1].upper() + title[1:], "", pictures.draw_training(history, record.groups))
-        )
     if section.pictures:
-        section.text.append("Loss and accuracy on training batches, of the rows that have a label (a tie is half right).")
-    if any("distillation_loss" in row for rows in record.trainings.values() for row in rows):
         section.text.append(
-            "The Bradley-Terry part is the mean over the rows that have a label, the distillation part over those distilled."
+            "Loss and accuracy on training batches, of the rows that have a label (a tie is half right). Of the parts of a loss, the "
+            "Bradley-Terry part is the mean over the rows that have a label, the distillation part over those distilled."
         )
-    gone = [key.removeprefix("training/") for key in record.missing if key.startswith("training/")]
-    if gone:
-        section.missing.append(f"No curves of {', '.join(gone)}: no trainer_state.json is kept in its folder.")
+    for name, why in record.missing.items():
+        if name.startswith("training/"):
+            section.missing.append(f"Curves of {name.removeprefix('training/')}: {why}.")
     return section

@@ -11,14 +11,14 @@ from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
 from trl_pafo.plotting import as_svg, write_png
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
-from trl_pafo.report.records import Record, read_record
-from trl_pafo.report.sections import Picture, Section, about, accuracy_pictures, answer, reproduction
+from trl_pafo.report.record import Record, read_record
+from trl_pafo.report.sections import Picture, Section, about, answer, groups, reproduction
 from trl_pafo.storage.files import writing
 from trl_pafo.storage.run_folder import write_text
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
-    accuracy_pictures,
+    groups,
     users,
     cases,
     history,
@@ -79,8 +79,8 @@ def write_report(
 
 
 def _inspected(record: Record, progress: bool) -> Record:
-    """The record with what the inspection found; why not, where it cannot be done."""
-    if record.stages.get("evaluate") is None:
+    """The record with what the inspection found, or the reason why it cannot be done."""
+    if "evaluate" not in record.stages:
         return record  # no run
     try:
         inspect_run(record.folder, progress=progress)
@@ -93,30 +93,26 @@ def _inspected(record: Record, progress: bool) -> Record:
 
 def _lead(record: Record) -> list[str]:
     """In a sentence or two, what was run."""
-    data, models = record.results.get("data"), record.results.get("models")
     summary = next(iter(record.methods.values()))
     lines = []
-    if data:
-        inputs = record.stages.get("prepare", {}).get("inputs", {})
+    if data := record.results.get("data"):
+        seeds = sorted({done["inputs"]["seed"] for done in record.stages.values() if "seed" in done["inputs"]})
         parts = [f"Data: {data_name(data)}", f"population seed {data['population_seed']}"]
-        if inputs.get("tokenizer"):
-            parts.append(f"model: {inputs['tokenizer']}")
-        seeds = {done["inputs"].get("seed") for done in record.stages.values()} - {None}
-        parts += [f"training seed {seed}" for seed in sorted(seeds)]
-        day = record.stages.get("evaluate", {}).get("finished", "")[:10].replace("-", "\u2011")  # no line breaks at these hyphens
-        lines.append("; ".join([*parts, day] if day else parts) + ".")
-    elif models:
-        lines += [f"Data: {record.results['dataset']}."] if "dataset" in record.results else []
-        lines += [f"{record.title(name)[:1].upper()}{record.title(name)[1:]}: {path}" for name, path in models.items()]
+        parts += [f"model: {record.stages['prepare']['inputs'].get('tokenizer')}"] if "prepare" in record.stages else []
+        parts += [f"training seed {seed}" for seed in seeds]
+        parts += [done["finished"][:10] for name, done in record.stages.items() if name == "evaluate"]
+        lines.append("; ".join(parts) + ".")
+    lines += [f"Data: {record.results['dataset']}."] if "dataset" in record.results else []
+    for name, path in record.results.get("models", {}).items():
+        title = record.title(name)
+        lines.append(f"{title[:1].upper()}{title[1:]}: {path}")
     tested = f"Tested on {summary['num_pairs']:,} pairs"
     if "num_users" in summary:
         tested += f" of {summary['num_users']:,} users"
     if train := record.data.get("train"):
-        pairs, users = train["pairs"], train["users"]
-        groups = ", ".join(f"{users[group]:,} {group}" for group in record.groups if group in users)
-        lines.append(
-            f"Trained on {sum(pairs.values()):,} pairs of {sum(users.values()):,} users ({groups}). {tested}, none of them among these."
-        )
+        of_groups = ", ".join(f"{train['users'][group]:,} {group}" for group in record.groups if group in train["users"])
+        pairs, people = sum(train["pairs"].values()), sum(train["users"].values())
+        lines.append(f"Trained on {pairs:,} pairs of {people:,} users ({of_groups}). {tested}, none of them among these.")
     else:
         lines.append(f"{tested}.")
     return [*lines, record.group_definition()]
@@ -161,6 +157,6 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
             sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
         )
         write_text(path, html + "\n")
-        for old in beside.glob("*.png"):  # of the report before; last, so that a full disk leaves it whole
+        for old in beside.glob("*.png"):  # of an older report; last, so that a full disk leaves it complete
             if old.name not in written:
                 old.unlink()

@@ -11,7 +11,8 @@ from trl_pafo.storage.run_folder import write_text
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
-    from trl_pafo.report.plots import plot_majority_minority
+    from trl_pafo.plotting import write_png
+    from trl_pafo.report.pictures import draw_majority_minority
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
@@ -21,11 +22,11 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
         return  # nothing to set against each other: one group, or one without test pairs
     points = [
-        {"name": name, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
-        for name, summary in named.items()
+        {"name": name, "series": i, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
+        for i, (name, summary) in enumerate(named.items())
     ]
     reference = TITLES.get(results["reference"], results["reference"])
-    plot_majority_minority(points, out / "majority_minority.png", reference=reference, names=(majority, minority))
+    write_png(draw_majority_minority(points, reference=reference, names=(majority, minority)), out / "majority_minority.png")
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
@@ -34,5 +35,5 @@ def verdict_lines(results: dict[str, Any]) -> str:
     lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
     lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
     if untested := results.get("not_evaluated"):
-        lines.append(f"Not evaluated, for want of test pairs: {', '.join(untested)}.")
+        lines.append(f"Not evaluated, without test pairs: {', '.join(untested)}.")
     return "\n".join(lines)

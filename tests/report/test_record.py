@@ -1,47 +1,48 @@
 import json
 
 import pytest
-from helpers.fake_runs import LOG, make_rows, make_run, write_inspection, write_json
+from helpers.fake_runs import LOG, make_run, write_inspection, write_json
 
 from trl_pafo.errors import RunFolderError
-from trl_pafo.report.records import read_record, same_pairs
+from trl_pafo.report.record import read_record
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "whole")
+def complete(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "complete")
+    write_inspection(folder)
+    return folder
 
 
-def test_a_whole_run(whole):
-    record = read_record(whole)
-    assert record.name == "whole"
+def test_a_complete_run(complete):
+    record = read_record(complete)
+    assert record.name == "complete"
     assert (record.reference, record.student) == ("personalized_bt", "pafo")
+    assert record.compared == ["personalized_bt", "pafo"]
     assert record.groups == ["majority", "minority"]
     assert record.has_minority
-    first = json.loads((whole / "results/pafo.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    first = json.loads((complete / "results/pafo.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert record.rewards["pafo"].margins[0] == pytest.approx(first["reward_chosen"] - first["reward_rejected"])
     assert record.rewards["pafo"].correct.mean() == pytest.approx(record.methods["pafo"]["overall"]["value"])
     assert len(record.pairs) == len(record.rewards["pafo"].user) == 17 * 4
-    assert record.trainings == {
-        name: LOG for name in ("Bradley-Terry", "personalized BT", "PAFO", "teacher of majority", "teacher of minority")
-    }
-    assert set(record.missing) == {"inspection"}
-
-
-def test_inspection_is_read(tmp_path):
-    folder = make_run(tmp_path / "run")
-    arrays = write_inspection(folder)
-    record = read_record(folder)
-    assert set(record.inspection) == set(arrays)
+    titles = ("Bradley-Terry", "personalized BT", "PAFO", "teacher of majority", "teacher of minority")
+    assert record.trainings == dict.fromkeys(titles, LOG)
+    assert "alpha: 0.25" in record.config
+    assert "states/pafo" in record.inspection
     assert not record.missing
 
 
 def test_what_is_missing_is_said(tmp_path):
     folder = make_run(tmp_path / "run")
-    for name in ("manifest.json", "data/test.parquet", "results/group_routed.jsonl", "models/pafo/trainer_state.json"):
+    for name in ("manifest.json", "run.yaml", "data/summary.json", "data/test.parquet"):
+        (folder / name).unlink()
+    for name in ("results/group_routed.jsonl", "models/pafo/trainer_state.json"):
         (folder / name).unlink()
     record = read_record(folder)
-    assert set(record.missing) == {"manifest", "pairs", "rewards/group_routed", "training/PAFO", "inspection"}
+    assert record.missing.pop("training/PAFO") == "there is no trainer_state.json in its folder"
+    assert record.missing.pop("rewards/group_routed") == "there is no group_routed.jsonl"
+    assert set(record.missing) == {"manifest", "config", "summary", "pairs", "inspection"}
+    assert record.missing["manifest"] == "there is no manifest.json"
     assert record.pairs is None
     assert list(record.trainings) == ["Bradley-Terry", "personalized BT"]
 
@@ -50,7 +51,9 @@ def test_rewards_and_texts_of_other_pairs_are_left_out(tmp_path):
     folder = make_run(tmp_path / "run")
     path = folder / "results/pafo.jsonl"
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
-    assert "over other pairs" in read_record(folder).missing["rewards/pafo"]
+    record = read_record(folder)
+    assert "over other pairs" in record.missing["rewards/pafo"]
+    assert record.compared == ["personalized_bt"]
     other = make_run(tmp_path / "other", users=(3, 3))
     (other / "data/test.parquet").write_bytes((folder / "data/test.parquet").read_bytes())
     assert "does not hold the pairs that were scored" in read_record(other).missing["pairs"]
@@ -59,25 +62,25 @@ def test_rewards_and_texts_of_other_pairs_are_left_out(tmp_path):
 def test_three_groups_from_the_largest_to_the_smallest(tmp_path):
     record = read_record(make_run(tmp_path / "run", groups=("zebra", "ant", "bee"), users=(9, 3, 5)))
     assert record.groups == ["zebra", "ant", "bee"]  # majority, the others, minority
-    assert record.has_minority
+    assert [record.group_title(group) for group in record.groups] == ["zebra (majority)", "ant", "bee (minority)"]
 
 
-def test_the_output_of_evaluate(tmp_path, whole):
-    results = json.loads((whole / "results/results.json").read_text(encoding="utf-8"))
+def test_the_output_of_evaluate(tmp_path, complete):
+    results = json.loads((complete / "results/results.json").read_text(encoding="utf-8"))
     kept = {"model": results["methods"]["pafo"]}
     write_json(tmp_path / "results.json", {"majority": "majority", "minority": "minority", "methods": kept, "verdicts": {}})
     record = read_record(tmp_path)
-    assert (record.reference, record.student) == (None, "model")
+    assert (record.reference, record.student, record.compared) == (None, "model", [])
     assert record.title("model") == "the model"
-    assert {"manifest", "pairs", "rewards/model", "training/the model", "inspection"} == set(record.missing)
+    assert {"manifest", "config", "pairs", "rewards/model", "training/the model", "inspection"} < set(record.missing)
 
 
-def test_same_pairs(tmp_path, whole):
-    other = make_run(tmp_path / "other", seed=3)
-    assert same_pairs(read_record(whole), read_record(other))
-    changed = make_run(tmp_path / "changed", text="other")
-    assert not same_pairs(read_record(whole), read_record(changed))
-    assert len(make_rows()) == 68
+def test_given_teachers_are_told_from_trained_ones(complete):
+    record = read_record(complete)
+    assert not record.has_given_teachers
+    for group in ("majority", "minority"):
+        del record.stages[f"teacher:{group}"]
+    assert record.has_given_teachers
 
 
 def test_folders_that_cannot_be_read(tmp_path):
@@ -86,12 +89,10 @@ def test_folders_that_cannot_be_read(tmp_path):
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunFolderError, match="cannot be read"):
         read_record(tmp_path)
-    write_json(tmp_path / "results.json", {"methods": {}})
-    with pytest.raises(RunFolderError, match="names no methods"):
-        read_record(tmp_path)
-    write_json(tmp_path / "results.json", {"methods": {"model": {"overall": {"value": 0.5}}}})
-    with pytest.raises(RunFolderError, match="written by another version"):
-        read_record(tmp_path)
+    for results in ([], {"methods": {}}, {"methods": {"model": {"overall": {"value": 0.5}}}}):
+        write_json(tmp_path / "results.json", results)
+        with pytest.raises(RunFolderError, match="is not what this version of trl-pafo writes"):
+            read_record(tmp_path)
 
 
 @pytest.mark.parametrize("line", ["{", "{}", "[]", '{"user": null, "group": null, "reward_chosen": "a", "reward_rejected": 1}'])

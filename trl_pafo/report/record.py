@@ -1,7 +1,6 @@
 """What a run or an evaluation left on disk, as far as it is there, and why the rest is missing."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,11 @@ from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
 from trl_pafo.storage.run_folder import MANIFEST
 
+ALL_PAIRS = "all pairs"
+"""Stands where a group would, of pairs whose groups are not known."""
+RUN_CONFIG = "run.yaml"
+_EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
+# The number of a method's color, the same in every run.
 _SERIES = {
     "bradley_terry": 0,
     "personalized_bt": 1,
@@ -27,9 +31,6 @@ _SERIES = {
     "model": 2,
     "reference": 1,
 }
-ALL_PAIRS = "all pairs"
-"""Stands where a group would, of pairs whose groups are not known."""
-_EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class Rewards:
     def correct(self) -> FloatArray:
         """1, 0, or 0.5 for a tie, of shape `(num_pairs,)`."""
         return pair_correctness(self.margins)
-
-    @property
-    def ties(self) -> int:
-        """Pairs whose two answers have the same reward."""
-        return int((self.margins == 0).sum())
 
 
 @dataclass
@@ -65,6 +61,8 @@ class Record:
             `results.json`.
         stages (`dict`):
             Stages of the manifest by name; empty without one.
+        config (`str`, *optional*):
+            `run.yaml`, with which the same run is made again.
         rewards (`dict[str, Rewards]`):
             By method, all over the same pairs.
         data (`dict`):
@@ -76,13 +74,14 @@ class Record:
         inspection (`dict[str, numpy.ndarray]`, *optional*):
             What [`~trl_pafo.evaluation.history_effect.inspect_run`] wrote.
         missing (`dict[str, str]`):
-            Name of a part that is not there: why, and what to do.
+            Name of a part that is not there, and the reason.
     """
 
     folder: Path
     name: str
     results: dict[str, Any]
     stages: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
     rewards: dict[str, Rewards] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     pairs: list[dict[str, Any]] | None = None
@@ -108,6 +107,11 @@ class Record:
         return others[0] if others else None
 
     @property
+    def compared(self) -> list[str]:
+        """Reference and student, as far as their rewards are there."""
+        return [method for method in (self.reference, self.student) if method is not None and method in self.rewards]
+
+    @property
     def groups(self) -> list[str]:
         """The groups: the majority first, the minority last, others by their number of test users between."""
         ends = {self.results.get("majority"): -1, self.results.get("minority"): 1}
@@ -118,6 +122,26 @@ class Record:
         """Whether there are two groups to set against each other."""
         majority, minority = self.results.get("majority"), self.results.get("minority")
         return majority != minority and {majority, minority} <= set(self.groups)
+
+    @property
+    def has_given_teachers(self) -> bool:
+        """Whether the teachers were given, and not trained by the run."""
+        return bool(set(STUDENTS) & set(self.stages)) and not any(name.startswith("teacher:") for name in self.stages)
+
+    def title(self, method: str | None) -> str:
+        """A method's name for people."""
+        return (TITLES | _EVALUATED).get(str(method), str(method))
+
+    def group_title(self, group: str) -> str:
+        """A group's name, and whether it is the majority or the minority where the name does not say so."""
+        for role in ("majority", "minority"):
+            if self.has_minority and self.results[role] == group and group != role:
+                return f"{group} ({role})"
+        return group
+
+    def series(self, method: str) -> int:
+        """The number of a method's color."""
+        return _SERIES.get(method, list(self.methods).index(method))
 
     def group_definition(self, numbers: bool = True) -> str:
         """How the groups were made, from the options of the data.
@@ -137,19 +161,14 @@ class Record:
             held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
             return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
         if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
-            sides = [
-                f"the {side} {', '.join(data[side]) if data.get(side) else 'what the source has by default'}"
-                for side in ("majority", "minority")
-            ]
+            sides = "".join(f"; the {side} {', '.join(data[side])}" for side in ("majority", "minority") if data.get(side))
             share = f" The share of the minority was set to {data.get('minority_ratio')}." if numbers else ""
-            return (
-                f"{text} Its users are simulated: each holds one type, which decides what it chooses, {'; '.join(sides)}.{share}"
-            )
-        threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
-        if cut is None and threshold is None and quantile is None and source in ("files", "ukp_convarg", "personal_llm"):
-            return f"{text} The groups are those that the data name; where they name none, they follow from support rates."
-        if cut == "data" or (cut is None and threshold is None and quantile is None):
+            return f"{text} Its users are simulated: each holds one type, which decides what it chooses{sides}.{share}"
+        if cut == "data":
             return f"{text} The groups are those that the data name."
+        if cut is None:
+            return f"{text} The groups are those that the data name; where they name none, they follow from support rates."
+        threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
         who = "those whose rate is below a threshold" if threshold is not None else "those with the lowest rates"
         if numbers and threshold is not None:
             who = f"those whose rate is below {threshold}"
@@ -159,14 +178,6 @@ class Record:
             f"{text} It names no groups: they were inferred from the users' preference support rates. The minority are {who}; "
             "nobody said which group a user belongs to."
         )
-
-    def title(self, method: str) -> str:
-        """A method's name for people."""
-        return TITLES.get(method, _EVALUATED.get(method, method))
-
-    def series(self, method: str) -> int:
-        """The number of a method's color, the same in every run."""
-        return _SERIES.get(method, list(self.methods).index(method))
 
 
 def read_record(folder: str | Path) -> Record:
@@ -183,25 +194,26 @@ def read_record(folder: str | Path) -> Record:
             "run with its own command, or name another folder."
         )
     results = _read_json(where / "results.json")
-    if not isinstance(results, dict) or not results.get("methods"):
-        raise RunFolderError(f"{where / 'results.json'} names no methods, so there is nothing to report. Evaluate again.")
-    if not all({"overall", "num_pairs"} <= set(summary) for summary in results["methods"].values()):
-        raise RunFolderError(f"{where / 'results.json'} was written by another version of trl-pafo. Evaluate again.")
+    methods = results.get("methods") if isinstance(results, dict) else None
+    if not methods or not all({"overall", "num_pairs"} <= set(summary) for summary in methods.values()):
+        raise RunFolderError(f"{where / 'results.json'} is not what this version of trl-pafo writes. Evaluate again.")
     record = Record(folder, folder.resolve().name, results)
-    if (folder / MANIFEST).is_file():
+    files = {"manifest": MANIFEST, "config": RUN_CONFIG, "summary": "data/summary.json", "inspection": INSPECTION}
+    for name, file in files.items():
+        if not (folder / file).is_file():
+            record.missing[name] = f"there is no {file}"
+    if "manifest" not in record.missing:
         record.stages = _read_json(folder / MANIFEST).get("stages", {})
-    else:
-        record.missing["manifest"] = f"there is no {MANIFEST}: how the models came about is not known"
-    if (folder / "data/summary.json").is_file():
+    if "config" not in record.missing:
+        record.config = (folder / RUN_CONFIG).read_text(encoding="utf-8")
+    if "summary" not in record.missing:
         record.data = _read_json(folder / "data/summary.json")
+    if "inspection" not in record.missing:
+        with np.load(folder / INSPECTION, allow_pickle=False) as file:
+            record.inspection = {name: file[name] for name in file.files}
     _read_rewards(record, where)
     _read_pairs(record)
     _read_trainings(record)
-    if (folder / INSPECTION).is_file():
-        with np.load(folder / INSPECTION, allow_pickle=False) as file:
-            record.inspection = {name: file[name] for name in file.files}
-    else:
-        record.missing["inspection"] = f"there is no {INSPECTION}"
     return record
 
 
@@ -216,7 +228,7 @@ def _read_rewards(record: Record, where: Path) -> None:
     for method in record.methods:
         path = where / f"{method}.jsonl"
         if not path.is_file():
-            record.missing[f"rewards/{method}"] = f"{path.name} is not there"
+            record.missing[f"rewards/{method}"] = f"there is no {path.name}"
             continue
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -228,10 +240,10 @@ def _read_rewards(record: Record, where: Path) -> None:
             raise RunFolderError(f"{path} is not what an evaluation writes ({error!r}). Evaluate again.") from error
         found = Rewards(user, group, margins)
         first = next(iter(record.rewards.values()), found)
-        if (found.user, found.group) != (first.user, first.group):
+        if (found.user, found.group) == (first.user, first.group):
+            record.rewards[method] = found
+        else:
             record.missing[f"rewards/{method}"] = f"{path.name} is over other pairs than the other methods' files"
-            continue
-        record.rewards[method] = found
 
 
 def _read_pairs(record: Record) -> None:
@@ -257,16 +269,4 @@ def _read_trainings(record: Record) -> None:
         if path.is_file():
             record.trainings[title] = _read_json(path)["log_history"]
         else:
-            record.missing[f"training/{title}"] = "no trainer_state.json"
-
-
-def same_pairs(first: Record, second: Record) -> bool:
-    """Whether two runs were tested on the same pairs of the same users, so that they can be compared pair by pair."""
-    if not first.pairs or not second.pairs:
-        return False
-    keys = ("user", "group", "prompt", "chosen", "rejected")
-    return [_values(row, keys) for row in first.pairs] == [_values(row, keys) for row in second.pairs]
-
-
-def _values(row: Mapping[str, Any], keys: tuple[str, ...]) -> list[Any]:
-    return [row.get(key) for key in keys]
+            record.missing[f"training/{title}"] = "there is no trainer_state.json in its folder"

@@ -1,11 +1,12 @@
 import re
+import sys
 from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from trl_pafo.plotting import COLORS, PAPER, TEXT, VARIABLES, as_svg, new_figure, settle, short, write_png
+from trl_pafo.plotting import COLORS, PAPER, TEXT, VARIABLES, add_axes, add_legend, as_svg, new_figure, short, write_png
 
 EVIL = "<script>alert('x')</script> & -- cost $a$"
 
@@ -92,9 +93,11 @@ def test_short():
     assert short("people who travel by train", 12) == "people who…"
 
 
-def test_a_settled_figure_keeps_its_places(figure):
-    before = settle(figure).axes[0].get_position().bounds
-    assert before[1] > 0.05  # room for the labels was made
-    figure.axes[0].set_ylabel("two\nlines")
-    figure.draw_without_rendering()
-    assert figure.axes[0].get_position().bounds == before
+def test_names_are_not_read_as_formulas_and_pyplot_stays_out(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    figure = new_figure()
+    axes = add_axes(figure, "cost $a$", "of $b")
+    add_legend(figure, axes.plot([0, 1]), ["cost $a$ and $b"])
+    write_png(figure, tmp_path / "p.png")
+    assert not any(text.get_parse_math() for text in (axes.xaxis.label, axes.yaxis.label, *figure.legends[0].get_texts()))
+    assert ("matplotlib.pyplot" in sys.modules) == before
