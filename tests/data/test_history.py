@@ -128,17 +128,6 @@ class TestCutter:
         assert HistoryCutter(make_tokenizer("encoder"), num_history=0)(PAST) == []
         assert HistoryCutter(make_tokenizer("encoder"), max_tokens=5)([]) == []
 
-    @pytest.mark.parametrize(("fields", "shown"), [(["chosen"], "[CLS]the house[SEP]"), (["prompt"], "[CLS]what is red[SEP]")])
-    def test_hidden_fields_are_not_rendered(self, fields, shown):
-        for kind, names in (("encoder", None), ("decoder", {"chosen": "Liked: ", "prompt": "Asked: "})):
-            tokenizer = add_history_template(make_tokenizer(kind))
-            text = render(tokenizer, history=HistoryCutter(tokenizer, 1, fields=fields)(PAST))
-            if names is None:
-                assert text == shown + "how do i sing[SEP]kindly[SEP]"
-            else:
-                assert text.count("Liked: ") == (fields == ["chosen"])
-                assert "Disliked: " not in text
-
     def test_what_fits_exactly_is_kept_and_one_token_less_drops_the_oldest(self):
         tokenizer = make_tokenizer("decoder")
         rendered = ["Asked : " + p["prompt"] + " Liked : " + p["chosen"] + " Disliked : " + p["rejected"] for p in PAST]
@@ -248,16 +237,9 @@ class TestTexts:
 
 
 class TestRender:
-    @pytest.mark.parametrize("conversational", [False, True])
-    def test_rows_become_conversational_with_the_history_in_the_kwargs(self, conversational):
-        row = {"prompt": "how", "chosen": "yes", "rejected": "no", "history": PAST, "user": "u"}
-        messages = {"prompt": [{"role": "user", "content": "how"}]}
-        messages |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
-        dataset = Dataset.from_list([{**row, **messages} if conversational else row])
-        assert not is_rendered(dataset)
-        rendered = render_history(dataset, HistoryCutter(make_tokenizer("encoder"), 1))
-        assert is_rendered(rendered)
-        assert rendered[0] == {**messages, "user": "u", "chat_template_kwargs": {"history": PAST[:1]}}
+    def test_a_rendered_row_is_known(self, pairs):
+        assert not is_rendered(pairs)
+        assert is_rendered(render_history(pairs, HistoryCutter(make_tokenizer("encoder"), 1)))
 
     @pytest.mark.parametrize("num_history", [None, 0, 1, 2])
     @pytest.mark.parametrize("fields", [("chosen",), ("prompt", "rejected"), HISTORY_FIELDS])

@@ -1,6 +1,5 @@
 """Columns of groups and users hold texts once they are in, whatever they held before, streaming or not."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
@@ -58,13 +57,6 @@ def test_rows_behind_indices():
     dataset = Dataset.from_dict({"x": list(range(6)), "group": [0, 1, 2, 3, 4, None], "user": [1.0, 2, 3, 4, 5, None]})
     found = normalize_columns(dataset.select([4, 0, 4]), WHAT, ["group", "user"])
     assert found.to_dict() == {"x": [4, 0, 4], "group": ["4", "0", "4"], "user": ["5", "1", "5"]}
-
-
-def test_many_rows_on_disk(tmp_path):
-    user = np.arange(50_000) // 7
-    Dataset.from_dict({"x": user, "user": user}).to_parquet(tmp_path / "rows.parquet", batch_size=1_000)
-    dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))
-    assert normalize_columns(dataset, WHAT)["user"][:] == [str(number) for number in user]
 
 
 @pytest.mark.parametrize("streams", [False, True])

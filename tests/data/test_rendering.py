@@ -1,7 +1,6 @@
 """What a model was trained with is what it reads afterwards, to the token: through the trainer, a file, a dataset, a function."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
@@ -96,15 +95,55 @@ def tokenizer_of(inputs="messages", kind="decoder", **limits):
     return tokenizer
 
 
+PLAIN = {"num_history": 0}
+EMPTY = [{**PAST[0], "chosen": " "}]
+LACKS = {**TEXTS, "history": None}
+REFUSED = {
+    "no history at all": (
+        {},
+        None,
+        [TEXTS],
+        "The rows: no row has a history, and the model was trained with .* set num_history to 0",
+    ),
+    "empty histories": ({}, None, [{**TEXTS, "history": []}], "The rows: no row has a history"),
+    "a history for a model without": (
+        PLAIN,
+        None,
+        [TEXTS, {**TEXTS, "history": PAST}],
+        "row 1 has a history, .* without histories",
+    ),
+    "even if some are asked for": (PLAIN, 3, [LACKS, {**TEXTS, "history": PAST}], "row 1 has a history"),
+    "a text for a history": ({}, None, [{**TEXTS, "history": "liked tea"}], "row 0: a history must be a list of past pairs"),
+    "a past pair for a history": ({}, None, [{**TEXTS, "history": PAST[0]}], "row 0: a history must be a list of past pairs"),
+    "an empty field": ({}, None, [{**TEXTS, "history": EMPTY}], "row 0: `chosen` of an entry of the history is empty"),
+    "messages for a model of texts": ({"inputs": "text"} | PLAIN, None, [MESSAGES], "row 0 holds messages, .* trained on texts"),
+    "a text without a prompt": (PLAIN, None, [{"chosen": "how a", "rejected": "how b"}], "row 0 is a text without a prompt"),
+    "texts beside messages": (PLAIN, None, [{**MESSAGES, "prompt": "how"}], "row 0: some are texts and some are messages"),
+    "no response": (PLAIN, None, [{"prompt": "how", "response": None}], r"row 0: `response` is missing \(None\)"),
+    "NaN for a response": (PLAIN, None, [{"prompt": "how", "response": float("nan")}], "row 0: `response` is missing"),
+}
+
+
+@pytest.mark.parametrize(("trained", "num_history", "rows", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_model_was_not_trained_to_read_is_refused(trained, num_history, rows, message):
+    with pytest.raises(DataError, match=f"^{message}"):
+        InputRenderer(tokenizer_of(**trained), num_history).sequences(rows)
+    if "response" not in rows[0]:
+        with pytest.raises(DataError, match=f"^The data(, {message}|{message.removeprefix('The rows')})"):
+            InputRenderer(tokenizer_of(**trained), num_history).render(Dataset.from_list(rows), "The data")
+
+
 class TestMissingHistories:
     @pytest.mark.parametrize("lacking", [{}, {"history": []}, {"history": None}, {"chat_template_kwargs": {"history": []}}])
-    def test_no_history_is_one_thing_however_it_is_said(self, lacking):
+    def test_no_history_is_one_thing_however_it_is_said(self, lacking, recwarn):
         renderer = InputRenderer(tokenizer_of())
-        with pytest.warns(UserWarning, match=r"1 of 2 rows have no history \(the first: row 1\).*serves these users alike"):
+        for _ in range(2):
             found = renderer.sequences([{**TEXTS, "history": PAST}, {**TEXTS, **lacking}])
         plain = renderer.tokenizer.apply_chat_template([*MESSAGES["prompt"], *MESSAGES["chosen"]], return_dict=True)["input_ids"]
         assert found[1]["chosen"] == plain
         assert found[0]["chosen"] != plain
+        [warning] = [str(w.message) for w in recwarn if "have no history" in str(w.message)]  # once, for all batches
+        assert "1 of 2 rows have no history (the first: row 1)" in warning
 
     def test_rows_of_pandas(self):
         """A column of a table has arrays for lists, and NaN where a value is missing."""
@@ -118,91 +157,44 @@ class TestMissingHistories:
             with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
                 assert found == InputRenderer(tokenizer_of()).sequences([{**MESSAGES, "history": PAST}, MESSAGES])
 
-    @pytest.mark.parametrize("history", ["liked tea", 3, PAST[0]])
-    def test_what_is_no_history_is_an_error_that_names_the_row(self, history):
-        with pytest.raises(DataError, match=r"^row 1: a history must be a list of past pairs"):
-            InputRenderer(tokenizer_of()).sequences([{**TEXTS, "history": PAST}, {**TEXTS, "history": history}])
+    @pytest.mark.parametrize("trained", [{}, PLAIN, {"inputs": "text"} | PLAIN])
+    def test_none_is_shown_where_that_is_asked_for(self, trained):
+        renderer = InputRenderer(tokenizer_of(**trained), 0)
+        rows = [TEXTS, {**TEXTS, "history": PAST}, {**TEXTS, "chat_template_kwargs": {"history": PAST}}]
+        assert renderer.sequences(rows) == renderer.sequences([TEXTS] * 3)
+        shown = renderer.render(Dataset.from_list(rows[2:]), "The data")
+        assert tokenize_row(renderer.tokenizer, shown[0], "chosen") == renderer.sequences([TEXTS])[0]["chosen"]
 
-    @pytest.mark.parametrize("value", [None, float("nan")])
-    def test_a_response_that_is_missing_is_named(self, value):
-        with pytest.raises(DataError, match=r"^row 1: `response` is missing"):
-            InputRenderer(tokenizer_of("text", num_history=0)).sequences(
-                [{"prompt": "how", "response": "sir"}, {"prompt": "how", "response": value}]
-            )
-
-    def test_one_warning_for_many_batches(self, recwarn):
-        renderer = InputRenderer(tokenizer_of())
-        for _ in range(3):
-            renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])
-        assert len([w for w in recwarn if "have no history" in str(w.message)]) == 1
-
-    def test_none_at_all_is_an_error_unless_it_is_meant(self):
-        for rows in ([TEXTS], [{**TEXTS, "history": []}]):
-            with pytest.raises(DataError, match=r"no row has a history, and the model was trained with.*set num_history to 0"):
-                InputRenderer(tokenizer_of()).sequences(rows)
-            with pytest.raises(DataError, match="The data: no row has a history"):
-                InputRenderer(tokenizer_of()).render(Dataset.from_list(rows), "The data")
-        meant = InputRenderer(tokenizer_of(), num_history=0)
-        assert meant.sequences([TEXTS]) == meant.sequences([{**TEXTS, "history": PAST}])
-
-    @pytest.mark.parametrize("inputs", ["text", "messages"])
-    def test_a_history_for_a_model_without_is_an_error_unless_none_is_shown(self, inputs):
-        tokenizer = tokenizer_of(inputs, num_history=0)
-        rows = [{**TEXTS, "history": None}, {**TEXTS, "history": PAST}]
-        for given in (None, 3):
-            with pytest.raises(DataError, match="row 1 has a history, and the model was trained without histories"):
-                InputRenderer(tokenizer, given).sequences(rows)
-            with pytest.raises(DataError, match="The data, row 1 has a history"):
-                InputRenderer(tokenizer, given).render(Dataset.from_list(rows), "The data")
-        meant = InputRenderer(tokenizer, 0)
-        assert meant.sequences(rows)[0] == meant.sequences(rows)[1]
-
-    def test_histories_of_evaluation_rows_are_checked(self):
-        rows = Dataset.from_list([{**TEXTS, "history": PAST}, {**TEXTS, "history": [{**PAST[0], "chosen": " "}]}])
-        with pytest.raises(DataError, match="The data, row 1: `chosen` of an entry of the history is empty"):
-            InputRenderer(tokenizer_of()).render(rows, "The data")
-        InputRenderer(tokenizer_of(fields=["prompt"])).render(rows, "The data")  # it is not shown
+    def test_fields_that_are_not_shown_may_be_empty(self):
+        rows = Dataset.from_list([{**TEXTS, "history": PAST}, {**TEXTS, "history": EMPTY}])
+        InputRenderer(tokenizer_of(fields=["prompt"])).render(rows, "The data")
 
 
-class TestKinds:
-    def test_messages_for_a_model_of_texts(self):
-        renderer = InputRenderer(tokenizer_of("text", num_history=0))
-        with pytest.raises(DataError, match="row 0 holds messages, and the model was trained on texts"):
-            renderer.sequences([MESSAGES])
-        with pytest.raises(DataError, match="The data, row 0 holds messages"):
-            renderer.render(Dataset.from_list([MESSAGES]), "The data")
+def test_texts_for_a_model_of_messages_are_one_message_each():
+    renderer = InputRenderer(tokenizer_of(num_history=0))
+    assert renderer.sequences([TEXTS]) == renderer.sequences([MESSAGES])
+    assert renderer.render(Dataset.from_list([TEXTS]), "The data")[0] == MESSAGES
 
-    def test_texts_for_a_model_of_messages_are_one_message_each(self):
-        renderer = InputRenderer(tokenizer_of(num_history=0))
-        assert renderer.sequences([TEXTS]) == renderer.sequences([MESSAGES])
-        assert renderer.render(Dataset.from_list([TEXTS]), "The data")[0] == MESSAGES
-        with pytest.raises(DataError, match="row 0 is a text without a prompt, and the model was trained on messages"):
-            renderer.sequences([{"chosen": "how sir", "rejected": "how lol"}])
 
-    def test_texts_beside_messages(self):
-        for inputs in ("text", "messages"):
-            renderer = InputRenderer(tokenizer_of(inputs, num_history=0))
-            with pytest.raises(DataError, match=r"row 0: some are texts and some are messages. Give all as texts"):
-                renderer.sequences([{**MESSAGES, "prompt": "how"}])
+def test_a_model_from_elsewhere_reads_rows_as_they_come():
+    tokenizer = make_tokenizer("decoder")
+    renderer = InputRenderer(tokenizer)
+    assert renderer.sequences([TEXTS])[0]["chosen"] == tokenizer("how do i singkindly sir<|im_end|>")["input_ids"]
+    assert renderer.sequences([{**TEXTS, "history": []}]) == renderer.sequences([TEXTS])
+    whole = tokenizer.apply_chat_template([*MESSAGES["prompt"], *MESSAGES["chosen"]], return_dict=True)["input_ids"]
+    assert renderer.sequences([MESSAGES])[0]["chosen"] == whole
+    with_history = renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])  # then all are messages
+    assert with_history[1]["chosen"] == whole
+    assert len(with_history[0]["chosen"]) > len(whole)
+    with pytest.raises(DataError, match="these are messages, and the model's tokenizer has no chat template"):
+        InputRenderer(make_tokenizer("encoder")).sequences([MESSAGES])
 
-    def test_a_model_from_elsewhere_reads_rows_as_they_come(self):
-        tokenizer = make_tokenizer("decoder")
-        renderer = InputRenderer(tokenizer)
-        assert renderer.sequences([TEXTS])[0]["chosen"] == tokenizer("how do i singkindly sir<|im_end|>")["input_ids"]
-        assert renderer.sequences([{**TEXTS, "history": []}]) == renderer.sequences([TEXTS])
-        whole = tokenizer.apply_chat_template([*MESSAGES["prompt"], *MESSAGES["chosen"]], return_dict=True)["input_ids"]
-        assert renderer.sequences([MESSAGES])[0]["chosen"] == whole
-        with_history = renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])  # then all are messages
-        assert with_history[1]["chosen"] == whole
-        assert len(with_history[0]["chosen"]) > len(whole)
-        with pytest.raises(DataError, match="these are messages, and the model's tokenizer has no chat template"):
-            InputRenderer(make_tokenizer("encoder")).sequences([MESSAGES])
 
-    def test_a_record_of_something_else_is_refused(self):
-        tokenizer = make_tokenizer("decoder")
-        tokenizer.init_kwargs["trl_pafo_inputs"] = {"num_history": 2}
-        with pytest.raises(ConfigError, match="`trl_pafo_inputs` of the tokenizer is not as trl-pafo writes it"):
-            InputRenderer(tokenizer)
+def test_a_record_of_something_else_is_refused():
+    tokenizer = make_tokenizer("decoder")
+    tokenizer.init_kwargs["trl_pafo_inputs"] = {"num_history": 2}
+    with pytest.raises(ConfigError, match="`trl_pafo_inputs` of the tokenizer is not as trl-pafo writes it"):
+        InputRenderer(tokenizer)
 
 
 # --- messages as they come
@@ -323,11 +315,10 @@ def test_content_in_parts_is_in_the_prompt_and_in_front_of_it_stands_the_history
     assert plain.apply_chat_template(called, tokenize=False) == f"[CLS]is it red[SEP]{json.dumps(CALL['function'])}[SEP]"
 
 
-@pytest.mark.parametrize("tokenize", [tokenize_pairs, partial(tokenize_pairs, title="train")])
-def test_what_a_template_cannot_write_is_named(tokenize):
+def test_what_a_template_cannot_write_is_named():
     rows = [CHAT_ROWS[1], CHAT_ROWS[0]]
     with pytest.raises(DataError, match=r"dataset, row 1, `chosen` .with its prompt.: the chat template cannot write it"):
-        tokenize(Dataset.from_list(rows), make_tokenizer("decoder"))
+        tokenize_pairs(Dataset.from_list(rows), make_tokenizer("decoder"))
     with pytest.raises(DataError, match="the file, row 1, `chosen`"):
         InputRenderer(make_tokenizer("decoder")).sequences(rows, "the file, row {}".format)
 

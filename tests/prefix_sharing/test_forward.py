@@ -42,7 +42,7 @@ def test_families(family):
     assert_same(make_family(family), real_pairs(2))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral sliding", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_eager_attention(family):
     assert_same(make_family(family, attention="eager"), real_pairs(2))
 
@@ -71,7 +71,7 @@ def test_the_end_token_as_padding():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("family", ["llama", "mistral sliding", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_flex_attention(family, monkeypatch):
     """The kernel as Python code: compiling it takes a compiler and minutes, and changes nothing in what it is told."""
     from torch.nn.attention.flex_attention import flex_attention
@@ -127,15 +127,6 @@ def test_bfloat16_autocast():
     rounding = (two - expected).abs().max()
     assert 0 < (found - expected).abs().max() < 2 * rounding
     gradients(model, found)
-
-
-def test_a_model_in_bfloat16():
-    for attention in ("sdpa", "eager"):
-        model = make_family("llama", attention).bfloat16()
-        expected = two_row_rewards(make_family("llama").float(), real_pairs(2))
-        with torch.no_grad():
-            found = shared_rewards(model, real_pairs(2)).float()
-        torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import transformers
-from helpers.parts import make_model
 from helpers.shared_pairs import FAMILIES, make_family
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification
@@ -149,7 +148,3 @@ def test_a_model_that_gives_nan(monkeypatch):
 
     monkeypatch.setattr(transformers.LlamaForSequenceClassification, "forward", broken)
     assert "gives other rewards" in why_not_shared(make_family("llama"))
-
-
-def test_the_tiny_decoder_of_the_other_tests(tmp_path):
-    assert why_not_shared(AutoModelForSequenceClassification.from_pretrained(make_model("decoder", tmp_path))) is None

@@ -94,13 +94,12 @@ class TestTraining:
     @pytest.mark.parametrize(
         "options",
         [
-            {"center_rewards_coefficient": 0.1},
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-            {"gradient_accumulation_steps": 2},
-            {"pad_to_multiple_of": 16},
-            {"peft": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"])},
-            {"model_init_kwargs": {"attn_implementation": "eager"}},
+            {"center_rewards_coefficient": 0.1, "pad_to_multiple_of": 16, "gradient_accumulation_steps": 2},
+            {
+                "peft": LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"]),
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            },
         ],
         ids=lambda options: "-".join(options),
     )
@@ -109,14 +108,6 @@ class TestTraining:
         for trainer in trainers:
             trainer.train()
         assert_same_logs(*map(logs, trainers), steps=2)
-
-    def test_in_bfloat16(self, make_trainer):
-        trainers = [make_trainer(sharing, bf16=True) for sharing in ("on", "off")]
-        for trainer in trainers:
-            trainer.train()
-        first = [logs(trainer)[0]["loss"] for trainer in trainers]
-        assert first[0] == pytest.approx(first[1], rel=0.02)
-        assert all(math.isfinite(log["loss"]) for log in logs(trainers[0]) if "loss" in log)
 
     def test_what_is_saved_is_a_plain_model(self, make_trainer, tmp_path):
         trainer = make_trainer("on")
@@ -169,13 +160,6 @@ class TestEvaluation:
         )
         assert trainer.evaluate()["eval_a_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=rounding())
 
-    def test_predictions_called_by_hand(self, make_trainer):
-        trainer = make_trainer("on")
-        batch = next(iter(trainer.get_train_dataloader()))
-        loss, logits, _ = trainer.prediction_step(trainer.model, dict(batch), prediction_loss_only=False)
-        assert logits.shape[0] == 8
-        assert torch.isfinite(loss)
-
 
 class TestChoice:
     def test_the_choice_is_logged(self, make_trainer, caplog):
@@ -186,13 +170,6 @@ class TestChoice:
         assert len(said) == 2
         assert "Prefixes are shared: one row a pair is estimated to be " in said[0]
         assert "Prefixes are not shared: prefix_sharing='off'." in said[1]
-
-    def test_auto_leaves_encoders_alone_and_on_refuses_them(self, make_trainer, encoder):
-        assert "no reward head" in make_trainer("auto", model=encoder).prefix_sharing.reason
-        with pytest.raises(
-            ConfigError, match="prefix_sharing='on' cannot give the rewards of two rows: the model has no reward head"
-        ):
-            make_trainer("on", model=encoder)
 
     def test_collators_of_ones_own(self, make_trainer, seen):
         plain = DataCollatorForPreference(pad_token_id=0)
@@ -223,7 +200,7 @@ class TestScores:
     CHOSEN = [[7, 8, 9, 10], [7, 8, 9, 10], [11], [20, 21, 22, 23, 24, 25, 26]]
     REJECTED = [[7, 8, 9, 12, 13], [7, 8, 9, 12, 13], [14, 15], [20, 21, 22, 23]]
 
-    @pytest.mark.parametrize("batch_size", [1, 2, 5, 32])
+    @pytest.mark.parametrize("batch_size", [1, 5])
     def test_equal_those_of_single_sequences(self, decoder, batch_size, seen):
         model = load_reward_model(decoder)
         expected = score_pairs(model, self.CHOSEN, self.REJECTED, 0, batch_size=batch_size)
