@@ -16,8 +16,7 @@ from datasets import Dataset, IterableDataset
 from helpers.parts import make_pairs
 from peft import LoraConfig
 
-import trl_pafo.trainer.evaluation
-import trl_pafo.trainer.trainer
+import trl_pafo.trainer.pair_metrics
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 NUM_PAIRS = 17  # with a batch of 4: an uneven last batch on one process, and copies of pairs on two and three
@@ -120,26 +119,27 @@ def main(model: str, out: Path, kind: str) -> dict:
 
     # Training: the rows of each step beside what is logged, and how often processes talk and wait.
     steps = []
-    add = trainer._sums.add
+    add = trainer._steps.add
 
-    def add_and_remember(chosen, rejected, num_tokens, has_label, group_id, loss_parts):
-        names = [trainer.groups[i] for i in group_id.tolist()]
-        parts = [part.item() for part in loss_parts]
-        steps.append([chosen.tolist(), rejected.tolist(), int(num_tokens), has_label.tolist(), names, parts])
-        add(chosen, rejected, num_tokens, has_label, group_id, loss_parts)
+    def add_and_remember(**columns):
+        names = [trainer.groups[i] for i in columns["group_id"].tolist()]
+        sums = [columns[name].item() for name in ("bradley_terry", "distillation", "weight")]
+        steps.append([*columns["rewards"].T.tolist(), int(columns["num_tokens"]), columns["has_label"].tolist(), names, sums])
+        add(**columns)
 
-    trainer._sums.add = add_and_remember
+    trainer._steps.add = add_and_remember
+    objects = trl_pafo.trainer.pair_metrics.gather_object = Counted(trl_pafo.trainer.pair_metrics.gather_object)
     gather = trainer.accelerator.gather = Counted(trainer.accelerator.gather)
     for_metrics = trainer.accelerator.gather_for_metrics = Counted(trainer.accelerator.gather_for_metrics)
     trainer.train()
     found["steps"] = steps
     found["logs"] = [numbers(log) for log in trainer.state.log_history if "loss" in log]
-    found["gathers"] = gather.calls + for_metrics.calls
+    found["gathers"] = gather.calls + for_metrics.calls + objects.calls
     trainer.model_wrapped = trainer.model
     trainer.save_model(str(out / "trained"))
 
     # Evaluation: several sets by name, then the same numbers in other ways.
-    objects = trl_pafo.trainer.evaluation.gather_object = Counted(trl_pafo.trainer.evaluation.gather_object)
+    objects.calls = 0
     found["evaluate"] = numbers(trainer.evaluate())
     found["gathers_of_evaluate"] = objects.calls
     output = trainer.predict(evaluation_pairs())
@@ -163,10 +163,8 @@ def main(model: str, out: Path, kind: str) -> dict:
 
     def by_batch(prediction, compute_result):
         batches.append([prediction.predictions.shape[0], compute_result])
-        seen.extend(prediction.label_ids["user"].tolist())
-        return {"pairs_by_batch": len(seen)} if compute_result else {}
+        return {"pairs_by_batch": len(prediction.label_ids["user"])}
 
-    seen: list = []
     trainer.compute_metrics = by_batch
     trainer.args.batch_eval_metrics = True
     found["by_batch"] = numbers(trainer.evaluate(evaluation_pairs()))

@@ -13,8 +13,8 @@ from helpers.rounding import rounding
 from launcher import launch
 from transformers import AutoModelForSequenceClassification
 
-import trl_pafo.trainer.evaluation
-import trl_pafo.trainer.trainer
+import trl_pafo.trainer.pair_metrics
+from trl_pafo import PAFORewardTrainer
 
 CENTER = 0.02
 RUNS = [
@@ -48,17 +48,14 @@ def start(num_processes: int, model: str, out: Path, kind: str) -> None:
         launch(Path(ranks.__file__), num_processes, model, str(out), kind)
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            trl_pafo.trainer.evaluation, "gather_object", trl_pafo.trainer.evaluation.gather_object
-        )  # put back at the end
+        pair_metrics = trl_pafo.trainer.pair_metrics
+        patch.setattr(pair_metrics, "gather_object", pair_metrics.gather_object)  # put back at the end
         (out / "rank0.json").write_text(json.dumps(ranks.main(model, out, kind)))
 
 
 def rows_of(model: str, out: Path) -> list[dict]:
     """The evaluation pairs, tokenized."""
-    trainer = trl_pafo.trainer.trainer.PAFORewardTrainer(
-        model, ranks.options(out / "tokens"), eval_dataset=ranks.evaluation_pairs()
-    )
+    trainer = PAFORewardTrainer(model, ranks.options(out / "tokens"), eval_dataset=ranks.evaluation_pairs())
     return list(trainer.eval_dataset)
 
 
@@ -135,12 +132,9 @@ def test_compute_metrics_gets_one_row_a_pair_with_names_inputs_and_losses(run, t
     )
 
 
-def test_batches_of_compute_metrics_hold_each_pair_once(run):
+def test_with_batch_eval_metrics_all_pairs_are_one_batch(run):
     seen, pairs = run
-    sizes = [size for size, _ in seen[0]["batches"]]
-    assert sum(sizes) == len(pairs)
-    assert [last for _, last in seen[0]["batches"]] == [False] * (len(sizes) - 1) + [True]
-    assert max(sizes) == 4 * len(seen)
+    assert seen[0]["batches"] == [[len(pairs), True]]
     assert seen[0]["by_batch"]["eval_pairs_by_batch"] == len(pairs)
 
 
@@ -167,7 +161,7 @@ def test_training_logs_are_sums_over_the_pairs_of_all_processes(run):
         tokens += sum(step[2] for step in steps)
         wanted = {key: labeled[key] for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority")}
         wanted |= {key: everyone[key] for key in ("min_reward", "mean_reward", "max_reward")}
-        terry, distilled, weight = (sum(step[5][place] * len(step[0]) for step in steps) for place in range(3))
+        terry, distilled, weight = (sum(step[5][place] for step in steps) for place in range(3))
         wanted |= {"bradley_terry_loss": terry / sum(row["label"] for row in rows), "distillation_loss": distilled / weight}
         wanted["num_tokens"] = tokens
         assert {key: log[key] for key in wanted} == pytest.approx(wanted, abs=1e-9, nan_ok=True)

@@ -1,304 +1,269 @@
-"""Teacher margins: right, computed once, and never reused where something changed."""
+"""Teacher margins: each row by its own group's teacher, scored once, and never reused where something changed. No model is loaded."""
 
-import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from helpers.parts import make_model
-from helpers.rounding import rounding
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
-import trl_pafo.teachers.loaded
-from trl_pafo.errors import TeacherError
-from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.teachers import margins as module
-from trl_pafo.teachers.loaded import TeacherModels
-from trl_pafo.teachers.margins import compute_teacher_margins, scale_margins
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
+from trl_pafo.teachers.margins import TeacherMargins, scale_margins
+from trl_pafo.teachers.online import TeacherRows
+
+GROUPS = ["a", "b", "b", "a", "b"]
+ROWS = Dataset.from_dict(
+    {
+        "chosen_ids": [[1, 2], [3], [4, 4, 4], [5], [7]],
+        "rejected_ids": [[1], [9, 9], [4], [8], [7, 1]],
+        "group": GROUPS,
+        "has_label": [True, True, True, True, False],
+    }
+)
+SIGN = {"a": 1.0, "b": -10.0}
+
+
+def margin(group: str, chosen: list[int], rejected: list[int]) -> float:
+    """What the teacher of a group says of a pair."""
+    return SIGN[group] * (sum(chosen) - sum(rejected))
+
+
+EXPECTED = [margin(row["group"], row["chosen_ids"], row["rejected_ids"]) for row in ROWS]
+
+
+@dataclass(frozen=True)
+class FakeTeacher:
+    group: str
+    weights: str | None = "weights"
+    source: object = "folder"
+    pad: int = 0
+    base: str | None = None
+
+    def identity(self):
+        return self.weights and f"{self.weights} of {self.group}"
+
+    def pad_id(self, tokenizer):
+        return self.pad
+
+    def backbone(self):
+        return self.base or self.group
+
+
+TEACHERS = {group: FakeTeacher(group) for group in "ab"}
 
 
 @pytest.fixture
-def rows() -> Dataset:
-    rng = np.random.default_rng(0)
-    ids = lambda: rng.integers(6, 40, rng.integers(3, 12)).tolist()  # noqa: E731
-    return Dataset.from_list([{"chosen_ids": ids(), "rejected_ids": ids(), "group": "ab"[i % 3 == 0]} for i in range(17)])
+def scored(monkeypatch) -> list[list[str]]:
+    """Groups that were really scored, one list for each time that teachers were loaded; never two at once."""
+    calls: list[list[str]] = []
+    loaded = []
 
+    @contextmanager
+    def load(teachers, **options):
+        assert not loaded
+        loaded.append(teachers)
+        calls.append([])
 
-@pytest.fixture
-def folders(tmp_path) -> dict[str, str]:
-    return {g: make_model("decoder", tmp_path / g, seed=s) for s, g in enumerate("ab", 1)}
+        def margins(group, chosen, rejected, batch_size, **more):
+            calls[-1].append(group)
+            return np.array([margin(group, *pair) for pair in zip(chosen, rejected, strict=True)], np.float32)
 
-
-@pytest.fixture
-def compute(folders, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(folders["a"])
-
-    def run(rows, teachers=None, batch_size=4, **options):
-        return compute_teacher_margins(
-            rows,
-            as_teachers(teachers or folders),
-            tokenizer,
-            Accelerator(cpu=True),
-            batch_size=batch_size,
-            cache_dir=tmp_path / "cache",
-            **options,
+        yield SimpleNamespace(
+            margins=margins, forward=lambda group, ids: np.array([SIGN[group] * sum(i) for i in ids], np.float32)
         )
+        loaded.pop()
 
-    return run
-
-
-def test_a_row_without_a_teacher_is_refused(compute, rows):
-    rows = rows.remove_columns("group").add_column("group", ["a", "b", None, "c"] + ["a"] * 13)
-    with pytest.raises(TeacherError, match="2 of 17 margins were computed by no teacher: give each row a group that has one"):
-        compute(rows)
-
-
-@pytest.fixture
-def scored(monkeypatch) -> list[str]:
-    """Groups of the calls that really scored something."""
-    calls: list[str] = []
-    original = TeacherModels.score
-
-    def spy(self, group, *args, **kwargs):
-        calls.append(group)
-        return original(self, group, *args, **kwargs)
-
-    monkeypatch.setattr(TeacherModels, "score", spy)
+    monkeypatch.setattr(module, "TeacherModels", load)
     return calls
 
 
 @pytest.fixture
-def loaded(monkeypatch) -> list[weakref.ref]:
-    """Models that were loaded from disk."""
-    models: list[weakref.ref] = []
+def make(tmp_path, scored):
+    def make(teachers=TEACHERS, **options):
+        return TeacherMargins(teachers, None, Accelerator(cpu=True), cache_dir=tmp_path / "cache", **options)
 
-    def spy(*args, **kwargs):
-        model = load_reward_model(*args, **kwargs)
-        models.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", spy)
-    return models
+    return make
 
 
-def test_margins_equal_plain_forwards_of_the_groups_teacher(rows, folders, compute):
-    models = {g: AutoModelForSequenceClassification.from_pretrained(f).eval() for g, f in folders.items()}
-    expected = []
-    for row in rows:
-        with torch.no_grad():
-            chosen, rejected = (
-                models[row["group"]](torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids")
-            )
-        expected.append(chosen - rejected)
-    np.testing.assert_allclose(compute(rows), expected, atol=rounding(expected))
+def of(dataset) -> list[float]:
+    return dataset["teacher_margin"][:]
 
 
-def test_reused_when_nothing_changed(rows, compute, scored):
-    first = compute(rows)
-    assert len(scored) == 2
-    np.testing.assert_array_equal(compute(rows), first)
-    assert len(scored) == 2
+def test_each_row_has_the_margin_of_its_groups_teacher(make, scored):
+    margins = make()
+    rows = margins.attach(ROWS)
+    assert of(rows) == EXPECTED
+    assert rows.features["teacher_margin"].dtype == "float32"
+    assert scored == [["a"], ["b"]]
+    assert margins.teachers == {}  # they are let go
 
 
-def test_a_moved_teacher_is_the_same_teacher(rows, folders, compute, scored, tmp_path):
-    first = compute(rows)
-    (tmp_path / "a").rename(tmp_path / "elsewhere")
-    moved = compute(rows, {**folders, "a": str(tmp_path / "elsewhere")})
-    np.testing.assert_array_equal(moved, first)
-    assert len(scored) == 2
+def test_teachers_of_one_backbone_are_loaded_together_and_only_missing_ones_scored(make, scored):
+    together = {group: FakeTeacher(group, base="one") for group in "ab"}
+    make(together).attach(ROWS)
+    make({**together, "b": replace(together["b"], weights="others")}).attach(ROWS)
+    assert scored == [["a", "b"], ["b"]]
 
 
-def test_one_changed_weight_is_another_teacher(rows, folders, compute, scored):
-    compute(rows)
-    path = f"{folders['a']}/model.safetensors"
-    weights = load_file(path)
-    weights["score.weight"][0, 0] += 1.0
-    save_file(weights, path, metadata={"format": "pt"})
-    compute(rows)
-    assert len(scored) == 3  # teacher a alone again
+def quantized(teacher):
+    return SimpleNamespace(to_dict=lambda: {"bits": 4}) if teacher.group == "a" else None
 
 
-def test_other_tokens_are_scored_again(rows, compute, scored):
-    compute(rows)
-    longer = rows.map(lambda row: {"chosen_ids": [*row["chosen_ids"], 7]})
-    compute(longer)
-    assert len(scored) == 4
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({}, ""),
+        ({"batch_size": 3, "prefix_sharing": "auto", "clip": 1.0, "scale": "rms"}, ""),
+        ({"teachers": {**TEACHERS, "b": FakeTeacher("b", "others")}}, "b"),
+        ({"teachers": {**TEACHERS, "b": FakeTeacher("b", pad=3)}}, "b"),
+        ({"dtype": torch.bfloat16}, "ab"),
+        ({"quantized": SimpleNamespace(config_for=quantized)}, "a"),
+    ],
+    ids=["nothing", "no input", "weights", "pad id", "dtype", "quantized base"],
+)
+def test_margins_are_reused_unless_what_decides_them_changes(make, scored, change, again):
+    make().attach(ROWS)
+    scored.clear()
+    make(**change).attach(ROWS)
+    assert "".join(group for call in scored for group in call) == again
 
 
-def test_swapping_chosen_and_rejected_is_not_the_same_data(rows, compute, scored):
-    first = compute(rows)
-    swapped = rows.rename_columns({"chosen_ids": "r", "rejected_ids": "chosen_ids"}).rename_column("r", "rejected_ids")
-    np.testing.assert_allclose(compute(swapped), -first, atol=rounding(first))
+def test_other_tokens_are_scored_again(make, scored):
+    make().attach(ROWS)
+    swapped = ROWS.rename_columns({"chosen_ids": "r", "rejected_ids": "chosen_ids"}).rename_column("r", "rejected_ids")
+    assert of(make().attach(swapped)) == [-value for value in EXPECTED]
+    for chosen in ([[1], [2], [3]], [[1, 2], [], [3]], [[1], [2, 3], []]):  # cut elsewhere
+        make().attach(Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": [[5]] * 3, "group": ["a"] * 3}))
+    assert len(scored) == 2 + 2 + 3
 
 
-def test_models_in_memory_have_an_identity_too(rows, folders, compute, scored):
-    models = {g: AutoModelForSequenceClassification.from_pretrained(f) for g, f in folders.items()}
-    first = compute(rows, models)
-    np.testing.assert_allclose(compute(rows), first, atol=rounding(first))
-    compute(rows, models)
-    assert len(scored) == 4
-    with torch.no_grad():
-        models["a"].score.weight += 1.0
-    compute(rows, models)
-    assert len(scored) == 5
+def test_a_teacher_without_an_identity_is_scored_each_time(make, scored, tmp_path):
+    """A sharded model: two of them could look the same."""
+    for _ in range(2):
+        make({**TEACHERS, "a": FakeTeacher("a", None, source=object())}).attach(ROWS)
+    assert scored == [["a"], ["b"], ["a"]]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_sharded_model_has_no_identity(folders):
-    """Under ZeRO-3 parameters are empty on a rank; two teachers would look the same."""
-    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-    model.score.weight.data = torch.empty(0)
-    assert Teacher("a", model).identity() is None
+def test_a_row_without_a_teacher_is_refused(make):
+    rows = ROWS.remove_columns("group").add_column("group", ["a", "b", None, "c", "a"])
+    with pytest.raises(TeacherError, match="2 of 5 margins were computed by no teacher: give each row a group that has one"):
+        make().attach(rows)
 
 
-def test_a_model_that_differs_between_processes_is_refused(rows, folders, compute, monkeypatch):
+def test_a_model_that_differs_between_processes_is_refused(make, monkeypatch):
     """Under FSDP the first process alone may have the weights of a model that a user loads."""
-    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
     monkeypatch.setattr(module, "gather_object", lambda found: [*found, "of another process"])
     with pytest.raises(TeacherError, match="group 'a' has other weights on other processes"):
-        compute(rows, {**folders, "a": model})
+        make({**TEACHERS, "a": FakeTeacher("a", source=object())}).attach(ROWS)
 
 
-def test_the_main_process_alone_reads_files_and_cache(rows, folders, compute, tmp_path, monkeypatch):
+def test_the_main_process_alone_reads_files_and_cache(make, monkeypatch):
     """Others may not see its disk, and take what it says."""
-    first = compute(rows)
+    make().attach(ROWS)
     said = []
     monkeypatch.setattr(module, "broadcast_object_list", lambda found, from_process: said.append(found[0]))
-    compute(rows)
+    make().attach(ROWS)
     monkeypatch.setattr(type(Accelerator(cpu=True)), "is_main_process", False)
     monkeypatch.setattr(module.np, "load", lambda *args, **kwargs: pytest.fail("read by another process"))
-    monkeypatch.setattr(Teacher, "identity", lambda self: pytest.fail("read by another process"))
+    monkeypatch.setattr(FakeTeacher, "identity", lambda self: pytest.fail("read by another process"))
     answers = iter(said)
     monkeypatch.setattr(module, "broadcast_object_list", lambda found, from_process: found.__setitem__(0, next(answers)))
-    np.testing.assert_array_equal(compute(rows), first)
+    assert of(make().attach(ROWS)) == EXPECTED
 
 
-def test_teachers_are_loaded_one_backbone_at_a_time_and_freed(rows, folders, compute, loaded, monkeypatch):
-    """No teacher is in memory beside another one, after the last, or where the margins are at hand."""
-    alive = []
-    score = TeacherModels.score
-
-    def spy(self, *args, **kwargs):
-        alive.append(sum(model() is not None for model in loaded))
-        return score(self, *args, **kwargs)
-
-    monkeypatch.setattr(TeacherModels, "score", spy)
-    compute(rows)
-    assert alive == [1, 1]
-    assert [model() for model in loaded] == [None, None]
-    compute(rows)
-    assert len(loaded) == 2
-
-
-def test_of_adapters_on_one_backbone_only_missing_ones_are_scored(rows, folders, compute, loaded, scored, tmp_path):
-    adapters = {}
-    for seed, group in enumerate("ab"):
-        torch.manual_seed(seed)
-        base = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
-        get_peft_model(base, config).save_pretrained(tmp_path / f"adapter-{group}")
-        adapters[group] = str(tmp_path / f"adapter-{group}")
-    first = compute(rows, adapters)
-    assert (len(loaded), scored) == (1, ["a", "b"])
-    path = f"{adapters['b']}/adapter_model.safetensors"
-    save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
-    second = compute(rows, adapters)
-    assert (len(loaded), scored) == (2, ["a", "b", "b"])
-    is_a = np.asarray(rows["group"]) == "a"
-    np.testing.assert_array_equal(first[is_a], second[is_a])
-    assert not np.allclose(first[~is_a], second[~is_a])
-
-
-def test_adapter_as_teacher(rows, folders, compute, tmp_path):
-    base = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-    torch.manual_seed(3)
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
-    AutoTokenizer.from_pretrained(folders["a"]).save_pretrained(tmp_path / "adapter")
-    got = compute(rows, {**folders, "a": str(tmp_path / "adapter")})
-    row_numbers = [i for i, g in enumerate(rows["group"]) if g == "a"]
-    model.eval()
-    for i in row_numbers[:4]:
-        with torch.no_grad():
-            chosen, rejected = (model(torch.tensor([rows[i][k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
-        assert got[i] == pytest.approx(chosen - rejected, abs=rounding(chosen, rejected))
-
-
-def test_the_quantization_of_the_base_is_part_of_the_key(rows, folders, compute, tmp_path, monkeypatch):
-    """Margins on the base as it is are not those on the student's quantized one."""
-    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    teachers = {"a": str(tmp_path / "adapter"), "b": folders["b"]}
-    given = []
-
-    def load(folder, dtype, quantization_config=None):
-        given.append((folder.name, quantization_config and quantization_config.load_in_4bit))
-        return load_reward_model(folder, dtype)
-
-    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", load)
-    compute(rows, teachers)
-    assert given == [("adapter", None), ("b", None)]
-    base = QuantizedBase(folders["a"], BitsAndBytesConfig(load_in_4bit=True))
-    compute(rows, teachers, quantized=base)
-    compute(rows, teachers, quantized=base)
-    assert given[2:] == [("adapter", True)]
-
-
-def test_the_base_of_an_adapter_is_part_of_its_identity(folders, tmp_path):
-    base = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-    get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    before = Teacher("a", str(tmp_path / "adapter")).identity()
-    weights = load_file(f"{folders['a']}/model.safetensors")
-    weights["model.norm.weight"][0] += 1.0
-    save_file(weights, f"{folders['a']}/model.safetensors", metadata={"format": "pt"})
-    assert Teacher("a", str(tmp_path / "adapter")).identity() != before
-
-
-def test_a_teacher_is_scored_with_its_own_pad_id(rows, folders, compute):
-    """A decoder pools at the last token that is not padding: another pad id would move it."""
-    model = AutoModelForSequenceClassification.from_pretrained(folders["a"])
-    expected = compute(rows)
-    model.config.pad_token_id = rows[1]["chosen_ids"][-1]
-    model.save_pretrained(folders["a"])
-    batched = compute(rows, batch_size=8)
-    alone = compute(rows, {"a": model, "b": folders["b"]}, batch_size=1)
-    np.testing.assert_allclose(batched, alone, atol=rounding(alone))
-    assert not np.allclose(batched, expected, atol=1e-3)
-
-
-def test_no_half_written_file_is_left(rows, compute, tmp_path, monkeypatch):
+def test_no_half_written_file_is_left(make, tmp_path, monkeypatch):
     monkeypatch.setattr(module.np, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        compute(rows)
-    assert not list((tmp_path / "cache").glob("*.npy"))
+        make().attach(ROWS)
+    assert not list((tmp_path / "cache").iterdir())
 
 
-def test_broken_teacher_raises(rows, folders, compute):
-    path = f"{folders['a']}/model.safetensors"
-    weights = load_file(path)
-    weights["score.weight"][:] = float("nan")
-    save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(TeacherError, match=r"The teacher of group .* rewards are NaN or infinite"):
-        compute(rows)
+# --- given in a column, scaled, clipped
+
+
+def test_a_column_is_taken_as_it_is(make, scored):
+    rows = ROWS.add_column("teacher_margin", [0.5, -2.0, 0.0, 1.0, 9.0])
+    assert of(make({}).attach(rows)) == [0.5, -2.0, 0.0, 1.0, 9.0]
+    assert of(make({}).attach(rows.remove_columns(["group", "has_label"]))) == [0.5, -2.0, 0.0, 1.0, 9.0]
+    assert of(make({}, clip=1.5).attach(rows)) == [0.5, -1.5, 0.0, 1.0, 1.5]
+    assert scored == []
+
+
+def test_margins_are_scaled_and_then_clipped(make):
+    scaled = scale_margins(np.array(EXPECTED), np.array(GROUPS), np.array(ROWS["has_label"]))
+    np.testing.assert_allclose(of(make(scale="rms", clip=60.0).attach(ROWS)), scaled.clip(-60, 60), rtol=1e-6)
+    assert abs(scaled).max() > 60
 
 
 def test_scale_is_the_root_mean_square_of_the_labeled_rows():
-    margins = np.array([10.0, -10.0, 1.0, -1.0, 99.0])
-    group = np.array(["a", "a", "b", "b", "b"])
-    labeled = np.array([True, True, True, True, False])
-    scaled = scale_margins(margins, group, labeled)
+    margins, group = np.array([10.0, -10.0, 1.0, -1.0, 99.0]), np.array(["a", "a", "b", "b", "b"])
+    scaled = scale_margins(margins, group, np.array([True, True, True, True, False]))
     pooled = np.sqrt((100 + 100 + 1 + 1) / 4)
     np.testing.assert_allclose(scaled, [pooled, -pooled, pooled, -pooled, 99 * pooled], rtol=1e-6)
-
-
-def test_scale_of_a_teacher_that_learnt_nothing():
     with pytest.raises(TeacherError, match="'b' has margin 0"):
         scale_margins(np.array([1.0, 0.0]), np.array(["a", "b"]), np.array([True, True]))
 
 
-def test_check_teacher_accepts_a_fitting_one(folders):
-    check_teacher(Teacher("a", folders["a"]), AutoTokenizer.from_pretrained(folders["b"]))
+# --- of a batch
+
+
+def batch(**values):
+    return SimpleNamespace(**{"teacher_margin": None, "teacher_rows": None, "has_label": None, "group_id": None, **values})
+
+
+def test_margins_of_a_batch_are_those_of_its_column(make):
+    margins = make({}, clip=1.0, groups=["b", "a"])
+    stream = ROWS.to_iterable_dataset()
+    assert margins.attach(stream) is stream
+    given = batch(teacher_margin=torch.tensor([3.0, -0.5]), group_id=torch.tensor([0, 1]))
+    assert margins.of_batch(given).tolist() == [1.0, -0.5]
+    assert margins.new_logs([])["teacher_margin/b"] == 3.0
+    with pytest.raises(ConfigError, match="Use DataCollatorForGroupPreference"):
+        margins.of_batch(batch())
+
+
+def test_teachers_of_a_stream_score_each_batch(make, scored):
+    margins = make({group: FakeTeacher(group, base="one") for group in "ab"})
+    margins.attach(ROWS.to_iterable_dataset())
+    assert scored == []
+    rows = TeacherRows(GROUPS, ROWS["chosen_ids"][:], ROWS["rejected_ids"][:])
+    for _ in range(2):
+        assert margins.of_batch(batch(teacher_rows=rows)).tolist() == EXPECTED
+    assert len(scored) == 1
+    margins.close()
+    margins.of_batch(batch(teacher_rows=TeacherRows(["a"], [[1]], [[2]])))
+    assert len(scored) == 2
+    with pytest.raises(TeacherError, match="rows of the group 'rare', for which there is no teacher"):
+        margins.of_batch(batch(teacher_rows=TeacherRows(["rare"], [[1]], [[2]])))
+    margins.close()
+
+
+# --- agreement with the labels
+
+
+def test_agreement_is_of_labeled_rows_and_logged_once(make):
+    margins = make()
+    margins.attach(ROWS)
+    assert [(found.group, found.num_pairs, found.share, found.margin) for found in margins.agreement] == [
+        ("a", 2, 0.5, -0.5),
+        ("b", 2, 0.5, 35.0),
+    ]
+    found = margins.new_logs([])
+    assert found["teacher_accuracy/b"] == 0.5
+    assert margins.new_logs([{"step": 1}, {**found, "step": 2}]) == {}
+    assert margins.new_logs([{**found, "teacher_margin/b": 1.0}]) == found  # a checkpoint of other teachers
+
+
+def test_agreement_of_a_stream_is_logged_every_time(make):
+    margins = make({}, groups=["a"])
+    margins.attach(ROWS.to_iterable_dataset())
+    assert margins.new_logs([]) == {}
+    for total in (1, 2):
+        margins.of_batch(batch(teacher_margin=torch.tensor([2.0]), group_id=torch.tensor([0])))
+        assert margins.new_logs([{"teacher_accuracy/a": 1.0, "teacher_margin/a": 2.0}])["teacher_accuracy/a"] == 1.0
+        assert margins.agreement[0].num_pairs == total

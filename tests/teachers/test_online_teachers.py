@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +18,10 @@ import trl_pafo.teachers.loaded
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.teachers.loaded import TeacherModels
 from trl_pafo.teachers.online import OnlineTeachers, TeacherRows, TeacherRowsCollator
 from trl_pafo.teachers.teacher import as_teachers
+from trl_pafo.trainer.collator import PairBatch
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def train(encoder, training, teachers, tmp_path):
 def margins_of_batches(trainer, num_batches: int = 3) -> list[float]:
     found = []
     for batch, _ in zip(trainer.get_train_dataloader(), range(num_batches), strict=False):
-        found.extend(trainer._online.margins(batch["teacher_rows"]).tolist())
+        found.extend(trainer._margins.of_batch(PairBatch.pop_from(batch)).tolist())
     return found
 
 
@@ -122,7 +125,7 @@ def test_any_collator_and_workers_will_do(train, workers):
 
 def test_a_row_that_no_teacher_has_scored_is_refused(teachers, encoder):
     """Whatever stands in memory there is no margin."""
-    online = OnlineTeachers(as_teachers(teachers), AutoTokenizer.from_pretrained(encoder), Accelerator(cpu=True), torch.float32)
+    online = OnlineTeachers(as_teachers(teachers), TeacherModels)
     online._models = {"majority": SimpleNamespace(forward=lambda group, sequences: np.ones(len(sequences), np.float32))}
     with pytest.raises(TeacherError, match="1 of 2 margins of a batch were computed by no teacher"):
         online.margins(TeacherRows(["majority", "minority"], [[7], [8]], [[9], [10]]))
@@ -131,7 +134,8 @@ def test_a_row_that_no_teacher_has_scored_is_refused(teachers, encoder):
 def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypatch):
     """Sharded weights need every process, so each teacher takes one forward pass a batch whoever's rows are there."""
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    online = OnlineTeachers(as_teachers(teachers), tokenizer, Accelerator(cpu=True), torch.float32)
+    load = partial(TeacherModels, tokenizer=tokenizer, accelerator=Accelerator(cpu=True))
+    online = OnlineTeachers(as_teachers(teachers), load)
     calls = []
     forward = trl_pafo.teachers.loaded.TeacherModels.forward
     monkeypatch.setattr(
@@ -143,7 +147,7 @@ def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypat
     with torch.no_grad():
         first = model(torch.tensor([[7, 8, 9]])).logits.item() - model(torch.tensor([[10]])).logits.item()
     assert margins.tolist()[0] == pytest.approx(first, abs=rounding(first))
-    online.on_train_end()
+    online.close()
 
 
 def test_a_group_without_a_teacher_is_refused(train):

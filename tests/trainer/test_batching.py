@@ -20,7 +20,6 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.samplers import (
     LengthGroupedSampler,
-    LongestFirstSampler,
     TokenBudgetBatchSampler,
     check_budget,
     num_pairs,
@@ -72,7 +71,7 @@ def test_lengths_are_those_that_the_collator_lays_out(share, multiple):
     rows=st.sampled_from([1, 2]),
     max_pairs=st.sampled_from([None, 1, 7]),
     num_processes=st.integers(1, 4),
-    seed=st.sampled_from([None, 0, 3]),
+    seed=st.sampled_from([0, 3]),
 )
 @settings(max_examples=150, deadline=None)
 def test_each_pair_is_in_one_batch_within_the_budget(lengths, max_tokens, rows, max_pairs, num_processes, seed):
@@ -116,17 +115,6 @@ def test_every_epoch_mixes_other_pairs_and_other_batches():
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # the order of the batches is drawn
     other = list(TokenBudgetBatchSampler(lengths, 8192, max_pairs=32, seed=1))
     assert other != first
-
-
-def test_an_evaluation_begins_with_the_longest():
-    lengths = many_lengths(300)
-    batches = list(TokenBudgetBatchSampler(lengths, 8192))
-    order = [pair for batch in batches for pair in batch]
-    assert lengths[order].tolist() == sorted(lengths, reverse=True)
-    assert list(LongestFirstSampler(lengths)) == order
-    # Full but for the last: another pair would not fit.
-    for batch in batches[:-1]:
-        assert 2 * lengths[batch].max() * (len(batch) + 1) > 8192
 
 
 def test_a_pair_over_the_budget_is_named():
@@ -329,16 +317,6 @@ def test_evaluation_sorts_by_length_and_predict_keeps_the_order(make_trainer, sh
         for row, rewards in zip(trainer.train_dataset, outputs[0].predictions, strict=True):
             alone = [trainer.model(torch.tensor([row[side]])).logits.item() for side in ("chosen_ids", "rejected_ids")]
             assert rewards == pytest.approx(alone, abs=rounding(alone))
-    # By a budget: fewer and larger batches, each within it, the same numbers.
-    trainer.args.max_tokens_per_eval_batch = 1600
-    large = tokens_of(trainer, lambda: outputs.append(trainer.predict(trainer.train_dataset)))
-    assert len(large) < len(shapes)
-    assert all(num * length <= 1600 for num, length in large)
-    np.testing.assert_allclose(outputs[1].predictions, outputs[0].predictions, atol=rounding(outputs[0].predictions))
-    assert outputs[1].metrics["test_accuracy"] == outputs[0].metrics["test_accuracy"]
-    # The budget of training serves where evaluation has none of its own.
-    trainer.args.max_tokens_per_eval_batch, trainer.args.max_tokens_per_batch = None, 1600
-    assert tokens_of(trainer, lambda: trainer.evaluate(trainer.train_dataset)) == large
 
 
 class Waits(TorchDispatchMode):
@@ -393,16 +371,11 @@ def test_teacher_margins_stay_in_arrow(encoder, pairs, training, tmp_path):
 # --- what cannot be
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5])
-@pytest.mark.parametrize("name", ["max_tokens_per_batch", "max_tokens_per_eval_batch"])
-def test_a_budget_is_a_whole_number(name, value, tmp_path):
-    with pytest.raises(ConfigError, match=f"`{name}` must be a whole number of at least 1"):
-        PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, **{name: value})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_tokens_per_batch": 0}, "`max_tokens_per_batch` must be a whole number of at least 1"),
+        ({"max_tokens_per_batch": 2.5}, "`max_tokens_per_batch` must be a whole number of at least 1"),
         ({"train_sampling_strategy": "sequential"}, "keeps their order. Choose one of them"),
         ({"train_sampling_strategy": "batch_rebalance"}, "Set `max_tokens_per_batch` in its place"),
         ({"accelerator_config": {"split_batches": True}}, "Leave `split_batches` out"),
@@ -410,7 +383,7 @@ def test_a_budget_is_a_whole_number(name, value, tmp_path):
 )
 def test_options_that_contradict_a_budget(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, max_tokens_per_batch=100, **options)
+        PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, **{"max_tokens_per_batch": 100, **options})
 
 
 def test_a_pair_over_the_budget_and_a_stream_are_refused_before_training(make_trainer):

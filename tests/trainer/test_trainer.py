@@ -366,7 +366,7 @@ def test_steps_after_the_last_log_are_in_the_summary(encoder, pairs, training, t
     summary = trainer.state.log_history[-1]
     assert "train_loss" in summary
     assert "accuracy" in summary
-    assert not trainer._sums
+    assert not len(trainer._steps)
 
 
 # --- evaluation (on several processes, streams, sets by name: tests/distributed)
@@ -646,7 +646,7 @@ def test_card_names_method_and_paper(trainer):
 
 
 def test_no_teacher_stays_in_memory(trainer):
-    assert trainer._teachers == {}
+    assert trainer._margins.teachers == {}
     assert sum(isinstance(m, torch.nn.Module) for m in vars(trainer).values()) <= 2  # model and its wrapped self
 
 

@@ -49,8 +49,8 @@ TRAINER, REWARD = "transformers.trainer:Trainer", "trl.trainer.reward_trainer:Re
 CONTRACTS = [
     Contract(
         f"{REWARD}.__init__",
-        "trl_pafo/trainer/trainer.py, __init__: arguments are handed on by place, and the last one is taken for peft_config; datasets are "
-        "prepared there, the training set first; what compute_loss and log use is set there",
+        "trl_pafo/trainer/trainer.py and evaluation.py, __init__: arguments are handed on by place, and the last one is taken for peft_config; "
+        "datasets are prepared there, the training set first; what compute_loss and log use is set there",
         "self model args data_collator train_dataset eval_dataset processing_class compute_metrics callbacks optimizers "
         "optimizer_cls_and_kwargs preprocess_logits_for_metrics quantization_config peft_config",
         (
@@ -74,8 +74,8 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}._prepare_dataset",
-        "trl_pafo/trainer/pairs.py, _prepare_dataset (history, counterfactual rows, count of drops) and trl_pafo/data/tokenization.py, "
-        "tokenize_row, which makes the same tokens",
+        "trl_pafo/trainer/pairs.py, prepare (history, counterfactual rows, count of drops) and trl_pafo/data/tokenization.py, tokenize_row, "
+        "which makes the same tokens",
         "self dataset processing_class args dataset_name",
         (
             "is_processed = 'chosen_ids' in column_names and 'rejected_ids' in column_names",
@@ -89,7 +89,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{REWARD}.compute_loss",
-        "trl_pafo/trainer/trainer.py, compute_loss, which repeats these lines and does not call super()",
+        "trl_pafo/trainer/evaluation.py, compute_loss, which repeats these lines and does not call super()",
         "self model inputs return_outputs num_items_in_batch",
         (
             "inputs['use_cache'] = False",
@@ -183,19 +183,19 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}.save_model",
-        "trl_pafo/trainer/hub_trainer.py, save_model, which writes the card when a user asks for the model",
+        "trl_pafo/hub/trainer_mixin.py, save_model, which writes the card when a user asks for the model",
         "self output_dir _internal_call",
         ("if self.args.push_to_hub and (not _internal_call): _", "self.push_to_hub(commit_message='Model save'..."),
     ),
     Contract(
         f"{TRAINER}.init_hf_repo",
-        "trl_pafo/trainer/hub_trainer.py, init_hf_repo, which sets what pushing needs",
+        "trl_pafo/hub/trainer_mixin.py, init_hf_repo, which sets what pushing needs",
         None,  # `private` came later
         ("self.hub_model_id = repo_url.repo_id", "self.push_in_progress = None"),
     ),
     Contract(
         f"{TRAINER}.push_to_hub",
-        "trl_pafo/trainer/hub_trainer.py, push_to_hub, which pushes chosen files and does not call super()",
+        "trl_pafo/hub/trainer_mixin.py, push_to_hub, which pushes chosen files and does not call super()",
         None,
         (
             "self.callback_handler.on_push_begin(self.args, self.state, self.control)",
@@ -205,7 +205,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._push_from_checkpoint",
-        "trl_pafo/trainer/hub_trainer.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
+        "trl_pafo/hub/trainer_mixin.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
         "self checkpoint_folder",
         (
             "if not self.args.hub_always_push and self.push_in_progress is not None and (not self.push_in_progress.is_done()): _",
@@ -214,16 +214,17 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._finish_current_push",
-        "trl_pafo/trainer/hub_trainer.py, push_to_hub, which waits for what is being pushed",
+        "trl_pafo/hub/trainer_mixin.py, push_to_hub, which waits for what is being pushed",
         "self",
         ("self.push_in_progress.wait_until_done()",),
     ),
     Contract(
         "trl.trainer.base_trainer:_BaseTrainer.create_model_card",
-        "trl_pafo/trainer/hub_trainer.py, create_model_card, which writes a card of its own to the same file",
+        "trl_pafo/hub/trainer_mixin.py, create_model_card, which writes a card of its own to the same file",
         "self model_name dataset_name tags",
         ("model_card.save(os.path.join(self.args.output_dir, 'README.md'))",),
     ),
+    Contract(f"{TRAINER}.train", "trl_pafo/trainer/trainer.py, train, which frees the teachers of a stream at its end"),
     Contract(
         f"{TRAINER}.get_batch_samples",
         "trl_pafo/trainer/trainer.py, get_batch_samples, which counts pairs in the place of items",
@@ -250,7 +251,7 @@ CONTRACTS = [
     ),
     Contract(
         "trl.trainer.utils:get_config_model_id",
-        "trl_pafo/trainer/trainer.py, _load_tokenizer, which loads the tokenizer that the base class would",
+        "trl_pafo/trainer/trainer.py, __init__, which loads the tokenizer that the base class would",
         "config",
         ("getattr(config, '_name_or_path', '')",),
     ),
@@ -273,7 +274,7 @@ CONTRACTS = [
     ),
     Contract(
         "accelerate.utils:gather_object",
-        "trl_pafo/trainer/evaluation.py, margins.py, palm/oracles/grpo.py: lists are joined, on one process as they are",
+        "trl_pafo/trainer/pair_metrics.py, margins.py, palm/oracles/grpo.py: lists are joined, on one process as they are",
         "object",
         ("return object",),
     ),
@@ -390,14 +391,14 @@ def test_a_changed_method_is_found_and_names_our_file(monkeypatch):
     assert found is not None
     assert "its parameters are now (self, model, inputs, return_outputs)" in found
     assert "chunks=2" in found
-    assert "Look at trl_pafo/trainer/trainer.py, compute_loss" in found
+    assert "Look at trl_pafo/trainer/evaluation.py, compute_loss" in found
     assert f"trl {trl.__version__}" in found
     monkeypatch.delattr(RewardTrainer, "_prepare_dataset")
     contract = next(c for c in CONTRACTS if c.function.endswith("RewardTrainer._prepare_dataset"))
     found = complaint(contract)
     assert found is not None
     assert "is not there" in found
-    assert "Look at trl_pafo/trainer/pairs.py, _prepare_dataset" in found
+    assert "Look at trl_pafo/trainer/pairs.py, prepare" in found
 
 
 def test_comments_and_layout_are_no_change():

@@ -5,7 +5,6 @@ template that ends each turn by a special token, chosen and rejected share all b
 one user share the texts of the history as well.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -98,11 +97,6 @@ def sequence_lengths(dataset: Dataset) -> NDArray[np.int64]:
     return np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
 
 
-def without_limit(args: Any) -> Any:
-    """The arguments of a trainer for its own preparation of rows that are tokenized and cut to `max_length` already."""
-    args = copy.copy(args)
-    args.max_length = None
-    return args
 
 
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Whether teachers agree with the labels of their own groups: a teacher of another group, or of other texts, does not."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,9 @@ class Agreement:
     margin: float
 
     def __str__(self) -> str:
-        who, whose = (
-            ("The teacher margins prefer", "all")
-            if self.group is None
-            else (f"The teacher of {self.group} prefers", "its group's")
-        )
+        who, whose = f"The teacher of {self.group} prefers", "its group's"
+        if self.group is None:
+            who, whose = "The teacher margins prefer", "all"
         return f"{who} the chosen response in {self.share:.1%} of {whose} {self.num_pairs:,} labeled pairs (mean margin {self.margin:+.3f})"
 
 
@@ -50,11 +48,16 @@ class TeacherAgreement:
     """
 
     def __init__(self, groups: Iterable[str] = ()):
-        self.groups = list(groups)
+        self.groups: list[str | None] = list(groups) or [None]
         self.found: list[Agreement] = []
-        """Of each group, as of the last [`TeacherAgreement.reduce`]."""
+        """Of each group, as of the last [`reduce`]."""
         self._sums: torch.Tensor | None = None
-        self._told: set[str | None] = set()
+        self._warned: set[str | None] = set()
+
+    def ids(self, names: Iterable[str]) -> torch.Tensor:
+        """Place of each row's group in `groups`, -1 for none."""
+        places = {name: place for place, name in enumerate(self.groups)}
+        return torch.tensor([places.get(name, -1) for name in names])
 
     @torch.no_grad()
     def add(self, margins: torch.Tensor, has_label: torch.Tensor | None = None, group_id: torch.Tensor | None = None) -> None:
@@ -68,22 +71,23 @@ class TeacherAgreement:
             group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
                 Places in `groups`, -1 for none. Not needed where there are no groups.
         """
+        # Counts outgrow float32; the devices that lack float64 have to do with it.
         dtype = torch.float64 if margins.device.type in ("cpu", "cuda") else torch.float32
         margins = margins.to(dtype)
         label = torch.ones_like(margins) if has_label is None else has_label.to(margins)
         of_group = label[:, None]
-        if self.groups:
+        if self.groups != [None]:
             ids = torch.full_like(margins, -1) if group_id is None else group_id
-            of_group = of_group * (ids[:, None] == torch.arange(len(self.groups), device=ids.device)).to(dtype)
+            of_group = of_group * (ids[:, None] == torch.arange(len(self.groups), device=ids.device))
         sums = torch.stack([torch.ones_like(margins), (torch.sign(margins) + 1) / 2, margins]) @ of_group
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def reduce(self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> dict[str, float]:
+    def reduce(self, gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, float]:
         """Sum over all processes, warn once of each group whose teacher prefers the rejected responses, and return what to log.
 
         Args:
             gather (`Callable`, *optional*):
-                Takes a tensor of shape `(1, n)` and returns those of all processes, of shape `(num_processes, n)`; by default
+                Takes a tensor of shape `(1, n)` and returns those of all processes, of shape `(num_processes, n)`; not needed where
                 every process has counted all rows.
 
         Returns:
@@ -92,18 +96,18 @@ class TeacherAgreement:
         """
         if self._sums is None:
             return {}
-        counts, right, margins = gather(self._sums.reshape(1, -1)).double().sum(dim=0).reshape(3, -1).tolist()
-        names: Sequence[str | None] = self.groups or [None]
+        sums = self._sums.reshape(1, -1)
+        counts, right, margins = (sums if gather is None else gather(sums)).double().sum(dim=0).reshape(3, -1).tolist()
         self.found = [
             Agreement(name, round(n), r / n if n else math.nan, m / n if n else math.nan)
-            for name, n, r, m in zip(names, counts, right, margins, strict=True)
+            for name, n, r, m in zip(self.groups, counts, right, margins, strict=True)
         ]
         logs: dict[str, float] = {}
         for found in self.found:
             end = "" if found.group is None else f"/{found.group}"
             logs |= {f"teacher_accuracy{end}": found.share, f"teacher_margin{end}": found.margin}
-            if found.share < 0.5 and found.group not in self._told:
-                self._told.add(found.group)
+            if found.share < 0.5 and found.group not in self._warned:
+                self._warned.add(found.group)
                 logger.warning(
                     f"{found}: what is distilled contradicts the labels. Likely causes: teachers that were given to one another's "
                     "groups, margins of the opposite sign, or a teacher that was trained on texts rendered in another way (as text or "

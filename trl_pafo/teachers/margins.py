@@ -1,10 +1,10 @@
-"""Teacher margins: computed once, kept under the identity of teacher and tokens, gathered row by row."""
+"""Teacher margins: given as a column, computed once and kept under the identity of teacher and tokens, or scored as a stream comes."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.errors import TeacherError
-from trl_pafo.storage.files import replacing, write_text, writing
+from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.storage.files import replacing, writing
+from trl_pafo.teachers.agreement import Agreement, TeacherAgreement
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone, check_filled
+from trl_pafo.teachers.online import OnlineTeachers
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
@@ -26,152 +28,207 @@ logger = logging.getLogger(__name__)
 _FORMAT = "trl-pafo margins 1"
 
 
-def compute_teacher_margins(
-    dataset: Dataset,
-    teachers: Mapping[str, Teacher],
-    tokenizer: PreTrainedTokenizerBase,
-    accelerator: Accelerator,
-    *,
-    batch_size: int,
-    cache_dir: str | Path,
-    dtype: torch.dtype = torch.float32,
-    quantized: QuantizedBase | None = None,
-    prefix_sharing: str = "off",
-) -> np.ndarray:
-    """Margin of the teacher of each row's group, in reward units.
+class TeacherMargins:
+    """
+    The margin of the teacher of each row's group, in reward units: [`attach`] it to a dataset, then read it [`of_batch`].
 
-    One teacher is in memory at a time and each row is scored by one teacher only. The margins of a teacher are stored in
-    `cache_dir` under a digest of its weights, its pad id, the dtype and the token ids it scored: whatever would
-    change a margin changes the file's name, and nothing else does.
+    A dataset may bring them in the column `teacher_margin`. Else each row is scored by one teacher, with one teacher in memory at a
+    time; what was scored is kept on disk under a digest of the teacher's weights, its pad id, the dtype and the token ids, so that
+    whatever would change a margin changes the name of its file, and nothing else does. The teachers of a stream score each batch.
 
     Args:
-        dataset ([`~datasets.Dataset`]):
-            Tokenized rows with `chosen_ids`, `rejected_ids`, `group`.
         teachers (`Mapping[str, Teacher]`):
-            Teacher of each group.
+            Teacher of each group; none where the rows bring margins.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The student's tokenizer, which made the ids.
+            The student's tokenizer, which made the token ids.
         accelerator ([`~accelerate.Accelerator`]):
             Each process scores its share of the rows.
-        batch_size (`int`):
-            Pairs in a forward pass.
-        cache_dir (`str` or `Path`):
-            Where the margins are kept.
+        groups (`Iterable[str]`, *optional*):
+            Groups in the order of the group ids of batches.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Pairs in a forward pass of a teacher.
+        cache_dir (`str` or `Path`, *optional*, defaults to `"teacher_margins"`):
+            Where margins are kept.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Number format in which teachers are loaded from disk.
+            In which teachers are loaded from disk.
         quantized ([`QuantizedBase`], *optional*):
             The student's base, on which teachers that are its adapters are loaded too.
         prefix_sharing (`str`, *optional*, defaults to `"off"`):
             `"auto"`: what both responses of a pair begin with is computed once, where that pays. Margins differ by rounding alone, so
             it is not part of the digest.
-
-    Returns:
-        `np.ndarray` of shape `(num_rows,)`, float32.
+        scale (`str`, *optional*, defaults to `"none"`):
+            `"rms"`: see [`scale_margins`].
+        clip (`float`, *optional*):
+            Margins are clipped to plus or minus this, in reward units, after scaling.
     """
-    group = np.asarray(dataset["group"])
-    margins = np.full(len(dataset), np.nan, dtype=np.float32)
-    rows = {name: np.flatnonzero(group == name) for name in teachers}
-    records: dict[str, _Record] = {}
-    missing: dict[str, Teacher] = {}
-    for name, teacher in teachers.items():
-        if not len(rows[name]):
-            continue
-        identity = _identity_of(teacher, accelerator)
-        about = [identity, teacher.pad_id(tokenizer), str(dtype), accelerator.mixed_precision]
-        if quantized is not None and (config := quantized.config_for(teacher)) is not None:
-            about.append(repr(sorted(config.to_dict().items(), key=str)))
-        records[name] = _Record.of(about, *_tokens(dataset, rows[name]), Path(cache_dir))
-        kept = records[name].read(accelerator)
-        if kept is None:
-            missing[name] = teacher
+
+    def __init__(
+        self,
+        teachers: Mapping[str, Teacher],
+        tokenizer: PreTrainedTokenizerBase,
+        accelerator: Accelerator,
+        *,
+        groups: Iterable[str] = (),
+        batch_size: int = 16,
+        cache_dir: str | Path = "teacher_margins",
+        dtype: torch.dtype = torch.float32,
+        quantized: QuantizedBase | None = None,
+        prefix_sharing: str = "off",
+        scale: str = "none",
+        clip: float | None = None,
+    ):
+        self.teachers, self.tokenizer, self.accelerator = dict(teachers), tokenizer, accelerator
+        self.cache_dir, self.dtype, self.quantized = Path(cache_dir), dtype, quantized
+        self.batch_size, self.prefix_sharing, self.scale, self.clip = batch_size, prefix_sharing, scale, clip
+        self._load = partial(TeacherModels, tokenizer=tokenizer, accelerator=accelerator, dtype=dtype, quantized=quantized)
+        self.online: OnlineTeachers | None = None
+        """Teachers that score each batch of a stream."""
+        self._agreement = TeacherAgreement(self.teachers or groups)
+        self._is_stream = False
+
+    @property
+    def agreement(self) -> list[Agreement]:
+        """How far the teacher of each group agrees with its labels: on all rows, or on those of a stream up to the last log."""
+        return self._agreement.found
+
+    def attach(self, dataset: Any) -> Any:
+        """A dataset of tokenized rows with the column `teacher_margin`, float32, scaled and clipped; a stream as it is.
+
+        The teachers are let go where they are not needed any more.
+
+        Raises:
+            TeacherError: If a row's group has no teacher, or a reward is not finite.
+        """
+        teachers, self.teachers = self.teachers, {}
+        if not isinstance(dataset, Dataset):
+            self._is_stream = True
+            if teachers:
+                self.online = OnlineTeachers(teachers, self._load)
+            return dataset
+        if "teacher_margin" in dataset.column_names:
+            margins = np.asarray(dataset.with_format("numpy")["teacher_margin"][:], dtype=np.float32)
+            dataset = dataset.remove_columns("teacher_margin")
         else:
-            logger.info("Margins of the teacher of %s are reused from %s.", name, records[name].path)
-            margins[rows[name]] = kept
-    for together in by_backbone(missing):
-        with TeacherModels(together, tokenizer, accelerator, dtype, quantized) as models:
-            for name, teacher in together.items():
-                chosen, rejected = _tokens(dataset, rows[name])
-                margins[rows[name]] = models.margins(
-                    name,
-                    chosen,
-                    rejected,
-                    batch_size=batch_size,
-                    prefix_sharing=prefix_sharing,
-                    desc=f"Margins of the teacher of {name}",
-                )
-                records[name].write(margins[rows[name]], teacher, accelerator)
-    check_filled(margins, "margins")
-    return margins
+            margins = self._compute(dataset, teachers)
+        columns = dataset.column_names
+        has_label = np.asarray(dataset["has_label"][:], dtype=bool) if "has_label" in columns else np.ones(len(dataset), bool)
+        group = np.asarray(dataset["group"][:]) if "group" in columns else np.full(len(dataset), "")
+        self._agreement = TeacherAgreement(sorted({name for name in group.tolist() if name}))
+        self._agreement.add(torch.from_numpy(margins), torch.from_numpy(has_label), self._agreement.ids(group))
+        self._agreement.reduce()
+        if self.scale == "rms":
+            margins = scale_margins(margins, group, has_label)
+        if self.clip is not None:
+            margins = margins.clip(-self.clip, self.clip)
+        return dataset.add_column("teacher_margin", margins)  # type: ignore[arg-type]
 
+    def of_batch(self, batch: Any) -> torch.Tensor:
+        """Margins of the rows of a batch, of shape `(num_pairs,)`.
 
-def _tokens(dataset: Dataset, rows: np.ndarray) -> tuple[list[list[int]], list[list[int]]]:
-    part = dataset.select(rows)
-    return part["chosen_ids"][:], part["rejected_ids"][:]
+        Args:
+            batch ([`~trl_pafo.trainer.collator.PairBatch`]):
+                With `teacher_margin`, or with `teacher_rows` of a stream that the teachers score now.
 
+        Raises:
+            ConfigError: If the collator has dropped the margins.
+        """
+        margins, ids = batch.teacher_margin, batch.group_id
+        if batch.teacher_rows is not None and self.online is not None:
+            margins = self.online.margins(batch.teacher_rows).to(self.accelerator.device)
+            ids = self._agreement.ids(batch.teacher_rows.group).to(margins.device)
+        if margins is None:
+            raise ConfigError(
+                "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or "
+                "leave `data_collator` out."
+            )
+        if self._is_stream:
+            self._agreement.add(margins, batch.has_label, ids)
+        return margins if self.clip is None else margins.clamp(-self.clip, self.clip)
 
-def _identity_of(teacher: Teacher, accelerator: Accelerator) -> str | None:
-    """Files are read by one process; a model in memory by each, since each has its own."""
-    if isinstance(teacher.source, str):
-        found = [teacher.identity() if accelerator.is_main_process else None]
-        broadcast_object_list(found, from_process=0)
-    elif len(set(found := gather_object([teacher.identity()]))) > 1:
-        raise TeacherError(
-            f"The model given as the teacher of group {teacher.group!r} has other weights on other processes. Under FSDP with "
-            "`cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
-        )
-    return found[0]
+    def new_logs(self, history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """What to log of the agreement: of a stream every time, of a dataset, whose agreement does not change, once."""
+        found = self._agreement.reduce(self.accelerator.gather if self._is_stream else None)
+        is_old = not self._is_stream and any(found.items() <= entry.items() for entry in history)
+        return {} if is_old else found
 
+    def close(self) -> None:
+        """Free the teachers of a stream; the next batch loads them again."""
+        if self.online is not None:
+            self.online.close()
 
-@dataclass(frozen=True)
-class _Record:
-    """Where the margins of one teacher for one list of pairs are kept; no path where they cannot be."""
+    def _compute(self, dataset: Dataset, teachers: Mapping[str, Teacher]) -> np.ndarray:
+        group = np.asarray(dataset["group"])
+        margins = np.full(len(dataset), np.nan, dtype=np.float32)
+        rows: dict[str, Dataset] = {}
+        files: dict[str, Path | None] = {}
+        for name, teacher in teachers.items():
+            rows[name] = dataset.select(np.flatnonzero(group == name))
+            if not len(rows[name]):
+                continue
+            files[name] = self._file_of(teacher, rows[name])
+            kept = self._read(files[name])
+            if kept is not None:
+                logger.info("Margins of the teacher of %s are reused from %s.", name, files[name])
+                margins[group == name] = kept
+                del files[name]
+        for together in by_backbone({name: teachers[name] for name in files}):
+            with self._load(together) as models:
+                for name in together:
+                    margins[group == name] = models.margins(
+                        name,
+                        *_tokens(rows[name]),
+                        batch_size=self.batch_size,
+                        prefix_sharing=self.prefix_sharing,
+                        desc=f"Margins of the teacher of {name}",
+                    )
+                    self._write(files[name], margins[group == name])
+        check_filled(margins, "margins")
+        return margins
 
-    path: Path | None
-    identity: str | None
-
-    @classmethod
-    def of(
-        cls, about: Sequence[Any], chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]], cache_dir: Path
-    ) -> "_Record":
-        identity = about[0]
+    def _file_of(self, teacher: Teacher, rows: Dataset) -> Path | None:
+        """Where the margins of a teacher for these rows are kept; `None` where it has no identity."""
+        identity = self._identity_of(teacher)
         if identity is None:
-            return cls(None, None)
-        key = hashlib.sha256(json.dumps([_FORMAT, *about, _digest_tokens(chosen, rejected)]).encode()).hexdigest()[:32]
-        return cls(cache_dir / f"{key}.npy", identity)
+            return None
+        about: list[Any] = [_FORMAT, identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
+        if self.quantized is not None and (config := self.quantized.config_for(teacher)) is not None:
+            about.append(repr(sorted(config.to_dict().items(), key=str)))
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for side in _tokens(rows):
+            for ids in side:
+                digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
+        return self.cache_dir / f"{digest.hexdigest()[:32]}.npy"
 
-    def read(self, accelerator: Accelerator) -> np.ndarray | None:
+    def _identity_of(self, teacher: Teacher) -> str | None:
+        """Files are read by one process; a model in memory by each, since each has its own."""
+        if isinstance(teacher.source, str):
+            found = [teacher.identity() if self.accelerator.is_main_process else None]
+            broadcast_object_list(found, from_process=0)
+        elif len(set(found := gather_object([teacher.identity()]))) > 1:
+            raise TeacherError(
+                f"The model given as the teacher of group {teacher.group!r} has other weights on other processes. Under FSDP with "
+                "`cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
+            )
+        return found[0]
+
+    def _read(self, file: Path | None) -> np.ndarray | None:
         """The margins, if they are there. The main process reads them for all: others may not see its disk."""
-        is_there = self.path is not None and accelerator.is_main_process and self.path.exists()
-        found = [np.load(self.path, allow_pickle=False) if is_there else None]  # type: ignore[arg-type]
+        is_there = file is not None and self.accelerator.is_main_process and file.exists()
+        found = [np.load(file, allow_pickle=False) if is_there else None]  # type: ignore[arg-type]
         broadcast_object_list(found, from_process=0)
         return found[0]
 
-    def write(self, margins: np.ndarray, teacher: Teacher, accelerator: Accelerator) -> None:
-        if self.path is not None and accelerator.is_main_process:
-            _store(
-                self.path,
-                margins,
-                {"format": _FORMAT, "group": teacher.group, "teacher": teacher.name, "identity": self.identity},
-            )
-        accelerator.wait_for_everyone()
+    def _write(self, file: Path | None, margins: np.ndarray) -> None:
+        if file is not None and self.accelerator.is_main_process:
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, margins, allow_pickle=False)
+        self.accelerator.wait_for_everyone()
 
 
-def _digest_tokens(chosen: Sequence[Sequence[int]], rejected: Sequence[Sequence[int]]) -> str:
-    digest = hashlib.sha256()
-    for side in (chosen, rejected):
-        digest.update(np.fromiter((len(ids) for ids in side), dtype=np.int64).tobytes())
-        for ids in side:
-            digest.update(np.asarray(ids, dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _store(path: Path, margins: np.ndarray, about: dict[str, str | None]) -> None:
-    """The margins last: they are what a later run looks for."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path.with_suffix(".json"), json.dumps({**about, "pairs": len(margins)}, indent=2) + "\n")
-    with replacing(path) as aside, open(aside, "wb") as file:
-        np.save(file, margins, allow_pickle=False)
+def _tokens(rows: Dataset) -> tuple[list[list[int]], list[list[int]]]:
+    return rows["chosen_ids"][:], rows["rejected_ids"][:]
 
 
 def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray) -> np.ndarray:
@@ -191,15 +248,14 @@ def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray)
     Raises:
         TeacherError: If a teacher's margins are all zero.
     """
-    labeled = has_label.astype(bool)
-    pooled = np.sqrt(np.mean(np.square(margins[labeled], dtype=np.float64)))
-    scaled = margins.astype(np.float64)
+    squares = np.square(margins, dtype=np.float64)
+    scaled = margins * np.sqrt(squares[has_label].mean())
     for name in np.unique(group):
         rows = group == name
-        own = np.sqrt(np.mean(np.square(scaled[rows & labeled])))
+        own = squares[rows & has_label].mean()
         if not own > 0:
             raise TeacherError(
                 f"The teacher of group {str(name)!r} has margin 0 on all pairs of its group: it has learnt nothing."
             )
-        scaled[rows] *= pooled / own
+        scaled[rows] /= np.sqrt(own)
     return scaled.astype(np.float32)

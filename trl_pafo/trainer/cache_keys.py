@@ -68,7 +68,6 @@ ROUNDING = frozenset(
             "prefix_sharing",
             "pad_to_multiple_of",
             "per_device_eval_batch_size",
-            "max_tokens_per_eval_batch",
             "teacher_batch_size",
         ),
     }

@@ -1,7 +1,7 @@
 """Rows to tensors, and in evaluation rows that know which pair they are."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -13,8 +13,32 @@ from trl_pafo.prefix_sharing.rows import collate_pairs
 NUMBER_COLUMN = "pair_number"
 """Column that [`number_rows`] adds: the place of a row in its dataset."""
 
-PAIR_KEYS = (NUMBER_COLUMN, "pair_group", "pair_user")
-"""Keys that [`NumberedCollator`] adds to a batch: lists of whole numbers and of names, `""` for none."""
+
+@dataclass
+class PairBatch:
+    """
+    What a batch says of its pairs beside their tokens; `None` for what it does not say.
+
+    Models swallow unknown keyword arguments in silence, so all of it is taken out before a model is called.
+    """
+
+    margin: Any = None
+    """TRL's column: what the student's margin must exceed."""
+    teacher_margin: Any = None
+    has_label: Any = None
+    group_id: Any = None
+    pair_lengths: Any = None
+    """Of shared rows, see [`~trl_pafo.prefix_sharing.rows.PAIR_LENGTHS`]."""
+    teacher_rows: Any = None
+    """Of a stream, see [`~trl_pafo.teachers.online.TeacherRows`]."""
+    pair_number: Any = None
+    pair_group: Any = None
+    pair_user: Any = None
+
+    @classmethod
+    def pop_from(cls, inputs: dict[str, Any]) -> "PairBatch":
+        """Take these keys out of a batch."""
+        return cls(**{f.name: inputs.pop(f.name) for f in fields(cls) if f.name in inputs})
 
 
 @dataclass
@@ -79,23 +103,19 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
 @dataclass
 class NumberedCollator:
     """
-    Any collator, with `"pair_number"`, `"pair_group"` and `"pair_user"` beside what it returns: lists, one entry a pair.
+    Any collator, with `"pair_number"`, `"pair_group"` and `"pair_user"` (`""` for none) beside what it returns.
 
-    Samplers fill up the last batch with copies of earlier rows, and streams have no length to cut them off by. The number
-    tells a copy from another pair. Names go beside the collator, not through it, so that every collator will do.
-
-    Args:
-        collator (`Callable`):
-            Collator of the rows.
+    Samplers fill up the last batch with copies of earlier rows; the number tells a copy from another pair. Names go beside the
+    collator, not through it, so that every collator will do.
     """
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        numbers = [example[NUMBER_COLUMN] for example in examples]
-        groups, users = ([as_label(row.get(column)) or "" for row in examples] for column in ("group", "user"))
-        rows = [{key: value for key, value in example.items() if key != NUMBER_COLUMN} for example in examples]
-        return {**self.collator(rows), **dict(zip(PAIR_KEYS, (numbers, groups, users), strict=True))}
+        names = {f"pair_{column}": [as_label(row.get(column)) or "" for row in examples] for column in ("group", "user")}
+        numbers = [row[NUMBER_COLUMN] for row in examples]
+        rows = [{key: value for key, value in row.items() if key != NUMBER_COLUMN} for row in examples]
+        return {**self.collator(rows), **names, NUMBER_COLUMN: numbers}
 
 
 def number_rows(dataset: Any) -> torch.utils.data.Dataset:
@@ -110,23 +130,15 @@ class _NumberedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.dataset[place], NUMBER_COLUMN: place}
-
     def __getitems__(self, places: list[int]) -> list[dict[str, Any]]:
-        # One read for the whole batch where the dataset can.
-        rows = (
-            self.dataset.__getitems__(places) if hasattr(self.dataset, "__getitems__") else map(self.dataset.__getitem__, places)
-        )
+        read = getattr(self.dataset, "__getitems__", None)  # one read for the batch where the dataset can
+        rows = [self.dataset[place] for place in places] if read is None else read(places)
         return [{**row, NUMBER_COLUMN: place} for place, row in zip(places, rows, strict=True)]
 
 
 class _NumberedStream(torch.utils.data.IterableDataset):
-    """Every process reads the whole stream and accelerate deals out its rows, so that all take equally many steps.
-
-    A stream of several files would otherwise be dealt out by file, and processes with fewer rows would leave the others
-    waiting.
-    """
+    """Every process reads the stream to its end and accelerate deals out its rows: dealt out by file, processes with fewer rows
+    would leave the others waiting."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset

@@ -1,80 +1,86 @@
 """The options of PAFO without those of a training, for a help page that does not load torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl_pafo.data import HISTORY_FIELDS
 
 
+def _option(help: str, default: Any = MISSING, **kind: Any) -> Any:
+    return field(default=default, metadata={"help": help}, **kind)
+
+
 @dataclass
 class PAFOOptions:
-    """What [`PAFOConfig`] adds to [`~trl.RewardConfig`]; each option is described there."""
+    """What [`PAFOConfig`] adds to [`~trl.RewardConfig`]. The descriptions are those of the command line and of [`PAFOConfig`]."""
 
-    alpha: float = field(
-        default=0.1,
-        metadata={
-            "help": "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D, in [0, 1]. 1 is plain RewardTrainer."
-        },
+    alpha: float = _option(
+        "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D (Eq. 8 of the paper as we read it), in [0, 1]. 1 is the "
+        "plain reward model: the trainer then is RewardTrainer.",
+        0.1,
     )
-    distillation_loss: str = field(
-        default="bce",
-        metadata={"help": "Loss between student and teacher margins: mse, bce, hinge or margin_bt."},
+    distillation_loss: str = _option(
+        "Loss between the margins of student and teacher: mse, bce, hinge or margin_bt. All four are not from the paper.", "bce"
     )
-    distillation_temperature: float = field(default=1.0, metadata={"help": "Temperature of the bce distillation loss, above 0."})
-    condition: str = field(
-        default="group",
-        metadata={"help": "'group': distill every labeled pair; 'correct': only where the teacher prefers the chosen response."},
+    distillation_temperature: float = _option("Temperature of the bce distillation loss, in reward units, above 0.", 1.0)
+    condition: str = _option(
+        "Where a labeled pair is distilled: 'group' everywhere, 'correct' only where its group's teacher prefers the chosen response.",
+        "group",
     )
-    counterfactual_share: float = field(
-        default=1.0,
-        metadata={
-            "help": "Share of the pairs also shown under histories of the other groups, in [0, 1]. 0 is own-group distillation."
-        },
+    counterfactual_share: float = _option(
+        "Share of the pairs that are also shown under the history of a user of each other group, with the margin of that group's "
+        "teacher as their target, in [0, 1]. Needs histories and teachers; 0 is own-group distillation. Not from the paper.",
+        1.0,
     )
-    counterfactual_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the distillation loss of the counterfactual rows, at least 0."}
+    counterfactual_weight: float = _option("Weight of the distillation loss of the counterfactual rows, at least 0.", 1.0)
+    teachers: dict[str, Any] | str | None = _option(
+        'Teacher of each group as JSON, {"group": "path or Hub id", ...}. The argument of the trainer takes precedence.', None
     )
-    teachers: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": 'Teacher of each group as JSON, {"group": "path or Hub id", ...}.'},
+    teacher_scale: str = _option(
+        "'rms' divides the margins of each teacher by their root mean square over its own group's labeled pairs, and multiplies all by "
+        "the pooled one: two Bradley-Terry models have no common scale. 'none' leaves them. Not from the paper.",
+        "none",
     )
-    teacher_scale: str = field(
-        default="none", metadata={"help": "'rms' puts the margins of all teachers on one scale; 'none' leaves them."}
+    teacher_margin_clip: float | None = _option(
+        "Clip teacher margins to plus or minus this value, in reward units, after scaling.", None
     )
-    teacher_margin_clip: float | None = field(
-        default=None, metadata={"help": "Clip teacher margins to plus or minus this value, in reward units."}
+    teacher_batch_size: int | None = _option(
+        "Pairs in a teacher's forward pass. Default: twice per_device_eval_batch_size.", None
     )
-    teacher_batch_size: int | None = field(
-        default=None, metadata={"help": "Pairs in a teacher's forward pass. Default: twice per_device_eval_batch_size."}
+    teacher_margin_cache_dir: str | None = _option(
+        "Folder in which teacher margins are kept under the identity of teacher and data. Default: <output_dir>/teacher_margins.",
+        None,
     )
-    teacher_margin_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for teacher margins. Default: <output_dir>/teacher_margins."}
+    num_history: int | None = _option(
+        "Past pairs of the user in the prompt, the newest ones; 0 for none. Default: all that are given.", None
     )
-    num_history: int | None = field(
-        default=None, metadata={"help": "Past pairs of the user in the prompt, newest first. Default: all that are given."}
+    history_max_tokens: int | None = _option(
+        "Token budget of the history. The oldest pairs that do not fit are left out; a newest pair that does not fit alone is shortened.",
+        None,
     )
-    history_max_tokens: int | None = field(
-        default=None, metadata={"help": "Token budget of the history; the oldest pairs that do not fit are left out."}
+    history_fields: list[str] = _option(
+        "What of a past pair is shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
     )
-    history_fields: list[str] = field(
-        default_factory=lambda: list(HISTORY_FIELDS),
-        metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."},
+    prefix_sharing: str = _option(
+        "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the rewards of "
+        "two rows and pays, 'on' (an error where it does not give them), 'off'. Rewards differ by rounding alone. Not from the paper.",
+        "auto",
     )
-    prefix_sharing: str = field(
-        default="auto",
-        metadata={
-            "help": "A pair as one row that computes what both responses begin with once: 'auto' where it is exact and pays, 'on' "
-            "(an error where it is not exact), 'off'."
-        },
+    max_tokens_per_batch: int | None = _option(
+        "Training batches of pairs of similar length, as many as fit into this many tokens, padding included, and at most "
+        "per_device_train_batch_size. A step follows the mean over all its pairs. Default: batches of per_device_train_batch_size. Not "
+        "from the paper.",
+        None,
     )
-    max_tokens_per_batch: int | None = field(
-        default=None,
-        metadata={
-            "help": "Training batches of pairs of similar length, as many as fit into this many tokens, padding included, and at most "
-            "per_device_train_batch_size."
-        },
-    )
-    max_tokens_per_eval_batch: int | None = field(
-        default=None,
-        metadata={"help": "The same for evaluation, in the place of per_device_eval_batch_size. Default: max_tokens_per_batch."},
-    )
+
+
+def describe_options() -> str:
+    """The options in the grammar of a docstring."""
+    described = ""
+    for option in fields(PAFOOptions):
+        kind = option.type if isinstance(option.type, str) else getattr(option.type, "__name__", str(option.type))
+        default = option.default_factory() if option.default is MISSING else option.default  # type: ignore[operator]
+        described += (
+            f"\n        {option.name} (`{kind}`, *optional*, defaults to `{default!r}`):\n            {option.metadata['help']}"
+        )
+    return described

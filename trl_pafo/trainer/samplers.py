@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import seed_worker
 
+from trl_pafo.data import arrow
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, dataset_lengths, round_up
@@ -40,11 +41,19 @@ def row_lengths(dataset: Dataset, collator: Any = None) -> NDArray[np.int64]:
             With shared prefixes ([`DataCollatorForGroupPreference`]) a pair has one row, else two, of which the longer one counts.
             Rounded up to its `pad_to_multiple_of`.
     """
-    if getattr(collator, "share_prefix", False):
-        lengths = dataset_lengths(dataset).sum(axis=1)
+    if rows_a_pair(collator) == 1:
+        tables = arrow.Rows(dataset, ID_COLUMNS)
+        sequences = ([_sequences(arrow.column(table, name)) for name in ID_COLUMNS] for table in tables)
+        lengths = arrow.joined(lengths_of(*pairs).sum(axis=1) for pairs in sequences)
     else:
         lengths = sequence_lengths(dataset).max(axis=1, initial=0)
     return round_up(lengths, getattr(collator, "pad_to_multiple_of", None))  # type: ignore[arg-type,return-value]
+
+
+def _sequences(column: Any) -> list[Any]:
+    """The lists of an Arrow column, as views of its values."""
+    ends = np.cumsum(arrow.lengths_of(column))
+    return np.split(column.flatten().to_numpy(), ends[:-1]) if len(ends) else []
 
 
 def rows_a_pair(collator: Any) -> int:
@@ -57,23 +66,9 @@ def num_pairs(batch: dict[str, Any]) -> int:
     return len(batch[PAIR_LENGTHS]) if PAIR_LENGTHS in batch else len(batch["input_ids"]) // 2
 
 
-class LongestFirstSampler(Sampler[int]):
-    """
-    Rows by length, the longest first: batches of similar length, and a batch that does not fit into memory is the first.
-
-    Args:
-        lengths (`np.ndarray` of shape `(num_rows,)`):
-            Length of each row.
-    """
-
-    def __init__(self, lengths: NDArray[np.int64]):
-        self.order = np.argsort(-lengths, kind="stable").tolist()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order)
+def longest_first(lengths: NDArray[np.int64]) -> list[int]:
+    """Order of the rows in which batches are of similar length, and one that does not fit into memory is the first."""
+    return np.argsort(-lengths, kind="stable").tolist()
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -126,8 +121,8 @@ class TokenBudgetBatchSampler(BatchSampler):
         num_processes (`int`, *optional*, defaults to `1`):
             The number of batches is a multiple of this: processes take turns, and all have as many. The largest batches are halved
             until it is.
-        seed (`int`, *optional*):
-            Seed. Without, the longest batch comes first and nothing is drawn, as an evaluation wants it.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed.
     """
 
     def __init__(
@@ -138,11 +133,10 @@ class TokenBudgetBatchSampler(BatchSampler):
         rows_a_pair: int = 2,
         max_pairs: int | None = None,
         num_processes: int = 1,
-        seed: int | None = None,
+        seed: int = 0,
     ):
         self.lengths, self.seed, self.epoch = lengths, seed, 0
-        spread = 1.0 if seed is None else _SPREAD
-        self._windows = _windows(-np.sort(-lengths), rows_a_pair, max_tokens, max_pairs, spread)
+        self._windows = _windows(-np.sort(-lengths), rows_a_pair, max_tokens, max_pairs)
         _even_out(self._windows, num_processes)
 
     def set_epoch(self, epoch: int) -> None:
@@ -153,35 +147,25 @@ class TokenBudgetBatchSampler(BatchSampler):
         return sum(map(len, self._windows))
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.seed is None:
-            yield from self._batches(np.argsort(-self.lengths, kind="stable"), None)
-            return
         rng = np.random.default_rng([self.seed, self.epoch])
         drawn = rng.permutation(len(self.lengths))
-        batches = self._batches(drawn[np.argsort(-self.lengths[drawn], kind="stable")], rng)
-        yield from (batches[place] for place in rng.permutation(len(batches)))
-
-    def _batches(self, order: NDArray[np.int64], rng: np.random.Generator | None) -> list[list[int]]:
+        order = drawn[np.argsort(-self.lengths[drawn], kind="stable")]
         batches, start = [], 0
         for sizes in self._windows:
-            rows = order[start : start + sum(sizes)]
+            rows = rng.permutation(order[start : start + sum(sizes)])
             start += len(rows)
-            if rng is not None:
-                rows = rng.permutation(rows)
             batches += [batch.tolist() for batch in np.split(rows, np.cumsum(sizes)[:-1])]
-        return batches
+        yield from (batches[place] for place in rng.permutation(len(batches)))
 
 
-def _windows(
-    lengths: NDArray[np.int64], rows_a_pair: int, max_tokens: int, max_pairs: int | None, spread: float
-) -> list[list[int]]:
+def _windows(lengths: NDArray[np.int64], rows_a_pair: int, max_tokens: int, max_pairs: int | None) -> list[list[int]]:
     """Sizes of the batches of each window, for lengths in descending order."""
     windows: list[list[int]] = []
     start, num = 0, len(lengths)
     while start < num:
         longest = int(lengths[start])
         size = max(1, min(max_tokens // max(1, rows_a_pair * longest), max_pairs or num))
-        alike = int(np.searchsorted(-lengths, -spread * longest, side="right")) - start
+        alike = int(np.searchsorted(-lengths, -_SPREAD * longest, side="right")) - start
         pairs = min(num - start, max(1, alike // size) * size)
         windows.append([size] * (pairs // size) + [pairs % size] * bool(pairs % size))
         start += pairs
@@ -209,16 +193,14 @@ def check_budget(lengths: NDArray[np.int64], rows: int, max_tokens: int) -> None
 
 
 # Options of the Trainer whose names are `dataloader_<name>`; older versions have not all of them.
-_LOADER_OPTIONS = ("num_workers", "pin_memory", "prefetch_factor", "multiprocessing_context", "in_order")
+_LOADER_OPTIONS = ("num_workers", "pin_memory", "prefetch_factor", "multiprocessing_context", "in_order", "persistent_workers")
 
 
-def batched_loader(dataset: Any, batches: BatchSampler, collator: Callable[..., Any], args: Any, is_training: bool) -> DataLoader:
-    """A data loader with the options of the Trainer, for batches of unequal size, which its own cannot make."""
+def batched_loader(dataset: Any, batches: BatchSampler, collator: Callable[..., Any], args: Any) -> DataLoader:
+    """A data loader with the options of the Trainer, for training batches of unequal size, which its own cannot make."""
     names = [name for name in _LOADER_OPTIONS if hasattr(args, f"dataloader_{name}")]
     options: dict[str, Any] = {name: getattr(args, f"dataloader_{name}") for name in names}
-    if is_training:
-        options["persistent_workers"] = args.dataloader_persistent_workers
-        options["worker_init_fn"] = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
+    options["worker_init_fn"] = partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collator, **options)
 
 
