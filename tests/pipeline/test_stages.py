@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_where_it_was(run, trained, monkeypatch):
     original = stages.PAFORewardTrainer.train
 
     def killed_in_the_student(self, *args, **kwargs):
-        if self._distills:
+        if self._pairs.distills:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -129,9 +129,9 @@ def test_a_training_that_was_killed_goes_on_from_its_checkpoint(run, trained, mo
     steps = []
 
     def killed_in_the_fourth(self, *args, **kwargs):
-        if self._distills:
+        if self._pairs.distills:
             steps.append(self.state.global_step)
-        if self._distills and len(steps) == 4:
+        if self._pairs.distills and len(steps) == 4:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 

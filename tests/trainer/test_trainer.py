@@ -720,9 +720,7 @@ def test_refuses_teachers_that_do_not_fit(encoder, decoder, pairs, refuse, tmp_p
     )
     language_model = BertLMHeadModel(AutoConfig.from_pretrained(good, is_decoder=True))
     teachers = {"majority": good, "minority": language_model}
-    refuse(
-        pairs, "'minority' is a language model, BertLMHeadModel, which gives no rewards", TeacherError, teachers, model=encoder
-    )
+    refuse(pairs, "'minority' gives no rewards. It is a language model, BertLMHeadModel", TeacherError, teachers, model=encoder)
     margins = pairs.add_column("teacher_margin", [1.0] * len(pairs))
     refuse(margins, "beside which `teachers` would not be used", DataError, {"majority": good, "minority": good}, model=encoder)
     other = AutoTokenizer.from_pretrained(encoder)
