@@ -681,7 +681,7 @@ def test_refuses_bad_pairs(pairs, refuse):
     first = pairs[0]
     refuse(Dataset.from_list([{**first, "rejected": first["chosen"]}, *pairs]), "identical", DataError, T2)
     refuse(Dataset.from_list([{**first, "chosen": " "}, *pairs]), "row 0: the chosen response is empty", DataError, T2)
-    refuse(Dataset.from_list([{**first, "history": []}, *pairs]), "row 0 of user 'user-0': the history is empty", DataError, T2)
+    refuse(Dataset.from_list([{**first, "history": []}, *pairs]), "row 0: the history is empty", DataError, T2)
     refuse(pairs.remove_columns("rejected"), "lacks the column rejected", DataError, T2)
 
 

@@ -97,8 +97,6 @@ def sequence_lengths(dataset: Dataset) -> NDArray[np.int64]:
     return np.concatenate([np.zeros((0, 2), dtype=np.int64), *parts])
 
 
-
-
 def _template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else without_nones(tools)

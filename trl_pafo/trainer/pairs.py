@@ -110,13 +110,13 @@ class PairPreparer:
 
     def _check_rows(self, dataset: Dataset, columns: Collection[str]) -> None:
         args = self.args
-        num_past = np.zeros(0, np.int64)
+        num_with_history = 0
         if _has_history(dataset):
             if "chosen_ids" not in columns:
                 checks.check_columns(columns, ["prompt"], f"{_TRAIN} has a `history` column, so it needs an explicit prompt; it")
             if args.num_history != 0:  # what is rendered already has the fields that it shows
                 given = "history" in columns
-                num_past = checks.check_history(dataset, _TRAIN, HISTORY_FIELDS if given else (), may_lack=not given)
+                num_with_history = checks.check_history(dataset, _TRAIN, HISTORY_FIELDS if given else (), may_lack=not given)
         if not self.distills:
             return
         checks.check_pairs(dataset, _TRAIN)
@@ -134,7 +134,7 @@ class PairPreparer:
                 "`rejected_ids`, or set counterfactual_share=0."
             )
         if args.num_history != 0 and "chosen_ids" not in columns:
-            checks.check_personalized(bool(num_past.any()), columns, _TRAIN)
+            checks.check_personalized(num_with_history > 0, columns, _TRAIN)
         checks.check_groups(dataset, self.groups, _TRAIN)
 
     def _needs_teachers(self, columns: Iterable[str]) -> bool:

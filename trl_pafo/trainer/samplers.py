@@ -17,7 +17,6 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import seed_worker
 
-from trl_pafo.data import arrow
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, dataset_lengths, round_up
@@ -42,18 +41,10 @@ def row_lengths(dataset: Dataset, collator: Any = None) -> NDArray[np.int64]:
             Rounded up to its `pad_to_multiple_of`.
     """
     if rows_a_pair(collator) == 1:
-        tables = arrow.Rows(dataset, ID_COLUMNS)
-        sequences = ([_sequences(arrow.column(table, name)) for name in ID_COLUMNS] for table in tables)
-        lengths = arrow.joined(lengths_of(*pairs).sum(axis=1) for pairs in sequences)
+        lengths = dataset_lengths(dataset).sum(axis=1)
     else:
         lengths = sequence_lengths(dataset).max(axis=1, initial=0)
     return round_up(lengths, getattr(collator, "pad_to_multiple_of", None))  # type: ignore[arg-type,return-value]
-
-
-def _sequences(column: Any) -> list[Any]:
-    """The lists of an Arrow column, as views of its values."""
-    ends = np.cumsum(arrow.lengths_of(column))
-    return np.split(column.flatten().to_numpy(), ends[:-1]) if len(ends) else []
 
 
 def rows_a_pair(collator: Any) -> int:
