@@ -175,7 +175,7 @@ def test_an_earlier_audit_is_replaced(tmp_path):
     write_audit(make_result(), out)
     assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png", "headroom.png"}
     before = (out / "audit.json").read_text()
-    with full_after(100), pytest.raises(RunFolderError, match=r"cannot be written: File too large"):
+    with full_after(100), pytest.raises(RunFolderError, match=r"cannot be read or written: File too large"):
         write_audit(make_result(), out)
     assert (out / "audit.json").read_text() == before
     write_audit(make_result(headroom=None), out)

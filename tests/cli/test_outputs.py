@@ -13,7 +13,7 @@ from helpers.parts import full_after, make_pairs
 
 from trl_pafo.cli import main
 from trl_pafo.report.sections import groups
-from trl_pafo.storage.files import alone, new_folder
+from trl_pafo.storage.files import LOCK, alone
 
 
 def files(folder):
@@ -37,7 +37,7 @@ class TestEvaluate:
 
     def test_full_disk(self, argv, tmp_path, capsys):
         with full_after(100):
-            refused(argv, capsys, "cannot be written: File too large. Raise the limit")
+            refused(argv, capsys, "cannot be read or written: File too large. Make room")
         assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
         assert main([str(word) for word in argv]) == 0
         assert (tmp_path / "out/results.json").exists()
@@ -48,12 +48,7 @@ class TestEvaluate:
 
         monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_tokenized", lambda *args, **kwargs: pytest.fail("scored"))
         monkeypatch.setattr(os, "mkdir", refuse)
-        refused(argv, capsys, "out cannot be read or written: Read-only file system. Make it writable")
-
-    def test_two_at_one_folder(self, argv, tmp_path, capsys):
-        with new_folder(tmp_path / "out") as aside:
-            aside.mkdir()
-            refused(argv, capsys, "Another process is at work on")
+        refused(argv, capsys, "out cannot be read or written: Read-only file system. Make room or give the right to write")
 
 
 class TestReport:
@@ -64,7 +59,7 @@ class TestReport:
         assert main([str(word) for word in argv]) == 0
         before = files(run)
         with full_after(100):
-            refused(argv, capsys, "cannot be written: File too large")
+            refused(argv, capsys, "cannot be read or written: File too large")
         assert files(run) == before
         (run / "report_pictures/of_an_older_version.png").write_bytes(b"")
         assert main([str(word) for word in argv]) == 0
@@ -81,7 +76,7 @@ class TestPortfolio:
         (tmp_path / "out").mkdir()
         with alone(tmp_path / "out", "busy"):
             refused(argv, capsys, "Another build is at work in")
-        assert list((tmp_path / "out").iterdir()) == []
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
         assert main([str(word) for word in argv]) == 0
 
     def test_full_disk(self, argv, tmp_path, capsys):

@@ -17,7 +17,7 @@ from helpers.parts import make_pairs
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.trainer.checkpoints import Checkpoints, is_whole
+from trl_pafo.trainer.checkpoints import last_checkpoint
 
 STEPS, KEPT_AFTER = 6, 3
 
@@ -51,7 +51,7 @@ def train(model: str, out: Path, *callbacks: TrainerCallback, resume: Path | Non
     )
     margins = [0.5 * (i % 5 - 1) for i in range(len(rows))]
     trainer = PAFORewardTrainer(model, args, train_dataset=rows.add_column("teacher_margin", margins))
-    for callback in (Checkpoints(), *callbacks):
+    for callback in callbacks:
         trainer.add_callback(callback)
     try:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -71,7 +71,7 @@ def main(model: str, out: Path) -> dict:
     train(model, out / "killed", Stop())
     checkpoint = out / f"killed/checkpoint-{KEPT_AFTER}"
     files = sorted(path.name for path in checkpoint.rglob("*") if path.is_file())
-    found |= {"files": files, "whole": is_whole(checkpoint)}
+    found |= {"files": files, "last": str(last_checkpoint(out / "killed"))}
     found["resumed"] = train(model, out / "killed", resume=checkpoint)
     # Without the state of the random numbers: what the losses would be if it were not restored.
     if torch.distributed.get_rank() == 0:

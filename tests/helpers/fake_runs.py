@@ -93,7 +93,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
             stages[method] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
     inputs = {"reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
     stages["evaluate"] = {"inputs": inputs, "output": "results", "seconds": 1.0, "finished": "2026-01-02T03:04:05+0000"}
-    write_json(folder / "manifest.json", {"format": "trl-pafo run 2", "stages": stages})
+    write_json(folder / "manifest.json", {"format": "trl-pafo run 3", "stages": stages})
     (folder / "run.yaml").write_text(f"source: {arguments['source']}\nalpha: 0.25\nseed: {seed}\n", encoding="utf-8")
     return folder
 

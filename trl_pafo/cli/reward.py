@@ -21,7 +21,7 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
     from trl_pafo.storage.files import alone, writing
-    from trl_pafo.trainer.checkpoints import Checkpoints, checkpoint_to_resume, save_whole
+    from trl_pafo.trainer.checkpoints import checkpoint_to_resume, save_complete
     from trl_pafo.trainer.trainer import PAFORewardTrainer
 
     out = Path(training_args.output_dir)
@@ -69,9 +69,8 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
                 quantization_config=get_quantization_config(model_args),
                 peft_config=get_peft_config(model_args),
             )
-            trainer.add_callback(Checkpoints())
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-            save_whole(trainer, out)
+            save_complete(trainer, out)
             trainer.create_model_card(dataset_name=script_args.dataset_name)
             trainer.accelerator.print(f"Model saved to {out}.")
             if training_args.push_to_hub:

@@ -24,7 +24,7 @@ from trl_pafo.palm.users.elicitation import Interview
 from trl_pafo.palm.users.for_users import build_for_users
 from trl_pafo.palm.users.posterior import NoisyInterview, WeightPosterior, history_differences
 from trl_pafo.palm.users.serving import serve
-from trl_pafo.storage.files import alone, json_ready, writing
+from trl_pafo.storage.files import LOCK, alone, json_ready, writing
 from trl_pafo.storage.run_folder import write_text
 
 SCALE_FILE = "scale.json"
@@ -243,7 +243,7 @@ def _build_folder(output_dir: str | None) -> Path | None:
         raise RunFolderError(f"{folder} is a file. Choose another --output_dir.")
     if (folder / PORTFOLIO_FILE).exists():
         raise RunFolderError(f"{folder} holds a finished portfolio. Choose another --output_dir; nothing is overwritten.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CALLS_FILE).exists():
+    if folder.exists() and {path.name for path in folder.iterdir()} - {LOCK} and not (folder / CALLS_FILE).exists():
         raise RunFolderError(f"{folder} is not empty and holds no build that could go on. Choose another --output_dir.")
     return folder
 

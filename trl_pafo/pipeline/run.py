@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from trl import ModelConfig, RewardTrainer, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
@@ -41,7 +41,7 @@ from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, write_text
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
-from trl_pafo.trainer.checkpoints import keep_for, train, write_checkpoints_to
+from trl_pafo.trainer.checkpoints import keep_for, train_and_save, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
@@ -204,7 +204,7 @@ class Run:
 
     def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
         args = copy.deepcopy(self.args)
-        self._checkpoints = write_checkpoints_to(args, out)
+        write_checkpoints_to(args, out)
         args.teachers = None
         args.push_to_hub = False  # what is pushed is the student alone, when all is done
         for name, value in changes.items():
@@ -214,9 +214,6 @@ class Run:
             known = self._revision() | {name: value for name, value in wanted.items() if value is not None}
             args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
         return args
-
-    def _train(self, trainer: RewardTrainer, out: Path, title: str) -> float:
-        return train(trainer, out, title, self._checkpoints)
 
     def _reward_trainer(
         self, out: Path, rows: Dataset, start: str | None = None, model: ModelConfig | None = None, **changes: Any
@@ -244,12 +241,12 @@ class Run:
     def _baseline(self, method: str, train: Dataset) -> str:
         output = f"models/{method}"
 
-        def work(out: Path) -> float:
+        def work(out: Path) -> None:
             personalized = method == "personalized_bt"
             trainer = self._reward_trainer(out, train if personalized else without_history(train))
             if personalized:
                 self._remember_history(trainer.processing_class)
-            return self._train(trainer, out, TITLES[method])
+            train_and_save(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method)
         self._digests[method] = self.folder.stage(method, inputs, output, work, keep_for=keep_for(self.args))
@@ -266,7 +263,7 @@ class Run:
             if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
                 inputs["start_from"] = self._digests["personalized_bt"]
 
-            def work(out: Path, group: str = group, start: str | None = start) -> float:
+            def work(out: Path, group: str = group, start: str | None = start) -> None:
                 rows = train.filter(lambda row: row["group"] == group)
                 set_seed(self.args.seed)
                 trainer = self._reward_trainer(out, rows, start, self.teacher_model)
@@ -274,7 +271,7 @@ class Run:
                 if self.run.teacher_min_steps and self.args.max_steps <= 0:
                     steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
                     trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
-                return self._train(trainer, out, f"Teacher of {group}")
+                train_and_save(trainer, out, f"Teacher of {group}")
 
             stage = f"teacher:{group}"
             self._digests[stage] = self.folder.stage(stage, inputs, output, work, keep_for=keep_for(self.args))
@@ -339,7 +336,7 @@ class Run:
             print(f"    {why_not(gains)}", flush=True)
             shutil.copytree(self._shared, out)
 
-        def distilled(out: Path) -> float:
+        def distilled(out: Path) -> None:
             trainer = PAFORewardTrainer(
                 model=self.base,
                 args=self._training_args(
@@ -357,7 +354,7 @@ class Run:
             for agreement in trainer.teacher_agreement:
                 print(f"    {agreement}", flush=True)
             self._remember_history(trainer.processing_class)
-            return self._train(trainer, out, TITLES[method])
+            train_and_save(trainer, out, TITLES[method])
 
         inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)
         kept = inputs | {"instead": f"the shared model {self._digests.get('personalized_bt')}"}

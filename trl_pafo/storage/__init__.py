@@ -1,1 +1,1 @@
-"""Files and folders: written whole or not at all, locked, named safely. It knows nothing of what they hold."""
+"""Files and folders: complete or not there, locked, named safely. It knows nothing of what they hold."""

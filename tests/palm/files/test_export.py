@@ -47,7 +47,7 @@ def test_peft_loads_every_member_of_the_folder(folders, tmp_path) -> None:
     base, adapters = folders
     portfolio = portfolio_of(adapters)
     out = export_members(portfolio, tmp_path / "out", copy_base=True, title="A *title*")
-    assert not (tmp_path / "out.partial").exists()
+    assert not list(tmp_path.glob(".out*"))
     loaded = Portfolio.load(out)
     assert loaded.policies == tuple(f"members/{place}" for place in range(len(portfolio)))
     assert np.array_equal(loaded.values, portfolio.values)
@@ -179,4 +179,4 @@ def test_bad_input(folders, tmp_path) -> None:
     with pytest.raises(PortfolioError, match="holds no safetensors"):
         export_members(portfolio_of([str(tmp_path / "empty")] * 3), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert not (tmp_path / "out.partial").exists()
+    assert not list(tmp_path.glob(".out*"))

@@ -1,0 +1,183 @@
+"""Files are complete or not there, one process writes at a time, and a disk that refuses is told in one sentence."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.parts import full_after
+from safetensors import SafetensorError
+
+from trl_pafo.errors import RunFolderError
+from trl_pafo.storage.files import (
+    LOCK,
+    alone,
+    digest_of_files,
+    disk_error,
+    new_folder,
+    remove_temporary_files,
+    replacing,
+    write_text,
+    writing,
+)
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FULL, "out cannot be read or written: No space left on device. Make room or give the right to write"),
+        (OSError(errno.EROFS, "Read-only file system"), "out cannot be read or written: Read-only file system"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/elsewhere"),
+            "/elsewhere cannot be read or written: Permission denied",
+        ),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "No space left on device. Make",
+        ),
+        (Exception("No space left on device (os error 28)"), "No space left on device. Make"),  # tokenizers
+        (
+            OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
+            "No space left",
+        ),  # pyarrow
+    ],
+    ids=repr,
+)
+def test_a_disk_that_refuses_is_one_sentence(error, message):
+    assert message in str(disk_error(error, "out"))
+    with pytest.raises(RunFolderError, match="What was finished before is unchanged"), writing("out"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("28"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "teacher"),
+        OSError("nowhere/x is not a local folder and is not a valid model identifier"),
+        ConnectionError("[Errno 111] Connection refused"),
+        RunFolderError("exists already"),
+    ],
+    ids=repr,
+)
+def test_other_errors_are_left_as_they_are(error):
+    assert disk_error(error, "out") is None
+    with pytest.raises(type(error)) as raised, writing("out"):
+        raise error
+    assert raised.value is error
+
+
+class TestReplacing:
+    def test_a_full_disk_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        write_text(tmp_path / "results.json", "old")
+        with full_after(1000), pytest.raises(RunFolderError, match=r"cannot be read or written: File too large"):
+            write_text(tmp_path / "results.json", "x" * 200_000)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.json", "old")]
+
+    def test_an_error_while_writing_leaves_the_old_file(self, tmp_path):
+        write_text(tmp_path / "a", "old")
+        with pytest.raises(KeyError), replacing(tmp_path / "a") as temporary:  # noqa: PT012
+            temporary.write_text("half")
+            raise KeyError
+        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
+
+    def test_who_has_begun_to_read_goes_on_with_the_old_file(self, tmp_path):
+        write_text(tmp_path / "a", "ä")
+        with open(tmp_path / "a", encoding="utf-8") as reader:
+            write_text(tmp_path / "a", "newer")
+            assert reader.read() == "ä"
+        assert (tmp_path / "a").read_text() == "newer"
+
+    def test_temporary_files_are_removed_and_no_others(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        for name in ("a.json.123.tmp", "deep/b.png.45.tmp", "mine.tmp", "a.json"):
+            (tmp_path / name).write_text("half")
+        remove_temporary_files(tmp_path)
+        assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.tmp", "a.json"}
+
+
+class TestAlone:
+    def test_the_second_is_refused_until_the_first_ends(self, tmp_path):
+        with alone(tmp_path, "busy"), pytest.raises(RunFolderError, match="busy"), alone(tmp_path, "busy"):
+            pass
+        with alone(tmp_path, "busy"):
+            pass
+
+    def test_a_process_that_is_killed_gives_the_lock_back(self, tmp_path):
+        code = "import sys, time; from pathlib import Path; from trl_pafo.storage.files import alone\n"
+        code += "with alone(Path(sys.argv[1]), ''): print(1, flush=True); time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(RunFolderError, match="busy"), alone(tmp_path, "busy"):
+            pass
+        process.kill()
+        process.wait()
+        with alone(tmp_path, "busy"):
+            assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+class TestNewFolder:
+    def test_it_is_there_when_all_is_written(self, tmp_path):
+        with new_folder(tmp_path / "deep/out") as temporary:
+            temporary.mkdir()
+            (temporary / "a").write_text("1")
+            assert not (tmp_path / "deep/out").exists()
+        assert (tmp_path / "deep/out/a").read_text() == "1"
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), FULL, KeyError("x")], ids=repr)
+    def test_nothing_is_left_of_one_that_failed(self, tmp_path, error):
+        kind = RunFolderError if error is FULL else type(error)
+        with pytest.raises(kind), new_folder(tmp_path / "out") as temporary:  # noqa: PT012
+            temporary.mkdir()
+            (temporary / "a").write_text("half")
+            raise error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_nothing_is_overwritten(self, tmp_path):
+        match = r"exists already\. Choose another --output; nothing is overwritten"
+        with pytest.raises(RunFolderError, match=match), new_folder(tmp_path, "--output"):
+            pass
+        with pytest.raises(RunFolderError, match="exists already"), new_folder(tmp_path / "out") as temporary:  # noqa: PT012
+            temporary.mkdir()
+            (tmp_path / "out").mkdir()  # by another process
+            (tmp_path / "out/thesis.txt").write_text("years of work")
+        assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_a_digest_is_that_of_names_and_content(tmp_path):
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return path
+
+    write("folder/a", "1")
+    write("folder/cache-1.arrow", "of somebody's work")
+    before = digest_of_files(tmp_path / "folder", but=["cache-*"])
+    write("folder/cache-2.arrow", "more of it")
+    assert digest_of_files(tmp_path / "folder", but=["cache-*"]) == before
+    assert digest_of_files(tmp_path / "folder") != before
+    (tmp_path / "folder/a").rename(tmp_path / "folder/b")
+    assert digest_of_files(tmp_path / "folder", but=["cache-*"]) != before
+    named = write("cache-x.jsonl", "1")  # what is named itself is always read
+    before = digest_of_files(named, but=["cache-*"])
+    assert digest_of_files(write("other", "1")) == before
+    assert digest_of_files(write("cache-x.jsonl", "2"), but=["cache-*"]) != before
+
+
+def test_every_module_is_imported_without_what_unix_alone_has():
+    code = """
+import importlib, pkgutil, sys
+from trl import GRPOTrainer, RewardTrainer, TrlParser  # other packages may look where they run; ours must not
+sys.modules |= {"fcntl": None, "resource": None}
+import trl_pafo
+for module in pkgutil.walk_packages(trl_pafo.__path__, "trl_pafo."):
+    if not module.name.endswith("__main__") and ".hf_evaluate." not in module.name:
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,259 @@
+"""Checkpoints: which are complete, which is the last, and that a training resumes from one as if it had never stopped."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.parts import make_model
+from transformers import TrainerCallback
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import ConfigError
+from trl_pafo.storage.run_folder import KEPT
+from trl_pafo.trainer import checkpoints
+from trl_pafo.trainer.checkpoints import (
+    checkpoint_to_resume,
+    keep_for,
+    last_checkpoint,
+    save_complete,
+    train_and_save,
+    write_checkpoints_to,
+)
+
+GROUPS = ("majority", "minority")
+
+
+class KilledAfter(TrainerCallback):
+    """Ends the training within the step after the given one, when its checkpoint is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    base = tmp_path_factory.mktemp("parts")
+    teachers = {group: make_model("encoder", base / group, seed=seed) for seed, group in enumerate(GROUPS, 1)}
+    return make_model("encoder", base / "student"), teachers
+
+
+@pytest.fixture
+def build(parts, training, pairs, tmp_path):
+    model, teachers = parts
+
+    def make(out, **more):
+        # With dropout and a shuffled order, so that losses depend on the state of the random numbers.
+        options = {**training, "disable_dropout": False, "max_steps": 6, "eos_token": "[SEP]", "num_history": 1, **more}
+        options.setdefault("teacher_margin_cache_dir", str(tmp_path / "margins"))
+        return PAFORewardTrainer(model, PAFOConfig(str(out), **options), train_dataset=pairs, teachers=teachers)
+
+    return make
+
+
+def losses(trainer):
+    return [(log["step"], log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
+
+
+def weights(folder):
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+class TestResume:
+    """`resume_from_checkpoint` of PAFORewardTrainer itself, with teachers, counterfactual rows and dropout."""
+
+    @pytest.fixture
+    def unbroken(self, build, tmp_path):
+        trainer = build(tmp_path / "unbroken", save_strategy="steps", save_steps=2)
+        trainer.train()
+        trainer.save_model()
+        return trainer
+
+    @pytest.mark.parametrize("step", [2, 4, 6])  # 6 is the last: there is nothing left to train
+    def test_losses_and_weights_are_those_of_the_unbroken_run(self, unbroken, build, tmp_path, step):
+        trainer = build(tmp_path / "resumed")
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"unbroken/checkpoint-{step}"))
+        trainer.save_model()
+        assert len({loss for _, loss, _ in losses(trainer)}) == 6
+        assert losses(trainer) == losses(unbroken)
+        assert weights(tmp_path / "resumed") == weights(tmp_path / "unbroken")
+
+    def test_they_depend_on_the_random_numbers(self, unbroken, build, tmp_path):
+        """Else the test above could not fail."""
+        checkpoint = tmp_path / "unbroken/checkpoint-2"
+        (checkpoint / "rng_state.pth").unlink()
+        trainer = build(tmp_path / "resumed")
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert losses(trainer)[:2] == losses(unbroken)[:2]
+        assert losses(trainer)[2:] != losses(unbroken)[2:]
+
+    def test_in_the_middle_of_accumulation_and_of_an_epoch(self, build, tmp_path):
+        options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3, "num_train_epochs": 2, "max_steps": -1}
+        whole = build(tmp_path / "unbroken", save_strategy="steps", save_steps=3, **options)
+        whole.train()
+        resumed = build(tmp_path / "resumed", **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "unbroken/checkpoint-3"))
+        assert losses(resumed) == losses(whole)
+
+
+class TestTrain:
+    """A training of a run: it keeps checkpoints beside its output, and resumes from the last complete one."""
+
+    def do(self, build, out, killed_after=None, **more):
+        trainer = build(out / KEPT, **{"save_strategy": "steps", "save_steps": 2, **more})
+        write_checkpoints_to(trainer.args, out)
+        if killed_after is not None:
+            trainer.add_callback(KilledAfter(killed_after))
+        train_and_save(trainer, out, "title")
+        return trainer
+
+    def test_an_interrupted_training_resumes_and_ends_the_same(self, build, tmp_path, capsys):
+        unbroken = self.do(build, tmp_path / "unbroken")
+        assert "going on" not in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            self.do(build, tmp_path / "out", killed_after=5)
+        assert [p.name for p in (tmp_path / "out" / KEPT).glob("checkpoint-*")] == ["checkpoint-4"]
+        resumed = self.do(build, tmp_path / "out")
+        assert "going on after step 4" in capsys.readouterr().out
+        assert losses(resumed) == losses(unbroken)
+        assert weights(tmp_path / "out") == weights(tmp_path / "unbroken")
+        assert not (tmp_path / "out/README.md").exists()  # that of a run is written when it is evaluated
+
+    def test_interrupted_while_saving_the_checkpoint_before_is_taken(self, build, tmp_path, capsys, monkeypatch):
+        saved = PAFORewardTrainer._save_rng_state
+
+        def interrupted(self, folder):
+            if folder.endswith("-4"):
+                raise KeyboardInterrupt
+            saved(self, folder)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            patch.setattr(PAFORewardTrainer, "_save_rng_state", interrupted)
+            self.do(build, tmp_path / "out")
+        assert (tmp_path / "out" / KEPT / "checkpoint-4/model.safetensors").exists()
+        resumed = self.do(build, tmp_path / "out")
+        assert "going on after step 2" in capsys.readouterr().out
+        assert len(losses(resumed)) == 6
+
+    def test_what_a_tracker_wrote_is_kept(self, build, tmp_path):
+        trainer = build(tmp_path / "out" / KEPT)
+        write_checkpoints_to(trainer.args, tmp_path / "out")
+        (tmp_path / "out" / KEPT / "runs").mkdir(parents=True)
+        (tmp_path / "out" / KEPT / "runs/events").write_text("1")
+        train_and_save(trainer, tmp_path / "out", "title")
+        assert (tmp_path / "out/runs/events").read_text() == "1"
+        assert not [p for p in (tmp_path / "out").iterdir() if "checkpoint" in p.name or "optimizer" in p.name]
+
+
+def test_checkpoints_of_a_run_are_written_as_the_user_says_and_one_is_kept(tmp_path):
+    options = {"use_cpu": True, "bf16": False, "report_to": "none"}
+    for given, limit in ((None, 1), (3, 3)):
+        args = PAFOConfig(str(tmp_path), save_steps=7, save_total_limit=given, save_only_model=True, **options)
+        write_checkpoints_to(args, tmp_path / "out")
+        assert (args.save_steps, args.save_total_limit, args.save_only_model) == (7, limit, False)
+        assert args.output_dir == str(tmp_path / "out" / KEPT)
+
+
+def write_checkpoint(folder, step, steps=10, written_at=None):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    state = checkpoint / "trainer_state.json"
+    state.write_text(json.dumps({"global_step": step, "max_steps": steps}))
+    if written_at is not None:
+        os.utime(state, (written_at, written_at))
+    return checkpoint
+
+
+def test_the_last_checkpoint_is_the_complete_one_that_was_written_last(tmp_path):
+    for written_at, step in enumerate((2, 10, 9)):
+        write_checkpoint(tmp_path, step, written_at=written_at)
+    assert last_checkpoint(tmp_path).name == "checkpoint-9"  # by a training that began anew
+    state = tmp_path / "checkpoint-9/trainer_state.json"
+    state.write_text(state.read_text()[:10])  # what the Trainer writes last
+    assert last_checkpoint(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10/trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+class TestCheckpointToResume:
+    @pytest.fixture
+    def stopped(self, tmp_path):
+        write_checkpoint(tmp_path, 4)
+        return tmp_path
+
+    def test_nothing_to_resume(self, tmp_path):
+        assert checkpoint_to_resume(None, tmp_path / "new") is None
+        assert checkpoint_to_resume("last", tmp_path / "new") is None
+        with pytest.raises(
+            ConfigError, match=r"holds no complete checkpoint. Leave out --resume_from_checkpoint, or pass `last`"
+        ):
+            checkpoint_to_resume("true", tmp_path)
+
+    @pytest.mark.parametrize("value", ["true", "True", True, "last", "checkpoint-4"])
+    def test_the_last_one(self, stopped, value):
+        assert checkpoint_to_resume(value, stopped) == str(stopped / "checkpoint-4")
+
+    def test_a_folder(self, stopped, tmp_path):
+        other = write_checkpoint(tmp_path / "elsewhere", 2)
+        assert checkpoint_to_resume(str(other), stopped) == str(other)
+
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_a_stopped_training_is_not_overwritten_without_a_word(self, stopped, value):
+        match = r"stopped after step 4 of 10. Pass --resume_from_checkpoint true to resume it, false to begin anew"
+        with pytest.raises(ConfigError, match=match):
+            checkpoint_to_resume(value, stopped)
+        assert checkpoint_to_resume("false", stopped) is None
+        assert checkpoint_to_resume(False, stopped) is None
+
+    def test_a_finished_training_is_as_for_trl(self, tmp_path):
+        write_checkpoint(tmp_path, 10)
+        assert checkpoint_to_resume(None, tmp_path) is None
+
+    def test_one_that_is_not_there_or_not_complete(self, stopped):
+        (stopped / "checkpoint-5").mkdir()
+        for name in ("checkpoint-5", "checkpoint-6"):
+            with pytest.raises(
+                ConfigError, match=rf"--resume_from_checkpoint {name}: there is no such folder, or it holds no complete"
+            ):
+                checkpoint_to_resume(name, stopped)
+
+
+def test_what_must_be_the_same_to_resume(tmp_path, monkeypatch):
+    def key(**more):
+        return keep_for(PAFOConfig(str(tmp_path / str(len(more))), use_cpu=True, bf16=False, **more))
+
+    assert key() == key(logging_steps=3, save_steps=7, resume_from_checkpoint="true", disable_tqdm=True)
+    assert key() != key(gradient_checkpointing=False)
+    assert key() != key(prefix_sharing="off")
+    assert json.loads(json.dumps(key())) == key()
+    before = key()
+    monkeypatch.setattr(checkpoints, "version", lambda name: "0.1")
+    assert key() != before
+
+
+def test_a_model_is_replaced_only_when_it_is_written(build, tmp_path, monkeypatch):
+    trainer = build(tmp_path / "out")
+    save_complete(trainer, tmp_path / "out")
+    old = weights(tmp_path / "out")
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1)
+
+    def full(self, folder, **kwargs):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):  # noqa: PT012
+        patch.setattr(PAFORewardTrainer, "save_model", full)
+        save_complete(trainer, tmp_path / "out")
+    assert weights(tmp_path / "out") == old
+    save_complete(trainer, tmp_path / "out")
+    assert weights(tmp_path / "out") != old
+    assert not list((tmp_path / "out").glob(f"{KEPT}*"))
