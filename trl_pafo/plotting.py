@@ -1,4 +1,4 @@
-"""How pictures look, and the two forms they leave in: PNG on white, and SVG for a page that may be dark.
+"""How pictures look, and the two forms they leave in: PNG, and SVG for a page.
 
 No pyplot: figures are objects, so that nothing global changes.
 """
@@ -28,14 +28,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 GROUP_COLORS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#0072B2", "#D55E00", "#000000")
 TEXT, MUTED, GRID, PAPER = "#333333", "#666666", "#E5E5E5", "#FFFFFF"
 
-# A page sets these: `var(--chart-...)` takes the place of the color in SVG.
-VARIABLES = {
-    **{color: f"--chart-{i}" for i, color in enumerate(COLORS)},
-    TEXT: "--chart-text",
-    MUTED: "--chart-muted",
-    GRID: "--chart-grid",
-    PAPER: "--chart-paper",
-}
 # Narrow, so that 9 points of type stay 9 points on a telephone.
 WIDTH_INCHES = 4.3
 PNG_DPI = 280  # 1,204 pixels wide
@@ -90,9 +82,7 @@ def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def as_svg(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an `<svg>` element whose colors and font are those of the page.
-
-    Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font lacks.
+    """The figure as an `<svg>` element. Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font lacks.
 
     Args:
         figure ([`~matplotlib.figure.Figure`]):
@@ -105,10 +95,10 @@ def as_svg(figure: "Figure", name: str, description: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    nobody = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", facecolor="none", metadata=nobody)
+        figure.savefig(buffer, format="svg", metadata=metadata)
     svg = buffer.getvalue()
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
     view = re.search(r'viewBox="[^"]*"', svg)
@@ -116,9 +106,6 @@ def as_svg(figure: "Figure", name: str, description: str) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img"'
     svg = re.sub(r"<svg[^>]*>", lambda _: f"{head} aria-label={quoteattr(description)}>", svg, count=1)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"'?DejaVu Sans'?(, '[^']*')*", "var(--chart-font)", svg)
-    for color, variable in VARIABLES.items():
-        svg = re.sub(rf"(?<=[:\s]){color}\b", f"var({variable})", svg, flags=re.I)
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 

@@ -56,7 +56,6 @@ def make_result(**changes):
         },
         "noise": {"known": 0.9},
         "accuracy": {
-            "judge": "shared probe, cross-validated",
             "overall": number(0.7),
             "groups": {"a|b": judged, "rare": judged | {"users": 12, "accuracy": number(0.4)}},
             "support_spearman": number(0.5),
@@ -94,7 +93,7 @@ def test_without_probes_nothing_is_claimed():
 
 def test_findings_name_bias_noise_and_length():
     bias, noise, length = make_result()["findings"]
-    assert bias == "Bias: user accuracy (shared probe, cross-validated) rises with support, Spearman +.500 [+.480, +.520]."
+    assert bias == "Bias: user accuracy rises with support, Spearman +.500 [+.480, +.520]."
     assert noise == "Noise: labels are made by rule, so the ceiling is known: .900."
     assert length == "Length: at 64 tokens, training would drop pairs of rare 7.0 % (7 of 100)."
 

@@ -31,7 +31,6 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     assert result["counts"]["groups"]["minority"]["users"] == 6
     assert result["noise"]["known"] == 1
     assert set(result["headroom"]["groups"]) == {"majority", "minority"}
-    assert result["accuracy"]["judge"] == "shared probe, cross-validated"
     for name, group in result["headroom"]["groups"].items():
         assert result["accuracy"]["groups"][name]["accuracy"]["value"] == pytest.approx(group["shared"])
     assert sum(group["dropped"] for group in result["length"]["groups"].values()) > 0
@@ -41,30 +40,21 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
-    pairs = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
+def test_audit_of_files_without_probes(base_model, tmp_path, capsys):
     file = tmp_path / "pairs.jsonl"
-    pairs.to_json(file)
-    flags = ["audit", "--data_path", str(file), "--model", base_model, "--headroom", "false", "--num_history", "1"]
+    make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0).to_json(file)
+    flags = ["audit", "--data_path", str(file), "--tokenizer", base_model, "--headroom", "false"]
     assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert result["headroom"] is None
-    assert result["accuracy"]["judge"] == f"model {base_model}, on test pairs"
+    assert result["accuracy"] is None
     assert result["length"]["tokenizer"] == base_model
+    assert result["length"]["max_length"] == 256  # the positions of the model; fewer than TRL's default
     assert "cannot be estimated" in result["noise"]["reason"]
     out = capsys.readouterr().out
     assert "not known" in out
     assert out.startswith(f"# Audit of files ({file})\n\n12 users, 48 pairs")
     assert (tmp_path / "audit/audit.md").read_text() in out.replace("\nAudit: ", "\n![support](support.png)\n\nAudit: ")
-
-    # The accuracies are those that `evaluate` gives the same model on the same pairs.
-    prepared, evaluated = tmp_path / "prepared", tmp_path / "evaluated"
-    prepare = ["prepare", "--source", "files", "--data_path", str(file), "--model_name_or_path", base_model, "--num_history", "1"]
-    assert main([*prepare, "--output_dir", str(prepared)]) == 0
-    evaluate = ["evaluate", "--model_name_or_path", base_model, "--dataset_name", str(prepared), "--num_history", "1"]
-    assert main([*evaluate, "--output_dir", str(evaluated), "--num_resamples", "100"]) == 0
-    expected = json.loads((evaluated / "results.json").read_text())["methods"]["model"]
-    assert result["accuracy"]["overall"]["value"] == pytest.approx(expected["overall"]["value"])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +70,6 @@ def test_audit_of_a_model_on_files_without_probes(base_model, tmp_path, capsys):
         (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),
         (["--source", "nonsense"], "Unknown source 'nonsense'"),
         (["--source", "dsp"], "give its path with --data_path"),
-        (["--model", "nowhere/x"], "nowhere/x"),
         (["--embedding_model", "nowhere/x"], "nowhere/x"),
         (["--history_fields", "color"], "`history_fields` must be some of"),
     ],

@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.audit import AuditArguments, run_audit
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.evaluation.score_file import score_file
@@ -210,7 +209,6 @@ class TestEverythingThatScores:
             "reference": lambda: evaluate_models(
                 Namespace(model_name_or_path=decoder, reference=headless, **evaluated, **numbers)
             ),
-            "audit": lambda: run_audit(AuditArguments(model=headless, headroom=False)),
             "portfolio": lambda: RewardModel(headless),
             "warm start": lambda: start_of(headless, decoder, ModelConfig()),
             "evaluating trainer": lambda: PAFORewardTrainer(headless, args),

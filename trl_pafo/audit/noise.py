@@ -50,14 +50,9 @@ class Votes:
     Attributes:
         users (`list[str]`):
             The users, sorted.
-        user (`numpy.ndarray` of shape `(num_votes,)`):
-            Place of each vote's user in `users`.
-        pair (`numpy.ndarray` of shape `(num_votes,)`):
-            Number of each vote's pair, below `num_pairs`.
-        label (`numpy.ndarray` of shape `(num_votes,)`):
-            0 if the first response of the pair was preferred, 1 if the second was.
-        num_pairs (`int`):
-            Number of pairs.
+        user, pair, label (`numpy.ndarray` of shape `(num_votes,)`):
+            Of each vote: place of its user in `users`; number of its pair, below `num_pairs`; 0 if the first response was preferred,
+            1 if the second was.
     """
 
     users: list[str]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
-_OF_PROBES = ("headroom_pairs", "embedding_model", "batch_size")
+_OF_PROBES = ("headroom_pairs", "batch_size")
 _LEAST = {"headroom_pairs": 50, "batch_size": 1, "seed": 0, "max_length": 1}
 
 
@@ -17,31 +17,24 @@ class AuditArguments(DataArguments):
         ConfigError: If an option cannot be used, or has no effect.
     """
 
-    model: str | None = option(
-        None, "Reward model or adapter (folder or Hub id) whose accuracy on test pairs is judged. Default: the shared probe's."
-    )
-    tokenizer: str | None = option(None, "Whose tokens are counted. Default: the model, or else embedding_model.")
+    tokenizer: str | None = option(None, "Whose tokens are counted. Default: embedding_model.")
     embedding_model: str = option("minilm", "Frozen features of the probes: Hub id, folder, minilm or smollm2.")
     output_dir: str | None = option(None, "Folder for audit.json, audit.md and pictures; may hold an earlier audit, else new.")
     headroom: bool = option(True, "Fit probes. Without them, nothing is embedded.")
     headroom_pairs: int = option(2000, "Pairs that the probes take at most: all of some users, the groups in their proportions.")
-    num_history: int | None = option(None, "Past pairs that are shown. Default: what the model remembers, or 3.")
+    num_history: int | None = option(None, "Past pairs that are shown. Default: 3.")
     history_max_tokens: int | None = option(None, "Token budget of the history. Default: half of the longest input.")
     history_fields: list[str] | None = option(None, "What of a past pair is shown: some of prompt, chosen, rejected.")
     max_length: int | None = option(None, "Most tokens of an input. Default: TRL's, or the model's positions.")
-    batch_size: int = option(32, "Texts or pairs in a forward pass.")
+    batch_size: int = option(32, "Pairs in a forward pass.")
     seed: int = option(0, "Seed of everything that the audit draws.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
-        used = set()
-        if self.model is None and self.tokenizer is None:
-            used.add("embedding_model")  # its tokens are counted
-        if self.model is not None:
-            used.add("batch_size")
-        unused = [f"--{name}" for name in _OF_PROBES if name not in used and getattr(self, name) != getattr(AuditArguments, name)]
+        of_probes = (*_OF_PROBES, *([] if self.tokenizer is None else ["embedding_model"]))  # whose tokens are counted otherwise
+        unused = [f"--{name}" for name in of_probes if getattr(self, name) != getattr(AuditArguments, name)]
         if unused and not self.headroom:
             raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --headroom on.")
         for name, bound in _LEAST.items():

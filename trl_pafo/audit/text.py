@@ -72,15 +72,13 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 
 def _bias(accuracy: dict[str, Any]) -> str:
-    trend, judge = accuracy["support_spearman"], accuracy["judge"]
+    trend = accuracy["support_spearman"]
     if not is_known(trend["value"]):
-        return f"Bias: accuracy ({judge}) or support does not vary over users, so that there is no trend."
+        return "Bias: accuracy of the shared probe or support does not vary over users, so that there is no trend."
     if not is_known(trend["low"]):
-        return (
-            f"Bias: too few users to tell whether user accuracy ({judge}) rises with support, Spearman {interval(trend, True)}."
-        )
+        return f"Bias: too few users to tell whether user accuracy rises with support, Spearman {interval(trend, True)}."
     word = "rises" if trend["low"] > 0 else "falls" if trend["high"] < 0 else "shows no trend"
-    sentence = f"Bias: user accuracy ({judge}) {word} with support, Spearman {interval(trend, True)}"
+    sentence = f"Bias: user accuracy {word} with support, Spearman {interval(trend, True)}"
     if accuracy["support_is_agreement"]:
         sentence += "; but support is agreement on these pairs, where one stray label lowers both: compare each group with its noise ceiling"
     return sentence + "."
@@ -131,7 +129,7 @@ def markdown_report(result: dict[str, Any], pictures: Sequence[str] = ()) -> str
         _table(_group_rows(result)),
     ]
     if result["accuracy"] is not None:
-        parts += [f"## Accuracy ({result['accuracy']['judge']})", _table(_accuracy_rows(result["accuracy"]))]
+        parts += ["## Accuracy of the shared probe, cross-validated", _table(_accuracy_rows(result["accuracy"]))]
     if (headroom := result["headroom"]) is not None:
         parts += [
             "## Headroom",

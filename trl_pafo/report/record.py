@@ -53,20 +53,14 @@ class Record:
     One run, or one evaluation of a model.
 
     Attributes:
-        folder (`Path`):
-            Where it is.
-        name (`str`):
-            The folder's name.
-        results (`dict`):
-            `results.json`.
-        stages (`dict`):
-            Stages of the manifest by name; empty without one.
+        folder (`Path`), name (`str`):
+            Where it is, and the folder's name.
+        results, stages, data (`dict`):
+            `results.json`, the stages of the manifest, and `summary.json` of the prepared data; empty where they are missing.
         config (`str`, *optional*):
             `run.yaml`, with which the same run is made again.
         rewards (`dict[str, Rewards]`):
             By method, all over the same pairs.
-        data (`dict`):
-            `summary.json` of the prepared data: split to pairs and users of each group; empty without it.
         pairs (`list[dict]`, *optional*):
             The test pairs, in the order of the rewards.
         trainings (`dict[str, list[dict]]`):

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from trl_pafo.errors import DataError
 from trl_pafo.metrics.verdict import format_interval, format_number
 
 MOST_GROUPS = 6
@@ -58,9 +57,6 @@ def markdown_table(results: dict[str, dict[str, Any]]) -> str:
     Args:
         results (`dict[str, dict]`):
             Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
-
-    Raises:
-        DataError: If there is no method, or a summary lacks a number.
     """
     header, counts, methods = _parts(results)
     rows = [[_escape(name), *(f"{v} {i}" for v, i in cells)] for name, cells in methods]
@@ -76,9 +72,6 @@ def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) ->
             Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
         width (`int`, *optional*):
             Characters a line; `None` for the width of the terminal.
-
-    Raises:
-        DataError: If there is no method, or a summary lacks a number.
     """
     width = shutil.get_terminal_size().columns if width is None else width
     header, counts, methods = _parts(results)
@@ -93,19 +86,12 @@ def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) ->
 
 def _parts(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[str], list[_Row]]:
     """The header, the counts below it, and the methods."""
-    if not results:
-        raise DataError("There is no method to put into the table; evaluate at least one.")
     first = next(iter(results.values()))
     columns = columns_of(first, {name: name for name in group_names(first)})
-    methods: list[_Row] = []
-    for name, summary in results.items():
-        missing = [key for key in ("overall", *columns.values()) if key not in summary]
-        if missing:
-            raise DataError(
-                f"The results of {name!r} lack {missing}; make those of all methods with `fairness_summary`, on the same pairs."
-            )
-        entries = [summary[key] for key in columns.values()]
-        methods.append((name, [(format_number(entry["value"]), format_interval(entry)) for entry in entries]))
+    methods = [
+        (name, [(format_number(summary[key]["value"]), format_interval(summary[key])) for key in columns.values()])
+        for name, summary in results.items()
+    ]
     counts = [COUNTS, *(counts_of(first, key) for key in columns.values())]
     return ["method", *columns], counts, methods
 
