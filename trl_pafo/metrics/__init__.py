@@ -1,55 +1,35 @@
-"""Fairness over groups and users on plain arrays: numpy and scipy only."""
+"""Fairness over groups and users, on plain arrays: accuracies, inequality, intervals over users, the Pareto verdict.
 
-from trl_pafo.metrics.accuracy import group_accuracy, pair_correctness, user_accuracy
-from trl_pafo.metrics.bootstrap import Bootstrap, UserCells, bootstrap_users
-from trl_pafo.metrics.calibration import ReliabilityBins, brier, ece, ece_noise, group_calibration, reliability
-from trl_pafo.metrics.inequality import (
-    EntropySplit,
-    atkinson,
-    cvar,
-    entropy_split,
-    generalized_entropy,
-    gini,
-    jain,
-    max_min,
-    std,
-    theil,
-)
-from trl_pafo.metrics.intervals import bca_interval, bootstrap_interval, jackknife_acceleration, percentile_interval
-from trl_pafo.metrics.summary import fairness_difference, fairness_summary
-from trl_pafo.metrics.support import spearman
-from trl_pafo.metrics.verdict import Verdict, compare
+Numpy and scipy only: it knows no model, no trainer and no file of a run. The names are imported where they are first used, as in
+`trl_pafo`.
+"""
 
-__all__ = [
-    "Bootstrap",
-    "EntropySplit",
-    "ReliabilityBins",
-    "UserCells",
-    "Verdict",
-    "atkinson",
-    "bca_interval",
-    "bootstrap_interval",
-    "bootstrap_users",
-    "brier",
-    "compare",
-    "cvar",
-    "ece",
-    "ece_noise",
-    "entropy_split",
-    "fairness_difference",
-    "fairness_summary",
-    "generalized_entropy",
-    "gini",
-    "group_accuracy",
-    "group_calibration",
-    "jackknife_acceleration",
-    "jain",
-    "max_min",
-    "pair_correctness",
-    "percentile_interval",
-    "reliability",
-    "spearman",
-    "std",
-    "theil",
-    "user_accuracy",
-]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Verdict": "verdict",
+    "atkinson": "inequality",
+    "compare": "verdict",
+    "cvar": "inequality",
+    "entropy_split": "inequality",
+    "fairness_difference": "summary",
+    "fairness_summary": "summary",
+    "generalized_entropy": "inequality",
+    "gini": "inequality",
+    "group_accuracy": "accuracy",
+    "jain": "inequality",
+    "max_min": "inequality",
+    "pair_correctness": "accuracy",
+    "percentile_interval": "intervals",
+    "spearman": "support",
+    "std": "inequality",
+    "theil": "inequality",
+    "user_accuracy": "accuracy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,8 +1,6 @@
 """How many users would have told? Least numbers of users for a verdict of [`compare`] with a stated power.
 
-All numbers take what was measured for the truth: the difference of each group, and how users spread around it. So they
-are as uncertain as the difference itself, which within its noise may as well be twice or half as large; half the
-difference takes four times the users.
+All numbers take what was measured for the truth, and are as uncertain as that: half the difference takes four times the users.
 
 **One group.** Let user `u` have `n_u` pairs and the sum `D_u` of the model's minus the reference's correctness, `d` be
 the difference of the group, `n` the mean number of pairs, `s_0 = sqrt(mean(D_u^2)) / n` and
@@ -52,27 +50,19 @@ def group_spread(cells: UserCells) -> GroupSpread:
     def total(values: FloatArray) -> FloatArray:
         return group_totals(cells, cells.users[None].astype(np.float64), values)[0]
 
-    users = total(np.ones_like(gained))
-    pairs = total(cells.pairs)
+    users, pairs = total(np.ones_like(gained)), total(cells.pairs)
     d = total(gained) / pairs
-    residual = gained - np.repeat(d, np.diff([*cells.group_starts, len(gained)])) * cells.pairs
+    residual = gained - d[cells.group] * cells.pairs
     s_0 = np.sqrt(total(gained**2) / users) * users / pairs
     s_1 = np.sqrt(np.divide(total(residual**2), users - 1, out=np.full_like(d, np.nan), where=users > 1)) * users / pairs
     return GroupSpread(d, s_0, s_1, total((gained != 0).astype(np.float64)) / users, users)
 
 
 def users_to_show(spread: GroupSpread, tail: float, power: float) -> list[int | None]:
-    """Least number of users of each group with which its difference would be shown; `None` where none would do.
+    """Least number of users of each group with which its difference would be shown with the power; `None` where none would do.
 
-    That is where the difference is 0, where there is only one user, and beyond a billion users.
-
-    Args:
-        spread ([`GroupSpread`]):
-            What was measured.
-        tail (`float`):
-            Probability on each side of a group's interval.
-        power (`float`):
-            Probability to show it, in (0, 1).
+    That is where the difference is 0, where there is only one user, and beyond a billion users. `tail` is the probability on each
+    side of a group's interval.
     """
 
     def chance_of(group: int) -> Callable[[FloatArray], FloatArray]:
@@ -88,28 +78,18 @@ def users_to_show(spread: GroupSpread, tail: float, power: float) -> list[int | 
 
 
 def users_to_tell(spread: GroupSpread, tail: float, power: float, margin: float) -> int | None:
-    """Least number of users in all, in the measured proportions, for a verdict other than "cannot tell".
+    """Least number of users in all, in the measured proportions, for a verdict other than "cannot tell" with the power.
 
     `None` where none would do: where all differences are 0; where one group gained and the difference of another is just
     `-margin`, so that its estimate falls below that half the time, with any number of users; where a group has only
     one user; and beyond a billion users.
-
-    Args:
-        spread ([`GroupSpread`]):
-            What was measured.
-        tail (`float`):
-            Probability on each side of a group's interval.
-        power (`float`):
-            Probability to tell, in (0, 1).
-        margin (`float`):
-            Estimated loss that does not stand against `"improves"`.
     """
 
     def chance(users: FloatArray) -> FloatArray:
         gain, loss, doubt = _chances(spread, users[:, None] * spread.users / spread.users.sum(), tail, margin)
-        no_loss, neither = 1 - loss, 1 - gain - loss - doubt
+        neither = 1 - gain - loss - doubt
         improves = (gain + neither).prod(axis=1) - neither.prod(axis=1)
-        return 1 - no_loss.prod(axis=1) + improves
+        return 1 - (1 - loss).prod(axis=1) + improves
 
     return _least(chance, power)
 
@@ -119,20 +99,19 @@ def _chances(spread: GroupSpread, users: FloatArray, tail: float, margin: float)
 
     All, and `users`, have shape `(num_numbers, num_groups)`.
     """
-    end = -ndtri(tail) * spread.s_0 / np.sqrt(users)
+    certain = np.broadcast_to(spread.s_1 == 0, users.shape)
+    scatter = np.where(certain, 1.0, spread.s_1) / np.sqrt(users)
+
+    def below(threshold: FloatArray | float, d: FloatArray) -> FloatArray:
+        """Probability that an estimate of `d` falls below the threshold."""
+        return np.where(certain, d < threshold, ndtr((threshold - d) / scatter))
+
+    end = ndtri(tail) * spread.s_0 / np.sqrt(users)
     # `fewest` differing users must be met before anything can be shown: a binomial tail, as an incomplete beta function.
     fewest = math.ceil(-math.log2(tail))
     enough = np.where(users >= fewest, betainc(fewest, np.maximum(np.floor(users) - fewest + 1, 1), spread.differing), 0.0)
-    gain = np.minimum(_below(spread, users, -end, -spread.d), enough)
-    loss = np.minimum(_below(spread, users, -end, spread.d), enough)
-    return gain, loss, np.maximum(_below(spread, users, np.full_like(users, -margin), spread.d) - loss, 0.0)
-
-
-def _below(spread: GroupSpread, users: FloatArray, threshold: FloatArray, d: FloatArray) -> FloatArray:
-    """Probability that an estimate of `d` falls below the threshold."""
-    certain = np.broadcast_to(spread.s_1 == 0, users.shape)
-    scatter = np.where(certain, 1.0, spread.s_1) / np.sqrt(users)
-    return np.where(certain, d < threshold, ndtr((threshold - d) / scatter))
+    gain, loss = (np.minimum(below(end, d), enough) for d in (-spread.d, spread.d))
+    return gain, loss, np.maximum(below(-margin, spread.d) - loss, 0.0)
 
 
 def _least(chance: Callable[[FloatArray], FloatArray], power: float) -> int | None:

@@ -13,7 +13,7 @@ from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, chec
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
 from trl_pafo.metrics.calibration import ece_noise
 from trl_pafo.metrics.families import Family, accuracy_family, calibration_family, support_family
-from trl_pafo.metrics.intervals import IntervalMethod, bootstrap_interval, check_options, fewest_users, honest_ends
+from trl_pafo.metrics.intervals import check_confidence, fewest_users, honest_ends, percentile_interval
 from trl_pafo.metrics.support import support_of_users
 
 
@@ -25,11 +25,9 @@ def fairness_summary(
     support: ArrayLike | Mapping[str, float] | None = None,
     margins: ArrayLike | None = None,
     majority: str | None = None,
-    method: IntervalMethod = "percentile",
     num_resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-    atkinson_epsilon: float = 0.5,
 ) -> dict[str, Any]:
     """Accuracy overall and of each group, and how far groups and users lie apart.
 
@@ -40,25 +38,19 @@ def fairness_summary(
             Whose pair it is. Where that is not known, each pair is taken as one person's, and no number of users is given.
         group (`Iterable`, one a pair, or `None`):
             The group of that user. Where groups are not known, no number of groups is given.
-        support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
-            Support rate of each user, such as those of `trl_pafo.data.groups`: one value a pair, one a user in the order of
-            the sorted names, or from user to value. NaN where unknown. Adds `support_spearman`.
+        support (array of shape `(num_pairs,)`, or `Mapping` from user to value, *optional*):
+            Support rate of each pair's user; NaN where unknown. Adds `support_spearman`.
         margins (array of shape `(num_pairs,)`, *optional*):
             The margins from which `correct` was made, as log-odds. Adds calibration.
         majority (`str`, *optional*):
             The group to set against all others. Adds `majority` and `minority`: the accuracies over its pairs and over
             the pairs of all other groups.
-        method (`str`, *optional*, defaults to `"percentile"`):
-            `"percentile"` or `"bca"`, which corrects for bias and skewness and takes about twice as long; better with
-            2,000 resamples.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Resamples of the bootstrap over users, stratified by group.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the resamples.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence of each interval by itself, in (0, 1).
-        atkinson_epsilon (`float`, *optional*, defaults to `0.5`):
-            Aversion to inequality of `user_atkinson`, >= 0 ([`atkinson`]).
 
     Returns:
         `dict`. `{"value", "low", "high"}` under each of
@@ -79,11 +71,11 @@ def fairness_summary(
         with more than one group `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
         resamples in which it is the worst; `ece_noise` and `ece_noise/{group}`, the calibration error that chance alone
         would make; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
-        `num_users_without_support`, `confidence`, `num_resamples`, `method`, `atkinson_epsilon`.
+        `num_users_without_support`, `confidence`, `num_resamples`.
 
         All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
 
-        Intervals come from a bootstrap over users, and are widened where needed to hold their value: `difference` cannot
+        Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference` cannot
         fall below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore
         no evidence for a difference; [`compare`] gives evidence. The same holds for each measure of inequality and for
         `ece`. With fewer than 6 users (at 95 %) the ends are NaN, unknown, and so are those of what compares groups where one
@@ -93,13 +85,13 @@ def fairness_summary(
     Raises:
         DataError: If columns do not fit, a user is in two groups or has two values of support, margins and correctness
             disagree, or `majority` is no group or the only one.
-        ConfigError: If `confidence`, `method`, `num_resamples` or `atkinson_epsilon` cannot be used.
+        ConfigError: If `confidence` or `num_resamples` cannot be used.
     """
-    check_options(confidence, method)
+    check_confidence(confidence)
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
-    families, facts = _families(pairs, [correct], [margins], support, majority, atkinson_epsilon)
-    summary, resamples = _with_intervals(families, 1, confidence, method, num_resamples, seed)
+    families, facts = _families(pairs, [correct], [margins], support, majority)
+    summary, resamples = _with_intervals(families, 1, confidence, num_resamples, seed)
     if len(pairs.groups) > 1:
         accuracies = [f"accuracy/{name}" for name in pairs.groups]
         worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
@@ -112,7 +104,7 @@ def fairness_summary(
         summary["ece_noise"] = ece_noise(values)
         for code, name in enumerate(pairs.groups):
             summary[f"ece_noise/{name}"] = ece_noise(values[pairs.group_codes == code])
-    return summary | facts | {"confidence": confidence, "num_resamples": num_resamples, "method": method}
+    return summary | facts | {"confidence": confidence, "num_resamples": num_resamples}
 
 
 def fairness_difference(
@@ -125,11 +117,9 @@ def fairness_difference(
     margins: ArrayLike | None = None,
     reference_margins: ArrayLike | None = None,
     majority: str | None = None,
-    method: IntervalMethod = "percentile",
     num_resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
-    atkinson_epsilon: float = 0.5,
 ) -> dict[str, Any]:
     """Each number of [`fairness_summary`] for a model, minus that for a reference, judged on the same pairs.
 
@@ -138,31 +128,11 @@ def fairness_difference(
     group is what [`compare`] says.
 
     Args:
-        correct (array of shape `(num_pairs,)`):
-            Correctness of the model, output of [`pair_correctness`], in [0, 1].
-        reference_correct (array of shape `(num_pairs,)`):
-            Correctness of the reference on the same pairs in the same order.
-        user (`Iterable`, one a pair, or `None`):
-            Whose pair it is. Where that is not known, each pair is taken as one person's, and no number of users is given.
-        group (`Iterable`, one a pair, or `None`):
-            The group of that user. Where groups are not known, no number of groups is given.
-        support (array of shape `(num_pairs,)` or `(num_users,)`, or `Mapping`, *optional*):
-            As in [`fairness_summary`].
-        margins (array of shape `(num_pairs,)`, *optional*):
-            Margins of the model. Adds calibration; needs `reference_margins`.
-        reference_margins (array of shape `(num_pairs,)`, *optional*):
-            Margins of the reference.
-        majority (`str`, *optional*):
-            As in [`fairness_summary`].
-        method (`str`, *optional*, defaults to `"percentile"`):
-            As in [`fairness_summary`].
-        num_resamples (`int`, *optional*, defaults to `1000`):
-            As in [`fairness_summary`].
-        seed (`int`, *optional*, defaults to `0`):
-            As in [`fairness_summary`].
-        confidence (`float`, *optional*, defaults to `0.95`):
-            As in [`fairness_summary`].
-        atkinson_epsilon (`float`, *optional*, defaults to `0.5`):
+        correct, reference_correct (arrays of shape `(num_pairs,)`):
+            Correctness of the model and of the reference, in the same order, outputs of [`pair_correctness`].
+        margins, reference_margins (arrays of shape `(num_pairs,)`, *optional*):
+            Margins of both. They add calibration.
+        user, group, support, majority, num_resamples, seed, confidence:
             As in [`fairness_summary`].
 
     Returns:
@@ -174,14 +144,14 @@ def fairness_difference(
         DataError: As in [`fairness_summary`], or if only one of the two has margins, or another number of pairs.
         ConfigError: As in [`fairness_summary`].
     """
-    check_options(confidence, method)
+    check_confidence(confidence)
     both = check_both(correct, reference_correct)
     if (margins is None) != (reference_margins is None):
         raise DataError("Give `margins` and `reference_margins`, or neither: calibration is compared on both models.")
     pairs = encode_pairs(user, group, len(both[0]))
-    families, facts = _families(pairs, both, [margins, reference_margins], support, majority, atkinson_epsilon)
-    differences, _ = _with_intervals(families, 2, confidence, method, num_resamples, seed)
-    return differences | facts | {"confidence": confidence, "num_resamples": num_resamples, "method": method}
+    families, facts = _families(pairs, both, [margins, reference_margins], support, majority)
+    differences, _ = _with_intervals(families, 2, confidence, num_resamples, seed)
+    return differences | facts | {"confidence": confidence, "num_resamples": num_resamples}
 
 
 def _families(
@@ -190,7 +160,6 @@ def _families(
     margins: Sequence[ArrayLike | None],
     support: ArrayLike | Mapping[str, float] | None,
     majority: str | None,
-    atkinson_epsilon: float,
 ) -> tuple[list[Family], dict[str, Any]]:
     """The families that can be computed, a row of `correct` and `margins` for each model; and the counts."""
     groups, majority = pairs.groups, as_label(majority)
@@ -203,20 +172,20 @@ def _families(
     counts = zip(np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True)
     for name, (num_pairs, num_users) in zip(groups, counts, strict=False):
         facts |= {f"num_pairs/{name}": num_pairs} | ({f"num_users/{name}": num_users} if pairs.has_users else {})
-    families = [accuracy_family(pairs, correct, majority, atkinson_epsilon)]
-    if support is not None and not pairs.has_users:
-        raise DataError("`support` belongs to users: give `user`, or leave it out.")
+    families = [accuracy_family(pairs, correct, majority)]
     if support is not None:
+        if not pairs.has_users:
+            raise DataError("`support` belongs to users: give `user`, or leave it out.")
         of_user = support_of_users(support, pairs)
         facts["num_users_without_support"] = int(np.isnan(of_user).sum())
         families.append(support_family(pairs, correct, of_user))
     if margins[0] is not None:
         families.append(calibration_family(pairs, correct, margins))
-    return families, facts | {"atkinson_epsilon": atkinson_epsilon}
+    return families, facts
 
 
 def _with_intervals(
-    families: Sequence[Family], num_models: int, confidence: float, method: IntervalMethod, num_resamples: int, seed: int
+    families: Sequence[Family], num_models: int, confidence: float, num_resamples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, FloatArray]]:
     """Each number of a model, or of the first minus the second, with its interval; and its resamples."""
     entries: dict[str, Any] = {}
@@ -227,14 +196,13 @@ def _with_intervals(
             found = family.statistics(cells, weights)
             return found[:, 0] if num_models == 1 else found[:, 0] - found[:, 1]
 
-        bootstrap = bootstrap_cells(family.cells, statistics, num_resamples, seed, fewest_users(confidence))
-        low, high = bootstrap_interval(bootstrap, family.cells, statistics, confidence=confidence, method=method, seed=seed)
-        value = bootstrap.value
+        value, drawn = bootstrap_cells(family.cells, statistics, num_resamples, seed, fewest_users(confidence))
+        low, high = percentile_interval(drawn, confidence)
         of_means = honest_ends(value, low, high, family.num_users, confidence, (0.0 if num_models == 1 else -1.0, 1.0))
         is_mean = np.array([name in family.means for name in family.names])
         others = honest_ends(value, low, high, family.num_users, confidence)
         ends = [np.where(is_mean, mean, other).tolist() for mean, other in zip(of_means, others, strict=True)]
         for name, v, lo, hi in zip(family.names, value.tolist(), *ends, strict=True):
             entries[name] = {"value": v, "low": lo, "high": hi}
-        resamples |= dict(zip(family.names, bootstrap.resamples.T, strict=True))
+        resamples |= dict(zip(family.names, drawn.T, strict=True))
     return entries, resamples

@@ -1,43 +1,29 @@
-"""Is one model better than another for every group? A verdict from paired intervals over users.
+"""Is one model better than another for every group? A verdict from paired intervals over users. (Not from the paper.)
 
-**The interval.** The accuracy difference of a group is the mean over its pairs, a ratio of two sums over users. The
-percentile bootstrap of it is too narrow with few users: in simulations of ours with 10 or 15 users a group its 95 %
-interval missed the truth in up to 11 % of runs. We use Hartigan's random subsets (1969) instead: take each user of the
-group with chance 1/2, compute the difference on this subset, repeat, and read the ends off the sorted values. This is
-the same as asking which differences the sign-flip test does not reject, and needs no standard error, which few users
-with few differing pairs cannot give (bootstrap-t divides by zero there). If both models are equally good for each
-user, so that swapping their answers changes nothing, the level holds *exactly*: with any number of users and with
-unequal numbers of pairs. Where differences between users are skewed it holds approximately; the same simulations found
-at most 3.4 % for each nominal 2.5 % (a t interval with jackknife error: up to 4.9 %), at about the width of the t
-interval.
+**The interval.** The accuracy difference of a group is the mean over its pairs, a ratio of two sums over users. Its percentile
+bootstrap is too narrow with few users (with 10 or 15 a group, 95 % intervals missed the truth in up to 11 % of simulated runs).
+So it is made of random subsets (Hartigan, 1969): take each user of the group with chance 1/2, compute the difference on this
+subset, repeat, and read the ends off the sorted values. This is the same as asking which differences the sign-flip test does not
+reject, and needs no standard error, which few users with few differing pairs cannot give. If both models are equally good for each
+user, so that swapping their answers changes nothing, the level holds *exactly*: with any number of users and with unequal numbers of
+pairs. Where differences between users are skewed it holds approximately: at most 3.4 % for each nominal 2.5 % in simulations
+(`benchmarks/coverage.py`).
 
-The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at
-once. To show anything at 95 % with two groups it takes about 7 users of a group on whom the models differ, all to the
-same side; the interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users):
-nothing was seen, yet a rare difference may have been missed.
+The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at once. The
+interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet a rare
+difference may have been missed.
 
 **The verdict**, in this order:
 
 - `same`: both models give the same margin on every pair, as one and the same model does. Nothing is estimated then: the
   differences are 0, and so are the ends of their intervals.
-- `mixed`: some group's interval lies wholly above 0 and some other's wholly below.
-- `degrades`: some group's interval lies wholly below 0 (and none above).
-- `improves`: some group's interval lies wholly above 0, and no group's *estimate* is below `-margin`.
+- `mixed`: some group's interval lies entirely above 0 and some other's entirely below.
+- `degrades`: some group's interval lies entirely below 0 (and none above).
+- `improves`: some group's interval lies entirely above 0, and no group's *estimate* is below `-margin`.
 - `cannot tell`: all else; also a gain that is shown beside a loss that is estimated but not shown.
 
-**What `improves` shows and what not.** It shows that some group gained. If no group truly differs, it is said in at
-most `(1 - confidence) / 2` of studies (2.5 %), and any claim in at most `1 - confidence`, as far as the level holds
-(see above). It does *not* show that the other groups lost nothing, only that no loss above `margin` was measured: the
-lower ends of their intervals say how large a loss remains possible. And it speaks of these two trained models: what
-another seed of their training would give is not in it.
-
-No method sees whom the sample missed. If one user in ten loses .45, all others gain .05 and 200 pairs each make that
-visible, the mean difference is 0, yet `improves` was said in 15 % of our simulated studies with 15 users a group and in
-7 % with 30: many pairs do not replace users.
-
-**How many users would have told** (`users_needed`): the least number with which the verdict would be another than
-`cannot tell` in 80 % of studies, if what was measured is true. The formulas stand in `trl_pafo.metrics.power`. In
-simulations of ours, studies of so many users, drawn from those that were measured, told in 74 to 90 % of runs.
+What `improves` shows and what not is in docs/method.md. If no group truly differs, it is said in at most `(1 - confidence) / 2` of
+studies, as far as the level holds.
 """
 
 import math
@@ -61,8 +47,7 @@ OVERALL = "overall"
 
 @dataclass(frozen=True)
 class Verdict:
-    """
-    What a comparison found.
+    """What a comparison found.
 
     Attributes:
         verdict (`str`):
@@ -104,7 +89,7 @@ def compare(
 ) -> Verdict:
     """Whether a model is a Pareto improvement over a reference, both judged on the same pairs. (Not from the paper.)
 
-    Rules and method stand at the top of this module; how the least numbers of users are computed, at the top of
+    The rules and the method are at the top of this module, the formulas of the least numbers of users at the top of
     `trl_pafo.metrics.power`.
 
     Args:
@@ -150,7 +135,7 @@ def compare(
         nothing = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in names}
         sentence = f"The same: both give the same margin on every pair ({len(ours)} pairs)."
         return Verdict("same", nothing, sentence, None, dict.fromkeys(names))
-    cells = user_cells(pairs.user_codes, pairs.group_of_user, ours - theirs)
+    cells = user_cells(pairs.user_codes, pairs.group_of_user, (ours - theirs)[None])
     value, low, high = _subset_intervals(cells, confidence, num_resamples, seed)
     differences = {
         name: {"value": v, "low": lo, "high": hi}
@@ -161,9 +146,8 @@ def compare(
     group_users_needed = dict(zip(names, users_to_show(spread, tail, power), strict=True))
     users_needed = users_to_tell(spread, tail, power, margin)
     verdict, found = _decide(differences, margin)
-    basis = f"simultaneous {100 * confidence:g} % intervals over {people}"
-    if len(names) == 1:
-        basis = basis.replace("simultaneous ", "").replace("intervals", "interval", 1)
+    kind = "interval" if len(names) == 1 else "intervals"
+    basis = f"{'' if len(names) == 1 else 'simultaneous '}{100 * confidence:g} % {kind} over {people}"
     if verdict == "cannot tell":
         shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=False))
         whom = "users" if pairs.has_users else "pairs"

@@ -2,7 +2,6 @@ import doctest
 import multiprocessing
 import re
 import socket
-import subprocess
 import sys
 import textwrap
 from collections import defaultdict
@@ -18,7 +17,6 @@ from trl_pafo.metrics import compare, fairness_summary, gini, hf_evaluate, jain,
 
 evaluate = pytest.importorskip("evaluate")
 
-CARDS = {name: Path(hf_evaluate.path(name)) / "README.md" for name in hf_evaluate.NAMES}
 PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -111,7 +109,6 @@ class TestGroupFairness:
         of_rewards = metric.compute(predictions=rewards, groups=groups)
         assert metric.compute(predictions=rewards[:, 0] - rewards[:, 1], groups=groups) == of_rewards
         assert metric.compute(predictions=torch.tensor(rewards), groups=list(groups)) == of_rewards
-        assert metric.compute(predictions=-(rewards[:, 0] - rewards[:, 1]), groups=groups) != of_rewards
 
     @pytest.mark.parametrize("labels", [[7, 7, 10], np.array([7, 7, 10]), torch.tensor([7, 7, 10]), ["7", "7", "10"]])
     def test_labels_of_any_type(self, labels):
@@ -127,15 +124,14 @@ class TestGroupFairness:
         with pytest.raises(DataError, match=r"`group_names` lacks groups that the pairs have: 2. Add them, or leave it out"):
             metric.compute(predictions=[1.0, 0.0], groups=[1, 2], group_names=[1])
 
-    def test_one_group_has_no_gap(self):
-        results = hf_evaluate.load("group_fairness").compute(predictions=[-1.0, 2.0], groups=["a", "a"])
-        assert np.isnan([results["accuracy_difference"], results["accuracy_ratio"]]).all()
-        assert results["accuracy_group_min"] == 0.5
-
-    def test_ratio_is_unknown_where_all_is_wrong(self):
-        results = hf_evaluate.load("group_fairness").compute(predictions=[-1.0, -2.0], groups=["a", "b"])
-        assert np.isnan(results["accuracy_ratio"])
-        assert (results["accuracy_difference"], results["worst_group"]) == (0.0, "a")
+    @pytest.mark.parametrize(
+        ("predictions", "groups", "low", "gap"), [([-1.0, 2.0], "aa", 0.5, np.nan), ([-1.0, -2.0], "ab", 0.0, 0.0)]
+    )
+    def test_ratio_is_unknown_of_one_group_and_where_all_is_wrong(self, predictions, groups, low, gap):
+        results = hf_evaluate.load("group_fairness").compute(predictions=predictions, groups=list(groups))
+        numbers = [results[f"accuracy_{name}"] for name in ("group_min", "difference", "ratio")]
+        assert numbers == pytest.approx([low, gap, np.nan], nan_ok=True)
+        assert results["worst_group"] == "a"
 
 
 class TestUserFairness:
@@ -163,13 +159,6 @@ class TestParetoVerdict:
             correct, of_reference = (pair_correctness(r[:, 0] - r[:, 1]) for r in (rewards, reference))
             assert results == asdict(compare(correct, of_reference, users, groups, **options))
             assert is_plain(results)
-
-    def test_the_first_model_is_the_one_that_is_judged(self):
-        right, wrong, labels = [1.0] * 20, [-1.0] * 20, {"groups": ["a"] * 20, "users": range(20)}
-        module = hf_evaluate.load("pareto_verdict")
-        assert module.compute(predictions1=right, predictions2=wrong, **labels)["verdict"] == "improves"
-        assert module.compute(predictions1=wrong, predictions2=right, **labels)["verdict"] == "degrades"
-        assert module.compute(predictions1=wrong, predictions2=wrong, **labels)["verdict"] == "same"
 
 
 def test_equal_to_the_summary(pairs):
@@ -215,8 +204,7 @@ class TestAdding:
         combined = evaluate.combine([hf_evaluate.load(name) for name in hf_evaluate.NAMES])
         results = combined.compute(predictions=rewards, **columns)
         assert results["verdict"] == hf_evaluate.load("pareto_verdict").compute(**columns)["verdict"]
-        assert results["accuracy"] == pytest.approx(expected_groups(rewards, groups)["accuracy"])
-        assert results["user_accuracy_mean"] == pytest.approx(expected_users(rewards, users)["user_accuracy_mean"])
+        assert expected_groups(rewards, groups).items() <= results.items()
 
     @pytest.mark.parametrize(
         ("columns", "match"),
@@ -301,74 +289,24 @@ def test_several_processes(pairs, cuts, tmp_path):
     assert all(results[rank] == [None, None] for rank in range(1, len(shards)))
 
 
-@pytest.mark.slow
-def test_fresh_processes_without_home_or_network(tmp_path):
-    script = textwrap.dedent(
-        """
-        import socket, sys
-        def refuse(*args): raise AssertionError("network")
-        socket.socket.connect = socket.getaddrinfo = refuse
-        import evaluate
-        from trl_pafo.metrics import hf_evaluate
-        rank = int(sys.argv[1])
-        where = dict(num_process=2, process_id=rank, experiment_id="fresh", cache_dir="cache")
-        metric = evaluate.load(hf_evaluate.path("group_fairness"), **where)
-        metric.add_batch(predictions=[1.0, -1.0 + rank], groups=["a", "b"])
-        results = metric.compute()
-        print(results and results["accuracy/b"])
-        """
-    )
-    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": ""}
-    environment["PYTHONPATH"] = str(Path(hf_evaluate.__file__).parents[3])
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, rank], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
-    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["0.25", "None"]
-
-
 class TestFolder:
     @pytest.mark.parametrize("name", hf_evaluate.NAMES)
-    def test_name_and_description_are_there(self, name):
+    def test_description_names_every_column_and_output(self, name, pairs):
+        import trl_pafo.metrics.hf_evaluate
+
         module = hf_evaluate.load(name)
         assert module.name == name
         assert module.description.strip()
-        assert module.citation.strip().startswith("@")
-        for column in module.features:
-            assert f"{column}: " in module.inputs_description
-            assert f"**{column}**" in CARDS[name].read_text(encoding="utf-8")
         assert module.inputs_description in module.compute.__doc__
-
-    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
-    def test_card(self, name):
-        text = CARDS[name].read_text(encoding="utf-8")
-        kind = hf_evaluate.load(name).module_type
-        header = text.split("---\n")[1]
-        assert {"title", "tags", "description"} <= {line.split(":")[0] for line in header.splitlines()}
-        assert f"- evaluate\n- {kind}\n" in header
-        headings = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
-        assert headings[0] == f"{kind.capitalize()} Description"
-        assert headings[1:] == ["How to Use", "Inputs", "Output Values", "Examples", "Limitations and Bias", "Citation"]
-
-    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
-    def test_card_names_every_output(self, name, pairs):
         rewards, groups, users = pairs
         columns = {"predictions": rewards, "predictions1": rewards, "predictions2": rewards, "groups": groups, "users": users}
-        results = hf_evaluate.load(name).compute(**columns)
-        text = CARDS[name].read_text(encoding="utf-8")
-        for key in {re.sub(r"/.*", "/{group}", key) for key in results}:
-            assert f"`{key}`" in text or f"**{key}**" in text
-
-    @pytest.mark.parametrize("name", hf_evaluate.NAMES)
-    def test_examples_say_what_they_give(self, name):
-        import trl_pafo.metrics.hf_evaluate
-
-        blocks = PYTHON_BLOCK.findall(CARDS[name].read_text(encoding="utf-8"))
-        usage = textwrap.dedent(hf_evaluate.load(name).inputs_description.split("Examples:")[1])
-        for text, names in (("".join(blocks), {}), (usage, {"trl_pafo": trl_pafo})):
-            examples = doctest.DocTestParser().get_doctest(text, names, name, None, None)
-            assert len(examples.examples) > 1
-            assert doctest.DocTestRunner().run(examples).failed == 0
+        results = module.compute(**columns)
+        for key in {*module.features, *(re.sub(r"/.*", "/{group}", key) for key in results)}:
+            assert re.search(rf"(^| ){re.escape(key)}[:, ]", module.inputs_description, re.MULTILINE), key
+        usage = textwrap.dedent(module.inputs_description.split("Examples:")[1])
+        examples = doctest.DocTestParser().get_doctest(usage, {"trl_pafo": trl_pafo}, name, None, None)
+        assert len(examples.examples) > 1
+        assert doctest.DocTestRunner().run(examples).failed == 0
 
     def test_page(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
