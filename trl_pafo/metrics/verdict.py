@@ -6,8 +6,7 @@ So it is made of random subsets (Hartigan, 1969): take each user of the group wi
 subset, repeat, and read the ends off the sorted values. This is the same as asking which differences the sign-flip test does not
 reject, and needs no standard error, which few users with few differing pairs cannot give. If both models are equally good for each
 user, so that swapping their answers changes nothing, the level holds *exactly*: with any number of users and with unequal numbers of
-pairs. Where differences between users are skewed it holds approximately: at most 3.4 % for each nominal 2.5 % in simulations
-(`benchmarks/coverage.py`).
+pairs. Where differences between users are skewed it holds approximately (docs/evaluation.md).
 
 The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferroni), so that all intervals hold at once. The
 interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet a rare
