@@ -63,8 +63,8 @@ def sphere_table() -> str:
     cases: list[tuple[int, float, float, dict]] = [
         (2, 0.015, 0.0, {}),
         (3, 0.05, 0.0, {}),
-        (3, 0.05, 0.0, {"split": (0.0, 0.7, 0.3)}),
-        (3, 0.05, 0.0, {"split": (0.0, 0.5, 0.5)}),
+        (3, 0.05, 0.0, {"pruning_share": 0.3}),
+        (3, 0.05, 0.0, {"pruning_share": 0.5}),
         (4, 0.1, 0.0, {}),
         (5, 0.1, 0.0, {}),
         (2, 0.05, 0.05, {}),
@@ -79,8 +79,8 @@ def sphere_table() -> str:
         portfolio = build_portfolio(front, num_rewards, epsilon, delta, progress=False, **options)
         seconds = time.perf_counter() - start
         grid = f"{grid_size(num_rewards, epsilon, delta):,}" if delta else "-"
-        shares = options.get("split")
-        kind = options.get("search", "corners") + (f", {shares[2]:.0%} for pruning" if shares else "")
+        share = options.get("pruning_share")
+        kind = options.get("search", "corners") + (f", {share:.0%} for pruning" if share else "")
         true = certify(portfolio.values, front.optimum, delta=delta).relative_gap
         rows.append(
             [

@@ -18,11 +18,11 @@ from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.models import RewardScorer
 from trl_pafo.models.base_models import fast_bf16, set_threads
 from trl_pafo.palm import (
     GRPOOracle,
     OracleResult,
-    RewardModel,
     RewardScale,
     ScaledReward,
     build_portfolio,
@@ -88,7 +88,7 @@ def playfulness(folder: Path) -> ScaledReward:
             fit_reward_models(corpus, folder, types=["playful"], num_hidden_layers=2)
     source = str(folder / "playful")
     raw = score_candidates(corpus[:48], {"playful": source})
-    return ScaledReward("playfulness", RewardModel(source), RewardScale.fit(raw, "sigmoid"))
+    return ScaledReward("playfulness", RewardScorer.from_pretrained(source), RewardScale.fit(raw, "sigmoid"))
 
 
 def prompts(texts: list[str]) -> Dataset:

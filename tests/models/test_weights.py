@@ -22,10 +22,10 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.evaluation.score_file import score_file
+from trl_pafo.models import RewardScorer
 from trl_pafo.models.base_models import load_base
 from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_sequences
 from trl_pafo.models.weights import check_reward_model, find_gaps
-from trl_pafo.palm import RewardModel
 from trl_pafo.palm.oracles.decoding import _member
 from trl_pafo.pipeline.starting_points import start_of
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone
@@ -209,7 +209,7 @@ class TestEverythingThatScores:
             "reference": lambda: evaluate_models(
                 Namespace(model_name_or_path=decoder, reference=headless, **evaluated, **numbers)
             ),
-            "portfolio": lambda: RewardModel(headless),
+            "portfolio": lambda: RewardScorer(headless),
             "warm start": lambda: start_of(headless, decoder, ModelConfig()),
             "evaluating trainer": lambda: PAFORewardTrainer(headless, args),
             "teacher": lambda: check_teacher(Teacher("a", headless), make_tokenizer("decoder")),

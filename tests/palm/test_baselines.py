@@ -36,9 +36,5 @@ def test_gaps_of_each_method_at_each_size() -> None:
     assert found["uniform", 3]["draws"] == 1
     table = comparison_table(rows, portfolio.measure)
     assert f"| 3 | {found['PALM', 3]['gap']:.4f} | {even:.4f} |" in table
-
-
-def test_bad_input() -> None:
-    portfolio = build_portfolio(Finite(VALUES), 2, 0.1, progress=False)
     with pytest.raises(PortfolioError, match="must be at least 1"):
-        compare_sizes(portfolio, Finite(VALUES), 0)
+        compare_sizes(portfolio, oracle, 0)

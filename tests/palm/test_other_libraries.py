@@ -60,15 +60,6 @@ def test_one_member_has_the_epsilon_indicators_of_moocore(d: int) -> None:
         assert certificate.relative_gap == pytest.approx(1 - 1 / factor, abs=1e-9)
 
 
-@pytest.mark.parametrize("d", [2, 3])
-def test_more_members_have_at_most_the_epsilon_indicators(d: int) -> None:
-    moocore = pytest.importorskip("moocore")
-    for seed in range(5):
-        members, pool = members_and_pool(seed, d, 4)
-        certificate = certify(members, np.vstack([pool, members]))
-        assert certificate.additive_gap <= moocore.epsilon_additive(members, ref=pool, maximize=True) + 1e-9
-
-
 @pytest.mark.parametrize(("d", "steps"), [(2, 6), (3, 4), (4, 3)])
 def test_even_weights_are_das_and_dennis(d: int, steps: int) -> None:
     directions = pytest.importorskip("pymoo.util.ref_dirs")

@@ -1,6 +1,7 @@
-"""The finished portfolio: choosing, showing, saving."""
+"""The finished portfolio: choosing, showing, saving, and the interval of its gap."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from helpers.fronts import Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm import OracleResult, Portfolio, build_portfolio, certify, random_weights
+from trl_pafo.palm import OracleResult, Portfolio, UpperBound, build_portfolio, certify, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,10 @@ def test_members_are_the_calls_that_are_kept(portfolio: Portfolio) -> None:
 
 def test_the_choice_is_the_best_member(portfolio: Portfolio, regularized: Portfolio) -> None:
     for chosen in (portfolio, regularized):
-        for weights in random_weights(chosen.values.shape[1], 50):
-            scores = [weights @ v - chosen.beta * kl for v, kl in zip(chosen.values, chosen.kl, strict=True)]
-            assert chosen.choose(weights) == int(np.argmax(scores))
         weights = random_weights(chosen.values.shape[1], 50)
+        for row in weights:
+            scores = [row @ v - chosen.beta * kl for v, kl in zip(chosen.values, chosen.kl, strict=True)]
+            assert chosen.choose(row) == int(np.argmax(scores))
         assert chosen.choose_many(weights).tolist() == [chosen.choose(row) for row in weights]
 
 
@@ -49,17 +50,10 @@ def test_weights_off_the_simplex(portfolio: Portfolio) -> None:
         portfolio.choose_many([0.5, 0.5, 0.0])
 
 
-def test_the_gap_can_be_computed_from_what_it_holds(portfolio: Portfolio, regularized: Portfolio) -> None:
-    assert certify(portfolio.values, portfolio.upper_bound).relative_gap == pytest.approx(portfolio.gap, abs=1e-9)
-    again = certify(regularized.values, regularized.upper_bound, kl=regularized.kl, beta=0.1)
-    assert again.additive_gap == pytest.approx(regularized.gap, abs=1e-9)
-    assert portfolio.measure.name == "relative gap"
-    assert regularized.measure.name == "additive gap"
-
-
 def test_outputs_name_the_objective_and_show_kl(portfolio: Portfolio, regularized: Portfolio) -> None:
     assert "objective w.R; against the upper bound from" in str(portfolio)
     assert "objective w.R - 0.1 KL; against the upper bound from" in str(regularized)
+    assert "chosen greedily" in str(replace(portfolio, smallest=False))
     assert regularized.table().splitlines()[0].split(" | ")[-2:] == ["KL", "w.R - 0.1 KL |"]
     rows = portfolio.table().splitlines()
     assert rows[0] == "| member | w safe | w brief | w kind | safe | brief | kind | KL | w.R |"
@@ -67,33 +61,26 @@ def test_outputs_name_the_objective_and_show_kl(portfolio: Portfolio, regularize
     weights, values = portfolio.weights[1], portfolio.values[1]
     shown = [*(f"{w:.3f}" for w in weights), *(f"{v:.4f}" for v in values), "0.000", f"{weights @ values:.4f}"]
     assert rows[3] == f"| 1 | {' | '.join(shown)} |"
-    assert len(rows) == len(portfolio) + 2
+    old = OracleResult([0.7, 0.7], policy="old")  # of unknown weights
+    found = build_portfolio(Sphere(), 2, 0.5, warm_start=[old], num_members=1, progress=False)
+    assert found.table().splitlines()[2] == "| 0 | - | - | 0.7000 | 0.7000 | 0.000 | - |"
 
 
-def test_a_policy_of_unknown_weights_has_dashes() -> None:
-    portfolio = build_portfolio(
-        Sphere(), 2, 0.5, warm_start=[OracleResult([0.7, 0.7], policy="old")], num_members=1, progress=False
-    )
-    assert portfolio.table().splitlines()[2] == "| 0 | - | - | 0.7000 | 0.7000 | 0.000 | - |"
-    assert np.isnan(portfolio.weights).all()
-
-
-def test_saved_and_loaded(portfolio: Portfolio, regularized: Portfolio, tmp_path: Path) -> None:
-    for name, saved in (("plain", portfolio), ("kl", regularized)):
-        saved.save(tmp_path / name)
-        for source in (tmp_path / name, tmp_path / name / "portfolio.json"):
-            loaded = Portfolio.load(source)
-            assert str(loaded) == str(saved)
-            assert np.array_equal(loaded.values, saved.values)
-            assert np.array_equal(loaded.kl, saved.kl)
-            assert np.array_equal(loaded.weights, saved.weights, equal_nan=True)
-            assert (loaded.gap, loaded.members, loaded.oracle_calls) == (saved.gap, saved.members, saved.oracle_calls)
-            weights = random_weights(saved.values.shape[1], 20)
-            assert np.array_equal(loaded.upper_bound.at(weights), saved.upper_bound.at(weights))
-        assert [p.name for p in (tmp_path / name).iterdir()] == ["portfolio.json"]
-    content = json.loads((tmp_path / "kl" / "portfolio.json").read_text())
-    assert content["objective"] == "w.R - 0.1 KL"
-    assert content["calls"][0]["policy"] == "old"
+@pytest.mark.parametrize("name", ["portfolio", "regularized"])
+def test_saved_and_loaded(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    saved: Portfolio = request.getfixturevalue(name)
+    saved.save(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["portfolio.json"]
+    for source in (tmp_path / "out", tmp_path / "out" / "portfolio.json"):
+        loaded = Portfolio.load(source)
+        assert str(loaded) == str(saved)
+        assert np.array_equal(loaded.weights, saved.weights, equal_nan=True)
+        assert (loaded.gap, loaded.members, loaded.oracle_calls) == (saved.gap, saved.members, saved.oracle_calls)
+        weights = random_weights(saved.values.shape[1], 20)
+        assert np.array_equal(loaded.upper_bound.at(weights), saved.upper_bound.at(weights))
+    content = json.loads((tmp_path / "out" / "portfolio.json").read_text())
+    assert content["objective"] == saved.objective
+    assert content["certificate"]["additive_gap"] == saved.certificate.additive_gap
 
 
 def test_what_cannot_be_saved_or_loaded(portfolio: Portfolio, tmp_path: Path) -> None:
@@ -115,3 +102,66 @@ def test_what_cannot_be_saved_or_loaded(portfolio: Portfolio, tmp_path: Path) ->
         (tmp_path / "old" / "portfolio.json").write_text(json.dumps({**content, **change}))
         with pytest.raises(PortfolioError, match=message):
             Portfolio.load(tmp_path / "old")
+
+
+class Noisy:
+    """Ten policies with values prompt by prompt; the best by their means."""
+
+    def __init__(self, num_prompts: int, spread: float, beta: float = 0.0):
+        rng = np.random.default_rng(0)
+        means = rng.uniform(0.3, 0.7, (10, 2))
+        noise = spread * rng.uniform(-1, 1, (10, num_prompts, 2)) + spread * rng.uniform(-1, 1, (1, num_prompts, 2))
+        self.table = means[:, None] + noise
+        self.kl = rng.random((10, num_prompts))
+        self.beta = beta
+
+    def __call__(self, weights: np.ndarray) -> OracleResult:
+        best = int((self.table.mean(axis=1) @ weights - self.beta * self.kl.mean(axis=1)).argmax())
+        values, kl = self.table[best], self.kl[best]
+        return OracleResult(values.mean(axis=0), kl.mean(), best, prompt_values=values, prompt_kl=kl)
+
+    def portfolio(self, **options) -> Portfolio:
+        return build_portfolio(self, 2, 0.05, beta=self.beta, num_members=1, progress=False, **options)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_interval_of_the_gap_by_hand(beta: float) -> None:
+    oracle = Noisy(30, 0.1, beta)
+    portfolio = oracle.portfolio()
+    rng = np.random.default_rng(3)
+    gaps = []
+    for _ in range(25):
+        drawn = np.repeat(np.arange(30), rng.multinomial(30, np.full(30, 1 / 30)))
+        values = np.array([oracle.table[c.result.policy][drawn].mean(axis=0) for c in portfolio.calls])
+        kl = np.array([oracle.kl[c.result.policy][drawn].mean() for c in portfolio.calls])
+        weights = np.array([c.weights for c in portfolio.calls])
+        bound = UpperBound(weights, (weights @ values.T - beta * kl).max(axis=1), beta)
+        members = list(portfolio.members)
+        gaps.append(certify(values[members], bound, kl=kl[members], beta=beta).relative_gap)
+    expected = np.quantile(gaps, [0.05, 0.95])
+    assert portfolio.gap_interval(25, level=0.9, seed=3) == pytest.approx(expected, abs=1e-8)
+
+
+def test_equal_prompts_close_the_interval_and_few_leave_it_unknown() -> None:
+    portfolio = Noisy(6, 0.0).portfolio()
+    assert portfolio.gap_interval(5) == pytest.approx((portfolio.gap, portfolio.gap), abs=1e-9)
+    assert np.isnan(Noisy(5, 0.1).portfolio().gap_interval(5)).all()
+
+
+def test_what_an_interval_needs() -> None:
+    def unequal(weights: np.ndarray) -> OracleResult:
+        return Noisy(10 if weights[0] > 0.5 else 12, 0.1)(weights)
+
+    def without(name: str, beta: float = 0.0):
+        return lambda weights: OracleResult(**{**vars(Noisy(10, 0.1, beta)(weights)), name: None})
+
+    for oracle, beta, options, message in [
+        (unequal, 0.0, {}, "numbers of prompts differ"),
+        (without("prompt_values"), 0.0, {}, "Policy 0 has no `prompt_values`"),
+        (without("prompt_kl", 0.1), 0.1, {}, "Policy 0 has no `prompt_kl`"),
+        (Noisy(10, 0.1), 0.0, {"num_resamples": 0}, "must be positive and level"),
+        (Noisy(10, 0.1), 0.0, {"level": 1.0}, "must be positive and level"),
+    ]:
+        portfolio = build_portfolio(oracle, 2, 0.05, beta=beta, progress=False)
+        with pytest.raises(PortfolioError, match=message):
+            portfolio.gap_interval(**options)

@@ -14,10 +14,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, TrlPafoError
+from trl_pafo.models import RewardScorer
 from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.safe_loading import check_model_folder, local_folder, safe_init_kwargs
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.palm import MixedPolicy, RewardModel
+from trl_pafo.palm import MixedPolicy
 from trl_pafo.teachers.teacher import Teacher
 
 REFUSED = "pickle.*which can run code when it is read.*[Cc]onvert.*safetensors"
@@ -86,7 +87,7 @@ def test_the_payload_would_run(tmp_path):
         lambda folder: local_folder(str(folder)),
         lambda folder: Teacher("a", str(folder)).config,
         lambda folder: Teacher("a", str(folder)).identity(),
-        lambda folder: RewardModel(folder),
+        RewardScorer.from_pretrained,
         lambda folder: MixedPolicy([folder], reference=folder),
         lambda folder: safe_init_kwargs(str(folder), None),
     ],

@@ -255,7 +255,7 @@ CONTRACTS = [
         "config",
         ("getattr(config, '_name_or_path', '')",),
     ),
-    Contract("trl.trainer.utils:get_callable_name", "trl_pafo/palm/oracles/judging.py, reward_name", "func"),
+    Contract("trl.trainer.utils:get_callable_name", "trl_pafo/palm/oracles/judging.py, call_rewards: names of rewards", "func"),
     Contract(
         "trl.data_utils:get_dataset_column_names",
         "trl_pafo/trainer/trainer.py and trl_pafo/trainer/pairs.py: columns of a dataset, streaming or not",

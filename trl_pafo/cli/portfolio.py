@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 COMMANDS = {
@@ -20,13 +21,9 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class _Oracle:
-    candidates: str | None = _option(
-        None,
-        "Rewards of candidate responses: .npz with `rewards` (prompts, candidates, rewards), or JSON Lines, a line a prompt.",
-    )
+    candidates: str | None = _option(None, "Rewards of candidate responses: JSON Lines, a line a prompt.")
     policies: str | None = _option(
-        None,
-        "Table of policies that exist, .csv or .json: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand.",
+        None, "CSV of policies that exist: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand."
     )
     normalize: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
     reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
@@ -42,21 +39,16 @@ class BuildArguments(_Oracle):
     users: str | None = _option(None, "JSON Lines of users (weights, group): keep the promise for them alone.")
     hull: bool = _option(False, "With --users: for all weights between them too.")
     max_calls: int = _option(1000, "Calls of the oracle at most.")
-    output_dir: str | None = _option(None, "Folder for portfolio.json; a build that was killed goes on there.")
+    output_dir: str | None = _option(None, "Folder for portfolio.json; an interrupted build goes on there.")
 
 
 @dataclass
 class CertifyArguments:
     portfolio: str | None = _option(None, "Folder of a portfolio.")
-    policies: str | None = _option(None, "Table of policies, in place of --portfolio.")
-    members: list[int] | None = _option(None, "With --policies: rows, from 0 on, that are served. Default: all.")
-    reference: str | None = _option(
-        None, "Table of policies to be held against. Default: the oracle's bound, or all of --policies."
-    )
+    policies: str | None = _option(None, "CSV of policies, in place of --portfolio.")
+    members: list[int] | None = _option(None, "With --policies: rows, from 0 on, that are served.")
     reward_names: list[str] | None = _option(None, "Names of the rewards of a table, in the order of the weights.")
     beta: float = _option(0.0, "With --policies: weight of the KL term.")
-    epsilon: float = _option(0.0, "With --policies: relative tolerance beside the additive gap.")
-    delta: float = _option(0.0, "With --policies: additive tolerance beside the relative gap.")
     num_resamples: int = _option(200, "Resamples of the prompts for the interval, where values are known by prompt; 0: none.")
     output: str | None = _option(None, "JSON file to write; must not exist.")
 
@@ -102,14 +94,12 @@ class CompareArguments(_Oracle):
 
 @dataclass
 class ExportArguments:
-    portfolio: str | None = _option(None, "Folder of a portfolio whose policies are folders of adapters or models.")
+    portfolio: str | None = _option(None, "Folder of a portfolio whose policies are folders of adapters.")
     output_dir: str | None = _option(None, "New folder.")
     base_model: str | None = _option(None, "What the adapters are loaded on, such as a Hub id. Default: what they name.")
-    copy_base: bool = _option(False, "Copy the base of the adapters beside the members.")
-    title: str = _option("Portfolio", "Title of the card.")
 
 
-_INPUTS = ("portfolio", "candidates", "policies", "reference", "users", "answers", "history")
+_INPUTS = ("portfolio", "candidates", "policies", "users", "answers", "history")
 _ARGUMENTS = {
     "build": BuildArguments,
     "certify": CertifyArguments,
@@ -151,10 +141,14 @@ def make_parser(prog: str | None = None) -> _Parser:
 
 def main(name: str, args: Any) -> None:
     from trl_pafo.palm import commands
+    from trl_pafo.storage.files import write_text
 
+    output = getattr(args, "output", None)
+    if output:
+        commands.refuse_existing(output)
     text, result = getattr(commands, name)(args)
     inputs = {name: getattr(args, name, None) for name in _INPUTS}
     print(f"Data: {', '.join(f'{name} {path}' for name, path in inputs.items() if path)}\n\n{text}")
-    if getattr(args, "output", None):
-        commands.write_result(args.output, json.dumps(result, indent=2) + "\n")
-        print(f"Written: {args.output}")
+    if output:
+        write_text(Path(output), json.dumps(result, indent=2) + "\n")
+        print(f"Written: {output}")

@@ -88,7 +88,7 @@ def comparison_table(rows: list[dict[str, Any]], measure: Measure) -> str:
 
 
 def _gap(portfolio: Portfolio, values: FloatArray, kl: FloatArray, reference: Reference) -> float:
-    certificate = certify(values, reference, kl=kl, beta=portfolio.beta, epsilon=portfolio.epsilon, delta=portfolio.delta)
+    certificate = certify(values, reference, kl=kl, beta=portfolio.beta, delta=portfolio.delta)
     return certificate.gap(portfolio.measure)
 
 

@@ -1,14 +1,15 @@
-"""The answers of the oracle on disk, each as soon as it is there: a build that is killed loses none of them."""
+"""The answers of the oracle on disk, each as soon as it is there: an interrupted build loses none of them."""
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.core import OracleCall, OracleResult, checked_result
+from trl_pafo.palm.core import OracleCall, checked_result
 
-_FORMAT = "trl-pafo portfolio calls 1"
+_FORMAT = "trl-pafo portfolio calls 2"
 
 
 class CallLog:
@@ -19,7 +20,7 @@ class CallLog:
         path (`Path`):
             The file; made if it is not there.
         problem (`dict`):
-            All that decides what the oracle answers, as JSON values, with `num_rewards` and `reward_range`.
+            All that decides what the oracle answers, as JSON values, with `num_rewards`.
 
     Raises:
         PortfolioError: If the file holds the answers to another problem, or a line in it cannot be read.
@@ -28,7 +29,7 @@ class CallLog:
     def __init__(self, path: Path, problem: dict[str, Any]):
         self.path = path
         try:
-            header = json.loads(json.dumps({"line": "problem", "format": _FORMAT, **problem}))
+            header = json.loads(json.dumps({"format": _FORMAT, **problem}))
         except (TypeError, ValueError) as error:
             raise PortfolioError(f"`problem` must hold JSON values, to be compared when a build resumes: {error}.") from error
         self.calls: list[OracleCall] = []
@@ -62,11 +63,11 @@ class CallLog:
         if not self.path.exists():
             return
         text = self.path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            # Killed while writing: the answer of that line was never acknowledged, so the line is cut off.
-            os.truncate(self.path, whole)
-        lines = text[:whole].decode("utf-8").splitlines()
+        complete = text.rfind(b"\n") + 1
+        if complete < len(text):
+            # Interrupted while writing: nothing was built on that line, so it is cut off.
+            os.truncate(self.path, complete)
+        lines = text[:complete].decode("utf-8").splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -86,6 +87,4 @@ class CallLog:
             raise PortfolioError(f"{self.path} holds the answers to another problem ({detail}). Choose another folder.")
 
     def _checked(self, call: OracleCall, header: dict[str, Any], number: int) -> OracleCall:
-        low, high = header["reward_range"]
-        result: OracleResult = checked_result(call.result, header["num_rewards"], (low, high), f"{self.path}, line {number}")
-        return OracleCall(call.weights, result, call.warm)
+        return replace(call, result=checked_result(call.result, header["num_rewards"], f"{self.path}, line {number}"))

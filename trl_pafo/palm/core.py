@@ -23,7 +23,7 @@ class OracleResult:
 
     Parameters:
         values (array of shape `(num_rewards,)`):
-            Mean of each reward under the policy, in the reward's own order; in [0, 1] unless `reward_range` says otherwise.
+            Mean of each reward under the policy, in the order of the weights, in [0, 1].
             The rewards alone: the KL term is never subtracted here.
         kl (`float`, *optional*, defaults to `0.0`):
             KL(policy || reference) in nats, the mean over prompts.
@@ -71,11 +71,10 @@ class OracleCall:
         """Whether the policy claims to be the best for its weights."""
         return not bool(np.isnan(self.weights).any())
 
-    def to_json(self, line: str = "call") -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON values; floats survive to the last digit. [`PortfolioError`] if the policy is no JSON value."""
         result = self.result
         row: dict[str, Any] = {
-            "line": line,
             "weights": self.weights.tolist() if self.asked else None,
             "values": np.asarray(result.values).tolist(),
             "kl": result.kl,
@@ -132,7 +131,7 @@ def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:
     return vector / total
 
 
-def checked_result(result: OracleResult, num_rewards: int, reward_range: tuple[float, float], where: str) -> OracleResult:
+def checked_result(result: OracleResult, num_rewards: int, where: str) -> OracleResult:
     """The answer with `float64` arrays.
 
     Args:
@@ -140,23 +139,19 @@ def checked_result(result: OracleResult, num_rewards: int, reward_range: tuple[f
             What the oracle returned.
         num_rewards (`int`):
             Length that `values` must have.
-        reward_range (`tuple[float, float]`):
-            Least and greatest value a reward can have.
         where (`str`):
             Whose answer it is, for the message.
 
     Raises:
-        PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, or lies outside the range.
+        PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, or lies outside [0, 1].
     """
     if not isinstance(result, OracleResult):
         raise PortfolioError(f"{where}: expected an OracleResult(values, kl, policy), got {type(result).__name__}.")
     values = _array(result.values, (num_rewards,), f"{where}: `values`")
-    low, high = reward_range
-    if (values < low - 1e-9).any() or (values > high + 1e-9).any():
+    if (values < -1e-9).any() or (values > 1 + 1e-9).any():
         raise PortfolioError(
-            f"{where}: the values {_short(values)} leave the range [{low:g}, {high:g}]. Normalize the rewards, for example "
-            "(r - least) / (greatest - least), or pass the true `reward_range`. A relative gap (epsilon > 0) needs rewards that "
-            "are not negative; with epsilon=0 and delta > 0 the range may start below 0."
+            f"{where}: the values {_short(values)} leave the range [0, 1]. Normalize the rewards, for example (r - least) / "
+            "(greatest - least), with the least and greatest value that each can have."
         )
     try:
         kl = float(result.kl)
@@ -172,7 +167,7 @@ def checked_result(result: OracleResult, num_rewards: int, reward_range: tuple[f
             raise PortfolioError(f"{where}: `values` must be the mean of `prompt_values` over the prompts.")
         if result.prompt_kl is not None:
             prompt_kl = _array(result.prompt_kl, (num_prompts,), f"{where}: `prompt_kl`")
-    return OracleResult(np.clip(values, low, high), max(kl, 0.0), result.policy, prompt_values, prompt_kl)
+    return OracleResult(np.clip(values, 0.0, 1.0), max(kl, 0.0), result.policy, prompt_values, prompt_kl)
 
 
 def policy_to_json(policy: Any) -> Any:

@@ -1,22 +1,26 @@
 """The finished portfolio: its members, what is certified of them, the choice for a user; saved and loaded."""
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, check_weights
+from trl_pafo.metrics.intervals import fewest_users
+from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, OracleResult, check_weights
 from trl_pafo.palm.solver.bounds import UpperBound
-from trl_pafo.palm.solver.certificate import Certificate, Measure, objective_name
-from trl_pafo.palm.solver.resampling import gap_interval
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.palm.solver.certificate import Certificate, Measure, certify, corner_values, objective_name
+from trl_pafo.palm.solver.search import Known
+from trl_pafo.storage.files import write_text
 
 PORTFOLIO_FILE = "portfolio.json"
-_FORMAT = "trl-pafo portfolio 1"
+_FORMAT = "trl-pafo portfolio 2"
+_PLAIN = ("epsilon", "delta", "beta", "oracle_factor", "smallest")
 
 
 @dataclass(frozen=True)
@@ -38,24 +42,13 @@ class Portfolio:
             Additive tolerance that was asked, in units of the rewards.
         beta (`float`):
             Weight of the KL term in the objective, in units of the rewards a nat.
-        reward_range (`tuple[float, float]`):
-            Least and greatest value that a reward can have.
         reward_names (`tuple[str, ...]`):
             Names of the rewards, in the order of the weights.
-        oracle_calls (`int`):
-            Calls of the oracle, those of interrupted builds among them; policies that existed before are not.
-        certificate ([`Certificate`]):
-            The worst case over all weights against `upper_bound`.
-        upper_bound ([`UpperBound`]):
-            What the answers say about the optimum.
-        size_bound (`int`, *optional*):
-            So many members would be enough for any problem with these tolerances; `None` where delta is 0. See
-            [`size_bound`][trl_pafo.palm.size_bound].
+        oracle_factor (`float` or `"estimate"`):
+            The share of the best that the oracle may miss, see [`build_portfolio`].
         smallest (`bool`):
             No fewer of the known policies keep the tolerance (or, where the number of members was given, no other choice of
             so many has a smaller gap). `False` where the choice was greedy.
-        observed_factor (`float`):
-            By how much an answer was beaten at its own weights by another known policy; 0 if the oracle may be exact.
     """
 
     calls: tuple[OracleCall, ...]
@@ -63,36 +56,56 @@ class Portfolio:
     epsilon: float
     delta: float
     beta: float
-    reward_range: tuple[float, float]
     reward_names: tuple[str, ...]
-    oracle_calls: int
-    certificate: Certificate
-    upper_bound: UpperBound
-    size_bound: int | None
+    oracle_factor: float | Literal["estimate"]
     smallest: bool
-    observed_factor: float
-
-    weights: FloatArray = field(init=False, repr=False)
-    """Weights that each member was optimized for, of shape `(num_members, num_rewards)`; NaN where none are known."""
-    values: FloatArray = field(init=False, repr=False)
-    """Mean rewards of each member, of shape `(num_members, num_rewards)`; without the KL term."""
-    kl: FloatArray = field(init=False, repr=False)
-    """KL of each member to the reference policy in nats, of shape `(num_members,)`."""
-
-    def __post_init__(self) -> None:
-        chosen = [self.calls[place] for place in self.members]
-        object.__setattr__(self, "weights", np.array([call.weights for call in chosen]))
-        object.__setattr__(self, "values", np.array([call.result.values for call in chosen]))
-        object.__setattr__(self, "kl", np.array([call.result.kl for call in chosen]))
-        object.__setattr__(self, "_costs", self.beta * self.kl)
 
     def __len__(self) -> int:
         return len(self.members)
+
+    @cached_property
+    def weights(self) -> FloatArray:
+        """Weights that each member was optimized for, of shape `(num_members, num_rewards)`; NaN where none are known."""
+        return np.array([self.calls[place].weights for place in self.members])
+
+    @cached_property
+    def values(self) -> FloatArray:
+        """Mean rewards of each member, of shape `(num_members, num_rewards)`; without the KL term."""
+        return np.array([self.calls[place].result.values for place in self.members])
+
+    @cached_property
+    def kl(self) -> FloatArray:
+        """KL of each member to the reference policy in nats, of shape `(num_members,)`."""
+        return np.array([self.calls[place].result.kl for place in self.members])
 
     @property
     def policies(self) -> tuple[Any, ...]:
         """What the oracle returned as each member's policy."""
         return tuple(self.calls[place].result.policy for place in self.members)
+
+    @property
+    def oracle_calls(self) -> int:
+        """Calls of the oracle, those of interrupted builds among them; policies that existed before are not."""
+        return sum(not call.warm for call in self.calls)
+
+    @cached_property
+    def _known(self) -> Known:
+        return Known(len(self.reward_names), self.beta, self.oracle_factor, list(self.calls))
+
+    @cached_property
+    def upper_bound(self) -> UpperBound:
+        """What the oracle's answers say about the optimum."""
+        return self._known.upper_bound()
+
+    @cached_property
+    def observed_factor(self) -> float:
+        """By how much an answer was beaten at its own weights by another known policy; 0 if the oracle may be exact."""
+        return self._known.observed_factor()
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The worst case over all weights against `upper_bound`."""
+        return certify(self.values, self.upper_bound, kl=self.kl, beta=self.beta, delta=self.delta)
 
     @property
     def objective(self) -> str:
@@ -120,7 +133,7 @@ class Portfolio:
             PortfolioError: If the weights are off the simplex.
         """
         vector = check_weights(weights, self.values.shape[1])
-        return int((self.values @ vector - self._costs).argmax())  # type: ignore[attr-defined]
+        return int((self.values @ vector - self.beta * self.kl).argmax())
 
     def choose_many(self, weights: ArrayLike) -> IntArray:
         """[`~Portfolio.choose`] for each row of an array of shape `(num_users, num_rewards)`."""
@@ -131,10 +144,13 @@ class Portfolio:
         off = ~((rows >= -1e-9).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) <= 1e-6))
         if off.any():
             check_weights(rows[off.argmax()], num_rewards)
-        return (rows @ self.values.T - self._costs).argmax(axis=1)  # type: ignore[attr-defined]
+        return (rows @ self.values.T - self.beta * self.kl).argmax(axis=1)
 
     def gap_interval(self, num_resamples: int = 200, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-        """Interval of `gap` for noise in the values: the certificate again on resamples of the prompts.
+        """Percentile interval of `gap` over resamples of the prompts; NaN, unknown, of fewer than 6 prompts (at 95 %).
+
+        Values and upper bound are both computed anew. The same prompts are drawn for all policies, so that what makes a prompt
+        hard for all of them cancels. (Not from the paper.)
 
         Args:
             num_resamples (`int`, *optional*, defaults to `200`):
@@ -148,15 +164,41 @@ class Portfolio:
             PortfolioError: If an answer has no `prompt_values` (or no `prompt_kl` where `beta > 0`), or their numbers of
                 prompts differ.
         """
-        return gap_interval(
-            list(self.calls),
-            list(self.members),
-            self.upper_bound,
-            self.measure,
-            num_resamples=num_resamples,
-            level=level,
-            seed=seed,
-        )
+        if num_resamples < 1 or not 0 < level < 1:
+            raise PortfolioError(f"num_resamples={num_resamples} must be positive and level={level} lie in (0, 1).")
+        table = self._prompt_table()
+        num_prompts = table.shape[1]
+        if num_prompts < fewest_users(level):  # a resample of one prompt is always that prompt
+            return math.nan, math.nan
+        rng, members, gaps = np.random.default_rng(seed), list(self.members), []
+        for _ in range(num_resamples):
+            counts = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts))
+            means = np.einsum("p,kpr->kr", counts / num_prompts, table)
+            calls = [
+                replace(call, result=OracleResult(mean[:-1], mean[-1])) for call, mean in zip(self.calls, means, strict=True)
+            ]
+            known = replace(self._known, calls=calls, oracle_factor=self.upper_bound.factor)
+            _, upper, lower = corner_values(known.values[members], known.costs[members], known.upper_bound())
+            gaps.append(self.measure.gaps(upper, lower).max())
+        low, high = np.quantile(gaps, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def _prompt_table(self) -> FloatArray:
+        """Values and KL of each known policy on each prompt, of shape `(num_policies, num_prompts, num_rewards + 1)`."""
+        rows = []
+        for place, call in enumerate(self.calls):
+            values, kl = call.result.prompt_values, call.result.prompt_kl
+            if values is None or (self.beta > 0 and kl is None):
+                wanted = "prompt_values" if values is None else "prompt_kl"
+                raise PortfolioError(
+                    f"Policy {place} has no `{wanted}`: let the oracle return it, prompt by prompt, for an interval."
+                )
+            rows.append(
+                np.column_stack([np.asarray(values), np.zeros(len(np.asarray(values))) if kl is None else np.asarray(kl)])
+            )
+        if len({len(row) for row in rows}) > 1:
+            raise PortfolioError("All policies must be evaluated on the same prompts; their numbers of prompts differ.")
+        return np.stack(rows)
 
     def table(self) -> str:
         """The members as a Markdown table: weights, values, KL, and the objective at their own weights."""
@@ -171,11 +213,10 @@ class Portfolio:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
     def __str__(self) -> str:
-        bound = f", at most {self.size_bound:,} for any problem" if self.size_bound else ""
         fewest = "the fewest possible" if self.smallest else "chosen greedily"
         return (
-            f"Portfolio of {len(self)} members ({fewest} of the {len(self.calls)} known{bound}), {self.oracle_calls} oracle "
-            f"calls\n{self.certificate}\n\n{self.table()}"
+            f"Portfolio of {len(self)} members ({fewest} of the {len(self.calls)} known), {self.oracle_calls} oracle calls\n"
+            f"{self.certificate}\n\n{self.table()}"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -187,23 +228,10 @@ class Portfolio:
         content = {
             "format": _FORMAT,
             "objective": self.objective,
-            "gap": self.gap,
-            "members": list(self.members),
-            "epsilon": self.epsilon,
-            "delta": self.delta,
-            "beta": self.beta,
-            "reward_range": list(self.reward_range),
-            "reward_names": list(self.reward_names),
-            "oracle_calls": self.oracle_calls,
-            "size_bound": self.size_bound,
-            "smallest": self.smallest,
-            "observed_factor": self.observed_factor,
             "certificate": self.certificate.to_json(),
-            "upper_bound": {
-                "weights": self.upper_bound.weights.tolist(),
-                "bounds": self.upper_bound.bounds.tolist(),
-                "factor": self.upper_bound.factor,
-            },
+            "members": list(self.members),
+            "reward_names": list(self.reward_names),
+            **{name: getattr(self, name) for name in _PLAIN},
             "calls": [call.to_json() for call in self.calls],
         }
         try:
@@ -225,25 +253,17 @@ class Portfolio:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
                 raise PortfolioError(f"{path} is no portfolio of this version ({content['format']!r}); build it again.")
-            low, high = content["reward_range"]
-            bound = content["upper_bound"]
-            return cls(
+            portfolio = cls(
                 calls=tuple(OracleCall.from_json(row) for row in content["calls"]),
                 members=tuple(content["members"]),
-                reward_range=(low, high),
                 reward_names=tuple(content["reward_names"]),
-                certificate=Certificate.from_json(content["certificate"]),
-                upper_bound=UpperBound(
-                    np.array(bound["weights"]), np.array(bound["bounds"]), content["beta"], (low, high), bound["factor"]
-                ),
-                **{key: content[key] for key in _PLAIN},
+                **{name: content[name] for name in _PLAIN},
             )
+            _ = portfolio.values  # of members that are there
         except OSError as error:
             raise PortfolioError(f"No portfolio at {path}: {error}. Give the folder that `save` or `build` wrote.") from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
             if isinstance(error, PortfolioError):
                 raise
             raise PortfolioError(f"{path} cannot be read as a portfolio ({error!r}); build it again.") from error
-
-
-_PLAIN = ("epsilon", "delta", "beta", "oracle_calls", "size_bound", "smallest", "observed_factor")
+        return portfolio

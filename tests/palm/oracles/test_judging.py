@@ -47,14 +47,6 @@ def test_what_a_portfolio_cannot_use_is_named(answers, message):
         checked_rewards(answers, 2, "tone")
 
 
-def test_a_coroutine_is_named():
-    async def later(**kwargs):
-        return [0.5]
-
-    with pytest.warns(RuntimeWarning, match="never awaited"), pytest.raises(DataError, match="no coroutine"):
-        checked_rewards(later(), 1, "later")
-
-
 def test_means_by_prompt_and_over_prompts():
     judged = Judged(2)
     judged.add([(3, 0), (1, 0)], ["a", "b"], np.array([[0.2, 1.0], [0.4, 0.0]]), np.array([1.0, 3.0]))

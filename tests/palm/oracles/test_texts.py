@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -15,11 +14,10 @@ from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
+from trl_pafo.models import RewardScorer, load_reward_model
 from trl_pafo.models.base_models import WHEEL_MODELS
-from trl_pafo.models.scoring import load_reward_model, score_sequences
 from trl_pafo.palm import (
     CandidateOracle,
-    RewardModel,
     RewardScale,
     ScaledReward,
     build_portfolio,
@@ -74,12 +72,12 @@ class TestScore:
         assert np.ptp(rewards, axis=(0, 1)).min() > 0.01
 
     def test_a_reward_model_as_a_function_of_trl(self, on_messages):
-        model = RewardModel(on_messages("encoder"))
-        raw = model([p.prompt for p in PROMPTS], [p.responses["silly"] for p in PROMPTS])
-        reward = ScaledReward("silliness", model, RewardScale.fit(raw[:, None], "sigmoid"))
+        scorer = RewardScorer(on_messages("encoder"))
+        texts = [p.responses["silly"] for p in PROMPTS]
+        raw = np.array([one(scorer.folder, p.prompt, text) for p, text in zip(PROMPTS, texts, strict=True)])
+        reward = ScaledReward("silliness", scorer, RewardScale.fit(raw[:, None], "sigmoid"))
         assert reward.__name__ == "silliness"
         standard = (raw - raw.mean()) / raw.std()
-        texts = [p.responses["silly"] for p in PROMPTS]
         messages = {
             "prompts": [[{"role": "user", "content": p.prompt}] for p in PROMPTS],
             "completions": [[{"role": "assistant", "content": t}] for t in texts],
@@ -91,22 +89,17 @@ class TestScore:
 
     def test_the_history_of_each_row_is_shown(self, on_messages):
         folder = on_messages("encoder", num_history=None)
-        model = RewardModel(folder)
-        reward = ScaledReward("fair", model, RewardScale("sigmoid", np.zeros(1), np.ones(1)))
+        reward = ScaledReward("fair", RewardScorer(folder), RewardScale("sigmoid", np.zeros(1), np.ones(1)))
         past = [{"prompt": "what", "chosen": "haha lol", "rejected": "yes sir"}]
         prompts, answers = ["how do i sing", "can i run"], ["kindly", "ok"]
-        with pytest.warns(UserWarning, match="1 of 2 rows have no history .the first: row 1., and the model was trained with"):
+        rows = [{"prompt": p, "response": a, "history": h} for p, a, h in zip(prompts, answers, [past, []], strict=True)]
+        with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
             found = reward(prompts, answers, history=[past, []], note=["a", "b"])
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        for prompt, answer, history, value in zip(prompts, answers, [past, []], found, strict=True):
-            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-            ids = tokenizer.apply_chat_template(messages, history=history, tokenize=True, return_dict=True)["input_ids"]
-            raw = score_sequences(load_reward_model(folder), [ids], tokenizer.pad_token_id)
-            assert value == pytest.approx(reward.scale(raw[:, None])[0, 0], abs=rounding(raw))
+        with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
+            raw = [[row["response"]] for row in RewardScorer(folder).score(rows)]
+        np.testing.assert_allclose(found, reward.scale(np.array(raw))[:, 0], atol=rounding(np.array(raw)))
         with pytest.raises(DataError, match="no row has a history, and the model was trained with histories"):
             reward(prompts, answers)
-        none = RewardModel(folder, num_history=0)
-        np.testing.assert_allclose(none(prompts, answers, [past, []]), none(prompts, answers), atol=1e-6)
 
     def test_what_cannot_be_scored_is_named(self, encoder):
         with pytest.raises(DataError, match="at least one prompt"):
@@ -174,17 +167,6 @@ class TestFit:
         with pytest.raises(ConfigError, match=r"types of the prompts \(polite, silly, plain\), got rude"):
             fit_reward_models(PROMPTS, tmp_path, types=["rude"], model=encoder)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["silly"]
-
-    def test_a_head_that_is_not_linear_is_refused(self, encoder, tmp_path, monkeypatch):
-        from transformers import RobertaConfig, RobertaForSequenceClassification
-
-        shutil.copytree(encoder, tmp_path / "model")
-        config = RobertaConfig(
-            vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1
-        )
-        RobertaForSequenceClassification(config).save_pretrained(tmp_path / "model")
-        with pytest.raises(ConfigError, match="RobertaForSequenceClassification has no linear reward head"):
-            fit_reward_models(PROMPTS, tmp_path / "out", model=str(tmp_path / "model"))
 
 
 def real_oracle(prompts, number, folder):

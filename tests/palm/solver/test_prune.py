@@ -59,26 +59,15 @@ def test_fewest_and_best(seed: int, kind: tuple[bool, float], with_costs: bool) 
         assert choice.gap == pytest.approx(least[1], abs=2e-6)
 
 
-def test_greedy_keeps_the_promise_too() -> None:
-    sizes = []
-    for seed in range(6):
-        values, costs = pool_of(seed)
-        measure = Measure(True)
-        greedy = Pruner(values, costs, Pool(values, costs), measure, exact=False).smallest(0.1)
-        exact = Pruner(values, costs, Pool(values, costs), measure, exact=True).smallest(0.1)
-        assert gap_of(greedy.members, values, costs, measure) <= 0.1
-        sizes.append((len(greedy.members), len(exact.members)))
-    assert all(greedy >= exact for greedy, exact in sizes)
-
-
 @pytest.mark.parametrize("seed", [26, 29])
 def test_a_cover_that_leaks_is_cut_until_it_holds(seed: int) -> None:
     values = np.abs(np.random.default_rng(seed).normal(size=(25, 3)))
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     costs, pool, measure = np.zeros(25), Pool(values, np.zeros(25)), Measure(True)
-    greedy = Pruner(values, costs, pool, measure, exact=False).smallest(0.05)
+    greedy = Pruner(values, costs, pool, measure, nodes=0).smallest(0.05)
     choice = Pruner(values, costs, pool, measure).smallest(0.05)
-    assert gap_of(choice.members, values, costs, measure) <= 0.05
+    assert max(gap_of(found.members, values, costs, measure) for found in (choice, greedy)) <= 0.05
+    assert not greedy.exact
     assert choice.exact
     assert len(choice.members) == len(greedy.members) - 1
     # A cover of sampled weights can only be smaller: with as many it proves that there is no smaller one.

@@ -33,13 +33,13 @@ def test_every_point_is_listed_once(num_rewards: int, epsilon: float, delta: flo
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 4), st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 10**6), st.sampled_from([1.0, 3.0]))
-def test_a_best_policy_of_the_grid_is_good_everywhere(d: int, epsilon: float, delta: float, seed: int, high: float) -> None:
-    if grid_size(d, epsilon, delta, high) > 20_000:
+@given(st.integers(2, 4), st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 10**6))
+def test_a_best_policy_of_the_grid_is_good_everywhere(d: int, epsilon: float, delta: float, seed: int) -> None:
+    if grid_size(d, epsilon, delta) > 20_000:
         epsilon, delta = 0.5, 0.5
     rng = np.random.default_rng(seed)
-    policies = high * rng.random((30, d)) ** rng.choice([0.3, 1, 5])
-    grid = weight_grid(d, epsilon, delta, high)
+    policies = rng.random((30, d)) ** rng.choice([0.3, 1, 5])
+    grid = weight_grid(d, epsilon, delta)
     chosen = policies[np.unique((grid @ policies.T).argmax(axis=1))]
     weights = rng.dirichlet(np.full(d, 0.5), 500)
     best = (weights @ policies.T).max(axis=1)
@@ -55,7 +55,7 @@ def test_the_bound_of_palm_as_stated() -> None:
 @pytest.mark.parametrize(("d", "delta"), [(2, 0.1), (3, 0.2), (4, 0.5), (5, 0.7)])
 def test_the_even_grid_behind_the_additive_bound(d: int, delta: float) -> None:
     bound = size_bound(d, 0.0, delta)
-    assert bound == size_bound(d, 0.3, delta, beta=0.1) == size_bound(d, 0.0, 2 * delta, reward_range=(-1.0, 1.0))
+    assert bound == size_bound(d, 0.3, delta, beta=0.1)
     grid = uniform_weights(d, bound)
     assert len(grid) == bound
     weights = random_weights(d, 400)
@@ -67,11 +67,6 @@ def test_even_weights_are_the_whole_lattice() -> None:
     assert np.array_equal(uniform_weights(2, 3), [[0, 1], [0.5, 0.5], [1, 0]])
     assert [len(uniform_weights(3, size)) for size in (1, 3, 4, 7)] == [3, 3, 6, 10]
     assert (uniform_weights(4, 20).sum(axis=1) == 1).all()
-
-
-def test_random_weights_repeat_with_their_seed() -> None:
-    assert np.array_equal(random_weights(3, 5, seed=1), random_weights(3, 5, seed=1))
-    assert not np.array_equal(random_weights(3, 5, seed=1), random_weights(3, 5, seed=2))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_contradictions_are_named_and_a_tolerance_lets_them_pass() -> None:
     questions = [[0.5, -0.5], [-0.4, 0.3]]  # likes the first reward more than 0.5, and less than 0.43
     interview = Interview(portfolio, questions)
     interview.answer(0, True)
-    with pytest.raises(PortfolioError, match=r"No weights fit answer 2 and those before.*NoisyInterview"):
+    with pytest.raises(PortfolioError, match=r"No weights fit answer 2 and those before.*WeightPosterior"):
         interview.answer(1, True)
     assert len(interview.answers) == 1
     lenient = Interview(portfolio, questions, tolerance=0.1)

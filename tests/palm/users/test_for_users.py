@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers.fronts import Finite, Gibbs, Sphere
+from helpers.fronts import Gibbs, Sphere
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import build_for_users, build_portfolio
@@ -77,15 +77,6 @@ def test_a_folder_is_shared_with_other_builds(tmp_path) -> None:
     build_portfolio(everyone, 3, 0.3, folder=tmp_path, progress=False)
     found = build_for_users(Sphere(), users, 0.05, folder=tmp_path)
     assert found.portfolio.oracle_calls == len(first.asked) + len(everyone.asked)
-
-
-def test_policies_that_exist_cost_no_call() -> None:
-    values = np.random.default_rng(0).random((5, 2))
-    users = np.random.default_rng(1).dirichlet(np.ones(2), 5)
-    known = build_for_users(Finite(values), users, 0.05).portfolio.calls
-    oracle = Finite(values)
-    found = build_for_users(oracle, users, 0.05, warm_start=[(call.weights, call.result) for call in known])
-    assert (found.portfolio.oracle_calls, oracle.asked) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
 """What people write for a portfolio: rewards of candidates, tables of policies, users, answers. Checked, the place named."""
 
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from scipy.special import softmax
@@ -16,7 +14,6 @@ from trl_pafo.data.sources.reading import read_records
 from trl_pafo.errors import DataError, PortfolioError
 from trl_pafo.palm.core import FloatArray, OracleResult, check_weights
 
-_CANDIDATE_ARRAYS = ("rewards", "logprobs", "reference", "names")
 _CANDIDATE_KEYS = ("rewards", "logprobs", "prompt", "responses", "id")
 _USER_KEYS = ("weights", "user", "group")
 _ANSWER_KEYS = ("first", "second", "liked")
@@ -69,19 +66,15 @@ class PolicyTable:
 
 
 def read_candidates(path: str | Path) -> Candidates:
-    """Rewards of candidate responses, from an `.npz` or a JSON Lines file.
+    """Rewards of candidate responses from JSON Lines, a line a prompt: `{"rewards": [[...], ...], "logprobs": [...]}`.
 
-    An `.npz` holds `rewards` of shape `(num_prompts, num_candidates, num_rewards)` and optionally `logprobs` (of each response
-    under the reference policy) or `reference` (probabilities), both `(num_prompts, num_candidates)`, and `names`. A line of
-    JSON is a prompt: `{"rewards": [[...], ...], "logprobs": [...]}`, a list for each response in the order of the rewards or
-    a mapping by name; `prompt`, `responses` and `id` may stand beside them.
+    `rewards` has for each response a list in the order of the rewards, or a mapping by name; `logprobs` (optional) is that of each
+    response under the reference policy. `prompt`, `responses` and `id` may stand beside them.
 
     Raises:
-        DataError: If an array, a key or a shape is not as said; the message names it.
+        DataError: If a key or a shape is not as said; the message names the line.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        return _candidates_from_arrays(path)
     rows = _records(path, _CANDIDATE_KEYS, ("rewards",))
     if len({"logprobs" in row for _, row in rows}) > 1:
         raise DataError(f"{path}: some prompts have `logprobs` and some have none; give them to all or to none.")
@@ -110,35 +103,9 @@ def read_candidates(path: str | Path) -> Candidates:
     return Candidates(rewards, softmax(scores, axis=1), names)
 
 
-def _candidates_from_arrays(path: Path) -> Candidates:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DataError(f"{path} cannot be read as .npz: {error}. Write it with numpy.savez, without objects.") from error
-    _check_keys(arrays, _CANDIDATE_ARRAYS, ("rewards",), str(path))
-    rewards = _numbers(arrays["rewards"], 3, f"{path}: `rewards` (num_prompts, num_candidates, num_rewards)")
-    if "logprobs" in arrays and "reference" in arrays:
-        raise DataError(f"{path}: give `logprobs` or `reference`, not both.")
-    shape = rewards.shape[:2]
-    chosen = arrays.get("logprobs", arrays.get("reference", np.zeros(shape)))
-    if chosen.shape != shape:
-        raise DataError(f"{path}: `logprobs` or `reference` must have shape {shape}, as the rewards; got {chosen.shape}.")
-    reference = np.asarray(chosen, dtype=np.float64) if "reference" in arrays else softmax(chosen, axis=1)
-    names = tuple(str(name) for name in arrays["names"]) if "names" in arrays else None
-    if names is not None and len(names) != rewards.shape[2]:
-        raise DataError(f"{path}: {len(names)} `names` for {rewards.shape[2]} rewards.")
-    return Candidates(rewards, reference, names)
-
-
 def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta: float = 0.0) -> PolicyTable:
-    """A table of policies, from a `.csv` or a `.json` file.
-
-    CSV: the columns `policy` and `kl` (both optional), `w_NAME` for the weights that a policy is the best for (optional, for
-    every reward), and a column for each reward NAME. JSON: a list of `{"values": {NAME: number, ...}, "kl": ..., "policy": ...,
-    "weights": {NAME: ...}}`.
+    """A table of policies from CSV: a column for each reward, and optionally `policy`, `kl`, and for every reward NAME `w_NAME`, the
+    weights that a policy is the best for.
 
     Args:
         path (`str` or `Path`):
@@ -150,34 +117,9 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
 
     Raises:
         DataError: If a column is unknown or missing, or holds no numbers.
+        PortfolioError: If weights are off the simplex.
     """
     path = Path(path)
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-    found = list(rows[0]["values"])
-    names = tuple(found if reward_names is None else reward_names)
-    if sorted(found) != sorted(names):
-        raise DataError(
-            f"{path} has the rewards {', '.join(found)}, asked for are {', '.join(names)}. Beside them a table has policy, kl and w_NAME."
-        )
-    if len(names) < 2:
-        raise DataError(f"{path} has {len(names)} rewards; a portfolio needs at least 2.")
-    results, weights = [], []
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, policy {number}"
-        if beta > 0 and row["kl"] is None:
-            raise DataError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs.")
-        if set(row["values"]) != set(names) or (row["weights"] is not None and set(row["weights"]) != set(names)):
-            raise DataError(f"{where}: values and weights must be given for each of {', '.join(names)}.")
-        values = _numbers([row["values"][name] for name in names], 1, f"{where}: values")
-        kl = 0.0 if row["kl"] is None else float(_numbers([row["kl"]], 1, f"{where}: `kl`")[0])
-        policy = row["policy"] if row["policy"] not in (None, "") else f"policy {number - 1}"
-        results.append(OracleResult(values, kl, policy))
-        own = None if row["weights"] is None else _numbers([row["weights"][name] for name in names], 1, f"{where}: weights")
-        weights.append(np.full(len(names), np.nan) if own is None else check_weights(own, len(names)))
-    return PolicyTable(results, np.array(weights), names, beta)
-
-
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
     rows = [row for _, row in _records(path, None, ())]
     columns = list(rows[0])
     if nameless := [name for name in columns if not name or name.startswith("Unnamed:")]:
@@ -185,30 +127,33 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
             f"{path}: the column {nameless[0]!r} has no name, so that it would count as a reward. Leave it out, as an index of pandas by "
             "to_csv(index=False), or name it."
         )
-    rewards = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
-    own = [name for name in columns if name.startswith("w_")]
-    unknown = [name for name in own if name[2:] not in rewards]
-    if unknown or (own and len(own) < len(rewards)):
+    found = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
+    names = tuple(found if reward_names is None else reward_names)
+    if sorted(found) != sorted(names) or len(names) < 2:
         raise DataError(
-            f"{path} has the rewards {', '.join(rewards)} and the weights {', '.join(own)}: a column w_NAME for every reward, or none."
+            f"{path} has the rewards {', '.join(found)}, asked for are {', '.join(names)}; a portfolio needs at least 2. Beside them a "
+            "table has policy, kl and w_NAME."
         )
-    read = []
-    for row in rows:
-        weights = {name[2:]: row[name] for name in own}
-        given = own and any(weights.values())
-        values = {name: row[name] for name in rewards}
-        read.append(
-            {"values": values, "kl": row.get("kl") or None, "policy": row.get("policy"), "weights": weights if given else None}
-        )
-    return read
+    weighted = [name for name in columns if name.startswith("w_")]
+    if weighted and sorted(weighted) != sorted(f"w_{name}" for name in names):
+        raise DataError(f"{path} has the weights {', '.join(weighted)}: a column w_NAME for every reward, or none.")
+    results, weights = [], []
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, policy {number}"
+        if beta > 0 and _is_blank(row.get("kl")):
+            raise DataError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs.")
+        values = _numbers([row[name] for name in names], 1, f"{where}: values")
+        kl = 0.0 if _is_blank(row.get("kl")) else float(_numbers([row["kl"]], 1, f"{where}: `kl`")[0])
+        policy = f"policy {number - 1}" if _is_blank(row.get("policy")) else row["policy"]
+        results.append(OracleResult(values, kl, policy))
+        own = [row[f"w_{name}"] for name in names] if weighted else []
+        given = not all(map(_is_blank, own))
+        weights.append(check_weights(_numbers(own, 1, f"{where}: weights"), len(names)) if given else np.full(len(names), np.nan))
+    return PolicyTable(results, np.array(weights), names, beta)
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = _records(path, ("values", "kl", "policy", "weights"), ("values",))
-    for where, row in rows:
-        if not isinstance(row["values"], dict) or not isinstance(row.get("weights") or {}, dict):
-            raise DataError(f"{where}: `values` and `weights` must map names of rewards to numbers.")
-    return [{"kl": None, "policy": None, "weights": None, **row} for _, row in rows]
+def _is_blank(value: Any) -> bool:
+    return value is None or value == "" or value != value
 
 
 def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list[str] | None, list[str]]:

@@ -174,6 +174,15 @@ class RewardScale:
             return cls(kind, flat.min(axis=0), np.ptp(flat, axis=0))
         return cls(kind, flat.mean(axis=0), flat.std(axis=0))
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": self.kind, "origin": self.origin.tolist(), "unit": self.unit.tolist()}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "RewardScale":
+        """The scale that [`~RewardScale.to_json`] wrote."""
+        return cls(row["kind"], np.array(row["origin"]), np.array(row["unit"]))
+
     def __call__(self, rewards: np.ndarray) -> np.ndarray:
         """Raw rewards of shape `(..., num_rewards)` in [0, 1]."""
         standard = (np.asarray(rewards, dtype=np.float64) - self.origin) / self.unit

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
+from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.models.safe_loading import (
@@ -26,7 +27,7 @@ from trl_pafo.models.safe_loading import (
 )
 from trl_pafo.models.weights import check_language_model
 from trl_pafo.palm.core import OracleResult, check_weights
-from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows, reward_name
+from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows
 from trl_pafo.storage.canonical import canonical
 from trl_pafo.teachers.teacher import Teacher
 
@@ -318,7 +319,7 @@ class DecodingOracle:
     @property
     def problem(self) -> dict[str, Any]:
         """What decides the answers, as JSON values."""
-        rewards = [reward_name(reward) for reward in self.rewards]
+        rewards = [get_callable_name(reward) for reward in self.rewards]
         return {
             "oracle": "decoding",
             "policies": self.mixture.names,

@@ -17,15 +17,16 @@ from datasets import Dataset
 from peft import LoraConfig, PeftConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import ConfigError, DataError, TrlPafoError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.decoding import MixedPolicy
-from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_rewards, digest_rows, reward_name
-from trl_pafo.storage.canonical import canonical
-from trl_pafo.storage.run_folder import RunFolder, write_text
+from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_rewards, digest_rows
+from trl_pafo.storage.files import write_text
+from trl_pafo.storage.run_folder import RunFolder
 from trl_pafo.trainer.cache_keys import deciding_options
 
 
@@ -35,8 +36,8 @@ class GRPOOracle:
 
     Every member is a LoRA adapter on one base, trained by [`~trl.GRPOTrainer`] with `reward_weights`, and saved as a folder
     that `peft` and vLLM load. A member that is complete in `output_dir` is neither trained nor evaluated again; one whose
-    options have changed is refused. A member is written aside and renamed when it is complete, so a build that is killed
-    loses the member at work and no other.
+    options have changed is refused. A member is renamed when it is complete, so an interrupted build loses the member
+    at work and no other.
 
     Works under `accelerate launch`: all processes call the oracle with the same weights, train together, and each judges its
     share of the prompts; the main one writes. The responses judged do not depend on the number of processes. Tried with
@@ -95,7 +96,7 @@ class GRPOOracle:
     ):
         self.args = GRPOConfig(str(output_dir)) if args is None else args
         self.rewards = list(rewards)
-        self.names = [reward_name(reward) for reward in self.rewards]
+        self.names = [get_callable_name(reward) for reward in self.rewards]
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         self.num_samples, self.eval_batch_size = num_samples, eval_batch_size
@@ -104,25 +105,15 @@ class GRPOOracle:
         self.path = Path(output_dir)
         self._folder: RunFolder | None = self._on_main(lambda: RunFolder(self.path, overwrite), share=False)
         self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
-        self.base, self._base_inputs = self._materialize(model, num_hidden_layers)
+        self.base, base_inputs = self._materialize(model, num_hidden_layers)
         self._inputs = {
-            **self._base_inputs,
+            **base_inputs,
             "rewards": self.names,
             "args": deciding_options(self.args),
             "peft": deciding_options(self.peft_config),
             "prompts": digest_rows(self.train_dataset),
         }
-        self._judging = {
-            "rewards": self.names,
-            "prompts": digest_rows(self.eval_dataset),
-            "max_completion_length": self.args.max_completion_length,
-            "num_samples": num_samples,
-            "batch_size": eval_batch_size,
-            "seed": self.args.seed,
-            "bf16": bool(self.args.bf16),
-            "model_init_kwargs": canonical(self.args.model_init_kwargs),
-            "chat_template_kwargs": canonical(self.args.chat_template_kwargs),
-        }
+        self._judging = {"held_out": digest_rows(self.eval_dataset), "num_samples": num_samples}
 
     def __call__(self, weights: np.ndarray) -> OracleResult:
         """The member for `weights` of shape `(num_rewards,)`: values and KL on the held-out prompts, its folder as `policy`."""
@@ -135,7 +126,7 @@ class GRPOOracle:
 
     def evaluate_base(self) -> OracleResult:
         """The base on the held-out prompts, under the random numbers of the members: what every member starts from."""
-        return self._evaluate("base", dict(self._base_inputs), [self.base]).result(self.base)
+        return self._evaluate("base", self._inputs, [self.base]).result(self.base)
 
     def responses(self, name: str) -> dict[int, list[tuple[str, list[float], float]]]:
         """What was judged: row of the held-out prompts -> (response, rewards, KL) of each sample.
@@ -292,7 +283,7 @@ class _Checked:
     """A reward function whose values are checked in training too: a value out of range would train a member in silence."""
 
     def __init__(self, reward: RewardFunction):
-        self.__name__ = reward_name(reward)
+        self.__name__ = get_callable_name(reward)
         self.reward = reward
 
     def __call__(self, prompts: Sequence[Any], **kwargs: Any) -> list[float]:

@@ -56,7 +56,7 @@ def call_rewards(
     columns = []
     for reward in rewards:
         answers = reward(prompts=prompts, completions=completions, completion_ids=list(completion_ids), **more)
-        columns.append(checked_rewards(answers, len(prompts), reward_name(reward)))
+        columns.append(checked_rewards(answers, len(prompts), get_callable_name(reward)))
     return np.stack(columns, axis=-1)
 
 
@@ -76,11 +76,6 @@ def checked_rewards(answers: Any, number: int, name: str) -> np.ndarray:
             "a sigmoid, and give a number to every response."
         )
     return values
-
-
-def reward_name(reward: RewardFunction) -> str:
-    """The name of a reward function, as in TRL's logs."""
-    return get_callable_name(reward)
 
 
 def digest_rows(dataset: Dataset) -> str:

@@ -48,53 +48,12 @@ def score_candidates(
     types = list(prompts[0].responses)
     if any(set(p.responses) != set(types) for p in prompts):
         raise DataError(f"Every prompt needs one response of each type: {', '.join(types)}.")
-    asked = [p.prompt for p in prompts for _ in types]
-    answers = [p.responses[t] for p in prompts for t in types]
-    columns = [RewardModel(source, batch_size=batch_size, device=device)(asked, answers) for source in reward_models.values()]
-    return np.stack(columns, axis=-1).astype(np.float64).reshape(len(prompts), len(types), len(columns))
-
-
-class RewardModel:
-    """
-    A saved reward model as a function of texts; it is loaded when it is first asked.
-
-    Args:
-        source (`str` or `Path`):
-            Folder or Hub id of a reward model or adapter.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Responses in a forward pass.
-        device (`str`, *optional*, defaults to `"cpu"`):
-            Where the model stands.
-        num_history (`int`, *optional*):
-            Past pairs in the prompt, in place of what the model remembers; `0` for a model that was trained with histories and is
-            to be shown none.
-
-    Raises:
-        TeacherError: If the model is not found.
-        ConfigError: If it could not give rewards, see [`~trl_pafo.models.weights.check_reward_model`].
-    """
-
-    def __init__(self, source: str | Path, *, batch_size: int = 32, device: str = "cpu", num_history: int | None = None):
-        self.batch_size = batch_size
-        self.scorer = RewardScorer.from_pretrained(source, device=device, num_history=num_history)
-
-    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], histories: Sequence[Any] | None = None) -> np.ndarray:
-        """Raw rewards of shape `(num_responses,)` of texts or messages, as the model read them in its training.
-
-        Args:
-            prompts (`Sequence`):
-                Prompts of shape `(num_responses,)`.
-            responses (`Sequence`):
-                Responses of shape `(num_responses,)`.
-            histories (`Sequence`, *optional*):
-                Past pairs of each prompt's user, newest first; a model that was trained with histories needs them.
-        """
-        rows = [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
-        if histories is not None:
-            rows = [{**row, "history": history} for row, history in zip(rows, histories, strict=True)]
-        # A batch in which nobody has a past says nothing of the others.
-        scored = self.scorer.score(rows, batch_size=self.batch_size, all_lack=histories is None)
-        return np.array([row["response"] for row in scored], dtype=np.float32)
+    rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in types]
+    columns = []
+    for source in reward_models.values():
+        scored = RewardScorer.from_pretrained(source, device=device).score(rows, batch_size=batch_size, all_lack=True)
+        columns.append([row["response"] for row in scored])
+    return np.array(columns).T.reshape(len(prompts), len(types), len(columns))
 
 
 class ScaledReward:
@@ -104,22 +63,27 @@ class ScaledReward:
     Args:
         name (`str`):
             Name of the reward in logs and files.
-        model ([`RewardModel`]):
+        scorer ([`~trl_pafo.models.RewardScorer`]):
             The reward model.
         scale ([`RewardScale`]):
             Fitted on raw rewards of shape `(..., 1)` of typical responses; `"sigmoid"` keeps a slope where a policy goes beyond
             them.
     """
 
-    def __init__(self, name: str, model: RewardModel, scale: RewardScale):
+    def __init__(self, name: str, scorer: RewardScorer, scale: RewardScale):
         self.__name__ = name
-        self.model, self.scale = model, scale
+        self.scorer, self.scale = scorer, scale
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], history: Sequence[Any] | None = None, **kwargs: Any
     ) -> list[float]:
         """Rewards of the completions, texts or messages; under the `history` of each row, where the dataset has that column."""
-        return self.scale(self.model(prompts, completions, history)[:, None])[:, 0].tolist()
+        rows: list[dict[str, Any]] = [{"prompt": p, "response": c} for p, c in zip(prompts, completions, strict=True)]
+        if history is not None:
+            rows = [{**row, "history": past} for row, past in zip(rows, history, strict=True)]
+        # A batch in which nobody has a past says nothing of the others.
+        raw = [[row["response"]] for row in self.scorer.score(rows, all_lack=history is None)]
+        return self.scale(np.array(raw))[:, 0].tolist()
 
 
 def fit_reward_models(

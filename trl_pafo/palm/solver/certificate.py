@@ -48,7 +48,7 @@ class Measure:
 
     def gaps(self, upper: FloatArray, lower: FloatArray) -> FloatArray:
         """The gap for each pair of numbers, elementwise."""
-        return _relative(upper, lower, self.delta) if self.relative else _additive(upper, lower, 0.0)
+        return _relative(upper, lower, self.delta) if self.relative else np.maximum(upper - lower, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ class Certificate:
         relative_weights (array of shape `(num_rewards,)`):
             The weights at which it is reached.
         additive_gap (`float`):
-            Least delta such that J(w, best member) >= (1 - `epsilon`) V(w) - delta for every w, in units of the rewards.
+            Least delta such that J(w, best member) >= V(w) - delta for every w, in units of the rewards.
         additive_weights (array of shape `(num_rewards,)`):
             The weights at which it is reached.
-        epsilon (`float`):
-            What the additive gap grants beside it.
         delta (`float`):
             What the relative gap grants beside it.
         objective (`str`):
@@ -82,7 +80,6 @@ class Certificate:
     relative_weights: FloatArray
     additive_gap: float
     additive_weights: FloatArray
-    epsilon: float
     delta: float
     objective: str
     reference: str
@@ -90,10 +87,9 @@ class Certificate:
 
     def __str__(self) -> str:
         grant = f" beyond delta = {self.delta:g}" if self.delta else ""
-        share = f" beyond epsilon = {self.epsilon:g}" if self.epsilon else ""
         return (
             f"relative gap {self.relative_gap:.4f}{grant} at w = {_weights(self.relative_weights)}; additive gap "
-            f"{self.additive_gap:.4f}{share} at w = {_weights(self.additive_weights)}; over all w ({self.num_corners} corner weights); "
+            f"{self.additive_gap:.4f} at w = {_weights(self.additive_weights)}; over all w ({self.num_corners} corner weights); "
             f"objective {self.objective}; against the {self.reference}"
         )
 
@@ -105,12 +101,6 @@ class Certificate:
         """As JSON values."""
         return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(self).items()}
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "Certificate":
-        """The certificate that [`~Certificate.to_json`] wrote."""
-        arrays: dict[str, Any] = {key: np.asarray(value) if isinstance(value, list) else value for key, value in row.items()}
-        return cls(**arrays)
-
 
 def certify(
     values: ArrayLike,
@@ -119,7 +109,6 @@ def certify(
     kl: ArrayLike | None = None,
     reference_kl: ArrayLike | None = None,
     beta: float = 0.0,
-    epsilon: float = 0.0,
     delta: float = 0.0,
 ) -> Certificate:
     """The worst gap of a set of policies over all weights of the simplex, relative and additive.
@@ -137,8 +126,6 @@ def certify(
             KL of the pool; needed where `beta > 0`.
         beta (`float`, *optional*, defaults to `0.0`):
             Weight of the KL term in the objective.
-        epsilon (`float`, *optional*, defaults to `0.0`):
-            Relative tolerance that is granted beside the additive gap.
         delta (`float`, *optional*, defaults to `0.0`):
             Additive tolerance that is granted beside the relative gap, in units of the rewards.
 
@@ -165,13 +152,12 @@ def certify(
             raise PortfolioError(f"`values` have {members.shape[1]} rewards, `reference` has {pool.shape[1]}.")
         against = Pool(pool, _costs(reference_kl, beta, len(pool), "reference_kl"))
     weights, upper, lower = corner_values(members, costs, against)
-    relative, additive = _relative(upper, lower, delta), _additive(upper, lower, epsilon)
+    relative, additive = _relative(upper, lower, delta), np.maximum(upper - lower, 0.0)
     return Certificate(
         relative_gap=float(relative.max()),
         relative_weights=weights[relative.argmax()],
         additive_gap=float(additive.max()),
         additive_weights=weights[additive.argmax()],
-        epsilon=epsilon,
         delta=delta,
         objective=objective_name(beta),
         reference=against.name,
@@ -195,10 +181,6 @@ def _relative(upper: FloatArray, lower: FloatArray, delta: float) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         # Where nothing can be earned at all, losing anything is beyond every relative gap.
         return np.where(loss <= RESOLUTION, 0.0, np.where(upper > 0, loss / upper, np.inf))
-
-
-def _additive(upper: FloatArray, lower: FloatArray, epsilon: float) -> FloatArray:
-    return np.maximum((1 - epsilon) * upper - lower, 0.0)
 
 
 def _matrix(values: ArrayLike, name: str) -> FloatArray:

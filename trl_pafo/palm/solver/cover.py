@@ -12,7 +12,7 @@ BoolArray = NDArray[np.bool_]
 
 
 class Cover(NamedTuple):
-    """The chosen columns in rising order, whether no smaller cover exists, and how many nodes it took to know."""
+    """The chosen columns in rising order, whether it is known that no smaller cover exists, and the nodes that it took."""
 
     columns: list[int]
     exact: bool
@@ -38,16 +38,12 @@ def minimum_cover(covers: BoolArray, nodes: int | None = None, enough: int = 0) 
     if not covers.any(axis=1).all():
         raise PortfolioError(f"{int((~covers.any(axis=1)).sum())} weights are covered by no policy; widen the tolerance.")
     rows = minimal_rows(covers)
-    kept = _undominated_columns(rows)
-    small = rows[:, kept]
-    columns = _greedy(small)
-    # Rows that share no column need one each: a greedy cover of that size is a smallest one.
-    exact, visited = len(columns) <= _disjoint_rows(small), 0
-    if not exact and nodes != 0 and len(columns) > enough:
-        ones = np.ones(small.shape[1])
+    columns, exact, visited = _greedy(rows), False, 0
+    if nodes != 0 and len(columns) > enough:
+        ones = np.ones(rows.shape[1])
         answer = milp(
             ones,
-            constraints=LinearConstraint(small.astype(np.float64), lb=1.0),
+            constraints=LinearConstraint(rows.astype(np.float64), lb=1.0),
             integrality=ones,
             bounds=(0, 1),
             options={} if nodes is None else {"node_limit": nodes},
@@ -55,7 +51,7 @@ def minimum_cover(covers: BoolArray, nodes: int | None = None, enough: int = 0) 
         visited = int(answer.mip_node_count or 0)
         if answer.x is not None and answer.status == 0:
             columns, exact = [int(column) for column in np.flatnonzero(answer.x > 0.5)], True
-    return Cover(sorted(int(kept[column]) for column in columns), exact, visited)
+    return Cover(sorted(columns), exact, visited)
 
 
 def minimal_rows(covers: BoolArray) -> BoolArray:
@@ -71,16 +67,6 @@ def minimal_rows(covers: BoolArray) -> BoolArray:
     return rows[kept]
 
 
-def _undominated_columns(covers: BoolArray) -> NDArray[np.int64]:
-    """Columns without those that cover no more than another does; the first of equals stays."""
-    columns = covers.T.astype(np.float32)
-    sizes = columns.sum(axis=1)
-    inside = columns @ columns.T == sizes[:, None]
-    earlier = np.arange(len(sizes))[:, None] > np.arange(len(sizes))
-    dominated = inside & ((sizes[:, None] < sizes) | ((sizes[:, None] == sizes) & earlier))
-    return np.flatnonzero(~dominated.any(axis=1))
-
-
 def _greedy(covers: BoolArray) -> list[int]:
     """Always the column that covers most of what is left; then those dropped that turn out not to be needed."""
     left, chosen = covers.copy(), []
@@ -93,13 +79,3 @@ def _greedy(covers: BoolArray) -> list[int]:
         if covers[:, others].any(axis=1).all():
             chosen = others
     return chosen
-
-
-def _disjoint_rows(covers: BoolArray) -> int:
-    """A lower bound: rows, smallest first, that share no column with those taken before."""
-    taken, count = np.zeros(covers.shape[1], dtype=bool), 0
-    for row in covers[np.argsort(covers.sum(axis=1), kind="stable")]:
-        if not (row & taken).any():
-            taken |= row
-            count += 1
-    return count

@@ -2,7 +2,7 @@
 
 The vertices come from Qhull. A polytope is *simple* when as many facets meet in each vertex as there are dimensions. Then
 each vertex has exactly that many edges, and since vertices and edges make a connected graph, a set of vertices that holds
-both ends of every edge is the whole set. This is checked. Where more facets meet in one vertex, they are moved outwards by
+both ends of every edge is the complete set. This is checked. Where more facets meet in one vertex, they are moved outwards by
 random amounts of at most `MAX_MOVE`, which splits it; the polytope can only grow, so what is bounded over the larger one
 is bounded over the true one.
 """
@@ -47,7 +47,7 @@ def vertices(normals: FloatArray, offsets: FloatArray, interior: FloatArray, mov
             So many of the first facets may be moved.
 
     Returns:
-        The vertices, or `None` where no move gave a set that is provably whole.
+        The vertices, or `None` where no move gave a set that is provably complete.
     """
     random = np.random.default_rng(0).random(movable)
     for move in _MOVES:
@@ -58,12 +58,12 @@ def vertices(normals: FloatArray, offsets: FloatArray, interior: FloatArray, mov
         except QhullError:
             continue
         points = np.asarray(polytope.intersections)
-        if _is_whole(polytope.dual_facets, normals.shape[1]) and _fits(points @ normals.T - moved, polytope.dual_facets, move):
+        if _is_complete(polytope.dual_facets, normals.shape[1]) and _fits(points @ normals.T - moved, polytope.dual_facets, move):
             return Vertices(points, move)
     return None
 
 
-def _is_whole(facets_of_vertices: list[list[int]], num_dims: int) -> bool:
+def _is_complete(facets_of_vertices: list[list[int]], num_dims: int) -> bool:
     """Whether the polytope is simple and the set holds both ends of every edge."""
     if any(len(facets) != num_dims for facets in facets_of_vertices):
         return False

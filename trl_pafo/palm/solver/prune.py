@@ -23,7 +23,7 @@ _GAP_STEP = 1e-6
 # A relative gap beyond this is as good as none.
 _GAP_LIMIT = 1e6
 # Nodes of branch and bound that one choice may take, and what a programme costs besides: 20 seconds for 140 policies.
-_NODES = 500
+NODES = 500
 _NODES_A_PROGRAMME = 10
 
 
@@ -49,16 +49,15 @@ class Pruner:
             What the choice is held against.
         measure ([`Measure`]):
             The gap that counts.
-        exact (`bool`, *optional*):
-            `True` for integer programmes whatever they take, `False` for greedy covers; by default integer programmes up to
-            a fixed amount of work.
+        nodes (`int`, *optional*):
+            Nodes of branch and bound that one choice may take; 0 for greedy covers alone.
     """
 
     values: FloatArray
     costs: FloatArray
     reference: Reference
     measure: Measure
-    exact: bool | None = None
+    nodes: int = NODES
 
     def __post_init__(self) -> None:
         # Equal policies make equal columns; one of each is enough.
@@ -66,8 +65,6 @@ class Pruner:
         self._distinct = np.sort(np.unique(both, axis=0, return_index=True)[1])
         corners, upper, _ = corner_values(self.values[self._distinct], self.costs[self._distinct], self.reference)
         self._gaps = self._rows(corners, upper)
-
-        self._nodes: float = {None: _NODES, True: np.inf, False: 0}[self.exact]
 
     def smallest(self, goal: float) -> Choice:
         """The fewest policies with a certified gap of at most `goal`; of as few policies, those with the least gap.
@@ -77,7 +74,7 @@ class Pruner:
         """
         columns, exact = self._greedy_choice(goal), False
         # The rows that greedy covers needed make most of the integer programme.
-        while self._nodes > 0:
+        while self.nodes > 0:
             cover = self._cover(self._gaps <= goal)
             if not cover.exact:
                 break
@@ -132,8 +129,8 @@ class Pruner:
         return Choice([int(place) for place in self._distinct[best]], top, exact)
 
     def _cover(self, covers: BoolArray, enough: int = 0) -> Cover:
-        cover = minimum_cover(covers, None if np.isinf(self._nodes) else max(int(self._nodes), 0), enough)
-        self._nodes -= cover.nodes + _NODES_A_PROGRAMME
+        cover = minimum_cover(covers, max(self.nodes, 0), enough)
+        self.nodes -= cover.nodes + _NODES_A_PROGRAMME
         return cover
 
     def _cut(self, columns: list[int], goal: float) -> None:

@@ -32,8 +32,6 @@ class Known:
             Number of rewards.
         beta (`float`):
             Weight of the KL term.
-        reward_range (`tuple[float, float]`):
-            Least and greatest value of a reward.
         oracle_factor (`float` or `"estimate"`):
             The oracle's policy earns at least 1 minus this of the best; `"estimate"` takes the observed factor.
         calls (`list[OracleCall]`):
@@ -42,7 +40,6 @@ class Known:
 
     num_rewards: int
     beta: float
-    reward_range: tuple[float, float]
     oracle_factor: float | Literal["estimate"]
     calls: list[OracleCall] = field(default_factory=list)
 
@@ -65,41 +62,27 @@ class Known:
 
     def answers(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Weights asked, what the answer earns there, and what the best known policy earns there."""
-        return answers(self.calls, self.values, self.costs)
+        asked = np.array([call.asked for call in self.calls], dtype=bool)
+        weights = np.array([call.weights for call in self.calls]).reshape(-1, self.num_rewards)[asked]
+        own = (weights * self.values[asked]).sum(axis=1) - self.costs[asked]
+        return weights, own, np.maximum(best_values(weights, self.values, self.costs), own)
+
+    def observed_factor(self) -> float:
+        """The greatest share by which an answer was beaten at its own weights by another policy: at most the oracle's true factor."""
+        _, own, best = self.answers()
+        worse = best - own > 1e-9
+        return float(((best - own)[worse] / np.maximum(best[worse], 1e-12)).max(initial=0.0))
 
     def upper_bound(self) -> UpperBound:
-        """What the answers say about the optimum."""
-        return upper_bound(self.calls, self.values, self.costs, self.beta, self.reward_range, self.oracle_factor)
+        """What the answers say about the optimum: V*(w_k) <= own_k / (1 - factor).
 
-
-def answers(calls: list[OracleCall], values: FloatArray, costs: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """See [`Known.answers`]; `values` and `costs` may be other than those in `calls` (a resample of the prompts)."""
-    asked = np.array([call.asked for call in calls], dtype=bool)
-    weights = np.array([call.weights for call in calls]).reshape(len(calls), -1)[asked]
-    own = (weights * values[asked]).sum(axis=1) - costs[asked]
-    return weights, own, np.maximum(best_values(weights, values, costs), own)
-
-
-def observed_factor(own: FloatArray, best: FloatArray) -> float:
-    """By how much, relatively, an answer was beaten at its own weights by a policy found elsewhere; a lower bound of the
-    oracle's true factor."""
-    worse = best - own > 1e-9
-    return float(((best - own)[worse] / np.maximum(best[worse], 1e-12)).max(initial=0.0))
-
-
-def upper_bound(
-    calls: list[OracleCall],
-    values: FloatArray,
-    costs: FloatArray,
-    beta: float,
-    reward_range: tuple[float, float],
-    oracle_factor: float | Literal["estimate"],
-) -> UpperBound:
-    """V*(w_k) <= own_k / (1 - factor); no less than what the best known policy earns there, or the least reward (as any policy
-    earns without a KL term, and the reference policy with one)."""
-    weights, own, best = answers(calls, values, costs)
-    factor = min(observed_factor(own, best), 0.99) if oracle_factor == "estimate" else oracle_factor
-    return UpperBound(weights, np.maximum(np.maximum(own / (1 - factor), best), reward_range[0]), beta, reward_range, factor)
+        No less than what the best known policy earns there, or 0 (as any policy earns without a KL term, and the reference
+        policy with one).
+        """
+        weights, own, best = self.answers()
+        factor = min(self.observed_factor(), 0.99) if self.oracle_factor == "estimate" else self.oracle_factor
+        bounds = np.maximum(np.maximum(own / (1 - factor), best), 0.0)
+        return UpperBound(weights, bounds, self.beta, factor=factor)
 
 
 def simplex_corners(known: Known) -> Iterator[FloatArray]:
@@ -149,7 +132,7 @@ def grid_search(known: Known, epsilon: float, delta: float, grid: tuple[float, f
         grid (`tuple[float, float]`):
             epsilon and delta of [`weight_grid`].
     """
-    points = weight_grid(known.num_rewards, *grid, reward_max=known.reward_range[1])
+    points = weight_grid(known.num_rewards, *grid)
 
     def violation(weights: FloatArray, upper: FloatArray) -> FloatArray:
         return (1 - epsilon) * upper - delta - best_values(weights, known.values, known.costs)
@@ -176,10 +159,9 @@ def refuse_again(known: Known, weights: FloatArray, gap: float, measure: Measure
     """Raise where the worst weights have been asked already: asking again would not help."""
     if known.find(weights) is None:
         return
-    _, own, best = known.answers()
     raise OracleTooFarError(
         f"The {measure.name} is still {gap:.4g} (asked: {goal:.4g}) at weights that the oracle has answered, "
         f"{np.array2string(weights, precision=4)}: its answers are not near enough to the best. Factor allowed for: "
-        f"{known.upper_bound().factor:.4g}; seen: {observed_factor(own, best):.4g} (an answer beaten at its own weights by "
+        f"{known.upper_bound().factor:.4g}; seen: {known.observed_factor():.4g} (an answer beaten at its own weights by "
         "another policy). Use a tolerance above the factor, or a better oracle."
     )

@@ -11,15 +11,15 @@ from trl_pafo.palm.core import FloatArray
 MAX_GRID = 2_000_000
 
 
-def weight_grid(num_rewards: int, epsilon: float, delta: float, reward_max: float = 1.0) -> FloatArray:
+def weight_grid(num_rewards: int, epsilon: float, delta: float) -> FloatArray:
     """The structured grid of weights: relative steps where a weight is large, one additive step below.
 
     ```
-    levels = {0} u {tau (1 + epsilon)^k} u {1},  tau = delta / (num_rewards reward_max)
+    levels = {0} u {tau (1 + epsilon)^k} u {1},  tau = delta / num_rewards
     G      = {u / |u|_1 : some u_i = 1, the rest in levels}
     ```
 
-    For rewards in `[0, reward_max]`, every w has a g in G such that a policy that is the best for g earns at least
+    For rewards in `[0, 1]`, every w has a g in G such that a policy that is the best for g earns at least
     `(1 - epsilon) V*(w) - delta` at w. That the grid is geometric, relative and additive at once is the paper's (PALM,
     arXiv 2604.04144); the levels are our reading.
 
@@ -30,8 +30,6 @@ def weight_grid(num_rewards: int, epsilon: float, delta: float, reward_max: floa
             Relative tolerance, in (0, 1).
         delta (`float`):
             Additive tolerance, greater than 0, in units of the rewards.
-        reward_max (`float`, *optional*, defaults to `1.0`):
-            The greatest value that a reward can have.
 
     Returns:
         Array of shape `(num_points, num_rewards)`, every row on the simplex.
@@ -39,14 +37,14 @@ def weight_grid(num_rewards: int, epsilon: float, delta: float, reward_max: floa
     Raises:
         PortfolioError: If a tolerance is out of range, or the grid has more than two million points.
     """
-    size = grid_size(num_rewards, epsilon, delta, reward_max)
+    size = grid_size(num_rewards, epsilon, delta)
     if size > MAX_GRID:
         raise PortfolioError(
             f"The grid for {num_rewards} rewards, epsilon={epsilon:g} and delta={delta:g} has {size:,} points. Raise the "
             "tolerances, or search on corner weights (search='corners'), which needs no grid."
         )
-    tau = delta / (num_rewards * reward_max)
-    steps = np.arange(_num_levels(num_rewards, epsilon, delta, reward_max) - 2)
+    tau = delta / num_rewards
+    steps = np.arange(_num_levels(num_rewards, epsilon, delta) - 2)
     levels = np.concatenate([[0.0], tau * (1 + epsilon) ** steps, [1.0]])
     # Each point once: the first of its coordinates that is 1 decides, those before it are below 1.
     blocks = []
@@ -57,15 +55,13 @@ def weight_grid(num_rewards: int, epsilon: float, delta: float, reward_max: floa
     return points / points.sum(axis=1, keepdims=True)
 
 
-def grid_size(num_rewards: int, epsilon: float, delta: float, reward_max: float = 1.0) -> int:
+def grid_size(num_rewards: int, epsilon: float, delta: float) -> int:
     """Number of points of [`weight_grid`], without listing them."""
-    levels = _num_levels(num_rewards, epsilon, delta, reward_max)
+    levels = _num_levels(num_rewards, epsilon, delta)
     return levels**num_rewards - (levels - 1) ** num_rewards
 
 
-def size_bound(
-    num_rewards: int, epsilon: float, delta: float, beta: float = 0.0, reward_range: tuple[float, float] = (0.0, 1.0)
-) -> int | None:
+def size_bound(num_rewards: int, epsilon: float, delta: float, beta: float = 0.0) -> int | None:
     """So many members are always enough for these tolerances, however many users there are and whatever the policies.
 
     For `beta = 0` and `epsilon > 0`, with L the number of levels of [`weight_grid`]:
@@ -88,18 +84,15 @@ def size_bound(
             Additive tolerance.
         beta (`float`, *optional*, defaults to `0.0`):
             Weight of the KL term.
-        reward_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
-            Least and greatest value that a reward can have.
 
     Returns:
         The bound, or `None` where `delta = 0`: no bound in d alone is known then.
     """
     if delta == 0:
         return None
-    low, high = reward_range
     if beta == 0 and epsilon > 0:
-        return num_rewards * _num_levels(num_rewards, epsilon, delta, high) ** (num_rewards - 1)
-    steps = math.ceil(num_rewards * (high - low) / (2 * delta))
+        return num_rewards * _num_levels(num_rewards, epsilon, delta) ** (num_rewards - 1)
+    steps = math.ceil(num_rewards / (2 * delta))
     return math.comb(steps + num_rewards - 1, num_rewards - 1)
 
 
@@ -118,13 +111,13 @@ def random_weights(num_rewards: int, num_points: int, seed: int = 0) -> FloatArr
     return np.random.default_rng(seed).dirichlet(np.ones(num_rewards), size=num_points)
 
 
-def _num_levels(num_rewards: int, epsilon: float, delta: float, reward_max: float) -> int:
+def _num_levels(num_rewards: int, epsilon: float, delta: float) -> int:
     if num_rewards < 2:
         raise PortfolioError(f"A portfolio needs at least 2 rewards, got num_rewards={num_rewards}.")
     if not 0 < epsilon < 1:
         raise PortfolioError(f"The grid needs epsilon in (0, 1), got {epsilon}.")
     if not delta > 0:
         raise PortfolioError(f"The grid needs delta > 0, got {delta}: without a floor it is infinite. Use search='corners'.")
-    ratio = num_rewards * reward_max / delta
+    ratio = num_rewards / delta
     # A power that is exact but for rounding needs no level more.
     return 2 + max(math.ceil(math.log(ratio) / math.log1p(epsilon) - 1e-9), 0)

@@ -3,7 +3,7 @@
 An answer says on which side of a plane through the simplex the weights lie, so that a few answers leave a small polytope of
 weights. The gap of one member over a polytope is greatest at one of its corners (the optimum is convex in the weights,
 what one member earns is linear), so the worst case that is left is exact. (All of this is ours, after minimax regret in
-preference elicitation: Boutilier et al., 2006.) Answers with mistakes: `posterior`.
+preference elicitation: Boutilier et al., 2006.) Answers with mistakes: `WeightPosterior`.
 """
 
 from typing import NamedTuple
@@ -87,8 +87,7 @@ class Interview:
         if left is None:
             raise PortfolioError(
                 f"No weights fit answer {len(self.answers) + 1} and those before: it contradicts them. Leave it out, allow a "
-                f"tolerance above {self.tolerance:g}, or use the likelihood version, which expects mistakes (NoisyInterview; on the "
-                "command line --sharpness)."
+                f"tolerance above {self.tolerance:g}, or use WeightPosterior, which expects mistakes (on the command line --sharpness)."
             )
         self.consistent = left
         self.answers.append((difference, first))

@@ -4,26 +4,21 @@ What is promised holds for the users' weights, or for all weights between them (
 lie between known ones is served as well). Nothing is promised for others; the certificate over all weights stays beside it.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.build import ask_oracle, checked_options, open_search
-from trl_pafo.palm.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights
+from trl_pafo.palm.build import AIM, Build
+from trl_pafo.palm.core import FloatArray, Oracle, check_weights
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.solver.bounds import UpperBound, best_values
-from trl_pafo.palm.solver.certificate import Measure, certify
+from trl_pafo.palm.solver.certificate import Measure
 from trl_pafo.palm.solver.cover import minimum_cover
+from trl_pafo.palm.solver.prune import NODES
 from trl_pafo.palm.solver.regions import WeightRegion
-from trl_pafo.palm.solver.search import Known, observed_factor, refuse_again
-
-# Nodes of the branch and bound tree for one choice of members.
-_NODES = 500
-_AIM = 1 - 1e-6
+from trl_pafo.palm.solver.search import Known, refuse_again
 
 
 class UserPortfolio(NamedTuple):
@@ -54,14 +49,8 @@ def build_for_users(
     delta: float = 0.0,
     *,
     hull: bool = False,
-    beta: float = 0.0,
-    reward_range: tuple[float, float] = (0.0, 1.0),
-    reward_names: Sequence[str] | None = None,
-    oracle_factor: float | Literal["estimate"] = 0.0,
-    warm_start: Sequence[OracleResult | tuple[ArrayLike, OracleResult]] = (),
     max_calls: int = 1000,
-    folder: str | Path | None = None,
-    problem: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> UserPortfolio:
     """
     As [`build_portfolio`], with the promise for the users' weights alone.
@@ -79,8 +68,11 @@ def build_for_users(
             The tolerances, see [`build_portfolio`].
         hull (`bool`, *optional*, defaults to `False`):
             Keep the promise for all weights between the users' too.
-        beta, reward_range, reward_names, oracle_factor, warm_start, max_calls, folder, problem (*optional*):
-            See [`build_portfolio`]. A folder of answers may be shared with it: what either asked, the other knows.
+        max_calls (`int`, *optional*, defaults to `1000`):
+            Calls of the oracle at most.
+        **options:
+            `beta`, `reward_names`, `oracle_factor`, `warm_start`, `folder` and `problem` of [`build_portfolio`]. A
+            folder of answers may be shared with it: what either asked, the other knows.
 
     Returns:
         [`UserPortfolio`].
@@ -90,44 +82,16 @@ def build_for_users(
             reached.
     """
     users = _checked_users(weights)
-    num_rewards = users.shape[1]
-    names = checked_options(num_rewards, epsilon, delta, beta, reward_range, reward_names, (0.0, 1.0, 0.0), oracle_factor, None)
-    log, known = open_search(oracle, num_rewards, beta, reward_range, names, oracle_factor, warm_start, folder, problem)
-    num_calls = sum(not call.warm for call in known.calls)
+    build = Build.open(oracle, users.shape[1], epsilon, delta, **options)
+    known = build.known
     region = WeightRegion.hull(users) if hull else None
     measure, goal = Measure.of(epsilon, delta)
-    while (asked := _next(known, users, region, measure, goal * _AIM)) is not None:
-        if num_calls >= max_calls:
-            raise PortfolioError(
-                f"After max_calls={num_calls} calls the tolerance {goal:g} is not yet kept for all users. Raise max_calls or the tolerance."
-            )
-        call = OracleCall(asked, ask_oracle(oracle, asked, num_rewards, reward_range, num_calls, log))
-        if log is not None:
-            log.append(call)
-        known.calls.append(call)
-        num_calls += 1
-    bound = known.upper_bound()
-    members, gap, smallest = _cover(known, bound, users, region, measure, goal)
-    _, own, best = known.answers()
-    kl = np.array([call.result.kl for call in known.calls])[members]
-    portfolio = Portfolio(
-        calls=tuple(known.calls),
-        members=tuple(members),
-        epsilon=epsilon,
-        delta=delta,
-        beta=beta,
-        reward_range=reward_range,
-        reward_names=names,
-        oracle_calls=num_calls,
-        certificate=certify(known.values[members], bound, kl=kl, beta=beta, epsilon=epsilon, delta=delta),
-        upper_bound=bound,
-        size_bound=None,
-        smallest=smallest,
-        observed_factor=observed_factor(own, best),
-    )
-    if folder is not None:
-        portfolio.save(folder)
-    return UserPortfolio(portfolio, gap, hull, len(users))
+    while (asked := _next(known, users, region, measure, goal * AIM)) is not None:
+        if build.num_calls >= max_calls:
+            raise build.too_many_calls(max_calls, f"the tolerance {goal:g} is not yet kept for all users")
+        build.ask(asked)
+    members, gap, smallest = _cover(known, known.upper_bound(), users, region, measure, goal)
+    return UserPortfolio(build.finish(members, smallest), gap, hull, len(users))
 
 
 def _checked_users(weights: ArrayLike) -> FloatArray:
@@ -159,7 +123,7 @@ def _cover(
     rows = users if region is None else np.vstack([users, region.points])
     while True:
         lower = rows @ values.T - costs
-        cover = minimum_cover(measure.gaps(np.broadcast_to(bound.at(rows)[:, None], lower.shape), lower) <= goal, _NODES)
+        cover = minimum_cover(measure.gaps(np.broadcast_to(bound.at(rows)[:, None], lower.shape), lower) <= goal, NODES)
         chosen = cover.columns
         points = users if region is None else _corners(region, values[chosen], costs[chosen])
         gaps = measure.gaps(bound.at(points), best_values(points, values[chosen], costs[chosen]))

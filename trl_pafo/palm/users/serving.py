@@ -1,4 +1,4 @@
-"""Whom each member serves, what it costs every user, and which group of a population is served worst. (Not from the paper.)"""
+"""Which member serves whom, what that costs every user, and which group of a population is served worst. (Not from the paper.)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,20 @@ from scipy.special import entr
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
+from trl_pafo.metrics.intervals import honest_ends
+from trl_pafo.metrics.verdict import is_known
 from trl_pafo.palm.core import FloatArray, IntArray
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.solver.bounds import Reference
+from trl_pafo.storage.files import json_ready
 
 
 class GroupService(NamedTuple):
     """How a group is served.
 
-    `gap` and `loss` are means over its users, `low` and `high` the ends of a 95 % interval of the mean gap for which users
-    were drawn, `worst_gap` that of its worst-served user. `usage` are shares of its users, a member each.
+    `gap` is the mean over its users, `low` and `high` the ends of a 95 % interval of it for which users were drawn (NaN, unknown,
+    of fewer than 6), `worst_gap` that of its worst-served user. `usage` are shares of its users, a member each, and `perplexity`
+    says how many members, evenly used, would be as varied.
     """
 
     name: str
@@ -28,13 +32,8 @@ class GroupService(NamedTuple):
     low: float
     high: float
     worst_gap: float
-    loss: float
     usage: FloatArray
-
-    @property
-    def perplexity(self) -> float:
-        """So many members, evenly used, would be as varied as what the group uses."""
-        return float(np.exp(entr(self.usage).sum()))
+    perplexity: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Service:
         groups (`tuple[str, ...]`, *optional*):
             Group of each user.
         reference ([`Reference`]):
-            What members are held against.
+            What members are compared with.
     """
 
     portfolio: Portfolio
@@ -62,16 +61,12 @@ class Service:
     """The member that serves each user, of shape `(num_users,)`."""
     gaps: FloatArray = field(init=False, repr=False)
     """Gap of each user in the portfolio's measure: no greater than `portfolio.gap`, against the portfolio's own bound."""
-    losses: FloatArray = field(init=False, repr=False)
-    """What each user misses, V(w) - J(w, member), in units of the rewards."""
 
     def __post_init__(self) -> None:
         members = self.portfolio.choose_many(self.weights)
-        upper = self.reference.at(self.weights)
         earned = (self.weights * self.portfolio.values[members]).sum(axis=1) - self.portfolio.beta * self.portfolio.kl[members]
         object.__setattr__(self, "members", members)
-        object.__setattr__(self, "gaps", self.portfolio.measure.gaps(upper, earned))
-        object.__setattr__(self, "losses", np.maximum(upper - earned, 0.0))
+        object.__setattr__(self, "gaps", self.portfolio.measure.gaps(self.reference.at(self.weights), earned))
 
     @property
     def usage(self) -> FloatArray:
@@ -79,14 +74,9 @@ class Service:
         return self._usage(np.arange(len(self.members)))
 
     @property
-    def entropy(self) -> float:
-        """Entropy of the usage in nats."""
-        return float(entr(self.usage).sum())
-
-    @property
     def perplexity(self) -> float:
-        """exp of the entropy: 1 if one member serves all, the number of members if all serve alike."""
-        return float(np.exp(self.entropy))
+        """exp of the entropy of the usage: 1 if one member serves all, the number of members if all serve alike."""
+        return _perplexity(self.usage)
 
     def by_group(self, num_resamples: int = 1000, seed: int = 0) -> list[GroupService]:
         """Each group, the worst-served first: by its mean gap.
@@ -105,46 +95,29 @@ class Service:
         names, rng, found = np.array(self.groups), np.random.default_rng(seed), []
         for name in dict.fromkeys(self.groups):
             mine = np.flatnonzero(names == name)
-            gaps = self.gaps[mine]
+            gaps, usage = self.gaps[mine], self._usage(mine)
             means = gaps[rng.integers(len(gaps), size=(num_resamples, len(gaps)))].mean(axis=1)
             low, high = np.quantile(means, [0.025, 0.975])
-            found.append(
-                GroupService(
-                    name,
-                    len(mine),
-                    float(gaps.mean()),
-                    float(low),
-                    float(high),
-                    float(gaps.max()),
-                    float(self.losses[mine].mean()),
-                    self._usage(mine),
-                )
-            )
+            low, high = honest_ends(gaps.mean(), low, high, len(gaps), 0.95)
+            worst, perplexity = float(gaps.max()), _perplexity(usage)
+            found.append(GroupService(name, len(mine), float(gaps.mean()), float(low), float(high), worst, usage, perplexity))
         return sorted(found, key=lambda group: -group.gap)
 
-    @property
-    def worst_group(self) -> GroupService:
-        """The group with the greatest mean gap; [`PortfolioError`] if the users have no groups."""
-        return self.by_group()[0]
-
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; an unknown end of an interval is `None`."""
         result: dict[str, Any] = {
             "users": len(self.members),
             "objective": self.portfolio.objective,
             "measure": self.portfolio.measure.name,
             "reference": self.reference.name,
             "usage": self.usage.tolist(),
-            "entropy": self.entropy,
             "perplexity": self.perplexity,
             "mean_gap": float(self.gaps.mean()),
             "worst_gap": float(self.gaps.max()),
             "certified_gap": self.portfolio.gap,
         }
         if self.groups is not None:
-            result["groups"] = [
-                {**group._asdict(), "usage": group.usage.tolist(), "perplexity": group.perplexity} for group in self.by_group()
-            ]
+            result["groups"] = [json_ready({**group._asdict(), "usage": group.usage.tolist()}) for group in self.by_group()]
         return result
 
     def __str__(self) -> str:
@@ -152,23 +125,26 @@ class Service:
         lines = [
             f"{len(self.members)} users, {self.portfolio.measure.name} {self.gaps.mean():.4f} in the mean, {self.gaps.max():.4f} "
             f"at worst (certified: {self.portfolio.gap:.4f}); objective {self.portfolio.objective}; against the {self.reference.name}",
-            f"usage {shares}; entropy {self.entropy:.3f} nats, perplexity {self.perplexity:.2f} of {len(self.portfolio)} members",
+            f"usage {shares}; perplexity {self.perplexity:.2f} of {len(self.portfolio)} members",
         ]
         if self.groups is not None:
             groups = self.by_group()
             for group in groups:
+                interval = f"[{group.low:.4f}, {group.high:.4f}]" if is_known(group.low) else "[unknown]"
                 lines.append(
-                    f"  {group.name}: {group.users} users, gap {group.gap:.4f} [{group.low:.4f}, {group.high:.4f}], worst user "
-                    f"{group.worst_gap:.4f}, loss {group.loss:.4f}, {np.count_nonzero(group.usage)} members used"
+                    f"  {group.name}: {group.users} users, gap {group.gap:.4f} {interval}, worst user {group.worst_gap:.4f}, "
+                    f"{np.count_nonzero(group.usage)} members used"
                 )
-            chance = len(groups) > 1 and groups[1].high >= groups[0].low
-            lines.append(
-                f"worst-served group: {groups[0].name}" + (" (perhaps by chance: the intervals overlap)" if chance else "")
-            )
+            chance = len(groups) > 1 and not groups[1].high < groups[0].low
+            lines.append(f"worst-served group: {groups[0].name}" + (" (perhaps by chance)" if chance else ""))
         return "\n".join(lines)
 
     def _usage(self, users: IntArray) -> FloatArray:
         return np.bincount(self.members[users], minlength=len(self.portfolio)) / len(users)
+
+
+def _perplexity(usage: FloatArray) -> float:
+    return float(np.exp(entr(usage).sum()))
 
 
 def serve(
@@ -184,7 +160,7 @@ def serve(
         groups (`Sequence[str]`, *optional*):
             Group of each user, such as majority and minority.
         reference ([`Reference`], *optional*):
-            What members are held against; by default the portfolio's upper bound of the optimum, so that no gap is too low.
+            What members are compared with; by default the portfolio's upper bound of the optimum, so that no gap is too low.
 
     Returns:
         [`Service`].
