@@ -12,20 +12,10 @@ import numpy as np
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, IntArray
 from trl_pafo.metrics.bootstrap import UserCells, gather_cells, group_totals, user_cells
 from trl_pafo.metrics.calibration import calibration_sums
-from trl_pafo.metrics.inequality import atkinson, cvar, entropy_split, gini, jain, max_min, std
+from trl_pafo.metrics.inequality import USER_MEASURES, entropy_split
 from trl_pafo.metrics.support import spearman
 
 _SIDES = ("majority", "minority")
-_MEASURES = {
-    "mean": lambda accuracy, times: times @ accuracy / times.sum(axis=1),
-    "worst_decile": cvar,
-    "max_min": max_min,
-    "std": std,
-    "gini": gini,
-    "jain": jain,
-    "atkinson": atkinson,
-}
-"""What is computed from users' accuracies and how often each counts; a summary has them as `user_{name}`."""
 
 
 class Family(NamedTuple):
@@ -56,7 +46,7 @@ def accuracy_family(pairs: EncodedPairs, correct: Sequence[FloatArray], majority
         if several:
             columns += [worst, best, best - worst, np.divide(worst, best, out=np.full_like(best, np.nan), where=best > 0)]
         if pairs.has_users:
-            columns += [measure(by_user, weights) for measure in _MEASURES.values()]
+            columns += [measure(by_user, weights) for measure in USER_MEASURES.values()]
             for alpha in (1.0, 2.0):
                 within, between = entropy_split(by_user, cells.group, weights, alpha)
                 columns += [within + between, within, between] if several else [within + between]
@@ -81,7 +71,7 @@ def _users_of_each(pairs: EncodedPairs, majority: str | None) -> dict[str, int]:
     if several:
         users_of |= dict.fromkeys(("group_min", "group_max", "difference", "ratio"), smallest)
     if pairs.has_users:
-        users_of |= dict.fromkeys((f"user_{name}" for name in _MEASURES), everybody)
+        users_of |= dict.fromkeys((f"user_{name}" for name in USER_MEASURES), everybody)
         for name in ("user_theil", "user_entropy"):
             parts = (f"{name}_within", f"{name}_between") if several else ()  # with one group, nothing lies between
             users_of |= {name: everybody, **dict.fromkeys(parts, smallest)}

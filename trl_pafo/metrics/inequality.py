@@ -12,6 +12,8 @@ benefits are zero nobody has more than another, and every measure says so: 0, or
 All raise [`DataError`] where benefits are missing, negative or not finite, or where weights do not fit.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlogy
@@ -166,6 +168,24 @@ def max_min(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray
     values, shares = _prepare(benefits, weights)
     best = np.where(shares > 0, values, -np.inf).max(axis=-1)
     return best - np.where(shares > 0, values, np.inf).min(axis=-1)
+
+
+def mean(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
+    """Mean benefit of the users, each with the same weight."""
+    values, counts = np.asarray(benefits), np.ones(np.shape(benefits)) if weights is None else np.asarray(weights)
+    return counts @ values / counts.sum(axis=-1)
+
+
+USER_MEASURES: dict[str, Callable[[ArrayLike, ArrayLike], FloatArray]] = {
+    "mean": mean,
+    "worst_decile": cvar,
+    "max_min": max_min,
+    "std": std,
+    "gini": gini,
+    "jain": jain,
+    "atkinson": atkinson,
+}
+"""What a summary computes from the users' accuracies, with an interval, under the name `user_{name}`."""
 
 
 def _prepare(benefits: ArrayLike, weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:

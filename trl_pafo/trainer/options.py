@@ -20,7 +20,9 @@ class PAFOOptions:
         0.1,
     )
     distillation_loss: str = _option(
-        "Loss between the margins of student and teacher: mse, bce, hinge or margin_bt. All four are not from the paper.", "bce"
+        "Loss between the margins of student and teacher, such as mse, bce, hinge or margin_bt: a name in trl_pafo/trainer/losses.py. Not from "
+        "the paper.",
+        "bce",
     )
     distillation_temperature: float = _option("Temperature of the bce distillation loss, in reward units, above 0.", 1.0)
     condition: str = _option(

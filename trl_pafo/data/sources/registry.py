@@ -64,7 +64,7 @@ def check_source(data: DataArguments) -> None:
         raise ConfigError(
             f"{', '.join(f'--{name}' for name in unused)}: no effect on the source {data.source!r}. Leave it out{instead}."
         )
-    if data.source not in ("styles", "swissmetro") and not data.data_path:
+    if "data_path" in SOURCES[data.source] and data.source != "swissmetro" and not data.data_path:
         raise ConfigError(f"The source {data.source!r} reads a file: give its path with --data_path.")
     if data.source == "prism" and not data.group_by:
         raise ConfigError("The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender.")
