@@ -43,16 +43,6 @@ def test_rewards_are_those_of_one_response_at_a_time(folder, rows):
             assert rewards[number] == pytest.approx(expected, abs=1e-4)
 
 
-def test_texts_are_as_the_model_read_them(folder, rows):
-    scored = score_rows(folder, rows)
-    for number, row in enumerate(rows):
-        past = rows[number]["history"][0]["chosen"] if "history" in rows.column_names else None
-        for side, text in (("chosen", scored.text_chosen[number]), ("rejected", scored.text_rejected[number])):
-            assert row[side][0]["content"] in text
-            assert row["prompt"][0]["content"] in text
-            assert past is None or past in text
-
-
 def test_the_oracle_scores_each_row_by_the_model_of_its_group(folder, rows, tmp_path):
     kind = "encoder" if "bert" in AutoModelForSequenceClassification.from_pretrained(folder).config.model_type else "decoder"
     other = make_model(kind, tmp_path / "other", seed=5)

@@ -30,40 +30,56 @@ def student(decoder):
     return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
 
 
-def test_a_missing_task_type_is_set():
-    config = LoraConfig(r=2)
-    keep_reward_head("base", config)
-    assert config.task_type == "SEQ_CLS"
-
-
-@pytest.mark.parametrize("head", ["score", "classifier"])
-def test_a_head_in_modules_to_save_is_left_as_it_is(head):
-    for task in (None, "TOKEN_CLS"):
-        config = LoraConfig(task_type=task, modules_to_save=[head])
-        keep_reward_head("base", config)
-        assert config.task_type == task
-
-
-@pytest.mark.parametrize("task", ["TOKEN_CLS", "FEATURE_EXTRACTION"])
-def test_another_task_type_is_refused(task):
-    with pytest.raises(ConfigError, match=f"`peft_config` has task_type={task}, .* Use task_type='SEQ_CLS'"):
-        keep_reward_head("base", LoraConfig(task_type=task, modules_to_save=["embed_tokens"]))
-
-
-@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
-def test_the_task_of_a_language_model_is_refused(task, decoder):
-    """Whatever is saved: peft asks such a model how it generates."""
-    config = LoraConfig(task_type=task, modules_to_save=["score"], target_modules=["q_proj"])
-    with pytest.raises(ConfigError, match=f"`peft_config` has task_type={task}, .* Use task_type='SEQ_CLS'"):
-        keep_reward_head(decoder, config)
-    with pytest.raises(AttributeError, match="prepare_inputs_for_generation"):
-        get_peft_model(AutoModelForSequenceClassification.from_pretrained(decoder), config)
-
-
-def without_head(folder):
+def without_head(folder, base=...):
     """A PeftModel without a task type, which neither trains nor saves the head."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    if base is None:
+        model.peft_config["default"].base_model_name_or_path = None
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "task"),
+    [
+        ({}, "SEQ_CLS"),
+        ({"modules_to_save": ["score"]}, None),
+        ({"modules_to_save": ["classifier"]}, None),
+        ({"modules_to_save": ["score"], "task_type": "TOKEN_CLS"}, "TOKEN_CLS"),
+    ],
+)
+def test_a_task_type_is_set_where_none_and_no_head_is_named(options, task):
+    config = LoraConfig(r=2, **options)
+    keep_reward_head("base", config)
+    assert config.task_type == task
+
+
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "FEATURE_EXTRACTION", "CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_another_task_type_is_refused(task, decoder):
+    """Of a language model whatever is saved: peft asks such a model how it generates."""
+    save = ["score"] if task.endswith("_LM") else ["embed_tokens"]
+    with pytest.raises(ConfigError, match=f"`peft_config` has task_type={task}, .* Use task_type='SEQ_CLS'"):
+        keep_reward_head("base", LoraConfig(task_type=task, modules_to_save=save))
+
+
+class TestAHeadThatWouldBeLost:
+    def test_a_new_one(self, decoder, tmp_path):
+        AutoModelForCausalLM.from_pretrained(decoder).save_pretrained(tmp_path)
+        match = "The adapter of `model` has task_type=None, so score would not be saved, and random after loading. Use task_type='SEQ_"
+        with pytest.raises(ConfigError, match=match):
+            keep_reward_head(without_head(tmp_path), None)
+        with pytest.raises(ConfigError, match="`peft_config` has task_type=TOKEN_CLS, so score would not be saved"):
+            keep_reward_head(str(tmp_path), LoraConfig(task_type="TOKEN_CLS"))
+
+    def test_one_that_may_be_new(self, decoder):
+        with pytest.raises(ConfigError, match="so the reward head would not be saved"):
+            keep_reward_head(without_head(decoder, base=None), None)
+
+    def test_one_that_is_trained(self, decoder):
+        model = without_head(decoder)
+        model.get_base_model().score.requires_grad_(True)
+        with pytest.raises(ConfigError, match="The adapter of `model` has task_type=None, so score would not be saved"):
+            keep_reward_head(model, None)
 
 
 def test_an_adapter_on_a_trained_reward_model_may_keep_its_head(decoder, training, tmp_path):
@@ -84,29 +100,6 @@ def test_an_adapter_on_a_trained_reward_model_may_keep_its_head(decoder, trainin
         expected = trainer.model.eval()(ids).logits.item()
         assert saved(ids).logits.item() == pytest.approx(expected, abs=rounding(expected))
     keep_reward_head(decoder, LoraConfig(task_type="FEATURE_EXTRACTION"))  # one yet to be made may keep it too
-
-
-def test_an_adapter_on_a_new_head_must_save_it(decoder, tmp_path):
-    AutoModelForCausalLM.from_pretrained(decoder).save_pretrained(tmp_path)
-    match = "The adapter of `model` has task_type=None, so score would not be saved, and random after loading. Use task_type='SEQ_CLS'"
-    with pytest.raises(ConfigError, match=match):
-        keep_reward_head(without_head(tmp_path), None)
-    with pytest.raises(ConfigError, match="`peft_config` has task_type=TOKEN_CLS, so score would not be saved"):
-        keep_reward_head(str(tmp_path), LoraConfig(task_type="TOKEN_CLS"))
-
-
-def test_what_is_nowhere_on_disk_is_taken_for_new(decoder):
-    model = without_head(decoder)
-    model.peft_config["default"].base_model_name_or_path = None
-    with pytest.raises(ConfigError, match="so the reward head would not be saved"):
-        keep_reward_head(model, None)
-
-
-def test_a_head_that_is_trained_must_be_saved(decoder):
-    model = without_head(decoder)
-    model.get_base_model().score.requires_grad_(True)
-    with pytest.raises(ConfigError, match="The adapter of `model` has task_type=None, so score would not be saved"):
-        keep_reward_head(model, None)
 
 
 def test_all_new_layers_below_the_reward_come_back(training, tmp_path):

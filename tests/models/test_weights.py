@@ -193,39 +193,31 @@ class TestEverythingThatScores:
 
     def test_refuses_a_model_without_a_head_before_any_weight_is_read(self, headless, decoder, training, tmp_path, monkeypatch):
         monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
-        pairs = make_pairs(history=0)
-        pairs.to_json(str(tmp_path / "pairs.jsonl"))
-        (tmp_path / "rows.jsonl").write_text('{"prompt": "how do i sing", "response": "kindly sir"}\n')
-        shared = {"num_history": None, "history_max_tokens": None, "history_fields": None, "batch_size": 2, "bf16": False}
-        evaluated = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, **shared}
-        numbers = {"num_resamples": 10, "seed": 0}
+        make_pairs(history=0).to_json(str(tmp_path / "pairs.jsonl"))
+        flags = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, "batch_size": 2}
+        flags |= dict.fromkeys(("num_history", "history_max_tokens", "history_fields")) | {"bf16": False}
+        flags |= {"num_resamples": 10, "seed": 0, "input": str(tmp_path / "pairs.jsonl"), "output": None}
         args = PAFOConfig(str(tmp_path / "out"), num_history=0, **training)
+        given = {"majority": headless, "minority": decoder}
         uses = {
             "load": lambda: load_reward_model(headless),
-            "score": lambda: score_file(
-                Namespace(model_name_or_path=headless, input=str(tmp_path / "rows.jsonl"), output=None, **shared)
-            ),
-            "evaluate": lambda: evaluate_models(Namespace(model_name_or_path=headless, reference=None, **evaluated, **numbers)),
-            "reference": lambda: evaluate_models(
-                Namespace(model_name_or_path=decoder, reference=headless, **evaluated, **numbers)
-            ),
-            "portfolio": lambda: RewardScorer(headless),
+            "scorer": lambda: RewardScorer.from_pretrained(headless),
+            "score": lambda: score_file(Namespace(model_name_or_path=headless, **flags)),
+            "evaluate": lambda: evaluate_models(Namespace(model_name_or_path=headless, reference=None, **flags)),
+            "reference": lambda: evaluate_models(Namespace(model_name_or_path=decoder, reference=headless, **flags)),
             "warm start": lambda: start_of(headless, decoder, ModelConfig()),
             "evaluating trainer": lambda: PAFORewardTrainer(headless, args),
             "teacher": lambda: check_teacher(Teacher("a", headless), make_tokenizer("decoder")),
-            "teachers of a training": lambda: PAFORewardTrainer(
-                decoder, args, train_dataset=make_pairs(), teachers={"majority": headless, "minority": decoder}
-            ),
+            "teachers of a training": lambda: PAFORewardTrainer(decoder, args, train_dataset=make_pairs(), teachers=given),
         }
         for name, use in uses.items():
             kind = TeacherError if name.startswith("teacher") else ConfigError
             with pytest.raises(kind, match=r"weights for score\.weight, so there is no reward head"):
                 use()
 
-    @pytest.mark.parametrize("num_labels", [2, 3])
-    def test_refuses_models_with_more_labels(self, num_labels, tmp_path):
-        folder = make_model("decoder", tmp_path / "model", num_labels=num_labels)
-        with pytest.raises(ConfigError, match=f"{folder} has num_labels={num_labels}; a reward model has one"):
+    def test_refuses_models_with_more_labels(self, tmp_path):
+        folder = make_model("decoder", tmp_path / "model", num_labels=2)
+        with pytest.raises(ConfigError, match=f"{folder} has num_labels=2; a reward model has one"):
             load_reward_model(folder)
 
     def test_a_policy_needs_its_language_model_head(self, tmp_path):
@@ -286,11 +278,6 @@ class TestAdapters:
         lora(tmp_path / "headless", base)
         with pytest.raises(ConfigError, match=r"Neither the adapter .* weights of the right shape for score\.weight"):
             load_reward_model(tmp_path / "headless")
-
-    def test_its_head_has_one_label(self, decoder, tmp_path):
-        lora(tmp_path / "adapter", decoder, num_labels=2, task_type="SEQ_CLS")
-        with pytest.raises(ConfigError, match=r"Neither the adapter .* weights of the right shape for score\.weight"):
-            load_reward_model(tmp_path / "adapter")
 
     def test_its_own_weights_are_there(self, decoder, tmp_path):
         lora(tmp_path / "adapter", decoder, task_type="SEQ_CLS")

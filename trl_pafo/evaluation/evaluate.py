@@ -34,11 +34,11 @@ def verdict_of(
     verdict = compare(
         pair_correctness(margins),
         pair_correctness(of_reference),
-        users_of(rows),
-        groups_of(rows),
+        _column(rows, "user"),
+        _column(rows, "group"),
         margins=margins,
         reference_margins=of_reference,
-        num_resamples=max(2000, fewest_resamples(max(1, len(set(groups_of(rows) or ()))))),
+        num_resamples=max(2000, fewest_resamples(max(1, len(set(_column(rows, "group") or ()))))),
         seed=seed,
     )
     folders = [local_folder(source) for source in sources if isinstance(source, str)]
@@ -51,9 +51,9 @@ def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_res
     margins = scored.chosen - scored.rejected
     return fairness_summary(
         pair_correctness(margins),
-        users_of(rows),
-        groups_of(rows),
-        support=_support_of(rows),
+        _column(rows, "user"),
+        _column(rows, "group"),
+        support=_column(rows, "support_rate") if "user" in rows.column_names else None,
         margins=margins,
         majority=majority,
         num_resamples=num_resamples,
@@ -68,10 +68,10 @@ def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> N
     answer, as everywhere in this package, where RewardBench counts it as wrong.
     """
     nobody: list[Any] = [None] * len(rows)
-    users, groups = users_of(rows), groups_of(rows)
+    users, groups, prompts = (_column(rows, name) for name in ("user", "group", "prompt"))
     correct = pair_correctness(scored.chosen - scored.rejected)
     plain, outputs = [], []
-    columns = (rows["prompt"] if "prompt" in rows.column_names else nobody, users or nobody, groups or nobody, correct, *scored)
+    columns = (prompts or nobody, users or nobody, groups or nobody, correct, *scored)
     for prompt, user, group, right, chosen, rejected, text_chosen, text_rejected in zip(*columns, strict=True):
         who = {"user": user, "group": group}
         plain.append(who | {"reward_chosen": float(chosen), "reward_rejected": float(rejected)})
@@ -95,19 +95,8 @@ def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> N
     write_text(out / f"rewardbench/{name}.json", json.dumps(summary, indent=2) + "\n")
 
 
-def users_of(rows: Dataset) -> list[str] | None:
-    """The user of each row; `None` without the column."""
-    return rows["user"][:] if "user" in rows.column_names else None
-
-
-def groups_of(rows: Dataset) -> list[str] | None:
-    """The group of each row; `None` without the column."""
-    return rows["group"][:] if "group" in rows.column_names else None
-
-
-def _support_of(rows: Dataset) -> list[Any] | None:
-    """The support rate of the user of each row; `None` where rates or users are not known."""
-    return rows["support_rate"][:] if {"support_rate", "user"} <= set(rows.column_names) else None
+def _column(rows: Dataset, name: str) -> list[Any] | None:
+    return rows[name][:] if name in rows.column_names else None
 
 
 def load_rows(name: str, split: str | None) -> Dataset:
@@ -168,19 +157,20 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
     what = f"The data {args.dataset_name}"
     checks.check_rows(rows, what)
     rows = normalize_columns(rows, what, LABEL_COLUMNS)
-    encoded = encode_pairs(users_of(rows), groups_of(rows), len(rows))  # one group a user
-    if (support := _support_of(rows)) is not None:
+    user, group, support = (_column(rows, name) for name in ("user", "group", "support_rate"))
+    encoded = encode_pairs(user, group, len(rows))  # one group a user
+    if user is not None and support is not None:
         support_of_users(support, encoded)  # and one support rate
     sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
     scorers = {name: _scorer_of(source, args, name == "reference") for name, source in sources.items()}
-    # Whatever cannot be read is told before anything is scored.
+    # Rows that cannot be read raise before anything is scored.
     ids = {name: scorer.tokenize(rows, lambda row: f"{what}, row {row}") for name, scorer in scorers.items()}
     folders = [str(scorer.folder) for scorer in scorers.values()]
     scored = {
         name: score_tokenized(scorers.pop(name), ids.pop(name), batch_size=args.batch_size, desc=f"Pairs, {name}")
         for name in sources
     }
-    majority, minority = _largest_and_smallest(users_of(rows), groups_of(rows))
+    majority, minority = _largest_and_smallest(user, group)
     side = majority if majority != minority else None
     methods = {name: summary_of(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}

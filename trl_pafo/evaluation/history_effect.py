@@ -33,7 +33,7 @@ def inspect_run(
 ) -> Path:
     """Write `results/inspection.npz` of a finished run, unless it is there already.
 
-    The models are the reference and the student, as far as they are shown histories, and the teachers that the run trained.
+    The models are the reference and the student, if they are shown histories, and the teachers that the run trained.
     Rewards are computed in the dtype of the run, bfloat16 mixed precision or float32.
 
     Args:

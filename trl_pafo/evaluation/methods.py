@@ -39,7 +39,7 @@ class RunArguments(DataArguments):
         teacher_start (`str`, *optional*, defaults to `"base"`):
             `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
-            At least this many optimizer steps a teacher, so that a group with few pairs is learnt.
+            At least this many optimizer steps a teacher, so that a teacher learns a group with few pairs.
         teacher_min_gain (`float`, *optional*, defaults to `1.64`):
             Teachers are distilled if one at least is better than the personalized Bradley-Terry model: more accurate on held-out
             pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, or a group has too

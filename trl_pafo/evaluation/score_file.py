@@ -41,7 +41,7 @@ def score_file(args: Any) -> None:
     Raises:
         ConfigError: If a flag is missing.
         DataError: If the input cannot be scored.
-        RunFolderError: If the output exists or cannot be written, the latter before anything is scored as far as it shows.
+        RunFolderError: If the output exists or cannot be written, which is tried before anything is scored.
     """
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")

@@ -58,7 +58,7 @@ def worth_distilling(better: Iterable[bool | None]) -> bool:
 
 
 def why_not(gains: Sequence[TeacherGain]) -> str:
-    """For people: why nothing is distilled, and how to ask for it."""
+    """A sentence: why nothing is distilled, and how to distill all the same."""
     unjudged = ", ".join(gain.group for gain in gains if gain.better is None)
     if not unjudged:
         return "No teacher is better than the shared model: nothing to distill, the shared model is kept."

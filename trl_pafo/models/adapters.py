@@ -21,7 +21,7 @@ def keep_reward_head(model: Any, peft_config: Any, revision: str | None = None) 
     """Make sure that all random weights below the reward are saved with the adapter: else they are other ones after loading.
 
     peft trains and saves a head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a task type
-    gets the right one, and one of that type is told to save what else the base lacks. A head that is on disk with the base may stay
+    gets SEQ_CLS, and one of that type also saves what else the base lacks. A head that is on disk with the base may stay
     as it is.
 
     Args:

@@ -121,15 +121,14 @@ def identity_of_folder(folder: Path) -> str:
 def check_model_folder(folder: str | Path) -> None:
     """Raise where a model, or an adapter and its base, would be read from anything but safetensors, or would bring code along.
 
-    A folder without a configuration is none of a model, and a base that is no folder is left to `from_pretrained` with
-    [`SAFELY`].
+    A folder without a configuration passes, and a base that is no folder is left to `from_pretrained` with [`SAFELY`].
 
     Args:
         folder (`str` or `Path`):
             Folder of a checkpoint or an adapter.
 
     Raises:
-        ConfigError: If its weights are pickles, missing or incomplete, or its configuration asks for something that could run code.
+        ConfigError: If its weights are pickles, missing or incomplete, or its configuration names code to run.
             The message says how to convert the weights.
     """
     folder = Path(folder)

@@ -173,7 +173,7 @@ def load_reward_model(
         folder (`str` or `Path`):
             Folder of a checkpoint or an adapter.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Number format in which it is loaded.
+            The dtype that it is loaded in.
         is_trainable (`bool`, *optional*, defaults to `False`):
             Whether an adapter is to be trained further.
         quantization_config (*optional*):
@@ -223,8 +223,8 @@ def _with_adapter(base: Any, folder: Path, is_trainable: bool) -> Any:
 def trained_pad_id(config: Any, tokenizer: PreTrainedTokenizerBase | None, is_adapter: bool) -> int | None:
     """The pad id that a saved model was trained with; `None` where nothing says.
 
-    The configuration of a checkpoint says it. The base of an adapter was not changed by the training, so there the tokenizer beside
-    the adapter does. A tokenizer without a pad token pads with its end token, as in RewardTrainer.
+    It stands in the configuration of a checkpoint. The base of an adapter was not changed by the training, so there the tokenizer of
+    the adapter decides. A tokenizer without a pad token pads with its end token, as in RewardTrainer.
     """
     own = config.get_text_config().pad_token_id
     if tokenizer is None or (own is not None and not is_adapter):

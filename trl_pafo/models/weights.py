@@ -1,4 +1,4 @@
-"""Which weights of a model its files hold, told by their headers: what they lack, transformers would draw at random."""
+"""Which weights of a model its files lack, read from their headers: transformers would initialize these at random."""
 
 import copy
 import os
@@ -222,7 +222,7 @@ def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> N
 
 
 def gaps_of_base(source: str, revision: str | None = None) -> Gaps | None:
-    """What a base lacks of a reward model; `None` where that cannot be told without loading it, which then says more."""
+    """What a base lacks of a reward model; `None` where only loading it can show that."""
     try:
         folder = local_folder(source, revision)
         with _as_config_error(folder, "reward"):

@@ -47,7 +47,7 @@ class TeacherModels:
         accelerator ([`~accelerate.Accelerator`]):
             Says where the models go. All of its processes have to make this object together.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            Number format in which they are loaded.
+            The dtype that they are loaded in.
         quantized ([`QuantizedBase`], *optional*):
             The student's base; teachers that are adapters of it are loaded on it as it is.
     """
@@ -76,7 +76,7 @@ class TeacherModels:
         sharded = shards_the_student(self.accelerator)
         if quantization_config is not None:
             logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantized.")
-        # A base without a head draws one at random. What the student draws must not depend on whether teachers were loaded.
+        # The base of an adapter may get a random head: the student's random numbers must not depend on whether teachers were loaded.
         with in_turn(self.accelerator) if sharded else nullcontext(), complete_weights(), torch.random.fork_rng(devices=[]):
             folders = {group: teacher.folder for group, teacher in teachers.items() if teacher.folder is not None}
             first, *others = dict.fromkeys(folders.values())
@@ -191,8 +191,8 @@ class TeacherModels:
         longest, positions = max(map(len, chain(*sides)), default=0), positions_of(config)
         if positions is not None and longest > positions:
             raise TeacherError(
-                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, which it "
-                "has not learnt to read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
+                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, longer "
+                "than it can read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
             )
         device = next(model.parameters()).device
         try:

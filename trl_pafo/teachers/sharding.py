@@ -1,7 +1,7 @@
-"""Teachers under the launchers that shard the student: weights loaded whole, then cut so that each process keeps its part.
+"""Teachers under the launchers that shard the student: complete weights are loaded, then each process keeps its part.
 
 TRL wraps a frozen model as its student is wrapped: a DeepSpeed engine, or FSDP around the root. Here teachers are sharded by
-`fully_shard` under every launcher, layer by layer: a forward gathers one layer and not the whole teacher, the weights keep the
+`fully_shard` under every launcher, layer by layer: a forward gathers one layer and not all of the teacher, the weights keep the
 dtype that they were loaded in, so that margins are the same bits in every mode, and nothing outlives the model, as a
 DeepSpeed engine does.
 """
@@ -28,7 +28,7 @@ def shards_the_student(accelerator: Accelerator) -> bool:
 
 @contextmanager
 def in_turn(accelerator: Accelerator) -> Iterator[None]:
-    """Processes of one machine do what is inside one after the other, so that its memory holds one whole model at a time."""
+    """Processes of one machine run the body one after the other, so that its memory holds one complete model at a time."""
     for turn in range(accelerator.num_processes):
         if turn == accelerator.local_process_index:
             yield
@@ -63,7 +63,7 @@ def is_sharded(module: torch.nn.Module) -> bool:
 
 
 def gathered(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """Inside, the weights that ZeRO-3 has cut up (of a model that its owner loaded) are whole on every process."""
+    """Inside, the weights that ZeRO-3 has partitioned (of a model that its owner loaded) are complete on every process."""
     parameters = [p for p in model.parameters() if _is_cut_by_deepspeed(p)]
     if not parameters:
         return nullcontext()

@@ -45,7 +45,7 @@ class Teacher:
 
     Parameters:
         group (`str`):
-            The group whose preferences it has learnt.
+            The group whose preferences it was trained on.
         source (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Folder (or Hub id) of a checkpoint or an adapter, or the model itself.
     """
@@ -55,7 +55,7 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """For people: the folder or id, or the class of a model in memory."""
+        """The folder or id, or the class of a model in memory, for messages."""
         return self.source if isinstance(self.source, str) else type(self.source).__name__
 
     @cached_property
@@ -95,11 +95,11 @@ class Teacher:
         if self.folder is None:
             return id(self.source)
         adapter = self.adapter
-        # Other kinds of adapters, and those with biases of their own, cannot stand beside each other.
+        # peft cannot switch between other kinds of adapters, nor between those with biases of their own.
         if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
             return str(self.folder)
         base = adapter["base_model_name_or_path"]
-        # One that keeps the head of the base cannot stand beside those that have their own.
+        # Nor between one that keeps the head of the base and those that have their own.
         kind = (adapter.get("task_type"), tuple(sorted(adapter.get("modules_to_save") or ())))
         return (str(Path(base).resolve()) if Path(base).is_dir() else base, adapter.get("revision"), kind)
 
@@ -212,7 +212,7 @@ def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_foun
     fits = trained["inputs"] == student["inputs"] and with_history == (student["num_history"] != 0)
     if not fits or (with_history and set(trained["fields"]) != set(student["fields"])):
         raise TeacherError(
-            f"{about}: it would judge what it has not learnt to read, and its margins would say nothing. Train it on rows as the "
+            f"{about}: it was not trained on such inputs, so its margins would mean nothing. Train it on rows like the "
             "student's, with the same history options, or add margins that it gives to rows of its own kind as a `teacher_margin` column."
         )
     other = any(trained[name] != student[name] for name in ("num_history", "max_tokens"))
@@ -223,7 +223,7 @@ def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_foun
 
 
 def _in_words(inputs: Mapping[str, Any]) -> str:
-    """For people: what a model reads."""
+    """What a model reads, for messages."""
     if inputs["num_history"] == 0:
         return f"{inputs['inputs']} without histories"
     number = "all past pairs" if inputs["num_history"] is None else f"up to {inputs['num_history']} past pairs"
