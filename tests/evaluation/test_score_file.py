@@ -193,7 +193,10 @@ class TestScoreFile:
         [
             ({"response": "red " * 300}, "1 of 2 rows are longer than the 256 positions of the model, the first is .*, line 3"),
             ({"response": "a", "history": "b"}, "line 3: a history must be a list of past pairs.*newest first"),
-            ({"response": "a", "history": [{**PAST[0], "prompt": 1}]}, "line 3: `prompt` of an entry of the history must be a text"),
+            (
+                {"response": "a", "history": [{**PAST[0], "prompt": 1}]},
+                "line 3: `prompt` of an entry of the history must be a text",
+            ),
         ],
     )
     def test_what_the_model_cannot_read_is_named_before_its_weights_are_loaded(self, encoder, source, monkeypatch, row, match):
