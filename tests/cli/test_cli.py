@@ -81,7 +81,7 @@ def test_what_is_read_and_what_is_warned_of_is_said_in_a_line_each(tmp_path):
     assert len(done.stdout.splitlines()) == 3
     read, warned = done.stderr.splitlines()
     assert read == "in.jsonl: 3 rows read."
-    assert warned.startswith("1 of 3 rows have no history (the first: in.jsonl, row 3)")
+    assert warned.startswith("1 of 3 rows have no history (the first: in.jsonl, line 3)")
 
 
 def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
