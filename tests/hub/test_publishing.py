@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.hub_endpoint import Hub, hub_in_place
+from helpers.hub_endpoint import Hub
 from huggingface_hub import ModelCard
 from trl import ModelConfig
 
@@ -37,11 +37,6 @@ def finished(encoder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     make_run(folder, encoder)()
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    yield from hub_in_place(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -143,6 +138,7 @@ def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(
 
 
 def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, hub: Hub):
+    (run / "models/bradley_terry/README.md").unlink()
     push_run(run, "lab/plain", method="bradley_terry", private=True)
     assert hub.repos["lab/plain"].private
     assert "# Bradley-Terry reward model" in hub.repos["lab/plain"].files["README.md"].decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from helpers.hub_endpoint import WRITER, Hub, hub_in_place
+from helpers.hub_endpoint import WRITER, Hub
 from helpers.parts import make_model, make_pairs
 from huggingface_hub import ModelCard
 from peft import LoraConfig
@@ -25,11 +25,6 @@ from trl_pafo.hub.trainer_mixin import HubMixin
 from trl_pafo.hub.upload import HubError, create_repo, upload_model
 
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    yield from hub_in_place(monkeypatch, tmp_path)
 
 
 class OtherTrainer(HubMixin, RewardTrainer):

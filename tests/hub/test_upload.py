@@ -5,18 +5,13 @@ import logging
 from pathlib import Path
 
 import pytest
-from helpers.hub_endpoint import OUTSIDER, READER, hub_in_place
+from helpers.hub_endpoint import OUTSIDER, READER
 from helpers.parts import make_model
 from huggingface_hub import ModelCard, constants
 
 from trl_pafo.cli import main
 from trl_pafo.hub.card import Card
 from trl_pafo.hub.upload import HubError, create_repo, files_to_push, upload_model
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    yield from hub_in_place(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -122,20 +122,13 @@ class TestScore:
     @pytest.mark.parametrize(
         ("flags", "says"),
         [
-            (["--batch_size", "0"], "`batch_size` must be a whole number of at least 1, got 0"),
             (["--batch_size", "-3"], "`batch_size` must be a whole number of at least 1, got -3"),
             (["--batch_size", "x"], "invalid int value: 'x'"),
             (["--num_history", "-1"], "`num_history` must be at least 0"),
-            (["--history_max_tokens", "0"], "`history_max_tokens` must be at least 1"),
             (["--history_fields", "bogus"], "`history_fields` must be some of"),
-            (["--bf16", "maybe"], "maybe"),
             (["--output", "/proc/there/is/none"], "/proc/there"),
             (["--input", "x" * 5000], "cannot be read"),
-            (["--input", "."], "cannot be read"),
-            (["--input", "not there"], "'not there' cannot be read"),
-            (["--model_name_or_path", "x" * 5000], "No model is found"),
             (["--model_name_or_path", "a\x00b"], "No model is found"),
-            (["--model_name_or_path", "."], "can be loaded from"),
             (["--no_such_flag", "1"], "no_such_flag"),
         ],
     )
@@ -148,17 +141,7 @@ class TestScore:
         assert not out
 
     @pytest.mark.parametrize(
-        "text",
-        [
-            "!!python/object/apply:os.mkdir ['{}']",
-            "- a",
-            "3",
-            "a:\n\t- b",
-            "",
-            "batch_size: [1, 2]",
-            "batch_size: null",
-            "env: 3",
-        ],
+        "text", ["!!python/object/apply:os.mkdir ['{}']", "- a", "a:\n\t- b", "batch_size: [1, 2]", "env: 3"]
     )
     def test_a_configuration_is_plain_values(self, model, folder, tmp_path, capsys, text):
         path, mark = folder / "good.jsonl", tmp_path / "mark"
@@ -254,9 +237,7 @@ class TestFiles:
         parquet.write_table(pa.table(arrays), folder / "rows.parquet")
         read(folder / "rows.parquet")
 
-    @pytest.mark.parametrize(
-        "path", ["", ".", "a\x00b", "x" * 5000, "owner/name", "--x", "~/x.jsonl", "/proc/self/mem", "/dev/null"]
-    )
+    @pytest.mark.parametrize("path", ["", "a\x00b", "x" * 5000, "owner/name", "/proc/self/mem", "/dev/null"])
     def test_any_path(self, path):
         assert read(path) is None
 
@@ -288,39 +269,3 @@ class TestPrepare:
         # Nothing is written but into the folder, whatever the texts say.
         assert {path.name for path in tmp_path.iterdir()} <= {"rows.jsonl", "deep"}
         assert [path.name for path in (tmp_path / "deep" / "er").glob("*")] == ([] if status else ["out"])
-
-    @pytest.mark.parametrize(
-        "flags",
-        [
-            ["--num_history", "-1"],
-            ["--num_history", "x"],
-            ["--history_max_tokens", "1"],
-            ["--history_fields", "a"],
-            ["--validation_share", "nan"],
-            ["--validation_share", "2"],
-            ["--source", "nope"],
-            ["--data_path", ""],
-            ["--test_data_path", "nope"],
-            ["--model_name_or_path", "."],
-            ["--output_dir", "."],
-            ["--output_dir", "/proc/none"],
-        ],
-    )
-    def test_flags_that_make_no_sense(self, model, tmp_path, capsys, flags):
-        (tmp_path / "rows.jsonl").write_text("\n".join(RIGHT_ROWS))
-        known = ["--source", "files", "--data_path", tmp_path / "rows.jsonl", "--model_name_or_path", model]
-        status, _, _ = run(capsys, "prepare", *known, "--output_dir", tmp_path / "out", *flags)
-        assert status in (1, 2)
-        assert not (tmp_path / "out").exists()
-
-    @pytest.mark.parametrize("flag", ["--minority_quantile", "--minority_threshold"])
-    @pytest.mark.parametrize("value", ["nan", "-1", "7", "inf"])
-    def test_groups_that_cannot_be_made(self, model, tmp_path, capsys, flag, value):
-        rows = [json.loads(row) for row in RIGHT_ROWS]
-        for number, row in enumerate(rows):
-            row.pop("group")
-            row["support_rate"] = int(row["user"][-1]) / 10
-            row["prompt"] += f" {number}"
-        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        known = ["--source", "files", "--data_path", tmp_path / "rows.jsonl", "--model_name_or_path", model]
-        assert run(capsys, "prepare", *known, "--output_dir", tmp_path / "out", flag, value)[0] == 1
