@@ -1,11 +1,16 @@
-"""A whole run on a tiny model that takes seconds."""
+"""A complete run on a tiny model that takes seconds, and one whose stages run without models."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
 from trl import ModelConfig
 
 from trl_pafo.evaluation.methods import RunArguments
+from trl_pafo.evaluation.teacher_gain import TeacherGain
+from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 
@@ -36,3 +41,32 @@ def small_run(
         PAFOConfig(str(folder), **args),
         ModelConfig(model_name_or_path=model, **{"dtype": None, **(kind or {})}),
     )
+
+
+def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None] | None = None) -> list[str]:
+    """Put stand-ins in the place of trainings, judging, evaluation and report; return the titles of the trainings, as they are done.
+
+    A "model" is a file with its title, `better` says which teachers are better than the shared model.
+    """
+    trained: list[str] = []
+
+    def train(self: Run, out: Path, title: str, *args: Any, **kwargs: Any) -> None:
+        trained.append(title)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "model.safetensors").write_text(title)
+
+    def judge(teachers: Any, shared: str, held_out: Any, min_standard_errors: float, **scoring: Any) -> list[TeacherGain]:
+        assert Path(shared).name == "personalized_bt"
+        return [TeacherGain(group, (better or {}).get(group, True), 0.1, 0.05, len(held_out), 4) for group in teachers]
+
+    def evaluate(out: Path, models: dict[str, Any], test: Any, train: Any, run: Any, args: Any, seconds: Any, gains: Any) -> None:
+        out.mkdir()
+        teachers = [asdict(gain) for gain in gains]
+        (out / "results.json").write_text(json.dumps({"methods": list(models), "teachers": teachers, "seconds": seconds}))
+
+    monkeypatch.setattr(Run, "_train", train)
+    monkeypatch.setattr(stages, "judge_teachers", judge)
+    monkeypatch.setattr(stages, "evaluate_run", evaluate)
+    for name in ("write_report", "write_cards"):
+        monkeypatch.setattr(stages, name, lambda *args: None)
+    return trained

@@ -1,10 +1,10 @@
 """A run that could not end says so before any trainer is made; a group without test pairs is told, and its numbers are unknown."""
 
 import json
-from pathlib import Path
 
 import pytest
 from helpers.parts import make_model
+from helpers.small_runs import train_nothing
 from trl import ModelConfig
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
@@ -56,12 +56,6 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
     ("run", "options", "error", "match"),
     [
         (BASELINES, {"teachers": {"many": "x"}}, ConfigError, "--teachers: no effect, as none of the methods has teachers"),
-        (
-            {"teacher_start": "warm"},
-            {"teachers": {"many": "x"}},
-            ConfigError,
-            "--teacher_start: no effect on teachers that are given",
-        ),
         ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, by which pafo would tell"),
         (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
@@ -136,12 +130,19 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
         make_run(teachers=teachers)()
 
 
-def test_a_result_in_the_way_is_told_before_the_first_training(make_run, monkeypatch):
-    few = {"methods": ["personalized_bt", "pafo"]}
-    make_run(run=few)()
-    monkeypatch.setattr(stages, "PAFORewardTrainer", lambda *args, **kwargs: pytest.fail("a trainer was made"))
-    with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.1 -> 0.5\)"):
-        make_run(run={"methods": ["bradley_terry", "personalized_bt", "pafo"]}, alpha=0.5)()
+@pytest.mark.parametrize(
+    ("run", "options", "unused"),
+    [
+        (BASELINES, {"alpha": 0.5, "teacher_scale": "rms"}, "--alpha, --teacher_scale"),
+        ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
+        ({"teacher_start": "warm"}, {"teachers": {"many": "x"}}, "--teacher_start"),
+        ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5}, None),
+    ],
+)
+def test_options_without_effect_are_named(make_run, run, options, unused, caplog):
+    make_run(run=run, **options)
+    said = [record.message for record in caplog.records if "no effect" in record.message]
+    assert said == ([f"{unused}: no effect, as this run trains no model that they are for."] if unused else [])
 
 
 def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path):
@@ -152,31 +153,21 @@ def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path)
 
 
 def test_teachers_that_nobody_can_judge_are_told_at_the_beginning(make_run, capsys, monkeypatch):
-    class StoppedError(Exception):
-        pass
-
-    def stop(*args, **kwargs):
-        raise StoppedError
-
-    monkeypatch.setattr(stages, "PAFORewardTrainer", stop)
-    with pytest.raises(StoppedError):
-        make_run(run={"validation_share": 0.1})()
-    assert (
-        "Too few held-out users to judge the teacher of few (2 users), many (1 users): nothing will be distilled"
-        in capsys.readouterr().out
-    )
+    train_nothing(monkeypatch)
+    make_run(run={"validation_share": 0.1})()
+    told = "Too few held-out users to judge the teacher of few (2 users), many (1 users): nothing will be distilled"
+    said = capsys.readouterr().out
+    assert said.index(told) < said.index("[bradley_terry]")
 
 
-def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path, capsys):
-    run = make_run(make_rows("train", many=6, few=3, lone=1))
-    results = run()
+def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path, capsys, short_report):
+    results = make_run(make_rows("train", many=6, few=3, lone=1))()
     summary = json.loads((tmp_path / "run/data/summary.json").read_text())
-    assert summary["not_evaluated"] == ["lone"]
+    assert summary["not_evaluated"] == results["not_evaluated"] == ["lone"]
     assert summary["train"]["users"] == {"many": 6, "few": 3, "lone": 1}
     assert "no test pairs, so not evaluated: lone" in capsys.readouterr().out
     assert (tmp_path / "run/teachers/lone/model.safetensors").exists()
     assert (results["majority"], results["minority"]) == ("many", "few")
-    assert results["not_evaluated"] == ["lone"]
     for method in results["methods"].values():
         assert method["accuracy/lone"] == {"value": None, "low": None, "high": None}
         assert method["num_users/lone"] == 0
@@ -186,9 +177,9 @@ def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path,
     assert "lone" in (tmp_path / "run/report.html").read_text()
 
 
-def test_one_group_alone_with_test_pairs(make_run, tmp_path):
-    results = make_run(test=make_rows("test", many=4))()
+def test_one_group_alone_with_test_pairs(make_run, tmp_path, short_report):
+    results = make_run(test=make_rows("test", many=4), run=BASELINES)()
     assert results["not_evaluated"] == ["few"]
-    assert results["methods"]["pafo"]["accuracy/few"]["value"] is None
-    assert not Path(tmp_path / "run/results/majority_minority.png").exists()
+    assert results["methods"]["personalized_bt"]["accuracy/few"]["value"] is None
+    assert not (tmp_path / "run/results/majority_minority.png").exists()
     assert (tmp_path / "run/report.html").exists()

@@ -5,7 +5,9 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from datasets import DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+import numpy as np
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
@@ -15,25 +17,35 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
+from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
-DATA_FORMAT = 2
+DATA_FORMAT = 3
 """An input of every run: another number where the same options and files would give other rows."""
 
+LENGTHS = "lengths.npz"
+"""File in the data of a run: tokens of the longer sequence of each pair, an array a split."""
 
-def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
+
+
+def prepare(
+    data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, with_lengths: bool = False
+) -> None:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, and a summary.
 
     Validation pairs are those of some training prompts, which no model is trained on; a training row may show one as past.
 
     The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
-    `history` whole, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
+    the complete `history`, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
+
+    `with_lengths` adds their [`longest_sequences`], so that a run which is started again need not tokenize them to check them.
     """
     folder.mkdir(parents=True)
     # Each pair stands in the histories of others, several times over: on disk, not in memory.
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        summary, groups = _write_splits(data, args, tokenizer, folder, Path(scratch))
+        summary, groups = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
     # Such as a group of one user, whom training has.
     untested = sorted(set(summary["train"]["users"]) - set(summary["test"]["users"]))
@@ -46,7 +58,7 @@ def prepare(data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenize
 
 
 def _write_splits(
-    data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path
+    data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path, with_lengths: bool
 ) -> tuple[dict[str, dict[str, dict[str, int]]], str]:
     """Pairs and users of each split and group; and where the groups come from, `"support"` rates or the `"data"`."""
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
@@ -75,6 +87,8 @@ def _write_splits(
         rows.to_parquet(folder / f"{name}.parquet")
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
+    if with_lengths:
+        np.savez(folder / LENGTHS, **{name: longest_sequences(rows, tokenizer) for name, rows in prepared.items()})  # type: ignore[arg-type]
     return summary, groups
 
 
@@ -83,3 +97,14 @@ def load_prepared(folder: Path) -> DatasetDict:
     paths = {name: folder / f"{name}.parquet" for name in ("train", "validation", "test")}
     files = {name: str(path) for name, path in paths.items() if path.exists()}
     return load_dataset("parquet", data_files=files, cache_dir=str(folder.parent / ".datasets"))
+
+
+def longest_sequences(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Tokens of the longer sequence of each pair, as trainings and evaluation read it."""
+    texts = rows.select_columns([name for name in _TEXT_COLUMNS if name in rows.column_names])
+    tokenized = tokenize_pairs(texts, tokenizer, title="given")
+    if ID_COLUMNS[0] in tokenized.column_names:
+        return sequence_lengths(tokenized).max(axis=1)
+    return np.array(
+        [max(len(tokenize_row(tokenizer, row, side)) for side in checks.PAIR_COLUMNS) for row in texts], dtype=np.int64
+    )

@@ -5,18 +5,23 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from trl_pafo.data.history import HistoryCutter, remembered, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import base_id
@@ -24,7 +29,7 @@ from trl_pafo.hub.trainer_mixin import check_strategy
 from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.pipeline.evaluate import evaluate_run
-from trl_pafo.pipeline.prepare import DATA_FORMAT, load_prepared, prepare
+from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
 from trl_pafo.pipeline.starting_points import (
@@ -38,13 +43,15 @@ from trl_pafo.pipeline.starting_points import (
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
-from trl_pafo.storage.run_folder import RunFolder, write_text
+from trl_pafo.storage.run_folder import RunFolder, digest_of, write_text
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train_and_save, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
+
+BASELINES = ("bradley_terry", "personalized_bt")
 
 RUN_CONFIG = "run.yaml"
 """File in the folder of a run: its options, as `--config` takes them."""
@@ -64,6 +71,23 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A step of a run: its name in the manifest, the file or folder of the run that it makes, all that decides it, and the work."""
+
+    name: str
+    output: str
+    inputs: dict[str, Any]
+    work: Callable[[Path], None]
+    derived: bool = False  # cheap, so done again without asking where its inputs change
+    trains: bool = False  # keeps checkpoints
+    instead: "Stage | None" = None  # what is done in its place where the teachers are not worth distilling
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.inputs)
+
+
 class Run:
     """
     All stages of PAFO in one output folder, each skipped when its output is there and its inputs are unchanged.
@@ -75,6 +99,10 @@ class Run:
             Training and PAFO; `output_dir` is the folder of the run, `teachers` are used instead of training some.
         model ([`~trl.ModelConfig`]):
             The model that everything starts from.
+
+    Raises:
+        ConfigError: If the options do not fit together.
+        RunFolderError: If the folder holds something else.
     """
 
     def __init__(self, run: RunArguments, args: PAFOConfig, model: ModelConfig):
@@ -97,9 +125,7 @@ class Run:
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         refuse_foreign(self.folder / "report.html")
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
-        self.base = model.model_name_or_path
-        self._base_identity = identity_of(self.base, model.model_revision)
-        self._shared = str(self.folder / "models/personalized_bt")
+        self._base_identity = identity_of(model.model_name_or_path, model.model_revision)
 
     def __call__(self) -> dict[str, Any]:
         """Do all stages that are not done, write `report.html`; return the results."""
@@ -117,174 +143,133 @@ class Run:
         return results
 
     def _do_stages(self) -> dict[str, Any]:
-        self._prepare()
+        run, args = self.run, self.args
+        prepared = self._prepare()
+        self._do(prepared)
         data = load_prepared(self.folder / "data")
-        self.groups = sorted(data["train"].unique("group"))
-        given = as_teachers(self.args.teachers)  # type: ignore[arg-type]
-        longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
-        check_run_data(data, self.run, self.args, self.tokenizer, longest, given)
+        train = data["train"]
+        given = as_teachers(args.teachers)  # type: ignore[arg-type]
+        self._check(data, given)
+
+        base = self._base()
+        self.base = str(self.folder / base.output) if base else str(self.model.model_name_or_path)
+        self._made_from = {"data": prepared.digest, "base": base.digest if base else self._base_identity}
+        baselines = {method: self._baseline(method, train) for method in BASELINES if method in run.methods}
+        shared = baselines["personalized_bt"].digest if "personalized_bt" in baselines else None
+        trained = {}
+        if run.needs_teachers and not given:
+            folders = folder_names(sorted(train.unique("group")))
+            trained = {group: self._teacher(group, name, train, shared) for group, name in folders.items()}
+        teachers = {group: str(teacher.source) for group, teacher in given.items()}
+        teachers |= {group: str(self.folder / stage.output) for group, stage in trained.items()}
+        identities = {group: str(teacher.identity()) for group, teacher in given.items()}
+        identities |= {group: stage.digest for group, stage in trained.items()}
+        students = [self._student(m, train, teachers, identities, shared) for m in STUDENTS if m in run.methods]
+        judged = self._judge_teachers(teachers, identities, data, shared) if run.judges_teachers and students else None
+        in_order = (base, *baselines.values(), *trained.values(), judged, *students)
+        stages = [stage for stage in in_order if stage is not None]
+
+        for stage in stages:  # a result that is in the way is told before the first training, not between two
+            self._check_folder(stage)
+        write_text(self.folder / RUN_CONFIG, run_config(run, args, self.model))
+        gains: list[TeacherGain] = []
+        done = {"group_routed": str(sorted(identities.items()))}
+        for stage in stages:
+            if stage.instead is not None and gains and not worth_distilling(gain.better for gain in gains):
+                stage = stage.instead
+            self._do(stage)
+            done[stage.name] = stage.digest
+            if stage is judged:
+                rows = json.loads((self.folder / stage.output).read_text(encoding="utf-8"))
+                gains = [TeacherGain(**row) for row in rows]
+                for gain in gains:
+                    print(f"    {gain}", flush=True)
+        models: dict[str, Any] = {m: teachers if m == "group_routed" else str(self.folder / f"models/{m}") for m in run.methods}
+        self._do(self._evaluation(models, {method: done[method] for method in run.methods}, data, gains))
+        return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
+
+    def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
+        with np.load(self.folder / "data" / LENGTHS) as lengths:
+            longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
+            check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
         own = remembered(self._remember_history(copy.deepcopy(self.tokenizer)))
         for teacher in given.values():
             check_inputs(teacher, own)
-        self._materialize()
-        with self.folder.only_checking():  # a result that is in the way is told before the first training, not between two
-            self._models(data, given)
-        write_text(self.folder / RUN_CONFIG, run_config(self.run, self.args, self.model))
-        models, gains = self._models(data, given)
-        inputs: dict[str, Any] = {
-            "models": {m: self._digests.get(m, str(v)) for m, v in models.items()},
-            "data": self._digests["data"],
-            "teachers": [asdict(gain) for gain in gains],
-            **{name: getattr(self.run, name) for name in ("methods", "reference", "num_resamples")},
-            "seed": self.args.seed,
-            **self._inputs_of_scoring(),
-        }
-        self.folder.stage(
-            "evaluate",
-            inputs,
-            "results",
-            lambda out: evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains),
-            derived=True,
-        )
-        return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
 
-    def _models(self, data: DatasetDict, given: dict[str, Teacher]) -> tuple[dict[str, Any], list[TeacherGain]]:
-        """The model of each method, and what each teacher gains; trained unless they are there."""
-        models: dict[str, Any] = {}
-        gains: list[TeacherGain] = []
-        for method in ("bradley_terry", "personalized_bt"):
-            if method in self.run.methods:
-                models[method] = self._baseline(method, data["train"])
-        if self.run.needs_teachers:
-            teachers = {group: str(t.source) for group, t in given.items()} or self._teachers(data["train"])
-            if "group_routed" in self.run.methods:
-                models["group_routed"] = teachers
-                self._digests["group_routed"] = str(sorted(self._identities(teachers).items()))
-            students = [method for method in ("pafo", "pafo_own_group") if method in self.run.methods]
-            gains = self._judge_teachers(teachers, data) if students else []
-            for method in students:
-                models[method] = self._student(method, data["train"], teachers, gains)
-        return {method: models[method] for method in self.run.methods if method in models}, gains
+    def _check_folder(self, stage: Stage) -> None:
+        """Raise [`RunFolderError`] if another result is where a stage writes, whichever of the two a student will be."""
+        if stage.instead is not None:
+            with suppress(RunFolderError):
+                self.folder.check(stage.instead.name, stage.instead.inputs)
+                return
+        self.folder.check(stage.name, stage.inputs, stage.derived)
 
-    _digests: dict[str, str]
+    def _do(self, stage: Stage) -> None:
+        kept = keep_for(self.args) if stage.trains else None
+        self.folder.stage(stage.name, stage.inputs, stage.output, stage.work, derived=stage.derived, keep_for=kept)
 
-    def _prepare(self) -> None:
-        self._digests = {}
+    def _prepare(self) -> Stage:
         options = ("num_history", "history_max_tokens", "history_fields")
         inputs = {**self.run.data_inputs(), **{name: getattr(self.args, name) for name in options}}
         inputs |= {"tokenizer": self.model.model_name_or_path, **self._revision(), "identity": self._base_identity}
         # What the package itself brings: how rows are made, and how a history is rendered.
         template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
         inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": data_identity(self.run)}
-        self._digests["data"] = self.folder.stage(
-            "prepare", inputs, "data", lambda out: prepare(self.run, self.args, self.tokenizer, out)
-        )
+        work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True)
+        return Stage("prepare", "data", inputs, work)
 
     def _revision(self) -> dict[str, Any]:
         """The version of the model, which decides what its tokenizer and its weights are."""
         return {} if self.model.model_revision == "main" else {"revision": self.model.model_revision}
 
-    def _materialize(self) -> None:
-        layers = self.run.num_hidden_layers
-        if self.base not in WHEEL_MODELS and layers is None and not is_quantized(self.model):
-            return
-        inputs = {"model": self.base, "num_hidden_layers": layers, "seed": self.args.seed}
+    def _base(self) -> Stage | None:
+        """The base model where it is not one to load as it is: from a wheel, cut to its first layers, or quantized."""
+        name, layers, seed = str(self.model.model_name_or_path), self.run.num_hidden_layers, self.args.seed
+        if name not in WHEEL_MODELS and layers is None and not is_quantized(self.model):
+            return None
+        inputs = {"model": name, "num_hidden_layers": layers, "seed": seed, **self._revision(), "identity": self._base_identity}
         if is_quantized(self.model):
             inputs |= {name: getattr(self.model, name) for name in QUANTIZATION_OPTIONS}
-        inputs |= self._revision() | {"identity": self._base_identity}
-        self._digests["base"] = self.folder.stage(
-            "model", inputs, "base_model", lambda out: write_base(self.model, out, layers, self.args.seed)
-        )
-        self.base = str(self.folder / "base_model")
+        return Stage("model", "base_model", inputs, lambda out: write_base(self.model, out, layers, seed))
 
-    def _inputs(self, model: ModelConfig | None = None, **more: Any) -> dict[str, Any]:
-        inputs = training_inputs(self.args, model or self.model)
-        base = self._digests.get("base") or self._base_identity
-        return {**inputs, "data": self._digests["data"], "base": base, **more}
+    def _inputs(self, model: ModelConfig, **more: Any) -> dict[str, Any]:
+        return {**training_inputs(self.args, model), **self._made_from, **more}
 
-    def _training_args(self, out: Path, **changes: Any) -> PAFOConfig:
-        args = copy.deepcopy(self.args)
-        write_checkpoints_to(args, out)
-        args.teachers = None
-        args.push_to_hub = False  # what is pushed is the student alone, when all is done
-        for name, value in changes.items():
-            setattr(args, name, value)
-        if isinstance(args.model_init_kwargs, dict) or args.model_init_kwargs is None:
-            wanted = {"dtype": self.model.dtype, "attn_implementation": self.model.attn_implementation}
-            known = self._revision() | {name: value for name, value in wanted.items() if value is not None}
-            args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None
-        return args
-
-    def _reward_trainer(
-        self, out: Path, rows: Dataset, start: str | None = None, model: ModelConfig | None = None, **changes: Any
-    ) -> PAFORewardTrainer:
-        """Without teachers, and on rows without groups, it is TRL's own trainer, but for what makes it faster."""
-        args = self._training_args(out, num_history=None, history_max_tokens=None, **changes)  # the rows are rendered already
-        source, peft_config = start_of(start, self.base, model or self.model)
-        if not isinstance(source, str):  # loaded already
-            args.model_init_kwargs = None
-        keep = [name for name in ("prompt", "chosen", "rejected", "chat_template_kwargs") if name in rows.column_names]
-        return PAFORewardTrainer(
-            model=source,
-            args=args,
-            train_dataset=rows.select_columns(keep),
-            processing_class=copy.deepcopy(self.tokenizer),
-            peft_config=peft_config,
-        )
-
-    def _remember_history(self, tokenizer: Any) -> Any:
-        """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""
-        args = self.args
-        HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
-        return tokenizer
-
-    def _baseline(self, method: str, train: Dataset) -> str:
-        output = f"models/{method}"
+    def _baseline(self, method: str, train: Dataset) -> Stage:
+        personalized = method == "personalized_bt"
 
         def work(out: Path) -> None:
-            personalized = method == "personalized_bt"
-            trainer = self._reward_trainer(out, train if personalized else without_history(train))
-            if personalized:
-                self._remember_history(trainer.processing_class)
-            train_and_save(trainer, out, TITLES[method])
+            self._train(out, TITLES[method], train if personalized else without_history(train), with_history=personalized)
 
-        inputs = self._inputs(method=method)
-        self._digests[method] = self.folder.stage(method, inputs, output, work, keep_for=keep_for(self.args))
-        return str(self.folder / output)
+        return Stage(method, f"models/{method}", self._inputs(self.model, method=method), work, trains=True)
 
-    def _teachers(self, train: Dataset) -> dict[str, str]:
-        folders = {}
-        for group, name in folder_names(self.groups).items():
-            output = f"teachers/{name}"
-            start = self._shared if self.run.teacher_start == "warm" else None
-            inputs = self._inputs(
-                self.teacher_model, group=group, start=self.run.teacher_start, min_steps=self.run.teacher_min_steps
-            )
-            if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
-                inputs["start_from"] = self._digests["personalized_bt"]
+    def _teacher(self, group: str, name: str, train: Dataset, shared: str | None) -> Stage:
+        run = self.run
+        inputs = self._inputs(self.teacher_model, group=group, start=run.teacher_start, min_steps=run.teacher_min_steps)
+        start = str(self.folder / "models/personalized_bt") if run.teacher_start == "warm" else None
+        if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
+            inputs["start_from"] = shared
 
-            def work(out: Path, group: str = group, start: str | None = start) -> None:
-                rows = train.filter(lambda row: row["group"] == group)
-                set_seed(self.args.seed)
-                trainer = self._reward_trainer(out, rows, start, self.teacher_model)
-                self._remember_history(trainer.processing_class)
-                if self.run.teacher_min_steps and self.args.max_steps <= 0:
-                    steps = math.ceil(self._steps_per_epoch(trainer, len(rows)) * self.args.num_train_epochs)
-                    trainer.args.max_steps = max(steps, self.run.teacher_min_steps)
-                train_and_save(trainer, out, f"Teacher of {group}")
+        def work(out: Path) -> None:
+            rows = train.filter(lambda row: row["group"] == group)
+            title, min_steps = f"Teacher of {group}", run.teacher_min_steps
+            self._train(out, title, rows, start=start, model=self.teacher_model, min_steps=min_steps)
 
-            stage = f"teacher:{group}"
-            self._digests[stage] = self.folder.stage(stage, inputs, output, work, keep_for=keep_for(self.args))
-            folders[group] = str(self.folder / output)
-        return folders
+        return Stage(f"teacher:{group}", f"teachers/{name}", inputs, work, trains=True)
 
-    def _identities(self, teachers: dict[str, str]) -> dict[str, str]:
-        """What decides each teacher's answers: how it was trained here, or the weights that were given."""
-        for group, path in teachers.items():
-            name = f"teacher:{group}"
-            if name not in self._digests:
-                self._digests[name] = str(Teacher(group, path).identity())
-        return {group: self._digests[f"teacher:{group}"] for group in teachers}
+    def _judge_teachers(
+        self, teachers: dict[str, str], identities: dict[str, str], data: DatasetDict, shared: str | None
+    ) -> Stage:
+        """What each teacher gains over the shared model on held-out pairs."""
+        held_out = data["validation"] if "validation" in data else data["test"].select([])
+        minimum = self.run.teacher_min_gain
+
+        def work(out: Path) -> None:
+            gains = judge_teachers(teachers, str(self.folder / "models/personalized_bt"), held_out, minimum, **self._scoring())
+            write_text(out, json.dumps([asdict(gain) for gain in gains], indent=2) + "\n")
+
+        inputs = {"teachers": identities, "shared": shared, "data": self._made_from["data"], "teacher_min_gain": minimum}
+        return Stage("judge_teachers", "teacher_gains.json", inputs | self._inputs_of_scoring(), work, derived=True)
 
     def _scoring(self) -> dict[str, Any]:
         return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
@@ -293,79 +278,93 @@ class Run:
         """What decides rewards to the last digit, and which files hold them: scoring again costs little."""
         return {**self._scoring(), "use_cpu": self.args.use_cpu, "version": __version__}
 
-    def _judge_teachers(self, teachers: dict[str, str], data: DatasetDict) -> list[TeacherGain]:
-        """What each teacher gains over the shared model on held-out pairs; nothing where teachers are not to be judged."""
-        if not self.run.judges_teachers:
-            return []
-        held_out = data["validation"] if "validation" in data else data["test"].select([])
-        scoring = self._scoring()
-        minimum = self.run.teacher_min_gain
-
-        def work(out: Path) -> None:
-            gains = judge_teachers(teachers, self._shared, held_out, minimum, **scoring)
-            write_text(out, json.dumps([asdict(gain) for gain in gains], indent=2) + "\n")
-
-        inputs = {
-            "teachers": self._identities(teachers),
-            "shared": self._digests["personalized_bt"],
-            "data": self._digests["data"],
-            "teacher_min_gain": minimum,
-            **self._inputs_of_scoring(),
-        }
-        self.folder.stage("judge_teachers", inputs, "teacher_gains.json", work, derived=True)
-        if self.folder.only_checks:
-            return []
-        rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
-        gains = [TeacherGain(**row) for row in rows]
-        for gain in gains:
-            print(f"    {gain}", flush=True)
-        return gains
-
-    def _steps_per_epoch(self, trainer: PAFORewardTrainer, num_rows: int) -> float:
-        if self.args.max_tokens_per_batch is not None:  # as many pairs as fit
-            return len(trainer.get_train_dataloader()) / self.args.gradient_accumulation_steps
-        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return num_rows / batch
-
-    def _student(self, method: str, train: Dataset, teachers: dict[str, str], gains: list[TeacherGain]) -> str:
+    def _student(
+        self, method: str, train: Dataset, teachers: dict[str, str], identities: dict[str, str], shared: str | None
+    ) -> Stage:
+        changes: dict[str, Any] = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
+        inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args) | changes)
         output = f"models/{method}"
-        changes = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
-        identities = self._identities(teachers)
 
         def copy_shared(out: Path) -> None:
-            print(f"    {why_not(gains)}", flush=True)
-            shutil.copytree(self._shared, out)
+            rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
+            print(f"    {why_not([TeacherGain(**row) for row in rows])}", flush=True)
+            shutil.copytree(self.folder / "models/personalized_bt", out)
 
-        def distilled(out: Path) -> None:
-            trainer = PAFORewardTrainer(
-                model=self.base,
-                args=self._training_args(
-                    out,
-                    num_history=None,  # the rows are rendered already
-                    history_max_tokens=None,
-                    teacher_margin_cache_dir=str(self.folder / "teacher_margins"),
-                    **changes,
-                ),
-                train_dataset=train,
-                processing_class=copy.deepcopy(self.tokenizer),
-                teachers=teachers,
-                peft_config=get_peft_config(self.model),
-            )
-            for agreement in trainer.teacher_agreement:
-                print(f"    {agreement}", flush=True)
+        def work(out: Path) -> None:
+            options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
+            self._train(out, TITLES[method], train, teachers=teachers, changes=options)
+
+        kept = Stage(method, output, inputs | {"instead": f"the shared model {shared}"}, copy_shared)
+        return Stage(method, output, inputs, work, trains=True, instead=kept if self.run.judges_teachers else None)
+
+    def _evaluation(self, models: dict[str, Any], digests: dict[str, str], data: DatasetDict, gains: list[TeacherGain]) -> Stage:
+        inputs = {
+            "models": digests,
+            "data": self._made_from["data"],
+            "teachers": [asdict(gain) for gain in gains],
+            **{name: getattr(self.run, name) for name in ("methods", "reference", "num_resamples")},
+            "seed": self.args.seed,
+            **self._inputs_of_scoring(),
+        }
+
+        def work(out: Path) -> None:
+            evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains)
+
+        return Stage("evaluate", "results", inputs, work, derived=True)
+
+    def _train(
+        self,
+        out: Path,
+        title: str,
+        rows: Dataset,
+        start: str | None = None,
+        model: ModelConfig | None = None,
+        teachers: dict[str, str] | None = None,
+        with_history: bool = True,
+        min_steps: int = 0,
+        changes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train on rows that are rendered already, from the base of the run or from `start`, and save to `out`.
+
+        Without teachers, and on rows without groups, it is TRL's own trainer, but for what makes it faster.
+        """
+        model = model or self.model
+        args = copy.deepcopy(self.args)
+        write_checkpoints_to(args, out)
+        # What is pushed is the student alone, when all is done.
+        options = {"teachers": None, "push_to_hub": False, "num_history": None, "history_max_tokens": None, **(changes or {})}
+        for name, value in options.items():
+            setattr(args, name, value)
+        set_seed(args.seed)
+        source, peft_config = start_of(start, self.base, model)
+        if isinstance(source, str):
+            wanted = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+            known = self._revision() | {name: value for name, value in wanted.items() if value is not None}
+            args.model_init_kwargs = {**known, **(args.model_init_kwargs or {})} or None  # type: ignore[dict-item]
+        else:  # loaded already
+            args.model_init_kwargs = None
+        if teachers is None:
+            columns = ("prompt", "chosen", "rejected", "chat_template_kwargs")
+            rows = rows.select_columns([name for name in columns if name in rows.column_names])
+        trainer = PAFORewardTrainer(
+            model=source,
+            args=args,
+            train_dataset=rows,
+            processing_class=copy.deepcopy(self.tokenizer),
+            teachers=teachers,
+            peft_config=peft_config,
+        )
+        for agreement in trainer.teacher_agreement if teachers else []:
+            print(f"    {agreement}", flush=True)
+        if with_history:
             self._remember_history(trainer.processing_class)
-            train_and_save(trainer, out, TITLES[method])
+        if min_steps and args.max_steps <= 0:
+            steps = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+            trainer.args.max_steps = max(math.ceil(steps * args.num_train_epochs), min_steps)
+        train_and_save(trainer, out, title)
 
-        inputs = self._inputs(method=method, teachers=identities, **student_inputs(self.args) | changes)
-        kept = inputs | {"instead": f"the shared model {self._digests.get('personalized_bt')}"}
-        if self.folder.only_checks and self.run.judges_teachers:  # which of the two it will be, the teachers must tell
-            try:
-                self.folder.check(method, kept)
-            except RunFolderError:
-                self.folder.check(method, inputs)
-            return str(self.folder / output)
-        if not gains or worth_distilling(gain.better for gain in gains):
-            self._digests[method] = self.folder.stage(method, inputs, output, distilled, keep_for=keep_for(self.args))
-        else:
-            self._digests[method] = self.folder.stage(method, kept, output, copy_shared)
-        return str(self.folder / output)
+    def _remember_history(self, tokenizer: Any) -> Any:
+        """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""
+        args = self.args
+        HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
+        return tokenizer

@@ -1,42 +1,43 @@
 """What a run cannot end with: all that options and data alone decide, told before its first training."""
 
 import copy
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import checks
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.template import add_history_template
-from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.evaluation.teacher_gain import fewest_users
 from trl_pafo.models.scoring import check_positions, positions_of
+from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.teachers.teacher import Teacher, check_teacher
+from trl_pafo.trainer.cache_keys import STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import check_budget
 
-_TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
+logger = logging.getLogger(__name__)
 
 
 def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
-    """Raise [`ConfigError`] if an option of a run has no effect, or would be refused after the trainings."""
-    students = set(STUDENTS) & set(run.methods)
+    """Raise [`ConfigError`] if an option of a run would be refused after the trainings, and warn of those without effect."""
+    students = [method for method in STUDENTS if method in run.methods]
     if args.teachers and not run.needs_teachers:
         raise ConfigError(
             "--teachers: no effect, as none of the methods has teachers. Leave it out, or add pafo or group_routed to --methods."
         )
-    if args.teachers and run.teacher_start != "base":
-        raise ConfigError("--teacher_start: no effect on teachers that are given. Leave it or --teachers out.")
     if students and args.num_history == 0:
         raise ConfigError(
-            f"--num_history 0 shows no histories, by which {' and '.join(sorted(students))} would tell whom to serve. Raise it, or leave "
+            f"--num_history 0 shows no histories, by which {' and '.join(students)} would tell whom to serve. Raise it, or leave "
             "them out of --methods."
         )
     if args.push_to_hub and not students:
@@ -45,10 +46,17 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         )
     if args.per_device_eval_batch_size < 1:
         raise ConfigError(f"`per_device_eval_batch_size` must be at least 1, got {args.per_device_eval_batch_size}.")
+    unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in STUDENT_OPTIONS]
+    if args.teachers or not run.needs_teachers:
+        unused += [(run, name) for name in ("teacher_start", "teacher_min_steps")]
+    given = [f"--{name}" for options, name in unused if getattr(options, name) != options.__dataclass_fields__[name].default]
+    if given:
+        logger.warning("%s: no effect, as this run trains no model that they are for.", ", ".join(given))
 
 
 def check_run_data(
     data: DatasetDict,
+    lengths: Mapping[str, NDArray[np.int64]],
     run: RunArguments,
     args: PAFOConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -60,6 +68,8 @@ def check_run_data(
     Args:
         data ([`~datasets.DatasetDict`]):
             What [`~trl_pafo.pipeline.prepare.prepare`] wrote.
+        lengths (`Mapping[str, numpy.ndarray]`):
+            Tokens of the longer sequence of each pair of each split.
         run ([`RunArguments`]):
             Methods and teachers.
         args ([`PAFOConfig`]):
@@ -74,42 +84,15 @@ def check_run_data(
     Raises:
         ConfigError, DataError, TeacherError: If the run could not end.
     """
-    groups = sorted(count_by_group(data["train"]))
-    if given:
-        checks.check_groups(data["train"], given, "The training data")
-        for teacher in given.values():
-            check_teacher(teacher, tokenizer)
+    num_pairs = count_by_group(data["train"])
+    groups = sorted(num_pairs)
     if run.needs_teachers and len(groups) < 2:
         raise DataError(
             f"The training data have one group alone ({groups[0]!r}), so there is nothing to distill for another. Give each row the group "
             "of its user, or leave the methods with teachers out."
         )
-    _check_training_lengths(data["train"], groups, run, args, tokenizer)
-    judged = ["test", *(["validation"] if run.judges_teachers and "validation" in data else [])]
-    for name in judged:
-        check_lengths(data[name], tokenizer, longest, f"the {name} data", "the model")
-    for group, teacher in given.items():
-        own = teacher.tokenizer
-        positions = positions_of(teacher.config)
-        for name in judged if "group_routed" in run.methods else judged[1:]:
-            rows = data[name].select(np.flatnonzero(np.asarray(data[name]["group"]) == group))
-            fitting = tokenizer if own is None else add_history_template(copy.deepcopy(own))
-            check_lengths(rows, fitting, positions, f"the {name} data", f"the teacher of {group}")
-    _warn_of_unjudged(data, groups, run)
-
-
-def check_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, longest: int | None, what: str, whose: str) -> None:
-    """Raise [`DataError`] if a pair has more tokens than a model has positions."""
-    if longest is not None and len(rows):
-        check_positions(_lengths(rows, tokenizer).max(axis=1), longest, f"pairs of {what}", whose)
-
-
-def _check_training_lengths(
-    train: Dataset, groups: Iterable[str], run: RunArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    lengths = _lengths(train, tokenizer).max(axis=1)
-    fits = np.ones(len(train), dtype=bool) if args.max_length is None else lengths <= args.max_length
-    kept = count_by_group(train.select(np.flatnonzero(fits)))
+    fits = lengths["train"] <= (args.max_length or np.inf)
+    kept = count_by_group(data["train"].select(np.flatnonzero(fits)))
     for group in groups:
         if not kept[group] and (run.needs_teachers or not fits.any()):
             raise ConfigError(
@@ -123,20 +106,25 @@ def _check_training_lengths(
             )
     if args.max_tokens_per_batch is not None:
         # With shared prefixes a pair is one row, of which no more is known here than that it is no shorter than either sequence.
-        check_budget(lengths[fits], 2 if args.prefix_sharing == "off" else 1, args.max_tokens_per_batch)
+        check_budget(lengths["train"][fits], 2 if args.prefix_sharing == "off" else 1, args.max_tokens_per_batch)
+    judged = ["test", *(["validation"] if run.judges_teachers and "validation" in data else [])]
+    for name in judged:
+        check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")
+    if given:
+        checks.check_groups(data["train"], given, "The training data")
+    for group, teacher in given.items():
+        check_teacher(teacher, tokenizer)
+        own, positions = teacher.tokenizer, positions_of(teacher.config)
+        for name in judged if "group_routed" in run.methods else judged[1:]:
+            rows = np.flatnonzero(np.asarray(data[name]["group"]) == group)
+            found = lengths[name][rows]
+            if own is not None:
+                found = longest_sequences(data[name].select(rows), add_history_template(copy.deepcopy(own)))
+            check_positions(found, positions, f"pairs of the {name} data", f"the teacher of {group}")
+    _warn_of_unjudged(data, groups, run)
 
 
-def _lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Tokens of both sequences of each pair, as the trainings and the evaluation read them."""
-    texts = rows.select_columns([name for name in _TEXT_COLUMNS if name in rows.column_names])
-    tokenized = tokenize_pairs(texts, tokenizer, title="given")
-    if ID_COLUMNS[0] in tokenized.column_names:
-        return sequence_lengths(tokenized)
-    lengths = [[len(tokenize_row(tokenizer, row, side)) for side in checks.PAIR_COLUMNS] for row in texts]
-    return np.array(lengths, dtype=np.int64).reshape(-1, 2)
-
-
-def _warn_of_unjudged(data: DatasetDict, groups: Iterable[str], run: RunArguments) -> None:
+def _warn_of_unjudged(data: DatasetDict, groups: list[str], run: RunArguments) -> None:
     """Say which teachers nothing could judge, since then nothing is distilled."""
     if not run.judges_teachers or not set(STUDENTS) & set(run.methods):
         return

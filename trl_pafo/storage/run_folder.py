@@ -11,7 +11,7 @@ from typing import Any
 from trl_pafo.errors import RunFolderError
 from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, write_text, writing
 
-__all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "write_text"]
+__all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of", "write_text"]
 
 MANIFEST = "manifest.json"
 _FORMAT = "trl-pafo run 3"
@@ -42,8 +42,6 @@ class RunFolder:
     def __init__(self, folder: str | Path, overwrite: bool = False):
         self.path = Path(folder)
         self.overwrite = overwrite
-        self.only_checks = False
-        """Whether stages are checked and not done, see [`only_checking`]."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"The output folder {self.path} is a file. Choose another --output_dir.")
         if not (self.path / MANIFEST).exists():
@@ -84,15 +82,6 @@ class RunFolder:
                 remove_temporary_files(self.path)
             yield
 
-    @contextmanager
-    def only_checking(self) -> Iterator[None]:
-        """Meanwhile [`stage`] checks what is there, raises where [`check`] does, and does no work."""
-        self.only_checks = True
-        try:
-            yield
-        finally:
-            self.only_checks = False
-
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
@@ -106,7 +95,7 @@ class RunFolder:
         if done is None or not (self.path / done["output"]).exists():
             return False
         replaces = self.overwrite or derived
-        if done["digest"] != _digest(inputs):
+        if done["digest"] != digest_of(inputs):
             if replaces:
                 return False
             detail = "; ".join(_changes(done["inputs"], _plain(inputs)))
@@ -151,10 +140,8 @@ class RunFolder:
                 with a folder `KEPT` in it for what it needs to resume. Both are as an interrupted stage left them, or empty. `KEPT` is
                 removed when the stage is done.
         """
-        digest = _digest(inputs)
+        digest = digest_of(inputs)
         done = self.check(stage, inputs, derived)
-        if self.only_checks:
-            return digest
         if done:
             print(f"[{stage}] done before, kept", flush=True)
             return digest
@@ -166,7 +153,7 @@ class RunFolder:
                 remove(temporary)
                 temporary.parent.mkdir(parents=True, exist_ok=True)
             else:
-                _keep(temporary, _digest({"inputs": inputs, "keep_for": keep_for}))
+                _keep(temporary, digest_of({"inputs": inputs, "keep_for": keep_for}))
             print(f"[{stage}]", flush=True)
             try:
                 work(temporary)
@@ -208,7 +195,8 @@ def _plain(inputs: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(inputs, sort_keys=True, default=str))
 
 
-def _digest(inputs: dict[str, Any]) -> str:
+def digest_of(inputs: dict[str, Any]) -> str:
+    """Digest of what decides the output of a stage."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

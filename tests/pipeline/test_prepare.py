@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from helpers.parts import make_tokenizer
+from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.template import add_history_template
-from trl_pafo.pipeline.prepare import load_prepared, prepare
+from trl_pafo.data.tokenization import tokenize_row
+from trl_pafo.models.base_models import load_tokenizer
+from trl_pafo.pipeline.prepare import LENGTHS, load_prepared, prepare
 from trl_pafo.trainer.config import PAFOConfig
 
 
@@ -58,3 +62,49 @@ def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
         data = DataArguments(source="files", data_path=paths["train"], test_data_path=paths["test"], validation_share=0)
         prepare(data, args, tokenizer, tmp_path / groups)
         assert json.loads((tmp_path / groups / "summary.json").read_text())["groups"] == groups
+
+
+def prepared(folder, **options):
+    tokenizer = add_history_template(make_tokenizer("encoder"))
+    data = DataArguments(source="styles", train_users=12, test_users=10, validation_share=0.2)
+    prepare(data, PAFOConfig(str(folder), num_history=1, use_cpu=True, bf16=False), tokenizer, folder / "data", **options)
+    return folder / "data"
+
+
+def test_lengths_are_those_of_the_longer_sequence(tmp_path):
+    folder = prepared(tmp_path, with_lengths=True)
+    tokenizer = add_history_template(make_tokenizer("encoder"))
+    with np.load(folder / LENGTHS) as lengths:
+        for name, rows in load_prepared(folder).items():
+            expected = [max(len(tokenize_row(tokenizer, row, side)) for side in ("chosen", "rejected")) for row in rows]
+            assert lengths[name].tolist() == expected
+
+
+def test_prepared_rows_train_plain_reward_trainer(encoder, training, tmp_path):
+    """`trl reward --dataset_name FOLDER --chat_template_path ...`: the same columns, the same tokens."""
+    folder = prepared(tmp_path)
+    dataset = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert set(dataset) == {"train", "validation", "test"}
+    trainer = RewardTrainer(
+        encoder,
+        RewardConfig(str(tmp_path / "out"), chat_template_path=str(folder / "chat_template.jinja"), **training),
+        train_dataset=dataset["train"],
+    )
+    text = trainer.processing_class.decode(trainer.train_dataset[0]["chosen_ids"])
+    assert text.startswith("[CLS]")
+    assert text.count("[SEP]") == 5  # past prompt, chosen, rejected; prompt; response
+    trainer.train()
+    trainer.save_model()
+    assert "history" in load_tokenizer(str(tmp_path / "out")).chat_template
+
+
+def test_test_users_and_prompts_are_apart_from_training(tmp_path):
+    dataset = load_prepared(prepared(tmp_path))
+    train, test = dataset["train"], dataset["test"]
+    seen = {p[0]["content"] for p in train["prompt"]} | {e["prompt"] for h in train["history"] for e in h}
+    assert not set(train["user"]) & set(test["user"])
+    assert not seen & {p[0]["content"] for p in test["prompt"]}
+    for row in test:
+        assert row["prompt"][0]["content"] not in {entry["prompt"] for entry in row["history"]}
+        texts = {t for entry in row["history"] for t in (entry["chosen"], entry["rejected"])}
+        assert not texts & {row["chosen"][0]["content"], row["rejected"][0]["content"]}

@@ -9,17 +9,18 @@ import pytest
 import torch
 from helpers.parts import make_model, make_pairs
 from helpers.rounding import rounding
-from helpers.small_runs import small_run
+from helpers.small_runs import small_run, train_nothing
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.pipeline import starting_points as model_kinds
+from trl_pafo.pipeline import starting_points
+from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
 from trl_pafo.pipeline.starting_points import start_of, student_model, teacher_model
 from trl_pafo.teachers.loaded import TeacherModels
@@ -67,52 +68,40 @@ def test_adapters_of_one_base(run, decoder, loaded, tmp_path):
     assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
     assert not (folder / "base_model").exists()
 
-
-def test_the_head_of_an_adapter_is_the_one_that_was_trained(run, decoder, tmp_path):
-    run(teacher_kind="adapter")()
-    saved = load_file(tmp_path / "run/models/pafo/adapter_model.safetensors")
+    saved = load_file(folder / "models/pafo/adapter_model.safetensors")
     head = next(tensor for name, tensor in saved.items() if "score" in name)
-    model = load_reward_model(tmp_path / "run/models/pafo")
-    torch.testing.assert_close(model.base_model.model.score.weight, head)
+    torch.testing.assert_close(load_reward_model(folder / "models/pafo").base_model.model.score.weight, head)
     assert (head - load_reward_model(decoder).score.weight).abs().max() > 1e-3
+    chosen, _ = pair_rewards(folder / "models/personalized_bt", load_prepared(folder / "data")["test"])
+    lines = (folder / "results/personalized_bt.jsonl").read_text().splitlines()
+    np.testing.assert_allclose(chosen, [json.loads(line)["reward_chosen"] for line in lines], atol=rounding(chosen))
 
-
-def test_it_is_what_use_peft_makes(run, tmp_path):
-    run(kind={**LORA, "use_peft": True})()
-    assert is_adapter(tmp_path / "run/teachers/minority")
-    seconds = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["pafo"]
-    run(teacher_kind="adapter")()  # nothing is done again, and nothing refused
-    assert json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["pafo"] == seconds
+    stages = json.loads((folder / "manifest.json").read_text())["stages"]
+    run(kind={**LORA, "use_peft": True})()  # the same by another name: nothing is done again, and nothing refused
+    assert json.loads((folder / "manifest.json").read_text())["stages"] == stages
 
 
 def test_full_teachers_beside_a_student_that_is_an_adapter(run, loaded, tmp_path):
-    run(kind={**LORA, "use_peft": True}, teacher_kind="full")()
+    run(kind={**LORA, "use_peft": True}, teacher_kind="full", methods=["personalized_bt", "pafo"])()
     assert is_adapter(tmp_path / "run/models/pafo")
     assert (tmp_path / "run/teachers/minority/model.safetensors").exists()
     assert loaded == [["majority"], ["minority"]]
 
 
-def test_another_kind_of_teacher_is_another_run(run):
-    run(kind={**LORA, "use_peft": True})()
-    with pytest.raises(RunFolderError, match=r"use_peft: true -> not set"):
-        run(kind={**LORA, "use_peft": True}, teacher_kind="full")()
-
-
 @pytest.mark.parametrize("teacher_kind", ["adapter", "full"])
 def test_warm_teachers_go_on_from_the_adapter_of_all_groups(run, teacher_kind, monkeypatch, tmp_path):
     """Where they learn nothing, they are it, to rounding: as an adapter, or merged into the base."""
-    original = Run._reward_trainer
+    original = Run._train
 
-    def learn_nothing(self, out, rows, start=None, *args, **changes):
-        return original(self, out, rows, start, *args, **changes, **({"learning_rate": 0.0} if start else {}))
+    def learn_nothing(self, *args, start=None, changes=None, **kwargs):
+        return original(self, *args, start=start, changes={"learning_rate": 0.0} if start else changes, **kwargs)
 
-    monkeypatch.setattr(Run, "_reward_trainer", learn_nothing)
+    monkeypatch.setattr(Run, "_train", learn_nothing)
     kind = {**LORA, "use_peft": True, "lora_dropout": 0.0}
     run(kind=kind, methods=["personalized_bt", "group_routed"], teacher_start="warm", teacher_kind=teacher_kind, max_steps=4)()
     shared, teacher = tmp_path / "run/models/personalized_bt", tmp_path / "run/teachers/minority"
     assert is_adapter(teacher) is (teacher_kind == "adapter")
     assert (teacher / "model.safetensors").exists() is (teacher_kind == "full")
-    assert not (teacher / "README.md").exists()
     ids = torch.tensor([[5, 6, 7, 8], [9, 3, 7, 8]])
     rewards = [load_reward_model(path)(ids).logits for path in (teacher, shared)]
     torch.testing.assert_close(*rewards, atol=rounding(*rewards), rtol=0)
@@ -120,15 +109,15 @@ def test_warm_teachers_go_on_from_the_adapter_of_all_groups(run, teacher_kind, m
     assert (rewards[0] - load_reward_model(base)(ids).logits).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("teacher_kind", ["adapter", "full"])
-def test_what_a_warm_start_trains(run, decoder, teacher_kind, tmp_path):
-    run(kind={**LORA, "use_peft": True}, methods=["personalized_bt"])()
-    shared = str(tmp_path / "run/models/personalized_bt")
-    model, peft_config = start_of(shared, "base", ModelConfig(use_peft=teacher_kind == "adapter", dtype=None))
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_what_a_warm_start_trains(decoder, use_peft, tmp_path):
+    adapter = get_peft_model(AutoModelForSequenceClassification.from_pretrained(decoder), LoraConfig("SEQ_CLS", r=2))
+    adapter.save_pretrained(tmp_path)
+    model, peft_config = start_of(str(tmp_path), "base", ModelConfig(use_peft=use_peft, dtype=None))
     assert peft_config is None
-    assert isinstance(model, PeftModel) is (teacher_kind == "adapter")
+    assert isinstance(model, PeftModel) is use_peft
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if teacher_kind == "adapter":
+    if use_peft:
         assert trained
         assert all("lora_" in name or "modules_to_save" in name for name in trained)
     else:
@@ -136,12 +125,13 @@ def test_what_a_warm_start_trains(run, decoder, teacher_kind, tmp_path):
         assert not any("lora" in name for name in trained)
 
 
-def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, tmp_path):
+def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, monkeypatch):
+    trained = train_nothing(monkeypatch)
     options = {"methods": ["personalized_bt", "group_routed"], "teacher_start": "warm"}
     run(kind=None, **options)()
-    before = (tmp_path / "run/teachers/minority/model.safetensors").read_bytes()
+    trained.clear()
     run(kind={**LORA, "use_peft": True}, teacher_kind="full", overwrite=True, **options)()
-    assert (tmp_path / "run/teachers/minority/model.safetensors").read_bytes() != before
+    assert trained == ["personalized BT", "Teacher of majority", "Teacher of minority"]
 
 
 def test_the_kinds_of_student_and_teacher():
@@ -184,7 +174,7 @@ def test_kinds_that_cannot_be(options, kind, match):
 
 
 def test_without_the_package_that_quantizes(monkeypatch):
-    monkeypatch.setattr(model_kinds, "find_spec", lambda name: None)
+    monkeypatch.setattr(starting_points, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"`load_in_4bit` needs a package that is not installed: pip install bitsandbytes"):
         student_model(ModelConfig(model_name_or_path="base", load_in_4bit=True), "adapter")
 
@@ -238,16 +228,6 @@ def test_teachers_stand_on_the_quantized_base_of_the_student(training, tmp_path)
     assert abs(margins[1] - margins[0]) > 0.01
     trainer.train()
     assert np.isfinite(trainer.state.log_history[-1]["train_loss"])
-
-
-def test_rewards_of_a_run_of_adapters_are_those_of_what_was_saved(run, tmp_path):
-    run(teacher_kind="adapter", methods=["personalized_bt"])()
-    from trl_pafo.pipeline.prepare import load_prepared
-
-    test = load_prepared(tmp_path / "run/data")["test"]
-    chosen, _ = pair_rewards(tmp_path / "run/models/personalized_bt", test)
-    lines = (tmp_path / "run/results/personalized_bt.jsonl").read_text().splitlines()
-    np.testing.assert_allclose(chosen, [json.loads(line)["reward_chosen"] for line in lines], atol=rounding(chosen))
 
 
 def test_a_model_of_the_run_that_is_full_is_started_from_by_its_folder(tmp_path):

@@ -1,0 +1,142 @@
+"""A run that is killed with SIGKILL at random moments of each of its stages: started again, it ends as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.parts import make_model
+
+from trl_pafo.storage.run_folder import KEPT
+from trl_pafo.trainer.checkpoints import last_checkpoint
+
+pytestmark = pytest.mark.slow
+
+# Stages, and what those make that keep checkpoints.
+STAGES = {
+    "prepare": None,
+    "model": None,
+    "bradley_terry": "models/bradley_terry",
+    "personalized_bt": "models/personalized_bt",
+    "teacher:majority": "teachers/majority",
+    "teacher:minority": "teachers/minority",
+    "judge_teachers": None,
+    "pafo": "models/pafo",
+    "evaluate": None,
+}
+OPTIONS = {
+    "source": "styles",
+    "train_users": 12,
+    "test_users": 10,
+    "pairs_per_user": 2,
+    "context_pairs": 2,
+    "minority_ratio": 0.3,
+}
+OPTIONS |= {"validation_share": 0.3, "num_hidden_layers": 1, "num_history": 1, "num_resamples": 50, "max_length": 256}
+OPTIONS |= {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1, "save_steps": 2}
+OPTIONS |= {"gradient_checkpointing": False, "use_cpu": True, "bf16": False, "report_to": "none"}
+
+
+def child(config: str, log: str) -> None:
+    """In a process of its own, which has imported the heavy libraries already."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    from trl_pafo.cli import main
+    from trl_pafo.pipeline import run as stages
+
+    stages.worth_distilling = lambda better: True  # whatever the few held-out pairs say
+    sys.exit(main(["run", "--config", config]))
+
+
+class Runner:
+    """Starts runs of the command line with the same options."""
+
+    def __init__(self, model: str):
+        self.model = model
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["trl_pafo.pipeline.run", "trl_pafo.cli.run", "trl"])
+
+    def start(self, folder: Path, attempt: int):
+        config, log = folder.with_suffix(".yaml"), folder.with_suffix(f".{attempt}.log")
+        # JSON is YAML.
+        config.write_text(json.dumps(OPTIONS | {"model_name_or_path": self.model, "output_dir": str(folder)}))
+        process = self.context.Process(target=child, args=(str(config), str(log)))
+        process.start()
+        return process, log
+
+    def finish(self, folder: Path, attempt: int) -> str:
+        """Let a run end; return what it said."""
+        process, log = self.start(folder, attempt)
+        process.join()
+        assert process.exitcode == 0, said(log)[-3000:]
+        return said(log)
+
+
+def said(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def outcome(folder: Path) -> dict:
+    """All that must be the same: metrics, the weights and losses of each model, the digests of the stages."""
+    results = json.loads((folder / "results/results.json").read_text())
+    del results["seconds"]
+    weights = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("model.safetensors")}
+    states = {p.relative_to(folder).as_posix(): json.loads(p.read_text()) for p in folder.rglob("trainer_state.json")}
+    losses = {
+        name: [(log["step"], log["loss"]) for log in state["log_history"] if "loss" in log] for name, state in states.items()
+    }
+    stages = {name: done["digest"] for name, done in json.loads((folder / "manifest.json").read_text())["stages"].items()}
+    rewards = {p.name: p.read_text() for p in (folder / "results").glob("*.jsonl")}
+    return {"results": results, "weights": weights, "losses": losses, "stages": stages, "rewards": rewards}
+
+
+def started(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("[") and line.endswith("]")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    base = tmp_path_factory.mktemp("interrupted")
+    runner = Runner(make_model("encoder", base / "encoder"))
+    text = runner.finish(base / "undisturbed", 1)
+    assert started(text) == [f"[{stage}]" for stage in STAGES]
+    return runner, base, outcome(base / "undisturbed")
+
+
+@pytest.mark.parametrize("after_checkpoint", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after_checkpoint):
+    runner, base, expected = undisturbed
+    seconds = json.loads((base / "undisturbed/manifest.json").read_text())["stages"][stage]["seconds"]
+    folder = base / f"killed-{stage}-{after_checkpoint}".replace(":", "-")
+    process, log = runner.start(folder, 1)
+    checkpoint = folder / f"{STAGES[stage]}.partial" / KEPT / "checkpoint-2"
+    wait_for_checkpoint = after_checkpoint and STAGES[stage]
+    while process.is_alive() and (f"[{stage}]\n" not in said(log) or (wait_for_checkpoint and not checkpoint.exists())):
+        time.sleep(0.002)
+    time.sleep(random.Random(f"{stage} {after_checkpoint}").random() * seconds / (2 if wait_for_checkpoint else 1))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    first = said(log)
+    partial = next(iter(folder.rglob(f"*.partial/{KEPT}")), None)
+    kept = partial and last_checkpoint(partial)
+    second = runner.finish(folder, 2)
+
+    found = outcome(folder)
+    for what in expected:
+        assert found[what] == expected[what], what
+    ours = started(first) + started(second)
+    assert set(ours) == {f"[{stage}]" for stage in STAGES}
+    assert {line for line in ours if ours.count(line) > 1} <= set(
+        started(first)[-1:]
+    )  # the interrupted one, and none that was finished
+    assert ("going on after step" in second) == (kept is not None)
+    assert (folder / "report.html").exists()
+    assert [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT] == []

@@ -1,0 +1,405 @@
+"""A run: what it writes, what it skips, what it refuses, and what each of its trainings starts from."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.parts import make_model
+from helpers.small_runs import small_run, train_nothing
+
+from trl_pafo.data.history import HistoryCutter, remembered
+from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
+from trl_pafo.models import base_models as models
+from trl_pafo.models.base_models import load_tokenizer
+from trl_pafo.pipeline import run as stages
+from trl_pafo.pipeline.prepare import load_prepared
+from trl_pafo.trainer.config import PAFOConfig
+
+ALL = ["Bradley-Terry", "personalized BT", "Teacher of majority", "Teacher of minority", "PAFO"]
+PERSONALIZED = {"methods": ["personalized_bt"]}
+PLAIN = {"methods": ["bradley_terry"], "reference": "bradley_terry"}
+
+
+@pytest.fixture
+def run(encoder, training, tmp_path, short_report):
+    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[str]:
+    """Titles of the trainings, for which stand-ins write a file each."""
+    return train_nothing(monkeypatch)
+
+
+def weights(folder: Path, *methods: str) -> list[bytes]:
+    return [(folder / f"run/models/{method}/model.safetensors").read_bytes() for method in methods]
+
+
+class TestRealTrainings:
+    def test_every_stage_is_written_and_skipped_the_second_time(self, run, tmp_path, capsys):
+        results = run()()
+        folder = tmp_path / "run"
+        for path in (
+            "data/train.parquet",
+            "data/chat_template.jinja",
+            "models/pafo/model.safetensors",
+            "teachers/minority/config.json",
+        ):
+            assert (folder / path).exists(), path
+        for path in ("results.json", "results.md", "majority_minority.png", "pafo.jsonl"):
+            assert (folder / "results" / path).stat().st_size > 0
+        for path, num_history in (("bradley_terry", 0), ("personalized_bt", 1), ("../teachers/minority", 1), ("pafo", 1)):
+            record = remembered(load_tokenizer(str(folder / "models" / path)))
+            assert (record["inputs"], record["num_history"]) == ("messages", num_history)
+        assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "group_routed"]
+        assert set(results["verdicts"]) == {"bradley_terry", "pafo", "group_routed"}
+        assert not list(folder.rglob("*.partial"))
+        rows = [json.loads(line) for line in (folder / "results/personalized_bt.jsonl").read_text().splitlines()]
+        assert len(rows) == 10 * (2 + 2 - 1)  # the first pair of each user is history alone (k = 1)
+        for group in ("majority", "minority"):
+            margins = [r["reward_chosen"] - r["reward_rejected"] for r in rows if r["group"] == group]
+            accuracy = sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
+            assert results["methods"]["personalized_bt"][f"accuracy/{group}"]["value"] == pytest.approx(accuracy)
+        capsys.readouterr()
+        assert run()()["methods"] == results["methods"]
+        said = capsys.readouterr().out
+        for stage in (
+            "prepare",
+            *PERSONALIZED["methods"],
+            "bradley_terry",
+            "teacher:majority",
+            "teacher:minority",
+            "pafo",
+            "evaluate",
+        ):
+            assert f"[{stage}] done before, kept" in said
+
+    def test_an_interrupted_training_goes_on_from_its_checkpoint(self, run, monkeypatch, tmp_path, capsys):
+        options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "methods": ["personalized_bt", "pafo"]}
+        original = stages.PAFORewardTrainer.training_step
+        steps = []
+
+        def interrupted_in_the_fourth(self, *args, **kwargs):
+            if self._pairs.distills:
+                steps.append(self.state.global_step)
+            if self._pairs.distills and len(steps) == 4:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(stages.PAFORewardTrainer, "training_step", interrupted_in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run(**options)()
+        run(**options)()
+        assert steps == [0, 1, 2, 3, 2, 3]
+        said = capsys.readouterr().out
+        assert "[personalized_bt] done before, kept" in said
+        assert "going on after step 2" in said
+        files = {p.name for p in (tmp_path / "run/models/pafo").iterdir()}
+        assert "model.safetensors" in files
+        assert not [name for name in files if "checkpoint" in name or "optimizer" in name or name.startswith(".")]
+
+    def test_options_of_rounding_make_an_interrupted_training_begin_anew(self, run, monkeypatch, capsys):
+        options = {"save_strategy": "steps", "save_steps": 1, **PLAIN}
+        save = stages.PAFORewardTrainer.save_model
+
+        def interrupted_at_the_end(self, output_dir=None, _internal_call=False):
+            if not str(output_dir).endswith("checkpoint-1"):
+                raise KeyboardInterrupt
+            save(self, output_dir, _internal_call)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages.PAFORewardTrainer, "save_model", interrupted_at_the_end)
+            with pytest.raises(KeyboardInterrupt):
+                run(**options)()
+        run(**options, gradient_checkpointing=True)()  # no input of the stage, yet of the last digits of the losses
+        assert "going on" not in capsys.readouterr().out
+
+    def test_without_a_better_teacher_the_shared_model_is_kept(self, run, monkeypatch, tmp_path):
+        worse = [stages.TeacherGain(group, False, 0.1, 0.05, 8, 4) for group in ("majority", "minority")]
+        monkeypatch.setattr(stages, "judge_teachers", lambda *args, **scoring: worse)
+        results = run(validation_share=0.3)()
+        assert len(set(weights(tmp_path, "pafo", "personalized_bt"))) == 1
+        verdict = results["verdicts"]["pafo"]
+        assert verdict["differences"] == {key: {"value": 0.0, "low": 0.0, "high": 0.0} for key in ("majority", "minority")}
+        assert (verdict["verdict"], verdict["sentence"]) == ("same", "The same model: nothing was distilled.")
+        for path in ("report.html", "models/pafo/README.md"):
+            assert "The same model: nothing was distilled." in (tmp_path / "run" / path).read_text()
+        assert "not shown to be better than the shared model" in (tmp_path / "run/results/results.md").read_text()
+
+
+class TestSkipping:
+    def test_an_interrupted_run_goes_on_where_it_was(self, run, trained, monkeypatch):
+        original = stages.Run._train
+
+        def interrupted(self, out, title, *args, **kwargs):
+            if title == "PAFO":
+                raise KeyboardInterrupt
+            return original(self, out, title, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stages.Run, "_train", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run()()
+        assert trained == ALL[:-1]
+        run()()
+        assert trained == ALL
+
+    def test_a_damaged_model_is_not_used(self, run, trained, tmp_path):
+        options = {"methods": ["personalized_bt", "pafo"]}
+        run(**options)()
+        damaged = tmp_path / "run/models/personalized_bt/model.safetensors"
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        with pytest.raises(
+            RunFolderError, match=r"model.safetensors is missing, or has another size .*'personalized_bt' cannot be used"
+        ):
+            run(**options)()
+        trained.clear()
+        run(**options, overwrite=True)()
+        assert trained == ["personalized BT"]  # the same inputs: what was made from it is as good as before
+
+    @pytest.mark.parametrize(
+        ("first", "second", "match", "again"),
+        [
+            ({}, {"alpha": 0.5}, r"'pafo' of another run \(alpha: 0.1 -> 0.5\)", ["PAFO"]),
+            (PLAIN, {"data": {"minority_ratio": 0.2}}, r"minority_ratio: 0\.3 -> 0\.2", ALL),
+            (PERSONALIZED, {**PERSONALIZED, "kind": {"model_revision": "v2"}}, "'prepare'.*revision", ALL[1:2]),
+            (
+                PERSONALIZED,
+                {**PERSONALIZED, "optim_args": "foreach=False"},
+                r"optim_args: not set -> \"foreach=False\"",
+                ALL[1:2],
+            ),
+            (
+                PERSONALIZED,
+                {**PERSONALIZED, "model_init_kwargs": {"attention_probs_dropout_prob": 0.2}},
+                "'personalized_bt' of another run .*model_init_kwargs",
+                ALL[1:2],
+            ),
+            (PERSONALIZED, {**PERSONALIZED, "neftune_noise_alpha": 5.0}, "neftune_noise_alpha: not set -> 5", ALL[1:2]),
+            (
+                {"kind": {"use_peft": True}},
+                {"kind": {"use_peft": True}, "teacher_kind": "full"},
+                "use_peft: true -> not set",
+                ALL[2:],
+            ),
+        ],
+    )
+    def test_other_options_are_refused_before_any_training_and_redone_if_asked(self, run, trained, first, second, match, again):
+        run(**first)()
+        trained.clear()
+        with pytest.raises(RunFolderError, match=match):
+            run(**second)()
+        assert trained == []
+        run(**second, overwrite=True)()
+        assert trained == again
+
+    @pytest.mark.parametrize("better", [True, False])
+    def test_a_student_in_the_way_is_refused_before_another_method_is_trained(self, run, monkeypatch, better):
+        trained = train_nothing(monkeypatch, {"majority": better, "minority": better})
+        run(validation_share=0.3, methods=["personalized_bt", "pafo"])()
+        trained.clear()
+        with pytest.raises(RunFolderError, match=r"'pafo' of another run \(alpha: 0.1 -> 0.5"):
+            run(validation_share=0.3, methods=["bradley_terry", "personalized_bt", "pafo"], alpha=0.5)()
+        assert trained == []
+
+    def test_a_foreign_folder_is_refused_and_left_alone(self, run, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/thesis.txt").write_text("do not lose me")
+        with pytest.raises(RunFolderError, match="not empty and is no run"):
+            run()
+        assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+    def test_a_data_file_that_changed_under_its_name_is_noticed(self, run, trained, tmp_path):
+        path = tmp_path / "pairs.jsonl"
+
+        def write(answer: str) -> None:
+            rows = [
+                {"prompt": f"p{i}", "chosen": f"a{i}", "rejected": f"b{i}", "user": f"u{i % 8}", "group": "ab"[i % 2]}
+                for i in range(64)
+            ]
+            path.write_text("".join(json.dumps(row) + "\n" for row in [{**rows[0], "chosen": answer}, *rows[1:]]))
+
+        defaults = {"train_users": None, "test_users": None, "minority_ratio": 0.1, "pairs_per_user": 4, "context_pairs": None}
+        options = {**PLAIN, "data": {"source": "files", "data_path": str(path), **defaults}}
+        for _ in range(2):  # another time, the same rows
+            write("an answer")
+            run(**options)()
+        assert trained == ["Bradley-Terry"]
+        write("answer an")
+        with pytest.raises(RunFolderError, match=r"stage 'prepare' of another run \(data_files\.data_path: "):
+            run(**options)()
+
+    def test_a_base_that_changed_under_its_name_is_noticed(self, run, encoder, trained, tmp_path):
+        base = tmp_path / "base"
+        shutil.copytree(encoder, base)
+        for _ in range(2):
+            run(str(base), num_hidden_layers=1, **PLAIN)()
+        assert trained == ["Bradley-Terry"]
+        shutil.copy(Path(make_model("encoder", tmp_path / "other", seed=5)) / "model.safetensors", base)
+        with pytest.raises(RunFolderError, match=r"of another run .*identity: "):
+            run(str(base), num_hidden_layers=1, **PLAIN)()
+
+    def test_results_are_made_again_where_their_options_change(self, run, trained, capsys):
+        run(**PLAIN)()
+        for other in ({"num_resamples": 60}, {"per_device_eval_batch_size": 2}):
+            capsys.readouterr()
+            run(**PLAIN, **other)()
+            said = capsys.readouterr().out
+            assert "[bradley_terry] done before, kept" in said
+            assert "[evaluate]\n" in said
+
+    def test_lengths_are_counted_once(self, run, trained, monkeypatch):
+        run(**PLAIN)()
+        monkeypatch.setattr("trl_pafo.pipeline.prepare.longest_sequences", lambda *args: pytest.fail("tokenized again"))
+        run(**PLAIN)()
+
+
+class TestTeachers:
+    def test_one_better_teacher_is_enough_to_distill_all(self, run, monkeypatch):
+        trained = train_nothing(monkeypatch, {"majority": False, "minority": True})
+        results = run(validation_share=0.3)()
+        assert trained == ALL
+        assert [teacher["better"] for teacher in results["teachers"]] == [False, True]
+
+    def test_a_student_that_was_not_distilled_is_refused_where_it_is_to_be(self, run, monkeypatch, tmp_path):
+        trained = train_nothing(monkeypatch, {"majority": False, "minority": False})
+        run(validation_share=0.3)()
+        assert trained == ALL[:-1]
+        assert len(set(weights(tmp_path, "pafo", "personalized_bt"))) == 1
+        with pytest.raises(RunFolderError, match=r"'pafo' of another run \(instead: \"the shared model \w+\" -> not set\)"):
+            run(validation_share=0.3, teacher_min_gain=-math.inf)()
+        run(validation_share=0.3, teacher_min_gain=-math.inf, overwrite=True)()
+        assert trained == ALL
+
+    def test_teachers_that_too_few_can_judge_are_not_distilled(self, run, monkeypatch, tmp_path, capsys):
+        train_nothing(monkeypatch, {"minority": None})
+        run(validation_share=0.3)()
+        assert len(set(weights(tmp_path, "pafo", "personalized_bt"))) == 1
+        said = capsys.readouterr().out
+        assert "Teacher of minority: cannot be judged on" in said
+        assert "nothing is distilled, the shared model is kept. Hold out more of them" in said
+
+    def test_own_group_distillation_has_no_counterfactual_rows(self, run, monkeypatch):
+        train_nothing(monkeypatch)
+        original, shares = stages.Run._train, {}
+
+        def spy(self, out, title, *args, changes=None, **kwargs):
+            shares[title] = (changes or {}).get("counterfactual_share", "as asked for")
+            return original(self, out, title)
+
+        monkeypatch.setattr(stages.Run, "_train", spy)
+        run(methods=["personalized_bt", "pafo_own_group", "pafo"])()
+        assert (shares["PAFO"], shares["PAFO, own group only"]) == ("as asked for", 0.0)
+
+    def test_given_teachers_are_used_and_not_trained(self, run, trained, tmp_path):
+        teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+        results = run(teachers=teachers)()
+        assert trained == ["Bradley-Terry", "personalized BT", "PAFO"]
+        assert "group_routed" in results["methods"]
+
+    def test_given_teachers_that_do_not_fit_are_refused_before_training(self, run, trained, tmp_path):
+        folder = make_model("encoder", tmp_path / "t")
+        with pytest.raises(TeacherError, match="No teacher for the group 'minority'"):
+            run(teachers={"majority": folder})()
+        tokenizer = load_tokenizer(folder)
+        HistoryCutter(tokenizer, 0).remember("text")
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(TeacherError, match=r"trained on text without histories, .* messages with up to 1 past pairs"):
+            run(teachers={"majority": folder, "minority": folder})()
+        assert trained == []
+
+    def test_warm_teachers_start_from_the_model_of_all_groups(self, run, monkeypatch):
+        train_nothing(monkeypatch)
+        starts = {}
+        original = stages.Run._train
+
+        def spy(self, out, title, *args, start=None, **kwargs):
+            starts[title] = start and Path(start).name
+            return original(self, out, title, *args, **kwargs)
+
+        monkeypatch.setattr(stages.Run, "_train", spy)
+        run(teacher_start="warm")()
+        assert starts == dict.fromkeys(ALL, None) | dict.fromkeys(ALL[2:4], "personalized_bt")
+
+    @pytest.mark.parametrize(
+        ("options", "steps"),
+        [
+            ({"teacher_min_steps": 8}, {"majority": 8, "minority": 8}),  # 28 and 12 pairs in batches of 4: 7 and 3 steps
+            ({"teacher_min_steps": 5}, {"majority": 7, "minority": 5}),
+            ({"teacher_min_steps": 5, "gradient_accumulation_steps": 2}, {"majority": 5, "minority": 5}),
+            ({"teacher_min_steps": 5, "max_steps": 2}, {"majority": 2, "minority": 2}),
+            (
+                {"teacher_min_steps": 2, "max_tokens_per_batch": 900},
+                {"majority": 14, "minority": 6},
+            ),  # fewer pairs fit into a batch
+            ({}, {"majority": -1, "minority": -1}),
+        ],
+    )
+    def test_a_small_group_gets_its_least_number_of_steps(self, run, monkeypatch, options, steps):
+        found = {}
+        monkeypatch.setattr(stages, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
+        real = stages.Run._train
+        train_nothing(monkeypatch)
+        monkeypatch.setattr(stages.Run, "_train", real)
+        run(methods=["personalized_bt", "group_routed"], **{"max_steps": -1, "num_train_epochs": 1, **options})()
+        assert {title.removeprefix("Teacher of "): n for title, n in found.items() if title.startswith("Teacher")} == steps
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"methods": ["magic"]}, "`methods` must be some of"),
+            ({"methods": ["pafo"]}, "`reference` must be one of the methods"),
+            ({"validation_share": 1.0}, "`validation_share` must be at least 0 and below 1"),
+            ({"teacher_min_gain": float("nan")}, "`teacher_min_gain` is a number of standard errors"),
+            ({"teacher_kind": "huge"}, "`teacher_kind` must be auto, adapter or full, got 'huge'"),
+            ({"teacher_start": "hot"}, "`teacher_start` must be base or warm"),
+            ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0"),
+            ({"source": "nowhere"}, "Unknown source 'nowhere'"),
+            ({"source": "dsp"}, "give its path with --data_path"),
+            ({"minority": ["rude"]}, "`minority` must name types of the corpus"),
+        ],
+    )
+    def test_bad_options_are_refused_before_training(self, run, trained, options, match):
+        with pytest.raises(ConfigError, match=match):
+            run(**options)()
+        assert trained == []
+
+    def test_lengths_fit_the_model(self, run):
+        args: PAFOConfig = run(max_length=100_000, num_history=None).args
+        assert (args.max_length, args.history_max_tokens, args.num_history) == (256, 128, 3)
+
+    def test_tokenizer_and_configuration_are_of_the_revision_of_the_model(self, run, monkeypatch):
+        asked: dict[str, set[str]] = {"AutoTokenizer": set(), "AutoConfig": set()}
+
+        def watch(name: str) -> None:
+            original = getattr(models, name).from_pretrained
+
+            def spy(*args, **kwargs):
+                asked[name].add(kwargs.get("revision"))
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(getattr(models, name), "from_pretrained", spy)
+
+        for name in asked:
+            watch(name)
+        run(kind={"model_revision": "v2"}, num_hidden_layers=1)
+        assert asked == {"AutoTokenizer": {"v2"}, "AutoConfig": {"v2"}}
+
+    def test_held_out_pairs_are_in_no_training(self, run, trained, tmp_path):
+        run(**PLAIN, validation_share=0.3)()
+        data = load_prepared(tmp_path / "run/data")
+        train, validation = ({row["prompt"][0]["content"] for row in data[name]} for name in ("train", "validation"))
+        assert train
+        assert validation
+        assert not train & validation
+        assert not set(data["validation"]["user"]) & set(data["test"]["user"])
+
+    def test_first_layers_and_reward_head_are_the_same_for_all(self, run, trained, tmp_path):
+        run(num_hidden_layers=1, **PERSONALIZED)()
+        config = json.loads((tmp_path / "run/base_model/config.json").read_text())
+        assert config["num_hidden_layers"] == 1
+        assert (tmp_path / "run/base_model/model.safetensors").exists()
