@@ -65,8 +65,6 @@ class TestStages:
         before = files(path)
         assert RunFolder(path).check("student", INPUTS)
         assert not RunFolder(path).check("other", INPUTS)
-        with folder.only_checking():
-            folder.stage("other", INPUTS, "models/other", Work())
         assert files(path) == before
 
     def test_changed_inputs_are_refused_and_named(self, path):
