@@ -90,10 +90,10 @@ def test_build_from_yaml_with_raw_rewards_a_kl_term_and_known_policies(tmp_path,
 def test_build_from_a_table_and_for_users(files: Path, capsys, tmp_path) -> None:
     assert portfolio("build", "--policies", files / "table.csv", "--epsilon", 0.03, "--output_dir", tmp_path / "pool") == 0
     assert set(Portfolio.load(tmp_path / "pool").policies) <= {f"p{n}" for n in range(12)}
-    flags = ["--candidates", files / "candidates.jsonl", "--users", files / "users.jsonl", "--hull", "true"]
+    flags = ["--candidates", files / "candidates.jsonl", "--users", files / "users.jsonl"]
     assert portfolio("build", *flags, "--output_dir", tmp_path / "u") == 0
     printed = capsys.readouterr().out
-    assert "For 16 different weights of users and all weights between them" in printed
+    assert "For 16 different weights of users: relative gap" in printed
     assert "minority: 4 users" in printed
     assert len(Portfolio.load(tmp_path / "u")) <= len(Portfolio.load(files / "built"))
 
@@ -205,7 +205,6 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         ("build --candidates missing.jsonl", 1, "missing.jsonl.*No such file"),
         ("build --candidates C --normalize log", 1, "min_max or sigmoid, got 'log'"),
         ("build --candidates C --epsilon 2", 1, "epsilon must be 0 or lie in"),
-        ("build --candidates C --hull true", 1, "--hull: for --users"),
         ("build --candidates C --users U --num_members 2", 1, "--num_members: no effect with --users"),
         ("build --candidates C --reward_names a b", 1, "has 3 rewards"),
         ("build --candidates C --output_dir BUILT", 1, "holds a finished portfolio.*nothing is overwritten"),

@@ -37,7 +37,6 @@ class BuildArguments(_Oracle):
     num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
     search: str = _option("corners", "corners, or grid: the structured grid (needs delta > 0 and beta = 0).")
     users: str | None = _option(None, "JSON Lines of users (weights, group): keep the promise for them alone.")
-    hull: bool = _option(False, "With --users: for all weights between them too.")
     max_calls: int = _option(1000, "Calls of the oracle at most.")
     output_dir: str | None = _option(None, "Folder for portfolio.json; an interrupted build goes on there.")
 

@@ -22,7 +22,7 @@ from trl_pafo.palm.users.elicitation import Interview
 from trl_pafo.palm.users.for_users import build_for_users
 from trl_pafo.palm.users.posterior import WeightPosterior, history_differences
 from trl_pafo.palm.users.serving import serve
-from trl_pafo.storage.files import json_ready, write_text
+from trl_pafo.storage.files import json_ready, write_text, writing
 
 SCALE_FILE = "scale.json"
 
@@ -31,9 +31,7 @@ Result = tuple[str, dict[str, Any]]
 
 def build(args: Any) -> Result:
     """`trl-pafo portfolio build`."""
-    if not args.users:
-        _refuse_unused(args, ["hull"], "for --users")
-    else:
+    if args.users:
         _refuse_unused(args, ["num_members", "search"], "no effect with --users, whose weights the fewest members cover")
     if args.output_dir and (Path(args.output_dir) / PORTFOLIO_FILE).exists():
         raise RunFolderError(
@@ -44,7 +42,7 @@ def build(args: Any) -> Result:
     options["folder"] = args.output_dir
     if args.users:
         weights, groups, _ = read_users(args.users, names)
-        users = build_for_users(oracle, weights, args.epsilon, args.delta, hull=args.hull, **options)
+        users = build_for_users(oracle, weights, args.epsilon, args.delta, **options)
         text = f"{users}\n\n{serve(users.portfolio, weights, groups)}"
     else:
         options |= {"num_members": args.num_members, "search": args.search, "progress": False}
@@ -109,7 +107,9 @@ def plot(args: Any) -> Result:
     weights, groups = random_weights(num_rewards, 1000), None
     if args.users:
         weights, groups, _ = read_users(args.users, portfolio.reward_names)
-    folder = _made(args.output_dir or _folder_of(args.portfolio))
+    folder = Path(args.output_dir or _folder_of(args.portfolio))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     figures = {"gap.png": draw_gap(portfolio), "usage.png": draw_usage(serve(portfolio, weights, groups))}
     if num_rewards <= 3:
         figures["cells.png"] = draw_cells(portfolio, weights if args.users else None, groups)
@@ -142,7 +142,9 @@ def compare(args: Any) -> Result:
     rows = compare_sizes(portfolio, oracle, args.max_size, reference=reference, num_seeds=args.num_seeds)
     text = f"Objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
     if args.output_dir:
-        folder = _made(args.output_dir)
+        folder = Path(args.output_dir)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
         write_png(draw_sizes(rows, portfolio.measure.name), folder / "gap_by_size.png")
         text += f"\n\nPicture: {folder / 'gap_by_size.png'}"
@@ -278,15 +280,6 @@ def _load(folder: str | None) -> Portfolio:
 def _folder_of(portfolio: str) -> Path:
     path = Path(portfolio)
     return path if path.is_dir() else path.parent
-
-
-def _made(folder: str | Path) -> Path:
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be made: {error}. Choose another --output_dir.") from error
-    return path
 
 
 def _chosen(portfolio: Portfolio, member: int) -> str:

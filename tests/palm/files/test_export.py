@@ -92,9 +92,9 @@ def test_the_card_escapes_names_and_says_what_is_certified(trained, out) -> None
     assert front == {"library_name": "peft", "base_model": "org/base", "tags": ["trl-pafo", "palm", "portfolio"]}
     assert r"brief \| \*x\* &lt;b&gt;" in card
     assert "<b>" not in card
-    rows = [line for line in card.splitlines() if line.startswith("| [")]
-    assert len(rows) == len(portfolio)
-    assert all(line.replace(r"\|", "").count("|") == 7 for line in rows)
+    rows = [line for line in card.splitlines() if line.startswith("| ")]
+    assert len(rows) == len(portfolio) + 2
+    assert all(line.replace(r"\|", "").count("|") == 8 for line in rows)
     assert f"relative gap {portfolio.gap:.4f}" in card
     assert 'LLM("org/base", enable_lora=True, max_loras=3, max_lora_rank=8)' in card
 

@@ -173,13 +173,6 @@ class TestInput:
         with pytest.raises(error, match=message):
             make_oracle("no/such-model", tmp_path / "run", **changes)
 
-    def test_a_folder_of_something_else_and_a_model_that_is_not_there(self, base, tmp_path):
-        (tmp_path / "file").write_text("mine")
-        with pytest.raises(RunFolderError, match="is not empty and is no run"):
-            make_oracle(base, tmp_path)
-        with pytest.raises(ConfigError, match="No tokenizer can be loaded from 'no/such-model'"):
-            make_oracle("no/such-model", tmp_path / "run")
-
 
 def test_names_of_members():
     assert member_name([0.25, 0.75]).startswith("0.25-0.75-")

@@ -79,13 +79,6 @@ def test_a_cover_that_leaks_is_cut_until_it_holds(seed: int) -> None:
     assert round(sampled.fun) == len(choice.members)
 
 
-def test_equal_policies_count_once() -> None:
-    values = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.6]])
-    costs = np.zeros(5)
-    choice = Pruner(values, costs, Pool(values, costs), Measure(True)).smallest(0.01)
-    assert choice.members == [0, 2, 4]
-
-
 def test_a_promise_that_no_choice_keeps() -> None:
     values = np.array([[1.0, 0.0], [0.0, 1.0]])
     pool = Pool(np.array([[0.9, 0.9]]), np.zeros(1))

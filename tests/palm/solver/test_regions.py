@@ -54,25 +54,6 @@ def test_many_planes_through_one_point() -> None:
     assert (np.diff(region.points, axis=1) <= 1e-9).all()  # w_1 >= w_2 >= w_3 >= w_4
 
 
-@pytest.mark.parametrize(("num_rewards", "num_dims"), [(2, 1), (3, 0), (3, 1), (3, 2), (4, 2), (5, 4)])
-def test_a_hull_holds_its_users_and_is_cut_as_its_points_are(num_rewards: int, num_dims: int) -> None:
-    rng = np.random.default_rng(num_rewards + 10 * num_dims)
-    few = rng.dirichlet(np.ones(num_rewards), num_dims + 1)
-    users = np.vstack([few, rng.dirichlet(np.ones(num_dims + 1), 8) @ few])
-    region = WeightRegion.hull(users)
-    assert region.num_dims == num_dims
-    assert (users @ region.normals.T >= -1e-9).all()
-    for direction, normal in rng.normal(size=(8, 2, num_rewards)):
-        assert (region.points @ direction).max() == pytest.approx((users @ direction).max())
-        cut = region.cut(normal)
-        # What lies between the users: shares of them, cut by the plane.
-        answer = linprog(-(users @ direction), -(users @ normal)[None], [0.0], np.ones((1, len(users))), [1.0], bounds=(0, 1))
-        if cut is None:
-            assert answer.status == 2
-        else:
-            assert (cut.points @ direction).max() == pytest.approx(-answer.fun, abs=1e-9)
-
-
 def test_cells_are_where_a_policy_is_the_best() -> None:
     rng = np.random.default_rng(1)
     values, costs = rng.random((7, 3)), 0.1 * rng.random(7)

@@ -63,12 +63,6 @@ def test_the_even_grid_behind_the_additive_bound(d: int, delta: float) -> None:
     assert nearest.max() <= delta
 
 
-def test_even_weights_are_the_whole_lattice() -> None:
-    assert np.array_equal(uniform_weights(2, 3), [[0, 1], [0.5, 0.5], [1, 0]])
-    assert [len(uniform_weights(3, size)) for size in (1, 3, 4, 7)] == [3, 3, 6, 10]
-    assert (uniform_weights(4, 20).sum(axis=1) == 1).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,6 +22,8 @@ def users() -> np.ndarray:
 
 def test_every_user_has_the_best_member_and_no_more_than_the_certified_gap(portfolio: Portfolio, users: np.ndarray) -> None:
     service = serve(portfolio, users)
+    with pytest.raises(PortfolioError, match="pass `groups`"):
+        service.by_group()
     for weights, member, gap in zip(users, service.members, service.gaps, strict=True):
         earned = [float(np.dot(weights, values)) for values in portfolio.values]
         assert earned[member] == max(earned)
@@ -86,8 +88,3 @@ def test_the_interval_of_few_users_is_unknown(portfolio: Portfolio, users: np.nd
 def test_bad_input(portfolio: Portfolio, weights: list, groups: list | None, match: str) -> None:
     with pytest.raises(PortfolioError, match=match):
         serve(portfolio, weights, groups)
-
-
-def test_no_groups_no_worst_group(portfolio: Portfolio, users: np.ndarray) -> None:
-    with pytest.raises(PortfolioError, match="pass `groups`"):
-        serve(portfolio, users).by_group()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from huggingface_hub import ModelCardData
 
 from trl_pafo.errors import PortfolioError
@@ -120,12 +119,7 @@ def member_card(portfolio: Portfolio, base: str, rank: int) -> str:
             The greatest rank of the adapters.
     """
     names = [escaped(name) for name in portfolio.reward_names]
-    head = ["member", *(f"weight: {name}" for name in names), *(f"value: {name}" for name in names), "KL (nats)"]
-    lines = [head, ["---:"] * len(head)]
-    for place, (weights, values, kl) in enumerate(zip(portfolio.weights, portfolio.values, portfolio.kl, strict=True)):
-        own = ["-" if np.isnan(weight) else f"{weight:.3f}" for weight in weights]
-        lines.append([f"[{place}](members/{place})", *own, *(f"{value:.4f}" for value in values), f"{kl:.3f}"])
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    table = replace(portfolio, reward_names=tuple(names)).table()
     allowed = next((size for size in _VLLM_RANKS if size >= rank), rank)
     return f"""---
 {ModelCardData(library_name="peft", base_model=base, tags=["trl-pafo", "palm", "portfolio"]).to_yaml()}
@@ -137,7 +131,7 @@ def member_card(portfolio: Portfolio, base: str, rank: int) -> str:
 
 {table}
 
-Values are mean rewards, without the KL term; a weight of "-" is not known. Asked for: epsilon = {portfolio.epsilon:g}, delta =
+Member n is `members/n`. "w" are the weights that it was trained for, then its mean rewards and its KL in nats. Asked for: epsilon = {portfolio.epsilon:g}, delta =
 {portfolio.delta:g}. Certified:
 
 > {escaped(str(portfolio.certificate))}

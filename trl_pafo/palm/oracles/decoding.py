@@ -1,7 +1,6 @@
 """Multi-objective decoding: the next-token distributions of d policies mixed by the weights. Sampling from policies."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -337,19 +336,13 @@ class DecodingOracle:
 
 
 def _member(source: str | torch.nn.Module, dtype: torch.dtype | str) -> _Member:
-    if isinstance(source, str):
-        folder = local_folder(source)
-        if (folder / ADAPTER_CONFIG).exists():
-            from peft import AutoPeftModelForCausalLM
-
-            check_language_model(base_folder(read_config(folder / ADAPTER_CONFIG)))
-            model: Any = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
-        else:
-            check_language_model(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **SAFELY)
-    else:
-        model = source
-    return _Member(model, model.active_adapter if hasattr(model, "peft_config") else None)
+    if not isinstance(source, str):
+        model: Any = source
+        return _Member(model, model.active_adapter if hasattr(model, "peft_config") else None)
+    if (base := _base_of(source)) is not None:
+        return _adapters(base, [source], dtype)[0][0]
+    check_language_model(local_folder(source))
+    return _Member(AutoModelForCausalLM.from_pretrained(local_folder(source), dtype=dtype, **SAFELY))
 
 
 def _adapters(base: str, sources: Sequence[str], dtype: torch.dtype | str) -> tuple[list[_Member], _Member]:
@@ -369,10 +362,8 @@ def _adapters(base: str, sources: Sequence[str], dtype: torch.dtype | str) -> tu
 
 def _base_of(source: str | torch.nn.Module) -> str | None:
     """The base of a saved adapter; `None` for what is none."""
-    if not isinstance(source, str):
-        return None
-    config = local_folder(source) / ADAPTER_CONFIG
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] if config.exists() else None
+    config = None if isinstance(source, torch.nn.Module) else local_folder(source) / ADAPTER_CONFIG
+    return str(base_folder(read_config(config))) if config is not None and config.exists() else None
 
 
 def _common_tokenizer(sources: Sequence[str], given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -94,8 +94,6 @@ def fit_reward_models(
     model: str = "minilm",
     num_hidden_layers: int | None = None,
     l2: float = 1e-3,
-    batch_size: int = 32,
-    seed: int = 0,
 ) -> dict[str, str]:
     """Train a reward model for each response type within seconds: the backbone is frozen, only the head is learnt. (Not from the paper.)
 
@@ -117,10 +115,6 @@ def fit_reward_models(
             Keep only the first layers.
         l2 (`float`, *optional*, defaults to `1e-3`):
             Weight of the penalty.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Responses in a forward pass.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of what the backbone has no pretrained weights for.
 
     Returns:
         `dict[str, str]`: Type -> folder, for [`score_candidates`].
@@ -139,7 +133,7 @@ def fit_reward_models(
             raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
     aside = Path(output_dir) / "backbone.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    materialize_model(model, aside, num_hidden_layers, seed)
+    materialize_model(model, aside, num_hidden_layers, seed=0)
     tokenizer = load_saved_tokenizer(aside)
     HistoryCutter(tokenizer, 0).remember()
     tokenizer.save_pretrained(aside)
@@ -151,7 +145,7 @@ def fit_reward_models(
     head = getattr(reward_model, name)
     setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
     rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in known]
-    features = _features(scorer, rows, batch_size, head.in_features).reshape(len(prompts), len(known), -1)
+    features = _features(scorer, rows, head.in_features).reshape(len(prompts), len(known), -1)
     spread = features.std(axis=(0, 1)) + 1e-8
     setattr(reward_model, name, head)
     for kind, folder in folders.items():
@@ -170,7 +164,7 @@ def fit_reward_models(
     return {kind: str(folder) for kind, folder in folders.items()}
 
 
-def _features(scorer: RewardScorer, rows: list[dict[str, Any]], batch_size: int, width: int) -> np.ndarray:
+def _features(scorer: RewardScorer, rows: list[dict[str, Any]], width: int) -> np.ndarray:
     """Input of the reward head for each row, `(num_rows, width)`; the scorer's model has no head."""
     keys = [tuple(row["response"]) for row in scorer.tokenize(rows)]
     pad = pad_id_of(scorer.model.config, scorer.tokenizer)
@@ -179,7 +173,7 @@ def _features(scorer: RewardScorer, rows: list[dict[str, Any]], batch_size: int,
         ids, mask = pad_sequences(batch, pad)
         return scorer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
-    return in_batches(scorer.model, keys, len, forward, batch_size, width=width).astype(np.float64)
+    return in_batches(scorer.model, keys, len, forward, 32, width=width).astype(np.float64)
 
 
 def _fit_head(differences: np.ndarray, l2: float) -> np.ndarray:

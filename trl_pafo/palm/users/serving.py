@@ -1,7 +1,8 @@
 """Which member serves whom, what that costs every user, and which group of a population is served worst. (Not from the paper.)"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from trl_pafo.metrics.intervals import honest_ends
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.palm.core import FloatArray, IntArray
 from trl_pafo.palm.portfolio import Portfolio
-from trl_pafo.palm.solver.bounds import Reference
+from trl_pafo.palm.solver.bounds import Reference, best_values
 from trl_pafo.storage.files import json_ready
 
 
@@ -57,16 +58,16 @@ class Service:
     groups: tuple[str, ...] | None
     reference: Reference
 
-    members: IntArray = field(init=False, repr=False)
-    """The member that serves each user, of shape `(num_users,)`."""
-    gaps: FloatArray = field(init=False, repr=False)
-    """Gap of each user in the portfolio's measure: no greater than `portfolio.gap`, against the portfolio's own bound."""
+    @cached_property
+    def members(self) -> IntArray:
+        """The member that serves each user, of shape `(num_users,)`."""
+        return self.portfolio.choose_many(self.weights)
 
-    def __post_init__(self) -> None:
-        members = self.portfolio.choose_many(self.weights)
-        earned = (self.weights * self.portfolio.values[members]).sum(axis=1) - self.portfolio.beta * self.portfolio.kl[members]
-        object.__setattr__(self, "members", members)
-        object.__setattr__(self, "gaps", self.portfolio.measure.gaps(self.reference.at(self.weights), earned))
+    @cached_property
+    def gaps(self) -> FloatArray:
+        """Gap of each user in the portfolio's measure: no greater than `portfolio.gap`, against the portfolio's own bound."""
+        earned = best_values(self.weights, self.portfolio.values, self.portfolio.beta * self.portfolio.kl)
+        return self.portfolio.measure.gaps(self.reference.at(self.weights), earned)
 
     @property
     def usage(self) -> FloatArray:
