@@ -32,9 +32,7 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
 _MARK = '<meta name="generator" content="trl-pafo '
 
 
-def write_report(
-    folders: Sequence[str | Path], output: str | Path | None = None, *, inspect: bool = True, progress: bool = True
-) -> Path:
+def write_report(folders: Sequence[str | Path], output: str | Path | None = None, *, inspect: bool = True) -> Path:
     """Write the report of a run, or the comparison of several, as one HTML file and PNGs.
 
     The pictures are in the page as SVG, which follows the reader's light or dark colors, and as `<name>_pictures/*.png` beside
@@ -48,8 +46,6 @@ def write_report(
         inspect (`bool`, *optional*, defaults to `True`):
             Score a sample of test pairs under other groups' histories where this has not been done; see
             [`~trl_pafo.evaluation.history_effect.inspect_run`]. Only for a single run.
-        progress (`bool`, *optional*, defaults to `True`):
-            Show progress bars of it.
 
     Returns:
         `Path`: The HTML file.
@@ -60,8 +56,6 @@ def write_report(
     """
     if not folders:
         raise ConfigError("Name at least one folder of a run.")
-    if len({str(Path(folder).resolve()) for folder in folders}) < len(folders):
-        raise ConfigError("A run is named twice; name each once.")
     if output is None and len(folders) > 1:
         raise ConfigError("Give --output FILE.html for the comparison of several runs.")
     path = Path(folders[0]) / "report.html" if output is None else Path(output)
@@ -69,7 +63,7 @@ def write_report(
     records = [read_record(folder) for folder in folders]
     if len(records) == 1:
         if inspect:
-            records[0] = _inspected(records[0], progress)
+            records[0] = _inspected(records[0])
         title, lead = f"Report of {records[0].name}", _lead(records[0])
         sections = [make(records[0]) for make in SECTIONS]
     else:
@@ -78,12 +72,12 @@ def write_report(
     return path
 
 
-def _inspected(record: Record, progress: bool) -> Record:
+def _inspected(record: Record) -> Record:
     """The record with what the inspection found, or the reason why it cannot be done."""
     if "evaluate" not in record.stages:
         return record  # no run
     try:
-        inspect_run(record.folder, progress=progress)
+        inspect_run(record.folder)
     except (TrlPafoError, OSError) as error:
         if record.inspection is None:
             record.missing["inspection"] = f"{INSPECTION} could not be made ({error})"

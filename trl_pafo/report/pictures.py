@@ -70,11 +70,11 @@ def draw_majority_minority(
     axes.set_ylim(_limits([point["minority"] for point in points]))
     legend: dict[str, Any] = {}
     at = [(point["majority"]["value"], point["minority"]["value"]) for point in points]
+    # Later methods lie above earlier ones, and are smaller: of what would be hidden, a rim shows.
+    sizes = {name: max(10 - i, 7) for i, name in enumerate(dict.fromkeys(point["name"] for point in points))}
     for i, (x, y) in enumerate(at):
         point = points[i]
         color, marker = _look(point["series"])
-        # Later methods lie above earlier ones, and are smaller: of what would be hidden, a rim shows.
-        size = max(9 - list({**legend, point["name"]: None}).index(point["name"]), 6)
         bars: dict[str, Any] = {
             "xerr": _reach(point["majority"]),
             "yerr": _reach(point["minority"]),
@@ -82,7 +82,9 @@ def draw_majority_minority(
             "capsize": 3,
         }
         axes.errorbar(x, y, color=color, linestyle="none", zorder=3, **bars)
-        (legend[point["name"]],) = axes.plot(x, y, marker, color=color, markersize=size, markeredgecolor=PAPER, zorder=4)
+        (legend[point["name"]],) = axes.plot(
+            x, y, marker, color=color, markersize=sizes[point["name"]], markeredgecolor=PAPER, zorder=4
+        )
         side = -1 if i // 2 % 2 else 1  # of the two points of a run, so that numbers of neighbors stay apart
         offset: dict[str, Any] = {"xytext": (5 * side, 5), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
         axes.annotate(point.get("label", ""), (x, y), fontsize=FONT, color=TEXT, zorder=5, **offset)
@@ -164,12 +166,8 @@ def draw_user_support(
     """User accuracy against support: a disc for the users of equal numbers, its area their number, and means with intervals.
 
     Args:
-        correct (`float` array of shape `(num_pairs,)`):
-            Correctness of each pair.
-        user (`Sequence[str]`, one a pair):
-            Whose it is.
-        support (`float` array of shape `(num_pairs,)`):
-            Support rate of that user, in [0, 1].
+        correct, user, support (one a pair):
+            Its correctness, whose it is, and the support rate of that user, in [0, 1].
         means (`Sequence[tuple[float, Mapping]]`):
             Support rates and the accuracy there, as `{"value", "low", "high"}`.
         series (`int`):
@@ -231,14 +229,10 @@ def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: st
     """Margins of a model against its teacher's, over pairs of one group; both in reward units of their own scale.
 
     Args:
-        teacher (`float` array of shape `(num_pairs,)`):
-            The teacher's margins.
-        margins (`float` array of shape `(num_pairs,)`):
-            The model's margins on the same pairs.
-        series (`int`):
-            Number of the color.
-        name (`str`):
-            Name of the model.
+        teacher, margins (`float` arrays of shape `(num_pairs,)`):
+            The teacher's and the model's margins on the same pairs.
+        series (`int`), name (`str`):
+            Number of the model's color, and its name.
     """
     figure = new_figure(height=3.6)
     axes = add_axes(figure, "margin of the teacher", f"margin of {short(name, 28)}")
