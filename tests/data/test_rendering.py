@@ -109,7 +109,7 @@ REFUSED = {
     "a history for a model without": (
         PLAIN,
         None,
-        [TEXTS, {**TEXTS, "history": PAST}],
+        [LACKS, {**TEXTS, "history": PAST}],
         "row 1 has a history, .* without histories",
     ),
     "even if some are asked for": (PLAIN, 3, [LACKS, {**TEXTS, "history": PAST}], "row 1 has a history"),
