@@ -115,7 +115,7 @@ def gradients(model: torch.nn.Module, rewards: torch.Tensor) -> dict[str, torch.
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Of two lists of gradients, by parameter, over its norm.
 
-    The bias of a last norm shifts both rewards alike: its gradient is rounding alone, and is held against the others' size.
+    The bias of a last norm shifts both rewards alike: its gradient is rounding alone, and is compared with the others' size.
     """
     assert found.keys() == expected.keys()
     floor = 1e-3 * max(float(gradient.norm()) for gradient in expected.values())
