@@ -20,7 +20,7 @@ from reward_training import make_rows, make_trainer
 from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from trl_pafo.models.base_models import materialize_model
+from trl_pafo.models import materialize_model
 from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_pairs
 from trl_pafo.prefix_sharing.choice import choose_sharing
 

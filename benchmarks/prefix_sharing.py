@@ -30,7 +30,7 @@ from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.base_models import load_tokenizer
+from trl_pafo.models import load_tokenizer
 from trl_pafo.prefix_sharing.choice import estimate_gain
 from trl_pafo.prefix_sharing.rows import pair_lengths
 

@@ -149,7 +149,7 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     from trl_pafo.data.history import HistoryCutter, render_history
     from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
     from trl_pafo.data.template import add_history_template
-    from trl_pafo.models.base_models import load_tokenizer
+    from trl_pafo.models import load_tokenizer
 
     logging.disable_progress_bar()
     tokenizer = add_history_template(load_tokenizer(model))

@@ -18,7 +18,7 @@ from reward_training import make_parser, make_rows, make_trainer
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from trl_pafo.models.base_models import materialize_model
+from trl_pafo.models import materialize_model
 
 KINDS = {
     "attention": r"attention|softmax|bmm",

@@ -33,7 +33,7 @@ from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources import DataArguments, load_source
-from trl_pafo.models.base_models import load_tokenizer, materialize_model
+from trl_pafo.models import load_tokenizer, materialize_model
 from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend
 from trl_pafo.prefix_sharing.rows import dataset_lengths
 

@@ -28,7 +28,7 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import DataArguments, load_source
-from trl_pafo.models.base_models import load_tokenizer, materialize_model
+from trl_pafo.models import load_tokenizer, materialize_model
 
 SIDES = ("RewardTrainer", "PAFO")
 

@@ -18,8 +18,7 @@ from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.models import RewardScorer
-from trl_pafo.models.base_models import fast_bf16, set_threads
+from trl_pafo.models import RewardScorer, fast_bf16, set_threads
 from trl_pafo.palm import (
     GRPOOracle,
     OracleResult,

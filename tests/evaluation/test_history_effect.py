@@ -106,7 +106,7 @@ def test_a_decoder_whose_pad_token_ends_its_texts(decoder):
     scorer = RewardScorer(decoder, device="cpu")
     scorer.model.config.pad_token_id = 5
     pairs = [{"chosen": [7, 8, 9, 5], "rejected": [7, 9, 5]}, {"chosen": [7, 8, 10, 11, 12, 5], "rejected": [8, 5]}]
-    rewards, states = rewards_and_states(scorer, pairs, 2)
+    rewards, states = rewards_and_states(scorer, pairs)
     for column, side in enumerate(("chosen", "rejected")):
         expected = score_sequences(scorer.model, [pair[side] for pair in pairs], 5)
         assert rewards[:, column] == pytest.approx(expected, abs=1e-5)
@@ -122,7 +122,7 @@ def test_an_adapter(kind, tmp_path, request):
     get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
     pairs = [{"chosen": [7, 8, 9], "rejected": [7, 8]}]
-    _, states = rewards_and_states(RewardScorer(tmp_path, device="cpu"), pairs, 2)
+    _, states = rewards_and_states(RewardScorer(tmp_path, device="cpu"), pairs)
     with torch.no_grad():
         output = model.base_model(input_ids=torch.tensor([[7, 8, 9]])).last_hidden_state
     assert states[0].astype(float) == pytest.approx(output[0, 0 if kind == "encoder" else -1].numpy(), rel=1e-2, abs=1e-2)
@@ -174,7 +174,7 @@ def test_what_cannot_be_inspected(tmp_path):
     with pytest.raises(DataError, match=r"holds no results/results\.json"):
         inspect_run(tmp_path)
     write_run(tmp_path)
-    with pytest.raises(ConfigError, match="`pairs_per_group` and `batch_size` must be at least 1"):
+    with pytest.raises(ConfigError, match="`pairs_per_group` must be at least 1"):
         inspect_run(tmp_path, pairs_per_group=0)
     (tmp_path / "data/test.parquet").unlink()
     with pytest.raises(DataError, match=r"no data/test\.parquet"):

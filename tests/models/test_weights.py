@@ -47,7 +47,6 @@ FAMILIES = {
     "Roberta": ({}, "MaskedLM", [f"classifier.{name}.{kind}" for name in ("dense", "out_proj") for kind in ("bias", "weight")]),
     "DebertaV2": ({}, "MaskedLM", [f"{name}.{kind}" for name in ("classifier", "pooler.dense") for kind in ("bias", "weight")]),
     "Llama": ({"tie_word_embeddings": True}, "CausalLM", ["score.weight"]),
-    "Qwen2": ({"tie_word_embeddings": True}, "CausalLM", ["score.weight"]),
     "Qwen3": ({"head_dim": 8}, "CausalLM", ["score.weight"]),
     "Mixtral": ({"num_local_experts": 2}, "CausalLM", ["score.weight"]),  # weights that transformers renames and merges
 }

@@ -28,9 +28,7 @@ STUDENTS = ("pafo", "pafo_own_group")
 """Methods that distill teachers; the first that a run has is the one that is looked at."""
 
 
-def inspect_run(
-    folder: str | Path, *, pairs_per_group: int = 30, batch_size: int = 32, seed: int = 0, progress: bool = True
-) -> Path:
+def inspect_run(folder: str | Path, *, pairs_per_group: int = 30, progress: bool = True) -> Path:
     """Write `results/inspection.npz` of a finished run, unless it is there already.
 
     The models are the reference and the student, if they are shown histories, and the teachers that the run trained.
@@ -41,10 +39,6 @@ def inspect_run(
             Folder of the run.
         pairs_per_group (`int`, *optional*, defaults to `30`):
             Test pairs of each group in the sample; all where there are fewer.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Sequences in a forward pass.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the sample and of whose histories are borrowed.
         progress (`bool`, *optional*, defaults to `True`):
             Show a progress bar a model.
 
@@ -64,12 +58,12 @@ def inspect_run(
         DataError: If the run lacks results, test pairs or models.
         TeacherError: If a reward is not finite.
     """
-    if pairs_per_group < 1 or batch_size < 1:
-        raise ConfigError(f"`pairs_per_group` and `batch_size` must be at least 1, got {pairs_per_group} and {batch_size}.")
+    if pairs_per_group < 1:
+        raise ConfigError(f"`pairs_per_group` must be at least 1, got {pairs_per_group}.")
     run = Path(folder)
     stages = _stages_of(run)
-    options = {"format": _FORMAT, "pairs_per_group": pairs_per_group, "batch_size": batch_size, "seed": seed}
-    about = json.dumps(options | {"stages": {name: stage.get("digest") for name, stage in sorted(stages.items())}})
+    done = {name: stage.get("digest") for name, stage in sorted(stages.items())}
+    about = json.dumps({"format": _FORMAT, "pairs_per_group": pairs_per_group, "stages": done})
     path = run / INSPECTION
     if path.exists():
         with np.load(path, allow_pickle=False) as kept:
@@ -79,22 +73,15 @@ def inspect_run(
     if not (run / "data/test.parquet").exists():
         raise DataError(f"{run} holds no data/test.parquet, so there are no pairs to look at.")
     test = Dataset(read_table(run / "data/test.parquet"))
-    entries = _within(_entries(test, pairs_per_group, seed), [*models.values(), *teachers.values()])
+    entries = _within(_entries(test, pairs_per_group), [*models.values(), *teachers.values()])
 
     def forward(source: Path, rows: Dataset, title: str) -> tuple[np.ndarray, np.ndarray]:
         scorer = RewardScorer(source, bf16=bf16)
-        return rewards_and_states(
-            scorer, tokenize_rendered(scorer, rows), batch_size, f"Inspecting {title}" if progress else None
-        )
+        return rewards_and_states(scorer, tokenize_rendered(scorer, rows), f"Inspecting {title}" if progress else None)
 
     group = np.asarray(test["group"])[entries["row"]]
     shown = np.asarray(entries["shown"])
-    arrays: dict[str, np.ndarray] = {
-        "about": np.asarray(about),
-        "row": np.asarray(entries["row"]),
-        "group": group,
-        "shown": shown,
-    }
+    arrays = {"about": np.asarray(about), "row": np.asarray(entries["row"]), "group": group, "shown": shown}
     for method, source in models.items():
         arrays[f"rewards/{method}"], arrays[f"states/{method}"] = forward(source, entries, TITLES.get(method, method))
     if teachers:
@@ -130,17 +117,17 @@ def _find_models(run: Path, stages: dict[str, Any]) -> tuple[dict[str, Path], di
     return models, {group: source for group, source in teachers.items() if source.is_dir()}, bf16
 
 
-def _entries(test: Dataset, pairs_per_group: int, seed: int) -> Dataset:
+def _entries(test: Dataset, pairs_per_group: int) -> Dataset:
     """The sample under its own and the other groups' histories, with the columns `row` and `shown`."""
     group = np.asarray(test["group"])
     groups = sorted(set(group.tolist()))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     picked = [rng.permutation(np.flatnonzero(group == name))[:pairs_per_group] for name in groups]
     rows = np.sort(np.concatenate(picked))
     sample = test.select(rows).add_column("row", rows.tolist())
     if not {"history", "chat_template_kwargs"} <= set(test.column_names) or not any(sample["history"]):
         return sample.add_column("shown", [""] * len(sample))
-    entries = counterfactual_rows(sample, groups, 1.0, seed) if len(groups) > 1 else sample
+    entries = counterfactual_rows(sample, groups, 1.0, seed=0) if len(groups) > 1 else sample
     return entries.add_column("shown", entries["group"][:])
 
 
@@ -158,7 +145,7 @@ def _within(entries: Dataset, sources: Iterable[Path]) -> Dataset:
 
 
 def rewards_and_states(
-    scorer: RewardScorer, pairs: list[dict[str, list[int]]], batch_size: int, desc: str | None = None
+    scorer: RewardScorer, pairs: list[dict[str, list[int]]], desc: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of pairs, and the last hidden states that those of the chosen responses are computed from.
 
@@ -169,8 +156,6 @@ def rewards_and_states(
             The model.
         pairs (`list[dict[str, list[int]]]`):
             Token ids of `chosen` and `rejected` of each pair.
-        batch_size (`int`):
-            Sequences in a forward pass.
         desc (`str`, *optional*):
             Title of the progress bar; no bar without it.
 
@@ -192,5 +177,5 @@ def rewards_and_states(
 
     keys = [tuple(row[side]) for side in SIDES for row in pairs]
     width = 1 + model.config.get_text_config().hidden_size
-    found = in_batches(model, keys, len, forward, batch_size, width=width, autocast=scorer.autocast, desc=desc)
+    found = in_batches(model, keys, len, forward, 32, width=width, autocast=scorer.autocast, desc=desc)
     return found[:, 0].reshape(2, -1).T, found[: len(pairs), 1:].astype(np.float16)

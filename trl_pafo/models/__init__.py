@@ -8,11 +8,13 @@ from typing import Any
 
 _HOMES = {
     "RewardScorer": "scoring",
+    "fast_bf16": "base_models",
     "load_reward_model": "scoring",
     "load_tokenizer": "base_models",
     "materialize_model": "base_models",
     "score_pairs": "scoring",
     "score_sequences": "scoring",
+    "set_threads": "base_models",
 }
 
 

@@ -30,21 +30,14 @@ _Shapes = dict[str, list[int]]
 
 
 class Gaps(NamedTuple):
-    """
-    What a checkpoint lacks of a model.
-
-    Parameters:
-        missing (`list[str]`):
-            Weights of the model that are in no file.
-        misfits (`list[str]`):
-            Weights that have another shape there.
-        of_head (`list[str]`):
-            Those of both that belong to the reward head, or to the pooler below it: what a new head is made of.
-    """
+    """Names of the weights that a checkpoint lacks of a model."""
 
     missing: list[str]
+    """In no file."""
     misfits: list[str]
+    """Of another shape there."""
     of_head: list[str]
+    """Those of both that belong to the reward head, or to the pooler below it: what a new head is made of."""
 
 
 def find_gaps(folder: Path, config: Any, added: _Shapes | None = None, *, causal: bool = False) -> Gaps:
