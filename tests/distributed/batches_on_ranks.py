@@ -1,4 +1,4 @@
-"""What each process does in test_batches_on_ranks.py: train by budget, by groups and at random, and go on within an epoch.
+"""What each process does in test_batches_on_ranks.py: train by length and at random, and go on within an epoch.
 
 Arguments: folder of the model, output folder, names of the ways to make batches.
 """
@@ -19,8 +19,7 @@ from train_on_ranks import options, wrapper_of
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 WAYS = {
-    "budget": {"max_tokens_per_batch": 900, "per_device_train_batch_size": 6, "gradient_accumulation_steps": 2},
-    "shared": {"max_tokens_per_batch": 500, "per_device_train_batch_size": 6, "prefix_sharing": "on"},
+    "shared": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 3, "prefix_sharing": "on"},
     "grouped": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 3},
     "random": {"per_device_train_batch_size": 3},
 }

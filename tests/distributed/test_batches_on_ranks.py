@@ -43,10 +43,10 @@ def by_hand(model: str, out: Path, steps: list[list[int]]) -> tuple[torch.nn.Mod
 @pytest.mark.parametrize(
     ("mode", "ways"),
     [
-        ("ddp", ["budget", "shared", "grouped", "random"]),
-        pytest.param("fsdp2", ["budget"], marks=pytest.mark.slow),
-        pytest.param("zero2", ["budget"], marks=SHARDED),
-        pytest.param("zero3", ["budget"], marks=SHARDED),
+        ("ddp", ["shared", "grouped", "random"]),
+        pytest.param("fsdp2", ["grouped"], marks=pytest.mark.slow),
+        pytest.param("zero2", ["grouped"], marks=SHARDED),
+        pytest.param("zero3", ["grouped"], marks=SHARDED),
     ],
 )
 def test_steps_follow_the_mean_over_the_pairs_of_all_processes(mode, ways, tmp_path):
@@ -65,9 +65,7 @@ def test_steps_follow_the_mean_over_the_pairs_of_all_processes(mode, ways, tmp_p
             pairs = [pair for step in epoch for pair in step]
             assert sorted(pairs) == list(range(30)), way
         assert steps[:half] != steps[half:]
-        sizes = {len(batch) for seen in (first, second) for step in seen["steps"] for batch in step}
         student, losses = by_hand(model, tmp_path, steps)
-        assert (len(sizes) > 1) == (way in ("budget", "shared"))
         assert first["losses"] == pytest.approx(losses, rel=1e-4)
         trained = dict(AutoModelForSequenceClassification.from_pretrained(tmp_path / way / "trained").named_parameters())
         before = dict(AutoModelForSequenceClassification.from_pretrained(model).named_parameters())

@@ -330,10 +330,6 @@ class TestTeachers:
             ({"teacher_min_steps": 5}, {"majority": 7, "minority": 5}),
             ({"teacher_min_steps": 5, "gradient_accumulation_steps": 2}, {"majority": 5, "minority": 5}),
             ({"teacher_min_steps": 5, "max_steps": 2}, {"majority": 2, "minority": 2}),
-            (
-                {"teacher_min_steps": 2, "max_tokens_per_batch": 900},
-                {"majority": 14, "minority": 6},
-            ),  # fewer pairs fit into a batch
             ({}, {"majority": -1, "minority": -1}),
         ],
     )

@@ -69,12 +69,6 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
         ),
         (
             {},
-            {"max_tokens_per_batch": 12, "prefix_sharing": "off"},
-            ConfigError,
-            "The longest pair takes .* max_tokens_per_batch=12",
-        ),
-        (
-            {},
             {"dataloader_drop_last": True, "per_device_train_batch_size": 10},
             ConfigError,
             "The 9 training pairs of the group 'few'",

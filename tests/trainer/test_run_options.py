@@ -46,7 +46,7 @@ REWARD = {
     *("model_init_kwargs", "trust_remote_code", "chat_template_path", "disable_dropout", "eos_token", "max_length"),
     *("center_rewards_coefficient", "pad_token"),
 }
-PAFO = {*STUDENT_OPTIONS, "num_history", "history_max_tokens", "history_fields", "max_tokens_per_batch"}
+PAFO = {*STUDENT_OPTIONS, "num_history", "history_max_tokens", "history_fields"}
 MODEL = {
     *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
     *("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
@@ -122,7 +122,6 @@ def test_an_option_that_no_list_knows_decides():
         {"dataloader_drop_last": True},
         {"tf32": False},  # None is neither
         {"max_length": 7},
-        {"max_tokens_per_batch": 100},
     ],
     ids=lambda other: next(iter(other)),
 )

@@ -23,7 +23,6 @@ from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.cache_keys import STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig
-from trl_pafo.trainer.samplers import check_budget
 
 logger = logging.getLogger(__name__)
 
@@ -104,9 +103,6 @@ def check_run_data(
                 f"The {kept[group]} training pairs of the group {group!r} make no batch of {args.per_device_train_batch_size}, and "
                 "`dataloader_drop_last` leaves smaller ones out, so that its teacher would learn nothing. Leave it out."
             )
-    if args.max_tokens_per_batch is not None:
-        # With shared prefixes a pair is one row, of which no more is known here than that it is no shorter than either sequence.
-        check_budget(lengths["train"][fits], 2 if args.prefix_sharing == "off" else 1, args.max_tokens_per_batch)
     judged = ["test", *(["validation"] if run.judges_teachers and "validation" in data else [])]
     for name in judged:
         check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")

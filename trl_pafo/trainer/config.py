@@ -58,39 +58,20 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         if self.teacher_margin_clip is not None and not self.teacher_margin_clip > 0:
             raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
         check_history_options(self.num_history, self.history_max_tokens, self.history_fields)
-        self._check_batches()
         if self.teachers is not None and not isinstance(self.teachers, dict):
             raise ConfigError(
                 f"`teachers` must map each group to a path or Hub id, got {type(self.teachers).__name__}. On the command "
                 """line write it as JSON: --teachers '{"majority": "PATH", "minority": "PATH"}'."""
             )
+        if getattr(self, "train_sampling_strategy", "random") == "batch_rebalance":
+            raise ConfigError(
+                "train_sampling_strategy='batch_rebalance' makes batches of unequal size and weighs their pairs unequally. Use "
+                "'group_by_length'."
+            )
         if self.activation_offloading and torch.accelerator.current_accelerator() is None:
             raise ConfigError(
                 "activation_offloading=True moves activations from the accelerator to the host, and this machine has no accelerator. "
                 "Leave it out; gradient_checkpointing=True saves memory here."
-            )
-
-    def _check_batches(self) -> None:
-        strategy = getattr(self, "train_sampling_strategy", "random")
-        if strategy == "batch_rebalance":
-            raise ConfigError(
-                "train_sampling_strategy='batch_rebalance' makes batches of unequal size and weighs their pairs unequally. Set "
-                "`max_tokens_per_batch` in its place, which weighs all alike, or use 'group_by_length'."
-            )
-        budget = self.max_tokens_per_batch
-        if budget is None:
-            return
-        if not isinstance(budget, int) or budget < 1:
-            raise ConfigError(f"`max_tokens_per_batch` must be a whole number of at least 1 (or None), got {budget!r}.")
-        if strategy == "sequential":
-            raise ConfigError(
-                "`max_tokens_per_batch` puts pairs of similar length together, train_sampling_strategy='sequential' keeps their order. "
-                "Choose one of them."
-            )
-        if getattr(self.accelerator_config, "split_batches", False):
-            raise ConfigError(
-                "`max_tokens_per_batch` gives each process batches of its own, split_batches=True cuts one batch for all. Leave "
-                "`split_batches` out of `accelerator_config`."
             )
 
     @classmethod

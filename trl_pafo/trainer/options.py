@@ -68,12 +68,6 @@ class PAFOOptions:
         "two rows and pays, 'on' (an error where it does not give them), 'off'. Rewards differ by rounding alone. Not from the paper.",
         "auto",
     )
-    max_tokens_per_batch: int | None = _option(
-        "Training batches of pairs of similar length, as many as fit into this many tokens, padding included, and at most "
-        "per_device_train_batch_size. A step follows the mean over all its pairs. Default: batches of per_device_train_batch_size. Not "
-        "from the paper.",
-        None,
-    )
 
 
 def describe_options() -> str:

@@ -92,11 +92,6 @@ class PairPreparer:
 
     def _check_stream(self, dataset: IterableDataset, columns: Collection[str]) -> None:
         args = self.args
-        if args.max_tokens_per_batch is not None:
-            raise ConfigError(
-                "`max_tokens_per_batch` looks at the lengths of all pairs, and a stream has no end to look for. Load without "
-                "streaming, or leave it out."
-            )
         if not self._needs_teachers(columns):
             return
         checks.check_columns(columns, ["group"], f"{_TRAIN} (a stream, with `teachers`)")

@@ -21,16 +21,13 @@ class PairProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pairs_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if getattr(args, "max_tokens_per_batch", None) is not None:  # then steps have as many as fit: their mean
-            batches = kwargs["train_dataloader"]
-            self._pairs_a_step = len(batches.dataset) * args.gradient_accumulation_steps / len(batches)
         if state.is_world_process_zero:
-            self._done, total = (round(steps * self._pairs_a_step) for steps in (state.global_step, state.max_steps))
+            self._done, total = (steps * self._pairs_a_step for steps in (state.global_step, state.max_steps))
             self._bar = tqdm(total=total, initial=self._done, desc=self.title, unit="pair", mininterval=1.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar is not None:
-            before, self._done = self._done, round(state.global_step * self._pairs_a_step)
+            before, self._done = self._done, state.global_step * self._pairs_a_step
             self._bar.update(self._done - before)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

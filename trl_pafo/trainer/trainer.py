@@ -30,17 +30,7 @@ from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.model_card import card_of_training
 from trl_pafo.trainer.pairs import PairPreparer
-from trl_pafo.trainer.samplers import (
-    EpochOfSampler,
-    LengthGroupedSampler,
-    TokenBudgetBatchSampler,
-    batched_loader,
-    check_budget,
-    is_tokenized,
-    num_pairs,
-    row_lengths,
-    rows_a_pair,
-)
+from trl_pafo.trainer.samplers import EpochOfSampler, LengthGroupedSampler, is_tokenized, row_lengths
 
 logger = get_logger(__name__)
 
@@ -142,9 +132,6 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         keep_head_in_format(self.model)
         self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
         """Whether pairs share rows, and why."""
-        if args.max_tokens_per_batch is not None and is_tokenized(self.train_dataset):
-            lengths = row_lengths(self.train_dataset, self.data_collator)  # type: ignore[arg-type]
-            check_budget(lengths, rows_a_pair(self.data_collator), args.max_tokens_per_batch)
         self.add_callback(EpochOfSampler())
         if self._pairs.distills:
             self._margins = self._make_margins(of_group)
@@ -222,14 +209,12 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         with active_adapter_alone(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
             super()._save(output_dir, state_dict)
 
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
             pairs_a_step = self._train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, self._data_seed())
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_dataloader(
@@ -241,51 +226,14 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
-        rest = (description, batch_size, sampler_fn, is_training, dataloader_key)
-        if not is_training:
-            return super()._get_dataloader(dataset, *rest)
-        if self.args.max_tokens_per_batch is None or not is_tokenized(dataset):
-            online = self._margins is not None and self._margins.online is not None
-            with replaced(self, data_collator=TeacherRowsCollator(self.data_collator) if online else self.data_collator):
-                return super()._get_dataloader(dataset, *rest)
-        batches = TokenBudgetBatchSampler(
-            row_lengths(dataset, self.data_collator),
-            self.args.max_tokens_per_batch,
-            rows_a_pair=rows_a_pair(self.data_collator),
-            max_pairs=batch_size,
-            num_processes=self.accelerator.num_processes // self.get_tp_size() // self.get_cp_size() // self.get_sp_size(),
-            seed=self._data_seed(),
-        )
-        rows = self._remove_unused_columns(dataset, description)
-        # All processes have equally many batches already, of sizes of their own, which accelerate 1.10 refuses to even out.
-        before, self.accelerator.even_batches = self.accelerator.even_batches, False
-        try:
-            return self.accelerator.prepare(batched_loader(rows, batches, self.data_collator, self.args))
-        finally:
-            self.accelerator.even_batches = before
+        online = is_training and self._margins is not None and self._margins.online is not None
+        with replaced(self, data_collator=TeacherRowsCollator(self.data_collator) if online else self.data_collator):
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         if self.state.global_step >= self.state.max_steps:
             return [], None  # going on from the last checkpoint of all: the Trainer would take one more step
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.max_tokens_per_batch is None or not batches:
-            return batches, num_items
-        total = sum(map(num_pairs, batches))
-        if self.accelerator.num_processes == 1:
-            return batches, total
-        # Filled where it is, and left there: nothing waits for the device.
-        return batches, self.accelerator.gather(torch.full((1,), total, device=device)).sum()
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        pairs = num_pairs(inputs)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.model.training and self.args.max_tokens_per_batch is not None and num_items_in_batch is not None:
-            # The Trainer takes the mean over batches and processes; the mean over the pairs of the step is wanted.
-            num_batches = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            loss = loss * (pairs * num_batches / num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._margins is None or not self.model.training:  # evaluation is Bradley-Terry, as in the base class

@@ -1,0 +1,247 @@
+"""Preference pairs as rows of token ids: checked once, with histories, counted where they are dropped. No model is loaded."""
+
+import gc
+import weakref
+from functools import partial
+
+import pytest
+from datasets import Dataset
+from helpers.parts import make_pairs, make_tokenizer
+from trl import RewardTrainer
+
+from trl_pafo import PAFOConfig
+from trl_pafo.data.history import remembered
+from trl_pafo.errors import ConfigError, DataError, TeacherError
+from trl_pafo.trainer import pairs as module
+from trl_pafo.trainer.pairs import PairPreparer
+
+BOTH = ("majority", "minority")
+by_trl = partial(RewardTrainer._prepare_dataset, None)
+
+
+@pytest.fixture
+def preparer(tmp_path):
+    def make(groups=(), **options) -> PairPreparer:
+        return PairPreparer(PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, **options), groups)
+
+    return make
+
+
+def prepare(preparer: PairPreparer, train, evaluation=None, tokenizer=None):
+    """Both datasets, as a trainer has them prepared."""
+    tokenizer = tokenizer or make_tokenizer("decoder")
+    train, evaluation = preparer.check(train, evaluation)
+    rows = [preparer.prepare(train, tokenizer, "train", by_trl)]
+    return rows[0] if evaluation is None else (*rows, preparer.prepare(evaluation, tokenizer, "eval", by_trl))
+
+
+def as_messages(rows: Dataset) -> Dataset:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return rows.map(lambda row: {name: [{"role": role, "content": row[name]}] for name, role in roles.items()})
+
+
+TEXTS = make_pairs(history=0)
+IDS = Dataset.from_dict({"chosen_ids": [[1, 2], [3]], "rejected_ids": [[1], [4, 5]]})
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [TEXTS, as_messages(TEXTS), TEXTS.to_iterable_dataset(), IDS],
+    ids=["texts", "messages", "stream", "tokens"],
+)
+def test_tokens_are_those_of_reward_trainer(preparer, rows):
+    made = preparer(max_length=30)
+    expected = by_trl(rows, make_tokenizer("decoder"), made.args, "train")
+    for name in ("chosen_ids", "rejected_ids"):
+        assert [row[name] for row in prepare(made, rows)] == [row[name] for row in expected]
+
+
+def test_datasets_are_checked_for_gaps_once_and_let_go(preparer, monkeypatch):
+    looked = []
+    check = module.checks.check_filled
+    monkeypatch.setattr(module.checks, "check_filled", lambda rows, what: looked.append(what) or check(rows, what))
+    made, tokenizer = preparer(), make_tokenizer("decoder")
+    given = Dataset.from_list(TEXTS.to_list())
+    train, evaluation = made.check(given, {"same": given, "other": TEXTS})
+    known = weakref.ref(train)
+    made.prepare(train, tokenizer, "train", by_trl)
+    for name, rows in evaluation.items():
+        made.prepare(rows, tokenizer, name, by_trl)
+    assert looked == ["The training dataset", "The evaluation dataset same", "The evaluation dataset other"]
+    made.prepare(Dataset.from_list(TEXTS.to_list()), tokenizer, "eval", by_trl)  # one that comes later
+    assert looked[3:] == ["The evaluation dataset"]
+    del given, train, evaluation, rows
+    gc.collect()
+    assert known() is None
+
+
+# --- histories
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_with_teachers_each_pair_is_also_shown_under_the_other_group(preparer, share):
+    rows = prepare(preparer(BOTH, counterfactual_share=share), make_pairs())
+    if not share:
+        assert len(rows) == 30
+        return
+    assert len(rows) == 60
+    assert sum(rows["has_label"]) == 30
+    donors = {"majority": "please kindly sir", "minority": "haha lol whee"}
+    for row in rows:  # the history is one of the row's group, whoever has judged the pair
+        assert row["chat_template_kwargs"]["history"][0]["chosen"].endswith(donors[row["group"]])
+        assert row["prompt"][0]["role"] == "user"
+
+
+def test_with_three_groups_each_pair_is_shown_three_times(preparer):
+    rows = make_pairs(num_users=9, num_minority=3)
+    group = ["rare" if user == "user-8" else g for user, g in zip(rows["user"], rows["group"], strict=True)]
+    rows = rows.remove_columns("group").add_column("group", group)
+    assert len(prepare(preparer((*BOTH, "rare")), rows)) == 3 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "read"),
+    [
+        (TEXTS, {}, ("text", 0)),
+        (as_messages(TEXTS), {}, ("messages", 0)),
+        (make_pairs(history=2), {}, ("messages", None)),
+        (make_pairs(history=2), {"num_history": 1}, ("messages", 1)),
+        (make_pairs(history=2), {"num_history": 0}, ("messages", 0)),
+    ],
+)
+def test_the_tokenizer_remembers_how_pairs_are_read_and_later_ones_are_read_so(preparer, rows, options, read):
+    tokenizer = make_tokenizer("decoder")
+    train, evaluated = prepare(preparer(**options), rows, rows, tokenizer)
+    assert tuple(remembered(tokenizer)[name] for name in ("inputs", "num_history")) == read
+    assert evaluated["chosen_ids"][:] == train["chosen_ids"][:]
+
+
+def test_streams_are_read_as_the_training_was(preparer):
+    tokenizer = make_tokenizer("decoder")
+    made = preparer()
+    prepare(made, TEXTS.to_iterable_dataset(), tokenizer=tokenizer)
+    with pytest.raises(DataError, match="dataset holds messages, and the model was trained on text"):
+        made.prepare(as_messages(TEXTS).to_iterable_dataset(), tokenizer, "eval", by_trl)
+
+
+def test_rows_without_a_label_are_neither_evaluated_nor_learnt_from(preparer):
+    rows = TEXTS.add_column("has_label", [number % 3 > 0 for number in range(30)])
+    assert [len(part) for part in prepare(preparer(), rows, rows)] == [20, 20]
+    with_margins = rows.add_column("teacher_margin", [1.0] * 30)
+    assert [len(part) for part in prepare(preparer(), with_margins, rows)] == [30, 20]  # teachers can judge them
+
+
+def test_groups_become_texts(preparer):
+    rows = TEXTS.remove_columns("group").add_column("group", [number % 2 for number in range(30)])
+    made = preparer()
+    train, evaluation = made.check(rows, {"a": rows.to_iterable_dataset()})
+    assert set(train["group"]) == {"0", "1"}
+    assert next(iter(evaluation["a"]))["group"] == "0"
+
+
+# --- drops
+
+
+def test_pairs_dropped_for_length_are_counted_by_group(preparer, caplog):
+    rows = make_pairs()
+    long = [
+        " ".join(["tree"] * 150) if group == "minority" and i % 2 else chosen
+        for i, (group, chosen) in enumerate(zip(rows["group"], rows["chosen"], strict=True))
+    ]
+    rows = rows.remove_columns("chosen").add_column("chosen", long)
+    made = preparer(BOTH, counterfactual_share=0.0, max_length=150)
+    prepare(made, rows)
+    assert made.dropped == {"train": {"minority": 5}}
+    assert "minority: 5 of 10 (50.0%). Raise" in caplog.text
+    made = preparer(BOTH, max_length=150)
+    gone = 60 - len(prepare(made, rows)) - 5
+    assert made.dropped["train"] == {"minority": 5}  # a pair under another history is no pair of that group
+    assert f"minority: 5 of 10 (50.0%); counterfactual rows: {gone} of 30 ({gone / 30:.1%})." in caplog.text
+    with pytest.raises(ConfigError, match="No pair of the train dataset is within max_length=3"):
+        prepare(preparer(max_length=3), rows)
+
+
+# --- what is refused
+
+
+FULL = make_pairs()
+FIRST = FULL[0]
+TOKENIZED = IDS.add_column("group", list(BOTH)).add_column("history", [FIRST["history"]] * 2)
+RENDERED = TEXTS.add_column("chat_template_kwargs", [{"history": FIRST["history"]}] * 30)
+
+
+def with_first(**changes) -> Dataset:
+    return Dataset.from_list([{**FIRST, **changes}, *FULL])
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "options", "error", "match"),
+    [
+        (FULL, ["majority"], {}, TeacherError, "No teacher for the group 'minority'"),
+        (FULL, [*BOTH, "rare"], {}, TeacherError, "no pairs of the group 'rare'"),
+        (FULL.remove_columns("group"), BOTH, {}, DataError, "lacks the column group"),
+        (with_first(rejected=FIRST["chosen"]), BOTH, {}, DataError, "row 0: chosen and rejected are identical"),
+        (with_first(chosen=" "), BOTH, {}, DataError, "row 0: the chosen response is empty"),
+        (with_first(history=[]), BOTH, {}, DataError, "row 0: the history is empty"),
+        (with_first(group=None), BOTH, {}, DataError, "row 0: has no `group`"),
+        (FULL.remove_columns("rejected"), BOTH, {}, DataError, "lacks the column rejected"),
+        (FULL.remove_columns("prompt"), BOTH, {}, DataError, "so it needs an explicit prompt; it lacks the column prompt"),
+        (TEXTS, BOTH, {}, DataError, "has `teachers` and no histories"),
+        (FULL.add_column("teacher_margin", [1.0] * 30), BOTH, {}, DataError, "beside which `teachers` would not be used"),
+        (
+            FULL.add_column("teacher_margin", [float("nan")] * 30),
+            (),
+            {},
+            DataError,
+            "row 0: `teacher_margin` is no finite number",
+        ),
+        (IDS.add_column("teacher_margin", [1.0, 2.0]), (), {"teacher_scale": "rms"}, DataError, "'rms' needs groups.* lacks"),
+        (TOKENIZED, BOTH, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
+        (FULL.to_iterable_dataset(), (), {}, DataError, "write it into `chat_template_kwargs` first"),
+        (
+            TEXTS.remove_columns("group").to_iterable_dataset(),
+            BOTH,
+            {},
+            DataError,
+            r"a stream, with `teachers`\) lacks the column group",
+        ),
+        (TEXTS.to_iterable_dataset(), BOTH, {}, DataError, "has `teachers` and no histories"),
+        (
+            TEXTS.to_iterable_dataset(),
+            BOTH,
+            {"teacher_scale": "rms"},
+            ConfigError,
+            "needs the margins of all rows before training",
+        ),
+        (RENDERED.to_iterable_dataset(), (), {}, DataError, "holds texts with a `history` .*, which only messages show"),
+    ],
+)
+def test_what_does_not_fit_is_refused(preparer, rows, groups, options, error, match):
+    with pytest.raises(error, match=match):
+        preparer(groups, **options).check(rows, None)
+
+
+def test_with_alpha_one_nothing_is_asked_of_teachers(preparer):
+    made = preparer(["of nobody"], alpha=1.0)
+    assert len(prepare(made, TEXTS)) == 30
+    assert not made.distills
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "as_found"),
+    [
+        (make_pairs(), {}, False),
+        (TEXTS, {"num_history": 0}, False),
+        (TEXTS.to_iterable_dataset(), {"num_history": 0}, True),
+        (as_messages(TEXTS).to_iterable_dataset(), {"num_history": 0}, None),  # later rows may have a history
+        (IDS.add_column("group", list(BOTH)), {}, None),  # how they were made is not known
+    ],
+)
+def test_teachers_are_asked_whether_they_read_such_rows(preparer, monkeypatch, rows, options, as_found):
+    asked = []
+    monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer: asked.append(teacher))
+    monkeypatch.setattr(module, "check_inputs", lambda teacher, found, as_found: asked.append(as_found))
+    made = preparer(BOTH, **options)
+    made.check(rows, None)
+    made.check_teachers({"majority": "A", "minority": "B"}, make_tokenizer("decoder"))
+    assert asked == ["A", "B", *([] if as_found is None else [as_found] * 2)]
