@@ -77,7 +77,7 @@ def test_other_versions_are_told_in_one_line(monkeypatch):
     with pytest.raises(ConfigError) as caught:
         check_versions(ranges)
     assert str(caught.value) == (
-        "trl-pafo was not made for the versions that are installed: trl is 1.15.0, transformers is 6.0.0. Run: pip install "
+        "trl-pafo does not support the installed versions: trl is 1.15.0, transformers is 6.0.0. Run: pip install "
         "'trl<2,>=1.16' 'transformers<6,>=5.18'"
     )
     found |= {"trl": "1.17.0.dev0", "transformers": "5.24.0rc1"}
@@ -110,7 +110,7 @@ def test_the_trainer_is_refused_and_the_package_is_not(other_versions):
 
 def test_a_command_says_so_in_one_line(other_versions, capsys):
     assert main(["score", "--input", "x"]) == 1
-    assert capsys.readouterr().err.startswith("trl-pafo score: trl-pafo was not made for the versions that are installed")
+    assert capsys.readouterr().err.startswith("trl-pafo score: trl-pafo does not support the installed versions")
     assert main(["--version"]) == 0
 
 

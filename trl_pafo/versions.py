@@ -1,4 +1,4 @@
-"""Whether the libraries that the trainer builds on are of versions that it was made for."""
+"""Whether trl, transformers, peft and accelerate have versions that the trainer supports."""
 
 from collections.abc import Iterable
 from importlib import metadata
@@ -13,9 +13,9 @@ BUILT_ON = ("trl", "transformers", "peft", "accelerate")
 
 
 def check_versions(requirements: Iterable[str] | None = None) -> None:
-    """Raise where a library is of another version than this package declares; pip keeps to the ranges only as it installs.
+    """Raise if a library has a version that this package does not declare: pip keeps to the ranges only while it installs.
 
-    Nothing is imported, and development versions count as the version that they lead to.
+    Nothing is imported, and a development version counts as the version that it precedes.
 
     Args:
         requirements (`Iterable[str]`, *optional*):
@@ -38,7 +38,7 @@ def check_versions(requirements: Iterable[str] | None = None) -> None:
     if wrong:
         wanted = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in wrong)
         raise ConfigError(
-            f"trl-pafo was not made for the versions that are installed: {', '.join(what for _, what in wrong)}. Run: pip install {wanted}"
+            f"trl-pafo does not support the installed versions: {', '.join(what for _, what in wrong)}. Run: pip install {wanted}"
         )
 
 

@@ -75,6 +75,3 @@ def naive_pairs(model, rows) -> list[dict]:
         }
         for row in rows
     ]
-
-
-# --- metrics

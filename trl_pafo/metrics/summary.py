@@ -75,12 +75,10 @@ def fairness_summary(
 
         All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
 
-        Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference` cannot
-        fall below 0, so that all its resamples may lie above a small one. An interval that leaves out 0 is therefore
-        no evidence for a difference; [`compare`] gives evidence. The same holds for each measure of inequality and for
-        `ece`. With fewer than 6 users (at 95 %) the ends are NaN, unknown, and so are those of what compares groups where one
-        has so few; `worst_group_share` is NaN then, too. Where all users fare alike, the interval is that of what a sample
-        may have missed. Both rules stand at the top of `trl_pafo.metrics.intervals`.
+        Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference`, the
+        measures of inequality and `ece` cannot fall below 0, so that an interval of theirs that leaves out 0 is no evidence; [`compare`]
+        gives evidence. Ends that so few users cannot show are NaN, and so is `worst_group_share` then; the rules are at the top of
+        `trl_pafo.metrics.intervals`.
 
     Raises:
         DataError: If columns do not fit, a user is in two groups or has two values of support, margins and correctness

@@ -12,17 +12,8 @@ The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferro
 interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet a rare
 difference may have been missed.
 
-**The verdict**, in this order:
-
-- `same`: both models give the same margin on every pair, as one and the same model does. Nothing is estimated then: the
-  differences are 0, and so are the ends of their intervals.
-- `mixed`: some group's interval lies entirely above 0 and some other's entirely below.
-- `degrades`: some group's interval lies entirely below 0 (and none above).
-- `improves`: some group's interval lies entirely above 0, and no group's *estimate* is below `-margin`.
-- `cannot tell`: all else; also a gain that is shown beside a loss that is estimated but not shown.
-
-What `improves` shows and what not is in docs/method.md. If no group truly differs, it is said in at most `(1 - confidence) / 2` of
-studies, as far as the level holds.
+The rules of the verdict, and what it says and does not say, are in docs/method.md. If no group truly differs, `improves` is said in at
+most `(1 - confidence) / 2` of studies, as far as the level holds.
 """
 
 import math

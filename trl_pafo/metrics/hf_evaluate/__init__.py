@@ -11,15 +11,7 @@ __all__ = ["NAMES", "load", "path"]
 
 
 def path(name: str) -> str:
-    """The installed folder of a module, for `evaluate.load`.
-
-    Args:
-        name (`str`):
-            One of `NAMES`.
-
-    Raises:
-        ConfigError: If there is no such module.
-    """
+    """The installed folder of a module, one of `NAMES`, for `evaluate.load`; [`ConfigError`] if there is no such module."""
     if name not in NAMES:
         raise ConfigError(f"There is no module {name!r}; choose one of {', '.join(NAMES)}.")
     return str(Path(__file__).parent / name)
