@@ -22,29 +22,22 @@ def record(folder):
     return read_record(folder)
 
 
-def test_users_have_a_trend_for_the_reference_and_the_student(record):
+def test_users_have_a_trend_for_the_reference_and_the_student(record, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(details.pictures, "draw_user_support", lambda *args: drawn.append(args))
     section = details.users(record)
     rewards = record.rewards["pafo"]
-    support = np.array([row["support_rate"] for row in record.pairs])
-    means, trend = details.support_means(rewards, support)
-    assert section.tables[0]["rows"][1] == ["PAFO", number(trend, signed=True)]
-    assert [picture.name for picture in section.pictures] == ["support_personalized_bt", "support_pafo"]
-    assert [rate for rate, _ in means] == pytest.approx([0.2, 0.8])
-    assert means[0][1]["value"] == pytest.approx(rewards.correct[support == 0.2].mean())
     users = sorted(set(rewards.user))
+    support = np.array([row["support_rate"] for row in record.pairs])
     of_user = [(rewards.correct[np.array(rewards.user) == u].mean(), support[rewards.user.index(u)]) for u in users]
-    assert trend["value"] == pytest.approx(spearmanr(*zip(*of_user, strict=True)).statistic)
-
-
-def test_many_support_rates_are_joined_into_fifths_of_the_users(record):
-    rewards = record.rewards["pafo"]
-    support = np.repeat(np.linspace(0, 1, 17), 4)  # every user its own rate
-    means, _ = details.support_means(rewards, support)
-    rates = [rate for rate, _ in means]
-    assert len(rates) == 5
-    assert rates == sorted(rates)
-    place = np.searchsorted(np.quantile(np.linspace(0, 1, 17), [0.2, 0.4, 0.6, 0.8]), support, side="right")
-    assert [mean["value"] for _, mean in means] == pytest.approx([rewards.correct[place == i].mean() for i in range(5)])
+    trend = spearmanr(*zip(*of_user, strict=True)).statistic
+    assert section.tables[0]["rows"][1][1]["text"] == number(float(trend), signed=True)["text"]
+    assert [picture.name for picture in section.pictures] == ["support_personalized_bt", "support_pafo"]
+    means = drawn[1][3]
+    assert [rate for rate, _ in means] == pytest.approx([0.8, 0.2])
+    assert means[1][1] == record.methods["pafo"]["accuracy/minority"] | {
+        end: pytest.approx(means[1][1][end], nan_ok=True) for end in ("low", "high")
+    }
 
 
 def test_users_without_support_rates_or_of_a_single_one(record):

@@ -14,7 +14,6 @@ from trl_pafo.report import pictures
 from trl_pafo.report.record import ALL_PAIRS, Record, Rewards
 from trl_pafo.report.sections import Picture, Section, number
 
-_MOST_SUPPORTS = 6
 _LONGEST = {"prompt": 700, "chosen": 700, "rejected": 700, "history": 260}
 KINDS = {"both": "both right", "gained": "gained", "lost": "lost", "neither": "neither right", "tied": "tied under either"}
 
@@ -34,31 +33,22 @@ def users(record: Record) -> Section:
     rows = []
     for method in record.compared:
         rewards = record.rewards[method]
-        means, trend = support_means(rewards, rates)
-        rows.append([record.title(method), number(trend, signed=True)])
+        summary = fairness_summary(rewards.correct, rewards.user, rewards.group, support=rates)
+        rows.append([record.title(method), number(summary["support_spearman"], signed=True)])
+        of_user = {user: (group, rate) for user, group, rate in zip(rewards.user, rewards.group, rates.tolist(), strict=True)}
+        means = [
+            (float(np.mean([rate for of_group, rate in of_user.values() if of_group == name])), summary[f"accuracy/{name}"])
+            for name in sorted(set(rewards.group))
+        ]
         figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, means, record.series(method))
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
     section.text.append(
-        "In the pictures, a disc stands for the users of equal support and accuracy, its area for their number; diamonds are mean "
-        "accuracies at a rate, or in a fifth of the users, with 95 % intervals over users."
+        "In the pictures, a disc stands for the users of equal support and accuracy, its area for their number; a diamond is the accuracy "
+        "of a group at its users' mean support, with its 95 % interval over users."
     )
     note = "Spearman's rank correlation of users' accuracy with their support, with 95 % intervals; 0: no trend."
     section.add_table(["method", "trend"], rows, note)
     return section
-
-
-def support_means(rewards: Rewards, support: FloatArray) -> tuple[list[tuple[float, dict[str, float]]], dict[str, float]]:
-    """Accuracy at each of few support rates, else in each fifth of the users; and its rank correlation with support."""
-    of_user = dict(zip(rewards.user, np.round(support, 6).tolist(), strict=True))
-    rates = np.array(list(of_user.values()))
-    edges = np.unique(rates)[1:]
-    if len(edges) >= _MOST_SUPPORTS:
-        edges = np.unique(np.quantile(rates, [0.2, 0.4, 0.6, 0.8]))
-    codes = np.searchsorted(edges, rates, side="right")
-    bin_of = dict(zip(of_user, codes.tolist(), strict=True))
-    summary = fairness_summary(rewards.correct, rewards.user, [f"{bin_of[user]}" for user in rewards.user], support=support)
-    means = [(float(rates[codes == code].mean()), summary[f"accuracy/{code}"]) for code in np.unique(codes)]
-    return means, summary["support_spearman"]
 
 
 def cases(record: Record) -> Section:

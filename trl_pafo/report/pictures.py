@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trl_pafo.metrics import pair_correctness, user_accuracy
+from trl_pafo.metrics import user_accuracy
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import format_number, is_known
 from trl_pafo.plotting import (
@@ -185,7 +185,6 @@ def draw_user_support(
         axes.errorbar(
             place, mean["value"], yerr=_reach(mean), color=TEXT, marker="D", markersize=4, capsize=4, linewidth=1.4, zorder=4
         )
-    axes.plot([place for place, _ in means], [mean["value"] for _, mean in means], color=TEXT, linewidth=0.9, zorder=4)
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(-0.08, 1.1)
     axes.set_yticks(np.linspace(0, 1, 6))
@@ -250,8 +249,6 @@ def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: st
         place = (0.02 + 0.96 * right, 0.03 + 0.94 * top)
         axes.text(*place, share, transform=axes.transAxes, bbox=under, fontsize=FONT, color=TEXT, zorder=5, **where)
     axes.locator_params(nbins=7)
-    same = pair_correctness(margins * np.sign(teacher)).mean()
-    axes.set_title(f"same side on {format_number(same)} of {len(teacher)} pairs", fontsize=FONT, color=MUTED)
     return figure
 
 
