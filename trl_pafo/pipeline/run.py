@@ -41,6 +41,7 @@ from trl_pafo.pipeline.starting_points import (
     write_base,
 )
 from trl_pafo.report.page import refuse_foreign, write_report
+from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.run_folder import RunFolder, digest_of, write_text
@@ -52,9 +53,6 @@ from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
 
 BASELINES = ("bradley_terry", "personalized_bt")
-
-RUN_CONFIG = "run.yaml"
-"""File in the folder of a run: its options, as `--config` takes them."""
 
 
 def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:

@@ -20,6 +20,7 @@ from trl_pafo.storage.run_folder import MANIFEST
 ALL_PAIRS = "all pairs"
 """Stands where a group would, of pairs whose groups are not known."""
 RUN_CONFIG = "run.yaml"
+"""File in the folder of a run: its options, as `--config` takes them."""
 _EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
 # The number of a method's color, the same in every run.
 _SERIES = {
