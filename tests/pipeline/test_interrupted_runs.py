@@ -137,6 +137,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after
     assert {line for line in ours if ours.count(line) > 1} <= set(
         started(first)[-1:]
     )  # the interrupted one, and none that was finished
-    assert ("going on after step" in second) == (kept is not None)
+    assert ("resuming after step" in second) == (kept is not None)
     assert (folder / "report.html").exists()
     assert [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT] == []

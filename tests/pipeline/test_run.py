@@ -95,7 +95,7 @@ class TestRealTrainings:
         assert steps == [0, 1, 2, 3, 2, 3]
         said = capsys.readouterr().out
         assert "[personalized_bt] done before, kept" in said
-        assert "going on after step 2" in said
+        assert "resuming after step 2" in said
         files = {p.name for p in (tmp_path / "run/models/pafo").iterdir()}
         assert "model.safetensors" in files
         assert not [name for name in files if "checkpoint" in name or "optimizer" in name or name.startswith(".")]
@@ -114,7 +114,7 @@ class TestRealTrainings:
             with pytest.raises(KeyboardInterrupt):
                 run(**options)()
         run(**options, gradient_checkpointing=True)()  # no input of the stage, yet of the last digits of the losses
-        assert "going on" not in capsys.readouterr().out
+        assert "resuming" not in capsys.readouterr().out
 
     def test_without_a_better_teacher_the_shared_model_is_kept(self, run, monkeypatch, tmp_path):
         worse = [stages.TeacherGain(group, False, 0.1, 0.05, 8, 4) for group in ("majority", "minority")]

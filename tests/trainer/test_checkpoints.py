@@ -114,12 +114,12 @@ class TestTrain:
 
     def test_an_interrupted_training_resumes_and_ends_the_same(self, build, tmp_path, capsys):
         unbroken = self.do(build, tmp_path / "unbroken")
-        assert "going on" not in capsys.readouterr().out
+        assert "resuming" not in capsys.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             self.do(build, tmp_path / "out", killed_after=5)
         assert [p.name for p in (tmp_path / "out" / KEPT).glob("checkpoint-*")] == ["checkpoint-4"]
         resumed = self.do(build, tmp_path / "out")
-        assert "going on after step 4" in capsys.readouterr().out
+        assert "resuming after step 4" in capsys.readouterr().out
         assert losses(resumed) == losses(unbroken)
         assert weights(tmp_path / "out") == weights(tmp_path / "unbroken")
         assert not (tmp_path / "out/README.md").exists()  # that of a run is written when it is evaluated
@@ -137,7 +137,7 @@ class TestTrain:
             self.do(build, tmp_path / "out")
         assert (tmp_path / "out" / KEPT / "checkpoint-4/model.safetensors").exists()
         resumed = self.do(build, tmp_path / "out")
-        assert "going on after step 2" in capsys.readouterr().out
+        assert "resuming after step 2" in capsys.readouterr().out
         assert len(losses(resumed)) == 6
 
     def test_what_a_tracker_wrote_is_kept(self, build, tmp_path):

@@ -42,8 +42,8 @@ def main(args: Any) -> None:
     out = Path(args.output_dir)
     known = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
     config = PAFOConfig(str(out), use_cpu=True, bf16=False, **{k: v for k, v in known.items() if v is not None})
-    with new_folder(out) as aside:
+    with new_folder(out) as temporary:
         fit_lengths(config, args.model_name_or_path, args.model_revision)
-        prepare(args, config, load_tokenizer(args.model_name_or_path, revision=args.model_revision), aside)
+        prepare(args, config, load_tokenizer(args.model_name_or_path, revision=args.model_revision), temporary)
     print(f"Prepared pairs: {out}")
     print(f"Any RewardTrainer takes them: trl reward --dataset_name {out} --chat_template_path {out / 'chat_template.jinja'} ...")

@@ -123,7 +123,7 @@ class HubMixin:
                 with replacing(Path(self.args.output_dir) / path.name) as temporary:
                     shutil.copyfile(path, temporary)
         except (TrlPafoError, OSError) as error:
-            logger.warning(f"The checkpoint was not pushed, and the training goes on. {error}")
+            logger.warning(f"The checkpoint was not pushed; the training continues. {error}")
             return
         # The step at the end of an epoch would tell the number of pairs, which the card does not tell of small groups.
         future = self._push("Training in progress")
@@ -176,4 +176,4 @@ class HubMixin:
 
 def _log_failure(future: "Future[Any]") -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
-        logger.warning(f"A push failed while training, and the training goes on. {error}")
+        logger.warning(f"A push failed; the training continues. {error}")

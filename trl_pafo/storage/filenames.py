@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-# A file name may have 255 bytes; what is written aside or beside it adds an ending.
+# A file name may have 255 bytes; temporary files add an ending.
 _LONGEST = 120
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{n}" for device in ("com", "lpt") for n in range(10))}
 

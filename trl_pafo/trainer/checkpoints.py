@@ -94,7 +94,7 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
     trainer.add_callback(progress)
     last = last_checkpoint(out / KEPT)
     if last is not None:
-        print(f"    going on after step {last.name.removeprefix('checkpoint-')}", flush=True)
+        print(f"    resuming after step {last.name.removeprefix('checkpoint-')}", flush=True)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
