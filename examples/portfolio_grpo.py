@@ -4,7 +4,7 @@
     accelerate launch examples/portfolio_grpo.py --use_cpu false        (on several GPUs)
 
 The rewards are `brevity` (few words) and `playfulness` (a reward model that is fitted first, on the shipped corpus). Each
-member is trained for the weights that the search asks for; killed, the build goes on with the member that was at work.
+member is trained for the weights that the search asks for; an interrupted build goes on with the member that was at work.
 All flags of TRL's GRPOConfig work.
 """
 

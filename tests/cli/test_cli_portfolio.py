@@ -98,16 +98,6 @@ def test_build_from_a_table_and_for_users(files: Path, capsys, tmp_path) -> None
     assert len(Portfolio.load(tmp_path / "u")) <= len(Portfolio.load(files / "built"))
 
 
-def test_an_interrupted_build_goes_on(files: Path, tmp_path) -> None:
-    out, flags = tmp_path / "out", ["--candidates", files / "candidates.jsonl", "--output_dir", tmp_path / "out"]
-    assert portfolio("build", *flags, "--epsilon", 0.05, "--max_calls", 3) == 1
-    kept = (out / "calls.jsonl").read_text()
-    assert kept.count("\n") == 4
-    assert portfolio("build", *flags, "--epsilon", 0.05) == 0
-    assert (out / "calls.jsonl").read_text().startswith(kept)
-    assert Portfolio.load(out).gap == Portfolio.load(files / "built").gap
-
-
 def test_certify(files: Path, tmp_path, capsys) -> None:
     assert portfolio("certify", "--portfolio", files / "built", "--output", tmp_path / "c.json", "--num_resamples", 20) == 0
     result = json.loads((tmp_path / "c.json").read_text())
@@ -166,20 +156,19 @@ def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, cap
     (scaled / "portfolio.json").write_text((files / "built/portfolio.json").read_text())
     (scaled / "scale.json").write_text(json.dumps(scale.to_json()))
     history = lines(tmp_path / "history.jsonl", pairs)
-    for folder, units in ((files / "built", None), (scaled, scale)):
-        out = tmp_path / f"{folder.name}.json"
-        flags = ["--portfolio", folder, "--history", history, "--reward_models", *models, "--output", out]
-        assert portfolio("choose", *flags) == 0
-        result = json.loads(out.read_text())
-        assert set(result["members"]) == {"user-0", "user-1", "user-2"}
-        assert {group["name"]: group["users"] for group in result["groups"]} == {"majority": 2, "minority": 1}
-        posterior = WeightPosterior(3)
-        own = [row for row in pairs if row["user"] == "user-0"]
-        posterior.update(history_differences(own, [RewardScorer(model) for model in models], units))
-        assert result["members"]["user-0"]["weights"] == pytest.approx(posterior.mean.tolist(), abs=1e-6)
+    out = tmp_path / "out.json"
+    flags = ["--portfolio", scaled, "--history", history, "--reward_models", *models]
+    assert portfolio("choose", *flags, "--output", out) == 0
+    result = json.loads(out.read_text())
+    assert set(result["members"]) == {"user-0", "user-1", "user-2"}
+    assert {group["name"]: group["users"] for group in result["groups"]} == {"majority": 2, "minority": 1}
+    posterior = WeightPosterior(3)
+    own = [row for row in pairs if row["user"] == "user-0"]
+    posterior.update(history_differences(own, [RewardScorer(model) for model in models], scale))
+    assert result["members"]["user-0"]["weights"] == pytest.approx(posterior.mean.tolist(), abs=1e-6)
     assert "worst-served group" in capsys.readouterr().out
     lines(history, [{**pairs[0], "group": group} for group in (0, 1)])
-    assert portfolio("choose", *flags[:-2]) == 1
+    assert portfolio("choose", *flags) == 1
     assert "has pairs in several groups (0, 1); give it one" in capsys.readouterr().err
 
 
@@ -202,9 +191,7 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         ("dance", 2, "unknown command 'dance'; choose one of build, certify"),
         ("build --nope 3", 2, "--nope"),
         ("build", 1, "Give --candidates or --policies.*examples/portfolio_grpo.py"),
-        ("build --candidates missing.jsonl", 1, "missing.jsonl.*No such file"),
         ("build --candidates C --normalize log", 1, "min_max or sigmoid, got 'log'"),
-        ("build --candidates C --epsilon 2", 1, "epsilon must be 0 or lie in"),
         ("build --candidates C --users U --num_members 2", 1, "--num_members: no effect with --users"),
         ("build --candidates C --reward_names a b", 1, "has 3 rewards"),
         ("build --candidates C --output_dir BUILT", 1, "holds a finished portfolio.*nothing is overwritten"),
@@ -219,18 +206,13 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         ("compare --portfolio BUILT --candidates C --policies T", 1, "--policies: no effect beside --candidates"),
         ("choose --portfolio BUILT", 1, "Give one of --weights, --answers"),
         ("choose --weights 1 0 0", 1, "Give --portfolio"),
-        ("choose --portfolio ROOT --weights 1 0 0", 1, "No portfolio at"),
-        ("choose --portfolio BUILT --weights 0.5 0.5 0.5", 1, "divide them by their sum"),
-        ("choose --portfolio BUILT --users T", 1, "table.csv, line 2 lacks `weights`"),
         ("choose --portfolio BUILT --weights 1 0 0 --output T", 1, "exists already"),
-        ("compare --portfolio BUILT --policies T", 1, "asked for are helpful, harmless, humour"),
         ("export --portfolio BUILT", 1, "Give --output_dir"),
-        ("export --portfolio BUILT --output_dir NEW", 1, "no folder of an adapter"),
     ],
 )
-def test_bad_input_is_one_line(flags: str, status: int, match: str, files: Path, tmp_path, capsys) -> None:
-    named = {"C": "candidates.jsonl", "U": "users.jsonl", "T": "table.csv", "BUILT": "built", "ROOT": "."}
-    places = {name: str(files / path) for name, path in named.items()} | {"NEW": str(tmp_path / "new")}
+def test_bad_input_is_one_line(flags: str, status: int, match: str, files: Path, capsys) -> None:
+    named = {"C": "candidates.jsonl", "U": "users.jsonl", "T": "table.csv", "BUILT": "built"}
+    places = {name: str(files / path) for name, path in named.items()}
     capsys.readouterr()
     assert portfolio(*(places.get(flag, flag) for flag in flags.split())) == status
     (error,) = [line for line in capsys.readouterr().err.splitlines() if "rows read" not in line]

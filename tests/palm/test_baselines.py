@@ -25,7 +25,7 @@ def test_gaps_of_each_method_at_each_size() -> None:
     for size in (1, 2, 3):
         chosen = [known[list(c)] for n in range(1, size + 1) for c in itertools.combinations(range(len(known)), n)]
         best = min(certify(values, portfolio.upper_bound).relative_gap for values in chosen)
-        # PALM minimizes what it can certify; here it is held against the pool, which is no greater.
+        # PALM minimizes what it can certify; here it is compared with the pool, which is no greater.
         assert found["PALM", size]["gap"] <= best + 2e-6
         draws = [certify([oracle(w).values for w in random_weights(2, size, s)], VALUES).relative_gap for s in range(4)]
         row = found["random", size]

@@ -1,9 +1,5 @@
 """PALM from end to end: the promise, the number of calls, the options, what is refused, and resuming."""
 
-import os
-import signal
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -259,29 +255,3 @@ def test_another_problem_in_the_folder_is_refused(tmp_path: Path) -> None:
     named.problem = {"base": "tiny"}  # type: ignore[attr-defined]
     assert build(named, folder=tmp_path).oracle_calls > 0
     assert not named.asked
-
-
-SCRIPT = """
-import os, signal, sys
-import numpy as np
-from trl_pafo.palm import OracleResult, build_portfolio
-
-asked = []
-def oracle(weights):
-    asked.append(weights)
-    if len(asked) == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return OracleResult(weights / np.linalg.norm(weights), policy="p")
-
-build_portfolio(oracle, 2, 0.015, folder=sys.argv[1], progress=False)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_killed_build_resumes(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    rest = Sphere()
-    resumed, uninterrupted = build(rest, 2, 0.015, folder=tmp_path), build(Sphere(), 2, 0.015)
-    assert len(rest.asked) == uninterrupted.oracle_calls - 5
-    assert resumed.gap == uninterrupted.gap

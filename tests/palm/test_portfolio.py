@@ -24,14 +24,6 @@ def regularized() -> Portfolio:
     return build_portfolio(gibbs, 2, 0.0, 0.01, beta=0.1, warm_start=[existing], progress=False)
 
 
-def test_members_are_the_calls_that_are_kept(portfolio: Portfolio) -> None:
-    assert len(portfolio) == len(portfolio.weights) == len(portfolio.values) == len(portfolio.kl) == len(portfolio.policies)
-    for place, call in enumerate(portfolio.members):
-        assert np.array_equal(portfolio.weights[place], portfolio.calls[call].weights)
-        assert np.array_equal(portfolio.values[place], portfolio.calls[call].result.values)
-        assert portfolio.policies[place] == f"policy {call + 1}"
-
-
 def test_the_choice_is_the_best_member(portfolio: Portfolio, regularized: Portfolio) -> None:
     for chosen in (portfolio, regularized):
         weights = random_weights(chosen.values.shape[1], 50)

@@ -32,7 +32,7 @@ def compare_sizes(
         max_size (`int`):
             Sizes 1 to this.
         reference ([`Reference`], *optional*):
-            What all are held against; by default the portfolio's upper bound of the optimum.
+            What all are compared with; by default the portfolio's upper bound of the optimum.
         num_seeds (`int`, *optional*, defaults to `10`):
             Draws of the baselines.
 

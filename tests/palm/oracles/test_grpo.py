@@ -66,20 +66,6 @@ class TestMembers:
             f"{what} {name}" for name in (member_name([1, 0]), member_name([0, 1])) for what in ("member", "evaluation")
         } | {"evaluation base"}
 
-    def test_reward_weights_reach_the_trainer(self, base, tmp_path, monkeypatch):
-        seen = []
-
-        class Spy(grpo.GRPOTrainer):
-            def train(self, *args, **kwargs):
-                seen.append((self.reward_weights.tolist(), self.reward_func_names, self.args.output_dir))
-                return super().train(*args, **kwargs)
-
-        monkeypatch.setattr(grpo, "GRPOTrainer", Spy)
-        make_oracle(base, tmp_path / "run")(np.array([0.25, 0.75]))
-        assert seen == [
-            ([0.25, 0.75], ["brevity", "animals"], str(tmp_path / f"run/members/{member_name([0.25, 0.75])}.partial"))
-        ]
-
 
 class TestResume:
     def test_a_folder_in_which_another_build_is_at_work(self, base, tmp_path):
@@ -99,7 +85,7 @@ class TestResume:
         with pytest.raises(TypeError):  # another member has to be trained
             make_oracle(base, tmp_path / "run")(np.array([0.4, 0.6]))
 
-    def test_a_member_that_was_killed_is_trained_again_and_the_others_are_kept(self, base, tmp_path, monkeypatch):
+    def test_an_interrupted_member_is_trained_again_and_the_others_are_kept(self, base, tmp_path, monkeypatch):
         oracle = make_oracle(base, tmp_path / "run")
         kept = oracle(HALF)
 

@@ -1,4 +1,4 @@
-"""The upper bound against linear programmes, its dual, and the truth."""
+"""The upper bound against linear programs, its dual, and the truth."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def sphere_bound(d: int, num_answers: int) -> UpperBound:
 
 
 @pytest.mark.parametrize("d", [2, 3, 4, 5])
-def test_vertices_and_programme_agree_and_lie_above_the_truth(d: int) -> None:
+def test_vertices_and_program_agree_and_lie_above_the_truth(d: int) -> None:
     bound = sphere_bound(d, 12)
     weights = np.random.default_rng(1).dirichlet(np.ones(d), 15)
     upper = bound.at(weights)

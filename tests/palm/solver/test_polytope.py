@@ -1,4 +1,4 @@
-"""Vertices against solving every set of facets; proof that a set is whole."""
+"""Vertices against solving every set of facets; proof that a set is complete."""
 
 from itertools import combinations
 

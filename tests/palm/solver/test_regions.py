@@ -1,4 +1,4 @@
-"""Regions of weights, against linear programmes and samples."""
+"""Regions of weights, against linear programs and samples."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Members from pairwise answers, against linear programmes and samples."""
+"""Members from pairwise answers, against linear programs and samples."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ def pool() -> np.ndarray:
     return question_pool(np.random.default_rng(0).random((60, 4, 3)), 150)[0]
 
 
-def test_least_maximal_regret_is_that_of_linear_programmes(portfolio: Portfolio, pool: np.ndarray) -> None:
-    """With the members as reference, the regret of j is max_k max_w w.(v_k - v_j): a programme for each pair."""
+def test_least_maximal_regret_is_that_of_linear_programs(portfolio: Portfolio, pool: np.ndarray) -> None:
+    """With the members as reference, the regret of j is max_k max_w w.(v_k - v_j): a program for each pair."""
     costs = np.zeros(len(portfolio))
     additive = build_portfolio(Finite(portfolio.values), 3, 0.0, 0.01, progress=False)
     interview = Interview(additive, pool, reference=Pool(portfolio.values, costs))

@@ -46,7 +46,7 @@ class GRPOOracle:
     The values are mean rewards, in [0, 1], and the KL divergence from the base, in nats a response, stands beside them: both
     are estimates from samples, and a trained member is not the best policy for its weights, so the oracle is inexact. With
     GRPO's default `scale_rewards="group"` and a KL weight a token (`args.beta`), training pursues w.R - beta KL in its own
-    normalization, not to the letter.
+    normalization, not exactly.
 
     Args:
         model (`str`):

@@ -1,7 +1,6 @@
 """Texts into rewards: responses under several reward models, and reward models that are trained within seconds."""
 
-import os
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from trl_pafo.models.safe_loading import load_saved_tokenizer
 from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences
 from trl_pafo.palm.oracles.candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
+from trl_pafo.storage.files import new_folder
 
 
 def score_candidates(
@@ -131,21 +131,20 @@ def fit_reward_models(
     for folder in folders.values():
         if folder.exists():
             raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
-    aside = Path(output_dir) / "backbone.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    materialize_model(model, aside, num_hidden_layers, seed=0)
-    tokenizer = load_saved_tokenizer(aside)
-    HistoryCutter(tokenizer, 0).remember()
-    tokenizer.save_pretrained(aside)
-    scorer = RewardScorer(aside, device="cpu")
-    reward_model = scorer.model
-    name = next((n for n in ("score", "classifier") if isinstance(getattr(reward_model, n, None), torch.nn.Linear)), None)
-    if name is None:
-        raise ConfigError(f"{type(reward_model).__name__} has no linear reward head, so {model!r} cannot be fitted frozen.")
-    head = getattr(reward_model, name)
-    setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
-    rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in known]
-    features = _features(scorer, rows, head.in_features).reshape(len(prompts), len(known), -1)
+    with tempfile.TemporaryDirectory() as backbone:
+        materialize_model(model, backbone, num_hidden_layers, seed=0)
+        tokenizer = load_saved_tokenizer(backbone)
+        HistoryCutter(tokenizer, 0).remember()
+        tokenizer.save_pretrained(backbone)
+        scorer = RewardScorer(backbone, device="cpu")
+        reward_model = scorer.model
+        name = next((n for n in ("score", "classifier") if isinstance(getattr(reward_model, n, None), torch.nn.Linear)), None)
+        if name is None:
+            raise ConfigError(f"{type(reward_model).__name__} has no linear reward head, so {model!r} cannot be fitted frozen.")
+        head = getattr(reward_model, name)
+        setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
+        rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in known]
+        features = _features(scorer, rows, head.in_features).reshape(len(prompts), len(known), -1)
     spread = features.std(axis=(0, 1)) + 1e-8
     setattr(reward_model, name, head)
     for kind, folder in folders.items():
@@ -156,11 +155,9 @@ def fit_reward_models(
             head.weight.copy_(torch.from_numpy(_fit_head(differences, l2) / spread))
             if head.bias is not None:
                 head.bias.zero_()
-        partial = folder.with_name(folder.name + ".partial")
-        reward_model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        os.replace(partial, folder)
-    shutil.rmtree(aside)
+        with new_folder(folder, "`output_dir`") as partial:
+            reward_model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     return {kind: str(folder) for kind, folder in folders.items()}
 
 

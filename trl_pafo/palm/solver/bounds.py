@@ -17,7 +17,7 @@ _CHUNK = 4_000_000
 
 
 class Reference(Protocol):
-    """What a portfolio is held against."""
+    """What a portfolio is compared with."""
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class UpperBound:
         return _max_product(self._lift(weights), self._vertices)
 
     def solve(self, weights: FloatArray) -> float:
-        """UB at one vector of weights, by one linear programme.
+        """UB at one vector of weights, by one linear program.
 
         Raises:
             PortfolioError: If no values fit all the bounds.

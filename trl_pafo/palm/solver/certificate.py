@@ -3,7 +3,7 @@
 The loss is V - LB, LB the best of the members and V convex (the optimum, its upper bound, or the best of a pool). Within
 the cell of weights where one member is the best, LB is linear; there V - LB is convex and V / LB quasi-convex, and both
 are greatest in a corner of the cell. So the corners of the cells decide, and they are finitely many. (Not from the paper; a linear
-programme for each vertex of the upper bound's polytope, or each policy of the pool, gives the same numbers.)
+program for each vertex of the upper bound's polytope, or each policy of the pool, gives the same numbers.)
 """
 
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def certify(
         values (array of shape `(num_members, num_rewards)`):
             Values of the members.
         reference (array of shape `(num_policies, num_rewards)`, [`UpperBound`], or `Callable`):
-            What they are held against: the values of a pool of policies; the upper bound of the true optimum
+            What they are compared with: the values of a pool of policies; the upper bound of the true optimum
             (`Portfolio.upper_bound`); or the true optimum V* itself, a convex function that takes weights of shape
             `(num_weights, num_rewards)`.
         kl (array of shape `(num_members,)`, *optional*):

@@ -20,13 +20,13 @@ class Cover(NamedTuple):
 
 
 def minimum_cover(covers: BoolArray, nodes: int | None = None, enough: int = 0) -> Cover:
-    """The fewest columns that cover all rows: an integer programme (HiGHS), or greedy with reverse delete.
+    """The fewest columns that cover all rows: an integer program (HiGHS), or greedy with reverse delete.
 
     Args:
         covers (`bool` array of shape `(num_rows, num_columns)`):
             Whether the column covers the row.
         nodes (`int`, *optional*):
-            Nodes of the branch and bound tree that the integer programme may visit; no limit by default. 0 is greedy, and so
+            Nodes of the branch and bound tree that the integer program may visit; no limit by default. 0 is greedy, and so
             is what is returned when the limit is reached; `Cover.exact` says so. (A limit in seconds would make the result
             depend on the machine.)
         enough (`int`, *optional*, defaults to `0`):

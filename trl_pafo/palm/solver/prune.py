@@ -22,7 +22,7 @@ from trl_pafo.palm.solver.polytope import MAX_MOVE
 _GAP_STEP = 1e-6
 # A relative gap beyond this is as good as none.
 _GAP_LIMIT = 1e6
-# Nodes of branch and bound that one choice may take, and what a programme costs besides: 20 seconds for 140 policies.
+# Nodes of branch and bound that one choice may take, and what a program costs besides: 20 seconds for 140 policies.
 NODES = 500
 _NODES_A_PROGRAMME = 10
 
@@ -46,7 +46,7 @@ class Pruner:
         costs (array of shape `(num_policies,)`):
             Their beta KL.
         reference ([`Reference`]):
-            What the choice is held against.
+            What the choice is compared with.
         measure ([`Measure`]):
             The gap that counts.
         nodes (`int`, *optional*):
@@ -73,7 +73,7 @@ class Pruner:
             PortfolioError: If not even the whole pool keeps it.
         """
         columns, exact = self._greedy_choice(goal), False
-        # The rows that greedy covers needed make most of the integer programme.
+        # The rows that greedy covers needed make most of the integer program.
         while self.nodes > 0:
             cover = self._cover(self._gaps <= goal)
             if not cover.exact:

@@ -137,7 +137,7 @@ def grid_search(known: Known, epsilon: float, delta: float, grid: tuple[float, f
     def violation(weights: FloatArray, upper: FloatArray) -> FloatArray:
         return (1 - epsilon) * upper - delta - best_values(weights, known.values, known.costs)
 
-    # From the calls for single rewards alone, UB is w.(V*(e_1), ..., V*(e_d)): no programme is needed to start with.
+    # From the calls for single rewards alone, UB is w.(V*(e_1), ..., V*(e_d)): no program is needed to start with.
     bound = known.upper_bound()
     distances = np.abs(bound.weights[:, None] - np.eye(known.num_rewards)).sum(axis=-1)
     start = violation(points, points @ bound.bounds[distances.argmin(axis=0)])

@@ -52,7 +52,7 @@ class Interview:
             A user may mistake options whose worth differs by no more than this: an answer then says `w.question >= -tolerance`.
             In units of the rewards.
         reference ([`Reference`], *optional*):
-            What members are held against; by default the portfolio's upper bound of the optimum. `Pool(portfolio.values,
+            What members are compared with; by default the portfolio's upper bound of the optimum. `Pool(portfolio.values,
             beta * kl)` gives the regret to the best member.
 
     Raises:
