@@ -254,7 +254,7 @@ class TestRender:
             for n, past in enumerate(histories)
         ]
         order = [4, 0, 3, 1, 2, 0]
-        dataset = Dataset.from_list(rows).select(order)
+        dataset = Dataset.from_list(rows).select(order).with_format("torch" if conversational else None)
         rendered = render_history(dataset, HistoryCutter(make_tokenizer("encoder"), num_history, budget, fields))
         for n, row in zip(order, rendered, strict=True):
             kept = [{k: past[k] for k in HISTORY_FIELDS if k in fields} for past in (histories[n] or [])[:num_history]]

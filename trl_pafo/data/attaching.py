@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -46,7 +46,7 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     """
     dataset = normalize_columns(dataset, "The pairs", ["user"])
     users = dataset.with_format(None)["user"][:]
-    past = past_pairs(users, (content_key(row["prompt"]) for row in read_rows(dataset, ["prompt"])), num_history, past_only)
+    past = _past_pairs(users, (content_key(row["prompt"]) for row in read_rows(dataset, ["prompt"])), num_history, past_only)
     most: defaultdict[str, int] = defaultdict(int)
     for user, rows in zip(users, past, strict=True):
         most[user] = max(most[user], len(rows))
@@ -78,15 +78,8 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     )
 
 
-def past_pairs(users: Sequence[str], prompts: Iterable[Hashable], num_history: int, past_only: bool) -> list[list[int]]:
-    """Numbers of the rows that make the history of each row, the newest first.
-
-    Args:
-        users, prompts (`Sequence[str]` and `Iterable[Hashable]`, one each a row):
-            User and prompt of each row.
-        num_history, past_only:
-            As in [`attach_history`].
-    """
+def _past_pairs(users: list[str], prompts: Iterable[Hashable], num_history: int, past_only: bool) -> list[list[int]]:
+    """Numbers of the rows that make the history of each row, the newest first."""
     number_of: dict[Hashable, int] = {}  # numbers, so that memory does not hold every prompt once for each row
     keys = [number_of.setdefault(prompt, len(number_of)) for prompt in prompts]
     rows_of: defaultdict[str, list[int]] = defaultdict(list)

@@ -200,7 +200,7 @@ def render_history(dataset: Dataset, cutter: HistoryCutter, num_proc: int | None
     past = [{name: Value("string") for name in cutter.fields}]
     features = {**_features_as_messages(dataset), _KWARGS: {**_variables(dataset), "history": past}}
     given = features.pop("history", None) is not None
-    return dataset.map(
+    return dataset.with_format(None).map(
         partial(_render, cutter=cutter, names=_text_columns(dataset)),
         batched=True,
         features=Features(features),
@@ -225,7 +225,7 @@ def rows_as_messages(dataset: Dataset, num_proc: int | None = None) -> Dataset:
         return dataset
     build = partial(_texts_as_messages, names=names)
     features = Features(_features_as_messages(dataset))
-    return dataset.map(build, batched=True, features=features, num_proc=num_proc, desc="Texts as messages")
+    return dataset.with_format(None).map(build, batched=True, features=features, num_proc=num_proc, desc="Texts as messages")
 
 
 def _text_columns(dataset: Dataset) -> list[str]:
@@ -248,7 +248,7 @@ def without_history(rows: Dataset) -> Dataset:
     def empty(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         return {_KWARGS: [{**variables, "history": []} for variables in batch[_KWARGS]]}
 
-    return rows.map(empty, batched=True, features=rows.features, desc="Leaving out histories")
+    return rows.with_format(None).map(empty, batched=True, features=rows.features, desc="Leaving out histories")
 
 
 def is_rendered(dataset: Dataset) -> bool:

@@ -1,10 +1,8 @@
 """Whether the rewards of shared rows are those of two rows, for the architecture at hand.
 
-Most of what can go wrong cannot be read from a configuration: biases by distance in place of positions, attention in both
-directions, states that run along the row, forwards that build a mask of their own. So a small twin of the model, of the same class
-and configuration but narrow, shallow and with random weights, scores pairs in both ways. The twin, not the model itself:
-it works before anything is wrapped or sharded, costs a fraction of a second on the CPU whatever the model's size,
-always computes in float32, where a real difference cannot hide behind rounding, and says the same on every process.
+A configuration does not tell: biases by distance, attention in both directions and masks of a model's own are in its code. So a small
+twin of the model, of the same class and configuration but narrow, shallow and with random weights, scores pairs in both ways. It works
+before anything is wrapped or sharded, takes a fraction of a second on the CPU, computes in float32, and says the same on every process.
 """
 
 import copy
