@@ -7,11 +7,12 @@ from helpers.parts import make_model
 from helpers.rounding import rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
-from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.data.tokenization import tokenize_row
+from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
-from trl_pafo.models.scoring import load_reward_model, score_pairs, score_sequences
+from trl_pafo.models.scoring import RewardScorer, load_reward_model, score_pairs, score_sequences
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
@@ -139,3 +140,28 @@ class TestFolders:
         assert not load_reward_model(base_model).training
         assert next(load_reward_model(base_model).parameters()).dtype == torch.float32
         assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+
+class TestRewardScorer:
+    """(What rows may hold: tests/data/test_rendering.py and tests/evaluation/test_score_file.py)"""
+
+    ROWS = (
+        {"prompt": "how do i sing", "response": "kindly sir"},
+        {"prompt": "can i run", "chosen": "yes please sir", "rejected": "no"},
+    )
+
+    def test_rewards_are_those_of_the_model(self, lively, model):
+        tokenizer = AutoTokenizer.from_pretrained(lively)
+        found = RewardScorer.from_pretrained(lively, device="cpu").score(self.ROWS, batch_size=2)
+        assert [list(row) for row in found] == [["response"], ["chosen", "rejected"]]
+        for row, rewards in zip(self.ROWS, found, strict=True):
+            for side, reward in rewards.items():
+                (expected,) = one_at_a_time(model, [tokenize_row(tokenizer, row, side)])
+                assert reward == pytest.approx(expected, abs=rounding(expected))
+
+    def test_rows_are_checked_before_weights_are_loaded(self, lively, monkeypatch):
+        monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)
+        scorer = RewardScorer(lively, device="cpu")
+        assert scorer.positions == 256
+        with pytest.raises(DataError, match="1 of 3 rows are longer than the 256 positions of the model, the first is row 2"):
+            scorer.score([*self.ROWS, {"prompt": "what", "response": "red " * 300}])
