@@ -2,24 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers.fake_runs import make_run, write_inspection, write_json
+from helpers.fake_runs import make_run, write_json
 from scipy.stats import spearmanr
 
 from trl_pafo.report import details
 from trl_pafo.report.record import Rewards, read_record
 from trl_pafo.report.sections import number
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run")
-    write_inspection(folder)
-    return folder
-
-
-@pytest.fixture
-def record(folder):
-    return read_record(folder)
 
 
 def test_users_have_a_trend_for_the_reference_and_the_student(record, monkeypatch):

@@ -1,21 +1,13 @@
 import json
 
 import pytest
-from helpers.fake_runs import LOG, make_run, write_inspection, write_json
+from helpers.fake_runs import LOG, make_run, write_json
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.report.record import read_record
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    folder = make_run(tmp_path_factory.mktemp("runs") / "complete")
-    write_inspection(folder)
-    return folder
-
-
-def test_a_complete_run(complete):
-    record = read_record(complete)
+def test_a_complete_run(complete, record):
     assert record.name == "complete"
     assert (record.reference, record.student) == ("personalized_bt", "pafo")
     assert record.compared == ["personalized_bt", "pafo"]
@@ -75,8 +67,7 @@ def test_the_output_of_evaluate(tmp_path, complete):
     assert {"manifest", "config", "pairs", "rewards/model", "training/the model", "inspection"} < set(record.missing)
 
 
-def test_given_teachers_are_told_from_trained_ones(complete):
-    record = read_record(complete)
+def test_given_teachers_are_told_from_trained_ones(record):
     assert not record.has_given_teachers
     for group in ("majority", "minority"):
         del record.stages[f"teacher:{group}"]

@@ -13,18 +13,6 @@ from trl_pafo.report.record import read_record
 from trl_pafo.report.sections import number
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = make_run(tmp_path_factory.mktemp("runs") / "run")
-    write_inspection(folder)
-    return folder
-
-
-@pytest.fixture
-def record(folder):
-    return read_record(folder)
-
-
 def names(section):
     return [picture.name for picture in section.pictures]
 
