@@ -3,7 +3,6 @@
 import gc
 import weakref
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 import trl_pafo.teachers.loaded
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.teachers.loaded import TeacherModels
-from trl_pafo.teachers.online import OnlineTeachers, TeacherRows, TeacherRowsCollator
+from trl_pafo.teachers.online import OnlineTeachers, TeacherRows
 from trl_pafo.teachers.teacher import as_teachers
 from trl_pafo.trainer.collator import PairBatch
 
@@ -90,30 +88,6 @@ def test_teachers_are_loaded_for_the_training_and_freed_after_it(train, monkeypa
     assert sum(isinstance(value, torch.nn.Module) for value in vars(trainer).values()) <= 2
 
 
-def test_no_teacher_is_loaded_where_nothing_is_distilled(train, monkeypatch):
-    monkeypatch.setattr(trl_pafo.teachers.loaded, "load_reward_model", lambda *args, **kwargs: pytest.fail("loaded"))
-    rows = make_pairs(history=0)
-    train(rows.to_iterable_dataset(), alpha=1.0).train()
-    trainer = train(rows.to_iterable_dataset())
-    trainer.evaluate(rows)
-
-
-def test_margins_are_clipped(train):
-    rows = make_pairs(history=0).to_iterable_dataset()
-    free = margins_of_batches(train(rows))
-    clip = float(np.median(np.abs(free)))
-    clipped = margins_of_batches(train(rows, teacher_margin_clip=clip))
-    np.testing.assert_allclose(clipped, np.clip(free, -clip, clip), atol=rounding(free))
-
-
-def test_rows_without_a_label_are_distilled_alone(train):
-    rows = make_pairs(history=0)
-    rows = rows.add_column("has_label", [i % 3 > 0 for i in range(len(rows))])
-    trainer = train(rows.to_iterable_dataset())
-    batch = next(iter(trainer.get_train_dataloader()))
-    assert batch["has_label"].tolist() == [False, True, True, False]
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_any_collator_and_workers_will_do(train, workers):
     collator = DataCollatorForPreference(pad_token_id=0)
@@ -121,14 +95,6 @@ def test_any_collator_and_workers_will_do(train, workers):
     trainer.train()
     assert "distillation_loss" in trainer.state.log_history[0]
     assert trainer.data_collator is collator
-
-
-def test_a_row_that_no_teacher_has_scored_is_refused(teachers, encoder):
-    """Whatever stands in memory there is no margin."""
-    online = OnlineTeachers(as_teachers(teachers), TeacherModels)
-    online._models = {"majority": SimpleNamespace(forward=lambda group, sequences: np.ones(len(sequences), np.float32))}
-    with pytest.raises(TeacherError, match="1 of 2 margins of a batch were computed by no teacher"):
-        online.margins(TeacherRows(["majority", "minority"], [[7], [8]], [[9], [10]]))
 
 
 def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypatch):
@@ -148,27 +114,3 @@ def test_a_teacher_without_rows_scores_all_the_same(teachers, encoder, monkeypat
         first = model(torch.tensor([[7, 8, 9]])).logits.item() - model(torch.tensor([[10]])).logits.item()
     assert margins.tolist()[0] == pytest.approx(first, abs=rounding(first))
     online.close()
-
-
-def test_a_group_without_a_teacher_is_refused(train):
-    rows = make_pairs(history=0)
-    group = ["rare" if i == 2 else g for i, g in enumerate(rows["group"])]
-    trainer = train(rows.remove_columns("group").add_column("group", group).to_iterable_dataset())
-    with pytest.raises(TeacherError, match="rows of the group 'rare', for which there is no teacher"):
-        trainer.train()
-
-
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "1.5"])
-def test_a_margin_that_is_none_is_refused_in_a_stream(train, value):
-    rows = make_pairs(history=0)
-    margins = [value if i == 3 or isinstance(value, str) else 1.0 for i in range(len(rows))]
-    stream = rows.add_column("teacher_margin", margins).to_iterable_dataset()
-    with pytest.raises(DataError, match=r"The training dataset, row [03]: `teacher_margin` is no finite number"):
-        train(stream, teachers=None).train()
-
-
-def test_the_collator_keeps_the_rows_as_they_came():
-    examples = [{"chosen_ids": [1, 2], "rejected_ids": [3], "group": "a"}, {"chosen_ids": [4], "rejected_ids": [5], "group": "b"}]
-    batch = TeacherRowsCollator(DataCollatorForPreference(pad_token_id=0))(examples)
-    assert batch["teacher_rows"] == TeacherRows(["a", "b"], [[1, 2], [4]], [[3], [5]])
-    assert batch["input_ids"].shape == (4, 2)

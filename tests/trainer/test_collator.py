@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference
-from trl_pafo.trainer.collator import NumberedCollator, number_rows
+from trl_pafo.trainer.collator import NumberedCollator, PairBatch, number_rows
 
 ROWS = [
     {"chosen_ids": [1, 2, 3], "rejected_ids": [4], "group": "minority", "teacher_margin": 0.5, "has_label": True},
@@ -29,28 +29,18 @@ def test_the_tokens_are_those_of_trl(multiple):
     assert batch["input_ids"].tolist()[0] == ([1, 2, 3, 99] if multiple else [1, 2, 3])
 
 
-def test_each_row_brings_its_margin_and_label():
-    batch = DataCollatorForGroupPreference(pad_token_id=0)(ROWS)
-    torch.testing.assert_close(batch["teacher_margin"], torch.tensor([0.5, -2.0, 0.0]))
-    torch.testing.assert_close(batch["has_label"], torch.tensor([True, False, True]))
-    assert "group_id" not in batch
-
-
-def test_rows_without_has_label_are_all_labeled():
-    batch = DataCollatorForGroupPreference(pad_token_id=0)(without("has_label"))
-    torch.testing.assert_close(batch["has_label"], torch.tensor([True, True, True]))
-
-
-def test_rows_without_margins_are_a_plain_batch():
-    batch = DataCollatorForGroupPreference(pad_token_id=0)(without("teacher_margin", "group"))
-    assert set(batch) == {"input_ids", "attention_mask"}
-
-
-def test_groups_get_their_position_and_unknown_ones_minus_one():
-    batch = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])(ROWS)
-    torch.testing.assert_close(batch["group_id"], torch.tensor([1, 0, -1]))
-    without_group = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority"])(without("group"))
-    assert "group_id" not in without_group
+def test_rows_bring_margins_labels_and_the_position_of_their_group():
+    collator = DataCollatorForGroupPreference(pad_token_id=0, groups=["majority", "minority"])
+    batch = collator(ROWS)
+    pairs = PairBatch.pop_from(batch)
+    assert set(batch) == {"input_ids", "attention_mask"}  # what a model takes
+    assert pairs.teacher_margin.tolist() == [0.5, -2.0, 0.0]
+    assert pairs.has_label.tolist() == [True, False, True]
+    assert pairs.group_id.tolist() == [1, 0, -1]  # the last one is not among the groups
+    assert pairs.margin is None
+    assert collator(without("has_label"))["has_label"].all()
+    assert "group_id" not in collator(without("group"))
+    assert set(collator(without("teacher_margin", "group"))) == set(batch)
 
 
 @pytest.mark.parametrize("multiple", [None, 4])

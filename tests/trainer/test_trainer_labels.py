@@ -10,7 +10,7 @@ from helpers.parts import make_pairs, make_teacher
 from helpers.rounding import rounding
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.errors import DataError, TeacherError
+from trl_pafo.errors import DataError
 
 NAMES = {"majority": "0", "minority": "1"}
 KINDS = {  # from the texts "0" and "1"; the columns of a file with gaps are floats
@@ -92,24 +92,6 @@ def test_training_and_evaluation(build, teachers, streams):
         assert log == pytest.approx(other, rel=rounding(), abs=rounding(), nan_ok=True)
 
 
-@pytest.mark.parametrize("streams", [False, True])
-def test_datasets_that_come_later(build, streams):
-    trainer = build(with_labels("text"), with_labels("text"))
-    expected = trainer.evaluate()
-    predicted = trainer.predict(with_labels("text"))
-    for kind in ("integer", "float"):
-        rows = with_labels(kind)
-        rows = rows.to_iterable_dataset() if streams else rows
-        several = trainer.evaluate({"a": rows})
-        for key, value in trainer.evaluate(rows).items():
-            if "accuracy" in key or "count" in key:
-                assert value == pytest.approx(expected[key]), key
-                assert several[key.replace("eval_", "eval_a_", 1)] == pytest.approx(expected[key]), key
-        found = trainer.predict(rows).label_ids
-        assert found["group"].tolist() == predicted.label_ids["group"].tolist()
-        assert found["user"].tolist() == predicted.label_ids["user"].tolist()
-
-
 @pytest.mark.parametrize("missing", [None, float("nan"), "", " "])
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_user_who_is_missing_is_nobody(build, missing, streams):
@@ -144,12 +126,4 @@ def test_a_group_that_is_missing_has_no_teacher(build, teachers, missing):
     assert trainer.groups == ["0", "1"]
     trainer = build(rows.to_iterable_dataset(), teachers={0: teachers[0], 1: teachers[1]})
     with pytest.raises(DataError, match=message):
-        trainer.train()
-
-
-def test_a_group_without_a_teacher(build, teachers):
-    with pytest.raises(TeacherError, match=r"No teacher for the group '1' of the training dataset"):
-        build(with_labels("integer"), teachers={0: teachers[0]}, model="/nowhere")
-    trainer = build(with_labels("integer").to_iterable_dataset(), teachers={0: teachers[0]})
-    with pytest.raises(TeacherError, match=r"The stream has rows of the group '1', for which there is no teacher"):
         trainer.train()
