@@ -61,16 +61,8 @@ class TeacherAgreement:
 
     @torch.no_grad()
     def add(self, margins: torch.Tensor, has_label: torch.Tensor | None = None, group_id: torch.Tensor | None = None) -> None:
-        """Count rows.
-
-        Args:
-            margins (`torch.Tensor` of shape `(num_rows,)`):
-                Each of the teacher of the row's group.
-            has_label (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-                False on rows that nobody labeled.
-            group_id (`torch.Tensor` of shape `(num_rows,)`, *optional*):
-                Places in `groups`, -1 for none. Not needed where there are no groups.
-        """
+        """Count rows, all of shape `(num_rows,)`: margins of the teachers of their groups, whether somebody has labeled them, and their
+        places in `groups` (-1 for none)."""
         # Counts outgrow float32; the devices that lack float64 have to do with it.
         dtype = torch.float64 if margins.device.type in ("cpu", "cuda") else torch.float32
         margins = margins.to(dtype)
@@ -83,16 +75,10 @@ class TeacherAgreement:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def reduce(self, gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> dict[str, float]:
-        """Sum over all processes, warn once of each group whose teacher prefers the rejected responses, and return what to log.
+        """Warn once of each group whose teacher prefers the rejected responses, and return what to log: `teacher_accuracy/{group}` and
+        `teacher_margin/{group}`, or without `/{group}` where there are no groups; NaN for a group without labeled pairs.
 
-        Args:
-            gather (`Callable`, *optional*):
-                Takes a tensor of shape `(1, n)` and returns those of all processes, of shape `(num_processes, n)`; not needed where
-                every process has counted all rows.
-
-        Returns:
-            `dict[str, float]`: `teacher_accuracy/{group}` and `teacher_margin/{group}`, or without `/{group}` where there are no
-            groups; NaN for a group without labeled pairs.
+        Where processes have counted different rows, `gather` takes a tensor of shape `(1, n)` and returns those of all processes.
         """
         if self._sums is None:
             return {}

@@ -118,9 +118,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         train_dataset, eval_dataset = self._pairs.check(train_dataset, eval_dataset)
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
-        if (
-            processing_class is None
-        ):  # the one that the base class would load, so that teachers are checked before the model is loaded
+        if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
             options = {"revision": revision, "trust_remote_code": args.trust_remote_code}
             processing_class = AutoTokenizer.from_pretrained(name, **options)
         self._pairs.check_teachers(of_group, processing_class)
@@ -160,7 +158,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         mode, reason = args.prefix_sharing, None
         if not own_collator:
             reason = "the data collator is not the trainer's own"
-            if getattr(collator, "share_prefix", False):  # whoever gives such a collator asks for it
+            if getattr(collator, "share_prefix", False):  # such a collator asks for it
                 mode, reason = "on", None
         if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
             reason = "tensor, context and sequence parallelism split what the reward head reads"
