@@ -106,7 +106,7 @@ class RewardScorer:
         batch_size: int = 32,
         desc: str | None = None,
         name: Callable[[int], str] = "row {}".format,
-        all_lack: bool | None = None,
+        allow_no_history: bool = False,
     ) -> list[dict[str, float]]:
         """Raw rewards (no sigmoid) of the responses of rows, which are read as the model was trained.
 
@@ -120,8 +120,8 @@ class RewardScorer:
                 Title of the progress bar; no bar without it.
             name (`Callable`, *optional*):
                 From the number of a row to its name, for errors.
-            all_lack (`bool`, *optional*):
-                See [`~trl_pafo.data.rendering.InputRenderer.sequences`].
+            allow_no_history (`bool`, *optional*, defaults to `False`):
+                Whether all rows may lack a history though the model was trained with histories, as a batch of new users does.
 
         Returns:
             `list[dict[str, float]]`: For each row, the reward of its `response`, or of its `chosen` and its `rejected`.
@@ -130,14 +130,18 @@ class RewardScorer:
             DataError: If a row cannot be read as in the training, or is longer than the model's positions.
             TeacherError: If a reward is not finite.
         """
-        sequences = self.tokenize(rows, name, all_lack=all_lack)
+        sequences = self.tokenize(rows, name, allow_no_history=allow_no_history)
         return self.score_tokens(sequences, batch_size=batch_size, desc=desc)
 
     def tokenize(
-        self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, all_lack: bool | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        name: Callable[[int], str] = "row {}".format,
+        *,
+        allow_no_history: bool = False,
     ) -> list[dict[str, list[int]]]:
         """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.renderer.sequences(rows, name, all_lack=all_lack)
+        sequences = self.renderer.sequences(rows, name, all_lack=False if allow_no_history else None)
         check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
         return sequences
 

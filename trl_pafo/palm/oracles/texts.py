@@ -51,7 +51,7 @@ def score_candidates(
     rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in types]
     columns = []
     for source in reward_models.values():
-        scored = RewardScorer.from_pretrained(source, device=device).score(rows, batch_size=batch_size, all_lack=True)
+        scored = RewardScorer.from_pretrained(source, device=device).score(rows, batch_size=batch_size)
         columns.append([row["response"] for row in scored])
     return np.array(columns).T.reshape(len(prompts), len(types), len(columns))
 
@@ -82,7 +82,7 @@ class ScaledReward:
         if history is not None:
             rows = [{**row, "history": past} for row, past in zip(rows, history, strict=True)]
         # A batch in which nobody has a past says nothing of the others.
-        raw = [[row["response"]] for row in self.scorer.score(rows, all_lack=history is None)]
+        raw = [[row["response"]] for row in self.scorer.score(rows, allow_no_history=history is not None)]
         return self.scale(np.array(raw))[:, 0].tolist()
 
 
