@@ -73,8 +73,8 @@ class ExactRewardTrainer(RewardTrainer):
         if train_dataset is None:
             self.train_dataset = None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        trained = groups_of(self.train_dataset)
-        self.groups = sorted(trained.union(groups, *map(groups_of, evaluated)))
+        trained = _groups_of(self.train_dataset)
+        self.groups = sorted(trained.union(groups, *map(_groups_of, evaluated)))
         if data_collator is None:
             self.data_collator = DataCollatorForGroupPreference(
                 pad_token_id=self.data_collator.pad_token_id,
@@ -108,7 +108,7 @@ class ExactRewardTrainer(RewardTrainer):
                 batch.pair_lengths.sum() + batch.pair_lengths[:, 0].sum()
             )  # of both sequences, as RewardTrainer counts them
         chosen, rejected = torch.chunk(reward_of(outputs), chunks=2)
-        loss, parts = self._pair_loss(chosen - rejected, batch)
+        loss, parts = self.pair_loss(chosen - rejected, batch)
         if self.args.center_rewards_coefficient is not None:
             loss = loss + self.args.center_rewards_coefficient * torch.mean((chosen + rejected) ** 2)
         if self.model.training:
@@ -118,9 +118,19 @@ class ExactRewardTrainer(RewardTrainer):
             self._steps.add(rewards=rewards, num_tokens=num_tokens[None], **labels, **sums)
         return (loss, outputs) if return_outputs else loss
 
-    def _pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a batch from the reward differences of its pairs, and its parts that are logged, means over the pairs
-        ([`~trl_pafo.trainer.pair_metrics.training_metrics`])."""
+    def pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of a batch; a method of its own overrides this.
+
+        Args:
+            difference (`torch.Tensor` of shape `(num_pairs,)`):
+                Reward of the chosen minus reward of the rejected response.
+            batch ([`~trl_pafo.trainer.collator.PairBatch`]):
+                What else is known of the pairs.
+
+        Returns:
+            The loss, a scalar, and by name the parts of it that are logged, scalars, means over the pairs of the batch
+            ([`~trl_pafo.trainer.pair_metrics.training_metrics`]).
+        """
         return bradley_terry(difference, 0.0 if batch.margin is None else batch.margin).mean(), {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -258,7 +268,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
         vars(owner).update(before)
 
 
-def groups_of(dataset: Any) -> set[str]:
+def _groups_of(dataset: Any) -> set[str]:
     """Names of the groups of a dataset that is not a stream."""
     if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
         return set()

@@ -86,7 +86,7 @@ class PairPreparer:
             checks.check_filled(dataset, what)
         else:
             dataset = checks.filled_stream(dataset, what)
-            _check_stream(_first(dataset))
+            _check_history_of_stream(_first(dataset))
         self._checked.add(dataset)
         return dataset
 
@@ -292,7 +292,7 @@ def _inputs_of(row: dict[str, Any]) -> str:
     return "messages" if is_conversational(row) else "text"
 
 
-def _check_stream(first: dict[str, Any]) -> None:
+def _check_history_of_stream(first: dict[str, Any]) -> None:
     """Raise [`DataError`] if the rows of a stream, of which this is the first, have a history that would not be shown."""
     if "chosen_ids" in first:
         return

@@ -233,9 +233,9 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             return [], None  # going on from the last checkpoint of all: the Trainer would take one more step
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._margins is None or not self.model.training:  # evaluation is Bradley-Terry, as in the base class
-            return super()._pair_loss(difference, batch)
+            return super().pair_loss(difference, batch)
         args = self.args
         loss = pafo_loss(
             difference,
