@@ -169,8 +169,8 @@ SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
 
 
 def test_it_loads_and_merges_as_documented(trained_adapter, tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs/trainer.md").read_text(encoding="utf-8")
-    section = page.split("### Loading and merging an adapter\n")[1].split("\n## ")[0]
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    section = page.split("## Loading and merging an adapter\n")[1].split("\n## ")[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", section, re.S)), names)

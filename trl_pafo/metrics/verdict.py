@@ -12,7 +12,7 @@ The ends are taken at `(1 - confidence) / (2 num_groups)` on each side (Bonferro
 interval of very few users is [-1, 1]. Where two models never differ it is [0, 0] (given enough users): nothing was seen, yet a rare
 difference may have been missed.
 
-The rules of the verdict, and what it says and does not say, are in docs/method.md. If no group truly differs, `improves` is said in at
+The rules of the verdict, and what it says and does not say, are in docs/evaluation.md. If no group truly differs, `improves` is said in at
 most `(1 - confidence) / 2` of studies, as far as the level holds.
 """
 
