@@ -176,7 +176,13 @@ def test_texts_for_a_model_of_messages_are_one_message_each():
     assert renderer.render(Dataset.from_list([TEXTS]), "The data")[0] == MESSAGES
 
 
-def test_a_model_from_elsewhere_reads_rows_as_they_come():
+def test_an_empty_text_is_a_text():
+    renderer = InputRenderer(tokenizer_of("text", num_history=0))
+    end = renderer.tokenizer.eos_token_id
+    assert renderer.sequences([{"prompt": "", "response": ""}, {"response": ""}]) == [{"response": [end]}] * 2
+
+
+def test_a_model_from_elsewhere_reads_rows_as_they_are():
     tokenizer = make_tokenizer("decoder")
     renderer = InputRenderer(tokenizer)
     assert renderer.sequences([TEXTS])[0]["chosen"] == tokenizer("how do i singkindly sir<|im_end|>")["input_ids"]

@@ -76,7 +76,7 @@ def check_filled(dataset: Dataset, what: str) -> None:
 
 
 def filled_stream(dataset: IterableDataset, what: str) -> IterableDataset:
-    """The same rows, each looked at as it comes by: see [`check_filled`]."""
+    """The same rows, each checked when it is read, by the rule of [`check_filled`]."""
 
     def look(row: dict[str, Any], number: int) -> dict[str, Any]:
         _check_gaps(row, _read_of_rows(row, what), number, what)

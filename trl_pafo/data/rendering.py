@@ -121,7 +121,8 @@ class InputRenderer:
             for side, value in given.items():
                 if value is None and side != "prompt":
                     raise DataError(f"{name(number)}: `{side}` is missing (None). Fill it, or leave such rows out.")
-            kinds = {isinstance(value, str) for value in given.values() if value}
+            filled = [value for value in given.values() if value] or [value for value in given.values() if value is not None]
+            kinds = {isinstance(value, str) for value in filled}
             if len(kinds) > 1:
                 raise DataError(f"{name(number)}: some are texts and some are messages. Give all as texts or all as messages.")
             history = None if self._shows_none else history_of(row)
