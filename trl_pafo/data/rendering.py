@@ -76,7 +76,7 @@ class InputRenderer:
         return rows_as_messages(rows, num_proc) if inputs == "messages" else rows
 
     def sequences(
-        self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, all_lack: bool | None = None
+        self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, allow_no_history: bool = False
     ) -> list[dict[str, list[int]]]:
         """Token ids of the responses of rows, as the model's training made them.
 
@@ -86,9 +86,8 @@ class InputRenderer:
                 `chat_template_kwargs` and `tools`.
             name (`Callable`, *optional*):
                 From the number of a row to its name, for errors and warnings.
-            all_lack (`bool`, *optional*):
-                Whether there are no histories at all, which is an error for a model that was trained with them. By default,
-                whether none of the rows has one.
+            allow_no_history (`bool`, *optional*, defaults to `False`):
+                Whether all rows may lack a history, which is an error for a model that was trained with them.
 
         Returns:
             `list[dict[str, list[int]]]`: For each row, the ids of its `response`, `chosen` and `rejected`.
@@ -97,7 +96,7 @@ class InputRenderer:
             DataError: If a row cannot be read as in the training; the message names it.
         """
         plain: list[dict[str, Any]] = [_plain(row) for row in rows]
-        inputs, with_history = self._check(plain, name, "The rows", all_lack)
+        inputs, with_history = self._check(plain, name, "The rows", allow_no_history)
         sides = [[side for side in _SIDES if side in row] for row in plain]
         if inputs == "messages":
             cut = self.cutter.cut_all([history_of(row) for row in plain]) if with_history else []
@@ -112,7 +111,7 @@ class InputRenderer:
         ]
 
     def _check(
-        self, rows: Iterable[Mapping[str, Any]], name: Callable[[int], str], what: str, all_lack: bool | None = None
+        self, rows: Iterable[Mapping[str, Any]], name: Callable[[int], str], what: str, allow_no_history: bool = False
     ) -> tuple[str, bool]:
         """How rows are read, `"text"` or `"messages"`, and whether with a history, if the model can read them as in its training."""
         is_text, has_prompt, has_past, with_history = [], [], [], False
@@ -133,7 +132,7 @@ class InputRenderer:
             has_past.append(bool(history))
             with_history |= bool(history_of(row))
         text, prompt, past = np.array([is_text, has_prompt, has_past], dtype=bool)
-        inputs = self._inputs(text, prompt, past, name, what, all_lack)
+        inputs = self._inputs(text, prompt, past, name, what, allow_no_history)
         if inputs == "messages" and with_history:
             add_history_template(self.tokenizer)  # a model that was trained elsewhere may have none that takes it
         elif inputs == "messages" and self.tokenizer.chat_template is None:
@@ -144,7 +143,7 @@ class InputRenderer:
         return inputs, with_history
 
     def _inputs(
-        self, is_text: Any, has_prompt: Any, has_past: Any, name: Callable[[int], str], what: str, all_lack: bool | None
+        self, is_text: Any, has_prompt: Any, has_past: Any, name: Callable[[int], str], what: str, allow_no_history: bool
     ) -> str:
         first = lambda rows: name(int(np.flatnonzero(rows)[0]))  # noqa: E731
         if self.trained is None:
@@ -155,7 +154,7 @@ class InputRenderer:
                 "num_history to 0 to show none."
             )
         if self.trained["num_history"] != 0 and self.cutter.num_history != 0 and not has_past.all():
-            if not has_past.any() if all_lack is None else all_lack:
+            if not has_past.any() and not allow_no_history:
                 raise DataError(
                     f"{what}: no row has a history, and the model was trained with histories: without one it serves every user alike, "
                     "as the majority wants it. Give each row the `history` of its user, or set num_history to 0 if that is meant."

@@ -141,7 +141,7 @@ class RewardScorer:
         allow_no_history: bool = False,
     ) -> list[dict[str, list[int]]]:
         """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.renderer.sequences(rows, name, all_lack=False if allow_no_history else None)
+        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history)
         check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
         return sequences
 
