@@ -1,5 +1,6 @@
 """The folder that is given away: peft loads its members, and nothing in it names this machine."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Portfolio]:
         (Path(adapter) / "training_args.bin").write_bytes(b"a pickle")
         (Path(adapter) / "checkpoint-2").mkdir()
         (Path(adapter) / "README.md").write_text(f"base: {base}")
+        (Path(adapter) / "tokenizer_config.json").write_text(json.dumps({"name_or_path": base}))
     return Path(base), portfolio_of(adapters)
 
 
@@ -57,7 +59,8 @@ def test_peft_loads_every_member_of_the_folder(trained, out) -> None:
 
     for here, there in zip(portfolio.policies, loaded.policies, strict=True):
         assert torch.equal(logits(out / there), logits(here))
-    assert {file.name for file in (out / "members/0").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    given = {"adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"}
+    assert {file.name for file in (out / "members/0").iterdir()} == given
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 

@@ -24,11 +24,6 @@ def every_vertex(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def same_points(left: np.ndarray, right: np.ndarray, tolerance: float = 1e-6) -> bool:
-    distances = np.abs(left[:, None] - right).max(axis=-1)
-    return bool((distances.min(axis=1) <= tolerance).all() and (distances.min(axis=0) <= tolerance).all())
-
-
 def every_corner(values: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """Corners of {(w, t) : t >= w.v - c} by solving in w and t with sum w = 1."""
     d = values.shape[1]
@@ -59,15 +54,6 @@ def test_corners_are_all_there(d: int, num_policies: int, seed: int, kind: str) 
     distances = np.abs(expected[:, None] - corners.weights).max(axis=-1)
     # A degenerate corner may be split along an edge, but each true one is there.
     assert (distances.min(axis=1) <= 1e-6).all()
-
-
-def test_random_polytopes() -> None:
-    rng = np.random.default_rng(0)
-    for d in (2, 3, 4):
-        normals = np.vstack([rng.random((5, d)), np.eye(d), -np.eye(d)])
-        offsets = np.concatenate([normals[:5].sum(axis=1) * 0.6, np.ones(d), np.zeros(d)])
-        found = vertices(normals, offsets, np.full(d, 0.2), movable=5)
-        assert same_points(found.points, every_vertex(normals, offsets))
 
 
 def test_a_degenerate_polytope_is_split_and_stays_bounded_from_outside() -> None:
