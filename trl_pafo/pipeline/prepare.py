@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
@@ -88,7 +89,8 @@ def _write_splits(
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
     if with_lengths:
-        np.savez(folder / LENGTHS, **{name: longest_sequences(rows, tokenizer) for name, rows in prepared.items()})  # type: ignore[arg-type]
+        lengths: dict[str, Any] = {name: longest_sequences(rows, tokenizer) for name, rows in prepared.items()}
+        np.savez(folder / LENGTHS, allow_pickle=False, **lengths)
     return summary, groups
 
 

@@ -187,7 +187,7 @@ class Run:
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
 
     def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
-        with np.load(self.folder / "data" / LENGTHS) as lengths:
+        with np.load(self.folder / "data" / LENGTHS, allow_pickle=False) as lengths:
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
             check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
         own = remembered(self._remember_history(copy.deepcopy(self.tokenizer)))

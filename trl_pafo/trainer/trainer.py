@@ -119,8 +119,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
-            options = {"revision": revision, "trust_remote_code": args.trust_remote_code}
-            processing_class = AutoTokenizer.from_pretrained(name, **options)
+            code = args.trust_remote_code
+            processing_class = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
         self._pairs.check_teachers(of_group, processing_class)
         self.dropped_pairs = self._pairs.dropped
         """Pairs dropped because they are longer than `max_length`, by dataset and group."""
