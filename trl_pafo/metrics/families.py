@@ -37,8 +37,9 @@ def accuracy_family(pairs: EncodedPairs, correct: Sequence[FloatArray], majority
     users_of, several = _users_of_each(pairs, majority), len(pairs.groups) > 1
     in_majority = np.array([name == majority for name in pairs.groups])
     cells = user_cells(pairs.user_codes, pairs.group_of_user, np.stack(correct))
+    alike = [_alike(cells.group, accuracy) for accuracy in cells.sums / cells.pairs]
 
-    def of_model(right: FloatArray, total: FloatArray, by_user: FloatArray, weights: FloatArray) -> FloatArray:
+    def of_model(model: int, right: FloatArray, total: FloatArray, weights: FloatArray) -> FloatArray:
         # A resample may hold nobody of a group that was pooled with others.
         by_group = _share(right, total)
         worst, best = by_group.min(axis=1), by_group.max(axis=1)
@@ -46,9 +47,11 @@ def accuracy_family(pairs: EncodedPairs, correct: Sequence[FloatArray], majority
         if several:
             columns += [worst, best, best - worst, np.divide(worst, best, out=np.full_like(best, np.nan), where=best > 0)]
         if pairs.has_users:
-            columns += [measure(by_user, weights) for measure in USER_MEASURES.values()]
+            group, accuracy, order, starts = alike[model]
+            times = np.add.reduceat(weights[:, order], starts, axis=1)
+            columns += [measure(accuracy, times) for measure in USER_MEASURES.values()]
             for alpha in (1.0, 2.0):
-                within, between = entropy_split(by_user, cells.group, weights, alpha)
+                within, between = entropy_split(accuracy, group, times, alpha)
                 columns += [within + between, within, between] if several else [within + between]
         if majority is not None:
             columns += [_share(right[:, s].sum(axis=1), total[:, s].sum(axis=1)) for s in (in_majority, ~in_majority)]
@@ -56,8 +59,7 @@ def accuracy_family(pairs: EncodedPairs, correct: Sequence[FloatArray], majority
 
     def statistics(cells: UserCells, weights: FloatArray) -> FloatArray:
         totals = group_totals(cells, weights, np.column_stack([cells.pairs, *cells.sums]))
-        models = enumerate(cells.sums / cells.pairs, start=1)
-        return np.stack([of_model(totals[:, :, m], totals[:, :, 0], by_user, weights) for m, by_user in models], axis=1)
+        return np.stack([of_model(m, totals[:, :, m + 1], totals[:, :, 0], weights) for m in range(len(alike))], axis=1)
 
     means = [n for n in users_of if n.startswith("accuracy/") or n in ("overall", "group_min", "group_max", "user_mean", *_SIDES)]
     return Family(list(users_of), np.array(list(users_of.values())), means, cells, statistics)
@@ -84,6 +86,13 @@ def _users_of_each(pairs: EncodedPairs, majority: str | None) -> dict[str, int]:
 def _sizes(pairs: EncodedPairs) -> list[int]:
     """Number of users of each group; of all where no groups are known."""
     return np.bincount(pairs.group_of_user).tolist()
+
+
+def _alike(group: IntArray, accuracy: FloatArray) -> tuple[IntArray, FloatArray, IntArray, IntArray]:
+    """Cells of one group and one accuracy put together: group, accuracy; the order of the cells, and where each of these starts."""
+    keys, place = np.unique(np.column_stack([group, accuracy]), axis=0, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    return keys[:, 0].astype(np.int64), keys[:, 1], order, np.searchsorted(place[order], np.arange(len(keys)))
 
 
 def _share(right: FloatArray, total: FloatArray) -> FloatArray:
