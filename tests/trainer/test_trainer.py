@@ -104,52 +104,34 @@ def test_takes_a_reward_config_and_no_config(encoder, training, tmp_path, monkey
 # --- distillation
 
 
-def test_first_loss_equals_the_formula_on_plain_forwards(trainer, teachers):
-    """The logged loss against margins of student and teachers computed one row at a time, without any trainer."""
+def test_the_loss_equals_the_formula_on_plain_forwards(trainer, pairs, teachers):
+    """Against margins of student and teachers computed one row at a time; each pair is also shown under the other group."""
     rows = trainer.train_dataset
-    student = AutoModelForSequenceClassification.from_pretrained(trainer.model.config._name_or_path).eval()
-    models = {g: AutoModelForSequenceClassification.from_pretrained(p).eval() for g, p in teachers.items()}
+    assert len(rows) == 2 * len(pairs)
+    kinds = {(row["group"], row["has_label"]): row for row in rows}
+    assert set(kinds) == {(group, labeled) for group in GROUPS for labeled in (True, False)}
+    picked = list(kinds.values())
 
-    def margin(model, row):
+    def margin(folder, row):
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         with torch.no_grad():
             chosen, rejected = (model(torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
         return chosen - rejected
 
-    batch = next(iter(trainer.get_train_dataloader()))
-    seen = {tuple(r["chosen_ids"]) + tuple(r["rejected_ids"]): r for r in rows}
-    half = len(batch["input_ids"]) // 2
-    picked = []
-    for chosen, rejected, a, b in zip(
-        batch["input_ids"][:half],
-        batch["input_ids"][half:],
-        batch["attention_mask"][:half],
-        batch["attention_mask"][half:],
-        strict=True,
-    ):
-        picked.append(seen[tuple(chosen[a.bool()].tolist()) + tuple(rejected[b.bool()].tolist())])
+    of_teachers = [margin(teachers[row["group"]], row) for row in picked]
+    # These are differences of rewards of up to a hundred.
+    assert [row["teacher_margin"] for row in picked] == pytest.approx(of_teachers, abs=rounding(100))
     expected = pafo_loss(
-        torch.tensor([margin(student, r) for r in picked]),
-        torch.tensor([margin(models[r["group"]], r) for r in picked]),
-        torch.tensor([r["has_label"] for r in picked]),
+        torch.tensor([margin(trainer.model.config._name_or_path, row) for row in picked]),
+        torch.tensor(of_teachers),
+        torch.tensor([row["has_label"] for row in picked]),
         alpha=trainer.args.alpha,
         distillation_loss="mse",
         counterfactual_weight=trainer.args.counterfactual_weight,
     )
     trainer.model.train()
-    loss = trainer.compute_loss(trainer.model, dict(batch))
-    # The margins of the teachers are differences of rewards of up to a hundred.
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(picked))
     assert loss.item() == pytest.approx(expected.loss.item(), abs=rounding(100))
-
-
-def test_every_pair_is_shown_under_the_other_group_with_its_teacher(trainer, pairs, teachers):
-    rows = trainer.train_dataset
-    assert len(rows) == 2 * len(pairs)
-    assert sum(rows["has_label"]) == len(pairs)
-    model = AutoModelForSequenceClassification.from_pretrained(teachers["minority"]).eval()
-    row = next(r for r in rows if not r["has_label"] and r["group"] == "minority")
-    with torch.no_grad():
-        chosen, rejected = (model(torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
-    assert row["teacher_margin"] == pytest.approx(chosen - rejected, abs=rounding(chosen, rejected))
 
 
 def test_student_learns_what_the_teachers_say(encoder, training, tmp_path):
