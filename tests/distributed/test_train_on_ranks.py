@@ -173,7 +173,8 @@ def test_what_is_saved_is_the_student_alone_and_gives_the_same_rewards(run):
     assert not [path for path in (out / "trained").rglob("*") if path.is_dir()]  # adapters with other names have folders
     model = AutoModelForSequenceClassification.from_pretrained(out / "trained", num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "trained")
-    trainer = PAFORewardTrainer(model, ranks.options(out, 1), eval_dataset=ranks.evaluation_pairs(), processing_class=tokenizer)
+    args = ranks.options(out, 1, num_history=0 if "stream" in student else None)
+    trainer = PAFORewardTrainer(model, args, eval_dataset=ranks.evaluation_pairs(), processing_class=tokenizer)
     pairs = naive_pairs(model, trainer.eval_dataset)
     np.testing.assert_allclose(
         seen[0]["rewards"], [[pair["chosen"], pair["rejected"]] for pair in pairs], atol=rounding(seen[0]["rewards"])
