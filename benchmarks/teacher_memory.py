@@ -10,7 +10,6 @@ processes, what PyTorch has allocated on the device. Each figure is the largest 
 
 import argparse
 import gc
-import json
 import os
 import sys
 import tempfile
@@ -23,9 +22,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # helpers
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests/distributed"))
 
-from launcher import CPU_AS_GPU, MODES, launch
+from helpers.ranks import CPU_AS_GPU, MODES, launch
 
 GROUPS = ("majority", "minority")
 CASES = {
@@ -36,9 +34,6 @@ CASES = {
     "stream-adapters": "two adapters of one base, a stream",
 }
 PHASES = ("loading", "scoring", "training")
-
-# First argument of the processes that this script starts.
-RANK = "--rank"
 
 
 class Peak:
@@ -162,6 +157,14 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     return {phase: value / 1e6 for phase, value in peak.bytes.items()}
 
 
+def measure(out: Path, parts: str, case: str, student: str) -> dict[str, float]:
+    """What a process does."""
+    # What libraries take once is no memory of teachers.
+    train(Path(parts) / "tiny", out / "tiny", "checkpoints", student)
+    gc.collect()
+    return train(Path(parts), out, case, student)
+
+
 def start(num_processes: int, parts: Path, out: Path, case: str, student: str, mode: str) -> list[dict[str, float]]:
     """A training on processes of its own; what each of them took."""
     out.mkdir()
@@ -170,8 +173,7 @@ def start(num_processes: int, parts: Path, out: Path, case: str, student: str, m
             for name in CPU_AS_GPU:
                 variables.pop(name, None)
     mode = "ddp" if mode == "single" else mode
-    launch(Path(__file__), num_processes, RANK, str(parts), str(out), case, student, mode=mode, timeout=1800)
-    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
+    return launch(measure, num_processes, out, str(parts), case, student, mode=mode, timeout=1800)
 
 
 def main() -> None:
@@ -202,13 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if RANK in sys.argv:
-        parts, out = Path(sys.argv[2]), Path(sys.argv[3])
-        # What libraries take once is no memory of teachers.
-        train(parts / "tiny", out / "tiny", "checkpoints", sys.argv[5])
-        gc.collect()
-        found = train(parts, out, *sys.argv[4:])
-        (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found))
-        torch.distributed.destroy_process_group()
-    else:
-        main()
+    main()

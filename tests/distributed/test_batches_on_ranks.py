@@ -1,25 +1,81 @@
 """Batches on two processes: each pair once an epoch, and steps that follow the mean over the pairs of all processes."""
 
-import json
-from importlib.util import find_spec
+import os
 from pathlib import Path
 
-import batches_on_ranks as ranks
 import pytest
 import torch
-from helpers.parts import make_model
-from launcher import launch
+from datasets import Dataset
+from helpers.parts import make_model, make_pairs
+from helpers.ranks import assert_wrapped, launch, needs_deepspeed, options, with_margins, wrapper_of
 from transformers import AutoModelForSequenceClassification
 
-from trl_pafo import PAFORewardTrainer
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.trainer.losses import pafo_loss
 
-SHARDED = [pytest.mark.slow, pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")]
+WAYS = {
+    "shared": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 3, "prefix_sharing": "on"},
+    "grouped": {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 3},
+    "random": {"per_device_train_batch_size": 3},
+}
+RATE = 0.05
+
+
+def numbered_pairs() -> Dataset:
+    """Pairs of unequal length whose `margin` is their number, with margins of a teacher."""
+    rows = make_pairs()
+    words = [row["chosen"] + " soup tea rain" * (3 * (i % 7)) for i, row in enumerate(rows)]
+    rows = rows.remove_columns("chosen").add_column("chosen", words)
+    return with_margins(rows.add_column("margin", [i / 1000 for i in range(len(rows))]))
+
+
+def arguments(out: Path, way: str) -> PAFOConfig:
+    more = {"max_steps": -1, "num_train_epochs": 2, "optim": "sgd", "learning_rate": RATE, "lr_scheduler_type": "constant"}
+    more |= {"max_grad_norm": 0.0, "prefix_sharing": "off", "logging_steps": 1, **WAYS[way]}
+    return options(out / way / "run", **more)
+
+
+def train(model: str, args: PAFOConfig, **kwargs) -> tuple[PAFORewardTrainer, list]:
+    """The trainer after training, and the numbers of the pairs of each batch, step by step."""
+    trainer = PAFORewardTrainer(model, args, train_dataset=numbered_pairs())
+    steps = []
+    get_batches = trainer.get_batch_samples
+
+    def watch(*given):
+        batches, num_items = get_batches(*given)
+        steps.append([(1000 * batch["margin"]).round().int().tolist() for batch in batches])
+        return batches, num_items
+
+    trainer.get_batch_samples = watch
+    trainer.train(**kwargs)
+    return trainer, steps
+
+
+def train_all(out: Path, model: str, *ways: str) -> dict:
+    """In several ways to make batches; without a wrapper for GPUs, again from a checkpoint within the second epoch."""
+    resumes = "ACCELERATE_TORCH_DEVICE" not in os.environ
+    found = {}
+    for way in ways:
+        args = arguments(out, way)
+        if resumes:
+            args.save_strategy, args.save_steps = "steps", 1
+        trainer, steps = train(model, args)
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        found[way] = {"steps": steps, "losses": losses, "max_steps": trainer.state.max_steps, "wrapper": wrapper_of(trainer)}
+        trainer.save_model(str(out / way / "trained"))
+        if resumes:
+            half = trainer.state.max_steps // 2
+            args = arguments(out, way)
+            found[way]["again"] = train(model, args, resume_from_checkpoint=f"{args.output_dir}/checkpoint-{half + 1}")[1]
+    return found
+
+
+SHARDED = [pytest.mark.slow, needs_deepspeed]
 
 
 def by_hand(model: str, out: Path, steps: list[list[int]]) -> tuple[torch.nn.Module, list[float]]:
     """Gradient descent on the mean loss over the pairs of each step, each sequence alone; the model and the losses."""
-    trainer = PAFORewardTrainer(model, ranks.options(out / "rows", 1), train_dataset=ranks.numbered_pairs())
+    trainer = PAFORewardTrainer(model, options(out / "rows"), train_dataset=numbered_pairs())
     dataset, alpha = list(trainer.train_dataset), trainer.args.alpha
     student = AutoModelForSequenceClassification.from_pretrained(model).eval()
     losses = []
@@ -36,7 +92,7 @@ def by_hand(model: str, out: Path, steps: list[list[int]]) -> tuple[torch.nn.Mod
         with torch.no_grad():
             for parameter in student.parameters():
                 if parameter.grad is not None:
-                    parameter -= ranks.RATE * parameter.grad
+                    parameter -= RATE * parameter.grad
     return student, losses
 
 
@@ -51,8 +107,7 @@ def by_hand(model: str, out: Path, steps: list[list[int]]) -> tuple[torch.nn.Mod
 )
 def test_steps_follow_the_mean_over_the_pairs_of_all_processes(mode, ways, tmp_path):
     model = make_model("decoder", tmp_path / "model")
-    launch(Path(ranks.__file__), 2, model, str(tmp_path), *ways, mode=mode)
-    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    found = launch(train_all, 2, tmp_path, model, *ways, mode=mode)
     for way in ways:
         first, second = (seen[way] for seen in found)
         assert len(first["steps"]) == len(second["steps"]) == first["max_steps"] == second["max_steps"]
@@ -74,10 +129,4 @@ def test_steps_follow_the_mean_over_the_pairs_of_all_processes(mode, ways, tmp_p
         assert max(float((trained[name] - p).detach().abs().max()) for name, p in before.items()) > 1e-2
         if mode == "ddp":  # from a checkpoint within the second epoch
             assert [seen[way]["again"] for seen in found] == [seen[way]["steps"][half + 1 :] for seen in found], way
-        wrapper = {
-            "ddp": "DistributedDataParallel",
-            "fsdp2": "FSDPModule",
-            "zero2": "DeepSpeedEngine",
-            "zero3": "DeepSpeedEngine",
-        }
-        assert wrapper[mode] in first["wrapper"]["classes"]
+        assert_wrapped(first["wrapper"], mode)

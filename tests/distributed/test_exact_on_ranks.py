@@ -4,19 +4,157 @@ import json
 import os
 from pathlib import Path
 
-import evaluate_on_ranks as ranks
 import pytest
+from datasets import Dataset, IterableDataset
 from filelock import FileLock
 from helpers.naive import naive_metrics, naive_pairs
-from helpers.parts import make_model
+from helpers.parts import make_model, make_pairs
+from helpers.ranks import launch, options, with_margins
 from helpers.rounding import rounding
-from launcher import launch
+from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification
 
 import trl_pafo.trainer.pair_metrics
-from trl_pafo import PAFORewardTrainer
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 CENTER = 0.02
+NUM_PAIRS = 17  # with a batch of 4: an uneven last batch on one process, and copies of pairs on two and three
+
+
+def evaluation_pairs() -> Dataset:
+    rows = make_pairs(num_users=5, num_minority=2, pairs_per_user=4, history=0, seed=3).select(range(NUM_PAIRS))
+    return rows.add_column("margin", [0.25 * (i % 3) for i in range(NUM_PAIRS)])
+
+
+def stream(rows: Dataset, shards: list[int]) -> IterableDataset:
+    """A stream of files with so many rows each, in the order of the rows."""
+
+    def files(numbers):
+        for number in numbers:
+            start = sum(shards[:number])
+            yield from rows.select(range(start, start + shards[number]))
+
+    # Without features a stream does not know its columns, as one of JSON files does not.
+    return IterableDataset.from_generator(files, gen_kwargs={"numbers": list(range(len(shards)))}, features=None)
+
+
+def evaluation_sets() -> dict[str, Dataset | IterableDataset]:
+    rows = evaluation_pairs()
+    return {
+        "all": rows,
+        "minority": rows.filter(lambda row: row["group"] == "minority"),
+        "three": rows.select([0, 9, 16]),  # fewer pairs than processes times batch
+        "plain": rows.remove_columns(["group", "user"]),
+        "stream": stream(rows, [NUM_PAIRS]),
+        "files": stream(rows, [2, 9, 1, 5]),
+    }
+
+
+def exact_options(out: Path, **more) -> PAFOConfig:
+    sizes = {"per_device_train_batch_size": 3, "logging_steps": 2, "learning_rate": 1e-2, "distillation_loss": "bce"}
+    loss = {"eos_token": "[SEP]", "counterfactual_share": 0.0, "center_rewards_coefficient": CENTER}
+    return options(out, **sizes, **loss, **more)
+
+
+def labeled_pairs() -> Dataset:
+    rows = with_margins(make_pairs(history=0))
+    return rows.add_column("has_label", [i % 4 != 1 for i in range(len(rows))])
+
+
+def numbers(metrics: dict) -> dict:
+    return {k: v for k, v in metrics.items() if not k.endswith(("_runtime", "_per_second", "_preparation_time"))}
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        return self.function(*args, **kwargs)
+
+
+def train_and_evaluate(out: Path, model: str, kind: str) -> dict:
+    peft = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]) if kind == "lora" else None
+    found: dict = {}
+
+    def compute_metrics(prediction):
+        found["seen"] = {
+            "predictions": prediction.predictions.tolist(),
+            "group": prediction.label_ids["group"].tolist(),
+            "user": prediction.label_ids["user"].tolist(),
+            "inputs": [[[t for t in side if t > 0] for side in pair] for pair in prediction.inputs.tolist()],
+            "losses": prediction.losses.tolist(),
+        }
+        return {"mean_of_mine": prediction.predictions.mean(), "rank": 0}
+
+    args = exact_options(out / "run", include_for_metrics=["inputs", "loss"])
+    trainer = PAFORewardTrainer(
+        model,
+        args,
+        train_dataset=labeled_pairs(),
+        eval_dataset=evaluation_sets(),
+        compute_metrics=compute_metrics,
+        peft_config=peft,
+    )
+
+    # Training: the rows of each step beside what is logged, and how often processes talk and wait.
+    steps = []
+    add = trainer._steps.add
+
+    def add_and_remember(**columns):
+        names = [trainer.groups[i] for i in columns["group_id"].tolist()]
+        sums = [columns[name].item() for name in ("bradley_terry", "distillation", "weight")]
+        steps.append([*columns["rewards"].T.tolist(), int(columns["num_tokens"]), columns["has_label"].tolist(), names, sums])
+        add(**columns)
+
+    trainer._steps.add = add_and_remember
+    objects = trl_pafo.trainer.pair_metrics.gather_object = Counted(trl_pafo.trainer.pair_metrics.gather_object)
+    gather = trainer.accelerator.gather = Counted(trainer.accelerator.gather)
+    for_metrics = trainer.accelerator.gather_for_metrics = Counted(trainer.accelerator.gather_for_metrics)
+    trainer.train()
+    found["steps"] = steps
+    found["logs"] = [numbers(log) for log in trainer.state.log_history if "loss" in log]
+    found["gathers"] = gather.calls + for_metrics.calls + objects.calls
+    trainer.model_wrapped = trainer.model
+    trainer.save_model(str(out / "trained"))
+
+    # Evaluation: several sets by name, then the same numbers in other ways.
+    objects.calls = 0
+    found["evaluate"] = numbers(trainer.evaluate())
+    found["gathers_of_evaluate"] = objects.calls
+    output = trainer.predict(evaluation_pairs())
+    found["predict"] = numbers(output.metrics)
+    found["predictions"] = output.predictions.tolist()
+    found["predicted_users"] = output.label_ids["user"].tolist()
+
+    trainer.args.eval_accumulation_steps = 2
+    trainer.args.dataloader_drop_last = True
+    found["accumulated"] = numbers(trainer.evaluate(evaluation_pairs()))
+    trainer.args.dataloader_num_workers = 2
+    found["workers"] = numbers(trainer.evaluate(stream(evaluation_pairs(), [2, 9, 1, 5])))
+    trainer.args.dataloader_num_workers = 0
+    trainer.accelerator.even_batches = False
+    found["uneven"] = numbers(trainer.evaluate(evaluation_pairs()))
+    trainer.accelerator.even_batches = True
+    trainer.compute_metrics = None
+    found["loss_only"] = numbers(trainer.evaluate(evaluation_pairs()))
+
+    batches: list = []
+
+    def by_batch(prediction, compute_result):
+        batches.append([prediction.predictions.shape[0], compute_result])
+        return {"pairs_by_batch": len(prediction.label_ids["user"])}
+
+    trainer.compute_metrics = by_batch
+    trainer.args.batch_eval_metrics = True
+    found["by_batch"] = numbers(trainer.evaluate(evaluation_pairs()))
+    found["batches"] = batches
+    return found
+
+
 RUNS = [
     pytest.param((1, "full"), id="1-full"),
     pytest.param((1, "lora"), id="1-lora"),
@@ -45,17 +183,17 @@ def run(request, tmp_path_factory) -> tuple[list[dict], list[dict]]:
 
 def start(num_processes: int, model: str, out: Path, kind: str) -> None:
     if num_processes > 1:
-        launch(Path(ranks.__file__), num_processes, model, str(out), kind)
+        launch(train_and_evaluate, num_processes, out, model, kind)
         return
     with pytest.MonkeyPatch.context() as patch:
         pair_metrics = trl_pafo.trainer.pair_metrics
         patch.setattr(pair_metrics, "gather_object", pair_metrics.gather_object)  # put back at the end
-        (out / "rank0.json").write_text(json.dumps(ranks.main(model, out, kind)))
+        (out / "rank0.json").write_text(json.dumps(train_and_evaluate(out, model, kind)))
 
 
 def rows_of(model: str, out: Path) -> list[dict]:
     """The evaluation pairs, tokenized."""
-    trainer = PAFORewardTrainer(model, ranks.options(out / "tokens"), eval_dataset=ranks.evaluation_pairs())
+    trainer = PAFORewardTrainer(model, exact_options(out / "tokens"), eval_dataset=evaluation_pairs())
     return list(trainer.eval_dataset)
 
 
@@ -172,4 +310,4 @@ def test_processes_talk_once_a_log_and_once_an_evaluation(run):
     seen, _ = run
     for rank in seen:
         assert rank["gathers"] == len(rank["logs"])
-        assert rank["gathers_of_evaluate"] == len(ranks.evaluation_sets())
+        assert rank["gathers_of_evaluate"] == len(evaluation_sets())

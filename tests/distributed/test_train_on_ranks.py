@@ -1,22 +1,129 @@
 """Training with teachers on two processes, under every launcher, against one process: losses, margins, weights, what is saved."""
 
+import gc
 import json
 import os
-from importlib.util import find_spec
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import train_on_ranks as ranks
+from datasets import Dataset
 from filelock import FileLock
 from helpers.naive import naive_pairs
+from helpers.parts import make_pairs
+from helpers.ranks import (
+    GROUPS,
+    NUM_STEPS,
+    assert_wrapped,
+    launch,
+    lora,
+    make_parts,
+    needs_deepspeed,
+    options,
+    training_pairs,
+    wrapper_of,
+)
 from helpers.rounding import rounding
-from launcher import launch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import trl_pafo.teachers.loaded
 from trl_pafo import PAFORewardTrainer
+from trl_pafo.teachers.loaded import TeacherModels
+
+
+def given_teachers(parts: Path, teachers: str) -> dict | None:
+    if teachers == "column":
+        return None
+    folders = {group: parts / ("adapters" if "adapters" in teachers else "checkpoints") / group for group in GROUPS}
+    if teachers == "memory":
+        return {group: AutoModelForSequenceClassification.from_pretrained(folder) for group, folder in folders.items()}
+    return folders
+
+
+def state_of(model: torch.nn.Module) -> list:
+    """What scoring must not change of a model that was given."""
+    modes = [module.training for module in model.modules()]
+    parameters = [[str(p.device), list(p.shape), p.requires_grad] for p in model.parameters()]
+    return [modes, parameters, model.config.pad_token_id]
+
+
+def evaluation_pairs() -> Dataset:
+    return make_pairs(num_users=3, num_minority=1, pairs_per_user=3, seed=5)
+
+
+@contextmanager
+def watched_teachers() -> Iterator[tuple[list, list]]:
+    """Weak references to the teachers that are loaded inside, and how each stands in memory."""
+    loaded, placed = [], []
+    load, place = trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load
+
+    def load_and_remember(*args, **kwargs):
+        model = load(*args, **kwargs)
+        loaded.append(weakref.ref(model))
+        return model
+
+    def place_and_remember(self, *args):
+        place(self, *args)
+        here = [p.to_local() if isinstance(p, DTensor) else p for p in self._model.parameters()]
+        share = sum(p.numel() for p in here) / sum(p.numel() for p in self._model.parameters())
+        sharded_layers = sum(isinstance(m, FSDPModule) and "DecoderLayer" in type(m).__name__ for m in self._model.modules())
+        placed.append({"share": share, "sharded_layers": sharded_layers, "is_adapter": hasattr(self._model, "peft_config")})
+
+    trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load_and_remember, place_and_remember
+    try:
+        yield loaded, placed
+    finally:
+        trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load, place
+
+
+def train(out: Path, parts: Path, student: str) -> dict:
+    kind, teachers = student.split("-", 1)
+    no_history = {"num_history": 0} if teachers.startswith("stream") else {}
+    args = options(out / "run", **no_history)
+    given = given_teachers(parts, teachers)
+    before = [state_of(model) for model in given.values()] if teachers == "memory" else []
+    with watched_teachers() as (loaded, placed):
+        trainer = PAFORewardTrainer(
+            str(parts / "student"),
+            args,
+            train_dataset=training_pairs(teachers),
+            teachers=given,
+            peft_config=lora() if kind == "lora" else None,
+        )
+        gc.collect()
+        found: dict = {"alive_before_training": sum(model() is not None for model in loaded)}
+        if not teachers.startswith("stream"):
+            found["margins"] = trainer.train_dataset["teacher_margin"][:]
+        if teachers == "memory":
+            found["changed"] = [state_of(model) for model in given.values()] != before
+        found["cached"] = len(list((out / "run/teacher_margins").glob("*.npy")))
+        trainer.train()
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    gc.collect()
+    found |= {
+        "loaded": len(loaded),
+        "placed": placed,
+        "alive": sum(model() is not None for model in loaded),
+        "optimized": len(optimized),
+        "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+        "wrapper": wrapper_of(trainer),
+    }
+    output = trainer.predict(evaluation_pairs())
+    found |= {"rewards": output.predictions.tolist(), "accuracy": output.metrics["test_accuracy"]}
+    trainer.save_model(str(out / "trained"))
+    return found
+
+
+def train_all(out: Path, parts: str, *students: str) -> dict:
+    return {student: train(out / student, Path(parts), student) for student in students}
+
 
 STUDENTS = [f"{kind}-{teachers}" for kind in ("full", "lora") for teachers in ("checkpoints", "adapters", "column")]
 STREAMS = ["lora-stream-checkpoints", "full-stream-adapters"]
@@ -35,7 +142,7 @@ def combinations() -> list:
         for student in [*STUDENTS, *STREAMS, "full-memory"]:
             marks = [] if student in quick else [pytest.mark.slow]
             if mode.startswith("zero"):
-                marks.append(pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"))
+                marks.append(needs_deepspeed)
             found.append(pytest.param((mode, student), id=f"{mode}-{student}", marks=marks))
     return found
 
@@ -45,7 +152,7 @@ def parts(tmp_path_factory) -> Path:
     folder = shared_folder(tmp_path_factory) / "parts"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            ranks.make_parts(folder)
+            make_parts(folder)
     return folder
 
 
@@ -75,7 +182,7 @@ def single(parts, tmp_path_factory):
     def of(student: str) -> tuple[dict, Path]:
         if student not in kept:
             out = tmp_path_factory.mktemp("single") / student
-            kept[student] = (ranks.main(parts, out, student), out)
+            kept[student] = (train(out, parts, student), out)
         return kept[student]
 
     return of
@@ -88,10 +195,10 @@ def run(request, parts, wanted, tmp_path_factory) -> tuple[str, str, list[dict],
     out = shared_folder(tmp_path_factory) / f"train-{mode}"
     with FileLock(f"{out}.lock"):
         if not out.exists():
-            for name in wanted[mode]:
-                (out / name).mkdir(parents=True)
-            launch(Path(ranks.__file__), 2, str(parts), str(out), *wanted[mode], mode=mode, timeout=1800)
-    return mode, student, [json.loads((out / student / f"rank{rank}.json").read_text()) for rank in range(2)], out / student
+            out.mkdir()
+            launch(train_all, 2, out, str(parts), *wanted[mode], mode=mode, timeout=1800)
+    found = [json.loads((out / f"rank{rank}.json").read_text())[student] for rank in range(2)]
+    return mode, student, found, out / student
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -107,7 +214,7 @@ def test_numbers_are_those_of_one_process(run, single, parts):
         assert found.get("margins") == expected.get("margins")  # to the last bit
         np.testing.assert_allclose(found["rewards"], expected["rewards"], atol=1e-3)
         assert found["accuracy"] == expected["accuracy"]
-    assert len(expected["losses"]) == ranks.NUM_STEPS
+    assert len(expected["losses"]) == NUM_STEPS
     trained, wanted = weights(out), weights(reference)
     assert trained.keys() == wanted.keys()
     difference = max(float((trained[name] - wanted[name]).abs().max()) for name in wanted)
@@ -122,12 +229,7 @@ def test_numbers_are_those_of_one_process(run, single, parts):
 def test_the_student_was_trained_in_the_wrapper_of_the_mode(run):
     mode, _, seen, _ = run
     for found in seen:
-        wrapper = found["wrapper"]
-        if mode.startswith("zero"):
-            assert wrapper["classes"][0] == "DeepSpeedEngine"
-            assert wrapper["stage"] == int(mode[-1])
-        else:
-            assert {"ddp": "DistributedDataParallel", "fsdp2": "FSDPModule"}[mode] in wrapper["classes"]
+        assert_wrapped(found["wrapper"], mode)
 
 
 def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
@@ -146,7 +248,7 @@ def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
             else:
                 assert placed["share"] == 1
                 assert placed["sharded_layers"] == 0
-        kept = {"column": 0}.get(teachers, 0 if teachers.startswith("stream") else len(ranks.GROUPS))
+        kept = {"column": 0}.get(teachers, 0 if teachers.startswith("stream") else len(GROUPS))
         if teachers == "memory":
             assert found["changed"] is False
             kept = 0 if mode == "zero3" else kept  # cut up by ZeRO-3, a model in memory cannot be told from another one
@@ -173,8 +275,8 @@ def test_what_is_saved_is_the_student_alone_and_gives_the_same_rewards(run):
     assert not [path for path in (out / "trained").rglob("*") if path.is_dir()]  # adapters with other names have folders
     model = AutoModelForSequenceClassification.from_pretrained(out / "trained", num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "trained")
-    args = ranks.options(out, 1, num_history=0 if "stream" in student else None)
-    trainer = PAFORewardTrainer(model, args, eval_dataset=ranks.evaluation_pairs(), processing_class=tokenizer)
+    args = options(out / "run", num_history=0 if "stream" in student else None)
+    trainer = PAFORewardTrainer(model, args, eval_dataset=evaluation_pairs(), processing_class=tokenizer)
     pairs = naive_pairs(model, trainer.eval_dataset)
     np.testing.assert_allclose(
         seen[0]["rewards"], [[pair["chosen"], pair["rejected"]] for pair in pairs], atol=rounding(seen[0]["rewards"])

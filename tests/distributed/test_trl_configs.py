@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_on_ranks as ranks
 import trl
 import yaml
+from helpers.ranks import CPU_AS_GPU, GROUPS, environment, make_parts, training_pairs
 from helpers.rounding import rounding
-from launcher import CPU_AS_GPU, environment
 from safetensors.torch import load_file
 
 CONFIGS = Path(trl.__file__).parent / "accelerate_configs"
@@ -40,9 +39,9 @@ def test_no_configuration_of_trl_is_left_out():
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
-    ranks.make_parts(folder)
+    make_parts(folder)
     (folder / "pairs").mkdir()
-    ranks.training_pairs("checkpoints").to_json(folder / "pairs/train.jsonl")
+    training_pairs("checkpoints").to_json(folder / "pairs/train.jsonl")
     return folder
 
 
@@ -50,7 +49,7 @@ def flags(parts: Path, out: Path, teachers: str) -> list[str]:
     options = {
         "model_name_or_path": parts / "student",
         "dataset_name": parts / "pairs",
-        "teachers": json.dumps({group: str(parts / teachers / group) for group in ranks.GROUPS}),
+        "teachers": json.dumps({group: str(parts / teachers / group) for group in GROUPS}),
         "output_dir": out,
         "max_steps": 2,
         "logging_steps": 1,
