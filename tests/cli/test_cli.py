@@ -23,21 +23,21 @@ from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.run import run_config
 
-TINY = [
-    "--max_steps",
+TINY = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
+TINY += ["--save_strategy", "no", "--gradient_checkpointing", "false"]
+USERS = [
+    "--train_users",
+    "10",
+    "--test_users",
+    "10",
+    "--minority_ratio",
+    "0.3",
+    "--pairs_per_user",
     "2",
-    "--per_device_train_batch_size",
-    "4",
-    "--use_cpu",
-    "true",
-    "--bf16",
-    "false",
-    "--report_to",
-    "none",
-    "--save_strategy",
-    "no",
-    "--gradient_checkpointing",
-    "false",
+    "--context_pairs",
+    "2",
+    "--num_history",
+    "1",
 ]
 
 
@@ -87,19 +87,7 @@ def test_what_is_read_and_what_is_warned_of_is_said_in_a_line_each(tmp_path):
 def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
     """The commands one after the other, each from the files of the one before."""
     data, out = tmp_path / "data", tmp_path / "model"
-    users = [
-        "--train_users",
-        "10",
-        "--test_users",
-        "10",
-        "--minority_ratio",
-        "0.3",
-        "--pairs_per_user",
-        "2",
-        "--context_pairs",
-        "2",
-    ]
-    assert main(["prepare", "--model_name_or_path", encoder, "--output_dir", str(data), "--num_history", "1", *users]) == 0
+    assert main(["prepare", "--model_name_or_path", encoder, "--output_dir", str(data), *USERS]) == 0
     teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
     flags = ["--model_name_or_path", encoder, "--dataset_name", str(data), "--max_length", "256"]
     assert main(["reward", *flags, "--teachers", json.dumps(teachers), "--output_dir", str(out), *TINY]) == 0
@@ -139,9 +127,8 @@ class TestDiskThatRefuses:
         assert "Traceback" not in error
 
     def test_prepare(self, encoder, tmp_path, capsys):
-        flags = ["--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3", "--num_history", "1"]
         with full_after(1000):
-            self.refused(["prepare", "--model_name_or_path", encoder, "--output_dir", str(tmp_path / "data"), *flags], capsys)
+            self.refused(["prepare", "--model_name_or_path", encoder, "--output_dir", str(tmp_path / "data"), *USERS], capsys)
         assert list(tmp_path.iterdir()) == []
 
     def test_score(self, encoder, tmp_path, capsys):
@@ -152,18 +139,8 @@ class TestDiskThatRefuses:
         assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
     def test_run(self, encoder, tmp_path, capsys):
-        flags = ["--model_name_or_path", encoder, "--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3"]
-        flags += ["--pairs_per_user", "2", "--context_pairs", "2", "--num_history", "1", "--num_resamples", "50", *TINY]
-        argv = [
-            "run",
-            *flags,
-            "--reference",
-            "bradley_terry",
-            "--output_dir",
-            str(tmp_path / "run"),
-            "--methods",
-            "bradley_terry",
-        ]
+        argv = ["run", "--model_name_or_path", encoder, *USERS, "--num_resamples", "50", *TINY, "--reference", "bradley_terry"]
+        argv += ["--output_dir", str(tmp_path / "run"), "--methods", "bradley_terry"]
         assert main(argv) == 0
         before = self.files(tmp_path / "run")
         del before["run.yaml"]  # the options of the run that was begun last

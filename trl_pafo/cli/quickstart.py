@@ -47,7 +47,9 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.cli.run import main as run
     from trl_pafo.data.sources.registry import SOURCES, unused_options
 
-    # The defaults above are for a source that makes its users.
+    # The defaults above are for a source that makes its users, and for teachers that are trained.
+    if training_args.teachers or not run_args.needs_teachers:
+        run_args.teacher_min_steps = 0
     for name in unused_options(run_args) if run_args.source in SOURCES else ():
         if getattr(run_args, name) == DEFAULTS.get(name):
             setattr(run_args, name, None)

@@ -1,4 +1,4 @@
-"""The stages of a run, from options and data to a published model. Nothing but the command line knows it.
+"""The stages of a run: data, baselines, teachers, student, evaluation, publishing. It knows no command line.
 
 The names are imported where they are first used, as in `trl_pafo`.
 """
@@ -6,7 +6,7 @@ The names are imported where they are first used, as in `trl_pafo`.
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"Run": "run", "push_run": "publish"}
+_HOMES = {"Run": "run", "load_prepared": "prepare", "push_run": "publish"}
 
 
 def __getattr__(name: str) -> Any:
