@@ -159,5 +159,5 @@ def test_entries_that_only_serve_as_history():
 def test_folds_are_lowered_for_small_groups_and_bad_input_is_refused():
     pairs = population({"a": ONE, "b": OTHER}, users=(12, 2))
     assert probe_headroom(pairs, folds=4, repeats=1)["folds"] == 2
-    with pytest.raises(DataError, match=r"'b' has one user alone .*'b': 1"):
+    with pytest.raises(DataError, match=r"'b' has only one user .*'b': 1"):
         probe_headroom(population({"a": ONE, "b": OTHER}, users=(12, 1)))

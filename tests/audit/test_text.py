@@ -185,8 +185,8 @@ def test_an_earlier_audit_is_replaced(tmp_path):
 def test_something_else_is_never_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for folder in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(RunFolderError, match=r"something else than an audit \(thesis.txt\).*nothing is overwritten"):
+        with pytest.raises(RunFolderError, match=r"files that are not of an audit \(thesis.txt\).*nothing is overwritten"):
             write_audit(make_result(), folder)
-        with pytest.raises(RunFolderError, match="something else"):
+        with pytest.raises(RunFolderError, match="not of an audit"):
             check_output(folder)
     assert (tmp_path / "thesis.txt").read_text() == "mine"

@@ -87,7 +87,7 @@ def test_a_group_of_one_user_is_told_before_anything_is_embedded(tmp_path, capsy
     rows.to_json(tmp_path / "pairs.jsonl")
     monkeypatch.setattr("trl_pafo.audit.audit.pair_features", lambda *_, **__: pytest.fail("embedded"))
     assert main(["audit", "--data_path", str(tmp_path / "pairs.jsonl"), "--num_history", "1"]) == 1
-    assert "'user-5' has one user alone" in capsys.readouterr().err
+    assert "'user-5' has only one user" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ class TestDiskThatRefuses:
         assert main(argv) == 1
         error = capsys.readouterr().err
         out = argv[argv.index("--output" if argv[0] == "score" else "--output_dir") + 1]
-        match = rf"^trl-pafo {argv[0]}: {re.escape(out)}\S* cannot be read or written: .*Make room"
+        match = rf"^trl-pafo {argv[0]}: {re.escape(out)}\S* cannot be read or written: .*Free some space"
         assert re.search(match, error, re.M), error
         assert "Traceback" not in error
 
@@ -167,11 +167,11 @@ class TestDiskThatRefuses:
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "out/a"),
-            "out/a cannot be read or written: No space left on device. Make room",
+            "out/a cannot be read or written: No space left on device. Free some space",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "b"),
-            "b cannot be read or written: Permission denied. Make room or give the right to write",
+            "b cannot be read or written: Permission denied. Free some space or fix the permissions",
         ),
         (
             SafetensorError("I/O error: No space left on device (os error 28)"),

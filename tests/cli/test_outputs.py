@@ -37,7 +37,7 @@ class TestEvaluate:
 
     def test_full_disk(self, argv, tmp_path, capsys):
         with full_after(100):
-            refused(argv, capsys, "cannot be read or written: File too large. Make room")
+            refused(argv, capsys, "cannot be read or written: File too large. Free some space")
         assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
         assert main([str(word) for word in argv]) == 0
         assert (tmp_path / "out/results.json").exists()
@@ -48,7 +48,7 @@ class TestEvaluate:
 
         monkeypatch.setattr("trl_pafo.evaluation.evaluate.score_tokenized", lambda *args, **kwargs: pytest.fail("scored"))
         monkeypatch.setattr(os, "mkdir", refuse)
-        refused(argv, capsys, "out cannot be read or written: Read-only file system. Make room or give the right to write")
+        refused(argv, capsys, "out cannot be read or written: Read-only file system. Free some space or fix the permissions")
 
 
 class TestReport:
@@ -75,7 +75,7 @@ class TestPortfolio:
     def test_two_builds_in_one_folder(self, argv, tmp_path, capsys):
         (tmp_path / "out").mkdir()
         with alone(tmp_path / "out", "busy"):
-            refused(argv, capsys, "Another build is at work in")
+            refused(argv, capsys, "Another build is running in")
         assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
         assert main([str(word) for word in argv]) == 0
 

@@ -83,7 +83,7 @@ def test_started_again_it_says_what_to_do_and_changes_nothing(base, stopped, cap
     before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*")}
     assert main(command(base, stopped)) == 1
     error = capsys.readouterr().err
-    assert "stopped after step 2 of 6. Pass --resume_from_checkpoint true to resume it, false to begin anew" in error
+    assert "stopped after step 2 of 6. Pass --resume_from_checkpoint true to resume it, false to start over" in error
     assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*")} == before
 
 
@@ -110,7 +110,7 @@ def test_a_full_disk_at_the_end_leaves_the_model_before(base, tmp_path, capsys, 
 
     monkeypatch.setattr(PAFORewardTrainer, "save_model", full)
     assert main(command(base, out, "--save_strategy", "no", "--max_steps", "1")) == 1
-    assert f"trl-pafo reward: {out} cannot be read or written: No space left on device. Make room" in capsys.readouterr().err
+    assert f"trl-pafo reward: {out} cannot be read or written: No space left on device. Free" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert not [path for path in out.iterdir() if path.name.startswith(KEPT)]
 
@@ -125,7 +125,7 @@ def test_two_in_one_folder(base, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with alone(tmp_path / "out", "busy"):
         assert main(command(base, tmp_path / "out")) == 1
-    assert "Another training is at work in" in capsys.readouterr().err
+    assert "Another training is running in" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 

@@ -69,7 +69,7 @@ class TestFilled:
         if bad_row is None:
             check(data)
             return
-        with pytest.raises(DataError, match=f"row {bad_row}: `{name}` is no finite number. Fill it, or leave such rows out"):
+        with pytest.raises(DataError, match=f"row {bad_row}: `{name}` is not a finite number. Fill it, or leave such rows out"):
             check(data)
 
 
@@ -202,7 +202,7 @@ class TestApart:
     def test_overlap(self, halves, changes, match):
         train, test = halves
         more = Dataset.from_list([{**train[0], **changes}], features=train.features)
-        with pytest.raises(DataError, match=match + ".*Give splits that are apart"):
+        with pytest.raises(DataError, match=match + ".*Give splits that share neither"):
             checks.check_apart(concatenate_datasets([train, more]), test)
 
     def test_a_prompt_is_the_same_as_text_and_as_message(self, halves):

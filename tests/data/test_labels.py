@@ -144,7 +144,7 @@ def test_a_column_with_gaps(values):
 def test_the_row_that_cannot_be_read():
     with pytest.raises(DataError, match=r"^The pairs, row 1, column `group`: .* got \['b'\]"):
         normalize_labels(["a", ["b"]], "group", "The pairs")
-    with pytest.raises(DataError, match="one label a row, got the text 'ab'"):
+    with pytest.raises(DataError, match="one label per row, got the text 'ab'"):
         normalize_labels("ab", "group", "The pairs")
 
 

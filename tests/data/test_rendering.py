@@ -323,7 +323,7 @@ def test_content_in_parts_is_in_the_prompt_and_in_front_of_it_stands_the_history
 
 def test_what_a_template_cannot_write_is_named():
     rows = [CHAT_ROWS[1], CHAT_ROWS[0]]
-    with pytest.raises(DataError, match=r"dataset, row 1, `chosen` .with its prompt.: the chat template cannot write it"):
+    with pytest.raises(DataError, match=r"dataset, row 1, `chosen` .with its prompt.: the chat template cannot render it"):
         tokenize_pairs(Dataset.from_list(rows), make_tokenizer("decoder"))
     with pytest.raises(DataError, match="the file, row 1, `chosen`"):
         InputRenderer(make_tokenizer("decoder")).sequences(rows, "the file, row {}".format)
@@ -334,7 +334,7 @@ IMAGE = [{"role": "user", "content": [{"type": "image", "url": "x"}]}]
 
 def test_what_is_no_text_is_named_in_a_history():
     rows = Dataset.from_list([{**MESSAGES, "history": [{"prompt": IMAGE, "chosen": IMAGE, "rejected": IMAGE}]}])
-    with pytest.raises(DataError, match="The data, row 0: `prompt` of an entry of the history: a part of a message is no text"):
+    with pytest.raises(DataError, match="The data, row 0: `prompt` of an entry of the history: a part of a message is not text"):
         checks.check_history(rows, "The data")
     nothing = [{"role": "assistant", "content": None}]
     rows = Dataset.from_list([{**MESSAGES, "history": [{"prompt": "how", "chosen": nothing, "rejected": "no"}]}])
@@ -385,7 +385,7 @@ def test_the_template_alone_raises_for_what_is_no_history(kind, history):
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], history=history)
     row = {**MESSAGES, "chat_template_kwargs": {"history": history}}
     with pytest.raises(
-        DataError, match=r"A row, `chosen` .with its prompt.: the chat template cannot write it: .*(history|text|content)"
+        DataError, match=r"A row, `chosen` .with its prompt.: the chat template cannot render it: .*(history|text|content)"
     ):
         tokenize_row(tokenizer, row, "chosen")
 

@@ -54,7 +54,7 @@ class TestParse:
     @pytest.mark.parametrize(
         ("line", "match"),
         [
-            ("{", "f, line 2: not JSON .*Write one JSON object a line"),
+            ("{", "f, line 2: not JSON .*Write one JSON object per line"),
             ("[1]", "f, line 2: expected a JSON object, got list"),
             ("null", "f, line 2: expected a JSON object, got NoneType"),
             ("[" * 100_000, "f, line 2: not JSON .*nested too deeply"),
@@ -67,10 +67,10 @@ class TestParse:
             ('{"response": "a", "prompt": null}', "line 2: `prompt` must be a text"),
             ('{"prompt": "a", "response": ""}', "line 2: `response` must be a text that is not empty"),
             ('{"prompt": "a", "chosen": "a", "rejected": []}', r"line 2: `rejected` must be .*got \[\]"),
-            ('{"response": "a"}', "line 2: `prompt` is missing, and does not stand in `response` either; the row has response"),
+            ('{"response": "a"}', "line 2: `prompt` is missing, and is not the start of `response` either; the row has response"),
             (
                 '{"question": "a", "chosen": "b", "rejected": "c"}',
-                "line 2: `prompt` is missing, and does not stand in `chosen` and `rejected`",
+                "line 2: `prompt` is missing, and is not the start of `chosen` and `rejected`",
             ),
             (
                 '{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',

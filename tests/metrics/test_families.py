@@ -191,5 +191,5 @@ def test_margins_that_are_not_those_of_the_answers():
     pairs, margins, correct, _ = draw()
     with pytest.raises(DataError, match=r"disagree on \d+ of \d+ pairs; give the margins from which"):
         calibration_family(pairs, correct, [margins[1], margins[0]])
-    with pytest.raises(DataError, match=r"`margins` has shape \(3,\); give one a pair"):
+    with pytest.raises(DataError, match=r"`margins` has shape \(3,\); give one per pair"):
         calibration_family(pairs, correct, [margins[0][:3], margins[1]])

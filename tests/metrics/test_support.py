@@ -50,8 +50,8 @@ def test_what_does_not_vary_has_no_correlation(x, y, weights):
 @pytest.mark.parametrize(
     ("x", "y", "weights", "match"),
     [
-        ([1, 2], [1, 2, 3], None, r"one value a user each, got shapes \(2,\) and \(3,\)"),
-        ([], [], None, "one value a user each"),
+        ([1, 2], [1, 2, 3], None, r"each hold one value per user, got shapes \(2,\) and \(3,\)"),
+        ([], [], None, "each hold one value per user"),
         ([1, nan], [1, 2], None, "leave out the users for whom one is unknown"),
         ([1, 2], [1, 2], [1, 1, 1], "2 users on its last axis"),
     ],

@@ -118,7 +118,7 @@ def test_without_groups_the_verdict_is_on_all_pairs():
     assert result.sentence.endswith("(95 % interval over 48 users).")
     assert result.differences["overall"] == compare(correct, reference, user, ["g"] * len(user)).differences["g"]
     unknown = compare(correct, reference, None, None)
-    assert "(95 % interval over 192 pairs, each taken as one of another person)" in unknown.sentence
+    assert "(95 % interval over 192 pairs, each counted as a different user)" in unknown.sentence
     assert "such pairs" in compare(*study(maj=(2, 4), min=(6, 1))[:2], None, None).sentence
     open_question = compare(*study(maj=(2, 4), min=(6, 1))[:3], None)
     assert f"it would take {open_question.users_needed} such users to tell with 80 % power" in open_question.sentence

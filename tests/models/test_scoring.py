@@ -81,7 +81,7 @@ class TestScoreSequences:
             assert model.training is training
 
     def test_a_model_of_another_kind(self, model):
-        with pytest.raises(ConfigError, match="one number a sequence, and this one gives no logits"):
+        with pytest.raises(ConfigError, match="one number per sequence, and this one gives no logits"):
             score_sequences(model.base_model, SEQUENCES, PAD)
         head = "score" if hasattr(model, "score") else "classifier"
         setattr(model, head, torch.nn.Linear(model.config.hidden_size, 2))

@@ -100,7 +100,7 @@ def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, 
             make_rows("train", many=6),
             make_rows("test", many=4),
             DataError,
-            r"one group alone \('many'\), so there is nothing to distill",
+            r"only one group \('many'\), so there is nothing to distill",
         ),
         (None, make_rows("test", many=4, other=2), DataError, "users of the groups 'other', of which training has none"),
     ],
@@ -136,7 +136,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
 def test_options_without_effect_are_named(make_run, run, options, unused, caplog):
     make_run(run=run, **options)
     said = [record.message for record in caplog.records if "no effect" in record.message]
-    assert said == ([f"{unused}: no effect, as this run trains no model that they are for."] if unused else [])
+    assert said == ([f"{unused}: no effect in this run, which trains no model that uses them."] if unused else [])
 
 
 def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path):

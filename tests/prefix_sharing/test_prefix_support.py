@@ -61,7 +61,7 @@ def test_other_implementations_of_attention(attention):
             {},
             "a small GPTNeoForSequenceClassification gives other rewards",
         ),  # windows of its own, longer than most rows
-        ("qwen3_5_text", {}, "layers of type linear_attention look at tokens in an order of their own"),
+        ("qwen3_5_text", {}, "layers of type linear_attention process tokens in their own order"),
         ("gemma3", {}, "is more than one decoder"),
         ("t5gemma", {}, "is more than one decoder"),
     ],

@@ -185,7 +185,7 @@ class TestCheck:
     @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00"])
     def test_a_broken_config(self, folder, text):
         (folder / "config.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"config\.json (cannot be read|is no JSON object).* Save the model again"):
+        with pytest.raises(ConfigError, match=r"config\.json (cannot be read|is not a JSON object).* Save the model again"):
             check_model_folder(folder)
 
     @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (FULL, "out cannot be read or written: No space left on device. Make room or give the right to write"),
+        (FULL, "out cannot be read or written: No space left on device. Free some space or fix the permissions"),
         (OSError(errno.EROFS, "Read-only file system"), "out cannot be read or written: Read-only file system"),
         (
             PermissionError(errno.EACCES, "Permission denied", "/elsewhere"),

@@ -269,7 +269,7 @@ class TestFolder:
     def test_a_foreign_folder_is_refused_and_left_alone(self, tmp_path, overwrite):
         (tmp_path / "thesis.txt").write_text("years of work")
         before = files(tmp_path)
-        with pytest.raises(RunFolderError, match=r"is not empty and is no run of trl-pafo. Choose another --output_dir"):
+        with pytest.raises(RunFolderError, match=r"is not empty and is not a run of trl-pafo. Choose another --output_dir"):
             RunFolder(tmp_path, overwrite)
         assert files(tmp_path) == before
 
@@ -305,7 +305,7 @@ class TestFolder:
 class TestLock:
     def test_a_second_run_is_refused_while_the_first_is_at_work(self, path):
         first, second = RunFolder(path), RunFolder(path)
-        with first.locked(), pytest.raises(RunFolderError, match="Another run is at work in"), second.locked():
+        with first.locked(), pytest.raises(RunFolderError, match="Another run is running in"), second.locked():
             pass
         with second.locked():  # the first has ended
             pass

@@ -50,7 +50,7 @@ def test_sums_of_all_processes_are_added_up_and_each_group_is_warned_of_once(cap
         agreement.reduce()
     (record,) = caplog.records
     assert "The teacher of a prefers the chosen response in 0.0% of its group's 1 labeled pairs" in record.getMessage()
-    assert "given to one another's groups" in record.getMessage()
+    assert "assigned to the wrong groups" in record.getMessage()
 
 
 @pytest.mark.parametrize("streams", [False, True])

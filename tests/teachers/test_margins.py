@@ -151,14 +151,14 @@ def test_a_teacher_without_an_identity_is_scored_each_time(make, scored, tmp_pat
 
 def test_a_row_without_a_teacher_is_refused(make):
     rows = ROWS.remove_columns("group").add_column("group", ["a", "b", None, "c", "a"])
-    with pytest.raises(TeacherError, match="2 of 5 margins were computed by no teacher: give each row a group that has one"):
+    with pytest.raises(TeacherError, match="2 of 5 margins have no teacher: give each row a group that has one"):
         make().attach(rows)
 
 
 def test_a_model_that_differs_between_processes_is_refused(make, monkeypatch):
     """Under FSDP the first process alone may have the weights of a model that a user loads."""
     monkeypatch.setattr(module, "gather_object", lambda found: [*found, "of another process"])
-    with pytest.raises(TeacherError, match="group 'a' has other weights on other processes"):
+    with pytest.raises(TeacherError, match="group 'a' has different weights on different processes"):
         make({**TEACHERS, "a": FakeTeacher("a", source=object())}).attach(ROWS)
 
 

@@ -206,7 +206,7 @@ class TestCheckpointToResume:
 
     @pytest.mark.parametrize("value", [None, ""])
     def test_a_stopped_training_is_not_overwritten_without_a_word(self, stopped, value):
-        match = r"stopped after step 4 of 10. Pass --resume_from_checkpoint true to resume it, false to begin anew"
+        match = r"stopped after step 4 of 10. Pass --resume_from_checkpoint true to resume it, false to start over"
         with pytest.raises(ConfigError, match=match):
             checkpoint_to_resume(value, stopped)
         assert checkpoint_to_resume("false", stopped) is None

@@ -252,19 +252,19 @@ REFUSED = {
         f"train_dataset: a margin of {value}": (
             {"train_dataset": TEXTS.add_column("margin", [0.5] * 3 + [value] * (len(TEXTS) - 3))},
             DataError,
-            "row 3: `margin` is no finite number",
+            "row 3: `margin` is not a finite number",
         )
         for value in (None, float("nan"), float("inf"))
     },
     "train_dataset: margins as texts": (
         {"train_dataset": TEXTS.add_column("margin", ["0.5"] * len(TEXTS))},
         DataError,
-        "row 0: `margin` is no finite number",
+        "row 0: `margin` is not a finite number",
     ),
     "train_dataset: margins as texts in a stream": (
         {"train_dataset": lambda: TEXTS.add_column("margin", ["0.5"] * len(TEXTS)).to_iterable_dataset()},
         DataError,
-        "row 0: `margin` is no finite number",
+        "row 0: `margin` is not a finite number",
     ),
     "train_dataset: no rows": ({"train_dataset": TEXTS.select([])}, DataError, r"^The training dataset has no rows\."),
     "eval_dataset: no rows": (
@@ -283,7 +283,7 @@ REFUSED = {
     "processing_class: without a template": (
         {"train_dataset": MESSAGES, "processing_class": tokenizer(template=None)},
         DataError,
-        "^The train dataset, row 0, `chosen` .with its prompt.: the chat template cannot write it: .*chat_template is not set",
+        "^The train dataset, row 0, `chosen` .with its prompt.: the chat template cannot render it: .*chat_template is not set",
     ),
     "train_dataset: a gap in a stream": (
         {"train_dataset": lambda: with_none(TEXTS, "chosen").to_iterable_dataset()},

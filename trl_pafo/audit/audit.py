@@ -121,7 +121,8 @@ def check_output(folder: str | Path) -> Path:
     found = {entry.name for entry in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     if found - _FILES:
         raise RunFolderError(
-            f"{out} holds something else than an audit ({min(found - _FILES)}). Choose another --output_dir; nothing is overwritten."
+            f"{out} holds files that are not of an audit ({min(found - _FILES)}). Choose another --output_dir; nothing "
+            "is overwritten."
         )
     return out
 

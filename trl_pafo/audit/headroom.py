@@ -159,7 +159,7 @@ def check_groups(user: Sequence[Any], group: Sequence[Any]) -> None:
     few = [repr(name) for name, number in sorted(users_of.items()) if number < 2]
     if few:
         raise DataError(
-            f"Probes are judged on users that they were not fitted on, and {', '.join(few)} has one user alone (users by group: "
+            f"Probes are evaluated on users that they were not fitted on, but {', '.join(few)} has only one user (users by group: "
             f"{dict(sorted(users_of.items()))}). Give each group two or more, leave the group out, or pass --headroom false."
         )
 
@@ -205,7 +205,7 @@ def probe_headroom(
     prompts, prompt = np.unique(pairs.prompt, return_inverse=True)
     if len(prompts) < 2:
         raise DataError(
-            "Probes are judged on prompts that they were not fitted on, and there is one alone. Give pairs on several."
+            "Probes are evaluated on prompts that they were not fitted on, but there is only one. Give pairs on several prompts."
         )
     group_of_user = np.zeros(user.max() + 1, dtype=np.int64)
     group_of_user[user] = group

@@ -129,7 +129,7 @@ def noise_ceiling(votes: Votes, *, seed: int = 0) -> dict[str, Any]:
     common = total > 0
     if common.sum() < MIN_COMMON_VOTES:
         raise DataError(
-            f"Only {int(common.sum())} of {len(common)} votes are on pairs that another user judged too, so that annotator noise "
+            f"Only {int(common.sum())} of {len(common)} votes are on pairs that another user judged too, so annotator noise "
             f"cannot be estimated. Let at least {MIN_COMMON_VOTES} votes fall on common pairs."
         )
     users = votes.user[common]

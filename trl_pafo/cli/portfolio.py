@@ -21,7 +21,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class _Oracle:
-    candidates: str | None = _option(None, "Rewards of candidate responses: JSON Lines, a line a prompt.")
+    candidates: str | None = _option(None, "Rewards of candidate responses: JSON Lines, one line per prompt.")
     policies: str | None = _option(
         None, "CSV of policies that exist: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand."
     )
@@ -32,11 +32,11 @@ class _Oracle:
 
 @dataclass
 class BuildArguments(_Oracle):
-    epsilon: float = _option(0.05, "Relative tolerance; 0 for an additive one alone.")
+    epsilon: float = _option(0.05, "Relative tolerance; 0 to use only the additive one.")
     delta: float = _option(0.0, "Additive tolerance, in units of the rewards.")
     num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
     search: str = _option("corners", "corners, or grid: the structured grid (needs delta > 0 and beta = 0).")
-    users: str | None = _option(None, "JSON Lines of users (weights, group): keep the promise for them alone.")
+    users: str | None = _option(None, "JSON Lines of users (weights, group): build for these users only.")
     max_calls: int = _option(1000, "Calls of the oracle at most.")
     output_dir: str | None = _option(None, "Folder for portfolio.json; an interrupted build goes on there.")
 

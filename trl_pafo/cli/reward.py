@@ -44,8 +44,8 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
             dataset = load_dataset(source, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
-                f"--dataset_name {source} cannot be loaded ({' '.join(str(error).split())}). Give a Hub id or a folder; `trl-pafo prepare "
-                "--data_path FILE` makes one of a file."
+                f"--dataset_name {source} cannot be loaded ({' '.join(str(error).split())}). Give a Hub id or a folder; `trl-pafo "
+                "prepare --data_path FILE` makes one from a file."
             ) from error
     else:
         raise ConfigError("Give --dataset_name (a Hub id, or a folder of `trl-pafo prepare`) or a `datasets` mixture.")
@@ -55,7 +55,7 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     ):
         if used and split not in dataset:
             raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")
-    busy = f"Another training is at work in {out}. Wait until it ends, or choose another --output_dir."
+    busy = f"Another training is running in {out}. Wait until it ends, or choose another --output_dir."
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         # The processes of one training share the lock of the first.

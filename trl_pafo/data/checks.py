@@ -48,8 +48,8 @@ def check_dataset(dataset: Any, argument: str) -> None:
             f"{argument}=dataset[{names[0] if names else 'train'!r}]."
         )
     raise DataError(
-        f"`{argument}` is of type {kind}; it must be a Dataset or IterableDataset of the datasets library, as Dataset.from_list makes of "
-        "a list of rows."
+        f"`{argument}` is of type {kind}; it must be a Dataset or IterableDataset of the datasets library, as Dataset.from_list "
+        "makes of a list of rows."
     )
 
 
@@ -66,8 +66,8 @@ def check_filled(dataset: Dataset, what: str) -> None:
     others = [name for name in kinds if name not in texts and kinds[name] != "null"]
     if texts and others:
         raise DataError(
-            f"{what}: {', '.join(f'`{name}`' for name in texts)} hold texts and {', '.join(f'`{name}`' for name in others)} do not. "
-            "Give all as texts or all as messages."
+            f"{what}: {', '.join(f'`{name}`' for name in texts)} hold texts and {', '.join(f'`{name}`' for name in others)} do "
+            "not. Give all as texts or all as messages."
         )
     # A column without gaps is not read, but for numbers, which may be NaN.
     names = [name for name in names if name in NUMBERS or dataset.data.column(name).null_count]
@@ -98,7 +98,7 @@ def _check_gaps(row: Mapping[str, Any], names: Iterable[str], number: int, what:
     for name in names:
         value = row[name].item() if hasattr(row[name], "item") else row[name]
         if name in NUMBERS and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise DataError(f"{what}, row {number}: `{name}` is no finite number. Fill it, or leave such rows out.")
+            raise DataError(f"{what}, row {number}: `{name}` is not a finite number. Fill it, or leave such rows out.")
         if value is None:
             raise DataError(f"{what}, row {number}: `{name}` is missing (None). Fill it, or leave such rows out.")
 
@@ -130,8 +130,8 @@ def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = P
     for name, kind in kinds.items():
         if kind is None:
             raise DataError(
-                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (a text, text parts, or null "
-                f"beside `tool_calls`); got "
+                f"{place}: `{name}` must be a text that is not empty, or messages with `role` and `content` (a text, text parts, "
+                f"or null beside `tool_calls`); got "
                 f"{row[name]!r:.200}."
             )
     if len(set(kinds.values())) > 1:
@@ -144,8 +144,8 @@ def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = P
         else len(given) > 1 and len({response.split()[0] for response in given}) == 1
     ):
         raise DataError(
-            f"{place}: `prompt` is missing, and does not stand in {' and '.join(f'`{name}`' for name in responses)} either; the row has "
-            f"{', '.join(map(str, row))}. Give the prompt."
+            f"{place}: `prompt` is missing, and is not the start of {' and '.join(f'`{name}`' for name in responses)} either; the "
+            f"row has {', '.join(map(str, row))}. Give the prompt."
         )
 
 
@@ -237,9 +237,9 @@ def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> 
     """Raise [`DataError`] if rows for teachers have no history, without which the student cannot tell the groups apart."""
     if not has_history:
         raise DataError(
-            f"{what} has `teachers` and no histories; its columns are {', '.join(columns)}. Without the past pairs of its user, the "
-            "student sees no difference between the groups and is one reward for all. Give the column `history`, or set num_history=0 "
-            "if that is meant."
+            f"{what} has `teachers` and no histories; its columns are {', '.join(columns)}. Without the past pairs of its user, "
+            "the student sees no difference between the groups and has one reward for all. Add the column `history`, or set "
+            "num_history=0 if that is intended."
         )
 
 
@@ -253,6 +253,6 @@ def check_apart(train: Dataset, test: Dataset) -> None:
         shared |= tested.intersection(map(content_key, prompts))
     if users or shared:
         raise DataError(
-            f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), so the test would not be "
-            "one of people and prompts never trained on. Give splits that are apart."
+            f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), but test users and "
+            "prompts must be new. Give splits that share neither."
         )

@@ -42,7 +42,7 @@ def support_rate_by_type(types: Sequence[Hashable], population: Sequence[Hashabl
     types = normalize_labels(types, "types", "The users")
     held = types if population is None else normalize_labels(population, "population", "The training users")
     if not held:
-        raise DataError("No training user is given, so that no type has a share; pass the type of each training user.")
+        raise DataError("No training user is given, so no type has a share; pass the type of each training user.")
     counts = Counter(held)
     return np.array([counts[name] / len(held) for name in types], dtype=np.float64)
 
@@ -207,7 +207,7 @@ def assign_groups(
             raise ConfigError(f"`threshold` must be finite, and ascend where there are several; got {threshold}.")
     if len(names) != len(thresholds) + 1 or len(set(names)) != len(names):
         raise ConfigError(
-            f"{len(thresholds)} cut(s) make {len(thresholds) + 1} groups, so that `names` must hold as many different "
+            f"{len(thresholds)} cut(s) make {len(thresholds) + 1} groups, so `names` must hold as many different "
             f"names; got {list(names)}."
         )
     ascending = np.array(list(names)[::-1], dtype=np.str_)

@@ -78,7 +78,7 @@ def normalize_labels(
         DataError: If a row has no label, or none that can be read; it names the row.
     """
     if isinstance(values, str):
-        raise DataError(f"{what}: `{name}` must hold one label a row, got the text {values!r:.200}.")
+        raise DataError(f"{what}: `{name}` must hold one label per row, got the text {values!r:.200}.")
     if isinstance(values, np.ndarray) or type(values).__module__ == "torch":
         values = values.tolist()  # type: ignore[attr-defined]
     labels: list[str | None] = []

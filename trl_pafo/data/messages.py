@@ -18,7 +18,7 @@ def message_text(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
         if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"a part of a message is no text: {content!r:.200}")
+            raise DataError(f"a part of a message is not text: {content!r:.200}")
         content = "".join(parts)  # type: ignore[arg-type]
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):

@@ -156,24 +156,25 @@ class InputRenderer:
         if self.trained["num_history"] != 0 and self.cutter.num_history != 0 and not has_past.all():
             if not has_past.any() and not allow_no_history:
                 raise DataError(
-                    f"{what}: no row has a history, and the model was trained with histories: without one it serves every user alike, "
-                    "as the majority wants it. Give each row the `history` of its user, or set num_history to 0 if that is meant."
+                    f"{what}: no row has a history, and the model was trained with histories: without one it serves all users "
+                    "alike, close to what the majority prefers. Give each row the `history` of its user, or set num_history to 0 if "
+                    "that is intended."
                 )
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{(~has_past).sum()} of {len(has_past)} rows have no history (the first: {first(~has_past)}), and the model was "
-                    "trained with histories: it serves these users alike, as the majority wants it.",
+                    f"{(~has_past).sum()} of {len(has_past)} rows have no history (the first: {first(~has_past)}), and the model "
+                    "was trained with histories: all these users get the rewards of a user without a history.",
                     stacklevel=4,
                 )
         if self.trained["inputs"] == "text" and not is_text.all():
             raise DataError(
-                f"{first(~is_text)} holds messages, and the model was trained on texts. Give texts as in its training."
+                f"{first(~is_text)} holds messages, and the model was trained on texts. Give it texts, as in training."
             )
         if self.trained["inputs"] == "messages" and (is_text & ~has_prompt).any():
             raise DataError(
-                f"{first(is_text & ~has_prompt)} is a text without a prompt, and the model was trained on messages: nothing says "
-                "whose turns it holds. Give `prompt` and the response, or messages."
+                f"{first(is_text & ~has_prompt)} is a text without a prompt, and the model was trained on messages: it is unknown "
+                "who said what. Give `prompt` and the response, or messages."
             )
         return self.trained["inputs"]
 

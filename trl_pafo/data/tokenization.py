@@ -110,8 +110,8 @@ def _from_template(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side
         return tokenizer.apply_chat_template(messages, **{**how, **_template_kwargs(row)})
     except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(
-            f"{place}, `{side}` (with its prompt): the chat template cannot write it: {error}. Write the messages as the template "
-            "takes them, or leave the row out."
+            f"{place}, `{side}` (with its prompt): the chat template cannot render it: {error}. Write messages that the template "
+            "accepts, or leave the row out."
         ) from error
 
 

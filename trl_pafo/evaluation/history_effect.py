@@ -105,7 +105,7 @@ def _find_models(run: Path, stages: dict[str, Any]) -> tuple[dict[str, Path], di
     """Folders of the reference and the student by method, of the teachers by group, and whether the run was in bfloat16."""
     results = run / "results/results.json"
     if not results.exists():
-        raise DataError(f"{run} is no finished run of trl-pafo: it holds no results/results.json.")
+        raise DataError(f"{run} is not a finished run of trl-pafo: it holds no results/results.json.")
     reference = json.loads(results.read_text(encoding="utf-8")).get("reference")
     wanted = [reference, next((m for m in STUDENTS if (run / "models" / m).is_dir()), None)]
     # Plain Bradley-Terry is never shown a history, so there is nothing to see.

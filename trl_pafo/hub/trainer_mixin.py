@@ -24,7 +24,7 @@ def check_strategy(strategy: str) -> None:
     if HubStrategy(strategy) in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         raise ConfigError(
             f"hub_strategy={HubStrategy(strategy).value!r} would push the optimizer's state, which trl-pafo never does. Use "
-            "hub_strategy='every_save' (the model at each save) or 'end', and keep checkpoints on a disk of yours to resume from."
+            "hub_strategy='every_save' (the model at each save) or 'end', and keep checkpoints on your own disk to resume from."
         )
 
 

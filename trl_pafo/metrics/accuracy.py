@@ -80,7 +80,7 @@ def check_correct(correct: ArrayLike, name: str = "correct") -> FloatArray:
     """`correct` as a `float64` vector; [`DataError`] unless there are pairs and all values lie in [0, 1]."""
     values = np.asarray(correct, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise DataError(f"`{name}` must hold one value a pair and at least one pair, got an array of shape {values.shape}.")
+        raise DataError(f"`{name}` must hold one value per pair and at least one pair, got an array of shape {values.shape}.")
     if not ((values >= 0) & (values <= 1)).all():
         raise DataError(f"`{name}` must lie in [0, 1]; turn margins into it with `pair_correctness`.")
     return values
@@ -101,7 +101,7 @@ def encode_labels(labels: Iterable[object], name: str, num_pairs: int) -> tuple[
     """The distinct labels as sorted strings, and the place of each pair's label among them, of shape `(num_pairs,)`."""
     values = normalize_labels(labels, name, "The pairs")
     if len(values) != num_pairs:
-        raise DataError(f"There are {num_pairs} pairs, but {len(values)} values of `{name}`; give one a pair.")
+        raise DataError(f"There are {num_pairs} pairs, but {len(values)} values of `{name}`; give one per pair.")
     names = sorted(set(values))
     place = {label: code for code, label in enumerate(names)}
     return names, np.fromiter(map(place.__getitem__, values), dtype=np.int64, count=num_pairs)

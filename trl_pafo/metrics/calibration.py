@@ -46,7 +46,7 @@ def calibration_sums(user_codes: IntArray, correct: FloatArray, margins: Any) ->
     """
     values = np.asarray(margins, dtype=np.float64)
     if values.shape != correct.shape:
-        raise DataError(f"There are {len(correct)} pairs, but `margins` has shape {values.shape}; give one a pair.")
+        raise DataError(f"There are {len(correct)} pairs, but `margins` has shape {values.shape}; give one per pair.")
     wrong = int((pair_correctness(values) != correct).sum())
     if wrong:
         raise DataError(

@@ -192,7 +192,7 @@ def _prepare(benefits: ArrayLike, weights: ArrayLike | None) -> tuple[FloatArray
     """Checked benefits `(num_users,)`, and the share of the population that each user makes up, `(..., num_users)`."""
     values = np.asarray(benefits, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise DataError(f"`benefits` must hold one value a user and at least one user, got shape {values.shape}.")
+        raise DataError(f"`benefits` must hold one value per user and at least one user, got shape {values.shape}.")
     if not np.isfinite(values).all() or values.min() < 0:
         raise DataError("`benefits` must be finite and not negative; use the accuracies of users, not their margins.")
     counts = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)

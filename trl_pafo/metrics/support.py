@@ -27,7 +27,7 @@ def spearman(x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> Fl
     """
     x, y = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if x.ndim != 1 or x.shape != y.shape or not x.size:
-        raise DataError(f"`x` and `y` must hold one value a user each, got shapes {x.shape} and {y.shape}.")
+        raise DataError(f"`x` and `y` must each hold one value per user, got shapes {x.shape} and {y.shape}.")
     if np.isnan([x, y]).any():
         raise DataError("`x` and `y` must not be NaN; leave out the users for whom one is unknown.")
     counts = np.ones(x.size) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -71,7 +71,7 @@ def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPai
         missing = [user for user in pairs.users if user not in given]
         if missing:
             raise DataError(
-                f"`support` lacks {len(missing)} of {len(pairs.users)} users, such as {missing[0]!r}; give NaN where it is unknown."
+                f"`support` lacks {len(missing)} of {len(pairs.users)} users, such as {missing[0]!r}; give NaN if it is unknown."
             )
         support = [given[pairs.users[code]] for code in pairs.user_codes]
     try:

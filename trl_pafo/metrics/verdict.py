@@ -119,7 +119,7 @@ def compare(
         raise DataError("Give `margins` and `reference_margins`, or neither: they are compared with each other.")
     pairs = encode_pairs(user, group, len(ours))
     names = pairs.groups or [OVERALL]
-    people = f"{len(pairs.users)} {'users' if pairs.has_users else 'pairs, each taken as one of another person'}"
+    people = f"{len(pairs.users)} {'users' if pairs.has_users else 'pairs, each counted as a different user'}"
     if margins is not None and np.array_equal(np.asarray(margins), np.asarray(reference_margins)):
         check_confidence(confidence)
         nothing = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in names}

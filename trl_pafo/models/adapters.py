@@ -43,7 +43,7 @@ def keep_reward_head(model: Any, peft_config: Any, revision: str | None = None) 
         task = _task(peft_config)
         if task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
             raise ConfigError(
-                f"`peft_config` has task_type={task}, with which peft takes the model for one that generates, and fails. Use "
+                f"`peft_config` has task_type={task}, for which peft expects a generative model and fails. Use "
                 "task_type='SEQ_CLS' (on the command line --lora_task_type SEQ_CLS)."
             )
         lost = _lost(model if isinstance(model, str) else model.config._name_or_path, revision, peft_config)

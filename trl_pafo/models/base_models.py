@@ -167,7 +167,7 @@ def load_base(
     missing = sorted(weight for weight in unread if is_causal or not is_of_head(weight, model))
     if missing:
         raise ConfigError(
-            f"{name!r} holds no weights for {name_some(missing)}: they would be drawn at random. Name a complete pretrained model"
+            f"{name!r} holds no weights for {name_some(missing)}: they would be random. Name a complete pretrained model"
             f"{'' if num_hidden_layers is None else f', and no more than its layers, of which {num_hidden_layers} were asked for'}."
         )
     return model

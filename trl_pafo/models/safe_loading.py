@@ -152,8 +152,8 @@ def weight_files(folder: Path) -> list[Path]:
     named = str(read_config(folder / "config.json").get("transformers_weights") or "model.safetensors")
     if not named.endswith((".safetensors", _INDEX)):
         raise ConfigError(
-            f"{folder / 'config.json'} names {named!r} as its weights, which are not safetensors. Leave `transformers_weights` out and "
-            "save the model with save_pretrained."
+            f"{folder / 'config.json'} names {named!r} as its weights, which are not safetensors. Leave `transformers_weights` out "
+            "and save the model with save_pretrained."
         )
     index = folder / (named if named.endswith(_INDEX) else f"{named}.index.json")
     if index.name != named and (folder / named).is_file():
@@ -175,8 +175,8 @@ def _check_weights(folder: Path, files: list[Path], convert: str) -> None:
         pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
         if pickles:
             raise ConfigError(
-                f"The weights in {folder} are a pickle ({pickles[0]}), which can run code when it is read, so it is not read. Convert "
-                f"them to safetensors, if you trust where they come from: {convert}."
+                f"The weights in {folder} are a pickle ({pickles[0]}), which can run code when it is read, so it is not read. "
+                f"Convert them to safetensors, if you trust where they come from: {convert}."
             )
         raise ConfigError(f"{folder} holds no weights in safetensors. Save the model there with save_pretrained.")
     for path in files:
@@ -222,14 +222,14 @@ def read_config(path: Path) -> dict[str, Any]:
     """A configuration file of a saved model.
 
     Raises:
-        ConfigError: If it is no JSON object.
+        ConfigError: If it is not a JSON object.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Save the model again.") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{path} is no JSON object. Save the model again.")
+        raise ConfigError(f"{path} is not a JSON object. Save the model again.")
     return config
 
 
@@ -239,6 +239,6 @@ def _check_adapter_config(config: dict[str, Any], path: Path) -> None:
     library = str(mapping.get("parent_library") or "transformers") if isinstance(mapping, dict) else "?"
     if config.get("megatron_config") or library.split(".")[0] not in ("transformers", "peft", "trl"):
         raise ConfigError(
-            f"{path} asks for modules of other libraries ({'megatron_config' if config.get('megatron_config') else library}), which "
-            "would be imported by name. Save the adapter with `task_type` and without `megatron_config`."
+            f"{path} asks for modules of other libraries ({'megatron_config' if config.get('megatron_config') else library}), "
+            "which would be imported by name. Save the adapter with `task_type` and without `megatron_config`."
         )

@@ -205,7 +205,7 @@ def load_reward_model(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"No reward model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
+            f"No reward model can be loaded from {folder}: {reason(error)}. Use another model, or save it again."
         ) from error
     config = model.config.get_text_config()
     config.pad_token_id = trained_pad_id(config, tokenizer, adapter is not None)
@@ -294,7 +294,7 @@ def reward_of(outputs: Any) -> torch.Tensor:
     if logits is None or logits.dim() != 2 or logits.shape[1] != 1:
         found = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
         raise ConfigError(
-            f"A reward model gives one number a sequence, and this one gives {found}. Load it with "
+            f"A reward model gives one number per sequence, and this one gives {found}. Load it with "
             "AutoModelForSequenceClassification.from_pretrained(..., num_labels=1)."
         )
     return logits.squeeze(-1)

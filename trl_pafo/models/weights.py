@@ -62,7 +62,7 @@ def find_gaps(folder: Path, config: Any, added: _Shapes | None = None, *, causal
     architectures: Any = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in architectures:
         task = "causal language" if causal else "sequence classification"
-        raise ConfigError(f"{folder} is of type {config.model_type}, of which transformers has no {task} model. Name another.")
+        raise ConfigError(f"{folder} is of type {config.model_type}, of which transformers has no {task} model. Use another one.")
     model_class, config = architectures[type(config)], copy.deepcopy(config)
     is_quantized = getattr(config, "quantization_config", None) is not None
     if is_quantized:
@@ -123,7 +123,7 @@ def check_reward_model(folder: str | Path) -> None:
             fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
         raise ConfigError(
             f"{where} weights for {name_some(gaps.missing)}{', so there is no reward head' if only_head else ''}: "
-            f"they would be drawn at random, and the rewards with them. {fix}."
+            f"they would be random, and so would the rewards. {fix}."
         )
     _check_labels(config, str(folder))
     if gaps.misfits:
@@ -134,8 +134,8 @@ def check_reward_model(folder: str | Path) -> None:
         new_tokens = len(load_saved_tokenizer(folder)) - config.get_text_config().vocab_size
         if new_tokens > 0:
             raise ConfigError(
-                f"The tokenizer of the adapter {folder} has {new_tokens} tokens more than its base {base}, and the adapter holds no "
-                "embeddings for them: they would be drawn at random. Save the adapter with save_embedding_layers=True, or with the "
+                f"The tokenizer of the adapter {folder} has {new_tokens} tokens more than its base {base}, and the adapter holds "
+                "no embeddings for them: they would be random. Save the adapter with save_embedding_layers=True, or with the "
                 "tokenizer of the base."
             )
 
@@ -150,7 +150,7 @@ def check_language_model(folder: Path) -> None:
         gaps = find_gaps(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False), causal=True)
     if gaps.missing:
         raise ConfigError(
-            f"{folder} holds no weights for {name_some(gaps.missing)}: they would be drawn at random. Name a causal language model, with "
+            f"{folder} holds no weights for {name_some(gaps.missing)}: they would be random. Name a causal language model, with "
             "its language model head."
         )
 
@@ -195,7 +195,7 @@ def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> N
         return
     if adapter_config(folder) is not None:
         raise ConfigError(
-            f"{model} is an adapter, which by its name would be loaded frozen. To train it further, give `model` the "
+            f"{model} is an adapter; loaded by name, it would be frozen. To train it further, give `model` the "
             "PeftModel: PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
     gaps = gaps_of_base(str(folder))
@@ -204,13 +204,13 @@ def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> N
     missing = [name for name in gaps.missing if name not in gaps.of_head]
     if missing:
         raise ConfigError(
-            f"{model} holds no weights for {name_some(missing)}: they would be drawn at random, and not only a new reward head. Name a "
+            f"{model} holds no weights for {name_some(missing)}: they would be random, not just a new reward head. Name a "
             "complete pretrained model."
         )
     if gaps.misfits and not init_kwargs.get("ignore_mismatched_sizes"):
         raise ConfigError(
-            f"{model} holds weights of another shape for {name_some(gaps.misfits)} than a reward model of one label has. A new head in "
-            "their place is made by model_init_kwargs={'ignore_mismatched_sizes': True}."
+            f"{model} holds weights of another shape for {name_some(gaps.misfits)} than a reward model of one label has. To get a "
+            "new head instead, pass model_init_kwargs={'ignore_mismatched_sizes': True}."
         )
 
 
@@ -287,7 +287,7 @@ def _as_config_error(folder: Path, kind: str) -> Iterator[None]:
         if isinstance(error, TrlPafoError):
             raise
         raise ConfigError(
-            f"No {kind} model can be loaded from {folder}: {reason(error)}. Name another, or save it again."
+            f"No {kind} model can be loaded from {folder}: {reason(error)}. Use another model, or save it again."
         ) from error
 
 

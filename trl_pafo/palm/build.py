@@ -240,7 +240,7 @@ class Build:
             kept = (
                 f" The {self.num_calls} answers before it are kept in {self.log.path}: build again to go on." if self.log else ""
             )
-            raise PortfolioError(f"{where} did not come: {type(error).__name__}: {error}.{kept}") from error
+            raise PortfolioError(f"{where} failed: {type(error).__name__}: {error}.{kept}") from error
         call = OracleCall(weights, checked_result(result, self.known.num_rewards, where))
         if self.log is not None:
             self.log.append(call)

@@ -50,7 +50,7 @@ class CallLog:
         try:
             self._append(call.to_json())
         except OSError as error:
-            raise PortfolioError(f"{self.path} cannot be written: {error}. Make room and build again.") from error
+            raise PortfolioError(f"{self.path} cannot be written: {error}. Free some space and build again.") from error
         self.calls.append(call)
 
     def _append(self, row: dict[str, Any]) -> None:

@@ -252,7 +252,7 @@ class Portfolio:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
-                raise PortfolioError(f"{path} is no portfolio of this version ({content['format']!r}); build it again.")
+                raise PortfolioError(f"{path} is not a portfolio of this version ({content['format']!r}); build it again.")
             portfolio = cls(
                 calls=tuple(OracleCall.from_json(row) for row in content["calls"]),
                 members=tuple(content["members"]),

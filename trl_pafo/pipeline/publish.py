@@ -99,13 +99,13 @@ def push_run(
     """
     model = folder = Path(folder)
     if not folder.is_dir():
-        raise RunFolderError(f"{folder} is no folder. Name that of a run, or of a saved model.")
+        raise RunFolderError(f"{folder} is not a folder. Give the folder of a run or of a saved model.")
     if (folder / MANIFEST).is_file():
         model = _model_of(folder, method)
         if not (model / CARD_NAME).is_file():
             write_cards(folder)
     elif method is not None:
-        raise ConfigError(f"{folder} is no run of trl-pafo, so it has no methods. Leave out --method.")
+        raise ConfigError(f"{folder} is not a run of trl-pafo, so it has no methods. Leave out --method.")
     if model.resolve().parent.name == "teachers" and (model.resolve().parent.parent / MANIFEST).is_file():
         raise ConfigError(
             f"{model} is a teacher: it is trained on the pairs of one group alone, and is not pushed. Push the student."

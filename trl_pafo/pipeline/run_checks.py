@@ -36,8 +36,8 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         )
     if students and args.num_history == 0:
         raise ConfigError(
-            f"--num_history 0 shows no histories, by which {' and '.join(students)} would tell whom to serve. Raise it, or leave "
-            "them out of --methods."
+            f"--num_history 0 shows no histories, without which {' and '.join(students)} cannot tell the groups apart. Raise it, "
+            "or leave them out of --methods."
         )
     if args.push_to_hub and not students:
         raise ConfigError(
@@ -50,7 +50,7 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         unused += [(run, name) for name in ("teacher_start", "teacher_min_steps")]
     given = [f"--{name}" for options, name in unused if getattr(options, name) != options.__dataclass_fields__[name].default]
     if given:
-        logger.warning("%s: no effect, as this run trains no model that they are for.", ", ".join(given))
+        logger.warning("%s: no effect in this run, which trains no model that uses them.", ", ".join(given))
 
 
 def check_run_data(
@@ -87,21 +87,21 @@ def check_run_data(
     groups = sorted(num_pairs)
     if run.needs_teachers and len(groups) < 2:
         raise DataError(
-            f"The training data have one group alone ({groups[0]!r}), so there is nothing to distill for another. Give each row the group "
-            "of its user, or leave the methods with teachers out."
+            f"The training data have only one group ({groups[0]!r}), so there is nothing to distill for another. Give each row the "
+            "group of its user, or leave the methods with teachers out."
         )
     fits = lengths["train"] <= (args.max_length or np.inf)
     kept = count_by_group(data["train"].select(np.flatnonzero(fits)))
     for group in groups:
         if not kept[group] and (run.needs_teachers or not fits.any()):
             raise ConfigError(
-                f"No training pair of the group {group!r} is within max_length={args.max_length} tokens. Raise `max_length`, or lower "
-                "`num_history` or `history_max_tokens`."
+                f"No training pair of the group {group!r} is within max_length={args.max_length} tokens. Raise `max_length`, or "
+                "lower `num_history` or `history_max_tokens`."
             )
         if run.needs_teachers and args.dataloader_drop_last and kept[group] < args.per_device_train_batch_size:
             raise ConfigError(
-                f"The {kept[group]} training pairs of the group {group!r} make no batch of {args.per_device_train_batch_size}, and "
-                "`dataloader_drop_last` leaves smaller ones out, so that its teacher would learn nothing. Leave it out."
+                f"The {kept[group]} training pairs of the group {group!r} are fewer than a batch of "
+                f"{args.per_device_train_batch_size}, and `dataloader_drop_last` drops smaller batches, so its teacher would not be trained. Leave that option out."
             )
     judged = ["test", *(["validation"] if run.judges_teachers and "validation" in data else [])]
     for name in judged:

@@ -52,7 +52,7 @@ def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
         name = "load_in_4bit" if model.load_in_4bit else "load_in_8bit"
         if not model.use_peft or teacher_kind == "full":
             raise ConfigError(
-                f"`{name}` quantizes the base, which adapters alone can be trained on: add --teacher_kind adapter, or leave it out."
+                f"`{name}` quantizes the base, which only adapters can be trained on: add --teacher_kind adapter, or leave it out."
             )
         if model.dtype == "auto":
             raise ConfigError(f"`{name}` computes in a dtype that --dtype names: bfloat16, float16 or float32, not auto.")

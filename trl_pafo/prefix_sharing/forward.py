@@ -84,7 +84,7 @@ def layer_windows(config: Any) -> dict[str, int | None] | int | None:
     types = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if other := types - {"full_attention", "sliding_attention"}:
-        raise ConfigError(f"layers of type {', '.join(sorted(other))} look at tokens in an order of their own")
+        raise ConfigError(f"layers of type {', '.join(sorted(other))} process tokens in their own order")
     if not types:
         return window
     return {"full_attention": None, "sliding_attention": window} if "sliding_attention" in types else None

@@ -185,8 +185,8 @@ def read_record(folder: str | Path) -> Record:
     where = next((at for at in (folder / "results", folder) if (at / "results.json").is_file()), None)
     if where is None:
         raise RunFolderError(
-            f"{folder} holds no results.json: it is no finished run of trl-pafo, and no --output_dir of `trl-pafo evaluate`. Finish the "
-            "run with its own command, or name another folder."
+            f"{folder} holds no results.json: it is neither a finished run of trl-pafo nor an --output_dir of `trl-pafo evaluate`. "
+            "Finish the run with its own command, or name another folder."
         )
     results = _read_json(where / "results.json")
     methods = results.get("methods") if isinstance(results, dict) else None

@@ -40,8 +40,8 @@ def disk_error(error: BaseException, path: str | Path | None = None) -> RunFolde
         return None
     where = getattr(error, "filename", None) or path or "The output"
     return RunFolderError(
-        f"{where} cannot be read or written: {os.strerror(number or 0)}. Make room or give the right to write, or choose another output. What "
-        "was finished before is unchanged."
+        f"{where} cannot be read or written: {os.strerror(number or 0)}. Free some space or fix the permissions, or choose another "
+        "output. What was finished before is unchanged."
     )
 
 

@@ -47,7 +47,7 @@ class RunFolder:
         if not (self.path / MANIFEST).exists():
             if self.path.exists() and any(path.name != LOCK and MANIFEST not in path.name for path in self.path.iterdir()):
                 raise RunFolderError(
-                    f"The output folder {self.path} is not empty and is no run of trl-pafo. Choose another --output_dir."
+                    f"The output folder {self.path} is not empty and is not a run of trl-pafo. Choose another --output_dir."
                 )
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -67,14 +67,14 @@ class RunFolder:
         return manifest
 
     def _alone(self) -> Any:
-        return alone(self.path, f"Another run is at work in {self.path}. Wait until it ends, or choose another --output_dir.")
+        return alone(self.path, f"Another run is running in {self.path}. Wait until it ends, or choose another --output_dir.")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs out of the folder meanwhile. A process that ends, however it ends, gives the lock back.
 
         Raises:
-            RunFolderError: If another run is at work in the folder, or the lock cannot be written.
+            RunFolderError: If another run is running in the folder, or the lock cannot be written.
         """
         with self._alone():
             self._manifest = self._read()  # what another run has done since the folder was opened
@@ -100,16 +100,16 @@ class RunFolder:
                 return False
             detail = "; ".join(_changes(done["inputs"], _plain(inputs)))
             raise RunFolderError(
-                f"{self.path} holds the stage {stage!r} of another run ({detail}). Choose another --output_dir, or pass --overwrite true "
-                "to replace what depends on it."
+                f"{self.path} holds the stage {stage!r} of another run ({detail}). Choose another --output_dir, or pass "
+                "--overwrite true to replace what depends on it."
             )
         output = self.path / done["output"]
         sizes = _sizes(output)
         damaged = [name for name, size in done["files"].items() if sizes.get(name) != size]
         if damaged and not replaces:
             raise RunFolderError(
-                f"{output / damaged[0]} is missing, or has another size than was written, so the stage {stage!r} cannot be used. Put the "
-                f"file back, or remove {output} or pass --overwrite true to do the stage again."
+                f"{output / damaged[0]} is missing, or has another size than was written, so the stage {stage!r} cannot be used. "
+                f"Put the file back, or remove {output} or pass --overwrite true to do the stage again."
             )
         return not damaged
 

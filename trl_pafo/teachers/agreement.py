@@ -95,8 +95,8 @@ class TeacherAgreement:
             if found.share < 0.5 and found.group not in self._warned:
                 self._warned.add(found.group)
                 logger.warning(
-                    f"{found}: what is distilled contradicts the labels. Likely causes: teachers that were given to one another's "
-                    "groups, margins of the opposite sign, or a teacher that was trained on texts rendered in another way (as text or "
-                    "as messages, with or without a history, by another template)."
+                    f"{found}: what is distilled contradicts the labels. Likely causes: teachers assigned to the wrong "
+                    "groups, margins of the opposite sign, or a teacher trained on texts that were rendered differently (as text "
+                    "or as messages, with or without a history, with another template)."
                 )
         return logs

@@ -191,8 +191,8 @@ class TeacherModels:
         longest, positions = max(map(len, chain(*sides)), default=0), positions_of(config)
         if positions is not None and longest > positions:
             raise TeacherError(
-                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, longer "
-                "than it can read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
+                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, "
+                "longer than it can read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
             )
         device = next(model.parameters()).device
         try:
@@ -217,7 +217,7 @@ def check_filled(numbers: np.ndarray, what: str) -> None:
     """Raise [`TeacherError`] if a number is NaN, which it is from the start where no teacher gives one."""
     missing = int(np.isnan(numbers).sum())
     if missing:
-        raise TeacherError(f"{missing} of {len(numbers)} {what} were computed by no teacher: give each row a group that has one.")
+        raise TeacherError(f"{missing} of {len(numbers)} {what} have no teacher: give each row a group that has one.")
 
 
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:

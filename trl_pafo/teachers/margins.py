@@ -206,8 +206,8 @@ class TeacherMargins:
             broadcast_object_list(found, from_process=0)
         elif len(set(found := gather_object([teacher.identity()]))) > 1:
             raise TeacherError(
-                f"The model given as the teacher of group {teacher.group!r} has other weights on other processes. Under FSDP with "
-                "`cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
+                f"The model given as the teacher of group {teacher.group!r} has different weights on different processes. Under "
+                "FSDP with `cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
             )
         return found[0]
 
@@ -255,7 +255,7 @@ def scale_margins(margins: np.ndarray, group: np.ndarray, has_label: np.ndarray)
         own = squares[rows & has_label].mean()
         if not own > 0:
             raise TeacherError(
-                f"The teacher of group {str(name)!r} has margin 0 on all pairs of its group: it has learnt nothing."
+                f"The teacher of group {str(name)!r} has margin 0 on all pairs of its group: it has learned nothing."
             )
         scaled[rows] /= np.sqrt(own)
     return scaled.astype(np.float32)

@@ -179,9 +179,9 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
     size = config.get_text_config().vocab_size if own is None else len(own)
     if (own is None and size < len(tokenizer)) or (own is not None and own.get_vocab() != tokenizer.get_vocab()):
         raise TeacherError(
-            f"The teacher of group {teacher.group!r} has another tokenizer than the student ({size} tokens against {len(tokenizer)}, or "
-            "other ones), so it cannot score the student's token ids. Train the teacher on the student's tokenizer, or add its margins "
-            "as a `teacher_margin` column."
+            f"The teacher of group {teacher.group!r} has another tokenizer than the student ({size} tokens, the student "
+            f"{len(tokenizer)}, or other tokens), so it cannot score the student's token ids. Train the teacher on the student's "
+            "tokenizer, or add its margins as a `teacher_margin` column."
         )
 
 
@@ -213,13 +213,14 @@ def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_foun
     if not fits or (with_history and set(trained["fields"]) != set(student["fields"])):
         raise TeacherError(
             f"{about}: it was not trained on such inputs, so its margins would mean nothing. Train it on rows like the "
-            "student's, with the same history options, or add margins that it gives to rows of its own kind as a `teacher_margin` column."
+            "student's, with the same history options, or add a `teacher_margin` column of margins that you computed on its own "
+            "kind of rows."
         )
     other = any(trained[name] != student[name] for name in ("num_history", "max_tokens"))
     if as_found:
         other = None not in (most := (trained["num_history"], student["num_history"])) and most[0] < most[1]
     if with_history and other:
-        logger.warning("%s: its margins may be off where histories are of a length that it has not seen.", about)
+        logger.warning("%s: its margins may be off for histories of a length that it was not trained on.", about)
 
 
 def _in_words(inputs: Mapping[str, Any]) -> str:

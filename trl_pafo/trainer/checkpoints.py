@@ -52,13 +52,13 @@ def checkpoint_to_resume(value: str | bool | None, folder: Path) -> str | None:
         if step < steps:
             raise ConfigError(
                 f"{folder} holds a training that was stopped after step {step} of {steps}. Pass --resume_from_checkpoint true to "
-                "resume it, false to begin anew in its place, or choose another --output_dir."
+                "resume it, false to start over and replace it, or choose another --output_dir."
             )
         return None
     if word.lower() in ("true", "last"):
         if last is None and word.lower() == "true":
             raise ConfigError(
-                f"{folder} holds no complete checkpoint. Leave out --resume_from_checkpoint, or pass `last`, which begins anew where "
+                f"{folder} holds no complete checkpoint. Leave out --resume_from_checkpoint, or pass `last`, which starts over if "
                 "there is none."
             )
         return None if last is None else str(last)
@@ -67,8 +67,8 @@ def checkpoint_to_resume(value: str | bool | None, folder: Path) -> str | None:
     found = next((path for path in (Path(word), folder / word) if path.is_dir()), None)
     if found is None or _steps(found) is None:
         raise ConfigError(
-            f"--resume_from_checkpoint {word}: there is no such folder, or it holds no complete checkpoint. Give true (the last complete "
-            "one in --output_dir), last, false, or a folder checkpoint-<step>."
+            f"--resume_from_checkpoint {word}: there is no such folder, or it holds no complete checkpoint. Give true (the last "
+            "complete one in --output_dir), last, false, or a folder checkpoint-<step>."
         )
     return str(found)
 

@@ -15,13 +15,13 @@ class PAFOOptions:
     """What [`PAFOConfig`] adds to [`~trl.RewardConfig`]. The descriptions are those of the command line and of [`PAFOConfig`]."""
 
     alpha: float = _option(
-        "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D (Eq. 8 of the paper as we read it), in [0, 1]. 1 is the "
-        "plain reward model: the trainer then is RewardTrainer.",
+        "Weight of the Bradley-Terry loss in alpha * L_BT + (1 - alpha) * L_D (Eq. 8 of the paper as we read it), in [0, 1]. 1 is "
+        "the plain reward model: the trainer then is RewardTrainer.",
         0.1,
     )
     distillation_loss: str = _option(
-        "Loss between the margins of student and teacher, such as mse, bce, hinge or margin_bt: a name in trl_pafo/trainer/losses.py. Not from "
-        "the paper.",
+        "Loss between the margins of student and teacher, such as mse, bce, hinge or margin_bt: a name in "
+        "trl_pafo/trainer/losses.py. Not from the paper.",
         "bce",
     )
     distillation_temperature: float = _option("Temperature of the bce distillation loss, in reward units, above 0.", 1.0)
@@ -39,8 +39,8 @@ class PAFOOptions:
         'Teacher of each group as JSON, {"group": "path or Hub id", ...}. The argument of the trainer takes precedence.', None
     )
     teacher_scale: str = _option(
-        "'rms' divides the margins of each teacher by their root mean square over its own group's labeled pairs, and multiplies all by "
-        "the pooled one: two Bradley-Terry models have no common scale. 'none' leaves them. Not from the paper.",
+        "'rms' divides the margins of each teacher by their root mean square over its own group's labeled pairs, and multiplies "
+        "all by the pooled one: two Bradley-Terry models have no common scale. 'none' leaves them. Not from the paper.",
         "none",
     )
     teacher_margin_clip: float | None = _option(
@@ -57,15 +57,16 @@ class PAFOOptions:
         "Past pairs of the user in the prompt, the newest ones; 0 for none. Default: all that are given.", None
     )
     history_max_tokens: int | None = _option(
-        "Token budget of the history. The oldest pairs that do not fit are left out; a newest pair that does not fit alone is shortened.",
+        "Token budget of the history. The oldest pairs that do not fit are left out; a newest pair that does not fit is shortened.",
         None,
     )
     history_fields: list[str] = _option(
         "What of a past pair is shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
     )
     prefix_sharing: str = _option(
-        "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the rewards of "
-        "two rows and pays, 'on' (an error where it does not give them), 'off'. Rewards differ by rounding alone. Not from the paper.",
+        "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the "
+        "rewards of two rows and is faster, 'on' (an error if it does not give them), 'off'. Rewards differ only by "
+        "rounding. Not from the paper.",
         "auto",
     )
 

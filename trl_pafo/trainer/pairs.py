@@ -97,8 +97,8 @@ class PairPreparer:
         checks.check_columns(columns, ["group"], f"{_TRAIN} (a stream, with `teachers`)")
         if args.teacher_scale != "none":
             raise ConfigError(
-                f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, and a stream has no "
-                "end to wait for. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
+                f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, which a stream "
+                "cannot give. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
             )
         if args.num_history != 0 and "chosen_ids" not in columns:
             checks.check_personalized("history" in (_first(dataset).get("chat_template_kwargs") or {}), columns, _TRAIN)
@@ -120,7 +120,7 @@ class PairPreparer:
         if not self._needs_teachers(columns):
             if self.groups:
                 raise DataError(
-                    f"{_TRAIN} has the column `teacher_margin`, beside which `teachers` would not be used. Leave out one of them."
+                    f"{_TRAIN} has the column `teacher_margin`, so `teachers` would have no effect. Leave out one of them."
                 )
             return
         if args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
@@ -189,8 +189,8 @@ class PairPreparer:
             dataset = self._render(dataset, tokenizer, what, is_train)
         if tokenizer.eos_token is None and "chosen_ids" not in columns and not is_conversational(_first(dataset)):
             raise ConfigError(
-                f"{what} holds texts, which end with the end token, and the tokenizer has none. Set `eos_token`, for a tokenizer of "
-                "BERT's family to '[SEP]'."
+                f"{what} holds texts, which end with the end token, and the tokenizer has none. Set `eos_token`, for a tokenizer "
+                "of BERT's family to '[SEP]'."
             )
         if not isinstance(dataset, Dataset):
             return tokenize_rest(dataset, tokenizer, self.args, name)

@@ -40,7 +40,7 @@ def test_entries_that_cannot_be_used_are_left_out_and_counted(tmp_path, caplog):
     )
     (prompt,) = load_dsp(path)
     assert prompt.responses == entry(0)["responses"]
-    assert "3 of 4 entries are left out, which repeat a query or have an empty answer or two that are the same" in caplog.text
+    assert "3 of 4 entries were dropped: they repeat a query, or have an empty answer or two identical ones" in caplog.text
 
 
 def test_max_words_cuts_every_answer(tmp_path):

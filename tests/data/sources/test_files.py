@@ -111,7 +111,7 @@ class TestSplit:
         rows = [{**row, "prompt": "all ask"} if row["prompt"].endswith("0") else row for row in grouped()]
         splits = of(rows)
         check_splits(splits)
-        assert "3 of 9 test pairs are left out, since their prompts occur in training" in caplog.text
+        assert "3 of 9 test pairs were dropped, since their prompts occur in training" in caplog.text
         with pytest.raises(DataError, match="All 9 test pairs have a prompt that occurs in training"):
             of([{**row, "prompt": "all ask"} for row in grouped()])
 
@@ -180,7 +180,7 @@ class TestGroupsFromSupport:
         rows = [row for row in votes() if row["user"] in ("u0", "u4", "u5", "u6")] + [pair("alone", 0)]
         test = [{**row, "prompt": "t" + row["prompt"]} for row in votes() if row["user"] in ("u2", "u8")]
         assert set(of(rows, test)["train"]["user"]) == {"u0", "u4", "u5", "u6"}
-        assert "1 of 5 users of the train split are left out" in caplog.text
+        assert "1 of 5 users of the train split were dropped" in caplog.text
         with pytest.raises(DataError, match="Add a column `group` or `support_rate`"):
             of(own_prompts())
 

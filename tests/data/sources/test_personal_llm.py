@@ -102,7 +102,7 @@ def test_support_of_test_users_is_measured_on_training_users_alone(of):
 
 def test_rows_that_cannot_be_used_are_counted(of, rows, caplog):
     of([*rows, rows[0], {**rows[1], "response_2": rows[1]["response_1"]}, {**rows[2], "response_3": None}])
-    assert "3 of 43 rows are left out" in caplog.text
+    assert "3 of 43 rows were dropped" in caplog.text
 
 
 def test_a_user_without_a_preference_has_a_pair_all_the_same(of, rows):

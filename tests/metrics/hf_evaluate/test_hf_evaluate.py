@@ -209,8 +209,8 @@ class TestAdding:
     @pytest.mark.parametrize(
         ("columns", "match"),
         [
-            ({"predictions": [1.0]}, "takes the columns predictions, groups, one value a pair; got predictions"),
-            ({"groups": ["a"]}, "one value a pair; got groups"),
+            ({"predictions": [1.0]}, "takes the columns predictions, groups, one value per pair; got predictions"),
+            ({"groups": ["a"]}, "one value per pair; got groups"),
             ({"predictions": [1.0], "groups": ["a"], "group": ["a"]}, "got predictions, groups, group"),
             (
                 {"predictions": [1.0], "groups": ["a"], "references": [1]},
@@ -231,7 +231,7 @@ class TestAdding:
             ({"predictions": torch.ones(1, dtype=torch.bfloat16), "groups": ["a"]}, r"of a tensor, `.detach\(\)"),
             ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "row 1: has no `groups`. Fill the column"),
             ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "row 1: has no `groups`"),
-            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label a row, got the text 'ab'"),
+            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label per row, got the text 'ab'"),
         ],
     )
     def test_a_bad_batch_is_refused_and_not_stored(self, columns, match):

@@ -70,7 +70,7 @@ class TestMembers:
 class TestResume:
     def test_a_folder_in_which_another_build_is_at_work(self, base, tmp_path):
         oracle = make_oracle(base, tmp_path / "run")
-        with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="Another run is at work"):
+        with RunFolder(tmp_path / "run").locked(), pytest.raises(RunFolderError, match="Another run is running"):
             oracle(HALF)
         assert not (tmp_path / "run/members").exists()
 

@@ -80,7 +80,7 @@ class DataArguments:
     minority_ratio: float = option(0.1, "Share of users in the minority, above 0 and below 1.")
     train_users: int | None = option(None, "Number of users in training.")
     test_users: int | None = option(None, "Number of users in test.")
-    pairs_per_user: int = option(4, "Pairs a user judges, beside context_pairs.")
+    pairs_per_user: int = option(4, "Pairs that each user judges, not counting context_pairs.")
     context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
     test_prompt_share: float = option(0.25, "Share of the prompts kept for test users.")
     validation_share: float = option(0.15, "Share of the training prompts held out to choose teachers by; 0: none.")

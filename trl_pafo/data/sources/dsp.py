@@ -59,15 +59,15 @@ def load_dsp(path: str | Path, max_words: int | None = None) -> list[AnsweredPro
         domains = domains or list(responses)
         if set(responses) != set(domains):
             raise DataError(
-                f"{place}: the answers are of the domains {', '.join(responses)}, those before it of {', '.join(domains)}. Every query "
-                "needs one answer of each domain."
+                f"{place}: the answers are of the domains {', '.join(responses)}, those before it of {', '.join(domains)}. Every "
+                "query needs one answer of each domain."
             )
         answers = {domain: cut_at_sentence(responses[domain], max_words) for domain in domains}
         prompts.setdefault(query, AnsweredPrompt(query, answers))
     usable = [p for p in prompts.values() if all(p.responses.values()) and len(set(p.responses.values())) == len(domains)]
     if len(usable) < num_entries:
         logger.warning(
-            "%s: %d of %d entries are left out, which repeat a query or have an empty answer or two that are the same.",
+            "%s: %d of %d entries were dropped: they repeat a query, or have an empty answer or two identical ones.",
             path,
             num_entries - len(usable),
             num_entries,

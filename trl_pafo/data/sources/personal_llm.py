@@ -115,7 +115,7 @@ def _read_scored(data: Dataset, what: str) -> tuple[list[str], list[tuple[str, .
             kept.setdefault(prompt, row)
     if len(kept) < len(texts):
         logger.warning(
-            "%s: %d of %d rows are left out, which repeat a prompt or have an empty answer or two that are the same.",
+            "%s: %d of %d rows were dropped: they repeat a prompt, or have an empty answer or two identical ones.",
             what,
             len(texts) - len(kept),
             len(texts),

@@ -58,7 +58,7 @@ def parse_json_records(text: str, what: str) -> Iterator[tuple[str, dict[str, An
     number = 0
     for place, entry in entries:
         if not isinstance(entry, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}. Write one JSON object a line.")
+            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}. Write one JSON object per line.")
         number += 1
         yield place, entry
     logger.info("%s: %d rows read.", what, number)
@@ -69,7 +69,7 @@ def _parse_part(text: str, what: str, first_line: int) -> Any:
         return parse_json(text)
     except ValueError as error:
         line, reason = (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, error)
-        raise DataError(f"{what}, line {first_line + line - 1}: not JSON ({reason}). Write one JSON object a line.") from error
+        raise DataError(f"{what}, line {first_line + line - 1}: not JSON ({reason}). Write one JSON object per line.") from error
 
 
 def parse_json(text: str) -> Any:

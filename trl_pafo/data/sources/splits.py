@@ -97,11 +97,11 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
     if not kept:
         raise DataError(
-            f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Give more pairs a user."
+            f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Give more pairs per user."
         )
     if len(kept) < len(rows_of):
         logger.info(
-            "%d of %d users are left out, who have fewer than %d pairs or pairs on one prompt only.",
+            "%d of %d users were dropped, who have fewer than %d pairs or pairs on one prompt only.",
             len(rows_of) - len(kept),
             len(rows_of),
             min_pairs,
@@ -124,12 +124,12 @@ def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
     kept = [row for row, prompt in enumerate(prompts) if prompt not in known]
     if not kept:
         raise DataError(
-            f"All {len(test)} test pairs have a prompt that occurs in training, so that none is left to evaluate on. Give "
+            f"All {len(test)} test pairs have a prompt that occurs in training, so none is left to evaluate on. Give "
             "a test file with prompts of its own."
         )
     if len(kept) < len(test):
         logger.warning(
-            "%d of %d test pairs are left out, since their prompts occur in training.", len(test) - len(kept), len(test)
+            "%d of %d test pairs were dropped, since their prompts occur in training.", len(test) - len(kept), len(test)
         )
     return test.select(kept)
 
@@ -256,12 +256,12 @@ def add_support_groups(
         rated[split] = {user: support[split][user] for user in users if not np.isnan(support[split][user])}
         if not rated[split]:
             raise DataError(
-                f"No user of the {split} split judged a pair that another user judged too, so that no support rate can "
+                f"No user of the {split} split judged a pair that another user judged too, so no support rate can "
                 "be measured. Add a column `group` or `support_rate`."
             )
         if len(rated[split]) < len(users):
             logger.warning(
-                "%d of %d users of the %s split are left out, since they share no pair with other users.",
+                "%d of %d users of the %s split were dropped, since they share no pair with other users.",
                 len(users) - len(rated[split]),
                 len(users),
                 split,

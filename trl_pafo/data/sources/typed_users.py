@@ -51,7 +51,7 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
         if set(names) - set(types):
             raise ConfigError(f"`{group}` must name types of the corpus ({', '.join(types)}), got {names}.")
     if both := sorted(set(held["majority"]) & set(held["minority"])):
-        raise ConfigError(f"A type can be held by one group only; {both} are in `majority` and in `minority`.")
+        raise ConfigError(f"A type can belong to only one group; {both} are in `majority` and in `minority`.")
     if num_pairs > smallest:
         raise ConfigError(
             f"Each user judges {num_pairs} different prompts, but one split has only {smallest} of the {len(prompts)}: "

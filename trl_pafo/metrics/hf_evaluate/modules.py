@@ -63,7 +63,7 @@ class PairModule(evaluate.EvaluationModule):
         given = [name for name, values in columns.items() if values is not None]
         if set(given) != set(self.columns):
             raise DataError(
-                f"{self.name} takes the columns {', '.join(self.columns)}, one value a pair; got {', '.join(given) or 'none'}."
+                f"{self.name} takes the columns {', '.join(self.columns)}, one value per pair; got {', '.join(given) or 'none'}."
             )
         checked = {
             name: _margins(columns[name], name)
@@ -73,7 +73,7 @@ class PairModule(evaluate.EvaluationModule):
         }
         lengths = {name: len(values) for name, values in checked.items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"{self.name} takes one value a pair in each column, but their lengths are {lengths}.")
+            raise DataError(f"{self.name} takes one value per pair in each column, but their lengths are {lengths}.")
         super().add_batch(**checked)
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:

@@ -124,15 +124,15 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
     columns = list(rows[0])
     if nameless := [name for name in columns if not name or name.startswith("Unnamed:")]:
         raise DataError(
-            f"{path}: the column {nameless[0]!r} has no name, so that it would count as a reward. Leave it out, as an index of pandas by "
-            "to_csv(index=False), or name it."
+            f"{path}: the column {nameless[0]!r} has no name, so it would count as a reward. Leave it out, as an index of pandas "
+            "by to_csv(index=False), or name it."
         )
     found = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
     names = tuple(found if reward_names is None else reward_names)
     if sorted(found) != sorted(names) or len(names) < 2:
         raise DataError(
-            f"{path} has the rewards {', '.join(found)}, asked for are {', '.join(names)}; a portfolio needs at least 2. Beside them a "
-            "table has policy, kl and w_NAME."
+            f"{path} has the rewards {', '.join(found)}, asked for are {', '.join(names)}; a portfolio needs at least 2. Beside "
+            "them a table has policy, kl and w_NAME."
         )
     weighted = [name for name in columns if name.startswith("w_")]
     if weighted and sorted(weighted) != sorted(f"w_{name}" for name in names):
@@ -175,7 +175,7 @@ def read_users(path: str | Path, names: Sequence[str]) -> tuple[FloatArray, list
     given = normalize_labels([row.get("user") for _, row in rows], "user", str(path), missing="keep")
     users = [user or str(number) for number, user in enumerate(given, 1)]
     if twice := [user for user, count in Counter(users).items() if count > 1]:
-        raise DataError(f"{path}: the user {twice[0]!r} occurs twice; give one line a user.")
+        raise DataError(f"{path}: the user {twice[0]!r} occurs twice; give one line per user.")
     return np.array(weights), _labels(rows, "group", path), users
 
 
@@ -233,7 +233,7 @@ def _numbers(given: Any, num_axes: int, where: str) -> FloatArray:
     try:
         array = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where} must be numbers, alike in length: {error}.") from error
+        raise DataError(f"{where} must be numbers and of the same length: {error}.") from error
     if array.ndim != num_axes or not array.size or not np.isfinite(array).all():
         raise DataError(f"{where} must be finite numbers with {num_axes} axes, got shape {array.shape}.")
     return array

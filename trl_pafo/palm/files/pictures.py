@@ -205,7 +205,7 @@ def _triangle_frame(axes: "Axes", portfolio: Portfolio) -> None:
 def _draw_users(axes: "Axes", at: FloatArray, groups: Sequence[str] | None) -> None:
     names = np.array(["users"] * len(at) if groups is None else normalize_labels(groups, "group", "The users"))
     if len(names) != len(at):
-        raise PortfolioError(f"There are {len(at)} users and {len(names)} groups: give one group a user.")
+        raise PortfolioError(f"There are {len(at)} users and {len(names)} groups: give one group per user.")
     for place, name in enumerate(dict.fromkeys(names)):
         mine = at[names == name]
         axes.plot(

@@ -136,8 +136,8 @@ class MixedPolicy:
         sizes = [m.model.config.get_text_config().vocab_size for m in (*self._members, self._reference)]
         if len(set(sizes)) > 1 or sizes[0] < len(self.tokenizer):
             raise PortfolioError(
-                f"The policies have vocabularies of {sizes}, the tokenizer {len(self.tokenizer)} tokens: their distributions cannot "
-                "be mixed token by token. Train them on one tokenizer."
+                f"The policies have vocabularies of {sizes}, the tokenizer {len(self.tokenizer)} tokens: their distributions "
+                "cannot be mixed token by token. Train them on one tokenizer."
             )
         self._ends = torch.tensor(sorted(_end_ids(self._members[0].model, self.tokenizer)))
 
@@ -311,7 +311,7 @@ class DecodingOracle:
     def __init__(self, policy: MixedPolicy, rewards: Sequence[RewardFunction], dataset: Dataset, **options: Any):
         if policy.num_policies != len(rewards):
             raise ConfigError(
-                f"{policy.num_policies} policies for {len(rewards)} rewards: give one policy a reward, in its order."
+                f"{policy.num_policies} policies for {len(rewards)} rewards: give one policy per reward, in its order."
             )
         self.mixture, self.rewards, self.dataset, self.options = policy, list(rewards), dataset, options
 

@@ -72,8 +72,8 @@ def checked_rewards(answers: Any, number: int, name: str) -> np.ndarray:
     if len(values) != number or bad.any():
         what = f"{len(values)} values for {number} responses" if len(values) != number else f"the value {values[bad][0]}"
         raise DataError(
-            f"The reward {name!r} returned {what}: a portfolio needs one number in [0, 1] a response. Normalize it, for example by "
-            "a sigmoid, and give a number to every response."
+            f"The reward {name!r} returned {what}: a portfolio needs one number in [0, 1] per response. Normalize it, for example "
+            "by a sigmoid, and give a number to every response."
         )
     return values
 

@@ -94,6 +94,6 @@ def build_for_users(
 def _checked_users(weights: ArrayLike) -> FloatArray:
     rows = np.asarray(weights, dtype=np.float64)
     if rows.ndim != 2 or not len(rows) or rows.shape[1] < 2:
-        raise PortfolioError(f"`weights` must have shape (num_users, num_rewards), a row a user; got {rows.shape}.")
+        raise PortfolioError(f"`weights` must have shape (num_users, num_rewards), one row per user; got {rows.shape}.")
     rows = np.array([check_weights(row, rows.shape[1]) for row in rows])
     return np.unique(rows.round(12), axis=0)

@@ -92,7 +92,7 @@ class Service:
             PortfolioError: If the users have no groups.
         """
         if self.groups is None:
-            raise PortfolioError("The users have no groups: pass `groups`, one name a user.")
+            raise PortfolioError("The users have no groups: pass `groups`, one name per user.")
         names, rng, found = np.array(self.groups), np.random.default_rng(seed), []
         for name in dict.fromkeys(self.groups):
             mine = np.flatnonzero(names == name)
@@ -174,6 +174,6 @@ def serve(
     if not len(rows):
         raise PortfolioError("There are no users to serve: `weights` has no rows.")
     if groups is not None and len(groups) != len(rows):
-        raise PortfolioError(f"There are {len(rows)} users and {len(groups)} groups: give one group a user.")
+        raise PortfolioError(f"There are {len(rows)} users and {len(groups)} groups: give one group per user.")
     names = None if groups is None else tuple(normalize_labels(groups, "group", "The users"))
     return Service(portfolio, rows, names, portfolio.upper_bound if reference is None else reference)
