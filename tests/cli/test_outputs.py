@@ -4,6 +4,7 @@ One line that names path and fix, and what was there is still there.
 """
 
 import errno
+import json
 import os
 
 import numpy as np
@@ -13,7 +14,6 @@ from helpers.parts import full_after, make_pairs
 
 from trl_pafo.cli import main
 from trl_pafo.report.sections import groups
-from trl_pafo.storage.files import LOCK, alone
 
 
 def files(folder):
@@ -69,15 +69,10 @@ class TestReport:
 class TestPortfolio:
     @pytest.fixture
     def argv(self, tmp_path):
-        np.savez(tmp_path / "candidates.npz", rewards=np.random.default_rng(0).random((5, 4, 2)), names=["a", "b"])
-        return ["portfolio", "build", "--candidates", tmp_path / "candidates.npz", "--output_dir", tmp_path / "out"]
-
-    def test_two_builds_in_one_folder(self, argv, tmp_path, capsys):
-        (tmp_path / "out").mkdir()
-        with alone(tmp_path / "out", "busy"):
-            refused(argv, capsys, "Another build is running in")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
-        assert main([str(word) for word in argv]) == 0
+        prompts = np.random.default_rng(0).random((5, 4, 2)).tolist()
+        (tmp_path / "candidates.jsonl").write_text("".join(json.dumps({"rewards": rewards}) + "\n" for rewards in prompts))
+        options = ["--candidates", tmp_path / "candidates.jsonl", "--reward_names", "a", "b", "--output_dir", tmp_path / "out"]
+        return ["portfolio", "build", *options]
 
     def test_full_disk(self, argv, tmp_path, capsys):
         with full_after(500):

@@ -134,7 +134,7 @@ def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables/train.csv").write_text("prompt,chosen,rejected\n" + "what,yes,no,\n" * 8)  # pandas takes an index
     for name, match in (
-        (tmp_path / "pairs.csv", r"pairs\.csv cannot be loaded .*`trl-pafo prepare --data_path FILE` makes one of a file"),
+        (tmp_path / "pairs.csv", r"pairs\.csv cannot be loaded .*`trl-pafo prepare --data_path FILE` makes one from a file"),
         (tmp_path / "nowhere", "nowhere cannot be loaded"),
         (tmp_path / "tables", "hold texts and `rejected` do not"),
     ):

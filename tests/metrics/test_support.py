@@ -78,7 +78,7 @@ def test_support_comes_by_pair_or_by_name():
         ([0.2, 0.1, 0.2, 0.5, nan], "User 'a' has more than one value of `support`"),
         ([0.1] * 3, r"for each of 5 pairs, got shape \(3,\)"),
         (["much"] * 5, "`support` must hold numbers: could not convert string to float"),
-        ({"b": 0.5}, "lacks 2 of 3 users, such as 'a'; give NaN where it is unknown"),
+        ({"b": 0.5}, "lacks 2 of 3 users, such as 'a'; give NaN if it is unknown"),
         ([nan] * 5, "No user has a `support`"),
     ],
 )

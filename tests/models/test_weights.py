@@ -245,7 +245,7 @@ class TestEverythingThatScores:
         check_reward_model(tmp_path / "out")
         without(language_model, "model.layers.0.self_attn.q_proj.weight")
         with pytest.raises(
-            ConfigError, match=r"no weights for model\.layers\.0\.self_attn\.q_proj\.weight: .*not only a new reward head"
+            ConfigError, match=r"no weights for model\.layers\.0\.self_attn\.q_proj\.weight: .*not just a new reward head"
         ):
             PAFORewardTrainer(str(language_model), PAFOConfig(str(tmp_path / "out"), **training), train_dataset=pairs)
 

@@ -56,7 +56,7 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
     ("run", "options", "error", "match"),
     [
         (BASELINES, {"teachers": {"many": "x"}}, ConfigError, "--teachers: no effect, as none of the methods has teachers"),
-        ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, by which pafo would tell"),
+        ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, without which pafo cannot tell"),
         (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
         ({"num_resamples": 0}, {}, ConfigError, "`num_resamples` must be at least 1"),

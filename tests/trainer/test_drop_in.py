@@ -215,7 +215,7 @@ REFUSED = {
         ConfigError,
         "^`model` is a language model, LlamaForCausalLM, which gives no rewards",
     ),
-    "model: an adapter by its name": ({"model": "adapter"}, ConfigError, "^adapter is an adapter.*loaded frozen"),
+    "model: an adapter by its name": ({"model": "adapter"}, ConfigError, "^adapter is an adapter.*it would be frozen"),
     "args: TrainingArguments": (
         {"args": lambda: TrainingArguments("out", use_cpu=True)},
         ConfigError,

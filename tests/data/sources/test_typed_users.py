@@ -126,7 +126,7 @@ class TestTastes:
     ("changes", "match"),
     [
         ({"majority": ["loud"]}, r"`majority` must name types of the corpus \(warm, terse, formal, playful\), got \['loud'\]"),
-        ({"minority": ["warm", "terse"]}, r"held by one group only; \['warm'\] are in `majority` and in `minority`"),
+        ({"minority": ["warm", "terse"]}, r"belong to only one group; \['warm'\] are in `majority` and in `minority`"),
         ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0 and below 1, got 0.0"),
         ({"minority_ratio": 1.0}, "`minority_ratio` must be above 0 and below 1, got 1.0"),
         ({"test_prompt_share": 1.0}, "`test_prompt_share` must be above 0 and below 1, got 1.0"),
