@@ -49,7 +49,7 @@ def test_a_folder_is_shared_with_other_builds(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("weights", "options", "match"),
     [
-        ([0.5, 0.5], {}, "a row a user"),
+        ([0.5, 0.5], {}, "one row per user"),
         ([[0.5, 0.6]], {}, "adding up to 1"),
         ([[1.0, 0.0], [0.0, 1.0]], {"max_calls": 1}, "After max_calls=1 calls"),
         ([[0.5, 0.5]], {"epsilon": 2.0}, "epsilon must be 0 or lie in"),

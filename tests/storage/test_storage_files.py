@@ -36,9 +36,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         ),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "No space left on device. Make",
+            "No space left on device. Free",
         ),
-        (Exception("No space left on device (os error 28)"), "No space left on device. Make"),  # tokenizers
+        (Exception("No space left on device (os error 28)"), "No space left on device. Free"),  # tokenizers
         (
             OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"),
             "No space left",
