@@ -4,6 +4,7 @@ The names are imported where they are first used, so that ``import trl_pafo`` an
 torch nor transformers.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +15,29 @@ if TYPE_CHECKING:
     from trl_pafo.trainer.trainer import PAFORewardTrainer
     from trl_pafo.versions import __version__
 
-_HOMES = {
-    "DataCollatorForGroupPreference": "trl_pafo.trainer.collator",
-    "PAFOConfig": "trl_pafo.trainer.config",
-    "PAFORewardTrainer": "trl_pafo.trainer.trainer",
-    "TrlPafoError": "trl_pafo.errors",
-    "__version__": "trl_pafo.versions",
-}
+
+def lazily(package: str, homes: dict[str, str]) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """`__all__`, `__getattr__` and `__dir__` of a package; `homes` says in which of its modules each name lives."""
+    names = sorted(homes)
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if homes[name].startswith("trainer"):  # built on trl and transformers
+            import_module("trl_pafo.versions").check_versions()
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return names, get, lambda: names
+
 
 __all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", "TrlPafoError", "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name not in ("TrlPafoError", "__version__"):  # the others are built on trl and transformers
-        import_module("trl_pafo.versions").check_versions()
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_, __getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "DataCollatorForGroupPreference": "trainer.collator",
+        "PAFOConfig": "trainer.config",
+        "PAFORewardTrainer": "trainer.trainer",
+        "TrlPafoError": "errors",
+        "__version__": "versions",
+    },
+)

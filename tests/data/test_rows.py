@@ -18,7 +18,7 @@ def test_rows_come_in_the_order_of_the_dataset(kind):
 
 
 def test_the_names_that_users_import():
-    for name in trl_pafo.data._HOMES:
+    for name in trl_pafo.data.__all__:
         assert getattr(trl_pafo.data, name).__name__ == name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         trl_pafo.data.nothing  # noqa: B018

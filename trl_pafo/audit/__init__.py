@@ -3,18 +3,6 @@
 It trains nothing but probes, and must not know of trainers or of the folders of runs.
 """
 
-from typing import TYPE_CHECKING, Any
+from trl_pafo import lazily
 
-if TYPE_CHECKING:
-    from trl_pafo.audit.audit import run_audit, write_audit
-    from trl_pafo.audit.options import AuditArguments
-
-__all__ = ["AuditArguments", "run_audit", "write_audit"]
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'options' if name == 'AuditArguments' else 'audit'}"), name)
+__all__, __getattr__, __dir__ = lazily(__name__, {"AuditArguments": "options", "run_audit": "audit", "write_audit": "audit"})

@@ -84,11 +84,11 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
         materialize_model(name, folder, num_hidden_layers, seed, model.model_revision)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as aside:
+    with TemporaryDirectory(dir=folder) as temporary:
         source = name
         revision: str | None = model.model_revision
         if name in WHEEL_MODELS or num_hidden_layers is not None:
-            source, revision = str(Path(aside) / "plain"), None
+            source, revision = str(Path(temporary) / "plain"), None
             materialize_model(name, source, num_hidden_layers, seed, model.model_revision)
         torch.manual_seed(seed)
         tokenizer = load_tokenizer(name, revision=model.model_revision)

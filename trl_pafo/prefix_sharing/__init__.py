@@ -3,12 +3,6 @@
 It knows token ids and models of transformers, and neither texts, trainers nor teachers.
 """
 
-from typing import Any
+from trl_pafo import lazily
 
-
-def __getattr__(name: str) -> Any:
-    if name != "choose_sharing":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trl_pafo.prefix_sharing.choice import choose_sharing
-
-    return choose_sharing
+__all__, __getattr__, __dir__ = lazily(__name__, {"choose_sharing": "choice"})

@@ -3,17 +3,6 @@
 It reads what runs and evaluations left on disk, and must not know how a run is made.
 """
 
-from typing import TYPE_CHECKING, Any
+from trl_pafo import lazily
 
-if TYPE_CHECKING:
-    from trl_pafo.report.page import write_report
-
-__all__ = ["write_report"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trl_pafo.report import page
-
-    return getattr(page, name)
+__all__, __getattr__, __dir__ = lazily(__name__, {"write_report": "page"})
