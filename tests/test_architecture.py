@@ -44,7 +44,7 @@ def imported_rooms(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "trl_pafo":
-            modules |= {f"trl_pafo.{alias.name}" for alias in node.names}
+            modules |= {f"trl_pafo.{alias.name}" for alias in node.names if alias.name in ROOMS}
         elif isinstance(node, ast.ImportFrom) and node.module:
             modules.add(node.module)
     return {module.split(".")[1] for module in modules if module.startswith("trl_pafo.")}
