@@ -17,14 +17,16 @@ class AuditArguments(DataArguments):
         ConfigError: If an option cannot be used, or has no effect.
     """
 
-    tokenizer: str | None = option(None, "Whose tokens are counted. Default: embedding_model.")
+    tokenizer: str | None = option(None, "Tokenizer that counts the tokens. Default: embedding_model.")
     embedding_model: str = option("minilm", "Frozen features of the probes: Hub id, folder, minilm or smollm2.")
-    output_dir: str | None = option(None, "Folder for audit.json, audit.md and pictures; may hold an earlier audit, else new.")
+    output_dir: str | None = option(
+        None, "Folder for audit.json, audit.md and pictures; a new folder, or one with an earlier audit."
+    )
     headroom: bool = option(True, "Fit probes. Without them, nothing is embedded.")
-    headroom_pairs: int = option(2000, "Pairs that the probes take at most: all of some users, the groups in their proportions.")
+    headroom_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")
     num_history: int | None = option(None, "Past pairs that are shown. Default: 3.")
     history_max_tokens: int | None = option(None, "Token budget of the history. Default: half of the longest input.")
-    history_fields: list[str] | None = option(None, "What of a past pair is shown: some of prompt, chosen, rejected.")
+    history_fields: list[str] | None = option(None, "Which parts of a past pair are shown: some of prompt, chosen, rejected.")
     max_length: int | None = option(None, "Most tokens of an input. Default: TRL's, or the model's positions.")
     batch_size: int = option(32, "Pairs in a forward pass.")
     seed: int = option(0, "Seed of everything that the audit draws.")

@@ -11,15 +11,15 @@ from typing import NoReturn
 from trl_pafo.errors import TrlPafoError
 
 COMMANDS = {
-    "quickstart": "the whole of PAFO on the shipped corpus, in minutes on a laptop",
-    "audit": "before any PAFO: users, groups, noise, bias of a dataset, and whether teachers of their own would gain",
+    "quickstart": "all of PAFO on the shipped corpus, in minutes on a laptop",
+    "audit": "before training: users, groups, noise and bias of a dataset, and whether a teacher per group would gain anything",
     "prepare": "groups, histories and splits: write training and test pairs that any RewardTrainer reads",
-    "reward": "train a reward model: the flags of `trl reward`, and PAFO's",
+    "reward": "train a reward model: `trl reward` with PAFO's flags",
     "run": "all stages: prepare, baselines, teachers, margins, the unified model, evaluation",
     "evaluate": "group and user fairness of a saved reward model on test pairs",
     "report": "the results of a run as one HTML file with pictures, or several runs compared",
-    "score": "JSONL of pairs or responses (with histories) in, raw rewards out",
-    "push": "a model of a run, or a saved one, to the Hub: weights, tokenizer and card, nothing else",
+    "score": "raw rewards for a JSONL file of pairs or responses (with histories)",
+    "push": "upload a saved model, or a run's, to the Hub: weights, tokenizer and card, nothing else",
     "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: trl-pafo COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
         for name, text in COMMANDS.items():
             print(f"  {name:<12}{text}")
-        print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` those of the libraries underneath too.")
+        print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` also those of TRL and transformers.")
         return 0
     if argv[0] in ("-V", "--version"):
         from trl_pafo.versions import __version__

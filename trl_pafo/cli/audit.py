@@ -1,4 +1,4 @@
-"""`trl-pafo audit`: before any PAFO, what a dataset holds, whom a shared model serves worse, and whether PAFO can help."""
+"""`trl-pafo audit`: before training, what a dataset holds, whom a shared model serves worse, and whether PAFO can help."""
 
 from typing import Any
 

@@ -20,7 +20,7 @@ def make_parser(prog: str | None = None) -> Any:
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt, newest first. Default: 3."})
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
         history_fields: list[str] | None = field(
-            default=None, metadata={"help": "What of a past pair is shown: some of prompt, chosen, rejected."}
+            default=None, metadata={"help": "Which parts of a past pair are shown: some of prompt, chosen, rejected."}
         )
 
     return TrlParser(PrepareArguments, prog=prog)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`trl-pafo score`: JSONL of pairs or responses (with histories) in, raw rewards out."""
+"""`trl-pafo score`: raw rewards for a JSONL file of pairs or responses (with histories)."""
 
 from dataclasses import dataclass, field
 from typing import Any

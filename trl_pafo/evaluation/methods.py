@@ -59,7 +59,7 @@ class RunArguments(DataArguments):
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
-    teacher_min_steps: int = option(0, "At least this many optimizer steps a teacher.")
+    teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
     teacher_min_gain: float = option(
         1.64, "Standard errors by which a teacher must beat the shared model, or nothing is distilled."
     )

@@ -46,22 +46,18 @@ class PAFOOptions:
     teacher_margin_clip: float | None = _option(
         "Clip teacher margins to plus or minus this value, in reward units, after scaling.", None
     )
-    teacher_batch_size: int | None = _option(
-        "Pairs in a teacher's forward pass. Default: twice per_device_eval_batch_size.", None
-    )
+    teacher_batch_size: int | None = _option("Pairs per teacher forward pass. Default: twice per_device_eval_batch_size.", None)
     teacher_margin_cache_dir: str | None = _option(
         "Folder in which teacher margins are kept under the identity of teacher and data. Default: <output_dir>/teacher_margins.",
         None,
     )
-    num_history: int | None = _option(
-        "Past pairs of the user in the prompt, the newest ones; 0 for none. Default: all that are given.", None
-    )
+    num_history: int | None = _option("Number of the user's newest past pairs in the prompt; 0 for none. Default: all.", None)
     history_max_tokens: int | None = _option(
         "Token budget of the history. The oldest pairs that do not fit are left out; a newest pair that does not fit is shortened.",
         None,
     )
     history_fields: list[str] = _option(
-        "What of a past pair is shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
+        "Which parts of a past pair are shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
     )
     prefix_sharing: str = _option(
         "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the "

@@ -36,7 +36,7 @@ class DataArguments:
         data_path (`str`, *optional*):
             File, folder or Hub id; `styles` and `swissmetro` need none.
         test_data_path (`str`, *optional*):
-            Test pairs for `files`; without it, users and prompts are set apart.
+            Test pairs for `files`; without it, some users and prompts are held out.
         majority (`list[str]`, *optional*):
             Types that the majority's users hold (`styles`: thorough, `dsp`: academy).
         minority (`list[str]`, *optional*):
@@ -74,7 +74,7 @@ class DataArguments:
         "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files. Default: files with data_path, else styles.",
     )
     data_path: str | None = option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
-    test_data_path: str | None = option(None, "Test pairs for `files`; without it, users and prompts are set apart.")
+    test_data_path: str | None = option(None, "Test pairs for `files`; without it, some users and prompts are held out.")
     majority: list[str] | None = option(None, "Types (styles, domains) that the users of the majority hold.")
     minority: list[str] | None = option(None, "Types (styles, domains) that the users of the minority hold.")
     minority_ratio: float = option(0.1, "Share of users in the minority, above 0 and below 1.")
@@ -82,8 +82,8 @@ class DataArguments:
     test_users: int | None = option(None, "Number of users in test.")
     pairs_per_user: int = option(4, "Pairs that each user judges, not counting context_pairs.")
     context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
-    test_prompt_share: float = option(0.25, "Share of the prompts kept for test users.")
-    validation_share: float = option(0.15, "Share of the training prompts held out to choose teachers by; 0: none.")
+    test_prompt_share: float = option(0.25, "Share of the prompts that is reserved for test users.")
+    validation_share: float = option(0.15, "Share of the training prompts held out to test the teachers; 0: none.")
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")
     max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
