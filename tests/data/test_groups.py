@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from trl_pafo.data.groups import (
     assign_groups,
     count_by_group,
+    largest_and_smallest,
     quantile_thresholds,
     support_rate_by_agreement,
     support_rate_by_type,
@@ -204,3 +205,10 @@ def test_rows_are_counted_by_group_where_there_are_groups():
     assert count_by_group(dataset) == {"minority": 2, "majority": 4}
     assert count_by_group(dataset.remove_columns("group")) == {"all": 6}
     assert count_by_group(Dataset.from_dict({"group": ["a", None, "a"]})) == {"a": 2, "no group": 1}
+
+
+def test_the_largest_group_has_the_most_users_not_the_most_pairs():
+    group, user = ["a", "a", "a", "b", "b", "c", "c"], [1, 1, 1, 2, 3, 4, 5]
+    assert largest_and_smallest(group, user) == ("b", "a")
+    assert largest_and_smallest(group, None) == ("a", "c")
+    assert largest_and_smallest(["only"], [1]) == ("only", "only")

@@ -207,7 +207,7 @@ class TestSkipping:
     def test_a_foreign_folder_is_refused_and_left_alone(self, run, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run/thesis.txt").write_text("do not lose me")
-        with pytest.raises(RunFolderError, match="not empty and is no run"):
+        with pytest.raises(RunFolderError, match="not empty and is not a run"):
             run()
         assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 

@@ -21,7 +21,8 @@ from helpers.shared_pairs import (
 from peft import LoraConfig, get_peft_model
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.forward import PairHead, forward_shared, layer_windows, reward_model
+from trl_pafo.prefix_sharing.attention import layer_windows
+from trl_pafo.prefix_sharing.forward import PairHead, forward_shared, reward_model
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs
 
 pytestmark = needs_minilm

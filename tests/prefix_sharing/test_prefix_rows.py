@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from trl_pafo.prefix_sharing.forward import attention_mask
+from trl_pafo.prefix_sharing.attention import attention_mask
 from trl_pafo.prefix_sharing.rows import (
     PAIR_LENGTHS,
     collate_pairs,

@@ -223,6 +223,13 @@ def count_by_group(dataset: Dataset) -> Counter[str]:
     return Counter("no group" if group is None else group for group in dataset["group"][:])
 
 
+def largest_and_smallest(group: Sequence[str], user: Sequence[str] | None) -> tuple[str, str]:
+    """The groups with the most and the fewest users, or pairs where users are not known; of equal ones by name."""
+    counts = Counter(group if user is None else dict(zip(user, group, strict=True)).values())
+    ordered = sorted(counts, key=lambda name: (-counts[name], name))
+    return ordered[0], ordered[-1]
+
+
 def _check_support(support: ArrayLike) -> FloatArray:
     rates = np.asarray(support, dtype=np.float64)
     if rates.ndim != 1:

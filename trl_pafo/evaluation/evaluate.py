@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.data import checks
+from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.rendering import InputRenderer
@@ -170,7 +171,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
         name: score_tokenized(scorers.pop(name), ids.pop(name), batch_size=args.batch_size, desc=f"Pairs, {name}")
         for name in sources
     }
-    majority, minority = _largest_and_smallest(user, group)
+    majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
     side = majority if majority != minority else None
     methods = {name: summary_of(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
@@ -192,11 +193,3 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
             write_rewards(out, name, rows, pairs)
         write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
-
-
-def _largest_and_smallest(user: Sequence[Any] | None, group: Sequence[Any] | None) -> tuple[Any, Any]:
-    """The groups with the most and the fewest users, or pairs where users are not known; `None` without groups."""
-    if group is None:
-        return None, None
-    counts = Counter(group if user is None else dict(zip(user, group, strict=True)).values()).most_common()
-    return counts[0][0], counts[-1][0]

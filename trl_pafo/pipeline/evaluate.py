@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.history import without_history
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.history_effect import STUDENTS
@@ -19,14 +20,6 @@ from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready
 from trl_pafo.storage.run_folder import write_text
 from trl_pafo.trainer.config import PAFOConfig
-
-
-def majority_and_minority(train: Dataset, test: Dataset) -> tuple[str, str]:
-    """The groups with the most and the fewest training users, of those that have test pairs."""
-    tested = set(test["group"])
-    users = {user: group for user, group in zip(train["user"], train["group"], strict=True) if group in tested}
-    groups = sorted(set(users.values()), key=lambda g: (-sum(v == g for v in users.values()), g))
-    return groups[0], groups[-1]
 
 
 def evaluate_run(
@@ -40,7 +33,9 @@ def evaluate_run(
     teacher_gains: Sequence[TeacherGain] = (),
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
-    majority, minority = majority_and_minority(train, test)
+    tested = set(test["group"])
+    of_tested = train.select([i for i, group in enumerate(train["group"]) if group in tested])
+    majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
     untested = sorted(set(train["group"]) - set(test["group"]))
     side = majority if majority != minority else None
     out.mkdir(parents=True)

@@ -8,7 +8,8 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.forward import layer_windows, reward_model
+from trl_pafo.prefix_sharing.attention import layer_windows
+from trl_pafo.prefix_sharing.forward import reward_model
 from trl_pafo.prefix_sharing.rows import dataset_lengths, round_up
 from trl_pafo.prefix_sharing.support import TESTED_FAMILIES, why_not_shared
 

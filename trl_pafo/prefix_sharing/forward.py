@@ -13,11 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.row_attention import RowMask
-from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask, may_see, reward_places, row_layout
-
-ATTENTION = ("sdpa", "eager", "flex_attention")
-"""Implementations of attention that can be told who sees whom; flash attention cannot."""
+from trl_pafo.prefix_sharing.attention import attention_mask, layer_windows
+from trl_pafo.prefix_sharing.rows import reward_places, row_layout
 
 
 def reward_model(model: torch.nn.Module) -> Any:
@@ -73,58 +70,6 @@ class PairHead:
             return None
         rewards = output.squeeze(-1).gather(1, self.places.to(output.device))
         return rewards[:, None].expand(-1, output.shape[1], -1)
-
-
-def layer_windows(config: Any) -> dict[str, int | None] | int | None:
-    """Sliding windows of a model: one for all layers (`None` without), or one for each type of layer where types differ.
-
-    Raises:
-        ConfigError: If a type of layer does not attend by a mask alone.
-    """
-    types = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if other := types - {"full_attention", "sliding_attention"}:
-        raise ConfigError(f"layers of type {', '.join(sorted(other))} process tokens in their own order")
-    if not types:
-        return window
-    return {"full_attention": None, "sliding_attention": window} if "sliding_attention" in types else None
-
-
-def attention_mask(
-    layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype, lengths: torch.Tensor | None = None
-) -> Any:
-    """Who sees whom, as one implementation of attention wants to be told.
-
-    Args:
-        layout ([`RowLayout`]):
-            Layout of the rows.
-        window (`int`, *optional*):
-            Sliding window.
-        implementation (`str`):
-            One of [`ATTENTION`].
-        dtype (`torch.dtype`):
-            Number format of the model.
-        lengths (`torch.Tensor` of shape `(num_pairs, 3)`, *optional*):
-            See [`PAIR_LENGTHS`]; on the CPU, where attention may go row by row.
-
-    Returns:
-        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, with `lengths` a [`RowMask`] that stands for it,
-        unless a window bites; `"eager"`: the same, to be added to the scores; `"flex_attention"`: a `BlockMask`, whose empty
-        blocks are not computed.
-    """
-    num_tokens = layout.part.shape[1]
-    by_row = lengths is not None and implementation == "sdpa"
-    if by_row and (window is None or int((lengths[:, 0] + lengths[:, 1:].amax(1)).max()) <= window):  # type: ignore[index]
-        return RowMask.of(lengths, num_tokens, lambda: dense_mask(layout))  # type: ignore[arg-type]
-    if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        # H=None: all heads see the same.
-        return create_block_mask(may_see(layout, window), len(layout.part), None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
-    sees = dense_mask(layout, window)
-    if implementation == "sdpa":
-        return sees
-    return torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
 
 
 def _is_compiled(model: torch.nn.Module) -> bool:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.forward import ATTENTION, forward_shared, layer_windows, reward_model
+from trl_pafo.prefix_sharing.attention import ATTENTION, layer_windows
+from trl_pafo.prefix_sharing.forward import forward_shared, reward_model
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs
 
 TESTED_FAMILIES = (

@@ -87,7 +87,7 @@ class MixedPolicy:
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Where the models stand.
         dtype (`torch.dtype` or `str`, *optional*, defaults to `torch.float32`):
-            Number format in which folders are loaded.
+            Dtype in which folders are loaded.
         bf16 (`bool`, *optional*, defaults to `False`):
             Compute in bfloat16 mixed precision. Probabilities are float32 in any case.
 

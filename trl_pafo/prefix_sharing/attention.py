@@ -1,8 +1,8 @@
-"""Attention of shared rows without computing what no token sees: on a CPU, row by row, in two calls of a kernel each.
+"""Attention of shared rows: sliding windows, who sees whom, and on a CPU row by row in two calls of a kernel each.
 
 A dense mask costs every token of a row on every other one, padding included. A row is two things that kernels know: a sequence
-of prefix and chosen response, which is causal, and the rejected response, which looks at the prefix and at itself. An
-accelerator would have to be waited for to learn the lengths, and has flex_attention.
+of prefix and chosen response, which is causal, and the rejected response, which looks at the prefix and at itself. On an
+accelerator the lengths would have to be waited for; flex_attention serves there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,18 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
+from trl_pafo.errors import ConfigError
+from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask, may_see
+
 # What code asks of a mask before it uses it; all else is asked of the dense mask.
 _ABOUT = (
     *(getattr(torch.Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad")),
     *(torch.Tensor.dim, torch.Tensor.size, torch.Tensor.is_floating_point, torch.is_floating_point),
 )
+
+
+ATTENTION = ("sdpa", "eager", "flex_attention")
+"""Implementations of attention that can be told who sees whom; flash attention cannot."""
 
 
 class RowMask(torch.Tensor):
@@ -93,3 +100,55 @@ class RowMask(torch.Tensor):
             )
             rows.append(torch.cat([first, second, first.new_zeros(*first.shape[:2], padding, first.shape[3])], 2))
         return torch.cat(rows)
+
+
+def layer_windows(config: Any) -> dict[str, int | None] | int | None:
+    """Sliding windows of a model: one for all layers (`None` without), or one for each type of layer where types differ.
+
+    Raises:
+        ConfigError: If a type of layer does not attend by a mask alone.
+    """
+    types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if other := types - {"full_attention", "sliding_attention"}:
+        raise ConfigError(f"layers of type {', '.join(sorted(other))} process tokens in their own order")
+    if not types:
+        return window
+    return {"full_attention": None, "sliding_attention": window} if "sliding_attention" in types else None
+
+
+def attention_mask(
+    layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype, lengths: torch.Tensor | None = None
+) -> Any:
+    """Who sees whom, as one implementation of attention wants to be told.
+
+    Args:
+        layout ([`RowLayout`]):
+            Layout of the rows.
+        window (`int`, *optional*):
+            Sliding window.
+        implementation (`str`):
+            One of [`ATTENTION`].
+        dtype (`torch.dtype`):
+            Dtype of the model.
+        lengths (`torch.Tensor` of shape `(num_pairs, 3)`, *optional*):
+            See [`PAIR_LENGTHS`]; on the CPU, where attention may go row by row.
+
+    Returns:
+        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, with `lengths` a [`RowMask`] that stands for it,
+        unless a window bites; `"eager"`: the same, to be added to the scores; `"flex_attention"`: a `BlockMask`, whose empty
+        blocks are not computed.
+    """
+    num_tokens = layout.part.shape[1]
+    by_row = lengths is not None and implementation == "sdpa"
+    if by_row and (window is None or int((lengths[:, 0] + lengths[:, 1:].amax(1)).max()) <= window):  # type: ignore[index]
+        return RowMask.of(lengths, num_tokens, lambda: dense_mask(layout))  # type: ignore[arg-type]
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        # H=None: all heads see the same.
+        return create_block_mask(may_see(layout, window), len(layout.part), None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
+    sees = dense_mask(layout, window)
+    if implementation == "sdpa":
+        return sees
+    return torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)

@@ -5,8 +5,7 @@ import torch
 from helpers.shared_pairs import gradients, make_family, needs_minilm, real_pairs, recompute_layers, shared_rewards
 from torch.nn.functional import scaled_dot_product_attention
 
-from trl_pafo.prefix_sharing.forward import attention_mask
-from trl_pafo.prefix_sharing.row_attention import RowMask
+from trl_pafo.prefix_sharing.attention import RowMask, attention_mask
 from trl_pafo.prefix_sharing.rows import dense_mask, row_layout
 
 LENGTHS = torch.tensor([[7, 3, 5], [0, 4, 2], [9, 1, 1], [2, 6, 8]])
