@@ -87,7 +87,7 @@ def test_what_cannot_be_saved_or_loaded(portfolio: Portfolio, tmp_path: Path) ->
     portfolio.save(tmp_path / "old")
     content = json.loads((tmp_path / "old" / "portfolio.json").read_text())
     for change, message in [
-        ({"format": "trl-pafo portfolio 0"}, "no portfolio of this version"),
+        ({"format": "trl-pafo portfolio 0"}, "not a portfolio of this version"),
         ({"members": [99]}, "cannot be read as a portfolio"),
         ({"calls": None}, "cannot be read as a portfolio"),
     ]:
