@@ -249,7 +249,7 @@ def test_a_failed_oracle_loses_nothing_and_a_finer_tolerance_goes_on(tmp_path: P
 
 def test_another_problem_in_the_folder_is_refused(tmp_path: Path) -> None:
     build(Sphere(), folder=tmp_path, problem={"base": "tiny"})
-    with pytest.raises(PortfolioError, match="another problem"):
+    with pytest.raises(PortfolioError, match="a different problem"):
         build(Sphere(), folder=tmp_path, problem={"base": "large"})
     named = Sphere()
     named.problem = {"base": "tiny"}  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ def test_a_line_that_was_being_written_is_dropped_and_the_file_goes_on(path: Pat
 )
 def test_another_problem_is_refused_and_the_file_left_alone(path: Path, change: dict, match: str) -> None:
     before = path.read_bytes()
-    with pytest.raises(PortfolioError, match=f"another problem.*{match}"):
+    with pytest.raises(PortfolioError, match=f"a different problem.*{match}"):
         CallLog(path, {**PROBLEM, **change})
     assert path.read_bytes() == before
 
@@ -78,7 +78,7 @@ def test_a_damaged_line_is_refused(path: Path) -> None:
         ("{", "cannot be read"),
         ("{}", "cannot be read"),
         ("[]", ""),
-        (out_of_range, ": the values .* leave the"),
+        (out_of_range, ": the values .* are outside"),
     ]:
         path.write_text("\n".join([*lines[:2], damaged, *lines[3:]]) + "\n")
         with pytest.raises(PortfolioError, match=f"line 3.*{message}"):

@@ -44,7 +44,7 @@ def test_rounding_over_the_edge_is_clipped() -> None:
         ({"values": [0, 1]}, "got dict"),
         (OracleResult([0.5, np.nan]), "Answer 7: `values` holds NaN"),
         (OracleResult([0.5, 0.5, 0.5]), r"must have shape \(2,\), got \(3,\)"),
-        (OracleResult([0.5, -0.1]), r"leave the range \[0, 1\]. Normalize"),
+        (OracleResult([0.5, -0.1]), r"are outside \[0, 1\]. Normalize"),
         (OracleResult([0.5, 0.5], kl=float("nan")), "`kl` must be a number of nats"),
         (OracleResult([0.5, 0.5], kl=-0.1), "not negative, got -0.1"),
         (OracleResult([0.5, 0.5], kl="much"), "`kl` must be a number, got 'much'"),

@@ -23,7 +23,7 @@ class CallLog:
             All that decides what the oracle answers, as JSON values, with `num_rewards`.
 
     Raises:
-        PortfolioError: If the file holds the answers to another problem, or a line in it cannot be read.
+        PortfolioError: If the file was written for a different problem, or a line in it cannot be read.
     """
 
     def __init__(self, path: Path, problem: dict[str, Any]):
@@ -84,7 +84,7 @@ class CallLog:
         changed = sorted(key for key in {*found, *header} if found.get(key) != header.get(key))
         if changed:
             detail = "; ".join(f"{key}: {found.get(key)!r} -> {header.get(key)!r}" for key in changed)
-            raise PortfolioError(f"{self.path} holds the answers to another problem ({detail}). Choose another folder.")
+            raise PortfolioError(f"{self.path} was written for a different problem ({detail}). Choose another folder.")
 
     def _checked(self, call: OracleCall, header: dict[str, Any], number: int) -> OracleCall:
         return replace(call, result=checked_result(call.result, header["num_rewards"], f"{self.path}, line {number}"))

@@ -150,7 +150,7 @@ def checked_result(result: OracleResult, num_rewards: int, where: str) -> Oracle
     values = _array(result.values, (num_rewards,), f"{where}: `values`")
     if (values < -1e-9).any() or (values > 1 + 1e-9).any():
         raise PortfolioError(
-            f"{where}: the values {_short(values)} leave the range [0, 1]. Normalize the rewards, for example (r - least) / "
+            f"{where}: the values {_short(values)} are outside [0, 1]. Normalize the rewards, for example (r - least) / "
             "(greatest - least), with the least and greatest value that each can have."
         )
     try:

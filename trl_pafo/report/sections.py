@@ -197,7 +197,7 @@ def about(record: Record) -> Section:
         "Accuracy is agreement with the labels of the test pairs, noise in them included.",
         "From the paper (PAFO, arXiv 2606.07988): the aim of Pareto fairness, a teacher for each preference group, and the distillation of "
         "their margins into one model that needs no group label, with a coefficient alpha (its Eq. 8).",
-        "Not from the paper: the form of the losses, the pairs shown under borrowed histories, the trial of the teachers on held-out pairs, "
+        "Not from the paper: the form of the losses, counterfactual histories, the test of the teachers on held-out pairs, "
         "the verdicts, the intervals, and every number on this page.",
     ]
     return section

@@ -120,7 +120,7 @@ def test_bad_input(trained, tmp_path) -> None:
     with pytest.raises(RunFolderError, match="exists already"):
         export_members(portfolio, tmp_path, base_model="org/base")
     for policy in ({"beta": 0}, str(base)):
-        with pytest.raises(PortfolioError, match="no folder of an adapter"):
+        with pytest.raises(PortfolioError, match="not an adapter folder"):
             export_members(portfolio_of([policy] * 3), tmp_path / "out")
     with pytest.raises(PortfolioError, match="folder of this machine"):
         export_members(portfolio, tmp_path / "out")

@@ -37,7 +37,7 @@ def export_members(portfolio: Portfolio, folder: str | Path, *, base_model: str 
         The folder.
 
     Raises:
-        PortfolioError: If a policy is no folder of an adapter, the adapters have several bases, or the base is a folder of this
+        PortfolioError: If a policy is not an adapter folder, the adapters have several bases, or the base is a folder of this
             machine and `base_model` does not say where others find it.
         HubError: If an adapter holds no safetensors.
         RunFolderError: If the folder exists, or cannot be written.
@@ -58,7 +58,7 @@ def _adapter_folder(policy: Any, place: int) -> Path:
     path = Path(policy) if isinstance(policy, str | Path) else None
     if path is None or not (path / ADAPTER_CONFIG).is_file():
         raise PortfolioError(
-            f"Member {place} is {str(policy)[:80]!r}, no folder of an adapter. Only trained adapters can be exported; if they were "
+            f"Member {place} is {str(policy)[:80]!r}, which is not an adapter folder. Only trained adapters can be exported; if they were "
             "moved, build the portfolio again with their new paths."
         )
     return path

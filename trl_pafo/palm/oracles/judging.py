@@ -66,7 +66,7 @@ def checked_rewards(answers: Any, number: int, name: str) -> np.ndarray:
         values = np.array([np.nan if a is None else float(a) for a in answers])
     except TypeError as error:
         raise DataError(
-            f"The reward {name!r} must return a list of numbers, not {type(answers).__name__}; no coroutine."
+            f"The reward {name!r} must return a list of numbers, not {type(answers).__name__}; async functions are not supported."
         ) from error
     bad = ~((values >= 0) & (values <= 1))
     if len(values) != number or bad.any():
