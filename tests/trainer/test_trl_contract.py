@@ -144,6 +144,12 @@ CONTRACTS = [
         ),
     ),
     Contract(
+        f"{TRAINER}.get_train_dataloader",
+        "trl_pafo/trainer/trainer.py, get_train_dataloader, which sets data_collator meanwhile",
+        "self",
+        ("return self._get_dataloader(dataset=self.train_dataset, ...",),
+    ),
+    Contract(
         f"{TRAINER}._get_collator_with_removed_columns",
         "trl_pafo/trainer/collator.py, NumberedCollator: pair_number, group and user have to reach it through the signature columns",
         "self data_collator description",

@@ -25,8 +25,7 @@ from trl_pafo.errors import RunFolderError
 from trl_pafo.metrics import fairness_summary
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.models.base_models import fit_lengths, load_tokenizer
-from trl_pafo.storage.files import json_ready, writing
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import json_ready, write_text, writing
 
 _FILES = {"audit.json", "audit.md", *PICTURES}
 

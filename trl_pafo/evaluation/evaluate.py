@@ -23,8 +23,7 @@ from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.safe_loading import identity_of_folder, local_folder
 from trl_pafo.models.scoring import RewardScorer
-from trl_pafo.storage.files import json_ready, new_folder
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import json_ready, new_folder, write_text
 
 
 def verdict_of(

@@ -1,6 +1,7 @@
 """From margins to accuracies: of pairs, of users, of groups."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,18 @@ def group_accuracy(correct: ArrayLike, group: Iterable[object]) -> dict[str, flo
     correct = check_correct(correct)
     groups, codes = encode_labels(group, "group", len(correct))
     return dict(zip(groups, (np.bincount(codes, weights=correct) / np.bincount(codes)).tolist(), strict=True))
+
+
+def group_gap(accuracy: Mapping[str, float]) -> dict[str, float]:
+    """How far the accuracies of groups lie apart: `accuracy_group_min`, `accuracy_group_max`, and their difference and ratio."""
+    low, high = min(accuracy.values()), max(accuracy.values())
+    several = len(accuracy) > 1  # one group has no gap to others
+    return {
+        "accuracy_group_min": low,
+        "accuracy_group_max": high,
+        "accuracy_difference": high - low if several else math.nan,
+        "accuracy_ratio": low / high if several and high > 0 else math.nan,
+    }
 
 
 def check_correct(correct: ArrayLike, name: str = "correct") -> FloatArray:

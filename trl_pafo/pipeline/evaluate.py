@@ -17,8 +17,7 @@ from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.report.results import write_results
-from trl_pafo.storage.files import json_ready
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import json_ready, write_text
 from trl_pafo.trainer.config import PAFOConfig
 
 

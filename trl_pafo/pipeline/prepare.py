@@ -19,7 +19,7 @@ from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
 DATA_FORMAT = 3

@@ -12,7 +12,8 @@ from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.record import Record, read_record
-from trl_pafo.storage.run_folder import MANIFEST, write_text
+from trl_pafo.storage.files import write_text
+from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.trainer.model_card import reward_model_card
 
 _STUDENTS = ("pafo", "pafo_own_group")

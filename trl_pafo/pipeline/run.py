@@ -44,7 +44,8 @@ from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
-from trl_pafo.storage.run_folder import RunFolder, digest_of, write_text
+from trl_pafo.storage.files import write_text
+from trl_pafo.storage.run_folder import RunFolder, digest_of
 from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
 from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train_and_save, write_checkpoints_to

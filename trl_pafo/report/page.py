@@ -13,8 +13,7 @@ from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, groups, reproduction
-from trl_pafo.storage.files import writing
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import write_text, writing
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,

@@ -6,7 +6,7 @@ from typing import Any
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.report.tables import markdown_table
-from trl_pafo.storage.run_folder import write_text
+from trl_pafo.storage.files import write_text
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from trl_pafo.errors import RunFolderError
 from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, write_text, writing
 
-__all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of", "write_text"]
+__all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
 
 MANIFEST = "manifest.json"
 _FORMAT = "trl-pafo run 3"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import gini, group_accuracy, pair_correctness, std, theil, user_accuracy
+from trl_pafo.metrics.accuracy import group_gap
 
 Columns = dict[str, NDArray[Any]]
 """Arrays by name, one row a pair: `rewards` of shape `(num_pairs, 2)`, chosen and rejected, and others of shape `(num_pairs,)`."""
@@ -151,17 +152,12 @@ def _group_metrics(correct: NDArray[np.float64], group: NDArray[np.str_], known:
     if not has_group.any():
         return {}
     accuracy = group_accuracy(correct[has_group], group[has_group])
-    worst, best = min(accuracy.values()), max(accuracy.values())
     metrics: dict[str, float] = {}
     for name in sorted({*known, *accuracy}):
         metrics[f"accuracy/{name}"] = accuracy.get(name, float("nan"))
         metrics[f"count/{name}"] = (group == name).sum()
-    return metrics | {
-        "accuracy_group_min": worst,
-        # One group has no gap to others.
-        "accuracy_difference": best - worst if len(accuracy) > 1 else float("nan"),
-        "accuracy_ratio": worst / best if len(accuracy) > 1 and best else float("nan"),
-    }
+    gap = group_gap(accuracy)
+    return metrics | {name: gap[name] for name in ("accuracy_group_min", "accuracy_difference", "accuracy_ratio")}
 
 
 def _user_metrics(correct: NDArray[np.float64], user: NDArray[np.str_]) -> dict[str, float]:

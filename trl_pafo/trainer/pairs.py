@@ -204,7 +204,7 @@ class PairPreparer:
         return dataset
 
     def _is_cut(self, dataset: Dataset) -> bool:
-        """Whether the histories are shown as they came."""
+        """Whether the histories were cut before, and are shown unchanged."""
         return is_rendered(dataset) and self.args.num_history is None and self.args.history_max_tokens is None
 
     def _remember(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -215,18 +215,10 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             return LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, seed)
         return super()._get_train_sampler(train_dataset)
 
-    def _get_dataloader(
-        self,
-        dataset: Any,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> Any:
-        online = is_training and self._margins is not None and self._margins.online is not None
+    def get_train_dataloader(self) -> Any:
+        online = self._margins is not None and self._margins.online is not None
         with replaced(self, data_collator=TeacherRowsCollator(self.data_collator) if online else self.data_collator):
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+            return super().get_train_dataloader()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         if self.state.global_step >= self.state.max_steps:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import DataError
-from trl_pafo.metrics.accuracy import group_accuracy, pair_correctness, user_accuracy
+from trl_pafo.metrics.accuracy import group_accuracy, group_gap, pair_correctness, user_accuracy
 from trl_pafo.metrics.inequality import cvar, gini, jain, max_min, std, theil
 from trl_pafo.metrics.verdict import compare
 
@@ -156,19 +156,13 @@ Examples:
         unlisted = sorted(set(accuracy) - set(names))
         if unlisted:
             raise DataError(f"`group_names` lacks groups that the pairs have: {', '.join(unlisted)}. Add them, or leave it out.")
-        worst, best = (pick(accuracy, key=accuracy.__getitem__) for pick in (min, max))
-        low, high = accuracy[worst], accuracy[best]
-        several = len(accuracy) > 1  # one group has no gap to others
         return {
             "accuracy": float(correct.mean()),
             "count": len(correct),
             **{f"accuracy/{name}": accuracy.get(name, math.nan) for name in names},
             **{f"count/{name}": count[name] for name in names},
-            "accuracy_group_min": low,
-            "accuracy_group_max": high,
-            "accuracy_difference": high - low if several else math.nan,
-            "accuracy_ratio": low / high if several and high > 0 else math.nan,
-            "worst_group": worst,
+            **group_gap(accuracy),
+            "worst_group": min(accuracy, key=accuracy.__getitem__),
         }
 
 
