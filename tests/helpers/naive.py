@@ -38,6 +38,7 @@ def naive_metrics(pairs: list[dict], groups=(), center=None) -> dict[str, float]
             metrics[f"accuracy/{group}"] = mean(of_group[group]) if group in of_group else math.nan
             metrics[f"count/{group}"] = len(of_group.get(group, []))
         accuracies = [mean(values) for values in of_group.values()]
+        metrics["accuracy_group_mean"] = mean(accuracies)
         metrics["accuracy_group_min"] = min(accuracies)
         several = len(accuracies) > 1
         metrics["accuracy_difference"] = max(accuracies) - min(accuracies) if several else math.nan

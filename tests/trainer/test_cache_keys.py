@@ -46,7 +46,7 @@ REWARD = {
     *("model_init_kwargs", "trust_remote_code", "chat_template_path", "disable_dropout", "eos_token", "max_length"),
     *("center_rewards_coefficient", "pad_token"),
 }
-PAFO = {*STUDENT_OPTIONS, "num_history", "history_max_tokens", "history_fields"}
+PAFO = {*STUDENT_OPTIONS, "num_history", "history_max_tokens", "history_fields", "best_checkpoint"}
 MODEL = {
     *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
     *("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),

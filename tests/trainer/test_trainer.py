@@ -387,7 +387,6 @@ def test_a_model_that_broke_is_reported_as_nan(scorer):
     ("metric", "better"),
     [
         ("user_accuracy_p10", max),
-        ("eval_accuracy/minority", max),
         ("eval_accuracy_difference", min),
     ],
 )

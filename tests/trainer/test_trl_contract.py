@@ -230,7 +230,31 @@ CONTRACTS = [
         "self model_name dataset_name tags",
         ("model_card.save(os.path.join(self.args.output_dir, 'README.md'))",),
     ),
-    Contract(f"{TRAINER}.train", "trl_pafo/trainer/trainer.py, train, which frees the teachers of a stream at its end"),
+    Contract(
+        f"{TRAINER}.train",
+        "trl_pafo/trainer/trainer.py, train, which frees the teachers of a stream at its end and tells of a missing best checkpoint",
+    ),
+    Contract(
+        f"{TRAINER}._determine_best_metric",
+        "trl_pafo/trainer/best_checkpoint.py: the name of the metric, and that of equal checkpoints the earlier one is kept",
+        "self metrics trial",
+        (
+            "metric_to_check = f'eval_{metric_to_check}'",
+            "operator = np.greater if self.args.greater_is_better else np.less",
+            "if operator(metric_value, self.state.best_metric): _",
+            "self.state.best_global_step = self.state.global_step",
+        ),
+    ),
+    Contract(
+        f"{TRAINER}._save_checkpoint",
+        "trl_pafo/trainer/best_checkpoint.py, fill_in: the best checkpoint is that of the step of the best evaluation, if there is one",
+        "self model trial",
+        (
+            "best_checkpoint_folder = f'{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}'",
+            "if os.path.exists(best_checkpoint_dir): _",
+            "self.state.best_model_checkpoint = best_checkpoint_dir",
+        ),
+    ),
     Contract(
         f"{TRAINER}.get_batch_samples",
         "trl_pafo/trainer/trainer.py, get_batch_samples, which counts pairs in the place of items",

@@ -8,6 +8,7 @@ that we could read.
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -221,6 +222,13 @@ def count_by_group(dataset: Dataset) -> Counter[str]:
     if "group" not in dataset.column_names:
         return Counter(all=len(dataset))
     return Counter("no group" if group is None else group for group in dataset["group"][:])
+
+
+def group_names(dataset: Any) -> set[str]:
+    """The groups of a dataset; none where it is a stream, whose rows are not known, or has no column `group`."""
+    if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
+        return set()
+    return set(dataset.unique("group")) - {None}
 
 
 def largest_and_smallest(group: Sequence[str], user: Sequence[str] | None) -> tuple[str, str]:

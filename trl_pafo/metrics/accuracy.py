@@ -78,10 +78,11 @@ def group_accuracy(correct: ArrayLike, group: Iterable[object]) -> dict[str, flo
 
 
 def group_gap(accuracy: Mapping[str, float]) -> dict[str, float]:
-    """How far the accuracies of groups lie apart: `accuracy_group_min`, `accuracy_group_max`, and their difference and ratio."""
+    """Accuracies of groups in a few numbers: their mean, each group counted once, the lowest, the highest, difference and ratio."""
     low, high = min(accuracy.values()), max(accuracy.values())
     several = len(accuracy) > 1  # one group has no gap to others
     return {
+        "accuracy_group_mean": sum(accuracy.values()) / len(accuracy),
         "accuracy_group_min": low,
         "accuracy_group_max": high,
         "accuracy_difference": high - low if several else math.nan,

@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, denumpify_detensorize
 from trl import RewardTrainer
 
+from trl_pafo.data.groups import group_names
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.scoring import reward_of
@@ -73,8 +74,8 @@ class ExactRewardTrainer(RewardTrainer):
         if train_dataset is None:
             self.train_dataset = None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        trained = _groups_of(self.train_dataset)
-        self.groups = sorted(trained.union(groups, *map(_groups_of, evaluated)))
+        trained = group_names(self.train_dataset)
+        self.groups = sorted(trained.union(groups, *map(group_names, evaluated)))
         if data_collator is None:
             self.data_collator = DataCollatorForGroupPreference(
                 pad_token_id=self.data_collator.pad_token_id,
@@ -266,10 +267,3 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
         yield
     finally:
         vars(owner).update(before)
-
-
-def _groups_of(dataset: Any) -> set[str]:
-    """Names of the groups of a dataset that is not a stream."""
-    if not isinstance(dataset, Dataset) or "group" not in dataset.column_names:
-        return set()
-    return set(dataset.unique("group")) - {None}

@@ -116,8 +116,9 @@ def evaluation_metrics(
         where some pair has a group
 
         - `accuracy/{group}`, `count/{group}`: over the pairs of the group; NaN and 0 for a known group without a pair;
-        - `accuracy_group_min`, `accuracy_difference` (best minus worst), `accuracy_ratio` (worst over best, NaN where all
-          are 0), fairlearn's names, over the groups that have pairs; the latter two are NaN where only one has;
+        - `accuracy_group_mean` (each group counts once), and by fairlearn's names `accuracy_group_min`, `accuracy_difference`
+          (best minus worst) and `accuracy_ratio` (worst over best, NaN where all are 0), over the groups that have pairs; the
+          latter two are NaN where only one has;
 
         and where some pair has a user, over users, each with the accuracy on its own pairs,
 
@@ -157,7 +158,9 @@ def _group_metrics(correct: NDArray[np.float64], group: NDArray[np.str_], known:
         metrics[f"accuracy/{name}"] = accuracy.get(name, float("nan"))
         metrics[f"count/{name}"] = (group == name).sum()
     gap = group_gap(accuracy)
-    return metrics | {name: gap[name] for name in ("accuracy_group_min", "accuracy_difference", "accuracy_ratio")}
+    return metrics | {
+        name: gap[name] for name in ("accuracy_group_mean", "accuracy_group_min", "accuracy_difference", "accuracy_ratio")
+    }
 
 
 def _user_metrics(correct: NDArray[np.float64], user: NDArray[np.str_]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from trl_pafo.teachers.agreement import Agreement
 from trl_pafo.teachers.margins import TeacherMargins
 from trl_pafo.teachers.online import TeacherRowsCollator
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher, TeacherSpec, as_teachers
+from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
@@ -116,6 +117,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         of_group = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         self._pairs = PairPreparer(args, of_group)
         train_dataset, eval_dataset = self._pairs.check(train_dataset, eval_dataset)
+        choose_checkpoint(args, train_dataset, eval_dataset)
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
@@ -193,7 +195,13 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            if self.args.best_checkpoint and self.state.best_model_checkpoint is None:
+                logger.warning(
+                    f"best_checkpoint={self.args.best_checkpoint!r} had no checkpoint to choose: none was evaluated, or all gave NaN. "
+                    "The weights are those of the last step."
+                )
+            return output
         finally:
             if self._margins is not None:
                 self._margins.close()

@@ -64,6 +64,7 @@ def expected_groups(rewards, groups):
         "count": len(rewards),
         **{f"accuracy/{name}": value for name, value in accuracy.items()},
         **{f"count/{name}": value for name, value in count.items()},
+        "accuracy_group_mean": sum(accuracy.values()) / len(accuracy),
         "accuracy_group_min": low,
         "accuracy_group_max": high,
         "accuracy_difference": high - low,

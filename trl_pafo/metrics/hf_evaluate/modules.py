@@ -136,6 +136,7 @@ Args:
 Returns:
     accuracy, count: over all pairs.
     accuracy/{group}, count/{group}: over the pairs of a group.
+    accuracy_group_mean: mean of the groups' accuracies, each group counted once.
     accuracy_group_min, accuracy_group_max: of the worst and the best group; worst_group: the name of the worst one.
     accuracy_difference: best minus worst group; NaN with one group.
     accuracy_ratio: worst over best group; NaN where the best has accuracy 0.
