@@ -135,7 +135,7 @@ def compare(
     tail = _tail(confidence, len(names))
     group_users_needed = dict(zip(names, users_to_show(spread, tail, power), strict=True))
     users_needed = users_to_tell(spread, tail, power, margin)
-    verdict, found = _decide(differences, margin)
+    verdict, found = decide(differences, margin)
     kind = "interval" if len(names) == 1 else "intervals"
     basis = f"{'' if len(names) == 1 else 'simultaneous '}{100 * confidence:g} % {kind} over {people}"
     if verdict == "cannot tell":
@@ -183,8 +183,8 @@ def _subset_intervals(
     return (all_gained / all_counts)[0], low, high
 
 
-def _decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Name, str]:
-    """The verdict, and the sentence without its basis."""
+def decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Name, str]:
+    """The verdict on the differences of all groups, as in [`Verdict`], and the sentence without its basis; `margin` as in [`compare`]."""
     gained = [name for name, d in differences.items() if d["low"] > 0]
     lost = [name for name, d in differences.items() if d["high"] < 0]
     rest = [name for name in differences if name not in gained and name not in lost]

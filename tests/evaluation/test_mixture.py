@@ -1,0 +1,128 @@
+"""The mixture of teachers: against one pair at a time, and histories of pairs that no teacher has seen."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from helpers.parts import make_model, make_pairs
+from transformers import AutoTokenizer
+
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.template import add_history_template
+from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, margins_of, score_alone, score_mixture
+from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("groups", ["ab", "abc", "abcd"])
+def test_it_is_fitted_group_by_group_and_survives_json(groups):
+    rng = np.random.default_rng(0)
+    group = rng.choice(list(groups), 80)
+    margins = rng.normal(size=(80, len(groups))) + 0.8 * (group[:, None] == list(groups))
+    past = draw_histories(np.arange(80), group, np.arange(80), [2] * 80, 3, 0)
+    shares = {name: (i + 1) / sum(range(1, len(groups) + 1)) for i, name in reversed(list(enumerate(groups)))}
+    found = TeacherMixture.fit(shares, margins, group, past)
+    temperature = [fit_temperature([margins[i, g] for i in range(80) if group[i] == name]) for g, name in enumerate(groups)]
+    assert found.temperature.tolist() == temperature
+    own = np.array([groups.index(name) for name in group])
+    likelihood = GroupLikelihood.fit(history_scores(margins / temperature, past), np.concatenate([own] * 3))
+    assert (found.likelihood.slope, *found.likelihood.bias) == (likelihood.slope, *likelihood.bias)
+    assert likelihood.slope > 0.2
+    again = TeacherMixture.from_json(json.loads(json.dumps(found.as_json())))
+    for tau in (0.0, 0.5):
+        mixed = again.margins(margins, margins, past[:80], tau)
+        np.testing.assert_array_equal(mixed, found.margins(margins, margins, past[:80], tau))
+        for i in (0, 17):
+            scores = [sum(math.log(sigmoid(margins[j, g] / temperature[g])) for j in past[i]) for g in range(len(groups))]
+            weights = [
+                math.exp(likelihood.slope * score + bias) * shares[name] ** (1 - tau)
+                for score, bias, name in zip(scores, likelihood.bias, groups, strict=True)
+            ]
+            right = sum(w * sigmoid(margins[i, g] / temperature[g]) for g, w in enumerate(weights)) / sum(weights)
+            assert mixed[i] == pytest.approx(math.log(right / (1 - right)))
+
+
+def test_histories_are_the_users_own_pairs_first_then_those_of_the_group():
+    user = ["u", "u", "u", "v", "v", "w", "w"]
+    group = ["a"] * 5 + ["b"] * 2
+    prompt = [0, 1, 2, 0, 1, 0, 0]
+    past = draw_histories(user, group, prompt, [3, 1, 9, 2, 1, 4, 0], 50, 0)
+    assert len(past) == 350
+    for number, history in enumerate(past):
+        pair = number % 7
+        assert len(set(history)) == len(history)
+        assert all(group[other] == group[pair] and prompt[other] != prompt[pair] for other in history)
+        own = [other for other in history if user[other] == user[pair]]
+        assert history[: len(own)] == own
+    assert {tuple(sorted(history)) for history in past[0::7]} == {(1, 2, 4)}
+    assert {tuple(history) for history in past[1::7]} == {(0,), (2,)}
+    assert {tuple(sorted(history)) for history in past[2::7]} == {(0, 1, 3, 4)}
+    assert {tuple(history) for history in past[3::7]} == {(4, 1), (4, 2)}
+    assert {tuple(history) for history in past[5::7] + past[6::7]} == {()}  # all pairs of the group are on one prompt
+    assert past == draw_histories(user, group, prompt, [3, 1, 9, 2, 1, 4, 0], 50, 0)
+
+
+@pytest.fixture
+def prepared(base_model, tmp_path):
+    """Rows of which the newest past pair is shown, the complete histories beside it, and two teachers."""
+    kind = "encoder" if "encoder" in base_model else "decoder"
+    teachers = {name: make_model(kind, tmp_path / name, seed=seed) for seed, name in enumerate(("minority", "majority"), 3)}
+    tokenizer = AutoTokenizer.from_pretrained(base_model)
+    add_history_template(tokenizer)
+    pairs = make_pairs(num_users=4, pairs_per_user=4)
+    rows = render_history(pairs, HistoryCutter(tokenizer, 1))
+    history = pairs["history"][:]
+    history[2] = []
+    rows = rows.map(lambda row, i: {"history": history[i]}, with_indices=True, features=None)
+    return teachers, rows
+
+
+def test_each_pair_is_scored_alone_and_weighed_by_the_past_pairs_that_are_shown(prepared):
+    teachers, rows = prepared
+    mixture = TeacherMixture(
+        ["majority", "minority"], np.array([0.5, 2.0]), GroupLikelihood(3.0, np.array([0.2, -0.2])), np.array([0.9, 0.1])
+    )
+    found = score_mixture(mixture, 0.25, teachers, rows, batch_size=3)
+
+    def margin(group, prompt, chosen, rejected):
+        row = rows.select([0]).map(lambda _: {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        row = row.map(lambda row: {"chat_template_kwargs": {"history": []}}, features=rows.features)
+        scored = score_rows(teachers[group], row)
+        return float(scored.chosen[0] - scored.rejected[0])
+
+    names, slope, temperature = ["majority", "minority"], 3.0, [0.5, 2.0]
+    for i in range(4):
+        row = rows[i]
+        alone = [
+            margin(name, row["prompt"], row["chosen"], row["rejected"]) / t for name, t in zip(names, temperature, strict=True)
+        ]
+        q = [math.log(0.9) * 0.75, math.log(0.1) * 0.75]
+        assert len(row["history"]) != 1
+        if row["history"]:
+            entry = {key: [{"role": "assistant", "content": text}] for key, text in row["history"][0].items()}
+            entry["prompt"][0]["role"] = "user"
+            for g, name in enumerate(names):
+                q[g] += slope * math.log(sigmoid(margin(name, **entry) / temperature[g])) + (0.2, -0.2)[g]
+        weights = [math.exp(x) / sum(map(math.exp, q)) for x in q]
+        right = sum(w * sigmoid(m) for w, m in zip(weights, alone, strict=True))
+        assert found.chosen[i] - found.rejected[i] == pytest.approx(math.log(right / (1 - right)), abs=1e-3)
+    assert (
+        found.text_rejected
+        == score_alone(teachers, rows)[0].text_rejected
+        != score_rows(teachers["majority"], rows).text_rejected
+    )
+
+
+def test_margins_are_in_the_order_of_the_groups(prepared):
+    teachers, rows = prepared
+    margins = margins_of(score_alone(teachers, rows))
+    assert margins.shape == (len(rows), 2)
+    alone = rows.map(lambda row: {"chat_template_kwargs": {"history": []}}, features=rows.features)
+    scored = score_rows(teachers["majority"], alone)
+    np.testing.assert_allclose(margins[:, 0], scored.chosen - scored.rejected, atol=1e-5)
+    assert not np.allclose(margins[:, 0], margins[:, 1])

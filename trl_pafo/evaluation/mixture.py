@@ -1,0 +1,187 @@
+"""The mixture of teachers: all of them score a pair, and the user's history decides how much each counts. (Not from the paper.)
+
+It needs no group label at inference, and all teachers. As students can come near to it, it shows what they can reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import ArrayLike
+
+from trl_pafo.data import HISTORY_FIELDS
+from trl_pafo.data.history import history_of, rows_as_messages, without_history
+from trl_pafo.data.messages import content_key
+from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
+from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
+
+
+@dataclass(frozen=True)
+class TeacherMixture:
+    """
+    What turns the margins of teachers for a pair, and for the past pairs of its user, into one margin.
+
+    Attributes:
+        groups (`Sequence[str]`):
+            In sorted order, that of all arrays.
+        temperature (`np.ndarray` of shape `(num_groups,)`):
+            Of each teacher, in its reward units.
+        likelihood ([`~trl_pafo.teachers.posterior.GroupLikelihood`]):
+            Of the groups, given a history.
+        share (`np.ndarray` of shape `(num_groups,)`):
+            Share of each group in the training pairs.
+    """
+
+    groups: Sequence[str]
+    temperature: FloatArray
+    likelihood: GroupLikelihood
+    share: FloatArray
+
+    @classmethod
+    def fit(
+        cls, shares: Mapping[str, float], margins: FloatArray, group: Sequence[str], past: Sequence[Sequence[int]]
+    ) -> "TeacherMixture":
+        """Fit to pairs that no teacher was trained on.
+
+        Args:
+            shares (`Mapping[str, float]`):
+                Share of each group in the training pairs.
+            margins (`np.ndarray` of shape `(num_pairs, num_groups)`):
+                Margins of the teachers, in reward units.
+            group (`Sequence[str]`):
+                Group of each pair.
+            past (`Sequence[Sequence[int]]`):
+                Histories made of these pairs: those of the first, the second, ... of the pairs, as often as one likes.
+        """
+        groups, own = sorted(shares), np.searchsorted(sorted(shares), np.asarray(group))
+        temperature = np.array([fit_temperature(margins[own == g, g]) for g in range(len(groups))])
+        scores = history_scores(margins / temperature, past)
+        likelihood = GroupLikelihood.fit(scores, np.resize(own, len(scores)))
+        return cls(groups, temperature, likelihood, np.array([shares[name] for name in groups]))
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "TeacherMixture":
+        """What [`as_json`] gave."""
+        likelihood = GroupLikelihood(found["slope"], np.array(found["bias"]))
+        return cls(found["groups"], np.array(found["temperature"]), likelihood, np.array(found["share"]))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as lists and numbers."""
+        fitted = {"slope": self.likelihood.slope, "bias": self.likelihood.bias.tolist()}
+        return {"groups": list(self.groups), "temperature": self.temperature.tolist(), **fitted, "share": self.share.tolist()}
+
+    def margins(self, margins: ArrayLike, past_margins: ArrayLike, past: Sequence[Sequence[int]], tau: float) -> FloatArray:
+        """The log odds of the mixture for each pair, of shape `(num_pairs,)`.
+
+        Args:
+            margins (array of shape `(num_pairs, num_groups)`):
+                Margins of the teachers for the pairs, in reward units.
+            past_margins (array of shape `(num_past_pairs, num_groups)`), past (`Sequence[Sequence[int]]`):
+                The same for past pairs, and which of these each pair's user has judged.
+            tau (`float`):
+                0: groups have their shares beforehand; 1: all the same.
+        """
+        likelihood = self.likelihood.log_likelihood(history_scores(np.asarray(past_margins) / self.temperature, past))
+        return mixture_margin(np.asarray(margins) / self.temperature, posterior(likelihood, np.log(self.share), tau))
+
+
+def score_alone(teachers: Mapping[str, str], rows: Dataset, **scoring: Any) -> list[ScoredPairs]:
+    """Pairs without their histories under each teacher, in the order of the groups' names.
+
+    Args:
+        teachers (`Mapping[str, str]`):
+            Folder of each group's teacher.
+        rows ([`~datasets.Dataset`]):
+            Rows as [`~trl_pafo.evaluation.rewards.score_rows`] takes them.
+        **scoring:
+            Options of `score_rows`.
+    """
+    alone = without_history(rows)
+    desc = scoring.pop("desc", None)
+    return [
+        score_rows(folder, alone, desc=desc and f"{desc}, teacher of {group}", **scoring)
+        for group, folder in sorted(teachers.items())
+    ]
+
+
+def margins_of(scored: Sequence[ScoredPairs]) -> FloatArray:
+    """Margins of several teachers, of shape `(num_pairs, num_teachers)`."""
+    return np.stack([np.subtract(pairs.chosen, pairs.rejected, dtype=np.float64) for pairs in scored], axis=1)
+
+
+def score_mixture(mixture: TeacherMixture, tau: float, teachers: Mapping[str, str], rows: Dataset, **scoring: Any) -> ScoredPairs:
+    """Score each row under all teachers, weighed by its history, which needs no label of the group.
+
+    The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone.
+
+    Args:
+        mixture, tau:
+            As in [`TeacherMixture.margins`].
+        teachers (`Mapping[str, str]`):
+            Folder of each group's teacher.
+        rows ([`~datasets.Dataset`]):
+            Rows of `trl-pafo prepare`: beside what is read, the complete `history`, of which those past pairs count that are read.
+        **scoring:
+            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    """
+    scored = score_alone(teachers, rows, **scoring)
+    entries, past = past_pairs(rows)
+    past = [own[:number] for own, number in zip(past, num_shown(rows), strict=True)]
+    past_margins = np.zeros((0, len(scored)))
+    if len(entries):
+        entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]
+        past_margins = margins_of(score_alone(teachers, entries, **scoring))
+    margins = mixture.margins(margins_of(scored), past_margins, past, tau)
+    return ScoredPairs(margins, np.zeros_like(margins), scored[0].text_chosen, scored[0].text_rejected)
+
+
+def num_shown(rows: Dataset) -> list[int]:
+    """How many past pairs each of prepared rows shows."""
+    return [len(history_of({"chat_template_kwargs": kwargs}) or []) for kwargs in rows["chat_template_kwargs"][:]]
+
+
+def past_pairs(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
+    """The different past pairs in the `history` of rows, and for each row the numbers of its own among them."""
+    places: dict[tuple[str, ...], int] = {}
+    entries: list[dict[str, Any]] = []
+    past: list[list[int]] = []
+    for history in rows["history"][:]:
+        past.append([])
+        for entry in history or []:
+            place = places.setdefault(tuple(content_key(entry[name]) for name in HISTORY_FIELDS), len(places))
+            if place == len(entries):
+                entries.append({name: entry[name] for name in HISTORY_FIELDS})
+            past[-1].append(place)
+    return Dataset.from_list(entries), past
+
+
+def draw_histories(
+    user: Sequence[Any], group: Sequence[Any], prompt: Sequence[Any], num_past: Sequence[int], num_draws: int, seed: int
+) -> list[list[int]]:
+    """Histories for pairs, made of these pairs: of those on other prompts first the user's own, then others of the user's group.
+
+    What a teacher was trained on it explains too well, so a history of training pairs would betray its group as no new user's does.
+    That others of the group stand in takes a group to be of one taste.
+
+    Args:
+        user, group, prompt (one a pair):
+            Whose pair it is, the user's group, and the prompt.
+        num_past (`Sequence[int]`):
+            How many past pairs each history is to have; it has fewer where there are no more.
+        num_draws (`int`), seed (`int`):
+            How often histories are drawn for all pairs, and the seed.
+
+    Returns:
+        The histories of all pairs in the first draw, then those in the second, and so on.
+    """
+    rng = np.random.default_rng(seed)
+    of_user, of_group, of_prompt = (np.unique(np.asarray(names), return_inverse=True)[1] for names in (user, group, prompt))
+    past = []
+    for pair, number in list(enumerate(num_past)) * num_draws:
+        others = rng.permutation(np.flatnonzero((of_group == of_group[pair]) & (of_prompt != of_prompt[pair])))
+        own_first = others[np.argsort(of_user[others] != of_user[pair], kind="stable")]
+        past.append(own_first[:number].tolist())
+    return past
