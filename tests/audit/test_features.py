@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from helpers.parts import make_pairs, make_tokenizer
 from helpers.rounding import rounding
 from transformers import AutoModel
@@ -82,3 +83,12 @@ def test_a_given_history_is_the_past(encoder):
     own = rows[0]["history"][1] | {"prompt": rows[0]["prompt"]}
     leaking = rows.map(lambda row, i: {"history": [own, *row["history"]] if i == 0 else row["history"]}, with_indices=True)
     assert len(pair_features(leaking, encoder).past[0]) == 2
+
+
+def test_pairs_of_one_topic_are_told_apart_by_their_statements(encoder):
+    sides = [("a", "b"), ("c", "a"), ("c", "d"), ("b", "a")]
+    rows = [{"prompt": "Parks", "chosen": c, "rejected": r, "user": "u", "group": "g"} for c, r in sides]
+    features = pair_features(Dataset.from_list(rows), encoder)
+    assert list(map(list, features.past)) == [[2], [], [0, 3], [2]]
+    assert features.prompt[0] == features.prompt[3]
+    assert len(set(features.prompt)) == 3

@@ -103,12 +103,14 @@ def naive_attach(rows, k, past_only, min_history):
     of_user = {}
     for row in rows:
         of_user.setdefault(row["user"], []).append(row)
+    told_by = ["prompt"] if len({row["prompt"] for row in rows}) > 1 else ["chosen", "rejected"]
+    about = lambda row: {row[name] for name in told_by}  # noqa: E731
     found, needed = [], {}
     for row in rows:
         mine = of_user[row["user"]]
         place = next(i for i, other in enumerate(mine) if other is row and i not in {p for u, p, _ in found if u == row["user"]})
         others = mine[:place][::-1] + ([] if past_only else mine[place + 1 :][::-1])
-        past = [{k: other[k] for k in HISTORY_FIELDS} for other in others if other["prompt"] != row["prompt"]][:k]
+        past = [{k: other[k] for k in HISTORY_FIELDS} for other in others if not about(other) & about(row)][:k]
         found.append((row["user"], place, {**row, "history": past}))
         needed[row["user"]] = max(needed.get(row["user"], 0), len(past))
     if not all(needed.values()):

@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from trl_pafo.audit.headroom import PairFeatures
 from trl_pafo.data.messages import content_key, content_text
+from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.models.base_models import load_base, load_tokenizer
 
@@ -126,8 +127,8 @@ def _rows_of_users(rows: Dataset) -> dict[str, list[int]]:
 def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, desc: str | None = None) -> PairFeatures:
     """Features of pairs and of what their histories may show, as [`embed_texts`] makes them.
 
-    Without a `history` column, the past of a pair are the user's other pairs on other prompts: the earlier ones, newest first,
-    then the later ones.
+    Without a `history` column, the past of a pair are the user's other pairs on other prompts (with other responses, where all pairs
+    have one prompt): the earlier ones, newest first, then the later ones.
 
     Args:
         rows ([`~datasets.Dataset`]):
@@ -136,7 +137,8 @@ def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, 
             As in [`embed_texts`].
     """
     entries: list[dict[str, Any]] = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
-    keys = [content_key(entry["prompt"]) for entry in entries]
+    fields = telling_fields(rows)
+    keys = [pair_texts(entry, fields) for entry in entries]
     past: list[list[int]] = [[] for _ in entries]
     if "history" in rows.column_names:
         places: dict[tuple[str, ...], int] = {}
@@ -146,18 +148,20 @@ def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, 
                 if key not in places:
                     places[key] = len(entries)
                     entries.append(entry)
-                    keys.append(key[0])
-                if key[0] != keys[row]:
+                    keys.append(pair_texts(entry, fields))
+                if not set(keys[row]) & set(keys[places[key]]):
                     past[row].append(places[key])
     else:
         for own in _rows_of_users(rows).values():
             for place, row in enumerate(own):
-                past[row] = [other for other in own[:place][::-1] + own[place + 1 :][::-1] if keys[other] != keys[row]]
+                past[row] = [
+                    other for other in own[:place][::-1] + own[place + 1 :][::-1] if not set(keys[other]) & set(keys[row])
+                ]
     texts = [content_text(entry[side]) for side in ("chosen", "rejected") for entry in entries]
     features = embed_texts(texts, embedding_model, batch_size=batch_size, desc=desc)
     return PairFeatures(
         differences=features[: len(entries)] - features[len(entries) :],
-        prompt=np.unique(keys, return_inverse=True)[1].astype(np.int64),
+        prompt=np.unique(list(map("\n".join, keys)), return_inverse=True)[1].astype(np.int64),
         past=past,
         user=rows["user"][:],
         group=rows["group"][:],

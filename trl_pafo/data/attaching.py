@@ -2,7 +2,6 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -12,7 +11,7 @@ from datasets.fingerprint import Hasher
 
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.data.messages import content_key
+from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows, rows_of_batch
 from trl_pafo.errors import DataError
 from trl_pafo.versions import __version__
@@ -24,7 +23,8 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     """Add the `history` column: for each row, the newest `num_history` other pairs of the same user, newest first.
 
     The rows of a user are taken to be in the order of time. A history never holds a pair with the prompt of its own row,
-    so neither the evaluated pair nor its prompt's answer can leak into it.
+    so neither the evaluated pair nor its prompt's answer can leak into it. Where all rows have one prompt, such as the topic of a
+    conversation, it holds no pair with a response of its own row.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -46,7 +46,9 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     """
     dataset = normalize_columns(dataset, "The pairs", ["user"])
     users = dataset.with_format(None)["user"][:]
-    past = _past_pairs(users, (content_key(row["prompt"]) for row in read_rows(dataset, ["prompt"])), num_history, past_only)
+    fields = telling_fields(dataset)
+    keys = list(map(PairNumbers(fields), read_rows(dataset, fields)))
+    past = _past_pairs(users, keys, num_history, past_only)
     most: defaultdict[str, int] = defaultdict(int)
     for user, rows in zip(users, past, strict=True):
         most[user] = max(most[user], len(rows))
@@ -54,7 +56,8 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     if without and num_history:
         raise DataError(
             f"{len(without)} of {len(most)} users have no history (the first: {without[0]!r}): each needs at least "
-            "two pairs on different prompts. Leave these users out, or set num_history to 0."
+            "two pairs on different prompts, or with different responses where all pairs have one prompt. Leave these users out, or set "
+            "num_history to 0."
         )
     least = max(1, min_history)
     kept = [row for row, user in enumerate(users) if len(past[row]) >= min(least, most[user])]
@@ -78,10 +81,8 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
     )
 
 
-def _past_pairs(users: list[str], prompts: Iterable[Hashable], num_history: int, past_only: bool) -> list[list[int]]:
+def _past_pairs(users: list[str], keys: list[tuple[int, ...]], num_history: int, past_only: bool) -> list[list[int]]:
     """Numbers of the rows that make the history of each row, the newest first."""
-    number_of: dict[Hashable, int] = {}  # numbers, so that memory does not hold every prompt once for each row
-    keys = [number_of.setdefault(prompt, len(number_of)) for prompt in prompts]
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, user in enumerate(users):
         rows_of[user].append(row)
@@ -90,5 +91,6 @@ def _past_pairs(users: list[str], prompts: Iterable[Hashable], num_history: int,
         for place, row in enumerate(rows):
             latest = () if past_only else range(len(rows) - 1, place, -1)
             others = (rows[other] for other in chain(range(place - 1, -1, -1), latest))
-            past[row] = list(islice((other for other in others if keys[other] != keys[row]), num_history))
+            own = set(keys[row])
+            past[row] = list(islice((other for other in others if own.isdisjoint(keys[other])), num_history))
     return past

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.history import history_of, history_problem
 from trl_pafo.data.messages import content_key, is_message, message_text
+from trl_pafo.data.overlap import telling_fields
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError, TeacherError
 
@@ -244,9 +245,13 @@ def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> 
 
 
 def check_apart(train: Dataset, test: Dataset) -> None:
-    """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history."""
+    """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history.
+
+    A prompt that all pairs of both have says nothing of a pair, so that it may be in both.
+    """
     users = set(train["user"][:]) & set(test["user"][:])
-    tested = {content_key(row["prompt"]) for row in read_rows(test, ["prompt"])}
+    several = telling_fields(train, test) == ("prompt",)
+    tested = {content_key(row["prompt"]) for row in read_rows(test, ["prompt"])} if several else set()
     shared: set[str] = set()
     for row in read_rows(train, ["prompt", "history"]):
         prompts = [row["prompt"], *(past["prompt"] for past in row["history"] or [])]

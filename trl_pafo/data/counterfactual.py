@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.data.messages import content_key
+from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows
 
 
@@ -15,7 +15,7 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
 
     A new row keeps prompt, chosen and rejected, takes history, `user` and `group` from a donor row of another group, and
     has `has_label` false: nobody of that group judged the pair, only that group's teacher can. A donor whose history
-    holds the prompt of the pair is never taken.
+    holds the prompt of the pair (a response of it, where all pairs have one prompt) is never taken.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -31,21 +31,17 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
     dataset = normalize_columns(dataset, "The pairs", ["group"])
     labeled = dataset.add_column("has_label", np.ones(len(dataset), dtype=bool))
     rng = random.Random(seed)
-    number_of: dict[str, int] = {}  # numbers, so that memory does not hold every prompt once for each row
-    prompts: list[int] = []
+    numbers = PairNumbers(telling_fields(dataset))
+    own: list[tuple[int, ...]] = []
     seen: list[set[int]] = []
-    for row in read_rows(dataset, ["history", "prompt"]):
-        numbers = [
-            number_of.setdefault(content_key(prompt), len(number_of))
-            for prompt in (row["prompt"], *(past["prompt"] for past in row["history"] or []))
-        ]
-        prompts.append(numbers[0])
-        seen.append(set(numbers[1:]))
+    for row in read_rows(dataset, ["history", *numbers.fields]):
+        own.append(numbers(row))
+        seen.append({number for past in row["history"] or [] for number in numbers(past)})
     of_group = np.array(dataset.with_format(None)["group"][:], dtype=object)
     rows_of = {group: np.flatnonzero(of_group == group).tolist() for group in groups}
 
-    def draw(donors: list[int], prompt: int) -> int | None:
-        fits = lambda donor: seen[donor] and prompt not in seen[donor]  # noqa: E731
+    def draw(donors: list[int], row: int) -> int | None:
+        fits = lambda donor: seen[donor] and seen[donor].isdisjoint(own[row])  # noqa: E731
         for _ in range(50):
             if fits(donor := rng.choice(donors)):
                 return donor
@@ -57,7 +53,7 @@ def counterfactual_rows(dataset: Dataset, groups: list[str], share: float, seed:
     for group in groups:
         picked = rng.sample(rows_of[group], round(share * len(rows_of[group])))
         for other in (name for name in groups if name != group):
-            donors = [(row, draw(rows_of[other], prompts[row])) for row in picked]
+            donors = [(row, draw(rows_of[other], row)) for row in picked]
             drawn += [(row, donor) for row, donor in donors if donor is not None]
     if not drawn:
         return labeled

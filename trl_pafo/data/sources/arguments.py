@@ -11,6 +11,7 @@ NUM_USERS = 200
 
 _LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("train_users", "test_users", "pairs_per_user", "max_words"), lambda value: value >= 1, "at least 1"),
+    (("num_clusters",), lambda value: value >= 2, "at least 2"),
     (("context_pairs",), lambda value: value >= 0, "at least 0"),
     (("minority_ratio", "test_prompt_share"), lambda value: 0 < value < 1, "above 0 and below 1"),
     (("validation_share",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -31,8 +32,8 @@ class DataArguments:
 
     Parameters:
         source (`str`, *optional*):
-            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg` or `files`. Defaults to
-            `files` if there is a `data_path`, else to `styles`.
+            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg`, `polis` or `files`. Defaults
+            to `files` if there is a `data_path`, else to `styles`.
         data_path (`str`, *optional*):
             File, folder or Hub id; `styles` and `swissmetro` need none.
         test_data_path (`str`, *optional*):
@@ -65,13 +66,19 @@ class DataArguments:
             Or: this share of users, those with the lowest support rates, are the minority.
         group_by (`str`, *optional*):
             Survey field that makes the groups of `prism`.
+        topic (`str`, *optional*):
+            What a conversation of `polis` is about, the prompt of its pairs. Defaults to the name of its folder.
+        num_clusters (`int`, *optional*, defaults to `2`):
+            Clusters of votes that make the groups of `polis`.
+        new_statements (`bool`, *optional*, defaults to `False`):
+            Whether test people of `polis` judge statements that are not in training (`test_prompt_share` of all) or known ones.
         population_seed (`int`, *optional*, defaults to `0`):
             Seed of users, pairs and splits.
     """
 
     source: str = option(
         "",
-        "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg or files. Default: files with data_path, else styles.",
+        "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, else styles.",
     )
     data_path: str | None = option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
     test_data_path: str | None = option(None, "Test pairs for `files`; without it, some users and prompts are held out.")
@@ -90,6 +97,9 @@ class DataArguments:
     minority_threshold: float | None = option(None, "Users with a support rate below it are the minority.")
     minority_quantile: float | None = option(None, "This share of users, with the lowest support rates, are the minority.")
     group_by: str | None = option(None, "Survey field that makes the groups of `prism`.")
+    topic: str | None = option(None, "What a conversation of `polis` is about, the prompt. Default: its folder's name.")
+    num_clusters: int = option(2, "Clusters of votes that make the groups of `polis`.")
+    new_statements: bool = option(False, "Test people of `polis` judge statements that are not in training.")
     population_seed: int = option(0, "Seed of users, pairs and splits.")
 
     def __post_init__(self) -> None:

@@ -47,6 +47,14 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from parse(decode(data, str(path)), str(path))
 
 
+def file_in(folder: Path, name: str, needed: str) -> Path:
+    """The file of a folder, plain or gzipped; raises [`DataError`], which says what is `needed`, where there is none."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(f"The folder {folder} lacks {name} (or {name}.gz). Give the folder that holds {needed}.")
+
+
 def parse_json_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of JSON Lines or of a JSON list, each with its place; `what` says where the text is from."""
     entries: Iterable[tuple[str, Any]]

@@ -24,6 +24,7 @@ SOURCES: dict[str, set[str]] = {
     "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority"},
     "ukp_convarg": _CUT | {"data_path"},
+    "polis": _PAIRS | {"data_path", "topic", "num_clusters", "new_statements"},
     "files": _CUT | {"data_path", "test_data_path"},
 }
 """The options that each source looks at, beside those that every one does. A source is the function `load` of the module here that

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from trl_pafo.data.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
 from trl_pafo.data.messages import content_key
+from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.rows import read_rows
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError, DataError
@@ -68,14 +69,25 @@ def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share:
     Raises:
         ConfigError: If there are fewer people than asked for.
     """
-    splits = DatasetDict()
-    for split, users in zip(("train", "test"), split_users(group_of, test_share, data.population_seed), strict=True):
+    people = draw_people(group_of, test_share, data)
+    splits = DatasetDict({split: rows_by_user(dataset, users) for split, users in people.items()})
+    splits["test"] = drop_shared_prompts(splits["train"], splits["test"])
+    return splits
+
+
+def draw_people(group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> dict[str, list[str]]:
+    """People of `train` and `test`, as [`split_users`] draws them, at most `data.train_users` and `data.test_users`.
+
+    Raises:
+        ConfigError: If there are fewer people than asked for.
+    """
+    people = dict(zip(("train", "test"), split_users(group_of, test_share, data.population_seed), strict=True))
+    for split, users in people.items():
         number = getattr(data, f"{split}_users")
         if number is not None and number > len(users):
             raise ConfigError(f"`{split}_users` must be between 1 and {len(users)}, the people on that side; got {number}.")
-        splits[split] = rows_by_user(dataset, users[:number])
-    splits["test"] = drop_shared_prompts(splits["train"], splits["test"])
-    return splits
+        people[split] = users[:number]
+    return people
 
 
 def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
@@ -139,13 +151,13 @@ def _prompt_keys(dataset: Dataset) -> list[str]:
 
 
 def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """The rows, and apart from them all rows of a random share of the prompts.
+    """The rows, and apart from them all rows of a random share of the prompts, or of the pairs where all have one prompt.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Rows with `prompt`; `group` where there are groups.
         share (`float`):
-            Share of the prompts that are held out, in [0, 1); at least one prompt unless it is 0.
+            Share of the prompts (pairs) that are held out, in [0, 1); at least one unless it is 0.
         seed (`int`):
             Seed of the draw.
 
@@ -153,7 +165,8 @@ def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset
         `tuple[Dataset, Dataset]`: Kept and held-out rows; none are held out, and it is said, where that would leave a group
         without rows.
     """
-    keys = _prompt_keys(dataset)
+    fields = telling_fields(dataset)
+    keys = [pair_texts(row, fields) for row in read_rows(dataset, fields)]
     prompts = sorted(set(keys), key=repr)  # the order in which the published splits were drawn
     random.Random(seed).shuffle(prompts)
     out = set(prompts[: max(1, round(share * len(prompts)))] if share else [])

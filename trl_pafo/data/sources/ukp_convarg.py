@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from trl_pafo.data.checks import check_columns
 from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.reading import read_records, text_of
+from trl_pafo.data.sources.reading import file_in, read_records, text_of
 from trl_pafo.data.sources.splits import add_support_groups, agreement, drop_users_without_history, rows_by_user, split_users
 from trl_pafo.errors import DataError
 
@@ -21,6 +21,7 @@ TEST_PROMPT_SHARE = 0.33
 MIN_PAIRS = 4
 """People with fewer pairs in their split are left out, as are those with pairs on one prompt only."""
 
+_FILES = "arguments.jsonl and votes.csv"
 _VALUES = {"a1": ("arg1", "arg2"), "a2": ("arg2", "arg1")}
 
 
@@ -62,12 +63,12 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
     """One row a vote: `prompt`, `chosen`, `rejected`, `user`."""
     prompt_of: dict[str, str] = {}
     text_by_id: dict[str, str] = {}
-    for place, record in read_records(_file(folder, "arguments.jsonl")):
+    for place, record in read_records(file_in(folder, "arguments.jsonl", _FILES)):
         argument = text_of(record, "arg_id", place)
         topic, stance = text_of(record, "topic", place), text_of(record, "stance", place)
         prompt_of[argument] = f"{topic} Which argument for this side is more convincing: {stance}?"
         text_by_id[argument] = text_of(record, "text", place)
-    file = _file(folder, "votes.csv")
+    file = file_in(folder, "votes.csv", _FILES)
     rows = []
     for place, vote in read_records(file):
         check_columns(vote, ["arg1", "arg2", "user", "value"], str(file))
@@ -87,10 +88,3 @@ def read_pairs(folder: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{file} holds no vote for one of two arguments.")
     return rows
-
-
-def _file(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise DataError(f"The folder {folder} lacks {name} (or {name}.gz). Give the folder that holds arguments.jsonl and votes.csv.")

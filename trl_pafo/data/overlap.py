@@ -1,0 +1,38 @@
+"""What of a pair must not stand in its own history: its prompt, or, where all pairs have one prompt, its two responses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from trl_pafo.data.messages import content_key
+from trl_pafo.data.rows import read_rows
+
+
+def telling_fields(*datasets: Dataset) -> tuple[str, ...]:
+    """The fields that tell pairs apart: the prompt; chosen and rejected where all pairs have the same one, such as a topic."""
+    prompts = (content_key(row["prompt"]) for rows in datasets for row in read_rows(rows, ["prompt"]))
+    first = next(prompts, None)
+    return ("prompt",) if any(prompt != first for prompt in prompts) else ("chosen", "rejected")
+
+
+def pair_texts(pair: Mapping[str, Any], fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of a pair that no pair of its history may have, in an order that does not depend on which one was chosen."""
+    return tuple(sorted(content_key(pair[name]) for name in fields))
+
+
+class PairNumbers:
+    """
+    The same as numbers, so that memory does not hold every text once for each row.
+
+    Args:
+        fields (`tuple[str, ...]`):
+            As [`telling_fields`] gives them.
+    """
+
+    def __init__(self, fields: tuple[str, ...]):
+        self.fields = fields
+        self._number_of: dict[str, int] = {}
+
+    def __call__(self, pair: Mapping[str, Any]) -> tuple[int, ...]:
+        return tuple(self._number_of.setdefault(text, len(self._number_of)) for text in pair_texts(pair, self.fields))

@@ -1,0 +1,267 @@
+"""Polis: people agree or disagree with the statements of others in one conversation, and fall into groups of opinion.
+
+Source of the data: the export that the report page of every conversation held with Polis (compdemocracy.org/polis) offers; the "open
+data" ones are CC BY 4.0 with attribution to The Computational Democracy Project. Nothing of it is shipped. That a statement somebody
+agreed with is preferred to one the same person disagreed with is our reading: nobody compared the two. The groups are clusters of
+votes, found as Polis does (Small et al., 2021, "Polis: Scaling deliberation by mapping high dimensional opinion spaces"): k-means on
+two principal components, with missing votes at the mean.
+"""
+
+import logging
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+
+from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.checks import check_columns
+from trl_pafo.data.groups import FloatArray
+from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.reading import file_in, read_records, text_of
+from trl_pafo.data.sources.splits import add_type_support, draw_people, hold_out_prompts
+from trl_pafo.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+TEST_USER_SHARE = 0.3
+MIN_PEOPLE = 20
+"""Fewer people who can be judged are no population: six of these are for test."""
+
+_FILES = "comments.csv and participants-votes.csv"
+_VOTES = {"1": 1.0, "0": 0.0, "-1": -1.0, "": np.nan}
+_STARTS = 20
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """
+    The votes of one conversation.
+
+    Attributes:
+        statements (`list[str]`):
+            Different texts that no moderator rejected.
+        people (`list[str]`):
+            Names of the participants.
+        votes (`numpy.ndarray` of shape `(num_people, num_statements)`):
+            1 for agreement, -1 for disagreement, 0 for a pass, NaN where the person did not vote.
+    """
+
+    statements: list[str]
+    people: list[str]
+    votes: FloatArray
+
+
+def load(data: DataArguments) -> DatasetDict:
+    """Pairs of a statement that a person agreed with and one that the person disagreed with; the prompt is the conversation's topic.
+
+    A statement is in one pair of a person at most, so that no history, which is made of other pairs of the person, holds a
+    statement of the judged pair. The groups are clusters of the training people's votes, the largest is "majority". Votes on which
+    somebody is evaluated, those of the test and of the validation pairs, play no part in anybody's group. The support rate is the
+    group's share of the training people. The export does not tell the order of a person's votes, so it is drawn. People with too few
+    statements of either kind are left out, and the log says how many.
+
+    Args:
+        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
+            `data_path`: folder with `comments.csv` and `participants-votes.csv`, each plain or gzipped. `topic`: the prompt; the
+            folder's name where it is not given. `num_clusters`: number of groups. `new_statements`: test pairs are of
+            statements (`test_prompt_share` of all) that are in no training pair and no history; otherwise of known ones, by new people.
+            `pairs_per_user`: at most so many pairs a person, beside `context_pairs`, which make the history of a test person.
+
+    Raises:
+        ConfigError: If there are fewer people than asked for, or `test_prompt_share` is given where all statements are known.
+        DataError: If a file is missing or cannot be used (the message names the line), too few people both agreed and disagreed, or
+            their votes do not fall into as many clusters.
+    """
+    if not data.new_statements and data.test_prompt_share != DataArguments.test_prompt_share:
+        raise ConfigError(
+            "`test_prompt_share` has no effect where test people judge known statements. Set `new_statements`, or leave it out."
+        )
+    folder = Path(str(data.data_path))
+    talk = read_conversation(folder)
+    numbers = range(len(talk.statements))
+    num_new = round(data.test_prompt_share * len(numbers)) if data.new_statements else 0
+    new = random.Random(data.population_seed).sample(numbers, num_new)
+    known = sorted(set(numbers) - set(new))
+    num_context = data.num_pairs - data.pairs_per_user
+    least = max(1, num_context) + 1
+    pairs = {}
+    for person, votes in zip(talk.people, talk.votes, strict=True):
+        rng = random.Random(f"{data.population_seed} {person}")
+        of_known, of_new = _pairs_of(votes, known, rng), _pairs_of(votes, new, rng)
+        if len(of_known) >= least and (of_new or not new):
+            pairs[person] = of_known[: data.num_pairs], of_new[: data.pairs_per_user]
+    if len(pairs) < MIN_PEOPLE:
+        also = ", and with one of each kind among the new statements" if new else ""
+        raise DataError(
+            f"{folder}: only {len(pairs)} of {len(talk.people)} people agreed with {least} statements and disagreed with as many{also}; "
+            f"it takes {MIN_PEOPLE}. Lower `context_pairs` (or `num_history`), or give a conversation with more votes."
+        )
+    if len(pairs) < len(talk.people):
+        left_out = len(talk.people) - len(pairs)
+        logger.info("%d of %d people are left out, who agreed or disagreed too rarely.", left_out, len(talk.people))
+
+    prompt = data.topic or readable_topic(folder)
+
+    def rows_of(pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        return [
+            {"prompt": prompt, "chosen": talk.statements[liked], "rejected": talk.statements[other]} for liked, other in pairs
+        ]
+
+    people = draw_people(dict.fromkeys(pairs), TEST_USER_SHARE, data)
+    train = [row | {"user": person} for person in people["train"] for row in rows_of(pairs[person][0])]
+    test = []
+    for person in people["test"]:
+        of_known, of_new = pairs[person]
+        past = rows_of(of_known[:num_context][::-1])
+        test += [row | {"user": person, "history": past} for row in rows_of(of_new if new else of_known[num_context:])]
+    splits = DatasetDict(
+        train=attach_history(Dataset.from_list(train), num_context, past_only=False), test=Dataset.from_list(test)
+    )
+
+    votes = talk.votes.copy()
+    person_at = {person: place for place, person in enumerate(talk.people)}
+    statement_at = {text: place for place, text in enumerate(talk.statements)}
+    validation = hold_out_prompts(splits["train"], data.validation_share, data.population_seed)[1]  # as `prepare` does
+    for rows in (splits["test"], validation):
+        for person, *texts in zip(rows["user"][:], rows["chosen"][:], rows["rejected"][:], strict=True):
+            votes[person_at[person], [statement_at[text] for text in texts]] = np.nan
+    everybody = [*people["train"], *people["test"]]
+    known_votes = votes[np.ix_([person_at[person] for person in everybody], known)]
+    clusters = vote_clusters(known_votes, len(people["train"]), data.num_clusters, data.population_seed)
+    names = ["majority", "minority", *(f"minority_{number}" for number in range(2, data.num_clusters))]
+    group_of = {person: names[cluster] for person, cluster in zip(everybody, clusters, strict=True)}
+    for split, rows in splits.items():
+        splits[split] = rows.add_column("group", [group_of[person] for person in rows["user"][:]])
+    return add_type_support(splits)
+
+
+def _pairs_of(votes: FloatArray, statements: Iterable[int], rng: random.Random) -> list[tuple[int, int]]:
+    """Statements that a person agreed with beside those that the person disagreed with, each at most once, in a drawn order."""
+    liked, other = ([number for number in statements if votes[number] == vote] for vote in (1, -1))
+    rng.shuffle(liked)
+    rng.shuffle(other)
+    return list(zip(liked, other, strict=False))
+
+
+def read_conversation(folder: Path) -> Conversation:
+    """The export in a folder: statements that were not rejected (`moderated` is -1 for those that were), each text once, and votes.
+
+    Raises:
+        DataError: If a file is missing or cannot be used; the message names the line.
+    """
+    comments = file_in(folder, "comments.csv", _FILES)
+    text_by_id: dict[str, str] = {}
+    rejected: set[str] = set()
+    for place, record in read_records(comments):
+        check_columns(record, ["comment-id", "moderated", "comment-body"], str(comments))
+        number = text_of(record, "comment-id", place)
+        if number in text_by_id or number in rejected:
+            raise DataError(f"{place}: the comment {number} is there twice. Leave one out.")
+        if record["moderated"] == "-1":
+            rejected.add(number)
+        else:
+            text_by_id[number] = text_of(record, "comment-body", place).strip()
+    file = file_in(folder, "participants-votes.csv", _FILES)
+    people: list[str] = []
+    votes: list[list[float]] = []
+    columns: list[str] = []
+    for place, record in read_records(file):
+        if not columns:
+            check_columns(record, ["participant"], str(file))
+            ids = [name for name in record if name.isdigit()]
+            if strangers := [name for name in ids if name not in text_by_id and name not in rejected]:
+                raise DataError(
+                    f"{file} has votes on the comment {strangers[0]}, which {comments.name} lacks. Give one export's files."
+                )
+            columns = [name for name in ids if name in text_by_id]
+            if not columns:
+                raise DataError(f"{file} has no column of a comment that was not rejected: one is needed for each comment-id.")
+        people.append(f"polis-{text_of(record, 'participant', place)}")
+        if bad := [name for name in columns if record[name] not in _VOTES]:
+            raise DataError(f"{place}: the vote on {bad[0]} must be 1, 0, -1 or empty, got {record[bad[0]]!r}.")
+        votes.append([_VOTES[record[name]] for name in columns])
+    if len(set(people)) < len(people):
+        raise DataError(f"{file} has a participant twice. Leave one of the rows out.")
+    first = {text_by_id[name]: place for place, name in reversed(list(enumerate(columns)))}
+    if len(first) < len(columns):
+        logger.warning("%d statements are left out, whose texts are those of earlier ones.", len(columns) - len(first))
+    kept = sorted(first.values())
+    return Conversation(
+        [text_by_id[columns[place]] for place in kept], people, np.array(votes).reshape(-1, len(columns))[:, kept]
+    )
+
+
+def readable_topic(folder: Path) -> str:
+    """The topic in the name of a folder, without the number of the report and the date: `city.new-parks.2rum9cbeh.2021-08-01`.
+
+    ```python
+    >>> from pathlib import Path
+    >>> readable_topic(Path("city.new-parks.2rum9cbeh.2021-08-01"))
+    'City new parks'
+    ```
+    """
+    first, *others = folder.resolve().name.split(".")
+    parts = [first, *(part for part in others if not any(map(str.isdigit, part)))]
+    return " ".join(" ".join(parts).replace("-", " ").replace("_", " ").split()).capitalize()
+
+
+def vote_clusters(votes: FloatArray, num_train: int, num_clusters: int, seed: int) -> NDArray[np.int64]:
+    """Clusters of people by their votes; the people after the first `num_train` decide nothing, they join the nearest one.
+
+    As Polis does: missing votes are filled with the statement's mean, the people are projected on the principal components, and those
+    with few votes, whom the filling draws to the middle, are moved out by the square root of (statements / votes). Then k-means, the
+    best of 20 starts.
+
+    Args:
+        votes (`numpy.ndarray` of shape `(num_people, num_statements)`):
+            1, 0, -1, or NaN.
+        num_train (`int`):
+            How many of the people decide the clusters.
+        num_clusters (`int`):
+            Number of clusters, on two principal components (or one fewer than clusters, where that is more).
+        seed (`int`):
+            Seed of the starts.
+
+    Returns:
+        `numpy.ndarray` of shape `(num_people,)`: the cluster of each, 0 the one with the most of the first `num_train` people.
+
+    Raises:
+        DataError: If the votes do not fall into so many clusters.
+    """
+    seen = ~np.isnan(votes)
+    filled = np.nan_to_num(votes)
+    mean = filled[:num_train].sum(axis=0) / np.maximum(seen[:num_train].sum(axis=0), 1)
+    centered = np.where(seen, filled - mean, 0.0)
+    components = np.linalg.svd(centered[:num_train], full_matrices=False)[2][: max(2, num_clusters - 1)]
+    points = centered @ components.T * np.sqrt(votes.shape[1] / np.maximum(seen.sum(axis=1), 1))[:, None]
+    if len(np.unique(points[:num_train].round(9), axis=0)) < num_clusters:
+        raise DataError(
+            f"The votes of {num_train} training people do not fall into {num_clusters} clusters. Lower `num_clusters`."
+        )
+    rng = np.random.default_rng(seed)
+    starts = [_k_means(points[:num_train], num_clusters, rng) for _ in range(_STARTS)]
+    centers = min(starts, key=lambda found: _squared_distances(points[:num_train], found).min(axis=1).sum())
+    nearest = _squared_distances(points, centers).argmin(axis=1)
+    sizes = np.bincount(nearest[:num_train], minlength=num_clusters)
+    return np.argsort(np.argsort(-sizes, kind="stable"))[nearest]
+
+
+def _k_means(points: FloatArray, num_clusters: int, rng: np.random.Generator) -> FloatArray:
+    centers = rng.choice(np.unique(points, axis=0), num_clusters, replace=False)
+    for _ in range(100):
+        nearest = _squared_distances(points, centers).argmin(axis=1)
+        members = [points[nearest == cluster] for cluster in range(num_clusters)]
+        moved = np.array([own.mean(axis=0) if len(own) else center for own, center in zip(members, centers, strict=True)])
+        if np.array_equal(moved, centers):
+            break
+        centers = moved
+    return centers
+
+
+def _squared_distances(points: FloatArray, centers: FloatArray) -> FloatArray:
+    return ((points[:, None] - centers) ** 2).sum(axis=2)
