@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import atkinson, cvar, entropy_split, generalized_entropy, gini, jain, max_min, std, theil
+from trl_pafo.metrics import atkinson, cvar, gini, jain, max_min, std, theil
 
 
 def naive_gini(b):
@@ -18,21 +18,13 @@ def naive_cvar(b, percent=10):
 
 
 # Each measure, what scipy or a loop says of benefits that are not all 0, and which way a transfer from a better to a worse
-# user may move it. The first six depend on the order of sizes and on shares alone; others scale with the benefits.
+# user may move it. The first four depend on the order of sizes and on shares alone; others scale with the benefits.
 MEASURES = {
     "gini": (gini, naive_gini, -1),
     "jain": (jain, lambda b: b.sum() ** 2 / (len(b) * (b**2).sum()), 1),
     "atkinson": (atkinson, lambda b: 1 - stats.pmean(b, 0.5) / b.mean(), -1),
-    "atkinson_1": (lambda b, w=None: atkinson(b, w, epsilon=1.0), lambda b: 1 - stats.gmean(b) / b.mean(), -1),
-    "atkinson_2": (lambda b, w=None: atkinson(b, w, epsilon=2.0), lambda b: 1 - stats.hmean(b) / b.mean(), -1),
     # Theil is the divergence of the users' shares of the benefit from equal shares.
     "theil": (theil, lambda b: stats.entropy(b, np.full(len(b), 1 / len(b))), -1),
-    "entropy": (generalized_entropy, lambda b: stats.variation(b) ** 2 / 2, -1),
-    "entropy_0": (
-        lambda b, w=None: generalized_entropy(b, w, alpha=0.0),
-        lambda b: np.log(b.mean() / stats.gmean(b)) if b.min() else np.inf,
-        -1,
-    ),
     "cvar": (cvar, naive_cvar, 1),
     "std": (std, np.std, -1),
     "max_min": (max_min, np.ptp, -1),
@@ -46,7 +38,6 @@ accuracies = st.lists(st.integers(0, 8).map(lambda k: k / 8), min_size=1, max_si
 @each_name
 @settings(max_examples=40, deadline=None)
 @given(benefits=accuracies.filter(any), random=st.randoms(use_true_random=False), factor=st.floats(0.01, 100))
-@pytest.mark.filterwarnings("ignore:divide by zero")
 def test_it_is_scipys_whatever_the_order_and_the_unit(name, benefits, random, factor):
     measure, reference, _ = MEASURES[name]
     expected = pytest.approx(reference(np.array(benefits)), rel=1e-9, abs=1e-9)
@@ -66,8 +57,7 @@ def test_a_transfer_to_a_worse_user_makes_it_fairer(name, benefits, share, rando
     poor, rich = random.choice([(i, j) for i in range(len(before)) for j in range(len(before)) if before[i] < before[j]])
     after = before.copy()
     after[[poor, rich]] += np.array([1, -1]) * share * (before[rich] - before[poor])
-    change = measure(after) - measure(before) if np.isfinite(measure(before)) else 0.0
-    assert direction * change >= -1e-9
+    assert direction * (measure(after) - measure(before)) >= -1e-9
 
 
 @each_name
@@ -110,10 +100,8 @@ def test_unusable_benefits_and_weights(name):
 
 def test_bounds_are_reached_where_one_user_has_everything():
     b = [0.0, 0.0, 0.0, 1.0]
-    found = [measure(b) for measure in (gini, jain, theil, generalized_entropy, max_min)]
-    assert found == pytest.approx([1 - 1 / 4, 1 / 4, np.log(4), 3 / 2, 1.0])
-    assert [atkinson(b, epsilon=e) for e in (1.0, 2.0)] == [1.0, 1.0]
-    assert generalized_entropy(b, alpha=0.0) == np.inf
+    found = [measure(b) for measure in (gini, jain, theil, atkinson, max_min)]
+    assert found == pytest.approx([1 - 1 / 4, 1 / 4, np.log(4), 3 / 4, 1.0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,46 +112,7 @@ def test_cvar_takes_a_fraction_of_the_user_on_the_border(benefits, percent):
     assert cvar([0.2, 0.5, *[1.0] * 13]) == pytest.approx((0.2 + 0.5 * 0.5) / 1.5)
 
 
-@settings(max_examples=120, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 8).map(lambda k: k / 8), st.sampled_from("abc")), min_size=1, max_size=25),
-    st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0]),
-)
-def test_entropy_is_the_sum_of_within_and_between(users, alpha):
-    benefits, group = (list(column) for column in zip(*users, strict=True))
-    within, between = entropy_split(benefits, group, alpha=alpha)
-    assert within + between == pytest.approx(generalized_entropy(benefits, alpha=alpha), abs=1e-12)
-    assert within >= 0
-    means = {g: np.mean([b for b, h in users if h == g]) for g in group}
-    assert between == pytest.approx(generalized_entropy([means[g] for g in group], alpha=alpha), abs=1e-12)
-
-
-def test_split_with_weights_is_that_of_repeated_users():
-    rng = np.random.default_rng(0)
-    benefits, group = rng.choice([0.0, 0.25, 0.5, 1.0], size=12), rng.choice(list("abc"), size=12)
-    weights = rng.integers(0, 3, size=(2, 5, 12))
-    weights[..., np.argmax(benefits)] += 1
-    weights[0, 0, group == "a"] = 0
-    found = entropy_split(benefits, group, weights, alpha=2.0)
-    assert found[0].shape == (2, 5)
-    for index in np.ndindex(2, 5):
-        repeated = entropy_split(np.repeat(benefits, weights[index]), np.repeat(group, weights[index]), alpha=2.0)
-        assert [part[index] for part in found] == pytest.approx(repeated, abs=1e-12)
-
-
-def test_split_takes_labels_of_any_type():
-    by_text, by_number = (entropy_split([0.2, 0.8, 0.2, 0.8], group) for group in (list("aabb"), ["1", 1, 2.0, "2"]))
-    assert by_text == by_number == pytest.approx((theil([0.2, 0.8]), 0.0))
-    with pytest.raises(DataError, match=r"The users, row 2: has no `group`"):
-        entropy_split([0.2, 0.8, 0.2], ["a", "a", None])
-    with pytest.raises(DataError, match=r"for each of 2 users, got shape \(3,\)"):
-        entropy_split([0.5, 0.1], list("abc"))
-
-
 def test_unusable_parameters():
     for share in (0.0, 1.1, np.nan):
         with pytest.raises(ConfigError, match="`share` is a share of the users"):
             cvar([0.5], share=share)
-    for epsilon in (-0.1, np.inf, np.nan):
-        with pytest.raises(ConfigError, match="`epsilon` must be finite and not negative"):
-            atkinson([0.5], epsilon=epsilon)

@@ -6,8 +6,7 @@ from fairlearn.metrics import MetricFrame
 from scipy import stats
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import fairness_difference, fairness_summary, group_accuracy, pair_correctness
-from trl_pafo.metrics.calibration import ece_noise
+from trl_pafo.metrics import fairness_summary, group_accuracy, pair_correctness
 
 RATES = {"a": 0.9, "b": 0.6, "c": 0.75}
 
@@ -32,11 +31,9 @@ def is_unknown(entry):
 def everything(seed=0, **options):
     """A summary with all its parts, and what it was made from."""
     correct, user, group = draw(seed=seed)
-    rng = np.random.default_rng(seed + 1)
-    margins = (2 * correct - 1) * rng.exponential(size=len(correct))
     support = {f"u{u}": (u % 6) / 10 if u % 10 else np.nan for u in range(60)}
-    options = {"support": support, "margins": margins, "majority": "a", **options}
-    return fairness_summary(correct, user, group, **options), correct, user, group, margins, support
+    options = {"support": support, "majority": "a", **options}
+    return fairness_summary(correct, user, group, **options), correct, user, group, support
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 5])
@@ -58,7 +55,7 @@ def test_groups_are_fairlearns(num_groups, seed):
     assert group_accuracy(correct, group) == pytest.approx(theirs.by_group.to_dict())
     assert ours["overall"]["value"] == pytest.approx(theirs.overall)
     if num_groups == 1:  # fairlearn's difference of one group is 0; there is none
-        assert not {"group_min", "group_max", "difference", "ratio", "worst_group", "user_theil_between"} & set(ours)
+        assert not {"group_min", "group_max", "difference", "ratio", "worst_group"} & set(ours)
         return
     expected = [theirs.group_min(), theirs.group_max(), theirs.difference(), theirs.ratio()]
     assert [ours[name]["value"] for name in ("group_min", "group_max", "difference", "ratio")] == pytest.approx(expected)
@@ -72,10 +69,9 @@ def test_where_all_are_wrong_the_ratio_is_undefined():
 
 
 def test_counts_and_facts():
-    summary, correct, _, group, margins, _ = everything(num_resamples=20)
+    summary, correct, _, group, _ = everything(num_resamples=20)
     facts = {name: entry for name, entry in summary.items() if not isinstance(entry, dict)}
     assert facts.pop("worst_group_share") > 0.5
-    noise = {f"ece_noise/{g}": ece_noise(margins[np.array(group) == g]) for g in "abc"}
     assert facts == {
         "num_pairs": len(correct),
         "num_users": 60,
@@ -83,8 +79,6 @@ def test_counts_and_facts():
         **{f"num_users/{g}": n for g, n in {"a": 30, "b": 20, "c": 10}.items()},
         "num_users_without_support": 6,
         "worst_group": "b",
-        "ece_noise": ece_noise(margins),
-        **noise,
         "confidence": 0.95,
         "num_resamples": 20,
     }
@@ -92,7 +86,7 @@ def test_counts_and_facts():
 
 def test_parts_that_are_not_asked_for_are_not_there():
     plain = fairness_summary(*draw())
-    assert not [name for name in plain if "support" in name or "ece" in name or "brier" in name or "ority" in name]
+    assert not [name for name in plain if "support" in name or "ority" in name]
     with_all, *_ = everything()
     assert {name: with_all[name] for name in plain} == plain
 
@@ -141,37 +135,6 @@ def test_support_interval_covers_a_true_correlation():
     assert entry["high"] - entry["low"] == pytest.approx(2 * 1.96 * (1 - entry["value"] ** 2) / 20, rel=0.3)
 
 
-def test_differences_are_those_of_two_summaries():
-    ours, correct, user, group, margins, support = everything(num_resamples=10)
-    other_margins = margins + np.random.default_rng(5).normal(size=len(margins))
-    other = pair_correctness(other_margins)
-    options = {"support": support, "majority": "a", "num_resamples": 10}
-    theirs = fairness_summary(other, user, group, margins=other_margins, **options)
-    found = fairness_difference(correct, other, user, group, margins=margins, reference_margins=other_margins, **options)
-    assert set(numbers(found)) == set(numbers(ours))
-    for name, entry in numbers(found).items():
-        assert entry["value"] == pytest.approx(ours[name]["value"] - theirs[name]["value"], abs=1e-12)
-        assert entry["low"] <= entry["value"] <= entry["high"]
-    assert found["num_users_without_support"] == 6
-    assert "worst_group" not in found
-
-
-def test_differences_are_paired():
-    correct, user, group = draw(num_users=200)
-    same = fairness_difference(correct, correct, user, group)
-    assert all(entry["value"] == 0 for entry in numbers(same).values())
-    # Nobody was seen for whom they differ; a share of the users that 200 may have missed could.
-    assert same["overall"]["high"] == -same["overall"]["low"] == pytest.approx(1 - 0.025 ** (1 / 200))
-    assert np.isnan([same["user_gini"]["low"], same["user_gini"]["high"]]).all()
-    worse = correct.copy()
-    worse[np.flatnonzero(correct == 1)[::25]] = 0.0
-    paired = fairness_difference(correct, worse, user, group)["overall"]
-    alone = fairness_summary(correct, user, group)["overall"]
-    # What two models share cancels: alone, neither interval would leave out the other's value.
-    assert 0 < paired["low"] < paired["high"]
-    assert paired["high"] - paired["low"] < 0.5 * (alone["high"] - alone["low"])
-
-
 def test_json_holds_it_and_the_seed_decides():
     summary = fairness_summary(*draw(), majority="b")
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -185,18 +148,14 @@ def test_intervals_of_few_users_are_unknown_and_the_rest_stands():
     group_of_user = np.repeat(list(sizes), list(sizes.values()))
     correct = (rng.random((len(group_of_user), 5)) < 0.7).astype(float).ravel()
     user, group = np.repeat(np.arange(len(group_of_user)), 5), np.repeat(group_of_user, 5)
-    margins = (2 * correct - 1) * rng.exponential(size=len(correct))
-    summary = fairness_summary(correct, user, group, margins=margins, majority="many")
-    unknown = "accuracy/five accuracy/one ece/one brier/five group_min difference ratio user_theil_within"
-    known = "overall accuracy/many accuracy/six ece brier/six user_gini user_theil majority minority"
+    summary = fairness_summary(correct, user, group, majority="many")
+    unknown = "accuracy/five accuracy/one group_min difference ratio"
+    known = "overall accuracy/many accuracy/six user_gini user_theil majority minority"
     assert all(is_unknown(summary[name]) for name in unknown.split())
     assert all(summary[name]["low"] < summary[name]["high"] for name in known.split())
     assert np.isnan(summary["worst_group_share"])
-    difference = fairness_difference(correct, 1 - correct, user, group)
-    assert is_unknown(difference["accuracy/five"])
-    assert difference["accuracy/six"]["low"] < difference["accuracy/six"]["high"]
     assert is_unknown(fairness_summary(correct, user, group, confidence=0.99)["accuracy/six"])
-    lone = fairness_summary([1, 0, 1, 1], ["u"] * 4, ["g"] * 4, margins=[1.0, -1.0, 2.0, 3.0])
+    lone = fairness_summary([1, 0, 1, 1], ["u"] * 4, ["g"] * 4)
     assert all(is_unknown(entry) for entry in numbers(lone).values())
 
 
@@ -219,9 +178,9 @@ def test_users_who_all_fare_alike_do_not_make_certainty():
 
 
 def test_nothing_is_said_of_groups_or_users_that_are_not_known():
-    whole, correct, user, group, margins, support = everything(majority=None)
-    alone = fairness_summary(correct, user, None, support=support, margins=margins)
-    assert not [name for name in alone if "/" in name or "group" in name or name in ("difference", "ratio") or "between" in name]
+    whole, correct, user, group, support = everything(majority=None)
+    alone = fairness_summary(correct, user, None, support=support)
+    assert not [name for name in alone if "/" in name or "group" in name or name in ("difference", "ratio")]
     for name in numbers(alone):
         assert alone[name]["value"] == pytest.approx(whole[name]["value"], nan_ok=True), name
     assert alone["num_users"] == 60
@@ -243,12 +202,9 @@ def test_nothing_is_said_of_groups_or_users_that_are_not_known():
         (ConfigError, "`confidence` must be above 0 and below 1", {"confidence": 95}),
         (DataError, "more than one value of `support`", {"support": [1, 2, 3, 4], "user": list("uvuv")}),
         (DataError, "`support` belongs to users", {"support": [1, 2, 3, 4], "user": None}),
-        (DataError, "`margins` and `correct` disagree", {"margins": [1, 1, 1, 1]}),
-        (DataError, "the reference 1: score both on the same pairs", {"reference_correct": [1.0]}),
-        (DataError, "Give `margins` and `reference_margins`, or neither", {"reference_correct": [1] * 4, "margins": [1] * 4}),
     ],
 )
 def test_unusable_input(error, match, options):
     data = {"correct": [1, 0, 1, 0], "user": list("uvwx"), "group": list("abab"), **options}
     with pytest.raises(error, match=match):
-        (fairness_difference if "reference_correct" in data else fairness_summary)(**data)
+        fairness_summary(**data)

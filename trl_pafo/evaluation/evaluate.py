@@ -54,7 +54,6 @@ def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_res
         _column(rows, "user"),
         _column(rows, "group"),
         support=_column(rows, "support_rate") if "user" in rows.column_names else None,
-        margins=margins,
         majority=majority,
         num_resamples=num_resamples,
         seed=seed,

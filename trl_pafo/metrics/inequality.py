@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlogy
 
-from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray
 
@@ -64,96 +63,20 @@ def jain(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
     return 1.0 / np.maximum(_sum(shares, _relative(values, shares) ** 2), 1.0)
 
 
-def atkinson(benefits: ArrayLike, weights: ArrayLike | None = None, epsilon: float = 0.5) -> FloatArray:
-    """Atkinson index (Atkinson, 1970): the share of the mean that could be given up if all users had the same.
+def atkinson(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
+    """Atkinson index (Atkinson, 1970) with aversion 1/2: the share of the mean that could be given up if all users had the same.
 
-    `1 - (mean((b/mu)^(1 - epsilon)))^(1 / (1 - epsilon))`; `1 - geometric mean / mu` at `epsilon` 1. In [0, 1].
-
-    Args:
-        epsilon (`float`, *optional*, defaults to `0.5`):
-            Aversion to inequality, >= 0. From 1 on, a single user with benefit 0 makes the index 1, so that the default
-            stays below.
-
-    Raises:
-        ConfigError: If `epsilon` is negative or not finite.
-    """
-    if not 0 <= epsilon < np.inf:
-        raise ConfigError(f"`epsilon` must be finite and not negative, got {epsilon}.")
-    values, shares = _prepare(benefits, weights)
-    relative = _relative(values, shares)
-    with np.errstate(divide="ignore"):  # A benefit of 0 is meant to make the mean of negative powers infinite.
-        if epsilon == 1:
-            level = np.exp(_sum(shares, np.log(relative)))
-        else:
-            level = _sum(shares, relative ** (1 - epsilon)) ** (1 / (1 - epsilon))
-    return np.clip(1.0 - level, 0.0, 1.0)
-
-
-def generalized_entropy(benefits: ArrayLike, weights: ArrayLike | None = None, alpha: float = 2.0) -> FloatArray:
-    """Generalized entropy `mean((b/mu)^alpha - 1) / (alpha (alpha - 1))` (Shorrocks, 1980), >= 0; 0 where all equal.
-
-    Args:
-        alpha (`float`, *optional*, defaults to `2.0`):
-            2: half the squared coefficient of variation. 1: [`theil`]. 0: the mean log deviation. Up to 0, one user
-            with benefit 0 makes it infinite, which JSON cannot hold.
+    `1 - mean(sqrt(b/mu))^2`, in [0, 1]. (With an aversion of 1 or more, a single user with benefit 0 would make it 1.)
     """
     values, shares = _prepare(benefits, weights)
-    return np.maximum(_sum(shares, _entropy_terms(_relative(values, shares), alpha)), 0.0)
+    return np.clip(1.0 - _sum(shares, np.sqrt(_relative(values, shares))) ** 2, 0.0, 1.0)
 
 
 def theil(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
     """Theil index `mean((b/mu) log(b/mu))`, in [0, log num_users] (nats); a user with benefit 0 adds 0."""
-    return generalized_entropy(benefits, weights, alpha=1.0)
-
-
-def entropy_split(
-    benefits: ArrayLike, group: ArrayLike, weights: ArrayLike | None = None, alpha: float = 1.0
-) -> tuple[FloatArray, FloatArray]:
-    """Generalized entropy as inequality within groups and inequality between them, which add up to it (Shorrocks, 1980).
-
-    `between` is the entropy that would be left if each user had the mean benefit of its group; `within` is the sum over
-    groups of `share_of_users (group_mean / mean)^alpha entropy_of_the_group`. It is the only family of relative measures
-    that adds up so; Gini and Atkinson do not.
-
-    Args:
-        group (array of shape `(num_users,)`):
-            The group of each user.
-        alpha (`float`, *optional*, defaults to `1.0`):
-            1: the split of [`theil`]. As in [`generalized_entropy`].
-    """
     values, shares = _prepare(benefits, weights)
-    names = np.asarray(group)
-    if names.shape != values.shape:
-        raise DataError(f"`group` must hold one value for each of {values.size} users, got shape {names.shape}.")
-    if names.dtype.kind not in "iu":
-        names = np.asarray(normalize_labels(group, "group", "The users"))  # type: ignore[arg-type]
-    codes = np.unique(names, return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    values, shares, codes = values[order], shares[..., order], codes[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    group_share = np.add.reduceat(shares, starts, axis=-1)
-    group_sum = np.add.reduceat(shares * values, starts, axis=-1)
-    group_mean = np.divide(group_sum, group_share, out=np.zeros_like(group_sum), where=group_share > 0)
-    mean = group_sum.sum(axis=-1)[..., None]
-    group_relative = np.divide(group_mean, mean, out=np.ones_like(group_mean), where=mean > 0)
-    mean_of_user = group_mean[..., codes]
-    relative = np.divide(values, mean_of_user, out=np.ones_like(shares), where=mean_of_user > 0)
-    # A group whose members all have 0 is equal within, whatever its weight.
-    with np.errstate(divide="ignore"):
-        weight = np.where(group_relative > 0, group_relative**alpha, 0.0)
-    within = _sum(shares * weight[..., codes], _entropy_terms(relative, alpha))
-    between = _sum(group_share, _entropy_terms(group_relative, alpha))
-    return np.maximum(within, 0.0), np.maximum(between, 0.0)
-
-
-def _entropy_terms(relative: FloatArray, alpha: float) -> FloatArray:
-    """What each user adds to the mean that is the generalized entropy."""
-    with np.errstate(divide="ignore"):  # As in `atkinson`: infinite is the value.
-        if alpha == 1:
-            return xlogy(relative, relative)
-        if alpha == 0:
-            return -np.log(relative)
-        return (relative**alpha - 1) / (alpha * (alpha - 1))
+    relative = _relative(values, shares)
+    return np.maximum(_sum(shares, xlogy(relative, relative)), 0.0)
 
 
 def std(benefits: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
@@ -184,6 +107,7 @@ USER_MEASURES: dict[str, Callable[[ArrayLike, ArrayLike], FloatArray]] = {
     "gini": gini,
     "jain": jain,
     "atkinson": atkinson,
+    "theil": theil,
 }
 """What a summary computes from the users' accuracies, with an interval, under the name `user_{name}`."""
 
@@ -211,5 +135,4 @@ def _relative(values: FloatArray, shares: FloatArray) -> FloatArray:
 
 
 def _sum(shares: FloatArray, terms: FloatArray) -> FloatArray:
-    """`shares * terms` summed over the users; an infinite term counts only where its user does."""
-    return np.multiply(shares, terms, out=np.zeros_like(shares), where=shares > 0).sum(axis=-1)
+    return (shares * terms).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""The numbers of one model on one test set, or of one model minus another, each with its interval."""
+"""The numbers of a model on a test set, each with its interval."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,10 +9,9 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
-from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_both, check_correct, encode_pairs
-from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells
-from trl_pafo.metrics.calibration import ece_noise
-from trl_pafo.metrics.families import Family, accuracy_family, calibration_family, support_family
+from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_correct, encode_pairs
+from trl_pafo.metrics.bootstrap import bootstrap_cells
+from trl_pafo.metrics.families import Family, accuracy_family, support_family
 from trl_pafo.metrics.intervals import check_confidence, fewest_users, honest_ends, percentile_interval
 from trl_pafo.metrics.support import support_of_users
 
@@ -23,7 +22,6 @@ def fairness_summary(
     group: Iterable[object] | None,
     *,
     support: ArrayLike | Mapping[str, float] | None = None,
-    margins: ArrayLike | None = None,
     majority: str | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -40,8 +38,6 @@ def fairness_summary(
             The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)`, or `Mapping` from user to value, *optional*):
             Support rate of each pair's user; NaN where unknown. Adds `support_spearman`.
-        margins (array of shape `(num_pairs,)`, *optional*):
-            The margins from which `correct` was made, as log-odds. Adds calibration.
         majority (`str`, *optional*):
             The group to set against all others. Adds `majority` and `minority`: the accuracies over its pairs and over
             the pairs of all other groups.
@@ -59,37 +55,32 @@ def fairness_summary(
         - with more than one group, `group_min`, `group_max`: accuracies of the worst and best group; `difference`: best minus
           worst; `ratio`: worst over best, NaN where all are 0 (the names are fairlearn's);
         - with `user`, `user_mean`: mean accuracy of users, each with the same weight; `user_worst_decile`: that of the worst 10 %;
-          `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil` and `user_entropy` (generalized,
-          alpha 2): how unequal users are ([`gini`] and the others);
-        - `user_theil_within`, `user_theil_between`, `user_entropy_within`, `user_entropy_between`: how much of it lies within
-          groups and between them ([`entropy_split`]), with more than one group;
+          `user_max_min`, `user_std`, `user_gini`, `user_jain`, `user_atkinson`, `user_theil`: how unequal users are ([`gini`] and
+          the others);
         - with `support`, `support_spearman`: rank correlation of users' accuracy with their support, over users whose
           support is known; NaN where it is undefined;
-        - with `margins`, `ece` and `brier`, `ece/{group}` and `brier/{group}`: calibration, in 10 bins of equal width
-          (`trl_pafo.metrics.calibration` says what it means for pairs);
 
         with more than one group `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
-        resamples in which it is the worst; `ece_noise` and `ece_noise/{group}`, the calibration error that chance alone
-        would make; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
+        resamples in which it is the worst; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
         `num_users_without_support`, `confidence`, `num_resamples`.
 
         All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
 
-        Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference`, the
-        measures of inequality and `ece` cannot fall below 0, so that an interval of theirs that leaves out 0 is no evidence; [`compare`]
-        gives evidence. Ends that so few users cannot show are NaN, and so is `worst_group_share` then; the rules are at the top of
+        Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference` and the
+        measures of inequality cannot fall below 0, so that an interval of theirs that leaves out 0 is no evidence; [`compare`] gives
+        evidence. Ends that so few users cannot show are NaN, and so is `worst_group_share` then; the rules are at the top of
         `trl_pafo.metrics.intervals`.
 
     Raises:
-        DataError: If columns do not fit, a user is in two groups or has two values of support, margins and correctness
-            disagree, or `majority` is no group or the only one.
+        DataError: If columns do not fit, a user is in two groups or has two values of support, or `majority` is no group or the
+            only one.
         ConfigError: If `confidence` or `num_resamples` cannot be used.
     """
     check_confidence(confidence)
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
-    families, facts = _families(pairs, [correct], [margins], support, majority)
-    summary, resamples = _with_intervals(families, 1, confidence, num_resamples, seed)
+    families, facts = _families(pairs, correct, support, majority)
+    summary, resamples = _with_intervals(families, confidence, num_resamples, seed)
     if len(pairs.groups) > 1:
         accuracies = [f"accuracy/{name}" for name in pairs.groups]
         worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
@@ -97,69 +88,16 @@ def fairness_summary(
         summary["worst_group"] = pairs.groups[worst]
         is_known = np.bincount(pairs.group_of_user).min() >= fewest_users(confidence)
         summary["worst_group_share"] = float((worst_in_resample == worst).mean()) if is_known else math.nan
-    if margins is not None:
-        values = np.asarray(margins, dtype=np.float64)
-        summary["ece_noise"] = ece_noise(values)
-        for code, name in enumerate(pairs.groups):
-            summary[f"ece_noise/{name}"] = ece_noise(values[pairs.group_codes == code])
     return summary | facts | {"confidence": confidence, "num_resamples": num_resamples}
-
-
-def fairness_difference(
-    correct: ArrayLike,
-    reference_correct: ArrayLike,
-    user: Iterable[object] | None,
-    group: Iterable[object] | None,
-    *,
-    support: ArrayLike | Mapping[str, float] | None = None,
-    margins: ArrayLike | None = None,
-    reference_margins: ArrayLike | None = None,
-    majority: str | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> dict[str, Any]:
-    """Each number of [`fairness_summary`] for a model, minus that for a reference, judged on the same pairs.
-
-    Paired: each resample takes the same users for both, so that what makes a user easy or hard for any model cancels.
-    Each interval stands for itself and is, with few users, too narrow for a claim; whether a model is better for every
-    group is what [`compare`] says.
-
-    Args:
-        correct, reference_correct (arrays of shape `(num_pairs,)`):
-            Correctness of the model and of the reference, in the same order, outputs of [`pair_correctness`].
-        margins, reference_margins (arrays of shape `(num_pairs,)`, *optional*):
-            Margins of both. They add calibration.
-        user, group, support, majority, num_resamples, seed, confidence:
-            As in [`fairness_summary`].
-
-    Returns:
-        `dict` with `{"value", "low", "high"}` under each name that has an interval in [`fairness_summary`], and its counts
-        and options. Above 0, the number is larger for the model, which is good for accuracies, `ratio` and `user_jain`
-        and bad for `difference` and the other measures of inequality, `ece` and `brier`.
-
-    Raises:
-        DataError: As in [`fairness_summary`], or if only one of the two has margins, or another number of pairs.
-        ConfigError: As in [`fairness_summary`].
-    """
-    check_confidence(confidence)
-    both = check_both(correct, reference_correct)
-    if (margins is None) != (reference_margins is None):
-        raise DataError("Give `margins` and `reference_margins`, or neither: calibration is compared on both models.")
-    pairs = encode_pairs(user, group, len(both[0]))
-    families, facts = _families(pairs, both, [margins, reference_margins], support, majority)
-    differences, _ = _with_intervals(families, 2, confidence, num_resamples, seed)
-    return differences | facts | {"confidence": confidence, "num_resamples": num_resamples}
 
 
 def _families(
     pairs: EncodedPairs,
-    correct: Sequence[FloatArray],
-    margins: Sequence[ArrayLike | None],
+    correct: FloatArray,
     support: ArrayLike | Mapping[str, float] | None,
     majority: str | None,
 ) -> tuple[list[Family], dict[str, Any]]:
-    """The families that can be computed, a row of `correct` and `margins` for each model; and the counts."""
+    """The families that can be computed, and the counts."""
     groups, majority = pairs.groups, as_label(majority)
     if majority is not None and (majority not in groups or len(groups) == 1):
         raise DataError(
@@ -177,26 +115,19 @@ def _families(
         of_user = support_of_users(support, pairs)
         facts["num_users_without_support"] = int(np.isnan(of_user).sum())
         families.append(support_family(pairs, correct, of_user))
-    if margins[0] is not None:
-        families.append(calibration_family(pairs, correct, margins))
     return families, facts
 
 
 def _with_intervals(
-    families: Sequence[Family], num_models: int, confidence: float, num_resamples: int, seed: int
+    families: Sequence[Family], confidence: float, num_resamples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, FloatArray]]:
-    """Each number of a model, or of the first minus the second, with its interval; and its resamples."""
+    """Each number with its interval; and its resamples."""
     entries: dict[str, Any] = {}
     resamples: dict[str, FloatArray] = {}
     for family in families:
-
-        def statistics(cells: UserCells, weights: FloatArray, family: Family = family) -> FloatArray:
-            found = family.statistics(cells, weights)
-            return found[:, 0] if num_models == 1 else found[:, 0] - found[:, 1]
-
-        value, drawn = bootstrap_cells(family.cells, statistics, num_resamples, seed, fewest_users(confidence))
+        value, drawn = bootstrap_cells(family.cells, family.statistics, num_resamples, seed, fewest_users(confidence))
         low, high = percentile_interval(drawn, confidence)
-        of_means = honest_ends(value, low, high, family.num_users, confidence, (0.0 if num_models == 1 else -1.0, 1.0))
+        of_means = honest_ends(value, low, high, family.num_users, confidence, (0.0, 1.0))
         is_mean = np.array([name in family.means for name in family.names])
         others = honest_ends(value, low, high, family.num_users, confidence)
         ends = [np.where(is_mean, mean, other).tolist() for mean, other in zip(of_means, others, strict=True)]
