@@ -78,24 +78,6 @@ def test_a_label_that_cannot_be_read(values: list, streams: bool):
         list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
 
 
-@pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("values", [[True, None], [1.0, float("nan")], ["True", "False"], [1, 2], [[True], [False]]])
-def test_a_row_that_does_not_say_whether_it_has_a_label(values: list, streams: bool):
-    """`bool` takes NaN and "False" for true, and None for false."""
-    dataset = Dataset.from_dict({"has_label": values})
-    row = int(not isinstance(values[0], str | list))
-    with pytest.raises(DataError, match=rf"^The training dataset, row {row}: `has_label` must be true, or false"):
-        list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
-
-
-@pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("values", [[True, False], [1, 0], [1.0, 0.0]])
-def test_a_row_that_says_whether_it_has_a_label(values: list, streams: bool):
-    dataset = Dataset.from_dict({"has_label": values}).with_format("torch" if streams else None)
-    found = normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT)
-    assert [bool(row["has_label"]) for row in found] == [True, False]
-
-
 def test_a_stream_that_does_not_know_its_columns():
     def rows():
         yield {"group": 0, "user": None}

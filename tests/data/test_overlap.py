@@ -4,10 +4,10 @@ import random
 
 import pytest
 from datasets import Dataset
+from trl_pafo.data.counterfactual import counterfactual_rows
 
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_apart
-from trl_pafo.data.counterfactual import counterfactual_rows
 from trl_pafo.data.messages import as_messages
 from trl_pafo.data.overlap import telling_fields
 from trl_pafo.data.sources.splits import hold_out_prompts

@@ -18,7 +18,7 @@ from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.data.template import add_history_template
-from trl_pafo.data.tokenization import drop_long_pairs, sequence_lengths, sum_of_pieces, tokenize_pairs
+from trl_pafo.data.tokenization import rows_within, sequence_lengths, sum_of_pieces, tokenize_pairs
 from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer
 
 
@@ -235,7 +235,8 @@ def test_rows_in_another_order_than_their_files_keep_their_ids():
 def test_pairs_are_dropped_as_the_base_class_drops_them(max_length):
     tokenizer = make_tokenizer("decoder")
     rows = chats(number=list(range(6)))
-    found = drop_long_pairs(tokenize_pairs(rows, tokenizer), max_length)
+    found = tokenize_pairs(rows, tokenizer)
+    found = found.select(rows_within(found, max_length))
     expected = as_reward_trainer(rows, tokenizer, max_length)
     assert found["number"][:] == expected["number"][:]
     lengths = [[len(row["chosen_ids"]), len(row["rejected_ids"])] for row in expected]

@@ -52,7 +52,7 @@ def evaluation_sets() -> dict[str, Dataset | IterableDataset]:
 
 def exact_options(out: Path, **more) -> PAFOConfig:
     sizes = {"per_device_train_batch_size": 3, "logging_steps": 2, "learning_rate": 1e-2, "distillation_loss": "bce"}
-    loss = {"eos_token": "[SEP]", "counterfactual_share": 0.0, "center_rewards_coefficient": CENTER}
+    loss = {"eos_token": "[SEP]", "center_rewards_coefficient": CENTER}
     return options(out, **sizes, **loss, **more)
 
 
@@ -106,7 +106,7 @@ def train_and_evaluate(out: Path, model: str, kind: str) -> dict:
 
     def add_and_remember(**columns):
         names = [trainer.groups[i] for i in columns["group_id"].tolist()]
-        sums = [columns[name].item() for name in ("bradley_terry", "distillation", "weight")]
+        sums = [columns[name].item() for name in ("bradley_terry", "distillation")]
         steps.append([*columns["rewards"].T.tolist(), int(columns["num_tokens"]), columns["has_label"].tolist(), names, sums])
         add(**columns)
 
@@ -299,8 +299,8 @@ def test_training_logs_are_sums_over_the_pairs_of_all_processes(run):
         tokens += sum(step[2] for step in steps)
         wanted = {key: labeled[key] for key in ("accuracy", "margin", "accuracy/majority", "accuracy/minority")}
         wanted |= {key: everyone[key] for key in ("min_reward", "mean_reward", "max_reward")}
-        terry, distilled, weight = (sum(step[5][place] for step in steps) for place in range(3))
-        wanted |= {"bradley_terry_loss": terry / sum(row["label"] for row in rows), "distillation_loss": distilled / weight}
+        terry, distilled = (sum(step[5][place] for step in steps) for place in range(2))
+        wanted |= {"bradley_terry_loss": terry / sum(row["label"] for row in rows), "distillation_loss": distilled / len(rows)}
         wanted["num_tokens"] = tokens
         assert {key: log[key] for key in wanted} == pytest.approx(wanted, abs=1e-9, nan_ok=True)
     assert len(rows) == 2 * 3 * len(seen)

@@ -31,7 +31,6 @@ def train(model: str, out: Path, *callbacks: TrainerCallback, resume: Path | Non
         learning_rate=1e-2,
         disable_dropout=False,  # losses depend on the random numbers of each process
         eos_token="[SEP]",
-        counterfactual_share=0.0,
     )
     trainer = PAFORewardTrainer(model, args, train_dataset=with_margins(make_pairs(history=0)))
     for callback in callbacks:

@@ -85,8 +85,7 @@ def watched_teachers() -> Iterator[tuple[list, list]]:
 
 def train(out: Path, parts: Path, student: str) -> dict:
     kind, teachers = student.split("-", 1)
-    no_history = {"num_history": 0} if teachers.startswith("stream") else {}
-    args = options(out / "run", **no_history)
+    args = options(out / "run")
     given = given_teachers(parts, teachers)
     before = [state_of(model) for model in given.values()] if teachers == "memory" else []
     with watched_teachers() as (loaded, placed):
@@ -99,8 +98,8 @@ def train(out: Path, parts: Path, student: str) -> dict:
         )
         gc.collect()
         found: dict = {"alive_before_training": sum(model() is not None for model in loaded)}
-        if not teachers.startswith("stream"):
-            found["margins"] = trainer.train_dataset["teacher_margin"][:]
+        found["margins"] = trainer.train_dataset["teacher_margin"][:]
+        found["shown"] = trainer._shown is not None
         if teachers == "memory":
             found["changed"] = [state_of(model) for model in given.values()] != before
         found["cached"] = len(list((out / "run/teacher_margins").glob("*.npy")))
@@ -126,7 +125,6 @@ def train_all(out: Path, parts: str, *students: str) -> dict:
 
 
 STUDENTS = [f"{kind}-{teachers}" for kind in ("full", "lora") for teachers in ("checkpoints", "adapters", "column")]
-STREAMS = ["lora-stream-checkpoints", "full-stream-adapters"]
 MODES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 QUICK = {
     "ddp": ["lora-checkpoints"],
@@ -139,7 +137,7 @@ def combinations() -> list:
     found = []
     for mode in MODES:
         quick = QUICK.get(mode, [])
-        for student in [*STUDENTS, *STREAMS, "full-memory"]:
+        for student in [*STUDENTS, "full-memory"]:
             marks = [] if student in quick else [pytest.mark.slow]
             if mode.startswith("zero"):
                 marks.append(needs_deepspeed)
@@ -211,7 +209,7 @@ def test_numbers_are_those_of_one_process(run, single, parts):
     for found in seen:
         assert found["losses"][0] == pytest.approx(expected["losses"][0], abs=rounding(expected["losses"][0]))
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4)
-        assert found.get("margins") == expected.get("margins")  # to the last bit
+        assert found["margins"] == expected["margins"]  # to the last bit
         np.testing.assert_allclose(found["rewards"], expected["rewards"], atol=1e-3)
         assert found["accuracy"] == expected["accuracy"]
     assert len(expected["losses"]) == NUM_STEPS
@@ -248,7 +246,8 @@ def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
             else:
                 assert placed["share"] == 1
                 assert placed["sharded_layers"] == 0
-        kept = {"column": 0}.get(teachers, 0 if teachers.startswith("stream") else len(GROUPS))
+        assert found["shown"] == (teachers != "column")
+        kept = 0 if teachers == "column" else len(GROUPS)
         if teachers == "memory":
             assert found["changed"] is False
             kept = 0 if mode == "zero3" else kept  # cut up by ZeRO-3, a model in memory cannot be told from another one
@@ -275,7 +274,7 @@ def test_what_is_saved_is_the_student_alone_and_gives_the_same_rewards(run):
     assert not [path for path in (out / "trained").rglob("*") if path.is_dir()]  # adapters with other names have folders
     model = AutoModelForSequenceClassification.from_pretrained(out / "trained", num_labels=1).eval()
     tokenizer = AutoTokenizer.from_pretrained(out / "trained")
-    args = options(out / "run", num_history=0 if "stream" in student else None)
+    args = options(out / "run")
     trainer = PAFORewardTrainer(model, args, eval_dataset=evaluation_pairs(), processing_class=tokenizer)
     pairs = naive_pairs(model, trainer.eval_dataset)
     np.testing.assert_allclose(
@@ -286,4 +285,4 @@ def test_what_is_saved_is_the_student_alone_and_gives_the_same_rewards(run):
 def test_every_process_says_the_same(run):
     _, _, seen, _ = run
     for key in ("losses", "margins", "rewards", "accuracy"):
-        assert seen[0].get(key) == seen[1].get(key)
+        assert seen[0][key] == seen[1][key]

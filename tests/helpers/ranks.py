@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -183,17 +183,11 @@ def make_parts(folder: Path) -> None:
         AutoTokenizer.from_pretrained(student).save_pretrained(folder / "adapters" / group)
 
 
-def training_pairs(teachers: str) -> Dataset | IterableDataset:
+def training_pairs(teachers: str) -> Dataset:
     # A whole number of batches: accelerate fills up the last one with copies, as it does for RewardTrainer.
     shape = {"num_users": 8, "pairs_per_user": NUM_STEPS * GLOBAL_BATCH // 8}
-    if teachers.startswith("stream"):
-        return make_pairs(**shape, history=0).map(_as_messages).to_iterable_dataset()
     rows = make_pairs(**shape)
     return with_margins(rows) if teachers == "column" else rows
-
-
-def _as_messages(row: dict[str, str]) -> dict[str, Any]:
-    return {k: [{"role": "user" if k == "prompt" else "assistant", "content": row[k]}] for k in ("prompt", "chosen", "rejected")}
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class TestRealTrainings:
             assert (folder / path).exists(), path
         for path in ("results.json", "results.md", "majority_minority.png", "pafo.jsonl"):
             assert (folder / "results" / path).stat().st_size > 0
-        for path, num_history in (("bradley_terry", 0), ("personalized_bt", 1), ("../teachers/minority", 1), ("pafo", 1)):
+        for path, num_history in (("bradley_terry", 0), ("personalized_bt", 1), ("../teachers/minority", 0), ("pafo", 1)):
             record = remembered(load_tokenizer(str(folder / "models" / path)))
             assert (record["inputs"], record["num_history"]) == ("messages", num_history)
         assert list(results["methods"]) == ["bradley_terry", "personalized_bt", "pafo", "group_routed"]
@@ -281,17 +281,17 @@ class TestTeachers:
         assert "Teacher of minority: cannot be judged on" in said
         assert "nothing is distilled, the shared model is kept. Hold out more of them" in said
 
-    def test_own_group_distillation_has_no_counterfactual_rows(self, run, monkeypatch):
+    def test_own_group_distillation_draws_no_histories(self, run, monkeypatch):
         train_nothing(monkeypatch)
-        original, shares = stages.Run._train, {}
+        original, found = stages.Run._train, {}
 
         def spy(self, out, title, *args, changes=None, **kwargs):
-            shares[title] = (changes or {}).get("counterfactual_share", "as asked for")
+            found[title] = (changes or {}).get("conditioning", "as asked for")
             return original(self, out, title)
 
         monkeypatch.setattr(stages.Run, "_train", spy)
         run(methods=["personalized_bt", "pafo_own_group", "pafo"])()
-        assert (shares["PAFO"], shares["PAFO, own group only"]) == ("as asked for", 0.0)
+        assert (found["PAFO"], found["PAFO, own group only"]) == ("as asked for", "own")
 
     def test_given_teachers_are_used_and_not_trained(self, run, trained, tmp_path):
         teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
@@ -304,9 +304,9 @@ class TestTeachers:
         with pytest.raises(TeacherError, match="No teacher for the group 'minority'"):
             run(teachers={"majority": folder})()
         tokenizer = load_tokenizer(folder)
-        HistoryCutter(tokenizer, 0).remember("text")
+        HistoryCutter(tokenizer, 2).remember()
         tokenizer.save_pretrained(folder)
-        with pytest.raises(TeacherError, match=r"trained on text without histories, .* messages with up to 1 past pairs"):
+        with pytest.raises(TeacherError, match="was trained on rows with histories"):
             run(teachers={"majority": folder, "minority": folder})()
         assert trained == []
 

@@ -127,7 +127,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
 @pytest.mark.parametrize(
     ("run", "options", "unused"),
     [
-        (BASELINES, {"alpha": 0.5, "teacher_scale": "rms"}, "--alpha, --teacher_scale"),
+        (BASELINES, {"alpha": 0.5, "tau": 0.5}, "--alpha, --tau"),
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
         ({"teacher_start": "warm"}, {"teachers": {"many": "x"}}, "--teacher_start"),
         ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5}, None),

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import make_pairs
+from datasets import Dataset
+from helpers.parts import make_pairs, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.history import HistoryCutter, remembered, render_history
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import TeacherError
 from trl_pafo.models import safe_loading
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_inputs, check_teacher
+from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
 
 
 @pytest.fixture
@@ -146,72 +147,75 @@ class TestQuantizedBase:
         assert QuantizedBase.of(adapted) == QuantizedBase(decoder, self.HOW)
 
 
-def inputs_of(what: str = "messages", num_history: int | None = 2, max_tokens: int | None = None, fields=("chosen",)) -> dict:
-    order = [name for name in ("prompt", "chosen", "rejected") if name in fields]
-    return {"inputs": what, "num_history": num_history, "max_tokens": max_tokens, "fields": order}
-
-
-class TestInputs:
-    """What a teacher was trained to read, which its tokenizer remembers, against what the student is trained on."""
+class TestReading:
+    """A teacher reads pairs as its own training did, whatever the student is shown."""
 
     @pytest.fixture
     def teacher(self, decoder, tmp_path):
-        def make(inputs: dict | None) -> Teacher:
+        def make(inputs: str | None, num_history: int | None = 0, base: str = decoder) -> Teacher:
             folder = tmp_path / "teacher"
-            shutil.copytree(decoder, folder, dirs_exist_ok=True)
+            shutil.copytree(base, folder, dirs_exist_ok=True)
             if inputs is not None:
                 tokenizer = AutoTokenizer.from_pretrained(folder)
-                how = {key: value for key, value in inputs.items() if key != "inputs"}
-                HistoryCutter(tokenizer, **how).remember(inputs["inputs"])
+                HistoryCutter(tokenizer, num_history, fields=["chosen"]).remember(inputs)
                 tokenizer.save_pretrained(folder)
             return Teacher("minority", str(folder))
 
         return make
 
+    @pytest.fixture
+    def student(self):
+        tokenizer = make_tokenizer("decoder")
+        HistoryCutter(tokenizer, 2).remember()  # which is nobody else's
+        return tokenizer
+
+    ROW = make_pairs(history=2)[0]
+
+    def expected(self, messages: bool, past: int = 0) -> list[int]:
+        tokenizer = add_history_template(make_tokenizer("decoder"))
+        if not messages:
+            return tokenizer(self.ROW["prompt"] + self.ROW["chosen"] + tokenizer.eos_token)["input_ids"]
+        history = [{"chosen": entry["chosen"]} for entry in self.ROW["history"][:past]]
+        turns = [{"role": "user", "content": self.ROW["prompt"]}, {"role": "assistant", "content": self.ROW["chosen"]}]
+        return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, history=history)["input_ids"]
+
     @pytest.mark.parametrize(
-        ("trained", "student", "words"),
+        ("inputs", "num_history", "messages", "past"),
         [
-            (inputs_of("text", 0), inputs_of(num_history=0), "on text without histories, .* on messages without"),
-            (
-                inputs_of(num_history=0),
-                inputs_of(),
-                r"messages without histories, .* messages with up to 2 past pairs \(chosen\)",
-            ),
-            (inputs_of(num_history=None), inputs_of(num_history=0), "messages with all past pairs .* messages without histories"),
-            (inputs_of(fields=["chosen", "rejected"]), inputs_of(), r"\(chosen, rejected\), .* \(chosen\)"),
+            ("messages", 0, True, 0),
+            ("text", 0, False, 0),
+            (None, None, False, 0),
+            ("messages", 1, True, 1),
+            ("messages", None, True, 2),
         ],
-        ids=["texts", "teacher without", "student without", "fields"],
     )
-    def test_other_inputs_are_refused_with_both_named(self, teacher, trained, student, words):
-        with pytest.raises(TeacherError, match=f"teacher of group 'minority' .*{words}.* `teacher_margin` column"):
-            check_inputs(teacher(trained), student)
+    def test_texts_or_messages_with_the_past_pairs_that_it_was_trained_on(
+        self, teacher, student, inputs, num_history, messages, past
+    ):
+        made = teacher(inputs, num_history)
+        assert made.reads_history == bool(past)
+        assert made.read(Dataset.from_list([self.ROW]), student)["chosen_ids"][0] == self.expected(messages, past)
 
-    @pytest.mark.parametrize("student", [inputs_of(num_history=3), inputs_of(num_history=None), inputs_of(max_tokens=9)], ids=str)
-    def test_other_numbers_are_told(self, teacher, student, caplog):
-        check_inputs(teacher(inputs_of()), student)
-        assert "was trained on messages with up to 2 past pairs (chosen), the student is trained on messages with" in caplog.text
+    def test_rendered_rows_are_read_without_what_was_rendered(self, teacher, student):
+        rows = render_history(Dataset.from_list([self.ROW]), HistoryCutter(add_history_template(student), 2, fields=["chosen"]))
+        assert teacher("messages").read(rows, student)["chosen_ids"][0] == self.expected(True)
+        in_memory = Teacher("a", AutoModelForSequenceClassification.from_pretrained(teacher(None).source))
+        assert in_memory.read(rows, student)["chosen_ids"][0] == self.expected(True)
+        assert remembered(student)["num_history"] == 2
 
-    def test_the_same_and_what_nobody_knows_is_taken(self, teacher, caplog):
-        check_inputs(teacher(None), inputs_of())
-        check_inputs(Teacher("a", torch.nn.Linear(1, 1)), inputs_of())
-        check_inputs(teacher(inputs_of()), None)
-        check_inputs(teacher(inputs_of()), inputs_of())
-        check_inputs(teacher(inputs_of("text", 0)), inputs_of("text", 0, fields=["prompt"]))
-        assert not caplog.records
+    def test_one_of_another_family_has_a_tokenizer_of_its_own(self, teacher, student, encoder):
+        made = teacher("messages", base=encoder)
+        check_teacher(made, student)
+        found = made.read(Dataset.from_list([self.ROW]), student)["chosen_ids"][0]
+        assert found != self.expected(True)
+        assert self.ROW["chosen"] in made.tokenizer.decode(found)
 
-    def test_of_histories_that_came_cut_only_longer_ones_are_told(self, teacher, caplog):
-        check_inputs(teacher(inputs_of(max_tokens=9)), inputs_of(num_history=1), as_found=True)
-        assert not caplog.records
-        check_inputs(teacher(inputs_of()), inputs_of(num_history=3), as_found=True)
-        assert "up to 3 past pairs" in caplog.text
+    def test_tokens_are_taken_as_they_are(self, teacher, student):
+        rows = Dataset.from_dict({"chosen_ids": [[1, 2]], "rejected_ids": [[3]], "group": ["a"]})
+        assert teacher("messages").read(rows, student).to_list() == [{"chosen_ids": [1, 2], "rejected_ids": [3]}]
 
-    @pytest.mark.parametrize("stream", [False, True])
-    def test_the_trainer_refuses_before_a_teacher_is_loaded(self, teacher, decoder, training, tmp_path, stream):
-        """A teacher that was trained without histories would be given the student's tokens, which have them."""
-        rows = make_pairs(history=2)
-        teachers = dict.fromkeys(rows.unique("group"), teacher(inputs_of(num_history=0)).source)
-        if stream:
-            tokenizer = AutoTokenizer.from_pretrained(decoder)
-            rows = render_history(rows, HistoryCutter(tokenizer, 2)).to_iterable_dataset()
-        with pytest.raises(TeacherError, match=r"trained on messages without histories, the student is trained on messages with"):
-            PAFORewardTrainer(decoder, PAFOConfig(str(tmp_path / "out"), **training), train_dataset=rows, teachers=teachers)
+    def test_one_that_needs_a_history_cannot_judge_a_pair_alone(self, teacher, student):
+        made = teacher("messages", 2)
+        check_teacher(made, student)
+        with pytest.raises(TeacherError, match=r"was trained on rows with histories.*num_history=0\), or set conditioning='own'"):
+            check_teacher(made, student, alone=True)

@@ -46,7 +46,7 @@ REWARD = {
     *("model_init_kwargs", "trust_remote_code", "chat_template_path", "disable_dropout", "eos_token", "max_length"),
     *("center_rewards_coefficient", "pad_token"),
 }
-PAFO = {*STUDENT_OPTIONS, "num_history", "history_max_tokens", "history_fields", "best_checkpoint"}
+PAFO = {*STUDENT_OPTIONS, "num_history", "min_num_history", "history_max_tokens", "history_fields", "best_checkpoint"}
 MODEL = {
     *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
     *("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
@@ -168,11 +168,8 @@ def test_options_of_the_student_ask_for_no_other_teachers():
         "alpha": 0.5,
         "distillation_loss": "mse",
         "distillation_temperature": 2.0,
-        "condition": "correct",
-        "counterfactual_share": 0.5,
-        "counterfactual_weight": 0.5,
-        "teacher_scale": "rms",
-        "teacher_margin_clip": 3.0,
+        "conditioning": "own",
+        "tau": 0.5,
     }
     assert set(other) == set(STUDENT_OPTIONS)
     one, model = PAFOConfig("a", **CPU), ModelConfig()

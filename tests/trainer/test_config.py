@@ -12,8 +12,8 @@ from trl import RewardConfig, TrlParser
 from trl_pafo import PAFOConfig
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.errors import ConfigError
-from trl_pafo.trainer.config import PREFIX_SHARING, TEACHER_SCALES
-from trl_pafo.trainer.losses import CONDITIONS, DISTILLATION_LOSSES
+from trl_pafo.trainer.config import CONDITIONINGS, PREFIX_SHARING
+from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 
 CPU = {"use_cpu": True, "bf16": False}
 ON_CPU = ["--use_cpu", "true", "--bf16", "false"]
@@ -30,7 +30,7 @@ def parse(*argv):
 
 
 class TestValues:
-    @pytest.mark.parametrize("name", ["alpha", "counterfactual_share"])
+    @pytest.mark.parametrize("name", ["alpha", "tau"])
     @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
     def test_shares_are_between_0_and_1(self, name, value, tmp_path):
         with pytest.raises(ConfigError, match=rf"`{name}` must be in \[0, 1\], got {value}"):
@@ -40,8 +40,7 @@ class TestValues:
         ("name", "choices"),
         [
             ("distillation_loss", tuple(DISTILLATION_LOSSES)),
-            ("condition", CONDITIONS),
-            ("teacher_scale", TEACHER_SCALES),
+            ("conditioning", CONDITIONINGS),
             ("prefix_sharing", PREFIX_SHARING),
         ],
     )
@@ -54,12 +53,10 @@ class TestValues:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"counterfactual_weight": -0.1}, r"`counterfactual_weight` must be in \[0, inf\]"),
-            ({"counterfactual_weight": math.nan}, "`counterfactual_weight` must be in"),
             ({"distillation_temperature": 0.0}, "`distillation_temperature` must be above 0"),
             ({"distillation_temperature": math.nan}, "`distillation_temperature` must be above 0"),
-            ({"teacher_margin_clip": 0.0}, "`teacher_margin_clip` must be above 0"),
-            ({"teacher_margin_clip": math.nan}, "`teacher_margin_clip` must be above 0"),
+            ({"min_num_history": -1}, r"`min_num_history` must be from 0 to `num_history` \(None\)"),
+            ({"min_num_history": 3, "num_history": 2}, r"`min_num_history` must be from 0 to `num_history` \(2\)"),
             ({"num_history": -1}, "`num_history` must be at least 0"),
             ({"history_max_tokens": 0}, "`history_max_tokens` must be at least 1"),
             ({"history_fields": []}, "`history_fields` must be some of prompt, chosen, rejected"),
@@ -87,14 +84,14 @@ class TestCommandLine:
             "output_dir": str(tmp_path),
             "teachers": {"majority": "a", "minority": "b"},
             "history_fields": ["chosen"],
-            "counterfactual_share": 0.5,
+            "tau": 0.5,
         }
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(options))
-        args = parse("--config", str(file), "--counterfactual_share", "0.25")
+        args = parse("--config", str(file), "--tau", "0.25")
         assert args.teachers == options["teachers"]
         assert args.history_fields == ["chosen"]
-        assert args.counterfactual_share == 0.25  # the command line takes precedence
+        assert args.tau == 0.25  # the command line takes precedence
 
     def test_paths_of_teachers_are_written_as_texts(self, tmp_path):
         args = config(tmp_path, teachers={0: tmp_path / "a", "minority": "b"})

@@ -78,25 +78,36 @@ def test_datasets_are_checked_for_gaps_once_and_let_go(preparer, monkeypatch):
 # --- histories
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_with_teachers_each_pair_is_also_shown_under_the_other_group(preparer, share):
-    rows = prepare(preparer(BOTH, counterfactual_share=share), make_pairs())
-    if not share:
-        assert len(rows) == 30
-        return
-    assert len(rows) == 60
-    assert sum(rows["has_label"]) == 30
-    donors = {"majority": "please kindly sir", "minority": "haha lol whee"}
-    for row in rows:  # the history is one of the row's group, whoever has judged the pair
-        assert row["chat_template_kwargs"]["history"][0]["chosen"].endswith(donors[row["group"]])
-        assert row["prompt"][0]["role"] == "user"
+def test_rows_are_kept_for_teachers_and_for_drawn_histories_alone(preparer):
+    rows = make_pairs()
+    for groups, options, kept in (
+        ((), {}, False),
+        ((), {"min_num_history": 1}, True),
+        (BOTH, {}, True),
+        (BOTH, {"conditioning": "own"}, True),
+        (BOTH, {"alpha": 1.0}, False),
+    ):
+        made = preparer(groups, **options)
+        tokenized = prepare(made, rows)
+        assert len(tokenized) == 30
+        assert (made.rows is not None) == kept
+        if kept:
+            assert made.rows.given["history"] == rows["history"]
+            assert made.rows.messages[7]["chat_template_kwargs"] == tokenized[7]["chat_template_kwargs"]
 
 
-def test_with_three_groups_each_pair_is_shown_three_times(preparer):
-    rows = make_pairs(num_users=9, num_minority=3)
-    group = ["rare" if user == "user-8" else g for user, g in zip(rows["user"], rows["group"], strict=True)]
-    rows = rows.remove_columns("group").add_column("group", group)
-    assert len(prepare(preparer((*BOTH, "rare")), rows)) == 3 * len(rows)
+def test_a_column_of_margins_names_the_groups(preparer):
+    made = preparer()
+    made.check(WITH_MARGINS, None)
+    assert made.groups == list(BOTH)
+    assert made.draws_donors
+    for options in ({"conditioning": "own"}, {"num_history": 0}):
+        assert not _checked(preparer(**options), WITH_MARGINS).draws_donors
+
+
+def _checked(made, rows):
+    made.check(rows, None)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -124,13 +135,6 @@ def test_streams_are_read_as_the_training_was(preparer):
         made.prepare(as_messages(TEXTS).to_iterable_dataset(), tokenizer, "eval", by_trl)
 
 
-def test_rows_without_a_label_are_neither_evaluated_nor_learnt_from(preparer):
-    rows = TEXTS.add_column("has_label", [number % 3 > 0 for number in range(30)])
-    assert [len(part) for part in prepare(preparer(), rows, rows)] == [20, 20]
-    with_margins = rows.add_column("teacher_margin", [1.0] * 30)
-    assert [len(part) for part in prepare(preparer(), with_margins, rows)] == [30, 20]  # teachers can judge them
-
-
 def test_groups_become_texts(preparer):
     rows = TEXTS.remove_columns("group").add_column("group", [number % 2 for number in range(30)])
     made = preparer()
@@ -149,14 +153,11 @@ def test_pairs_dropped_for_length_are_counted_by_group(preparer, caplog):
         for i, (group, chosen) in enumerate(zip(rows["group"], rows["chosen"], strict=True))
     ]
     rows = rows.remove_columns("chosen").add_column("chosen", long)
-    made = preparer(BOTH, counterfactual_share=0.0, max_length=150)
-    prepare(made, rows)
+    made = preparer(BOTH, max_length=150)
+    assert prepare(made, rows)["user"] == made.rows.given["user"][:]
+    assert len(made.rows.messages) == 25
     assert made.dropped == {"train": {"minority": 5}}
     assert "minority: 5 of 10 (50.0%). Raise" in caplog.text
-    made = preparer(BOTH, max_length=150)
-    gone = 60 - len(prepare(made, rows)) - 5
-    assert made.dropped["train"] == {"minority": 5}  # a pair under another history is no pair of that group
-    assert f"minority: 5 of 10 (50.0%); counterfactual rows: {gone} of 30 ({gone / 30:.1%})." in caplog.text
     with pytest.raises(ConfigError, match="No pair of the train dataset is within max_length=3"):
         prepare(preparer(max_length=3), rows)
 
@@ -167,6 +168,7 @@ def test_pairs_dropped_for_length_are_counted_by_group(preparer, caplog):
 FULL = make_pairs()
 FIRST = FULL[0]
 TOKENIZED = IDS.add_column("group", list(BOTH)).add_column("history", [FIRST["history"]] * 2)
+WITH_MARGINS = FULL.add_column("teacher_margins", [{"majority": 1.0, "minority": -1.0}] * 30)
 RENDERED = TEXTS.add_column("chat_template_kwargs", [{"history": FIRST["history"]}] * 30)
 
 
@@ -187,7 +189,13 @@ def with_first(**changes) -> Dataset:
         (FULL.remove_columns("rejected"), BOTH, {}, DataError, "lacks the column rejected"),
         (FULL.remove_columns("prompt"), BOTH, {}, DataError, "so it needs an explicit prompt; it lacks the column prompt"),
         (TEXTS, BOTH, {}, DataError, "has `teachers` and no histories"),
-        (FULL.add_column("teacher_margin", [1.0] * 30), BOTH, {}, DataError, "so `teachers` would have no effect"),
+        (
+            FULL.add_column("teacher_margin", [1.0] * 30),
+            BOTH,
+            {},
+            DataError,
+            "from `teacher_margin` and `teachers`. Give one of them",
+        ),
         (
             FULL.add_column("teacher_margin", [float("nan")] * 30),
             (),
@@ -195,24 +203,39 @@ def with_first(**changes) -> Dataset:
             DataError,
             "row 0: `teacher_margin` is not a finite number",
         ),
-        (IDS.add_column("teacher_margin", [1.0, 2.0]), (), {"teacher_scale": "rms"}, DataError, "'rms' needs groups.* lacks"),
-        (TOKENIZED, BOTH, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
-        (FULL.to_iterable_dataset(), (), {}, DataError, "write it into `chat_template_kwargs` first"),
         (
-            TEXTS.remove_columns("group").to_iterable_dataset(),
+            FULL.add_column("teacher_margins", [{"majority": 1.0, "minority": None}] * 30),
+            (),
+            {},
+            DataError,
+            "row 0: `teacher_margins` must hold a finite number for each group",
+        ),
+        (
+            FULL.add_column("teacher_margins", [{"majority": 1.0}] * 30),
+            (),
+            {},
+            TeacherError,
+            "No teacher for the group 'minority'",
+        ),
+        (
+            WITH_MARGINS,
+            (),
+            {"conditioning": "posterior"},
+            DataError,
+            r"without `teachers`\) lacks the column history_log_likelihood",
+        ),
+        (TOKENIZED, BOTH, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
+        (TOKENIZED, (), {"min_num_history": 0}, DataError, "is tokenized, so the number of past pairs cannot be drawn"),
+        (
+            RENDERED,
             BOTH,
             {},
             DataError,
-            r"a stream, with `teachers`\) lacks the column group",
+            r"to be shown under other histories; or set conditioning='own'\) lacks the column history",
         ),
-        (TEXTS.to_iterable_dataset(), BOTH, {}, DataError, "has `teachers` and no histories"),
-        (
-            TEXTS.to_iterable_dataset(),
-            BOTH,
-            {"teacher_scale": "rms"},
-            ConfigError,
-            "needs the margins of all rows before training",
-        ),
+        (FULL.to_iterable_dataset(), BOTH, {}, DataError, "is a stream, whose pairs no teacher can score before"),
+        (TEXTS.to_iterable_dataset(), (), {"min_num_history": 1}, ConfigError, "which a stream cannot do"),
+        (FULL.to_iterable_dataset(), (), {}, DataError, "write it into `chat_template_kwargs` first"),
         (RENDERED.to_iterable_dataset(), (), {}, DataError, "holds texts with a `history` .*, which only messages show"),
     ],
 )
@@ -228,20 +251,17 @@ def test_with_alpha_one_nothing_is_asked_of_teachers(preparer):
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "as_found"),
+    ("rows", "options", "expected"),
     [
-        (make_pairs(), {}, False),
-        (TEXTS, {"num_history": 0}, False),
-        (TEXTS.to_iterable_dataset(), {"num_history": 0}, True),
-        (as_messages(TEXTS).to_iterable_dataset(), {"num_history": 0}, None),  # later rows may have a history
-        (IDS.add_column("group", list(BOTH)), {}, None),  # how they were made is not known
+        (FULL, {}, {"shares_tokens": False, "alone": True}),
+        (FULL, {"conditioning": "own"}, {"shares_tokens": False, "alone": False}),
+        (IDS.add_column("group", list(BOTH)), {"conditioning": "own"}, {"shares_tokens": True, "alone": False}),
     ],
 )
-def test_teachers_are_asked_whether_they_read_such_rows(preparer, monkeypatch, rows, options, as_found):
+def test_teachers_are_asked_whether_they_can_score_such_rows(preparer, monkeypatch, rows, options, expected):
     asked = []
-    monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer: asked.append(teacher))
-    monkeypatch.setattr(module, "check_inputs", lambda teacher, found, as_found: asked.append(as_found))
+    monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer, **how: asked.append((teacher, how)))
     made = preparer(BOTH, **options)
     made.check(rows, None)
     made.check_teachers({"majority": "A", "minority": "B"}, make_tokenizer("decoder"))
-    assert asked == ["A", "B", *([] if as_found is None else [as_found] * 2)]
+    assert asked == [("A", expected), ("B", expected)]

@@ -19,8 +19,9 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.teachers.posterior import GroupLikelihood
 from trl_pafo.trainer import ExactRewardTrainer
-from trl_pafo.trainer.losses import CONDITIONS, pafo_loss
+from trl_pafo.trainer.losses import pafo_loss
 
 GROUPS = ("majority", "minority")
 
@@ -104,34 +105,86 @@ def test_takes_a_reward_config_and_no_config(encoder, training, tmp_path, monkey
 # --- distillation
 
 
-def test_the_loss_equals_the_formula_on_plain_forwards(trainer, pairs, teachers):
-    """Against margins of student and teachers computed one row at a time; each pair is also shown under the other group."""
-    rows = trainer.train_dataset
-    assert len(rows) == 2 * len(pairs)
-    kinds = {(row["group"], row["has_label"]): row for row in rows}
-    assert set(kinds) == {(group, labeled) for group in GROUPS for labeled in (True, False)}
-    picked = list(kinds.values())
+def margin(folder: str, chosen: list[int], rejected: list[int]) -> float:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        rewards = [model(torch.tensor([ids])).logits.item() for ids in (chosen, rejected)]
+    return rewards[0] - rewards[1]
 
-    def margin(folder, row):
-        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        with torch.no_grad():
-            chosen, rejected = (model(torch.tensor([row[k]])).logits.item() for k in ("chosen_ids", "rejected_ids"))
-        return chosen - rejected
 
-    of_teachers = [margin(teachers[row["group"]], row) for row in picked]
+def alone(folder: str, row: dict) -> tuple[list[int], list[int]]:
+    """A pair as a teacher that was trained elsewhere reads it: texts, no history."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tuple(
+        tokenizer(row["prompt"] + row[side] + (tokenizer.eos_token or ""))["input_ids"] for side in ("chosen", "rejected")
+    )
+
+
+def posterior_of(
+    history: list[dict], likelihood: GroupLikelihood, shares: list[float], tau: float, teachers: dict
+) -> list[float]:
+    scores = [
+        [sum(-math.log1p(math.exp(-margin(folder, *alone(folder, past)))) for past in history) for folder in teachers.values()]
+    ]
+    logits = likelihood.log_likelihood(scores)[0] + (1 - tau) * np.log(shares)
+    return (np.exp(logits) / np.exp(logits).sum()).tolist()
+
+
+@pytest.mark.parametrize("conditioning", ["own", "counterfactual", "posterior"])
+def test_the_loss_equals_the_formula_on_plain_forwards(encoder, teachers, training, tmp_path, conditioning, monkeypatch):
+    """Student and teachers score one pair at a time; each showing is of a pair, and of the user whose history it has."""
+    fitted = []
+    fit = GroupLikelihood.fit
+    monkeypatch.setattr(GroupLikelihood, "fit", lambda *given: fitted.append(fit(*given)) or fitted[0])
+    rows = make_pairs(num_users=5, pairs_per_user=2, num_minority=2)
+    args = PAFOConfig(str(tmp_path / "out"), distillation_loss="mse", conditioning=conditioning, tau=0.5, **training)
+    trainer = PAFORewardTrainer(encoder, args, train_dataset=rows, teachers=teachers)
+    if conditioning == "own":
+        shown, picked = [(row, row) for row in range(10)], [trainer.train_dataset[row] for row in range(10)]
+    else:
+        dataset = trainer.get_train_dataloader().dataset
+        shown, picked = [dataset.draw(row, 1)[:2] for row in range(10)], [dataset[10 + row] for row in range(10)]
+        assert 2 < sum(row != donor for row, donor in shown) < 8
+    targets = []
+    for row, donor in shown:
+        said = [margin(folder, *alone(folder, rows[row])) for folder in teachers.values()]
+        if conditioning == "posterior":
+            q = posterior_of(rows[donor]["history"], fitted[0], [0.6, 0.4], 0.5, teachers)
+            p = sum(weight / (1 + math.exp(-d)) for weight, d in zip(q, said, strict=True))
+            targets.append(math.log(p / (1 - p)))
+        else:
+            targets.append(said[GROUPS.index(rows["group"][donor])])
     # These are differences of rewards of up to a hundred.
-    assert [row["teacher_margin"] for row in picked] == pytest.approx(of_teachers, abs=rounding(100))
+    assert [row["teacher_margin"] for row in picked] == pytest.approx(targets, abs=rounding(100), rel=1e-3)
     expected = pafo_loss(
-        torch.tensor([margin(trainer.model.config._name_or_path, row) for row in picked]),
-        torch.tensor(of_teachers),
-        torch.tensor([row["has_label"] for row in picked]),
+        torch.tensor([margin(encoder, row["chosen_ids"], row["rejected_ids"]) for row in picked]),
+        torch.tensor(targets),
+        torch.tensor([row == donor for row, donor in shown]),
         alpha=trainer.args.alpha,
         distillation_loss="mse",
-        counterfactual_weight=trainer.args.counterfactual_weight,
     )
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(picked))
-    assert loss.item() == pytest.approx(expected.loss.item(), abs=rounding(100))
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=rounding(100), rel=1e-3)
+
+
+def test_margins_in_a_column_are_those_of_the_teachers(encoder, pairs, teachers, training, tmp_path):
+    margins = [{group: 1.0 + i if group == "majority" else -1.0 - i for group in GROUPS} for i in range(len(pairs))]
+    likelihood = [{"majority": 0.0, "minority": math.log(3.0)}] * len(pairs)
+    rows = pairs.add_column("teacher_margins", margins).add_column("history_log_likelihood", likelihood)
+    for conditioning in ("own", "counterfactual", "posterior"):
+        args = PAFOConfig(str(tmp_path / conditioning), conditioning=conditioning, **training)
+        trainer = PAFORewardTrainer(encoder, args, train_dataset=rows)
+        dataset = trainer.get_train_dataloader().dataset
+        for row in range(len(pairs)):
+            donor = row if conditioning == "own" else dataset.draw(row, 0).donor
+            found = trainer.train_dataset[row] if conditioning == "own" else dataset[row]
+            expected = margins[row][pairs["group"][donor]]
+            if conditioning == "posterior":
+                p = sum(q / (1 + math.exp(-d)) for q, d in zip((0.25, 0.75), margins[row].values(), strict=True))
+                expected = math.log(p / (1 - p))
+            assert found["teacher_margin"] == pytest.approx(expected, rel=1e-5)
+    assert [found.share for found in trainer.teacher_agreement] == [1.0, 0.0]
 
 
 def test_student_learns_what_the_teachers_say(encoder, training, tmp_path):
@@ -157,22 +210,19 @@ def first_log(trainer, batch) -> dict:
     return logs
 
 
-@pytest.mark.parametrize("condition", CONDITIONS)
-def test_logged_parts_are_means_over_the_rows_that_count(trainer, condition):
+def test_logged_parts_are_means_over_the_rows_that_count(trainer):
     """Rows without a label do not make the Bradley-Terry part smaller; the loss divides both parts by all rows, as ever."""
     batch = next(iter(trainer.get_train_dataloader()))
     batch["has_label"] = torch.tensor([True, False, True, False])
     batch["teacher_margin"] = torch.tensor([2.0, -1.0, -3.0, 0.5])
-    weight = [1.0, 0.5, 1.0 if condition == "group" else 0.0, 0.5]
-    trainer.args.condition, trainer.args.counterfactual_weight = condition, 0.5
     with torch.no_grad():
         rewards = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).double()
     margin = (rewards[:4] - rewards[4:]).tolist()
     bradley_terry = [math.log1p(math.exp(-d)) for d in margin]
-    distilled = [w * (d - t) ** 2 for w, d, t in zip(weight, margin, batch["teacher_margin"].tolist(), strict=True)]
+    distilled = [(d - t) ** 2 for d, t in zip(margin, batch["teacher_margin"].tolist(), strict=True)]
     logs = first_log(trainer, batch)
     assert logs["bradley_terry_loss"] == pytest.approx((bradley_terry[0] + bradley_terry[2]) / 2, rel=rounding())
-    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / sum(weight), rel=rounding())
+    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / 4, rel=rounding())
     alpha = trainer.args.alpha
     loss = alpha * (bradley_terry[0] + bradley_terry[2]) / 4 + (1 - alpha) * sum(distilled) / 4
     assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, rel=rounding())
@@ -267,7 +317,6 @@ def test_evaluation_is_bradley_terry(encoder, pairs, teachers, training, tmp_pat
         encoder, PAFOConfig(str(tmp_path / "a"), **training), train_dataset=pairs, eval_dataset=pairs, teachers=teachers
     )
     metrics = trainer.evaluate()
-    assert len(trainer.eval_dataset) == len(pairs)  # no counterfactual rows in evaluation
     expected = naive_metrics(naive_pairs(trainer.model, trainer.eval_dataset))
     assert metrics["eval_loss"] == pytest.approx(expected["loss"], abs=rounding())
     assert "eval_distillation_loss" not in metrics

@@ -77,7 +77,7 @@ def test_bf16_is_near_and_its_teachers_are_scored_in_it(train):
     assert rough[1] != exact[1]
     margins = [run[0].train_dataset["teacher_margin"][:] for run in (exact, rough)]
     assert margins[0] != margins[1]
-    assert margins[1] == pytest.approx(margins[0], abs=0.3)
+    assert margins[1] == pytest.approx(margins[0], abs=0.3, rel=0.03)
 
 
 @pytest.mark.slow

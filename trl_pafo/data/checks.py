@@ -205,6 +205,24 @@ def _names(groups: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(groups)))
 
 
+def check_group_numbers(dataset: Dataset, column: str, what: str) -> list[str]:
+    """The groups that a column names, which holds a finite number for each of them in every row: `{"majority": 0.5, "minority": -1.0}`.
+
+    Raises:
+        DataError: If it holds something else; the message names the first such row.
+    """
+    names: list[str] = []
+    for number, row in enumerate(read_rows(dataset, [column])):
+        values = row[column]
+        if not isinstance(values, dict) or not all(isinstance(v, int | float) and math.isfinite(v) for v in values.values()):
+            raise DataError(
+                f'{what}, row {number}: `{column}` must hold a finite number for each group, such as {{"majority": 0.5, "minority": '
+                f"-1.0}}, got {values!r:.200}. Fill it, or leave such rows out."
+            )
+        names = names or sorted(values)
+    return names
+
+
 def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_FIELDS, may_lack: bool = False) -> int:
     """Raise [`DataError`] if a history cannot be shown, or, unless rows `may_lack` one, if there is none.
 

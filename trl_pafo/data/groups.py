@@ -216,9 +216,7 @@ def assign_groups(
 
 
 def count_by_group(dataset: Dataset) -> Counter[str]:
-    """Number of rows of each group, of those with a label; all under `"all"` without a `group` column."""
-    if "has_label" in dataset.column_names:
-        dataset = dataset.select(np.flatnonzero(dataset["has_label"][:]))
+    """Number of rows of each group; all under `"all"` without a `group` column."""
     if "group" not in dataset.column_names:
         return Counter(all=len(dataset))
     return Counter("no group" if group is None else group for group in dataset["group"][:])

@@ -153,6 +153,11 @@ def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     return record
 
 
+def forget(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take away what [`HistoryCutter.remember`] wrote."""
+    tokenizer.init_kwargs.pop(_RECORD, None)
+
+
 def history_problem(history: Any, fields: Sequence[str] = HISTORY_FIELDS) -> str | None:
     """What keeps a history from being shown with these fields; `None` where nothing does. No history is an empty one."""
     if history is None:

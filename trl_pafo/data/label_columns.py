@@ -1,4 +1,4 @@
-"""The columns `group` and `user` of a dataset, streaming or not, made text where its rows enter; `has_label` looked at."""
+"""The columns `group` and `user` of a dataset, streaming or not, made text where its rows enter."""
 
 from collections.abc import Collection
 from typing import Any
@@ -15,7 +15,7 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
     """A dataset whose columns `group` and `user`, where it has them, hold texts, or `None` where there is no label.
 
     See [`~trl_pafo.data.labels.as_label`] for what they may hold before; of a [`~datasets.ClassLabel`] column the names are taken.
-    A dataset whose columns hold nothing else already is returned as it is. The column `has_label` must be true or false, or 1 or 0.
+    A dataset whose columns hold nothing else already is returned as it is.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
@@ -26,8 +26,8 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
             Of these columns each row must have a label. A stream is checked as it is read.
 
     Raises:
-        DataError: If a label or `has_label` cannot be read, or one that is needed is missing (it names the row), or if the rows
-            would be read without a transform that they have.
+        DataError: If a label cannot be read, or one that is needed is missing (it names the row), or if the rows would be read
+            without a transform that they have.
     """
     if isinstance(dataset, IterableDataset):
         return _normalize_stream(dataset, what, needed)
@@ -38,9 +38,6 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
             f"{what} has a transform (`set_transform`, `with_transform`), which is not applied here. Apply it by `map`."
         )
     names, plain = dataset.column_names, dataset.with_format(None)
-    if "has_label" in names:
-        for row, value in enumerate(plain["has_label"][:]):
-            _check_truth(value, row, what)
     for name in LABEL_COLUMNS:
         if name not in names:
             continue
@@ -54,25 +51,14 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
     return dataset if dataset.column_names == names else dataset.select_columns(names)
 
 
-def _check_truth(value: Any, row: int, what: str) -> None:
-    plain = value.item() if hasattr(value, "item") else value
-    if not isinstance(plain, bool | int | float) or plain not in (0, 1):
-        raise DataError(
-            f"{what}, row {row}: `has_label` must be true, or false for a row that nobody judged, got {plain!r:.60}. Fill the "
-            "column, or leave it out if all rows have a label."
-        )
-
-
 def _normalize_stream(dataset: IterableDataset, what: str, needed: Collection[str]) -> IterableDataset:
     features = dataset.features
     columns = [name for name in LABEL_COLUMNS if features is None or name in features]
-    if features is not None and not columns and "has_label" not in features:
+    if features is not None and not columns:
         return dataset
     names = {name: label_names((features or {}).get(name)) for name in columns}
 
     def normalize(row: dict[str, Any], number: int) -> dict[str, str | None]:
-        if "has_label" in row:
-            _check_truth(row["has_label"], number, what)
         found = {}
         for name in columns:
             if name in row or name in needed:

@@ -21,7 +21,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import global_then_local_main_first
 
 from trl_pafo.data.messages import without_nones
-from trl_pafo.data.rows import rows_of_batch
+from trl_pafo.data.rows import read_rows, rows_of_batch
 from trl_pafo.errors import DataError
 
 ID_COLUMNS = ("chosen_ids", "rejected_ids")
@@ -84,10 +84,18 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
     return concatenate_datasets([dataset.with_format(None), ids], axis=1)
 
 
-def drop_long_pairs(dataset: Dataset, max_length: int) -> Dataset:
-    """The pairs of which both sequences have at most `max_length` tokens, in their order."""
-    fits = (sequence_lengths(dataset) <= max_length).all(axis=1)
-    return dataset if fits.all() else dataset.select(np.flatnonzero(fits))
+def rows_within(dataset: Dataset, max_length: int) -> NDArray[np.int64]:
+    """Numbers of the rows of which both sequences have at most `max_length` tokens, in their order."""
+    return np.flatnonzero((sequence_lengths(dataset) <= max_length).all(axis=1))
+
+
+def tokenize_all(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, what: str) -> Dataset:
+    """[`tokenize_pairs`], and plain texts too, row by row."""
+    tokenized = tokenize_pairs(dataset, tokenizer, title="training")
+    if ID_COLUMNS[0] in tokenized.column_names:
+        return tokenized
+    rows = [{f"{side}_ids": tokenize_row(tokenizer, row, side, what) for side in _SIDES} for row in read_rows(dataset)]
+    return Dataset.from_list(rows)
 
 
 def sequence_lengths(dataset: Dataset) -> NDArray[np.int64]:

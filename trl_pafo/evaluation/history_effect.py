@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from pyarrow.parquet import read_table
 
-from trl_pafo.data.counterfactual import counterfactual_rows
+from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.evaluation.rewards import SIDES, tokenize_rendered
@@ -127,8 +127,15 @@ def _entries(test: Dataset, pairs_per_group: int) -> Dataset:
     sample = test.select(rows).add_column("row", rows.tolist())
     if not {"history", "chat_template_kwargs"} <= set(test.column_names) or not any(sample["history"]):
         return sample.add_column("shown", [""] * len(sample))
-    entries = counterfactual_rows(sample, groups, 1.0, seed=0) if len(groups) > 1 else sample
-    return entries.add_column("shown", entries["group"][:])
+    draw, pairs = HistoryDraw(sample, sample, seed=0, tau=1.0), [(row, row) for row in range(len(sample))]
+    for place, name in enumerate(groups):
+        others = np.flatnonzero(np.asarray(sample["group"]) != name).tolist()
+        drawn = [(row, draw.donor(row, place, rng)) for row in others]
+        pairs += [(row, donor) for row, donor in drawn if donor is not None]
+    judged, donors = np.array(pairs).T
+    histories = sample.select_columns(["history", "chat_template_kwargs"]).select(donors)
+    entries = concatenate_datasets([sample.remove_columns(histories.column_names).select(judged), histories], axis=1)
+    return entries.add_column("shown", np.asarray(sample["group"])[donors].tolist())
 
 
 def _within(entries: Dataset, sources: Iterable[Path]) -> Dataset:

@@ -11,12 +11,11 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike
 
-from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.history import history_of, rows_as_messages, without_history
-from trl_pafo.data.messages import content_key
 from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
+from trl_pafo.teachers.targets import past_pairs
 
 
 @dataclass(frozen=True)
@@ -141,21 +140,6 @@ def score_mixture(mixture: TeacherMixture, tau: float, teachers: Mapping[str, st
 def num_shown(rows: Dataset) -> list[int]:
     """How many past pairs each of prepared rows shows."""
     return [len(history_of({"chat_template_kwargs": kwargs}) or []) for kwargs in rows["chat_template_kwargs"][:]]
-
-
-def past_pairs(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
-    """The different past pairs in the `history` of rows, and for each row the numbers of its own among them."""
-    places: dict[tuple[str, ...], int] = {}
-    entries: list[dict[str, Any]] = []
-    past: list[list[int]] = []
-    for history in rows["history"][:]:
-        past.append([])
-        for entry in history or []:
-            place = places.setdefault(tuple(content_key(entry[name]) for name in HISTORY_FIELDS), len(places))
-            if place == len(entries):
-                entries.append({name: entry[name] for name in HISTORY_FIELDS})
-            past[-1].append(place)
-    return Dataset.from_list(entries), past
 
 
 def draw_histories(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.data.history import remembered, without_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
@@ -58,8 +59,10 @@ def score_rows(
 
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
-    """Token ids of both sides of rendered pairs, see [`score_rows`]."""
+    """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories is shown none."""
     if "chat_template_kwargs" in rows.column_names:
+        if (remembered(scorer.tokenizer) or {}).get("num_history") == 0:
+            rows = without_history(rows)
         add_history_template(scorer.tokenizer)  # a teacher that was trained elsewhere may have none
     return [
         {side: tokenize_row(scorer.tokenizer, row, side, f"Row {number}") for side in SIDES} for number, row in enumerate(rows)

@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset
 
 from trl_pafo.data.groups import largest_and_smallest
-from trl_pafo.data.history import without_history
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
@@ -41,13 +40,12 @@ def evaluate_run(
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
     for method, source in models.items():
-        rows = without_history(test) if method == "bradley_terry" else test
         how: dict[str, Any] = {
             "batch_size": args.per_device_eval_batch_size,
             "bf16": bool(args.bf16),
             "desc": f"Test pairs, {TITLES[method]}",
         }
-        scored = score_routed(source, rows, **how) if isinstance(source, dict) else score_rows(source, rows, **how)
+        scored = score_routed(source, test, **how) if isinstance(source, dict) else score_rows(source, test, **how)
         rewards[method] = scored
         summaries[method] = summary_of(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
         write_rewards(out, method, test, scored)

@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from trl import ModelConfig
 
-from trl_pafo.data.history import HistoryCutter, remembered, without_history
+from trl_pafo.data.history import HistoryCutter, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
@@ -46,7 +46,7 @@ from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder, digest_of
-from trl_pafo.teachers.teacher import Teacher, as_teachers, check_inputs
+from trl_pafo.teachers.teacher import Teacher, as_teachers
 from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import keep_for, train_and_save, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
@@ -191,9 +191,6 @@ class Run:
         with np.load(self.folder / "data" / LENGTHS, allow_pickle=False) as lengths:
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
             check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
-        own = remembered(self._remember_history(copy.deepcopy(self.tokenizer)))
-        for teacher in given.values():
-            check_inputs(teacher, own)
 
     def _check_folder(self, stage: Stage) -> None:
         """Raise [`RunFolderError`] if another result is where a stage writes, whichever of the two a student will be."""
@@ -250,9 +247,9 @@ class Run:
             inputs["start_from"] = shared
 
         def work(out: Path) -> None:
-            rows = train.filter(lambda row: row["group"] == group)
+            rows = without_history(train.filter(lambda row: row["group"] == group))
             title, min_steps = f"Teacher of {group}", run.teacher_min_steps
-            self._train(out, title, rows, start=start, model=self.teacher_model, min_steps=min_steps)
+            self._train(out, title, rows, start=start, model=self.teacher_model, with_history=False, min_steps=min_steps)
 
         return Stage(f"teacher:{group}", f"teachers/{name}", inputs, work, trains=True)
 
@@ -280,7 +277,7 @@ class Run:
     def _student(
         self, method: str, train: Dataset, teachers: dict[str, str], identities: dict[str, str], shared: str | None
     ) -> Stage:
-        changes: dict[str, Any] = {"counterfactual_share": 0.0} if method == "pafo_own_group" else {}
+        changes: dict[str, Any] = {"conditioning": "own"} if method == "pafo_own_group" else {}
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args) | changes)
         output = f"models/{method}"
 

@@ -109,7 +109,7 @@ def check_run_data(
     if given:
         checks.check_groups(data["train"], given, "The training data")
     for group, teacher in given.items():
-        check_teacher(teacher, tokenizer)
+        check_teacher(teacher, tokenizer, alone=args.conditioning != "own")
         own, positions = teacher.tokenizer, positions_of(teacher.config)
         for name in judged if "group_routed" in run.methods else judged[1:]:
             rows = np.flatnonzero(np.asarray(data[name]["group"]) == group)

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data.history import remembered
+from trl_pafo.data.history import forget, remembered
 from trl_pafo.data.labels import as_label
+from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.tokenization import ID_COLUMNS, tokenize_all
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.models.safe_loading import (
     adapter_config,
@@ -29,8 +31,6 @@ from trl_pafo.models.safe_loading import (
 from trl_pafo.models.scoring import pad_id_of, trained_pad_id
 from trl_pafo.models.weights import check_loaded_model, check_reward_model
 from trl_pafo.storage.canonical import canonical
-
-logger = logging.getLogger(__name__)
 
 # Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
 _UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
@@ -77,6 +77,37 @@ class Teacher:
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that was saved with the teacher, if one was."""
         return load_saved_tokenizer(self.folder) if self.folder is not None and has_tokenizer(self.folder) else None
+
+    @cached_property
+    def reads_history(self) -> bool:
+        """Whether it was trained on rows with histories, as its tokenizer remembers; one that was trained elsewhere was not."""
+        record = None if self.tokenizer is None else remembered(self.tokenizer)
+        return record is not None and record["num_history"] != 0
+
+    def read(self, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, what: str = "The training dataset") -> Dataset:
+        """Pairs as rows of token ids, `chosen_ids` and `rejected_ids`, as the teacher's own training read them.
+
+        One that was trained elsewhere is shown no history. Pairs that are tokenized already are taken as they are.
+
+        Args:
+            pairs ([`~datasets.Dataset`]):
+                Rows with `chosen`, `rejected`, optional `prompt`, `history`, `chat_template_kwargs` and `tools`.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The student's, for a teacher without one of its own.
+            what (`str`, *optional*):
+                Name of the pairs, for errors.
+
+        Raises:
+            DataError: If the teacher cannot read such pairs.
+        """
+        own = copy.deepcopy(tokenizer) if self.tokenizer is None else self.tokenizer
+        what = f"{what} for the teacher of group {self.group!r}"
+        if ID_COLUMNS[0] not in pairs.column_names:
+            if self.tokenizer is None:
+                forget(own)
+            rendered = InputRenderer(own, None if self.reads_history else 0).render(pairs, what)
+            pairs = tokenize_all(rendered, own, what)
+        return pairs.select_columns(list(ID_COLUMNS))
 
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
@@ -159,11 +190,24 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
     return result
 
 
-def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise where a teacher cannot score the student's tokens; its weights are not loaded.
+def check_teacher(
+    teacher: Teacher, tokenizer: PreTrainedTokenizerBase, *, shares_tokens: bool = False, alone: bool = False
+) -> None:
+    """Raise where a teacher cannot score the training pairs; its weights are not loaded.
+
+    Args:
+        teacher ([`Teacher`]):
+            The teacher.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The student's.
+        shares_tokens (`bool`, *optional*, defaults to `False`):
+            Whether the pairs come tokenized, so that a teacher with a tokenizer of its own cannot read their texts.
+        alone (`bool`, *optional*, defaults to `False`):
+            Whether it is to score pairs whatever history they are shown under.
 
     Raises:
-        TeacherError: If the teacher is not found, has other than one label, or has another tokenizer.
+        TeacherError: If the teacher is not found, has other than one label, has another tokenizer and no texts to read, or cannot
+            score pairs without a history.
     """
     try:
         config = teacher.config
@@ -177,59 +221,19 @@ def check_teacher(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> None:
         raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.name!r}: {error}") from error
     own = teacher.tokenizer
     size = config.get_text_config().vocab_size if own is None else len(own)
-    if (own is None and size < len(tokenizer)) or (own is not None and own.get_vocab() != tokenizer.get_vocab()):
+    differs = own is not None and shares_tokens and own.get_vocab() != tokenizer.get_vocab()
+    if (own is None and size < len(tokenizer)) or differs:
         raise TeacherError(
             f"The teacher of group {teacher.group!r} has another tokenizer than the student ({size} tokens, the student "
-            f"{len(tokenizer)}, or other tokens), so it cannot score the student's token ids. Train the teacher on the student's "
-            "tokenizer, or add its margins as a `teacher_margin` column."
+            f"{len(tokenizer)}, or other tokens), so it cannot score the student's token ids. Give pairs that are not tokenized and a "
+            "teacher that is saved with its tokenizer, or add the margins as a `teacher_margins` column."
         )
-
-
-def check_inputs(teacher: Teacher, student: Mapping[str, Any] | None, *, as_found: bool = False) -> None:
-    """Raise where a teacher was trained to read something else than the student's tokens hold; warn where it saw other numbers of
-    past pairs. A teacher whose tokenizer remembers nothing was trained elsewhere and is taken as it is.
-
-    Args:
-        teacher ([`Teacher`]):
-            The teacher.
-        student (`Mapping[str, Any]`, *optional*):
-            What the student is trained with, as [`~trl_pafo.data.history.remembered`] gives it.
-        as_found (`bool`, *optional*, defaults to `False`):
-            What the student's histories show is all that is known of their limits: they came cut, or come as a stream.
-
-    Raises:
-        TeacherError: If one reads texts and the other messages, one has histories and the other none, or their fields differ.
-    """
-    own = teacher.tokenizer
-    trained = None if own is None else remembered(own)
-    if trained is None or student is None:
-        return
-    about = (
-        f"The teacher of group {teacher.group!r} ({teacher.name}) was trained on {_in_words(trained)}, the student is trained on "
-        f"{_in_words(student)}"
-    )
-    with_history = trained["num_history"] != 0
-    fits = trained["inputs"] == student["inputs"] and with_history == (student["num_history"] != 0)
-    if not fits or (with_history and set(trained["fields"]) != set(student["fields"])):
+    if alone and teacher.reads_history:
         raise TeacherError(
-            f"{about}: it was not trained on such inputs, so its margins would mean nothing. Train it on rows like the "
-            "student's, with the same history options, or add a `teacher_margin` column of margins that you computed on its own "
-            "kind of rows."
+            f"The teacher of group {teacher.group!r} ({teacher.name}) was trained on rows with histories, so it has no margin of a pair "
+            "alone, which is what a pair is to learn under the histories of others. Train it without histories (num_history=0), or set "
+            "conditioning='own'."
         )
-    other = any(trained[name] != student[name] for name in ("num_history", "max_tokens"))
-    if as_found:
-        other = None not in (most := (trained["num_history"], student["num_history"])) and most[0] < most[1]
-    if with_history and other:
-        logger.warning("%s: its margins may be off for histories of a length that it was not trained on.", about)
-
-
-def _in_words(inputs: Mapping[str, Any]) -> str:
-    """What a model reads, for messages."""
-    if inputs["num_history"] == 0:
-        return f"{inputs['inputs']} without histories"
-    number = "all past pairs" if inputs["num_history"] is None else f"up to {inputs['num_history']} past pairs"
-    budget = "" if inputs["max_tokens"] is None else f" within {inputs['max_tokens']} tokens"
-    return f"{inputs['inputs']} with {number} ({', '.join(inputs['fields'])}){budget}"
 
 
 def _digest_module(module: torch.nn.Module) -> str | None:

@@ -11,11 +11,8 @@ STUDENT_OPTIONS = (
     "alpha",
     "distillation_loss",
     "distillation_temperature",
-    "condition",
-    "counterfactual_share",
-    "counterfactual_weight",
-    "teacher_scale",
-    "teacher_margin_clip",
+    "conditioning",
+    "tau",
 )
 """Options of PAFO that only the student depends on: changing them must not ask for new teachers."""
 

@@ -29,8 +29,6 @@ class PairBatch:
     group_id: Any = None
     pair_lengths: Any = None
     """Of shared rows, see [`~trl_pafo.prefix_sharing.rows.PAIR_LENGTHS`]."""
-    teacher_rows: Any = None
-    """Of a stream, see [`~trl_pafo.teachers.online.TeacherRows`]."""
     pair_number: Any = None
     pair_group: Any = None
     pair_user: Any = None
@@ -48,8 +46,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
 
     Beside `"input_ids"`, `"attention_mask"` and `"margin"` it returns, for the columns that the rows have,
 
-    - `"teacher_margin"`: float tensor of shape `(num_pairs,)`, the margin of the teacher of the row's group.
-    - `"has_label"`: bool tensor of shape `(num_pairs,)`, false on counterfactual rows; all true without the column.
+    - `"teacher_margin"`: float tensor of shape `(num_pairs,)`, what the student's margin is to be.
+    - `"has_label"`: bool tensor of shape `(num_pairs,)`, false on pairs under the history of another user.
     - `"group_id"`: int tensor of shape `(num_pairs,)`, the position of the row's group in `groups`, -1 for a group that
       is not in it. Only if `groups` is set.
     - `"pair_lengths"`: int tensor of shape `(num_pairs, 3)`. Only if `share_prefix` is set, and `"input_ids"` then has one

@@ -11,10 +11,10 @@ from trl import RewardConfig
 from trl_pafo.data.history import check_history_options
 from trl_pafo.errors import ConfigError
 from trl_pafo.trainer.best_checkpoint import fill_in
-from trl_pafo.trainer.losses import CONDITIONS, DISTILLATION_LOSSES
+from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 from trl_pafo.trainer.options import PAFOOptions, describe_options
 
-TEACHER_SCALES = ("none", "rms")
+CONDITIONINGS = ("own", "counterfactual", "posterior")
 PREFIX_SHARING = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
@@ -44,21 +44,23 @@ class PAFOConfig(PAFOOptions, RewardConfig):
 
     def check(self) -> None:
         """Raise [`ConfigError`] where an option has a value that cannot be used."""
-        for name, high in (("alpha", 1.0), ("counterfactual_share", 1.0), ("counterfactual_weight", math.inf)):
-            if not 0 <= getattr(self, name) <= high:  # NaN fails too
-                raise ConfigError(f"`{name}` must be in [0, {high:g}], got {getattr(self, name)}.")
+        for name in ("alpha", "tau"):
+            if not 0 <= getattr(self, name) <= 1:  # NaN fails too
+                raise ConfigError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
         for name, choices in (
             ("distillation_loss", DISTILLATION_LOSSES),
-            ("condition", CONDITIONS),
-            ("teacher_scale", TEACHER_SCALES),
+            ("conditioning", CONDITIONINGS),
             ("prefix_sharing", PREFIX_SHARING),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if not self.distillation_temperature > 0:
             raise ConfigError(f"`distillation_temperature` must be above 0, got {self.distillation_temperature}.")
-        if self.teacher_margin_clip is not None and not self.teacher_margin_clip > 0:
-            raise ConfigError(f"`teacher_margin_clip` must be above 0 (or None), got {self.teacher_margin_clip}.")
+        most = math.inf if self.num_history is None else self.num_history
+        if self.min_num_history is not None and not 0 <= self.min_num_history <= most:
+            raise ConfigError(
+                f"`min_num_history` must be from 0 to `num_history` ({self.num_history}), or None, got {self.min_num_history}."
+            )
         check_history_options(self.num_history, self.history_max_tokens, self.history_fields)
         if self.teachers is not None and not isinstance(self.teachers, dict):
             raise ConfigError(

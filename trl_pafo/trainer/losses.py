@@ -60,21 +60,17 @@ DISTILLATION_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], tor
     "margin_bt": margin_bt,
 }
 
-CONDITIONS = ("group", "correct")
-
 
 class PAFOLoss(NamedTuple):
-    """The loss of a batch and its two parts, scalars.
+    """The loss of a batch and its two parts, scalars: `loss = alpha * bradley_terry + (1 - alpha) * distillation`.
 
-    `loss = alpha * bradley_terry + (1 - alpha) * distillation`, the parts being means over *all* rows of the batch, to which rows
-    that do not count add 0. Divided by the share of labeled rows, `bradley_terry` is the mean over these; divided by
-    `distillation_weight`, the mean weight of a row, `distillation` is the weighted mean over the rows that are distilled.
+    Both parts are means over *all* rows of the batch, to which rows without a label add no Bradley-Terry loss. Divided by the share of
+    labeled rows, `bradley_terry` is the mean over these.
     """
 
     loss: torch.Tensor
     bradley_terry: torch.Tensor
     distillation: torch.Tensor
-    distillation_weight: torch.Tensor
 
 
 def pafo_loss(
@@ -85,50 +81,35 @@ def pafo_loss(
     alpha: float,
     distillation_loss: str = "bce",
     temperature: float = 1.0,
-    condition: str = "group",
-    counterfactual_weight: float = 1.0,
     offset: torch.Tensor | float = 0.0,
 ) -> PAFOLoss:
     r"""Eq. 8 of the paper as we read it: `L = alpha * L_BT + (1 - alpha) * L_D` (the form of `L_D` is ours).
 
-    A row with a label adds its Bradley-Terry loss and its distillation loss. A counterfactual row (no label of its own:
-    the same pair under the history of a user of another group) adds only its distillation loss, times
-    `counterfactual_weight`. Both parts are divided by the number of rows, so that the gradient of a large batch is the
-    mean of the gradients of its equal parts, on one process or on many.
+    Every row adds its distillation loss. A row with a label adds its Bradley-Terry loss, too; one that is shown under the history of
+    another user has none. Both parts are divided by the number of rows, so that the gradient of a large batch is the mean of the
+    gradients of its equal parts, on one process or on many.
 
     Args:
         margin (`torch.Tensor` of shape `(num_rows,)`):
             The student's margins `D`.
         teacher_margin (`torch.Tensor` of shape `(num_rows,)`):
-            Margins `D_T` of the teacher of each row's group.
+            The target of each row as a margin `D_T` ([`~trl_pafo.teachers.targets.Targets`]).
         has_label (`torch.Tensor` of shape `(num_rows,)`, bool):
-            False on counterfactual rows.
+            False on pairs under the history of another user.
         alpha (`float`):
             Weight of the Bradley-Terry loss, in [0, 1].
         distillation_loss (`str`, *optional*, defaults to `"bce"`):
             A key of `DISTILLATION_LOSSES`.
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of `bce`, in reward units.
-        condition (`str`, *optional*, defaults to `"group"`):
-            `"group"`: always the teacher of the group. `"correct"`: a labeled row is distilled only where its teacher
-            prefers the chosen response; counterfactual rows have no label to be correct about and always are.
-        counterfactual_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the counterfactual rows.
         offset (`torch.Tensor` or `float`, *optional*, defaults to `0.0`):
             TRL's `margin` column, for the Bradley-Terry part.
 
     Raises:
-        ConfigError: If the distillation loss or the condition is unknown.
+        ConfigError: If the distillation loss is unknown.
     """
     if distillation_loss not in DISTILLATION_LOSSES:
         raise ConfigError(f"Unknown distillation_loss {distillation_loss!r}; choose one of {sorted(DISTILLATION_LOSSES)}.")
-    if condition not in CONDITIONS:
-        raise ConfigError(f"Unknown condition {condition!r}; choose one of {list(CONDITIONS)}.")
-    label = has_label.to(margin.dtype)
-    weight = label + (1 - label) * counterfactual_weight
-    if condition == "correct":
-        weight = weight * torch.where(has_label.bool() & (teacher_margin <= 0), 0.0, 1.0).to(weight.dtype)
-    labeled_part = (label * bradley_terry(margin, offset)).mean()
-    distilled = DISTILLATION_LOSSES[distillation_loss](margin, teacher_margin, temperature)
-    distilled_part = (weight * distilled).mean()
-    return PAFOLoss(alpha * labeled_part + (1 - alpha) * distilled_part, labeled_part, distilled_part, weight.mean())
+    labeled = (has_label.to(margin.dtype) * bradley_terry(margin, offset)).mean()
+    distilled = DISTILLATION_LOSSES[distillation_loss](margin, teacher_margin, temperature).mean()
+    return PAFOLoss(alpha * labeled + (1 - alpha) * distilled, labeled, distilled)

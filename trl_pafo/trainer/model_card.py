@@ -39,12 +39,9 @@ HOW_TRAINED = {
 }
 
 # The options of a training that a card shows, in this order. None of them can hold a path.
-_OF_STUDENTS = (
-    *("alpha", "distillation_loss", "distillation_temperature", "condition", "counterfactual_share", "counterfactual_weight"),
-    *("teacher_scale", "teacher_margin_clip"),
-)
+_OF_STUDENTS = ("alpha", "distillation_loss", "distillation_temperature", "conditioning", "tau")
 _OF_ALL = (
-    *("num_history", "history_max_tokens", "history_fields", "max_length"),
+    *("num_history", "min_num_history", "history_max_tokens", "history_fields", "max_length"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "num_processes", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay"),
     *("max_grad_norm", "center_rewards_coefficient", "disable_dropout", "bf16", "fp16", "seed"),
@@ -140,9 +137,7 @@ def count_groups(rows: Any) -> list[GroupCount]:
     """Users and labeled pairs of each group, the largest group first; empty for a stream, and for rows without groups."""
     if not isinstance(rows, Dataset) or "group" not in rows.column_names:
         return []
-    frame = rows.select_columns([name for name in ("group", "user", "has_label") if name in rows.column_names]).to_pandas()
-    if "has_label" in frame:
-        frame = frame[frame["has_label"]]
+    frame = rows.select_columns([name for name in ("group", "user") if name in rows.column_names]).to_pandas()
     pairs = frame["group"].value_counts()
     users = frame.groupby("group")["user"].nunique() if "user" in frame else {}
     return [GroupCount(str(name), int(users[name]) if "user" in frame else None, int(n)) for name, n in pairs.items()]

@@ -25,26 +25,20 @@ class PAFOOptions:
         "bce",
     )
     distillation_temperature: float = _option("Temperature of the bce distillation loss, in reward units, above 0.", 1.0)
-    condition: str = _option(
-        "Where a labeled pair is distilled: 'group' everywhere, 'correct' only where its group's teacher prefers the chosen response.",
-        "group",
+    conditioning: str = _option(
+        "Whose history a training pair is shown under, drawn anew at each showing, and what it is to learn there. 'own': its own user's, "
+        "and the margin of its group's teacher. 'counterfactual': that of a random user of a group drawn by `tau`, and the margin of that "
+        "group's teacher. 'posterior': the same histories, and the mixture of all teachers by how likely the history makes each group. "
+        "Not from the paper.",
+        "counterfactual",
     )
-    counterfactual_share: float = _option(
-        "Share of the pairs that are also shown under the history of a user of each other group, with the margin of that group's "
-        "teacher as their target, in [0, 1]. Needs histories and teachers; 0 is own-group distillation. Not from the paper.",
+    tau: float = _option(
+        "Prior of the groups under 'counterfactual' and 'posterior', in [0, 1]: 0 takes groups as often as they are in the training "
+        "data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
         1.0,
     )
-    counterfactual_weight: float = _option("Weight of the distillation loss of the counterfactual rows, at least 0.", 1.0)
     teachers: dict[str, Any] | str | None = _option(
         'Teacher of each group as JSON, {"group": "path or Hub id", ...}. The argument of the trainer takes precedence.', None
-    )
-    teacher_scale: str = _option(
-        "'rms' divides the margins of each teacher by their root mean square over its own group's labeled pairs, and multiplies "
-        "all by the pooled one: two Bradley-Terry models have no common scale. 'none' leaves them. Not from the paper.",
-        "none",
-    )
-    teacher_margin_clip: float | None = _option(
-        "Clip teacher margins to plus or minus this value, in reward units, after scaling.", None
     )
     teacher_batch_size: int | None = _option("Pairs per teacher forward pass. Default: twice per_device_eval_batch_size.", None)
     teacher_margin_cache_dir: str | None = _option(
@@ -52,6 +46,11 @@ class PAFOOptions:
         None,
     )
     num_history: int | None = _option("Number of the user's newest past pairs in the prompt; 0 for none. Default: all.", None)
+    min_num_history: int | None = _option(
+        "If set, each showing of a training pair has a random number of past pairs, from this one up to those of its history, so that one "
+        "model serves users with few and with many past pairs. Default: always all of them.",
+        None,
+    )
     history_max_tokens: int | None = _option(
         "Token budget of the history. The oldest pairs that do not fit are left out; a newest pair that does not fit is shortened.",
         None,

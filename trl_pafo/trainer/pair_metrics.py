@@ -183,16 +183,16 @@ def training_metrics(pairs: Mapping[str, NDArray[Any]], groups: Sequence[str] = 
 
     Args:
         pairs (`Mapping` of arrays):
-            `rewards` of shape `(num_pairs, 2)`; optionally, of shape `(num_pairs,)`, `has_label` (false on counterfactual rows,
-            which nobody labeled) and `group_id`; and, of shape `(num_batches,)`, sums over the pairs of a batch: `bradley_terry` and
-            `distillation`, the two losses, and `weight`, the weights of the distillation.
+            `rewards` of shape `(num_pairs, 2)`; optionally, of shape `(num_pairs,)`, `has_label` (false on pairs under
+            the history of another user) and `group_id`; and, of shape `(num_batches,)`, sums over the pairs of a batch: `bradley_terry` and
+            `distillation`, the two losses.
         groups (`Sequence[str]`, *optional*):
             Groups in the order of their ids.
 
     Returns:
         `dict`: `min_reward`, `mean_reward`, `max_reward` over all pairs, `accuracy`, `margin` and `accuracy/{group}` over the
         labeled ones (NaN if there are none; a tie is half right), and, if the sums are given, `bradley_terry_loss` over the labeled
-        pairs and `distillation_loss` over those that are distilled, by their weights.
+        pairs and `distillation_loss` over all.
     """
     rewards = pairs["rewards"].astype(np.float64)
     margin = rewards[:, 0] - rewards[:, 1]
@@ -200,11 +200,10 @@ def training_metrics(pairs: Mapping[str, NDArray[Any]], groups: Sequence[str] = 
     group_id = pairs.get("group_id", np.full(len(margin), -1))
     correct = (np.sign(margin) + 1) / 2
     metrics = {**_extremes(rewards), "accuracy": _mean(correct[label]), "margin": _mean(margin[label])}
-    if "weight" in pairs:
-        sums = {name: pairs[name].sum(dtype=np.float64) for name in ("bradley_terry", "distillation", "weight")}
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no row is labeled
-            metrics["bradley_terry_loss"] = np.divide(sums["bradley_terry"], label.sum())
-            metrics["distillation_loss"] = np.divide(sums["distillation"], sums["weight"])
+    if "distillation" in pairs:
+        with np.errstate(invalid="ignore", divide="ignore"):  # no row may be labeled
+            metrics["bradley_terry_loss"] = np.divide(pairs["bradley_terry"].sum(dtype=np.float64), label.sum())
+        metrics["distillation_loss"] = pairs["distillation"].sum(dtype=np.float64) / len(margin)
     metrics |= {f"accuracy/{name}": _mean(correct[label & (group_id == number)]) for number, name in enumerate(groups)}
     return {key: float(value) for key, value in metrics.items()}
 

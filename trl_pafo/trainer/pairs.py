@@ -1,7 +1,8 @@
 """PairPreparer: preference pairs as rows of token ids, checked before a model is loaded. It knows no model and no trainer."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -11,29 +12,45 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
 from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data.counterfactual import counterfactual_rows
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, is_rendered, remember_rendering, remembered, render_history, rows_as_messages
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
-from trl_pafo.data.tokenization import drop_long_pairs, tokenize_pairs
+from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.teachers.teacher import Teacher, check_inputs, check_teacher
+from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import is_tokenized
 
 logger = get_logger(__name__)
 
 _TRAIN = "The training dataset"
+_MARGINS = ("teacher_margin", "teacher_margins")
+_LIKELIHOOD = "history_log_likelihood"
+
+
+@dataclass
+class TrainingRows:
+    """
+    The training pairs that are not too long, row by row, for teachers and for showings under drawn histories.
+
+    Attributes:
+        given ([`~datasets.Dataset`]):
+            As they were given.
+        messages ([`~datasets.Dataset`]):
+            As the chat template reads them, with their own history.
+    """
+
+    given: Dataset
+    messages: Dataset
 
 
 class PairPreparer:
     """
     Preference pairs as rows of token ids: [`check`] the datasets of a trainer, then [`prepare`] each of them.
 
-    A history is rendered into the prompt by the chat template, and with teachers each training pair is also shown under histories of
-    the other groups.
+    A history is rendered into the prompt by the chat template.
 
     Args:
         args ([`PAFOConfig`]):
@@ -44,8 +61,13 @@ class PairPreparer:
 
     def __init__(self, args: PAFOConfig, groups: Collection[str] = ()):
         self.args, self.groups = args, list(groups)
+        self._has_teachers = bool(groups)
         self.distills = False
         """Whether the training rows have margins of teachers, or get them."""
+        self.draws_donors = False
+        """Whether training pairs are shown under histories of other users."""
+        self.rows: TrainingRows | None = None
+        """What teachers and showings need of the training pairs; `None` where they need nothing."""
         self.dropped: dict[str, Counter[str]] = {}
         """Pairs dropped because they are longer than `max_length`, by dataset and group."""
         self._train: Any = None
@@ -62,11 +84,12 @@ class PairPreparer:
         if train_dataset is not None:
             checks.check_dataset(train_dataset, "train_dataset")
             columns = get_dataset_column_names(train_dataset)
-            self.distills = self.args.alpha < 1 and bool(self.groups or "teacher_margin" in columns)
+            self.distills = self.args.alpha < 1 and bool(self.groups or {*_MARGINS} & {*columns})
+            of_groups = self.distills and "teacher_margin" not in columns
+            self.draws_donors = of_groups and self.args.conditioning != "own" and self.args.num_history != 0
             if not isinstance(train_dataset, Dataset):
-                self._check_stream(train_dataset, columns)
-            needs_groups = self.distills and ("teacher_margin" not in columns or self.args.teacher_scale == "rms")
-            train_dataset = self._look_at(train_dataset, _TRAIN, ["group"] if needs_groups else [])
+                self._check_stream(columns)
+            train_dataset = self._look_at(train_dataset, _TRAIN, ["group"] if of_groups else [])
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._look_at_evaluated(rows, name) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -90,18 +113,17 @@ class PairPreparer:
         self._checked.add(dataset)
         return dataset
 
-    def _check_stream(self, dataset: IterableDataset, columns: Collection[str]) -> None:
-        args = self.args
-        if not self._needs_teachers(columns):
-            return
-        checks.check_columns(columns, ["group"], f"{_TRAIN} (a stream, with `teachers`)")
-        if args.teacher_scale != "none":
-            raise ConfigError(
-                f"teacher_scale={args.teacher_scale!r} needs the margins of all rows before training, which a stream "
-                "cannot give. Use teacher_scale='none', load without streaming, or add a `teacher_margin` column."
+    def _check_stream(self, columns: Collection[str]) -> None:
+        if self.distills and "teacher_margin" not in columns:
+            raise DataError(
+                f"{_TRAIN} is a stream, whose pairs no teacher can score before the training, and which lends no histories. Load it "
+                "without streaming, or add what each pair is to learn as a `teacher_margin` column."
             )
-        if args.num_history != 0 and "chosen_ids" not in columns:
-            checks.check_personalized("history" in (_first(dataset).get("chat_template_kwargs") or {}), columns, _TRAIN)
+        if self.args.min_num_history is not None:
+            raise ConfigError(
+                f"min_num_history={self.args.min_num_history} draws histories anew at each showing, which a stream cannot do. Load the "
+                "dataset without streaming, or leave it out."
+            )
 
     def _check_rows(self, dataset: Dataset, columns: Collection[str]) -> None:
         args = self.args
@@ -112,44 +134,46 @@ class PairPreparer:
             if args.num_history != 0:  # what is rendered already has the fields that it shows
                 given = "history" in columns
                 num_with_history = checks.check_history(dataset, _TRAIN, HISTORY_FIELDS if given else (), may_lack=not given)
+        if args.min_num_history is not None and "chosen_ids" in columns:
+            raise DataError(
+                f"{_TRAIN} is tokenized, so the number of past pairs cannot be drawn. Give messages, or leave out `min_num_history`."
+            )
         if not self.distills:
             return
         checks.check_pairs(dataset, _TRAIN)
-        if args.teacher_scale == "rms":
-            checks.check_columns(columns, ["group"], f"{_TRAIN} (teacher_scale='rms' needs groups)")
-        if not self._needs_teachers(columns):
-            if self.groups:
-                raise DataError(
-                    f"{_TRAIN} has the column `teacher_margin`, so `teachers` would have no effect. Leave out one of them."
-                )
-            return
-        if args.counterfactual_share > 0 and {"chosen_ids", "history"} <= set(columns):
+        sources = [name for name in _MARGINS if name in columns] + ["teachers"] * self._has_teachers
+        if len(sources) > 1:
             raise DataError(
-                f"{_TRAIN} is tokenized, so its pairs cannot be shown under other histories. Leave out `chosen_ids` and "
-                "`rejected_ids`, or set counterfactual_share=0."
+                f"{_TRAIN} would be distilled from {' and '.join(f'`{name}`' for name in sources)}. Give one of them."
             )
-        if args.num_history != 0 and "chosen_ids" not in columns:
-            checks.check_personalized(num_with_history > 0, columns, _TRAIN)
+        if "teacher_margin" in columns:
+            return
+        if "teacher_margins" in columns:
+            self.groups = checks.check_group_numbers(dataset, "teacher_margins", _TRAIN)
+            if args.conditioning == "posterior":
+                checks.check_columns(columns, [_LIKELIHOOD], f"{_TRAIN} (conditioning='posterior' without `teachers`)")
+                checks.check_group_numbers(dataset, _LIKELIHOOD, _TRAIN)
         checks.check_groups(dataset, self.groups, _TRAIN)
-
-    def _needs_teachers(self, columns: Iterable[str]) -> bool:
-        return self.distills and "teacher_margin" not in columns
+        if args.num_history == 0:
+            return
+        if self.draws_donors:
+            fix = "or set conditioning='own'"
+            if "chosen_ids" in columns:
+                raise DataError(
+                    f"{_TRAIN} is tokenized, so its pairs cannot be shown under other histories. Give messages, {fix}."
+                )
+            checks.check_personalized(num_with_history > 0, columns, _TRAIN)
+            checks.check_columns(columns, ["history"], f"{_TRAIN} (to be shown under other histories; {fix})")
+        elif "chosen_ids" not in columns:
+            checks.check_personalized(num_with_history > 0, columns, _TRAIN)
 
     def check_teachers(self, teachers: Mapping[str, Teacher], tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise [`TeacherError`] where a teacher cannot score the student's tokens, or has not learnt to read such rows."""
+        """Raise [`TeacherError`] where a teacher cannot score the training pairs, or not whatever history they have."""
         if not self.distills or not teachers:
             return
+        is_tokenized = "chosen_ids" in get_dataset_column_names(self._train)
         for teacher in teachers.values():
-            check_teacher(teacher, tokenizer)
-        if {"chosen_ids", "chosen_input_ids"} & set(get_dataset_column_names(self._train)):
-            return
-        self._remember(self._train, tokenizer)
-        found = remembered(tokenizer) or {}
-        is_stream = not isinstance(self._train, Dataset)
-        if is_stream and found["inputs"] == "messages" and found["num_history"] == 0:
-            return  # of its first row; later ones may have a history
-        for teacher in teachers.values():
-            check_inputs(teacher, found, as_found=is_stream or self._is_cut(self._train))
+            check_teacher(teacher, tokenizer, shares_tokens=is_tokenized, alone=self.draws_donors)
 
     def prepare(
         self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str, tokenize_rest: Callable[..., Any]
@@ -177,10 +201,7 @@ class PairPreparer:
         if dataset not in self._checked:
             dataset = self._look_at_evaluated(dataset, name)
         columns = get_dataset_column_names(dataset)
-        if is_train:
-            dataset = self._counterfactual(dataset)
-        elif "has_label" in columns:
-            dataset = dataset.filter(lambda row: row["has_label"])  # nothing tells whether a model is right about the others
+        given = dataset
         if not {"chosen_ids", "chosen_input_ids"} & set(columns):
             if "chat_template_kwargs" in columns:
                 add_history_template(tokenizer)  # a template that knows no `history` would lose it in silence
@@ -194,14 +215,19 @@ class PairPreparer:
             )
         if not isinstance(dataset, Dataset):
             return tokenize_rest(dataset, tokenizer, self.args, name)
-        given = dataset
+        messages = dataset
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
-        if self.args.max_length is not None:
-            dataset = drop_long_pairs(dataset, self.args.max_length)
-        self._report_drops(given, dataset, name)
-        return dataset
+        needed = (self.distills and self._has_teachers) or self.draws_donors or self.args.min_num_history is not None
+        keeps_rows = is_train and needed
+        rows = [dataset, *([given, messages] if keeps_rows else [])]
+        if self.args.max_length is not None and len(kept := rows_within(dataset, self.args.max_length)) < len(dataset):
+            rows = [part.select(kept) for part in rows]
+        self._report_drops(messages, rows[0], name)
+        if keeps_rows:
+            self.rows = TrainingRows(*rows[1:])
+        return rows[0]
 
     def _is_cut(self, dataset: Dataset) -> bool:
         """Whether the histories were cut before, and are shown unchanged."""
@@ -242,28 +268,11 @@ class PairPreparer:
         add_history_template(tokenizer)
         return render_history(dataset, HistoryCutter.of(tokenizer), args.dataset_num_proc)
 
-    def _counterfactual(self, dataset: Any) -> Any:
-        """The training rows and, with teachers, below them the same pairs under histories of the other groups."""
-        if not isinstance(dataset, Dataset):
-            return dataset
-        columns, args = dataset.column_names, self.args
-        if "has_label" in columns:
-            if not self.distills:  # such rows have no label to learn from
-                dataset = dataset.filter(lambda row: row["has_label"], desc="Leaving out counterfactual rows")
-            return dataset
-        if not self._needs_teachers(columns) or "history" not in columns or 0 in (args.counterfactual_share, args.num_history):
-            return dataset
-        return counterfactual_rows(dataset, self.groups, args.counterfactual_share, args.seed)
-
     def _report_drops(self, given: Dataset, kept: Dataset, name: str) -> None:
         before = count_by_group(given)
         dropped = self.dropped[name] = before - count_by_group(kept)
-        counterfactual = len(given) - len(kept) - dropped.total()
-        if dropped or counterfactual:
+        if dropped:
             parts = [f"{group}: {count} of {before[group]} ({count / before[group]:.1%})" for group, count in dropped.items()]
-            if counterfactual:
-                of = len(given) - before.total()
-                parts.append(f"counterfactual rows: {counterfactual} of {of} ({counterfactual / of:.1%})")
             logger.warning(
                 f"Pairs of the {name} dataset dropped because they are longer than max_length={self.args.max_length} tokens, by "
                 f"group: {'; '.join(parts)}. Raise `max_length` or lower `history_max_tokens` to keep them."

@@ -73,6 +73,32 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
+class ShuffledRows(Sampler[int]):
+    """
+    Rows in an order that is drawn anew each epoch, from seed and epoch alone.
+
+    Args:
+        num_rows (`int`):
+            Number of rows.
+        seed (`int`):
+            Seed.
+    """
+
+    def __init__(self, num_rows: int, seed: int):
+        self.num_rows, self.seed, self.epoch = num_rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+
+
 class EpochOfSampler(TrainerCallback):
     """
     Tells the sampler of a training which epoch it is.

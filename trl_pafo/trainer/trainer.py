@@ -4,14 +4,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardConfig
-from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
+from trl_pafo.data.showings import HistoryDraw
+from trl_pafo.errors import ConfigError
 from trl_pafo.hub.card import Card
 from trl_pafo.hub.trainer_mixin import HubMixin
 from trl_pafo.models.adapters import active_adapter_alone, keep_head_in_format, keep_reward_head
@@ -20,9 +22,16 @@ from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
-from trl_pafo.teachers.agreement import Agreement
+from trl_pafo.teachers.agreement import Agreement, agreement
 from trl_pafo.teachers.margins import TeacherMargins
-from trl_pafo.teachers.online import TeacherRowsCollator
+from trl_pafo.teachers.targets import (
+    Targets,
+    group_numbers,
+    likelihood_of_histories,
+    past_pairs,
+    posterior_of_histories,
+    score_pairs,
+)
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher, TeacherSpec, as_teachers
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
@@ -30,8 +39,9 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.model_card import card_of_training
-from trl_pafo.trainer.pairs import PairPreparer
-from trl_pafo.trainer.samplers import EpochOfSampler, LengthGroupedSampler, is_tokenized, row_lengths
+from trl_pafo.trainer.pairs import PairPreparer, TrainingRows
+from trl_pafo.trainer.samplers import EpochOfSampler, LengthGroupedSampler, ShuffledRows, is_tokenized, row_lengths
+from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within
 
 logger = get_logger(__name__)
 
@@ -67,20 +77,20 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         data_collator ([`~transformers.DataCollator`], *optional*):
             Defaults to [`DataCollatorForGroupPreference`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Preference pairs as for [`~trl.RewardTrainer`] and, where PAFO is to act, the columns `group` (str) with
-            `teachers`, or `teacher_margin` (float, reward units) without; optional `user` (str), `history` (list of past pairs
-            with `prompt`, `chosen`, `rejected`, newest first), `has_label` (bool, false on counterfactual rows). The history is
-            put into the prompt by the chat template, see [`~trl_pafo.data.history.render_history`]; with it, each pair is also
-            shown under histories of the other groups (`args.counterfactual_share`). Not needed to evaluate and predict.
+            Preference pairs as for [`~trl.RewardTrainer`] and, where PAFO is to act, the columns `group` (str) and `history` (list of past
+            pairs with `prompt`, `chosen`, `rejected`, newest first), with `teachers` or the column `teacher_margins` (a dict with the
+            margin of each group's teacher for the pair, in reward units); optional `user` (str). The history is put into the prompt by
+            the chat template, see [`~trl_pafo.data.history.render_history`]. Each showing of a pair draws a history anew, as
+            `args.conditioning` and `args.tau` say. In place of all that, a column `teacher_margin` (float) says what each pair is to
+            learn under its own history. Not needed to evaluate and predict.
         eval_dataset (*optional*):
             As for [`~trl.RewardTrainer`]; the evaluation loss is Bradley-Terry. With the columns `group` and `user`, accuracies
             of groups and users are reported ([`~trl_pafo.trainer.pair_metrics.evaluation_metrics`]).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As for [`~trl.RewardTrainer`].
         teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):
-            Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Their margins are computed once,
-            here, and kept on disk; no teacher stays in memory. Those of a stream score each batch of the training instead.
-            Defaults to `args.teachers`.
+            Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Each scores every pair once, here, as its
+            own training read pairs; margins are kept on disk, and no teacher stays in memory. Defaults to `args.teachers`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             As for [`~trl.RewardTrainer`], with one row a pair: `predictions` of shape `(num_pairs, 2)`, the rewards of chosen
             and rejected, and `label_ids`, a dictionary with `"group"` and `"user"`, string arrays of shape `(num_pairs,)`.
@@ -95,8 +105,10 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
 
     _tag_names = ["trl", "reward-trainer", "pafo"]
     _name = "PAFO"
-    _margins: TeacherMargins | None = None
-    """Of the teachers; `None` where nothing is distilled."""
+    train_dataset: Any
+
+    _shown: ShownPairs | None = None
+    """The training pairs where their histories are drawn; `None` where each keeps its own."""
 
     def __init__(
         self,
@@ -133,26 +145,64 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
         """Whether pairs share rows, and why."""
         self.add_callback(EpochOfSampler())
-        if self._pairs.distills:
-            self._margins = self._make_margins(of_group)
-            self.train_dataset = self._margins.attach(self.train_dataset)
+        self.teacher_agreement: list[Agreement] = []
+        """How far the teacher of each group agrees with the labels of its training pairs. Empty where nothing is distilled."""
+        self._add_targets(of_group)
 
-    def _make_margins(self, teachers: Mapping[str, Teacher]) -> TeacherMargins:
+    def _add_targets(self, teachers: Mapping[str, Teacher]) -> None:
+        """Give the training pairs what the student is to learn, and the histories that they are shown under."""
+        pairs, rows, args = self._pairs, self._pairs.rows, self.args
+        pairs.rows = None  # so that it is let go
+        targets = None
+        if pairs.distills and isinstance(self.train_dataset, Dataset):
+            if "teacher_margin" in self.train_dataset.column_names:
+                self.teacher_agreement = agreement(np.asarray(self.train_dataset["teacher_margin"][:]))
+            else:
+                targets = self._targets_of(teachers, rows)
+                self.teacher_agreement = agreement(targets.own(), self.train_dataset["group"][:])
+                self.train_dataset = self.train_dataset.add_column("teacher_margin", targets.own())
+        if rows is not None and (pairs.draws_donors or args.min_num_history is not None):
+            tau = args.tau if pairs.draws_donors else None
+            fits = None
+            if tau is not None and args.max_length is not None:
+                fits = fits_within(self.train_dataset, rows.messages, self.processing_class, args.max_length)
+            draw = HistoryDraw(rows.given, rows.messages, self._data_seed, tau, args.min_num_history, fits)
+            for name, number in draw.without_donor.items():
+                logger.warning(
+                    f"{number} training pairs of the group {name!r} keep their own history where another group is drawn: no history of "
+                    "that group lacks their prompt and leaves room for them. Raise `max_length`, or give users more past pairs."
+                )
+            self._shown = ShownPairs(self.train_dataset, rows.messages, self.processing_class, draw, targets)
+
+    def _targets_of(self, teachers: Mapping[str, Teacher], rows: TrainingRows | None) -> Targets:
+        """Margins of the teachers for the training pairs, and what their histories say of the groups."""
+        args, dataset, tokenizer = self.args, self.train_dataset, self.processing_class
+        group, groups = dataset["group"][:], sorted(self._pairs.groups)
+        in_posterior = self._pairs.draws_donors and args.conditioning == "posterior"
+        if rows is None or not teachers:
+            margins = group_numbers(dataset, "teacher_margins", groups)
+            likelihood = group_numbers(dataset, "history_log_likelihood", groups) if in_posterior else None
+        else:
+            score = self._teacher_scorer()
+            margins = score_pairs(score, teachers, rows.given, tokenizer, own=not self._pairs.draws_donors)
+            likelihood = None
+            if in_posterior:
+                past, of_row = past_pairs(rows.given)
+                likelihood = likelihood_of_histories(score_pairs(score, teachers, past, tokenizer), of_row, group)
+        posterior = None if likelihood is None else posterior_of_histories(likelihood, group, args.tau)
+        return Targets(margins, np.searchsorted(groups, group), posterior)
+
+    def _teacher_scorer(self) -> TeacherMargins:
         args = self.args
         init_kwargs: Any = args.model_init_kwargs or {}
-        has_groups = "group" in get_dataset_column_names(self.train_dataset)  # type: ignore[arg-type]
         return TeacherMargins(
-            teachers,
             self.processing_class,
             self.accelerator,
-            groups=getattr(self.data_collator, "groups", ()) if has_groups else (),
             batch_size=args.teacher_batch_size or 2 * args.per_device_eval_batch_size,
             cache_dir=args.teacher_margin_cache_dir or f"{args.output_dir}/teacher_margins",
             dtype=as_dtype(init_kwargs.get("dtype")),  # teachers on disk are loaded in the dtype of the student
             quantized=QuantizedBase.of(self.model),
             prefix_sharing="off" if args.prefix_sharing == "off" else "auto",  # a teacher may be of another family
-            scale=args.teacher_scale,
-            clip=args.teacher_margin_clip,
         )
 
     def _choose_prefix_sharing(self, own_collator: bool) -> SharingChoice:
@@ -175,12 +225,6 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         logger.info(f"Prefixes are {'shared' if choice.share else 'not shared'}: {choice.reason}.")
         return choice
 
-    @property
-    def teacher_agreement(self) -> list[Agreement]:
-        """How far the teacher of each group agrees with the labels of the group's own pairs: of all training pairs, or of those of a
-        stream that were scored until the last log. Empty where nothing is distilled."""
-        return [] if self._margins is None else self._margins.agreement
-
     def model_card(self) -> Card:
         return card_of_training(self, self.dropped_pairs.get("train", {}), self._pairs.distills)
 
@@ -194,38 +238,43 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         self._signature_columns += [n for n in ("teacher_margin", "has_label") if n not in self._signature_columns]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            output = super().train(*args, **kwargs)
-            if self.args.best_checkpoint and self.state.best_model_checkpoint is None:
-                logger.warning(
-                    f"best_checkpoint={self.args.best_checkpoint!r} had no checkpoint to choose: none was evaluated, or all gave NaN. "
-                    "The weights are those of the last step."
-                )
-            return output
-        finally:
-            if self._margins is not None:
-                self._margins.close()
+        output = super().train(*args, **kwargs)
+        if self.args.best_checkpoint and self.state.best_model_checkpoint is None:
+            logger.warning(
+                f"best_checkpoint={self.args.best_checkpoint!r} had no checkpoint to choose: none was evaluated, or all gave NaN. "
+                "The weights are those of the last step."
+            )
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._margins is not None and ("loss" in logs or "train_loss" in logs):
-            logs.update(self._margins.new_logs(self.state.log_history))
+        if "loss" in logs or "train_loss" in logs:
+            found = {key: value for each in self.teacher_agreement for key, value in each.logs().items()}
+            if not any(found.items() <= entry.items() for entry in self.state.log_history):  # once, also after a checkpoint
+                logs.update(found)
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with active_adapter_alone(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
             super()._save(output_dir, state_dict)
 
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        given = self.train_dataset if train_dataset is None else train_dataset
+        dataset = given.tokens if isinstance(given, ShownPairs) else given
         if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
             pairs_a_step = self._train_batch_size * self.args.gradient_accumulation_steps
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, seed)
-        return super()._get_train_sampler(train_dataset)
+            sampler: Any = LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, self._data_seed)
+        elif isinstance(given, ShownPairs) and self.args.train_sampling_strategy == "random":
+            sampler = ShuffledRows(len(dataset), self._data_seed)  # the Trainer's own does not tell its epoch
+        else:
+            sampler = super()._get_train_sampler(train_dataset)
+        return ShowingSampler(sampler) if isinstance(given, ShownPairs) else sampler
 
     def get_train_dataloader(self) -> Any:
-        online = self._margins is not None and self._margins.online is not None
-        with replaced(self, data_collator=TeacherRowsCollator(self.data_collator) if online else self.data_collator):
+        with replaced(self, train_dataset=self._shown or self.train_dataset):
             return super().get_train_dataloader()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
@@ -234,22 +283,24 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if self._margins is None or not self.model.training:  # evaluation is Bradley-Terry, as in the base class
+        if not self._pairs.distills or not self.model.training:  # evaluation is Bradley-Terry, as in the base class
             return super().pair_loss(difference, batch)
+        if batch.teacher_margin is None:
+            raise ConfigError(
+                "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or leave "
+                "`data_collator` out."
+            )
         args = self.args
         loss = pafo_loss(
             difference,
-            self._margins.of_batch(batch),
+            batch.teacher_margin,
             batch.has_label,
             alpha=args.alpha,
             distillation_loss=args.distillation_loss,
             temperature=args.distillation_temperature,
-            condition=args.condition,
-            counterfactual_weight=args.counterfactual_weight,
             offset=0.0 if batch.margin is None else batch.margin,
         )
-        sums = {"bradley_terry": loss.bradley_terry, "distillation": loss.distillation, "weight": loss.distillation_weight}
-        return loss.loss, sums
+        return loss.loss, {"bradley_terry": loss.bradley_terry, "distillation": loss.distillation}
 
 
 def _check_model(model: Any, args: PAFOConfig, peft_config: Any, trains: bool) -> str | None:

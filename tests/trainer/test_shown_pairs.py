@@ -1,0 +1,143 @@
+"""Training pairs under drawn histories: the tokens of a chat template by hand, the same with any workers, anew each epoch."""
+
+import numpy as np
+import pytest
+from helpers.parts import make_pairs, make_teacher, make_tokenizer
+
+from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.showings import HistoryDraw
+from trl_pafo.data.template import add_history_template
+from trl_pafo.data.tokenization import tokenize_pairs
+from trl_pafo.trainer.samplers import LengthGroupedSampler, ShuffledRows
+from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within
+
+
+@pytest.fixture
+def tokenizer():
+    return add_history_template(make_tokenizer("decoder"))
+
+
+@pytest.fixture
+def rendered(tokenizer):
+    return render_history(make_pairs(), HistoryCutter(tokenizer, 2, fields=["chosen"]))
+
+
+@pytest.fixture
+def build(decoder, training, tmp_path):
+    teachers = {g: make_teacher("decoder", tmp_path / g, seed=s) for s, g in enumerate(("majority", "minority"), 1)}
+
+    def make(out="out", rows=None, with_teachers=True, **options):
+        args = PAFOConfig(str(tmp_path / out), **{**training, **options})
+        rows = make_pairs() if rows is None else rows
+        return PAFORewardTrainer(decoder, args, train_dataset=rows, teachers=teachers if with_teachers else None)
+
+    return make
+
+
+def by_hand(tokenizer, row: dict, history: list[dict], side: str) -> list[int]:
+    turns = [*row["prompt"], *row[side]]
+    return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, history=history)["input_ids"]
+
+
+@pytest.mark.parametrize("options", [{"tau": 1.0}, {"min_history": 0}, {"tau": 0.5, "min_history": 1}])
+def test_a_showing_is_the_pair_under_the_drawn_history(tokenizer, rendered, options):
+    given = make_pairs()
+    draw = HistoryDraw(given, rendered, seed=0, **options)
+    tokens = tokenize_pairs(rendered, tokenizer).add_column("margin", [0.5] * 30)
+    pairs = ShownPairs(tokens, rendered, tokenizer, draw)
+    assert len(pairs) == 30
+    numbers = [epoch * 30 + row for epoch in (0, 3) for row in range(30)]
+    for number, shown in zip(numbers, pairs.__getitems__(numbers), strict=True):
+        row, donor, num_history = draw(number % 30, number // 30)
+        history = rendered[donor]["chat_template_kwargs"]["history"][:num_history]
+        for side in ("chosen", "rejected"):
+            assert shown[f"{side}_ids"] == by_hand(tokenizer, rendered[row], history, side)
+        assert shown["margin"] == 0.5
+        assert shown["group"] == given["group"][row]
+        assert pairs[number] == shown
+
+
+def test_the_pairs_that_fit_are_those_that_are_short_enough(tokenizer, rendered):
+    fits = fits_within(tokenize_pairs(rendered, tokenizer), rendered, tokenizer, 40)
+    found = []
+    for row in range(0, 30, 4):
+        for donor in range(30):
+            history = rendered[donor]["chat_template_kwargs"]["history"]
+            longest = max(len(by_hand(tokenizer, rendered[row], history, side)) for side in ("chosen", "rejected"))
+            assert fits(row, donor) == (longest <= 40)
+            found.append(longest <= 40)
+    assert 0.1 < np.mean(found) < 0.9
+
+
+def test_a_sampler_numbers_its_rows_by_epoch():
+    for rows in (range(5), ShuffledRows(5, seed=1), LengthGroupedSampler(np.array([3, 1, 2, 5, 4]), 2, seed=1)):
+        sampler = ShowingSampler(rows)
+        orders = []
+        for epoch in (0, 1, 2, 1):
+            sampler.set_epoch(epoch)
+            numbers = list(sampler)
+            assert sorted(numbers) == list(range(5 * epoch, 5 * epoch + 5))
+            orders.append([number - 5 * epoch for number in numbers])
+        assert orders[1] == orders[3]
+        assert (len({tuple(order) for order in orders}) > 1) == (not isinstance(rows, range))
+
+
+# --- in a training
+
+
+def seen(trainer) -> list[list[list[int]]]:
+    """Token ids of each batch of a training."""
+    batches = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *more: (
+        batches.append(inputs["input_ids"].tolist()) or step(model, inputs, *more)
+    )
+    trainer.train()
+    return batches
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
+def test_each_epoch_shows_other_histories_and_workers_change_nothing(build, strategy):
+    options = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 6, "train_sampling_strategy": strategy}
+    options |= {"prefix_sharing": "off"}
+    alone, helped = (seen(build(**options, dataloader_num_workers=number)) for number in (0, 2))
+    assert alone == helped
+    assert len(alone) == 10
+    first, second = ({tuple(ids) for batch in half for ids in batch} for half in (alone[:5], alone[5:]))
+    assert first != second
+
+
+def test_own_histories_are_drawn_from_where_their_number_is(build):
+    """Without teachers, too: a reference must be able to learn from few past pairs as the student does."""
+    lengths = {}
+    for least in (None, 0):
+        trainer = build(with_teachers=False, min_num_history=least, prefix_sharing="off", max_steps=5)
+        lengths[least] = sum(len(ids) - ids.count(0) for batch in seen(trainer) for ids in batch)
+        assert trainer._shown is None if least is None else trainer._shown.targets is None
+    assert lengths[0] < 0.9 * lengths[None]
+
+
+def test_a_label_counts_under_the_own_history_alone(build):
+    trainer = build(per_device_train_batch_size=30, max_steps=1, alpha=1 - 1e-9)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert 5 < batch["has_label"].sum() < 25
+    assert batch["teacher_margin"].abs().min() > 0
+
+
+def test_pairs_that_no_other_history_fits_are_told(build, caplog):
+    """Short pairs with long histories, and long pairs with short ones: each fits with its own alone."""
+
+    def stretched(row):
+        if row["group"] == "majority":
+            return {"prompt": " ".join([row["prompt"]] * 9)}
+        return {"history": [{**past, "chosen": " ".join([past["chosen"]] * 9)} for past in row["history"]]}
+
+    rows = make_pairs().map(stretched)
+    tokens = build(rows=rows, max_length=None).train_dataset
+    assert "keep their own history" not in caplog.text
+    longest = max(len(ids) for name in ("chosen_ids", "rejected_ids") for ids in tokens[name])
+    trainer = build(rows=rows, max_length=longest)
+    stuck = trainer._shown.draw.without_donor["majority"]
+    assert stuck > 0
+    assert f"{stuck} training pairs of the group 'majority' keep their own history" in caplog.text

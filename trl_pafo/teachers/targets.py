@@ -1,0 +1,120 @@
+"""What a student is to learn of each showing of a training pair: the margins of the teachers, weighed by the groups of the history."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from trl_pafo.data import HISTORY_FIELDS
+from trl_pafo.data.messages import content_key
+from trl_pafo.data.rows import read_rows
+from trl_pafo.teachers.margins import TeacherMargins
+from trl_pafo.teachers.posterior import GroupLikelihood, history_scores, mixture_margin, posterior
+from trl_pafo.teachers.teacher import Teacher
+
+FloatArray = NDArray[np.float64]
+
+
+class Targets:
+    """
+    Target margins of training pairs under histories: `logit(sum_g q(g | H) sigmoid(D_g))`. (Not from the paper.)
+
+    `D_g` is the margin of the teacher of group g for the pair, `q(g | H)` how likely the history H makes group g: certain of the group
+    of its user, or a posterior. Where it is certain, the target is the margin of that group's teacher.
+
+    Args:
+        margins (`np.ndarray` of shape `(num_rows, num_groups)`):
+            `D_g` of the pair of each row, in reward units; NaN where no `q` above 0 ever goes with it.
+        group (`np.ndarray` of shape `(num_rows,)`, int):
+            Place of the group of each row's user.
+        posterior (`np.ndarray` of shape `(num_rows, num_groups)`, *optional*):
+            `q(g | H)` of the history of each row. Without it, histories are certain of the group of their user.
+    """
+
+    def __init__(self, margins: FloatArray, group: NDArray[np.int64], posterior: FloatArray | None = None):
+        self.margins, self.group, self.posterior = margins, group, posterior
+
+    def __call__(self, rows: Sequence[int], donors: Sequence[int]) -> NDArray[np.float32]:
+        """Targets of the pairs of some rows under the histories of others, of shape `(len(rows),)`, in reward units."""
+        if self.posterior is None:
+            return self.margins[list(rows), self.group[list(donors)]].astype(np.float32)
+        return mixture_margin(self.margins[list(rows)], self.posterior[list(donors)]).astype(np.float32)
+
+    def own(self) -> NDArray[np.float32]:
+        """The margin of each pair under the teacher of its user's group, of shape `(num_rows,)`."""
+        return self.margins[np.arange(len(self.group)), self.group].astype(np.float32)
+
+
+def group_numbers(dataset: Dataset, column: str, groups: Sequence[str]) -> FloatArray:
+    """A column with a number for each group, as an array of shape `(num_rows, num_groups)` in the order of `groups`."""
+    return np.array([[row[column][group] for group in groups] for row in read_rows(dataset, [column])], dtype=np.float64)
+
+
+def score_pairs(
+    score: TeacherMargins, teachers: Mapping[str, Teacher], rows: Dataset, tokenizer: PreTrainedTokenizerBase, own: bool = False
+) -> FloatArray:
+    """Margins of all teachers for all pairs, each read as the teacher's training read its own.
+
+    Args:
+        score ([`~trl_pafo.teachers.margins.TeacherMargins`]):
+            Scores them.
+        teachers (`Mapping[str, Teacher]`):
+            Teacher of each group.
+        rows ([`~datasets.Dataset`]):
+            Pairs; with `own` their `group`, too.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The student's.
+        own (`bool`, *optional*, defaults to `False`):
+            Let each teacher score the pairs of its own group alone.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows, num_groups)`, groups in the order of their names; NaN where a teacher has not scored.
+    """
+    margins = np.full((len(rows), len(teachers)), np.nan)
+    group = np.asarray(rows["group"][:]) if own else None
+    numbers = {name: np.arange(len(rows)) if group is None else np.flatnonzero(group == name) for name in sorted(teachers)}
+    scored = score(teachers, {name: teachers[name].read(rows.select(mine), tokenizer) for name, mine in numbers.items()})
+    for place, (name, mine) in enumerate(numbers.items()):
+        margins[mine, place] = scored[name]
+    return margins
+
+
+def past_pairs(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
+    """The different past pairs in the `history` of rows, and for each row the numbers of its own among them."""
+    number_of: defaultdict[tuple[str, ...], int] = defaultdict(lambda: len(number_of))
+    different: list[dict[str, Any]] = []
+    past: list[list[int]] = []
+    for row in read_rows(rows, ["history"]):
+        own = []
+        for entry in row["history"] or []:
+            number = number_of[tuple(content_key(entry[name]) for name in HISTORY_FIELDS)]
+            if number == len(different):
+                different.append({name: entry[name] for name in HISTORY_FIELDS})
+            own.append(number)
+        past.append(own)
+    return Dataset.from_list(different), past
+
+
+def posterior_of_histories(log_likelihood: FloatArray, group: Sequence[str], tau: float) -> FloatArray:
+    """`q(g | H)` of each row's history, with the shares of the groups in the rows as the prior that `tau` flattens."""
+    shares = np.unique(np.asarray(group), return_counts=True)[1] / len(group)
+    return posterior(log_likelihood, np.log(shares), tau)
+
+
+def likelihood_of_histories(past_margins: FloatArray, past: Sequence[Sequence[int]], group: Sequence[str]) -> FloatArray:
+    """`log l_g(H)` of each row's history, of shape `(num_rows, num_groups)`, fitted on the rows themselves.
+
+    Args:
+        past_margins (`np.ndarray` of shape `(num_past_pairs, num_groups)`):
+            Margins of the teachers for the past pairs.
+        past (`Sequence[Sequence[int]]`):
+            Past pairs of each row, as [`past_pairs`] gives them.
+        group (`Sequence[str]`):
+            Group of each row's user.
+    """
+    scores = history_scores(past_margins, past)
+    return GroupLikelihood.fit(scores, np.unique(np.asarray(group), return_inverse=True)[1]).log_likelihood(scores)

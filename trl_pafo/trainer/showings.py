@@ -1,0 +1,119 @@
+"""Training pairs that are shown under another history each time: rows of token ids, made as they are asked for."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from trl_pafo.data.history import without_history
+from trl_pafo.data.rows import rows_of_batch
+from trl_pafo.data.showings import HistoryDraw, Showing
+from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
+from trl_pafo.teachers.targets import Targets
+
+_KWARGS = "chat_template_kwargs"
+
+
+class ShownPairs(torch.utils.data.Dataset):
+    """
+    Rows by the number of their showing, `epoch * num_rows + row`, see [`ShowingSampler`]. (Not from the paper.)
+
+    A showing has the pair's own columns, `chosen_ids` and `rejected_ids` under the history that is drawn, and with teachers
+    `teacher_margin`, what the student is to learn there, and `has_label`, whether the history is that of the user who judged the pair.
+
+    Args:
+        tokens ([`~datasets.Dataset`]):
+            The pairs with `chosen_ids` and `rejected_ids` under their own history.
+        messages ([`~datasets.Dataset`]):
+            The same pairs, in the same order, as the chat template reads them.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Writes and tokenizes them.
+        draw ([`~trl_pafo.data.showings.HistoryDraw`]):
+            Draws the histories.
+        targets ([`~trl_pafo.teachers.targets.Targets`], *optional*):
+            What the student is to learn.
+    """
+
+    def __init__(
+        self,
+        tokens: Dataset,
+        messages: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        draw: HistoryDraw,
+        targets: Targets | None = None,
+    ):
+        columns = [name for name in (*ID_COLUMNS, "margin", "group") if name in tokens.column_names]
+        self.tokens, self.messages = tokens.select_columns(columns), messages.with_format(None)
+        self.tokenizer, self.draw, self.targets = tokenizer, draw, targets
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        shown = [self.draw(number % len(self), number // len(self)) for number in numbers]
+        rows = rows_of_batch(self.tokens[[each.row for each in shown]])
+        for row, each in zip(rows, shown, strict=True):
+            if each.donor != each.row or each.num_history != self.draw.num_past[each.row]:
+                row |= self._tokenize(each)
+        if self.targets is not None:
+            margins = self.targets([each.row for each in shown], [each.donor for each in shown])
+            for row, each, margin in zip(rows, shown, margins.tolist(), strict=True):
+                row |= {"teacher_margin": margin, "has_label": each.donor == each.row}
+        return rows
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.__getitems__([number])[0]
+
+    def _tokenize(self, shown: Showing) -> dict[str, list[int]]:
+        row, donor = self.messages[shown.row], self.messages[shown.donor]
+        history = donor[_KWARGS]["history"][: shown.num_history]
+        row = {**row, _KWARGS: {**row[_KWARGS], "history": history}}
+        sides = ("chosen", "rejected")
+        return {f"{side}_ids": tokenize_row(self.tokenizer, row, side, f"Training row {shown.row}") for side in sides}
+
+
+class ShowingSampler(Sampler[int]):
+    """
+    The order of a training's showings, each by the number `epoch * num_rows + row`, so that a data loader's worker knows the epoch.
+
+    Args:
+        rows (`Sequence[int]` or `Sampler`):
+            Order of the rows. One that draws it anew each epoch has `set_epoch`.
+    """
+
+    def __init__(self, rows: Any):
+        self.rows, self.epoch = rows, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the rows of this epoch from now on."""
+        self.epoch = epoch
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return (self.epoch * len(self.rows) + row for row in self.rows)
+
+
+def fits_within(
+    tokens: Dataset, messages: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Callable[[int, int], bool]:
+    """Whether the pair of a row, under the history of another, has at most `max_length` tokens.
+
+    Args:
+        tokens, messages ([`~datasets.Dataset`]):
+            See [`ShownPairs`].
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Writes and tokenizes them.
+        max_length (`int`):
+            Tokens of the longest sequence that is shown.
+    """
+    of_pair = sequence_lengths(tokenize_pairs(without_history(messages), tokenizer, title="training"))
+    of_history = (sequence_lengths(tokens) - of_pair).max(axis=1)
+    room = max_length - of_pair.max(axis=1)
+    return lambda row, donor: bool(of_history[donor] <= room[row])
