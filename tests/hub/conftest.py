@@ -1,12 +1,11 @@
-"""The Hub on this machine that the tests of this wing push to."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""The Hub that the tests of this wing push to."""
 
 import pytest
-from helpers.hub_endpoint import Hub, hub_in_place
+from helpers.fake_hub import FakeHub
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    yield from hub_in_place(monkeypatch, tmp_path)
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    found = FakeHub()
+    monkeypatch.setattr("trl_pafo.hub.upload.HfApi", found)
+    return found

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import yaml
-from helpers.hub_endpoint import card_errors
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hub_ids, with
 from trl_pafo.hub.template import one_line
 from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
 
+REPO_ID = re.compile(r"(?:[A-Za-z0-9](?:[\w.-]{0,94}[\w-])?/)?[A-Za-z0-9_](?:[\w.-]{0,94}[\w-])?", re.A)
 EVIL = [
     "| evil | 9 |",
     "---",
@@ -31,6 +31,22 @@ EVIL = [
     "no",
     "1e3",
 ]
+
+
+def card_errors(content: str) -> list[str]:
+    """What the Hub has against the metadata of a card; rules of its documentation."""
+    try:
+        data = ModelCard(content).data.to_dict()  # refuses a model-index without its keys
+    except (ValueError, yaml.YAMLError) as error:
+        return [str(error)]
+    ids = [
+        name
+        for key in ("base_model", "datasets")
+        for name in ([data[key]] if isinstance(data.get(key), str) else data.get(key) or [])
+    ]
+    errors = [f"{name!r} is not valid. Use an id from https://hf.co." for name in ids if not REPO_ID.fullmatch(str(name))]
+    texts = [*(data.get("tags") or ()), data.get("library_name", ""), data.get("pipeline_tag", "")]
+    return errors + [f"{text!r} must be a string" for text in texts if not isinstance(text, str)]
 
 
 def card_of(*names: str, **options) -> Card:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.hub_endpoint import Hub
+from helpers.fake_hub import URL, FakeHub
 from huggingface_hub import ModelCard
 from trl import ModelConfig
 
@@ -88,7 +88,7 @@ def test_teachers_that_were_given_may_have_seen_the_test_pairs(run):
     assert "teachers were given" not in texts["personalized_bt"]
 
 
-def test_run_pushes_its_student_at_the_end(run, encoder, hub: Hub):
+def test_run_pushes_its_student_at_the_end(run, encoder, hub: FakeHub):
     """`trl-pafo run --push_to_hub true`: all stages are done already, and what is pushed is the student alone."""
     make_run(run, encoder, push_to_hub=True, hub_model_id="lab/of-a-run", hub_private_repo=True)()
     repo = hub.repos["lab/of-a-run"]
@@ -98,8 +98,8 @@ def test_run_pushes_its_student_at_the_end(run, encoder, hub: Hub):
     assert list(hub.repos) == ["lab/of-a-run"]
 
 
-def test_run_asks_the_hub_before_it_trains(encoder, hub: Hub, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TOKEN", "unknown")
+def test_run_asks_the_hub_before_it_trains(encoder, hub: FakeHub, tmp_path):
+    hub.errors["create_repo"] = PermissionError("401")
     with pytest.raises(TrlPafoError, match="token"):
         make_run(tmp_path / "new", encoder, push_to_hub=True, hub_model_id="lab/never")
     assert not (tmp_path / "new").exists()
@@ -116,12 +116,12 @@ def test_a_student_that_was_not_distilled_says_so(run):
     assert "| alpha |" not in text
 
 
-def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(run, hub: Hub, capsys):
+def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(run, hub: FakeHub, capsys):
     write_cards(run)
     card = run / "models/pafo/README.md"
     card.write_text(card.read_text() + "\nA word of mine.\n")
     assert main(["push", str(run), "--hub_model_id", "lab/fair"]) == 0
-    assert capsys.readouterr().out == f"Pushed: {hub.url}/lab/fair\n"
+    assert capsys.readouterr().out == f"Pushed: {URL}/lab/fair\n"
     repo = hub.repos["lab/fair"]
     model = {"README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert set(repo.files) == {".gitattributes", *model}
@@ -130,21 +130,21 @@ def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(
     text = repo.files["README.md"].decode()
     assert 'model_id = "lab/fair"' in text
     assert "A word of mine." in text
-    found = b"\n".join([*repo.files.values(), *hub.objects.values()])
+    found = b"\n".join(repo.files.values())
     users = {json.loads(line)["user"] for line in (run / "results/pafo.jsonl").read_text().splitlines()}
     assert users
     for secret in (*users, str(run), "teachers/"):
         assert secret.encode() not in found, secret
 
 
-def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, hub: Hub):
+def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, hub: FakeHub):
     (run / "models/bradley_terry/README.md").unlink()
     push_run(run, "lab/plain", method="bradley_terry", private=True)
     assert hub.repos["lab/plain"].private
     assert "# Bradley-Terry reward model" in hub.repos["lab/plain"].files["README.md"].decode()
 
 
-def test_teachers_and_what_is_not_there_are_refused(run, hub: Hub):
+def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
     with pytest.raises(ConfigError, match="The group-routed teachers are not one model"):
         push_run(run, "lab/x", method="group_routed")
     with pytest.raises(ConfigError, match=r"is a teacher.*Push the student"):
