@@ -22,7 +22,7 @@ from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pa
 from trl_pafo.storage.files import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
-DATA_FORMAT = 3
+DATA_FORMAT = 4
 """An input of every run: another number where the same options and files would give other rows."""
 
 LENGTHS = "lengths.npz"
@@ -36,7 +36,8 @@ def prepare(
 ) -> None:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, and a summary.
 
-    Validation pairs are those of some training prompts, which no model is trained on; a training row may show one as past.
+    Validation pairs are those of the source's validation users; or, if it has none, the training users' pairs on some prompts, which no
+    model is trained on, though a training row may show one as past.
 
     The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
     the complete `history`, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
@@ -79,10 +80,13 @@ def _write_splits(
             checks.check_history(rows, f"The {name} data")
         rendered = render_history(rows, cutter, args.dataset_num_proc)
         prepared[name] = concatenate_datasets([rendered, rows.select_columns(["history"])], axis=1)
-    checks.check_apart(prepared["train"], prepared["test"])
+    for name in prepared.keys() - {"train"}:
+        checks.check_apart(prepared["train"], prepared[name])
     check_test_groups(DatasetDict(prepared))
-    train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
-    prepared = {"train": train, **({"validation": validation} if len(validation) else {}), "test": prepared["test"]}
+    if "validation" not in prepared:  # the source has no users to spare
+        train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
+        prepared |= {"train": train, **({"validation": validation} if len(validation) else {})}
+    prepared = {name: prepared[name] for name in ("train", "validation", "test") if name in prepared}
     summary = {}
     for name, rows in prepared.items():
         rows.to_parquet(folder / f"{name}.parquet")

@@ -54,18 +54,23 @@ class TestSplits:
         except ConfigError:
             return
         check_splits(splits)
-        for split, users in ((splits["train"], train_users), (splits["test"], test_users)):
-            rows = rows_of_users(split)
+        judged = [set(split["prompt"]) | set(split["user"]) for split in splits.values()]
+        assert len(set.union(*judged)) == sum(map(len, judged))
+        for name, users in (("train", train_users), ("test", test_users), ("validation", 100)):
+            rows = rows_of_users(splits[name])
             assert len(rows) == users
             groups = Counter(user_rows[0]["group"] for user_rows in rows.values())
-            assert groups["minority"] == round(minority_ratio * users)
+            assert groups["minority"] == (50 if name == "validation" else round(minority_ratio * users))
             for user_rows in rows.values():
-                assert len({row["prompt"] for row in user_rows}) == len(user_rows) == pairs + context
+                number = len(user_rows)
+                assert len({row["prompt"] for row in user_rows}) == number
+                assert context < number <= pairs + context if name == "validation" else number == pairs + context
                 assert len({row["group"] for row in user_rows}) == 1
 
     def test_each_split_has_its_share_of_the_prompts(self):
         splits = make(train_users=200, test_users=200)
-        assert (len(set(splits["test"]["prompt"])), len(set(splits["train"]["prompt"]))) == (10, 30)
+        assert {name: len(set(rows["prompt"])) for name, rows in splits.items()} == {"test": 10, "train": 26, "validation": 4}
+        assert set(make(validation_share=0)) == {"train", "test"}
 
     def test_the_defaults(self):
         train = make(train_users=None)["train"]
@@ -136,7 +141,9 @@ class TestTastes:
         ({"context_pairs": -1}, "`context_pairs` must be at least 0, got -1"),
         ({"train_users": 0}, "`train_users` must be at least 1, got 0"),
         ({"pairs_per_user": 10}, "judges 11 different prompts, but one split has only 10 of the 40: lower `pairs_per_user`"),
-        ({"test_prompt_share": 0.95}, "judges 5 different prompts, but one split has only 2 of the 40"),
+        ({"test_prompt_share": 0.95}, "judges 5 different prompts, but one split has only 1 of the 40"),
+        ({"context_pairs": 4}, "4 are for validation users, of whose pairs 4 only serve as history. Raise `validation_share`"),
+        ({"validation_users": 1}, "`validation_users` must be at least 2, got 1"),
         ({"train_users": 4}, "`train_users`=4 with `minority_ratio`=0.1 leaves one group without users"),
         ({"test_users": 1, "minority_ratio": 0.9}, "`test_users`=1 with `minority_ratio`=0.9 leaves one group without users"),
     ],

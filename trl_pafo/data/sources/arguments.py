@@ -10,6 +10,7 @@ NUM_USERS = 200
 """Users of each split where users are made and no number is given."""
 
 _LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("validation_users",), lambda value: value >= 2, "at least 2"),
     (("train_users", "test_users", "pairs_per_user", "max_words"), lambda value: value >= 1, "at least 1"),
     (("num_clusters",), lambda value: value >= 2, "at least 2"),
     (("context_pairs",), lambda value: value >= 0, "at least 0"),
@@ -46,6 +47,8 @@ class DataArguments:
             Share of users in the minority, for the sources that make their users.
         train_users, test_users (`int`, *optional*):
             Number of users. `None` takes 200 where users are made, and all where they are real.
+        validation_users (`int`, *optional*, defaults to `100`):
+            Number of validation users where users are made by types, half of them in the minority.
         pairs_per_user (`int`, *optional*, defaults to `4`):
             Pairs a user judges, beside `context_pairs`.
         context_pairs (`int`, *optional*):
@@ -53,7 +56,8 @@ class DataArguments:
         test_prompt_share (`float`, *optional*, defaults to `0.25`):
             Share of the prompts that are kept for test users.
         validation_share (`float`, *optional*, defaults to `0.15`):
-            Share of the training prompts whose pairs are held out of all training, to choose teachers and epochs by; in [0, 1).
+            Share of the training prompts that are held out of all training, in [0, 1), to choose lengths of trainings by and to predict what
+            can be had. Where users are made by types, new ones judge these prompts; else it is the training users' pairs on them.
         taste_mix (`float`, *optional*, defaults to `0.0`):
             Share of pairs in which a user prefers a second type of its own.
         label_noise (`float`, *optional*, defaults to `0.0`):
@@ -90,7 +94,8 @@ class DataArguments:
     pairs_per_user: int = option(4, "Pairs that each user judges, not counting context_pairs.")
     context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
     test_prompt_share: float = option(0.25, "Share of the prompts that is reserved for test users.")
-    validation_share: float = option(0.15, "Share of the training prompts held out to test the teachers; 0: none.")
+    validation_users: int = option(100, "Number of validation users where users are made by types; half are in the minority.")
+    validation_share: float = option(0.15, "Share of the training prompts held out to choose lengths of trainings by; 0: none.")
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")
     max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")

@@ -18,8 +18,8 @@ _POPULATION = _PAIRS | {"majority", "minority", "minority_ratio", "taste_mix", "
 _CUT = {"minority_quantile", "minority_threshold"}
 
 SOURCES: dict[str, set[str]] = {
-    "styles": _POPULATION,
-    "dsp": _POPULATION | {"data_path", "max_words"},
+    "styles": _POPULATION | {"validation_users"},
+    "dsp": _POPULATION | {"data_path", "max_words", "validation_users"},
     "swissmetro": _USERS | {"data_path"},
     "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority"},
@@ -28,7 +28,7 @@ SOURCES: dict[str, set[str]] = {
     "files": _CUT | {"data_path", "test_data_path"},
 }
 """The options that each source looks at, beside those that every one does. A source is the function `load` of the module here that
-has its name: from [`DataArguments`] to `train` and `test` in the one schema."""
+has its name: from [`DataArguments`] to `train`, `test` and, of those that have users to spare, `validation`, in the one schema."""
 
 
 def load_source(data: DataArguments, context_pairs: int = 1) -> DatasetDict:
@@ -41,7 +41,7 @@ def load_source(data: DataArguments, context_pairs: int = 1) -> DatasetDict:
             Earlier pairs of each user where `data` says nothing.
 
     Returns:
-        [`~datasets.DatasetDict`]: `train` and `test` with `prompt`, `chosen`, `rejected`, `user`, `group` and `support_rate`. They share
+        [`~datasets.DatasetDict`]: As the source has them, with `prompt`, `chosen`, `rejected`, `user`, `group` and `support_rate`. They share
         no user and no prompt; the rows of a user stand together, in the order of time.
 
     Raises:

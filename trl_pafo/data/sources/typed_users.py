@@ -24,7 +24,9 @@ class AnsweredPrompt:
 
 
 def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority: str, minority: str) -> DatasetDict:
-    """Draw users and their pairs; the test split shares neither a user nor a prompt with the training split.
+    """Draw users and their pairs; no two splits share a user or a prompt.
+
+    Half of the validation users are in the minority, however rare it is: what is chosen by groups is chosen by pairs of each.
 
     Args:
         prompts (`Sequence[AnsweredPrompt]`):
@@ -35,8 +37,8 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
             Types that the users of the two groups hold where `data` names none.
 
     Returns:
-        [`~datasets.DatasetDict`]: `train` and `test`, each with `prompt`, `chosen`, `rejected`, `user`, `group` and
-        `support_rate` (the share of the training population that holds the user's type). The rows of a user follow each
+        [`~datasets.DatasetDict`]: `train`, `test`, and, unless `validation_share` is 0, `validation`, each with `prompt`, `chosen`,
+        `rejected`, `user`, `group` and `support_rate` (the share of the training population that holds the user's type). The rows of a user follow each
         other in the order of time.
 
     Raises:
@@ -46,7 +48,10 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
     types = list(prompts[0].responses)
     num_pairs = data.num_pairs
     num_test = round(data.test_prompt_share * len(prompts))
-    smallest = min(num_test, len(prompts) - num_test)
+    num_validation = max(1, round(data.validation_share * (len(prompts) - num_test))) if data.validation_share else 0
+    sizes = {"test": num_test, "train": len(prompts) - num_test - num_validation, "validation": num_validation}
+    sizes = {split: number for split, number in sizes.items() if number or split != "validation"}
+    smallest = min(sizes["test"], sizes["train"])
     for group, names in held.items():
         if set(names) - set(types):
             raise ConfigError(f"`{group}` must name types of the corpus ({', '.join(types)}), got {names}.")
@@ -55,12 +60,17 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
     if num_pairs > smallest:
         raise ConfigError(
             f"Each user judges {num_pairs} different prompts, but one split has only {smallest} of the {len(prompts)}: "
-            "lower `pairs_per_user` or `context_pairs`, or move `test_prompt_share`."
+            "lower `pairs_per_user` or `context_pairs`, or move `test_prompt_share` or `validation_share`."
+        )
+    if 0 < num_validation <= num_pairs - data.pairs_per_user:
+        raise ConfigError(
+            f"Of the {len(prompts)} prompts, {num_validation} are for validation users, of whose pairs "
+            f"{num_pairs - data.pairs_per_user} only serve as history. Raise `validation_share`, or set it to 0."
         )
     users = {}
-    for split in ("train", "test"):
+    for split in sizes:
         number = data.number_of_users(split)
-        num_minority = round(data.minority_ratio * number)
+        num_minority = number // 2 if split == "validation" else round(data.minority_ratio * number)
         if not 1 <= num_minority < number:
             raise ConfigError(
                 f"`{split}_users`={number} with `minority_ratio`={data.minority_ratio} leaves one group without users."
@@ -73,13 +83,13 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
     rng = random.Random(data.population_seed)
     shuffled = list(prompts)
     rng.shuffle(shuffled)
-    prompts_of = {"test": shuffled[:num_test], "train": shuffled[num_test:]}
     drawn: dict[str, Dataset] = {}
-    for split, own in prompts_of.items():
+    for split, size in sizes.items():
+        own, shuffled = shuffled[:size], shuffled[size:]
         rows: list[dict[str, object]] = []
         for number, (group, first) in enumerate(users[split]):
             second = rng.choice([name for name in types if name != first])
-            for answered in rng.sample(own, num_pairs):
+            for answered in rng.sample(own, min(num_pairs, size)):
                 liked = second if rng.random() < data.taste_mix else first
                 other = rng.choice([name for name in types if name != liked])
                 chosen, rejected = answered.responses[liked], answered.responses[other]
@@ -88,4 +98,4 @@ def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority
                 pair = {"prompt": answered.prompt, "chosen": chosen, "rejected": rejected}
                 rows.append({**pair, "user": f"{split}-{number:05d}", "group": group, "support_rate": support[first]})
         drawn[split] = Dataset.from_list(rows)
-    return DatasetDict(train=drawn["train"], test=drawn["test"])
+    return DatasetDict(drawn)
