@@ -9,10 +9,10 @@ from datasets import Dataset
 from trl_pafo.teachers.targets import (
     Targets,
     group_numbers,
-    likelihood_of_histories,
     past_pairs,
     posterior_of_histories,
     score_pairs,
+    targets_from_teachers,
 )
 
 RNG = np.random.default_rng(0)
@@ -53,13 +53,29 @@ def test_the_prior_of_a_posterior_is_the_share_of_the_group(tau):
 
 
 def test_histories_that_tell_the_group_are_likely_under_it():
+    """One past pair a row, on which the teachers disagree more often than not as the group of the row says."""
     rng = np.random.default_rng(1)
-    group = rng.integers(2, size=400)
-    margins = np.concatenate([np.where(np.arange(2) == g, 1.0, -1.0) + rng.normal(size=2) for g in group]).reshape(400, 2)
-    found = likelihood_of_histories(margins, [[row] for row in range(400)], group)
-    right = (found.argmax(axis=1) == group).mean()
-    assert right == pytest.approx((margins.argmax(axis=1) == group).mean(), abs=0.03)
-    assert right > 0.85
+    group = np.where(rng.random(400) < 0.3, "b", "a")
+    said = np.where(np.arange(2) == (group == "b")[:, None], 1.0, -1.0) + rng.normal(size=(400, 2))
+
+    class FakeTeacher:
+        def __init__(self, place):
+            self.place = place
+
+        def read(self, rows, tokenizer):
+            return rows.map(lambda row: {"said": said[int(row["chosen"]), self.place]})
+
+    def score(teachers, pairs):
+        return {name: np.array(rows["said"]) for name, rows in pairs.items()}
+
+    pairs = [{"prompt": "p", "chosen": str(n), "rejected": "no"} for n in range(400)]
+    rows = Dataset.from_list([{**pair, "history": [pair]} for pair in pairs])
+    targets = targets_from_teachers(score, {"b": FakeTeacher(1), "a": FakeTeacher(0)}, rows, group, None, tau=1.0)
+    likely = np.array(["a", "b"])[targets.posterior.argmax(axis=1)]
+    told = [(likely == group)[group == name].mean() for name in "ab"]
+    assert min(told) > 0.85
+    assert np.mean(told) == pytest.approx(((said[:, 1] > said[:, 0]) == (group == "b")).mean(), abs=0.05)
+    assert targets.margins == pytest.approx(said)
 
 
 def test_past_pairs_are_listed_once_and_known_by_their_texts():

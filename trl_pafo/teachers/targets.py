@@ -105,16 +105,51 @@ def posterior_of_histories(log_likelihood: FloatArray, group: Sequence[str], tau
     return posterior(log_likelihood, np.log(shares), tau)
 
 
-def likelihood_of_histories(past_margins: FloatArray, past: Sequence[Sequence[int]], group: Sequence[str]) -> FloatArray:
-    """`log l_g(H)` of each row's history, of shape `(num_rows, num_groups)`, fitted on the rows themselves.
+def targets_from_teachers(
+    score: TeacherMargins,
+    teachers: Mapping[str, Teacher],
+    rows: Dataset,
+    group: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    own: bool = False,
+    tau: float | None = None,
+) -> Targets:
+    """Targets of training pairs that teachers score now.
 
     Args:
-        past_margins (`np.ndarray` of shape `(num_past_pairs, num_groups)`):
-            Margins of the teachers for the past pairs.
-        past (`Sequence[Sequence[int]]`):
-            Past pairs of each row, as [`past_pairs`] gives them.
+        score, teachers, rows, tokenizer, own:
+            As for [`score_pairs`].
         group (`Sequence[str]`):
             Group of each row's user.
+        tau (`float`, *optional*):
+            If given, targets are under the posterior of the group with this prior. How likely a history makes each group is fitted on
+            the rows themselves: with teachers that were trained on these pairs it is surer than of new users.
     """
-    scores = history_scores(past_margins, past)
-    return GroupLikelihood.fit(scores, np.unique(np.asarray(group), return_inverse=True)[1]).log_likelihood(scores)
+    places = np.searchsorted(sorted(teachers), group)
+    margins = score_pairs(score, teachers, rows, tokenizer, own)
+    if tau is None:
+        return Targets(margins, places)
+    past, of_row = past_pairs(rows)
+    scores = history_scores(score_pairs(score, teachers, past, tokenizer), of_row)
+    likelihood = GroupLikelihood.fit(scores, places).log_likelihood(scores)
+    return Targets(margins, places, posterior_of_histories(likelihood, group, tau))
+
+
+def targets_from_columns(rows: Dataset, groups: Sequence[str], *, tau: float | None = None) -> Targets:
+    """Targets of training pairs that bring `teacher_margins`, and, for the posterior, `history_log_likelihood`, both by group.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Pairs with `group`.
+        groups (`Sequence[str]`):
+            The groups in the order of their names.
+        tau (`float`, *optional*):
+            As for [`targets_from_teachers`].
+    """
+    group = rows["group"][:]
+    margins, places = group_numbers(rows, "teacher_margins", groups), np.searchsorted(groups, group)
+    if tau is None:
+        return Targets(margins, places)
+    likelihood = group_numbers(rows, "history_log_likelihood", groups)
+    return Targets(margins, places, posterior_of_histories(likelihood, group, tau))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,8 @@ from trl_pafo.data.rows import rows_of_batch
 from trl_pafo.data.showings import HistoryDraw, Showing
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.teachers.targets import Targets
+
+logger = get_logger(__name__)
 
 _KWARGS = "chat_template_kwargs"
 
@@ -98,6 +101,39 @@ class ShowingSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return (self.epoch * len(self.rows) + row for row in self.rows)
+
+
+def shown_pairs(
+    tokens: Dataset,
+    given: Dataset,
+    messages: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    targets: Targets | None,
+    *,
+    seed: int,
+    tau: float | None,
+    min_history: int | None,
+    max_length: int | None,
+) -> ShownPairs:
+    """[`ShownPairs`] with histories that fit, and a warning of pairs for which there are none.
+
+    Args:
+        given ([`~datasets.Dataset`]):
+            The pairs with complete histories, see [`~trl_pafo.data.showings.HistoryDraw`].
+        max_length (`int`, *optional*):
+            Tokens of the longest sequence that is shown.
+        tokens, messages, tokenizer, targets, seed, tau, min_history:
+            As for [`ShownPairs`] and [`~trl_pafo.data.showings.HistoryDraw`].
+    """
+    borrows = tau is not None and max_length is not None
+    fits = fits_within(tokens, messages, tokenizer, max_length) if borrows else None  # type: ignore[arg-type]
+    draw = HistoryDraw(given, messages, seed, tau, min_history, fits)
+    for name, number in draw.without_donor.items():
+        logger.warning(
+            f"{number} training pairs of the group {name!r} keep their own history where another group is drawn: no history of that "
+            "group lacks their prompt and leaves room for them. Raise `max_length`, or give users more past pairs."
+        )
+    return ShownPairs(tokens, messages, tokenizer, draw, targets)
 
 
 def fits_within(

@@ -10,9 +10,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
 from trl import RewardConfig
+from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
-from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.errors import ConfigError
 from trl_pafo.hub.card import Card
 from trl_pafo.hub.trainer_mixin import HubMixin
@@ -24,14 +24,7 @@ from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
 from trl_pafo.teachers.agreement import Agreement, agreement
 from trl_pafo.teachers.margins import TeacherMargins
-from trl_pafo.teachers.targets import (
-    Targets,
-    group_numbers,
-    likelihood_of_histories,
-    past_pairs,
-    posterior_of_histories,
-    score_pairs,
-)
+from trl_pafo.teachers.targets import targets_from_columns, targets_from_teachers
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher, TeacherSpec, as_teachers
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
@@ -39,9 +32,9 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.model_card import card_of_training
-from trl_pafo.trainer.pairs import PairPreparer, TrainingRows
+from trl_pafo.trainer.pairs import PairPreparer
 from trl_pafo.trainer.samplers import EpochOfSampler, LengthGroupedSampler, ShuffledRows, is_tokenized, row_lengths
-from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within
+from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, shown_pairs
 
 logger = get_logger(__name__)
 
@@ -154,43 +147,31 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         pairs, rows, args = self._pairs, self._pairs.rows, self.args
         pairs.rows = None  # so that it is let go
         targets = None
-        if pairs.distills and isinstance(self.train_dataset, Dataset):
-            if "teacher_margin" in self.train_dataset.column_names:
+        if pairs.distills and "teacher_margin" in get_dataset_column_names(self.train_dataset):
+            if isinstance(self.train_dataset, Dataset):
                 self.teacher_agreement = agreement(np.asarray(self.train_dataset["teacher_margin"][:]))
+        elif pairs.distills:
+            tau = args.tau if pairs.draws_donors and args.conditioning == "posterior" else None
+            if rows is not None and teachers:
+                group = self.train_dataset["group"][:]
+                scorer, tokenizer, own = self._teacher_scorer(), self.processing_class, not pairs.draws_donors
+                targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own, tau=tau)
             else:
-                targets = self._targets_of(teachers, rows)
-                self.teacher_agreement = agreement(targets.own(), self.train_dataset["group"][:])
-                self.train_dataset = self.train_dataset.add_column("teacher_margin", targets.own())
+                targets = targets_from_columns(self.train_dataset, sorted(pairs.groups), tau=tau)
+            self.teacher_agreement = agreement(targets.own(), self.train_dataset["group"][:])
+            self.train_dataset = self.train_dataset.add_column("teacher_margin", targets.own())
         if rows is not None and (pairs.draws_donors or args.min_num_history is not None):
-            tau = args.tau if pairs.draws_donors else None
-            fits = None
-            if tau is not None and args.max_length is not None:
-                fits = fits_within(self.train_dataset, rows.messages, self.processing_class, args.max_length)
-            draw = HistoryDraw(rows.given, rows.messages, self._data_seed, tau, args.min_num_history, fits)
-            for name, number in draw.without_donor.items():
-                logger.warning(
-                    f"{number} training pairs of the group {name!r} keep their own history where another group is drawn: no history of "
-                    "that group lacks their prompt and leaves room for them. Raise `max_length`, or give users more past pairs."
-                )
-            self._shown = ShownPairs(self.train_dataset, rows.messages, self.processing_class, draw, targets)
-
-    def _targets_of(self, teachers: Mapping[str, Teacher], rows: TrainingRows | None) -> Targets:
-        """Margins of the teachers for the training pairs, and what their histories say of the groups."""
-        args, dataset, tokenizer = self.args, self.train_dataset, self.processing_class
-        group, groups = dataset["group"][:], sorted(self._pairs.groups)
-        in_posterior = self._pairs.draws_donors and args.conditioning == "posterior"
-        if rows is None or not teachers:
-            margins = group_numbers(dataset, "teacher_margins", groups)
-            likelihood = group_numbers(dataset, "history_log_likelihood", groups) if in_posterior else None
-        else:
-            score = self._teacher_scorer()
-            margins = score_pairs(score, teachers, rows.given, tokenizer, own=not self._pairs.draws_donors)
-            likelihood = None
-            if in_posterior:
-                past, of_row = past_pairs(rows.given)
-                likelihood = likelihood_of_histories(score_pairs(score, teachers, past, tokenizer), of_row, group)
-        posterior = None if likelihood is None else posterior_of_histories(likelihood, group, args.tau)
-        return Targets(margins, np.searchsorted(groups, group), posterior)
+            self._shown = shown_pairs(
+                self.train_dataset,
+                rows.given,
+                rows.messages,
+                self.processing_class,
+                targets,
+                seed=self._data_seed,
+                tau=args.tau if pairs.draws_donors else None,
+                min_history=args.min_num_history,
+                max_length=args.max_length,
+            )
 
     def _teacher_scorer(self) -> TeacherMargins:
         args = self.args
