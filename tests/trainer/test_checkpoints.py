@@ -124,6 +124,13 @@ class TestTrain:
         assert weights(tmp_path / "out") == weights(tmp_path / "unbroken")
         assert not (tmp_path / "out/README.md").exists()  # that of a run is written when it is evaluated
 
+    def test_a_bar_with_a_title_is_shown_and_no_log(self, build, tmp_path, capsys):
+        self.do(build, tmp_path / "out")
+        shown = capsys.readouterr()
+        assert "title: 100%" in shown.err
+        assert "6/6" in shown.err
+        assert "'loss'" not in shown.out + shown.err
+
     def test_interrupted_while_saving_the_checkpoint_before_is_taken(self, build, tmp_path, capsys, monkeypatch):
         saved = PAFORewardTrainer._save_rng_state
 

@@ -272,10 +272,16 @@ CONTRACTS = [
         "trl_pafo/trainer/evaluation.py, _get_eval_sampler: evaluation takes no copies of pairs but to fill up its last batch",
         "self eval_dataset",
     ),
+    Contract(
+        "transformers.trainer_callback:ProgressCallback.on_train_begin",
+        "trl_pafo/trainer/checkpoints.py, TitledProgress, which gives the bar a title",
+        "self args state control kwargs",
+        ("self.training_bar = tqdm(total=state.max_steps...",),
+    ),
     Contract(f"{TRAINER}.predict", "trl_pafo/trainer/evaluation.py, predict", "self test_dataset ignore_keys metric_key_prefix"),
     Contract(
         f"{TRAINER}.log",
-        "trl_pafo/trainer/evaluation.py, log, and trl_pafo/trainer/progress.py: the state's history and the callbacks",
+        "trl_pafo/trainer/evaluation.py, log: the state's history and the callbacks",
         "self logs start_time",
         ("self.state.log_history.append(output)",),
     ),

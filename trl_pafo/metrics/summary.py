@@ -1,7 +1,6 @@
 """The numbers of a model on a test set, each with its interval."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ def fairness_summary(
     user: Iterable[object] | None,
     group: Iterable[object] | None,
     *,
-    support: ArrayLike | Mapping[str, float] | None = None,
+    support: ArrayLike | None = None,
     majority: str | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -36,7 +35,7 @@ def fairness_summary(
             Whose pair it is. Where that is not known, each pair is taken as one person's, and no number of users is given.
         group (`Iterable`, one a pair, or `None`):
             The group of that user. Where groups are not known, no number of groups is given.
-        support (array of shape `(num_pairs,)`, or `Mapping` from user to value, *optional*):
+        support (array of shape `(num_pairs,)`, *optional*):
             Support rate of each pair's user; NaN where unknown. Adds `support_spearman`.
         majority (`str`, *optional*):
             The group to set against all others. Adds `majority` and `minority`: the accuracies over its pairs and over
@@ -60,15 +59,14 @@ def fairness_summary(
         - with `support`, `support_spearman`: rank correlation of users' accuracy with their support, over users whose
           support is known; NaN where it is undefined;
 
-        with more than one group `worst_group`, the name of the group of `group_min` (the first of equals), and `worst_group_share`, the share of
-        resamples in which it is the worst; and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
+        with more than one group `worst_group`, the name of the group of `group_min` (the first of equals); and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
         `num_users_without_support`, `confidence`, `num_resamples`.
 
         All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
 
         Intervals are percentiles of a bootstrap over users, and are widened where needed to hold their value: `difference` and the
         measures of inequality cannot fall below 0, so that an interval of theirs that leaves out 0 is no evidence; [`compare`] gives
-        evidence. Ends that so few users cannot show are NaN, and so is `worst_group_share` then; the rules are at the top of
+        evidence. Ends that so few users cannot show are NaN; the rules are at the top of
         `trl_pafo.metrics.intervals`.
 
     Raises:
@@ -80,21 +78,16 @@ def fairness_summary(
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
     families, facts = _families(pairs, correct, support, majority)
-    summary, resamples = _with_intervals(families, confidence, num_resamples, seed)
-    if len(pairs.groups) > 1:
-        accuracies = [f"accuracy/{name}" for name in pairs.groups]
-        worst = int(np.argmin([summary[name]["value"] for name in accuracies]))
-        worst_in_resample = np.argmin([resamples[name] for name in accuracies], axis=0)
-        summary["worst_group"] = pairs.groups[worst]
-        is_known = np.bincount(pairs.group_of_user).min() >= fewest_users(confidence)
-        summary["worst_group_share"] = float((worst_in_resample == worst).mean()) if is_known else math.nan
+    summary = _with_intervals(families, confidence, num_resamples, seed)
+    if pairs.groups[1:]:
+        summary["worst_group"] = min(pairs.groups, key=lambda name: summary[f"accuracy/{name}"]["value"])
     return summary | facts | {"confidence": confidence, "num_resamples": num_resamples}
 
 
 def _families(
     pairs: EncodedPairs,
     correct: FloatArray,
-    support: ArrayLike | Mapping[str, float] | None,
+    support: ArrayLike | None,
     majority: str | None,
 ) -> tuple[list[Family], dict[str, Any]]:
     """The families that can be computed, and the counts."""
@@ -118,12 +111,9 @@ def _families(
     return families, facts
 
 
-def _with_intervals(
-    families: Sequence[Family], confidence: float, num_resamples: int, seed: int
-) -> tuple[dict[str, Any], dict[str, FloatArray]]:
-    """Each number with its interval; and its resamples."""
+def _with_intervals(families: Sequence[Family], confidence: float, num_resamples: int, seed: int) -> dict[str, Any]:
+    """Each number with its interval."""
     entries: dict[str, Any] = {}
-    resamples: dict[str, FloatArray] = {}
     for family in families:
         value, drawn = bootstrap_cells(family.cells, family.statistics, num_resamples, seed, fewest_users(confidence))
         low, high = percentile_interval(drawn, confidence)
@@ -133,5 +123,4 @@ def _with_intervals(
         ends = [np.where(is_mean, mean, other).tolist() for mean, other in zip(of_means, others, strict=True)]
         for name, v, lo, hi in zip(family.names, value.tolist(), *ends, strict=True):
             entries[name] = {"value": v, "low": lo, "high": hi}
-        resamples |= dict(zip(family.names, drawn.T, strict=True))
-    return entries, resamples
+    return entries

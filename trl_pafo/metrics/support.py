@@ -1,11 +1,8 @@
 """Does a user's accuracy go with the support of its preferences? Rank correlation, over resamples at once."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, IntArray
 
@@ -54,26 +51,18 @@ def _mid_ranks(places: IntArray, weights: FloatArray) -> tuple[FloatArray, float
     return np.cumsum(occurs) - (occurs + total) / 2, (total**3 - (occurs * occurs * occurs).sum()) / 12
 
 
-def support_of_users(support: ArrayLike | Mapping[str, float], pairs: EncodedPairs) -> FloatArray:
+def support_of_users(support: ArrayLike, pairs: EncodedPairs) -> FloatArray:
     """Support rate of each user of `pairs.users`, of shape `(num_users,)`; NaN where it is unknown.
 
     Args:
-        support (array of shape `(num_pairs,)`, or `Mapping`):
-            One value a pair, the same on all pairs of a user; or from user to value.
+        support (array of shape `(num_pairs,)`):
+            One value a pair, the same on all pairs of a user.
         pairs ([`EncodedPairs`]):
             The pairs.
 
     Raises:
-        DataError: If a user is missing or has two values, shapes do not fit, or no user has a value.
+        DataError: If a user has two values, shapes do not fit, or no user has a value.
     """
-    if isinstance(support, Mapping):
-        given = {as_label(user): value for user, value in support.items()}
-        missing = [user for user in pairs.users if user not in given]
-        if missing:
-            raise DataError(
-                f"`support` lacks {len(missing)} of {len(pairs.users)} users, such as {missing[0]!r}; give NaN if it is unknown."
-            )
-        support = [given[pairs.users[code]] for code in pairs.user_codes]
     try:
         values = np.asarray(support, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -14,7 +14,6 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.storage.files import remove
 from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.trainer.cache_keys import rounding_options
-from trl_pafo.trainer.progress import PairProgress
 from trl_pafo.versions import __version__
 
 _STATE = "trainer_state.json"
@@ -86,11 +85,27 @@ def write_checkpoints_to(args: TrainingArguments, out: Path) -> None:
     args.save_total_limit = args.save_total_limit or 1
 
 
+class TitledProgress(ProgressCallback):
+    """The Trainer's bar under a title; what is logged is kept, and not printed."""
+
+    def __init__(self, title: str):
+        super().__init__()
+        self.title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.title)
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
     """Train, from the last complete checkpoint in `out/KEPT` if there is one, and save the model and the logs to `out`."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    progress = PairProgress(title)
+    progress = TitledProgress(title)
     trainer.add_callback(progress)
     last = last_checkpoint(out / KEPT)
     if last is not None:
@@ -98,7 +113,8 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
-        progress.on_train_end(trainer.args, trainer.state, trainer.control)  # else an error would stand in the line of the bar
+        if progress.training_bar is not None:  # else an error would stand in the line of the bar
+            progress.training_bar.close()
     trainer.save_model(str(out), _internal_call=True)  # without a card: that of a run holds the evaluation, too
     trainer.state.save_to_json(str(out / _STATE))
     for path in (out / KEPT).iterdir():  # such as what a tracker has written
