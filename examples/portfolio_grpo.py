@@ -1,6 +1,7 @@
 """A portfolio of LoRA members trained by GRPO: SmolLM2-135M, two rewards, a 2-core CPU.
 
     python examples/portfolio_grpo.py --output_dir runs/portfolio_grpo
+    python examples/portfolio_grpo.py --bf16 true                     (a CPU that is faster in bfloat16)
     accelerate launch examples/portfolio_grpo.py --use_cpu false        (on several GPUs)
 
 The rewards are `brevity` (few words) and `playfulness` (a reward model that is fitted first, on the shipped corpus). Each
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from trl import GRPOConfig, TrlParser
 
 from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.models import RewardScorer, fast_bf16, set_threads
+from trl_pafo.models import RewardScorer, set_threads
 from trl_pafo.palm import (
     GRPOOracle,
     OracleResult,
@@ -103,7 +105,7 @@ def gain(member: OracleResult, base: OracleResult, weights: np.ndarray) -> tuple
 
 def main() -> None:
     parser = TrlParser((ScriptArguments, GRPOConfig))
-    left = parser.set_defaults_with_config(**DEFAULTS, bf16=fast_bf16())
+    left = parser.set_defaults_with_config(**DEFAULTS, bf16=torch.accelerator.is_available())
     assert not left, left
     script, args = parser.parse_args_and_config()
     set_threads()

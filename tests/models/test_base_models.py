@@ -12,7 +12,6 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.models import base_models as models
 from trl_pafo.models.base_models import (
     WHEEL_MODELS,
-    fast_bf16,
     load_tokenizer,
     locate_model,
     longest_input,
@@ -123,16 +122,6 @@ def test_wheel_models_are_plain_checkpoints_afterwards(name, tmp_path):
 
 
 class TestMachine:
-    @pytest.mark.parametrize("avx512", [True, False])
-    @pytest.mark.parametrize("amx", [True, False])
-    def test_cpus_need_instructions_for_it(self, monkeypatch, avx512, amx):
-        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-        assert fast_bf16() == (avx512 or amx)
-        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # private, so it may go
-        assert fast_bf16() == amx
-
     def test_threads(self, monkeypatch):
         asked = []
         monkeypatch.setattr(torch, "set_num_threads", asked.append)

@@ -36,9 +36,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
         return parser
     import torch
 
-    from trl_pafo.models.base_models import fast_bf16
-
-    left += parser.set_defaults_with_config(bf16=fast_bf16(), use_cpu=not torch.accelerator.is_available())
+    left += parser.set_defaults_with_config(use_cpu=not torch.accelerator.is_available())
     assert not left, left
     return parser
 

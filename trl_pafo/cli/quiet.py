@@ -15,6 +15,8 @@ def quiet() -> None:
     What was read, what was left out and what is warned of is said, each in a line.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads of torch that wait for each other sleep. Else they keep the cores from what they wait for, wherever others work beside.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", category=FutureWarning)
     # The Trainer turns the bars of the Hub on again after a push, and is told that the environment turned them off.
     warnings.filterwarnings("ignore", message="Cannot enable progress bars", category=UserWarning)

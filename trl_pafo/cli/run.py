@@ -9,7 +9,11 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
     from trl_pafo.cli.training import training_parser
     from trl_pafo.evaluation.methods import RunArguments
 
-    return training_parser((RunArguments,), (ModelConfig,), prog, short)
+    if short:
+        return training_parser((RunArguments,), (ModelConfig,), prog, short)
+    from trl_pafo.pipeline.run_options import RunConfig
+
+    return training_parser((RunArguments,), (ModelConfig,), prog, short, RunConfig)
 
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:

@@ -8,7 +8,9 @@ EPILOG = (
 )
 
 
-def training_parser(before: tuple[type, ...], after: tuple[type, ...], prog: str | None, short: bool) -> Any:
+def training_parser(
+    before: tuple[type, ...], after: tuple[type, ...], prog: str | None, short: bool, config: type | None = None
+) -> Any:
     """A parser of PAFOConfig's flags between those of other dataclasses.
 
     Args:
@@ -18,6 +20,8 @@ def training_parser(before: tuple[type, ...], after: tuple[type, ...], prog: str
             Name of the command.
         short (`bool`):
             Leave out the flags of the training that are not ours, which torch must be loaded for; to print help, not to parse.
+        config (`type`, *optional*, defaults to [`PAFOConfig`]):
+            A class derived from [`PAFOConfig`], to parse into.
     """
     from trl import TrlParser
 
@@ -29,6 +33,6 @@ def training_parser(before: tuple[type, ...], after: tuple[type, ...], prog: str
         from trl_pafo.trainer.config import PAFOConfig as Options  # type: ignore[assignment]
 
         page = {}
-    parser = TrlParser((*before, Options, *after), prog=prog, **page)  # type: ignore[arg-type]
+    parser = TrlParser((*before, config or Options, *after), prog=prog, **page)  # type: ignore[arg-type]
     parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
     return parser

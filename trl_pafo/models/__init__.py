@@ -6,7 +6,6 @@ __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
         "RewardScorer": "scoring",
-        "fast_bf16": "base_models",
         "load_reward_model": "scoring",
         "load_tokenizer": "base_models",
         "materialize_model": "base_models",

@@ -192,14 +192,6 @@ def materialize_model(
     tokenizer.save_pretrained(folder)
 
 
-def fast_bf16() -> bool:
-    """Whether bfloat16 is faster than float32 here: on any accelerator, and on CPUs with instructions for it."""
-    if torch.accelerator.is_available():
-        return True
-    supported = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check is not None and check() for check in supported)
-
-
 def set_threads() -> None:
     """Use the physical cores once: respect OMP_NUM_THREADS, else take what the process may run on."""
     if "OMP_NUM_THREADS" not in os.environ:
