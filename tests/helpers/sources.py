@@ -14,7 +14,7 @@ from trl_pafo.data.checks import check_apart, check_columns, check_pairs
 from trl_pafo.data.sources import DataArguments
 from trl_pafo.data.sources.registry import SOURCES, check_source
 
-ALWAYS = {"source", "population_seed", "validation_share"}
+ALWAYS = {"source", "population_seed", "validation_share", "validation_users"}
 
 
 class Watched(DataArguments):
@@ -33,7 +33,7 @@ def load(source: str, path: Any = None, **options: Any) -> DatasetDict:
     watched = Watched(**options)
     vars(watched)["read"].clear()
     splits: DatasetDict = import_module(f"trl_pafo.data.sources.{source}").load(watched)
-    assert vars(watched)["read"] - ALWAYS == SOURCES[source]
+    assert vars(watched)["read"] - ALWAYS == SOURCES[source] - ALWAYS
     return splits
 
 

@@ -7,13 +7,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers.parts import make_tokenizer
 from helpers.sources import check_splits, load
 
-from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import polis
 from trl_pafo.data.sources.polis import readable_topic, vote_clusters
-from trl_pafo.data.sources.splits import hold_out_prompts
 from trl_pafo.errors import ConfigError, DataError
 
 NUM = 40
@@ -146,11 +143,12 @@ class TestSplits:
     def test_nobody_is_in_both_and_the_histories_are_of_training_statements(self, folder, new_statements):
         splits = load("polis", folder, new_statements=new_statements)
         check_splits(splits)
-        assert [len(set(splits[name]["user"])) for name in ("train", "test")] == [42, 18]
+        assert {name: len(set(rows["user"])) for name, rows in splits.items()} == {"train": 36, "validation": 6, "test": 18}
         trained = statements_of(splits["train"]) | statements_of(past for row in splits["train"] for past in row["history"])
-        tested, shown = statements_of(splits["test"]), statements_of(past for row in splits["test"] for past in row["history"])
-        assert shown <= trained
-        assert tested.isdisjoint(trained) if new_statements else tested <= trained
+        for name in ("validation", "test"):
+            judged, shown = statements_of(splits[name]), statements_of(past for row in splits[name] for past in row["history"])
+            assert shown <= trained
+            assert judged.isdisjoint(trained) if new_statements else judged <= trained
 
     def test_the_share_of_new_statements(self, folder):
         splits = load("polis", folder, new_statements=True, test_prompt_share=0.4)
@@ -175,7 +173,7 @@ class TestGroups:
         for rows in splits.values():
             for user, group in groups_of(rows).items():
                 assert (group == "minority") == (int(user.removeprefix("polis-")) < 3 * RARE)
-        share = Counter(groups_of(splits["train"]).values())["minority"] / 42
+        share = Counter(groups_of(splits["train"]).values())["minority"] / 36
         assert set(zip(splits["test"]["group"], splits["test"]["support_rate"], strict=True)) == {
             ("minority", share),
             ("majority", 1 - share),
@@ -186,20 +184,17 @@ class TestGroups:
         monkeypatch.setattr(polis, "vote_clusters", lambda *args: given.append(args) or vote_clusters(*args))
         splits = load("polis", folder, new_statements=new_statements, validation_share=0.3)
         (clustered, num_train, num_clusters, _) = given[0]
-        # Validation pairs as `prepare` finds them, in rendered rows.
-        rendered = render_history(splits["train"], HistoryCutter(make_tokenizer("encoder"), 1))
-        validation = hold_out_prompts(rendered, 0.3, 0)[1]
-        hidden = {(row["user"], row[side][0]["content"]) for row in validation for side in ("chosen", "rejected")}
-        assert len(hidden) > 40
-        hidden |= {(row["user"], row[side]) for row in splits["test"] for side in ("chosen", "rejected")}
+        judged = [*splits["validation"], *splits["test"]]
+        hidden = {(row["user"], row[side]) for row in judged for side in ("chosen", "rejected")}
+        assert len(hidden) > 80
         test_only = statements_of(splits["test"]) if new_statements else set()
         texts = [text for n in range(NUM) if n % 8 != 7 and (text := statement(n)) not in test_only]
-        users = [*dict.fromkeys(splits["train"]["user"]), *dict.fromkeys(splits["test"]["user"])]
+        users = [user for name in ("train", "validation", "test") for user in dict.fromkeys(splits[name]["user"])]
         voted = vote_of()
         said = [["" if (user, text) in hidden else voted[user, text] for text in texts] for user in users]
         expected = np.array([[np.nan if vote == "" else vote for vote in row] for row in said], dtype=float)
         np.testing.assert_array_equal(clustered, expected)
-        assert (num_train, num_clusters) == (42, 2)
+        assert (num_train, num_clusters) == (30, 2)
 
     def test_votes_of_test_people_do_not_change_those_of_training_people(self, folder, tmp_path):
         before = load("polis", folder)

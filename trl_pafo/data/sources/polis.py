@@ -23,7 +23,7 @@ from trl_pafo.data.checks import check_columns
 from trl_pafo.data.groups import FloatArray
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import file_in, read_records, text_of
-from trl_pafo.data.sources.splits import add_type_support, draw_people, hold_out_prompts
+from trl_pafo.data.sources.splits import add_type_support, draw_people
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -114,23 +114,23 @@ def load(data: DataArguments) -> DatasetDict:
 
     people = draw_people(dict.fromkeys(pairs), TEST_USER_SHARE, data)
     train = [row | {"user": person} for person in people["train"] for row in rows_of(pairs[person][0])]
-    test = []
-    for person in people["test"]:
-        of_known, of_new = pairs[person]
-        past = rows_of(of_known[:num_context][::-1])
-        test += [row | {"user": person, "history": past} for row in rows_of(of_new if new else of_known[num_context:])]
-    splits = DatasetDict(
-        train=attach_history(Dataset.from_list(train), num_context, past_only=False), test=Dataset.from_list(test)
-    )
+    splits = DatasetDict(train=attach_history(Dataset.from_list(train), num_context, past_only=False))
+    for split in people.keys() - {"train"}:
+        rows = []
+        for person in people[split]:
+            of_known, of_new = pairs[person]
+            past = rows_of(of_known[:num_context][::-1])
+            rows += [row | {"user": person, "history": past} for row in rows_of(of_new if new else of_known[num_context:])]
+        splits[split] = Dataset.from_list(rows)
 
     votes = talk.votes.copy()
     person_at = {person: place for place, person in enumerate(talk.people)}
     statement_at = {text: place for place, text in enumerate(talk.statements)}
-    validation = hold_out_prompts(splits["train"], data.validation_share, data.population_seed)[1]  # as `prepare` does
-    for rows in (splits["test"], validation):
+    for split in people.keys() - {"train"}:
+        rows = splits[split]
         for person, *texts in zip(rows["user"][:], rows["chosen"][:], rows["rejected"][:], strict=True):
             votes[person_at[person], [statement_at[text] for text in texts]] = np.nan
-    everybody = [*people["train"], *people["test"]]
+    everybody = [*people["train"], *people.get("validation", ()), *people["test"]]
     known_votes = votes[np.ix_([person_at[person] for person in everybody], known)]
     clusters = vote_clusters(known_votes, len(people["train"]), data.num_clusters, data.population_seed)
     names = ["majority", "minority", *(f"minority_{number}" for number in range(2, data.num_clusters))]

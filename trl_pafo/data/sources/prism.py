@@ -67,7 +67,8 @@ def load(data: DataArguments) -> DatasetDict:
         raise DataError(f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by}.")
     people = drop_users_without_history(rows_to_dataset(rows, path))
     splits = split_people(people, one_value_per_user(people, "group"), TEST_USER_SHARE, data)
-    splits["test"] = drop_users_without_history(splits["test"])
+    for split in splits.keys() - {"train"}:
+        splits[split] = drop_users_without_history(splits[split])
     return add_type_support(splits)
 
 

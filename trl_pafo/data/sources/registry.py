@@ -20,11 +20,11 @@ _CUT = {"minority_quantile", "minority_threshold"}
 SOURCES: dict[str, set[str]] = {
     "styles": _POPULATION | {"validation_users"},
     "dsp": _POPULATION | {"data_path", "max_words", "validation_users"},
-    "swissmetro": _USERS | {"data_path"},
+    "swissmetro": _USERS | {"data_path", "validation_users"},
     "personal_llm": _PAIRS | _CUT | {"data_path"},
-    "prism": _USERS | {"data_path", "group_by", "minority"},
+    "prism": _USERS | {"data_path", "group_by", "minority", "validation_users"},
     "ukp_convarg": _CUT | {"data_path"},
-    "polis": _PAIRS | {"data_path", "topic", "num_clusters", "new_statements"},
+    "polis": _PAIRS | {"data_path", "topic", "num_clusters", "new_statements", "validation_users"},
     "files": _CUT | {"data_path", "test_data_path"},
 }
 """The options that each source looks at, beside those that every one does. A source is the function `load` of the module here that

@@ -62,21 +62,19 @@ def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) 
 
 
 def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> DatasetDict:
-    """Rows of real people as `train` and `test` that share neither people nor prompts: see [`split_users`].
-
-    At most `data.train_users` and `data.test_users` people are taken.
-
-    Raises:
-        ConfigError: If there are fewer people than asked for.
-    """
+    """Rows of real people as `train`, `validation` and `test`, see [`draw_people`]; the latter two share no prompt with training."""
     people = draw_people(group_of, test_share, data)
     splits = DatasetDict({split: rows_by_user(dataset, users) for split, users in people.items()})
-    splits["test"] = drop_shared_prompts(splits["train"], splits["test"])
+    for split in people.keys() - {"train"}:
+        splits[split] = drop_shared_prompts(splits["train"], splits[split])
     return splits
 
 
 def draw_people(group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> dict[str, list[str]]:
-    """People of `train` and `test`, as [`split_users`] draws them, at most `data.train_users` and `data.test_users`.
+    """People of `train` and `test`, as [`split_users`] draws them, and of `validation`, unless `data.validation_share` is 0.
+
+    At most `data.train_users`, `data.test_users` and `data.validation_users` are taken. Validation people are equally many of each group,
+    as far as there are, of those whom training leaves over; where it takes all, of its own people, `data.validation_share` of each group.
 
     Raises:
         ConfigError: If there are fewer people than asked for.
@@ -86,7 +84,19 @@ def draw_people(group_of: Mapping[str, Hashable], test_share: float, data: DataA
         number = getattr(data, f"{split}_users")
         if number is not None and number > len(users):
             raise ConfigError(f"`{split}_users` must be between 1 and {len(users)}, the people on that side; got {number}.")
-        people[split] = users[:number]
+    spare = [] if data.train_users is None else people["train"][data.train_users :]
+    people = {"train": people["train"][: data.train_users], "test": people["test"][: data.test_users]}
+    if data.validation_share:
+        of_group: dict[Hashable, list[str]] = {group_of[user]: [] for user in people["train"]}
+        for user in spare or people["train"]:
+            if group_of[user] in of_group:
+                of_group[group_of[user]].append(user)
+        share = 1.0 if spare else data.validation_share
+        most = data.validation_users // len(of_group)
+        held_out = [user for users in of_group.values() for user in users[: min(most, int(share * len(users)))]]
+        if held_out:
+            people["train"] = [user for user in people["train"] if user not in set(held_out)]
+            people["validation"] = held_out
     return people
 
 
