@@ -41,17 +41,7 @@ from trl_pafo.teachers.loaded import TeacherModels
 def given_teachers(parts: Path, teachers: str) -> dict | None:
     if teachers == "column":
         return None
-    folders = {group: parts / ("adapters" if "adapters" in teachers else "checkpoints") / group for group in GROUPS}
-    if teachers == "memory":
-        return {group: AutoModelForSequenceClassification.from_pretrained(folder) for group, folder in folders.items()}
-    return folders
-
-
-def state_of(model: torch.nn.Module) -> list:
-    """What scoring must not change of a model that was given."""
-    modes = [module.training for module in model.modules()]
-    parameters = [[str(p.device), list(p.shape), p.requires_grad] for p in model.parameters()]
-    return [modes, parameters, model.config.pad_token_id]
+    return {group: parts / ("adapters" if "adapters" in teachers else "checkpoints") / group for group in GROUPS}
 
 
 def evaluation_pairs() -> Dataset:
@@ -87,7 +77,6 @@ def train(out: Path, parts: Path, student: str) -> dict:
     kind, teachers = student.split("-", 1)
     args = options(out / "run")
     given = given_teachers(parts, teachers)
-    before = [state_of(model) for model in given.values()] if teachers == "memory" else []
     with watched_teachers() as (loaded, placed):
         trainer = PAFORewardTrainer(
             str(parts / "student"),
@@ -100,8 +89,6 @@ def train(out: Path, parts: Path, student: str) -> dict:
         found: dict = {"alive_before_training": sum(model() is not None for model in loaded)}
         found["margins"] = trainer.train_dataset["teacher_margin"][:]
         found["shown"] = trainer._shown is not None
-        if teachers == "memory":
-            found["changed"] = [state_of(model) for model in given.values()] != before
         found["cached"] = len(list((out / "run/teacher_margins").glob("*.npy")))
         trainer.train()
     optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
@@ -137,7 +124,7 @@ def combinations() -> list:
     found = []
     for mode in MODES:
         quick = QUICK.get(mode, [])
-        for student in [*STUDENTS, "full-memory"]:
+        for student in STUDENTS:
             marks = [] if student in quick else [pytest.mark.slow]
             if mode.startswith("zero"):
                 marks.append(needs_deepspeed)
@@ -233,7 +220,7 @@ def test_the_student_was_trained_in_the_wrapper_of_the_mode(run):
 def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
     mode, student, seen, _ = run
     _, teachers = student.split("-", 1)
-    loads = {"column": 0, "memory": 0}.get(teachers, 1 if "adapters" in teachers else 2)
+    loads = 0 if teachers == "column" else 1 if "adapters" in teachers else 2
     for found in seen:
         assert found["loaded"] == len(found["placed"]) == loads
         assert found["alive"] == 0
@@ -248,9 +235,6 @@ def test_teachers_are_sharded_share_a_backbone_and_are_freed(run):
                 assert placed["sharded_layers"] == 0
         assert found["shown"] == (teachers != "column")
         kept = 0 if teachers == "column" else len(GROUPS)
-        if teachers == "memory":
-            assert found["changed"] is False
-            kept = 0 if mode == "zero3" else kept  # cut up by ZeRO-3, a model in memory cannot be told from another one
         assert found["cached"] == kept
 
 

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from trl_pafo.errors import TeacherError
 from trl_pafo.teachers import margins as module
 from trl_pafo.teachers.margins import TeacherMargins
 
@@ -33,13 +32,12 @@ def margin(group: str, chosen: list[int], rejected: list[int]) -> float:
 @dataclass(frozen=True)
 class FakeTeacher:
     group: str
-    weights: str | None = "weights"
-    source: object = "folder"
+    weights: str = "weights"
     pad: int = 0
     base: str | None = None
 
     def identity(self):
-        return self.weights and f"{self.weights} of {self.group}"
+        return f"{self.weights} of {self.group}"
 
     def pad_id(self, tokenizer):
         return self.pad
@@ -134,21 +132,6 @@ def test_other_tokens_are_scored_again(make, scored):
         rows = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": [[5]] * 3, "group": ["a"] * 3})
         score(make(), {"a": TEACHERS["a"]}, rows)
     assert len(scored) == 2 + 2 + 3
-
-
-def test_a_teacher_without_an_identity_is_scored_each_time(make, scored, tmp_path):
-    """A sharded model: two of them could look the same."""
-    for _ in range(2):
-        score(make(), {**TEACHERS, "a": FakeTeacher("a", None, source=object())})
-    assert scored == [["a"], ["b"], ["a"]]
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_a_model_that_differs_between_processes_is_refused(make, monkeypatch):
-    """Under FSDP the first process alone may have the weights of a model that a user loads."""
-    monkeypatch.setattr(module, "gather_object", lambda found: [*found, "of another process"])
-    with pytest.raises(TeacherError, match="group 'a' has different weights on different processes"):
-        score(make(), {**TEACHERS, "a": FakeTeacher("a", source=object())})
 
 
 def test_the_main_process_alone_reads_files_and_cache(make, monkeypatch):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.models.scoring import load_reward_model, positions_of, score_pairs, score_sequences
 from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
-from trl_pafo.teachers.sharding import gathered, in_turn, is_sharded, shard, shards_the_student
+from trl_pafo.teachers.sharding import in_turn, shard, shards_the_student
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class TeacherModels:
     Teachers of one backbone (see [`by_backbone`]) in memory, frozen, to be used as one of them at a time.
 
     They never meet the optimizer, and neither the accelerator nor the trainer knows of them, so that nothing saves them or
-    keeps them alive. [`~TeacherModels.close`] frees them, or leaves a model that was given as it was.
+    keeps them alive. [`~TeacherModels.close`] frees them.
 
     Args:
         teachers (`dict[str, Teacher]`):
@@ -62,15 +62,9 @@ class TeacherModels:
     ):
         self.accelerator = accelerator
         self.pad_ids = {group: teacher.pad_id(tokenizer) for group, teacher in teachers.items()}
-        self._stack = ExitStack()
         self._adapters: dict[str, str] = {}
         self._model: torch.nn.Module | None = None
-        first = next(iter(teachers.values()))
-        self._is_borrowed = not isinstance(first.source, str)
-        if isinstance(first.source, str):
-            self._load(teachers, dtype, None if quantized is None else quantized.config_for(first))
-        else:
-            self._borrow(first.source)
+        self._load(teachers, dtype, None if quantized is None else quantized.config_for(next(iter(teachers.values()))))
 
     def _load(self, teachers: Mapping[str, Teacher], dtype: torch.dtype, quantization_config: Any) -> None:
         sharded = shards_the_student(self.accelerator)
@@ -78,7 +72,7 @@ class TeacherModels:
             logger.info("Teachers that are adapters of the student's base are loaded on it as the student's is: quantized.")
         # The base of an adapter may get a random head: the student's random numbers must not depend on whether teachers were loaded.
         with in_turn(self.accelerator) if sharded else nullcontext(), complete_weights(), torch.random.fork_rng(devices=[]):
-            folders = {group: teacher.folder for group, teacher in teachers.items() if teacher.folder is not None}
+            folders = {group: teacher.folder for group, teacher in teachers.items()}
             first, *others = dict.fromkeys(folders.values())
             for folder in others:
                 check_reward_model(folder)
@@ -95,25 +89,6 @@ class TeacherModels:
             if sharded and not is_quantized:
                 shard(model, self.accelerator.device, self.accelerator.num_processes)
         self._model = model if is_quantized else model.to(self.accelerator.device)
-
-    def _borrow(self, model: torch.nn.Module) -> None:
-        self._model = model
-        modes = {module: module.training for module in model.modules()}
-        self._stack.callback(_restore_modes, modes)
-        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-        self._stack.callback(setattr, config, "pad_token_id", config.pad_token_id)
-        self._stack.enter_context(gathered(model))
-        devices = {parameter.device for parameter in model.parameters()}
-        if len(devices) == 1 and not is_sharded(model) and getattr(model, "hf_quantizer", None) is None:
-            self._stack.callback(model.to, devices.pop())
-            model.to(self.accelerator.device)
-
-    def forward(self, group: str, sequences: Sequence[Sequence[int]]) -> np.ndarray:
-        """Rewards of this process's token sequences under a group's teacher, in one forward pass.
-
-        Under a launcher that shards the student every process has to call it equally often.
-        """
-        return self._score(score_sequences, group, sequences, batch_size=len(sequences))
 
     def score(
         self, group: str, sequences: Sequence[Sequence[int]], *, batch_size: int = 32, desc: str | None = None
@@ -166,9 +141,7 @@ class TeacherModels:
             TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
         """
         pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
-        # Sharing puts a hook on the reward head, and a model that was given is to be left as it was.
-        reason = "the teacher is not loaded here" if self._is_borrowed else None
-        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size, reason=reason).share
+        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size).share
         if not share:
             rewards = self.score(group, [*chosen, *rejected], batch_size=2 * batch_size, desc=desc)
             return rewards[: len(chosen)] - rewards[len(chosen) :]
@@ -201,8 +174,7 @@ class TeacherModels:
             raise TeacherError(f"The teacher of group {group!r}: {error}") from error
 
     def close(self) -> None:
-        """Free the models that were loaded here; leave one that was given with device, modes and pad id that it came with."""
-        self._stack.close()
+        """Free the models."""
         self._model = None
         clear_device_cache(garbage_collection=True)
 
@@ -213,19 +185,7 @@ class TeacherModels:
         self.close()
 
 
-def check_filled(numbers: np.ndarray, what: str) -> None:
-    """Raise [`TeacherError`] if a number is NaN, which it is from the start where no teacher gives one."""
-    missing = int(np.isnan(numbers).sum())
-    if missing:
-        raise TeacherError(f"{missing} of {len(numbers)} {what} have no teacher: give each row a group that has one.")
-
-
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:
     """The mixed precision of the run. Under DeepSpeed `Accelerator.autocast` does nothing, as its engine casts the student."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     return partial(torch.autocast, accelerator.device.type, dtype=dtype) if dtype else nullcontext
-
-
-def _restore_modes(modes: Mapping[torch.nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training

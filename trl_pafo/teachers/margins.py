@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.errors import TeacherError
 from trl_pafo.storage.files import replacing, writing
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher
@@ -101,12 +100,11 @@ class TeacherMargins:
                     self._write(files[group], margins[group])
         return margins
 
-    def _file_of(self, teacher: Teacher, pairs: Dataset) -> Path | None:
-        """Where the margins of a teacher for these pairs are kept; `None` where it has no identity."""
-        identity = self._identity_of(teacher)
-        if identity is None:
-            return None
-        about = [_FORMAT, identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
+    def _file_of(self, teacher: Teacher, pairs: Dataset) -> Path:
+        """Where the margins of a teacher for these pairs are kept."""
+        identity = [teacher.identity() if self.accelerator.is_main_process else None]  # one process reads the files
+        broadcast_object_list(identity, from_process=0)
+        about = [_FORMAT, *identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
         if self.quantized is not None and (config := self.quantized.config_for(teacher)) is not None:
             about.append(repr(sorted(config.to_dict().items(), key=str)))
         digest = hashlib.sha256(json.dumps(about).encode())
@@ -115,27 +113,15 @@ class TeacherMargins:
                 digest.update(np.array([len(ids), *ids], dtype=np.int64).tobytes())
         return self.cache_dir / f"{digest.hexdigest()[:32]}.npy"
 
-    def _identity_of(self, teacher: Teacher) -> str | None:
-        """Files are read by one process; a model in memory by each, since each has its own."""
-        if isinstance(teacher.source, str):
-            found = [teacher.identity() if self.accelerator.is_main_process else None]
-            broadcast_object_list(found, from_process=0)
-        elif len(set(found := gather_object([teacher.identity()]))) > 1:
-            raise TeacherError(
-                f"The model given as the teacher of group {teacher.group!r} has different weights on different processes. Under "
-                "FSDP with `cpu_ram_efficient_loading` only the first process may have them all: give the teacher by its path."
-            )
-        return found[0]
-
-    def _read(self, file: Path | None) -> np.ndarray | None:
+    def _read(self, file: Path) -> np.ndarray | None:
         """The margins, if they are there. The main process reads them for all: others may not see its disk."""
-        is_there = file is not None and self.accelerator.is_main_process and file.exists()
-        found = [np.load(file, allow_pickle=False) if is_there else None]  # type: ignore[arg-type]
+        is_there = self.accelerator.is_main_process and file.exists()
+        found = [np.load(file, allow_pickle=False) if is_there else None]
         broadcast_object_list(found, from_process=0)
         return found[0]
 
-    def _write(self, file: Path | None, margins: np.ndarray) -> None:
-        if file is not None and self.accelerator.is_main_process:
+    def _write(self, file: Path, margins: np.ndarray) -> None:
+        if self.accelerator.is_main_process:
             with writing(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary, open(temporary, "wb") as stream:

@@ -7,14 +7,12 @@ DeepSpeed engine does.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import fully_shard
 
 
 def shards_the_student(accelerator: Accelerator) -> bool:
@@ -53,24 +51,3 @@ def shard(model: torch.nn.Module, device: torch.device, num_processes: int) -> N
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     # By default the root stays gathered for a backward pass, which a teacher never has.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-
-
-def is_sharded(module: torch.nn.Module) -> bool:
-    """Whether this process holds only a part of the weights."""
-    return any(isinstance(p, DTensor) or _is_cut_by_deepspeed(p) for p in module.parameters()) or any(
-        isinstance(m, FSDPModule) for m in module.modules()
-    )
-
-
-def gathered(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """Inside, the weights that ZeRO-3 has partitioned (of a model that its owner loaded) are complete on every process."""
-    parameters = [p for p in model.parameters() if _is_cut_by_deepspeed(p)]
-    if not parameters:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters)
-
-
-def _is_cut_by_deepspeed(parameter: torch.nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id")

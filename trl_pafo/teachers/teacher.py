@@ -1,8 +1,6 @@
-"""Group -> teacher: a checkpoint, an adapter, or a model in memory. What a teacher is, and whether it fits the student."""
+"""Group -> teacher: a checkpoint or an adapter. What a teacher is, and whether it fits the student."""
 
 import copy
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data.history import forget, remembered
@@ -29,13 +25,9 @@ from trl_pafo.models.safe_loading import (
     local_folder,
 )
 from trl_pafo.models.scoring import pad_id_of, trained_pad_id
-from trl_pafo.models.weights import check_loaded_model, check_reward_model
-from trl_pafo.storage.canonical import canonical
+from trl_pafo.models.weights import check_reward_model
 
-# Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
-_UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
-
-TeacherSpec = str | Path | torch.nn.Module
+TeacherSpec = str | Path
 
 
 @dataclass(frozen=True)
@@ -46,37 +38,32 @@ class Teacher:
     Parameters:
         group (`str`):
             The group whose preferences it was trained on.
-        source (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Folder (or Hub id) of a checkpoint or an adapter, or the model itself.
+        source (`str`):
+            Folder or Hub id of a checkpoint or an adapter.
     """
 
     group: str
-    source: str | torch.nn.Module
-
-    @property
-    def name(self) -> str:
-        """The folder or id, or the class of a model in memory, for messages."""
-        return self.source if isinstance(self.source, str) else type(self.source).__name__
+    source: str
 
     @cached_property
-    def folder(self) -> Path | None:
-        """Where the teacher is on disk; `None` for a model in memory."""
-        return local_folder(self.source) if isinstance(self.source, str) else None
+    def folder(self) -> Path:
+        """Where the teacher is on disk."""
+        return local_folder(self.source)
 
     @cached_property
     def adapter(self) -> dict[str, Any] | None:
-        """The configuration of an adapter on disk; `None` where the teacher is something else."""
-        return None if self.folder is None else adapter_config(self.folder)
+        """The configuration of an adapter; `None` for a checkpoint."""
+        return adapter_config(self.folder)
 
     @cached_property
     def config(self) -> Any:
         """The configuration of the model, without its weights."""
-        return load_config(self.folder) if self.folder is not None else self.source.config  # type: ignore[union-attr]
+        return load_config(self.folder)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer that was saved with the teacher, if one was."""
-        return load_saved_tokenizer(self.folder) if self.folder is not None and has_tokenizer(self.folder) else None
+        return load_saved_tokenizer(self.folder) if has_tokenizer(self.folder) else None
 
     @cached_property
     def reads_history(self) -> bool:
@@ -114,17 +101,15 @@ class Teacher:
 
         See [`~trl_pafo.models.scoring.trained_pad_id`].
         """
-        own = None if self.folder is None else trained_pad_id(self.config, self.tokenizer, self.adapter is not None)
+        own = trained_pad_id(self.config, self.tokenizer, self.adapter is not None)
         return pad_id_of(self.config, tokenizer) if own is None else own
 
-    def identity(self) -> str | None:
-        """Digest of all that decides the teacher's answers; `None` where it cannot be known (sharded parameters)."""
-        return identity_of_folder(self.folder) if self.folder is not None else _digest_module(self.source)  # type: ignore[arg-type]
+    def identity(self) -> str:
+        """Digest of all that decides the teacher's answers."""
+        return identity_of_folder(self.folder)
 
     def backbone(self) -> Any:
-        """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint or model."""
-        if self.folder is None:
-            return id(self.source)
+        """Equal for teachers that can share weights in memory: LoRA adapters of one base, and the same checkpoint."""
         adapter = self.adapter
         # peft cannot switch between other kinds of adapters, nor between those with biases of their own.
         if adapter is None or adapter["peft_type"] != "LORA" or adapter.get("bias", "none") != "none":
@@ -169,24 +154,27 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
     """Check the types of a `teachers` argument and name its groups; nothing is loaded.
 
     Raises:
-        TeacherError: If it is no mapping, or a value is neither path nor model.
+        TeacherError: If it is no mapping, or a value is no path.
     """
     if teachers is None:
         return {}
     if not isinstance(teachers, Mapping):
         raise TeacherError(
-            f"`teachers` must map each group to a path or a model, got {type(teachers).__name__}; for example "
+            f"`teachers` must map each group to a path or Hub id, got {type(teachers).__name__}; for example "
             '{"majority": "teachers/majority", "minority": "teachers/minority"}.'
         )
     result = {}
     for group, source in teachers.items():
-        if not isinstance(source, (str, Path)) and not (isinstance(source, torch.nn.Module) and hasattr(source, "config")):
-            raise TeacherError(f"The teacher of group {group!r} must be a path or a model, got {type(source).__name__}.")
+        if not isinstance(source, str | Path):
+            raise TeacherError(
+                f"The teacher of group {group!r} must be a path or Hub id, got {type(source).__name__}. Save a model with its tokenizer "
+                "(save_pretrained), and give the folder."
+            )
         name = as_label(group)
         if name is None or name in result:
             problem = "no name" if name is None else f"the same name as another one, {name!r}"
             raise TeacherError(f"`teachers` has the group {group!r}, which is {problem}. Give one teacher to each group.")
-        result[name] = Teacher(name, str(source) if isinstance(source, Path) else source)
+        result[name] = Teacher(name, str(source))
     return result
 
 
@@ -211,14 +199,11 @@ def check_teacher(
     """
     try:
         config = teacher.config
-        if teacher.folder is None:
-            check_loaded_model(teacher.source, "It")
-        else:
-            check_reward_model(teacher.folder)
+        check_reward_model(teacher.folder)
     except ConfigError as error:
         raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
     except (OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.name!r}: {error}") from error
+        raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.source!r}: {error}") from error
     own = teacher.tokenizer
     size = config.get_text_config().vocab_size if own is None else len(own)
     differs = own is not None and shares_tokens and own.get_vocab() != tokenizer.get_vocab()
@@ -230,25 +215,7 @@ def check_teacher(
         )
     if alone and teacher.reads_history:
         raise TeacherError(
-            f"The teacher of group {teacher.group!r} ({teacher.name}) was trained on rows with histories, so it has no margin of a pair "
+            f"The teacher of group {teacher.group!r} ({teacher.source}) was trained on rows with histories, so it has no margin of a pair "
             "alone, which is what a pair is to learn under the histories of others. Train it without histories (num_history=0), or set "
             "conditioning='own'."
         )
-
-
-def _digest_module(module: torch.nn.Module) -> str | None:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        if tensor.numel() == 0 or tensor.is_meta or isinstance(tensor, DTensor):
-            return None  # a shard, or no weights at all: two different teachers could look the same
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    # Equal weights answer otherwise under another configuration: that of the model, and those of its adapters.
-    config: dict[str, Any] = module.config.to_dict()  # type: ignore[operator, union-attr]
-    about = [{name: value for name, value in config.items() if name not in _UNUSED}]
-    if hasattr(module, "peft_config"):
-        about.append({name: adapter.to_dict() for name, adapter in module.peft_config.items()})  # type: ignore[operator, union-attr]
-        active = module.active_adapters
-        about.append({"active": active() if callable(active) else active})
-    digest.update(json.dumps(canonical(about), sort_keys=True).encode())
-    return digest.hexdigest()

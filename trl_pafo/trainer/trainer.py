@@ -81,7 +81,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             of groups and users are reported ([`~trl_pafo.trainer.pair_metrics.evaluation_metrics`]).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As for [`~trl.RewardTrainer`].
-        teachers (`dict[str, str | Path | PreTrainedModel | PeftModel]`, *optional*):
+        teachers (`dict[str, str | Path]`, *optional*):
             Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Each scores every pair once, here, as its
             own training read pairs; margins are kept on disk, and no teacher stays in memory. Defaults to `args.teachers`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):

@@ -4,6 +4,7 @@ import torch
 from helpers.parts import make_tokenizer
 from helpers.rounding import rounding
 from helpers.tiny_policies import animals, brevity, make_adapter, make_policy, prompt_rows
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError, TeacherError
@@ -215,6 +216,29 @@ class TestOracle:
     def test_one_policy_a_reward(self, mixed_models):
         with pytest.raises(ConfigError, match="3 policies for 2 rewards"):
             DecodingOracle(mixed_models, [brevity, animals], prompt_rows(), max_new_tokens=2)
+
+
+def test_equal_weights_of_another_configuration_are_another_policy(base):
+    """Another width of attention, twice the scale of an adapter, another adapter of one model: other answers."""
+
+    def identity() -> str:
+        return str(MixedPolicy([model], reference=base, tokenizer=AutoTokenizer.from_pretrained(base)).identity())
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    found = [identity(), identity()]
+    model.config.attention_bias = True
+    found.append(identity())
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=2, target_modules=["q_proj"])
+    torch.manual_seed(0)
+    model = get_peft_model(model, config)
+    model.add_adapter("other", config)
+    found.append(identity())
+    model.set_adapter("other")
+    found.append(identity())
+    model.peft_config["other"].lora_alpha = 4
+    found.append(identity())
+    assert found[0] == found[1]
+    assert len(set(found)) == len(found) - 1
 
 
 class TestLoading:

@@ -1,6 +1,7 @@
 """Multi-objective decoding: the next-token distributions of d policies mixed by the weights. Sampling from policies."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from trl_pafo.models.safe_loading import (
     SAFELY,
     base_folder,
     has_tokenizer,
+    identity_of_folder,
     load_saved_tokenizer,
     local_folder,
     read_config,
@@ -28,9 +30,11 @@ from trl_pafo.models.weights import check_language_model
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows
 from trl_pafo.storage.canonical import canonical
-from trl_pafo.teachers.teacher import Teacher
 
 PolicySource = str | Path | torch.nn.Module
+
+# Of the configuration of a model in memory: where it came from, and what the pad id beside it says.
+_UNUSED = ("_name_or_path", "transformers_version", "use_cache", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class MixedPolicy:
     def identity(self) -> dict[str, Any]:
         """What decides the answers, as JSON values: the weights of the policies and of the reference, and how they compute."""
         return {
-            "weights": [Teacher("policy", source).identity() for source in self._sources],
+            "weights": [_identity_of(source) for source in self._sources],
             "tokenizer": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16],
             **canonical({"chat_template_kwargs": self.chat_template_kwargs, "dtype": self._dtype, "bf16": self.bf16}),
         }
@@ -389,3 +393,22 @@ def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end a response: the tokenizer's and the model's own, as in GRPOTrainer."""
     own = model.generation_config.eos_token_id
     return {i for i in [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])] if i is not None}
+
+
+def _identity_of(source: str | torch.nn.Module) -> str:
+    """Digest of all that decides the answers of a policy, on disk or in memory."""
+    if isinstance(source, str):
+        return identity_of_folder(local_folder(source))
+    digest = hashlib.sha256()
+    for name, tensor in source.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    # Equal weights answer otherwise under another configuration: that of the model, and those of its adapters.
+    config: dict[str, Any] = source.config.to_dict()  # type: ignore[operator, union-attr]
+    about = [{name: value for name, value in config.items() if name not in _UNUSED}]
+    if hasattr(source, "peft_config"):
+        about.append({name: adapter.to_dict() for name, adapter in source.peft_config.items()})  # type: ignore[operator, union-attr]
+        active = source.active_adapters
+        about.append({"active": active() if callable(active) else active})
+    digest.update(json.dumps(canonical(about), sort_keys=True).encode())
+    return digest.hexdigest()
