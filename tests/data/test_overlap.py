@@ -4,7 +4,6 @@ import random
 
 import pytest
 from datasets import Dataset
-from trl_pafo.data.counterfactual import counterfactual_rows
 
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_apart
@@ -57,20 +56,6 @@ def test_a_user_whose_pairs_all_share_a_statement_has_no_history():
     rows = [{"prompt": "Parks", "chosen": f"s{i}", "rejected": "s9", "user": "u"} for i in range(3)]
     with pytest.raises(DataError, match="or with different responses where all pairs have one prompt"):
         attach_history(Dataset.from_list(rows), 1)
-
-
-@pytest.mark.parametrize("messages", [False, True])
-def test_a_donor_holds_no_statement_of_the_pair(messages):
-    rows = attach_history(one_topic(), 2, past_only=False)
-    if messages:
-        turned = [row | {name: as_messages(row[name], "user") for name in ("prompt", "chosen", "rejected")} for row in rows]
-        rows = Dataset.from_list(turned)
-    shown = counterfactual_rows(rows, ["g0", "g1"], 1.0, seed=0).filter(lambda row: not row["has_label"])
-    assert len(shown) > 20
-    for row in shown:
-        pair = {name: row[name][0]["content"] if messages else row[name] for name in ("chosen", "rejected")}
-        assert row["history"]
-        assert not any(share_a_statement(pair, past) for past in row["history"])
 
 
 def test_the_one_prompt_may_be_in_training_and_test_but_no_user():

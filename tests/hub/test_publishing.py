@@ -173,6 +173,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
             "inferred from the users' preference support rates. The minority are the 10%",
         ),
         ({"source": "files"}, "support", "It names no groups: they were inferred"),
+        ({"source": "polis"}, "data", "they are clusters of people who vote alike; nobody said which group"),
         ({"source": "ukp_convarg"}, "support", "the 20% of training users with the lowest rates; nobody said which group"),
         (
             {"source": "files", "minority_quantile": 0.1},

@@ -159,6 +159,8 @@ class Record:
             sides = "".join(f"; the {side} {', '.join(data[side])}" for side in ("majority", "minority") if data.get(side))
             share = f" The share of the minority was set to {data.get('minority_ratio')}." if numbers else ""
             return f"{text} Its users are simulated: each holds one type, which decides what it chooses{sides}.{share}"
+        if source == "polis":
+            return f"{text} It names no groups: they are clusters of people who vote alike; nobody said which group a user belongs to."
         if cut == "data":
             return f"{text} The groups are those that the data name."
         if cut is None:
