@@ -12,7 +12,7 @@ from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"methods": ["pafo", "magic", "personalized_bt"]}, f"`methods` must be some of {', '.join(METHODS)}, got"),
+        ({"methods": ["pafo", "magic", "personalized_bt"]}, f"`methods` must be some of {', '.join(METHODS)}, or all, got"),
         ({"methods": []}, "`methods` must be some of"),
         ({"methods": ["pafo", "group_routed"]}, r"`reference` must be one of the methods \(pafo, group_routed\), got 'personal"),
         ({"teacher_kind": "half"}, "`teacher_kind` must be auto, adapter or full, got 'half'"),
@@ -21,6 +21,15 @@ from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
             {"teacher_start": "warm", "methods": ["pafo", "bradley_terry"], "reference": "bradley_terry"},
             "starts from personalized_bt: add it to `methods`",
         ),
+        ({"methods": ["pafo", "all"]}, "`methods` must be some of"),
+        (
+            {"methods": ["worst_group_bt"], "reference": "worst_group_bt"},
+            "point of the path of personalized_bt: add that to `methods`",
+        ),
+        ({"reference_steps": [0.5, 2]}, r"with 1 among them; got \[0.5, 2.0\]"),
+        ({"reference_steps": [1, 1]}, "must be different multiples"),
+        ({"reference_steps": [0, 1]}, "must be different multiples of the student's steps, above 0"),
+        ({"reference_steps": [1, float("inf")]}, "must be different multiples"),
         ({"num_resamples": 0}, "`num_resamples` must be at least 1"),
         ({"teacher_min_gain": float("nan")}, "`teacher_min_gain` is a number of standard errors"),
     ],
@@ -32,7 +41,7 @@ def test_what_cannot_stand_together(options, match):
 
 
 def test_every_method_has_a_title():
-    assert set(TITLES) == set(METHODS)
+    assert list(TITLES) == list(METHODS) == RunArguments(methods=["all"]).methods
 
 
 def test_each_option_of_the_data_decides_them_and_none_of_the_run():

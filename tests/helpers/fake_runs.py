@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 
 SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "group_routed": (1.1, 1.4)}
@@ -67,6 +68,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         if method != reference:
             verdict = compare(correct[method], correct[reference], user, group, num_resamples=400)
             verdicts[method] = {k: getattr(verdict, k) for k in ("verdict", "differences", "sentence")}
+    path = make_path(groups, summaries["personalized_bt"]) if "personalized_bt" in methods else {}
     arguments = DataArguments(**{"source": "styles", **data}).data_inputs()
     results = {
         "majority": groups[0],
@@ -74,6 +76,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         "reference": reference,
         "methods": summaries,
         "verdicts": verdicts,
+        "path": path,
         "seconds": {},
         "data": arguments,
     }
@@ -87,15 +90,35 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         write_training(folder / output)
         stages[f"teacher:{g}"] = {"inputs": {"seed": 42, "start": "warm", "min_steps": 7}, "output": output, "seconds": 3.0}
     for method in methods:
+        if method == "personalized_bt":
+            stages[method] = {"inputs": {"path": "abc"}, "output": f"models/{method}", "seconds": 0.0}
+        name = "personalized_bt@2" if method == "personalized_bt" else method
         if method != "group_routed":
             inputs = {"seed": 42, "learning_rate": 1e-4, "method": method, "base": "abc", "lora_target_modules": None}
             inputs |= {"alpha": 0.25} if method == "pafo" else {}
-            stages[method] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
-    inputs = {"reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
+            stages[name] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
+    inputs = {"seed": 42, "reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
     stages["evaluate"] = {"inputs": inputs, "output": "results", "seconds": 1.0, "finished": "2026-01-02T03:04:05+0000"}
-    write_json(folder / "manifest.json", {"format": "trl-pafo run 3", "stages": stages})
+    write_json(folder / "manifest.json", {"format": "trl-pafo run 4", "stages": stages})
     (folder / "run.yaml").write_text(f"source: {arguments['source']}\nalpha: 0.25\nseed: {seed}\n", encoding="utf-8")
     return folder
+
+
+def make_path(groups, reference):
+    """Accuracies of the path of personalized BT, of which x2 is the reference: the last group gains, the first loses."""
+    points = []
+    for multiple, shift in ((0.5, -0.3), (1.0, -0.2), (2.0, 0.0), (4.0, 0.1)):
+        moved = {g: -0.05 * shift if g == groups[0] else shift for g in groups}
+        ends = {"low": None, "high": None} if multiple == 4 else {"low": 0.1, "high": 0.9}
+        held_out = {f"accuracy/{g}": {"value": 0.5 + moved[g] / 2, **ends} for g in groups}
+        held_out |= {f"num_{what}/{g}": 10 for what in ("users", "pairs") for g in groups}
+        test = accuracies_of(reference)
+        test |= {f"accuracy/{g}": {**test[f"accuracy/{g}"], "value": test[f"accuracy/{g}"]["value"] + moved[g]} for g in groups}
+        overall = {"overall": {"value": 0.5, **ends}, "num_users": 20, "num_pairs": 20}
+        points.append({"multiple": multiple, "steps": int(60 * multiple), "validation": held_out | overall, "test": test})
+    best = {"group_balanced": 2.0, "worst_group": 4.0, "overall": 1.0}
+    sentence = "The reference is personalized BT of 120 steps, 2 times the student's, the best of its path."
+    return {"points": points, "best": best, "rule": "group_balanced", "chosen": 2.0, "sentence": sentence}
 
 
 def write_training(folder: Path) -> None:

@@ -15,6 +15,7 @@ from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 
 DATA = {
+    "reference_steps": [1],
     "train_users": 10,
     "test_users": 10,
     "pairs_per_user": 2,
@@ -43,10 +44,11 @@ def small_run(
     )
 
 
-def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None] | None = None) -> list[str]:
+def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None] | None = None, **best: float) -> list[str]:
     """Put stand-ins in the place of trainings, judging, evaluation and report; return the titles of the trainings, as they are done.
 
-    A "model" is a file with its title, `better` says which teachers are better than the shared model.
+    A "model" is a file with its title, `better` says which teachers are better than the shared model, `best` which multiple of the
+    student's steps is the best by a rule.
     """
     trained: list[str] = []
 
@@ -55,17 +57,31 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None
         out.mkdir(parents=True, exist_ok=True)
         (out / "model.safetensors").write_text(title)
 
+    def score_path(folders: Any, held_out: Any, groups: Any, rule: str, *args: Any, **scoring: Any) -> dict[str, Any]:
+        assert {Path(folder).name for folder in folders.values()} == {Path(point.output).name for point in folders}
+        points = [{"multiple": point.multiple, "steps": point.steps, "validation": None} for point in folders]
+        return {
+            "points": points,
+            "best": best,
+            "rule": rule,
+            "chosen": best.get(rule, 1.0),
+            "sentence": "The reference is chosen.",
+        }
+
     def judge(teachers: Any, shared: str, held_out: Any, min_standard_errors: float, **scoring: Any) -> list[TeacherGain]:
         assert Path(shared).name == "personalized_bt"
         return [TeacherGain(group, (better or {}).get(group, True), 0.1, 0.05, len(held_out), 4) for group in teachers]
 
-    def evaluate(out: Path, models: dict[str, Any], test: Any, train: Any, run: Any, args: Any, seconds: Any, gains: Any) -> None:
+    def evaluate(
+        out: Path, models: dict[str, Any], test: Any, train: Any, run: Any, args: Any, seconds: Any, gains: Any, *path: Any
+    ) -> None:
         out.mkdir()
         teachers = [asdict(gain) for gain in gains]
         (out / "results.json").write_text(json.dumps({"methods": list(models), "teachers": teachers, "seconds": seconds}))
 
     monkeypatch.setattr(Run, "_train", train)
     monkeypatch.setattr(stages, "judge_teachers", judge)
+    monkeypatch.setattr(stages, "score_path", score_path)
     monkeypatch.setattr(stages, "evaluate_run", evaluate)
     for name in ("write_report", "write_cards"):
         monkeypatch.setattr(stages, name, lambda *args: None)

@@ -149,8 +149,8 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
         push_run(run, "lab/x", method="group_routed")
     with pytest.raises(ConfigError, match=r"is a teacher.*Push the student"):
         push_run(run / "teachers/minority", "lab/x")
-    with pytest.raises(ConfigError, match="has no model 'pafo_own_group'; it has bradley_terry, pafo, personalized_bt"):
-        push_run(run, "lab/x", method="pafo_own_group")
+    with pytest.raises(ConfigError, match="has no model 'worst_group_bt'; it has bradley_terry, pafo, personalized_bt"):
+        push_run(run, "lab/x", method="worst_group_bt")
     shutil.rmtree(run / "results")  # as of a run that was interrupted: it has no cards yet
     (run / "models/pafo/README.md").unlink()
     with pytest.raises(RunFolderError, match=r"holds no results.json.*Finish the run"):

@@ -17,7 +17,7 @@ from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.trainer.config import PAFOConfig
 
-ALL = ["Bradley-Terry", "personalized BT", "Teacher of majority", "Teacher of minority", "PAFO"]
+ALL = ["Bradley-Terry", "personalized BT, x1", "Teacher of majority", "Teacher of minority", "PAFO"]
 PERSONALIZED = {"methods": ["personalized_bt"]}
 PLAIN = {"methods": ["bradley_terry"], "reference": "bradley_terry"}
 
@@ -152,12 +152,12 @@ class TestSkipping:
         damaged = tmp_path / "run/models/personalized_bt/model.safetensors"
         damaged.write_bytes(damaged.read_bytes()[:-1])
         with pytest.raises(
-            RunFolderError, match=r"model.safetensors is missing, or has another size .*'personalized_bt' cannot be used"
+            RunFolderError, match=r"model.safetensors is missing, or has another size .*'personalized_bt@1' cannot be used"
         ):
             run(**options)()
         trained.clear()
         run(**options, overwrite=True)()
-        assert trained == ["personalized BT"]  # the same inputs: what was made from it is as good as before
+        assert trained == ["personalized BT, x1"]  # the same inputs: what was made from it is as good as before
 
     @pytest.mark.parametrize(
         ("first", "second", "match", "again"),
@@ -174,7 +174,7 @@ class TestSkipping:
             (
                 PERSONALIZED,
                 {**PERSONALIZED, "model_init_kwargs": {"attention_probs_dropout_prob": 0.2}},
-                "'personalized_bt' of another run .*model_init_kwargs",
+                "'personalized_bt@1' of another run .*model_init_kwargs",
                 ALL[1:2],
             ),
             (PERSONALIZED, {**PERSONALIZED, "neftune_noise_alpha": 5.0}, "neftune_noise_alpha: not set -> 5", ALL[1:2]),
@@ -281,22 +281,10 @@ class TestTeachers:
         assert "Teacher of minority: cannot be judged on" in said
         assert "nothing is distilled, the shared model is kept. Hold out more of them" in said
 
-    def test_own_group_distillation_draws_no_histories(self, run, monkeypatch):
-        train_nothing(monkeypatch)
-        original, found = stages.Run._train, {}
-
-        def spy(self, out, title, *args, changes=None, **kwargs):
-            found[title] = (changes or {}).get("conditioning", "as asked for")
-            return original(self, out, title)
-
-        monkeypatch.setattr(stages.Run, "_train", spy)
-        run(methods=["personalized_bt", "pafo_own_group", "pafo"])()
-        assert (found["PAFO"], found["PAFO, own group only"]) == ("as asked for", "own")
-
     def test_given_teachers_are_used_and_not_trained(self, run, trained, tmp_path):
         teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
         results = run(teachers=teachers)()
-        assert trained == ["Bradley-Terry", "personalized BT", "PAFO"]
+        assert trained == ["Bradley-Terry", "personalized BT, x1", "PAFO"]
         assert "group_routed" in results["methods"]
 
     def test_given_teachers_that_do_not_fit_are_refused_before_training(self, run, trained, tmp_path):
@@ -321,7 +309,7 @@ class TestTeachers:
 
         monkeypatch.setattr(stages.Run, "_train", spy)
         run(teacher_start="warm")()
-        assert starts == dict.fromkeys(ALL, None) | dict.fromkeys(ALL[2:4], "personalized_bt")
+        assert starts == dict.fromkeys(ALL, None) | dict.fromkeys(ALL[2:4], "personalized_bt_x1")
 
     @pytest.mark.parametrize(
         ("options", "steps"),

@@ -74,6 +74,12 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
             "The 9 training pairs of the group 'few'",
         ),
         ({}, {"teachers": {"many": "x"}}, TeacherError, "No teacher for the group 'few'"),
+        (
+            {"methods": ["personalized_bt", "worst_group_bt"]},
+            {},
+            ConfigError,
+            "worst_group_bt is chosen on held-out pairs, and none",
+        ),
     ],
 )
 def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, error, match):
@@ -129,6 +135,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
     [
         (BASELINES, {"alpha": 0.5, "tau": 0.5}, "--alpha, --tau"),
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
+        ({"methods": ["bradley_terry"], "reference": "bradley_terry", "reference_steps": [1]}, {}, "--reference_steps"),
         ({"teacher_start": "warm"}, {"teachers": {"many": "x"}}, "--teacher_start"),
         ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5}, None),
     ],

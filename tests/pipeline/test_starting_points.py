@@ -131,7 +131,7 @@ def test_full_teachers_that_start_from_another_shared_model_are_trained_again(ru
     run(kind=None, **options)()
     trained.clear()
     run(kind={**LORA, "use_peft": True}, teacher_kind="full", overwrite=True, **options)()
-    assert trained == ["personalized BT", "Teacher of majority", "Teacher of minority"]
+    assert trained == ["personalized BT, x1", "Teacher of majority", "Teacher of minority"]
 
 
 def test_the_kinds_of_student_and_teacher():

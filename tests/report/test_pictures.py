@@ -80,6 +80,30 @@ def test_pareto_region_starts_at_the_reference():
     assert legend_of(figure)[-1] == "neither below Bradley-Terry"
 
 
+def test_the_path_is_a_line_through_its_points_with_a_label_at_each():
+    places = [(0.99, 0.30), (0.985, 0.35), (0.98, 0.44), (0.975, 0.43)]
+    path = [{"label": f"x{2**i}", "majority": x, "minority": y} for i, (x, y) in enumerate(places)]
+    figure = pictures.draw_majority_minority(POINTS, path=path)
+    axes = figure.axes[0]
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert list(map(tuple, line.get_xydata())) == places
+    assert to_hex(line.get_color()).upper() == COLORS[1]
+    assert axes.get_ylim()[0] < 0.30
+    assert "x times the student's steps" in legend_of(figure)
+    assert inside(figure)
+    labels = [text for text in axes.texts if text.get_text()]
+    assert [(text.get_text(), text.xy) for text in labels] == [(p["label"], at) for p, at in zip(path, places, strict=True)]
+    boxes = [text.get_window_extent() for text in labels]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    drawn = axes.transData.transform([*places, *(tuple(line.get_xydata()[0]) for line in markers(axes))])
+    assert not any(box.contains(*place) for box in boxes for place in drawn)
+
+
+def test_a_path_of_one_point_is_that_point():
+    figure = pictures.draw_majority_minority(POINTS, path=[{"label": "x1", "majority": 0.98, "minority": 0.44}])
+    assert len(legend_of(figure)) == 4
+
+
 def test_noise_is_not_blown_up_and_perfect_scores_fit():
     axes = pictures.draw_majority_minority([at(1.0, 1.0, "perfect", reach=0.0)]).axes[0]
     for low, high in (axes.get_xlim(), axes.get_ylim()):

@@ -65,6 +65,22 @@ def test_the_table_holds_the_summaries(record):
     assert "[unknown]: too few users" in table["note"]
 
 
+def test_the_path_and_what_was_chosen_are_told(record):
+    section = sections.answer(record)
+    path = record.results["path"]
+    assert path["sentence"] in section.points
+    held_out, test = section.tables[1:]
+    assert held_out["header"] == ["personalized BT, held out", "balanced", "majority", "minority"]
+    assert [row[0] for row in test["rows"][1:]] == ["x0.5, 30 steps", "x1, 60 steps", "x2, 120 steps *", "x4, 240 steps"]
+    for split, table in (("validation", held_out), ("test", test)):
+        for point, row in zip(path["points"], table["rows"][1:], strict=True):
+            assert row[3] == number(point[split]["accuracy/minority"])
+            values = [point[split][f"accuracy/{group}"]["value"] for group in ("majority", "minority")]
+            assert row[1] == number(sum(values) / 2)
+    assert "pairs that no training saw" in held_out["note"]
+    assert "the path of personalized BT" in sections.groups(record).pictures[0].caption
+
+
 def test_ties_are_told(record):
     record.rewards["pafo"].margins[:3] = 0
     assert "count half: PAFO 3." in sections.answer(record).tables[0]["note"]

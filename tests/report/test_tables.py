@@ -2,9 +2,10 @@ import re
 
 import numpy as np
 import pytest
+from helpers.fake_runs import make_path
 
 from trl_pafo.metrics import fairness_summary
-from trl_pafo.report.tables import markdown_table, plain_table
+from trl_pafo.report.tables import markdown_path, markdown_table, plain_path, plain_table, splits_of
 
 
 @pytest.fixture
@@ -117,3 +118,39 @@ def test_groups_whose_names_are_those_of_other_columns_or_break_lines():
     assert [cell.split()[0] for cell in row.strip("| ").split(" | ")[1:6]] == [".250", ".000", ".000", ".000", "1.000"]
     assert counts.startswith("| users, pairs | 40, 40 | 10, 10 |")
     assert len(plain_table({"x": summary}, width=500).splitlines()) == 3
+
+
+@pytest.fixture
+def path(results):
+    return make_path(("many", "few"), results["PAFO | ours"])
+
+
+def test_a_path_has_a_table_for_held_out_and_one_for_test_pairs(path):
+    held_out, test = (table.splitlines() for table in markdown_path(path).split("\n\n"))
+    assert held_out[0] == "| personalized BT, held out | balanced | many | few |"
+    assert held_out[2] == "| users, pairs |  | 10, 10 | 10, 10 |"
+    assert held_out[3] == "| x0.5, 30 steps | .429 | .507 [.100, .900] | .350 [.100, .900] |"
+    assert held_out[5].startswith("| x2, 120 steps * | .500 |")
+    assert held_out[6] == "| x4, 240 steps | .524 | .497 [unknown] | .550 [unknown] |"
+    assert test[0] == "| personalized BT, test | balanced | many | few |"
+    many, few = (path["points"][2]["test"][f"accuracy/{group}"] for group in ("many", "few"))
+    values = [f"{value:.3f}".lstrip("0") for value in ((many["value"] + few["value"]) / 2, many["value"], few["value"])]
+    assert [cell.split()[0] for cell in test[5].split("|")[2:5]] == values
+    lines = plain_path(path, width=200).splitlines()
+    assert [line.split("  ")[0] for line in lines if "120" in line] == ["x2, 120 steps *"] * 2
+
+
+def test_a_path_without_held_out_pairs_has_a_table_of_test_pairs_and_one_point_has_none(path):
+    bare = path | {"points": [point | {"validation": None} for point in path["points"]]}
+    assert splits_of(bare) == ["test"]
+    assert splits_of(path | {"points": path["points"][:1]}) == splits_of({}) == []
+
+
+def test_with_many_groups_the_path_shows_their_mean_and_the_worst():
+    groups = [f"group {i}" for i in range(7)]
+    summary = fairness_summary(np.ones(70), np.repeat(np.arange(35), 2), np.repeat(groups, 10), num_resamples=20)
+    path = make_path(groups, summary)
+    line = markdown_path(path).splitlines()[3]
+    assert markdown_path(path).splitlines()[0] == "| personalized BT, held out | balanced | worst of 7 groups |"
+    moved = [0.5 + shift / 2 for shift in (0.015, *[-0.3] * 6)]
+    assert [float(cell) for cell in line.split("|")[2:4]] == pytest.approx([sum(moved) / 7, min(moved)], abs=5e-4)

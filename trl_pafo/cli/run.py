@@ -22,13 +22,15 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.models.base_models import set_threads
     from trl_pafo.pipeline.run import Run
     from trl_pafo.report.results import verdict_lines
-    from trl_pafo.report.tables import plain_table
+    from trl_pafo.report.tables import plain_path, plain_table, splits_of
 
     set_threads()
     run = Run(run_args, training_args, model_args)
     results = run()
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
     print(f"\nData: {data_name(results['data'])}\n\n{plain_table(named)}")
+    if splits_of(results["path"]):
+        print(plain_path(results["path"]))
     print("\n" + verdict_lines(results))
     print()
     if results["majority"] != results["minority"]:

@@ -24,7 +24,7 @@ from trl_pafo.storage.run_folder import MANIFEST
 
 INSPECTION = "results/inspection.npz"
 _FORMAT = 1
-STUDENTS = ("pafo", "pafo_own_group")
+STUDENTS = ("pafo",)
 """Methods that distill teachers; the first that a run has is the one that is looked at."""
 
 
@@ -113,7 +113,7 @@ def _find_models(run: Path, stages: dict[str, Any]) -> tuple[dict[str, Path], di
     if not models:
         raise DataError(f"{run} keeps no model that is shown histories (looked for in {run / 'models'}).")
     teachers = {n.removeprefix("teacher:"): run / s["output"] for n, s in stages.items() if n.startswith("teacher:")}
-    bf16 = any(stages[m]["inputs"].get("bf16") for m in models if m in stages)
+    bf16 = any(stage["inputs"].get("bf16") for stage in stages.values())
     return models, {group: source for group, source in teachers.items() if source.is_dir()}, bf16
 
 

@@ -7,13 +7,14 @@ from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
 TEACHER_KINDS = ("auto", "adapter", "full")
-METHODS = ("bradley_terry", "personalized_bt", "pafo", "pafo_own_group", "group_routed")
+METHODS = ("bradley_terry", "personalized_bt", "worst_group_bt", "pafo", "group_routed")
+"""Those of `methods: [all]`, in this order."""
 
 TITLES = {
     "bradley_terry": "Bradley-Terry",
     "personalized_bt": "personalized BT",
+    "worst_group_bt": "worst-group BT",
     "pafo": "PAFO",
-    "pafo_own_group": "PAFO, own group only",
     "group_routed": "group-routed teachers",
 }
 """Names for people. The group-routed teachers route each test pair to the teacher of its group: it needs the label at inference."""
@@ -26,10 +27,14 @@ class RunArguments(DataArguments):
 
     Parameters:
         methods (`list[str]`, *optional*):
-            Which of bradley_terry, personalized_bt, pafo, pafo_own_group (no counterfactual rows) and group_routed (the teachers, each
-            for its own group) to train and evaluate. All but pafo_own_group by default.
+            Which of bradley_terry, personalized_bt, pafo and group_routed (the teachers, each for its own group) to train and evaluate,
+            by default all four; as a control worst_group_bt (the point of the path of personalized_bt that serves its worst group
+            best). `["all"]` for all of them.
         reference (`str`, *optional*, defaults to `"personalized_bt"`):
             Method that the others are compared with in the verdict.
+        reference_steps (`list[float]`, *optional*, defaults to `[0.5, 1, 2, 4]`):
+            Multiples of the student's optimizer steps for which personalized_bt is trained, 1 among them: the path, each point a training
+            with a schedule of its own. The best point by group-balanced accuracy on held-out pairs is the method personalized_bt.
         num_hidden_layers (`int`, *optional*):
             Keep only the first layers of the model.
         teacher_kind (`str`, *optional*, defaults to `"auto"`):
@@ -56,6 +61,12 @@ class RunArguments(DataArguments):
         metadata={"help": f"Methods to train and compare: {', '.join(METHODS)}."},
     )
     reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")
+    reference_steps: list[float] = field(
+        default_factory=lambda: [0.5, 1.0, 2.0, 4.0],
+        metadata={
+            "help": "Multiples of the student's optimizer steps for which personalized_bt is trained; the best point counts."
+        },
+    )
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
@@ -68,9 +79,11 @@ class RunArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.methods == ["all"]:
+            self.methods = list(METHODS)
         unknown = sorted(set(self.methods) - set(METHODS))
         if unknown or not self.methods:
-            raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, got {self.methods}.")
+            raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, or all, got {self.methods}.")
         if self.reference not in self.methods:
             raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
         if self.teacher_kind not in TEACHER_KINDS:
@@ -79,6 +92,13 @@ class RunArguments(DataArguments):
             )
         if self.teacher_start not in ("base", "warm"):
             raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
+        if "worst_group_bt" in self.methods and "personalized_bt" not in self.methods:
+            raise ConfigError("worst_group_bt is a point of the path of personalized_bt: add that to `methods`.")
+        steps = self.reference_steps = [float(multiple) for multiple in self.reference_steps]
+        if 1 not in steps or len(set(steps)) < len(steps) or not all(0 < multiple < math.inf for multiple in steps):
+            raise ConfigError(
+                f"`reference_steps` must be different multiples of the student's steps, above 0, with 1 among them; got {steps}."
+            )
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
         if self.num_resamples < 1:
@@ -89,7 +109,7 @@ class RunArguments(DataArguments):
     @property
     def needs_teachers(self) -> bool:
         """Whether a method has teachers."""
-        return bool({"pafo", "pafo_own_group", "group_routed"} & set(self.methods))
+        return bool({"pafo", "group_routed"} & set(self.methods))
 
     @property
     def judges_teachers(self) -> bool:

@@ -13,6 +13,7 @@ from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.report.results import write_results
@@ -28,9 +29,14 @@ def evaluate_run(
     run: RunArguments,
     args: PAFOConfig,
     seconds: Mapping[str, float],
-    teacher_gains: Sequence[TeacherGain] = (),
+    teacher_gains: Sequence[TeacherGain],
+    path: dict[str, Any],
+    points: Mapping[float, str],
 ) -> None:
-    """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`."""
+    """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`.
+
+    `path` is what [`~trl_pafo.evaluation.reference_path.score_path`] found, `points` the model of each multiple.
+    """
     tested = set(test["group"])
     of_tested = train.select([i for i, group in enumerate(train["group"]) if group in tested])
     majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
@@ -39,16 +45,23 @@ def evaluate_run(
     out.mkdir(parents=True)
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
+    how: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size, "bf16": bool(args.bf16)}
+
+    def summarize(scored: ScoredPairs) -> dict[str, Any]:
+        return summary_of(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
+
     for method, source in models.items():
-        how: dict[str, Any] = {
-            "batch_size": args.per_device_eval_batch_size,
-            "bf16": bool(args.bf16),
-            "desc": f"Test pairs, {TITLES[method]}",
-        }
-        scored = score_routed(source, test, **how) if isinstance(source, dict) else score_rows(source, test, **how)
-        rewards[method] = scored
-        summaries[method] = summary_of(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
+        desc = f"Test pairs, {TITLES[method]}"
+        score = score_routed if isinstance(source, dict) else score_rows
+        rewards[method] = scored = score(source, test, desc=desc, **how)
+        summaries[method] = summarize(scored)
         write_rewards(out, method, test, scored)
+    for point in path.get("points", ()):
+        multiple = point["multiple"]
+        summary = summaries["personalized_bt"]
+        if multiple != path["chosen"]:
+            summary = summarize(score_rows(points[multiple], test, desc=f"Test pairs, x{multiple:g}", **how))
+        point["test"] = accuracies_of(summary)
     reference = run.reference
     verdicts = {
         method: verdict_of(
@@ -69,6 +82,7 @@ def evaluate_run(
         "not_evaluated": untested,
         "methods": summaries,
         "verdicts": verdicts,
+        "path": path,
         "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
         "seconds": dict(seconds),
         "data": run.data_inputs(),

@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, RunFolderError
+from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
@@ -15,8 +16,6 @@ from trl_pafo.report.record import Record, read_record
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.trainer.model_card import reward_model_card
-
-_STUDENTS = ("pafo", "pafo_own_group")
 
 
 def write_cards(folder: str | Path) -> list[Path]:
@@ -42,9 +41,9 @@ def write_cards(folder: str | Path) -> list[Path]:
 def run_card(record: Record, method: str) -> Card:
     """The card of one model of a run."""
     folder = record.folder / "models" / method
-    options = record.stages.get(method, {}).get("inputs", {})
+    options = record.training_of(method)
     data = record.results.get("data", {})
-    is_distilled = method in _STUDENTS and "instead" not in options
+    is_distilled = method in STUDENTS and "instead" not in options
     groups, accuracies = _counts(record, "train"), _accuracies(record, method)
     findings = []
     if verdict := record.results.get("verdicts", {}).get(method):
@@ -56,13 +55,13 @@ def run_card(record: Record, method: str) -> Card:
     if is_distilled and record.has_given_teachers:
         evaluated_on += " Its teachers were given: what they have seen is not known."
     return reward_model_card(
-        ("pafo" if is_distilled else "kept") if method in _STUDENTS else method,
+        ("pafo" if is_distilled else "kept") if method in STUDENTS else method,
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
         options,
         options.get("model_name_or_path"),
         (folder / ADAPTER_CONFIG).is_file(),
         title=f"{record.title(method)} reward model",
-        tags=("trl", "reward-trainer", *(("pafo",) if method in _STUDENTS else ())),
+        tags=("trl", "reward-trainer", *(("pafo",) if method in STUDENTS else ())),
         datasets=hub_ids([data.get("data_path")]),
         group_definition=record.group_definition(numbers=not hides_groups(groups, accuracies)),
         groups=groups,
@@ -118,7 +117,7 @@ def push_run(
 
 def _model_of(folder: Path, method: str | None) -> Path:
     found = {path.name: path for path in sorted((folder / "models").glob("*")) if path.name in TITLES}
-    name = method or next((student for student in _STUDENTS if student in found), None)
+    name = method or next((student for student in STUDENTS if student in found), None)
     if name == "group_routed":
         raise ConfigError("The group-routed teachers are not one model. Push another method.")
     if name is None or name not in found:

@@ -23,6 +23,7 @@ from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.reference_path import CHOSEN, Point, multiple_of, score_path
 from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy
@@ -44,7 +45,7 @@ from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
-from trl_pafo.storage.files import write_text
+from trl_pafo.storage.files import json_ready, link_folder, write_text
 from trl_pafo.storage.run_folder import RunFolder, digest_of
 from trl_pafo.teachers.teacher import Teacher, as_teachers
 from trl_pafo.trainer.cache_keys import FREE, student_inputs, training_inputs
@@ -53,7 +54,17 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
 
-BASELINES = ("bradley_terry", "personalized_bt")
+PATH = "reference_path.json"
+"""File in the folder of a run: accuracies of the points of personalized_bt's path on held-out pairs, and which is the reference."""
+
+
+def optimizer_steps(num_pairs: int, args: PAFOConfig) -> int:
+    """Optimizer steps of a training on so many pairs, as the Trainer counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = num_pairs / args.train_batch_size
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))
 
 
 def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
@@ -153,19 +164,30 @@ class Run:
         base = self._base()
         self.base = str(self.folder / base.output) if base else str(self.model.model_name_or_path)
         self._made_from = {"data": prepared.digest, "base": base.digest if base else self._base_identity}
-        baselines = {method: self._baseline(method, train) for method in BASELINES if method in run.methods}
-        shared = baselines["personalized_bt"].digest if "personalized_bt" in baselines else None
+        plain = self._bradley_terry(train) if "bradley_terry" in run.methods else None
+        points = (
+            [Point(m, math.ceil(m * self._steps)) for m in sorted(run.reference_steps)]
+            if "personalized_bt" in run.methods
+            else []
+        )
+        trained_points = {point: self._point(point, train) for point in points}
+        path = self._path(trained_points, data) if points else None
+        chosen = [self._chosen(method, path) for method in CHOSEN if path and method in run.methods]
+        start = next((stage.digest for point, stage in trained_points.items() if point.multiple == 1), None)
+        shared = digest_of(
+            {"rule": CHOSEN["personalized_bt"], "points": {p.multiple: s.digest for p, s in trained_points.items()}}
+        )
         trained = {}
         if run.needs_teachers and not given:
             folders = folder_names(sorted(train.unique("group")))
-            trained = {group: self._teacher(group, name, train, shared) for group, name in folders.items()}
+            trained = {group: self._teacher(group, name, train, start) for group, name in folders.items()}
         teachers = {group: str(teacher.source) for group, teacher in given.items()}
         teachers |= {group: str(self.folder / stage.output) for group, stage in trained.items()}
         identities = {group: str(teacher.identity()) for group, teacher in given.items()}
         identities |= {group: stage.digest for group, stage in trained.items()}
         students = [self._student(m, train, teachers, identities, shared) for m in STUDENTS if m in run.methods]
         judged = self._judge_teachers(teachers, identities, data, shared) if run.judges_teachers and students else None
-        in_order = (base, *baselines.values(), *trained.values(), judged, *students)
+        in_order = (base, plain, *trained_points.values(), path, *chosen, *trained.values(), judged, *students)
         stages = [stage for stage in in_order if stage is not None]
 
         for stage in stages:  # a result that is in the way is told before the first training, not between two
@@ -178,17 +200,22 @@ class Run:
                 stage = stage.instead
             self._do(stage)
             done[stage.name] = stage.digest
+            if stage is path:
+                print(f"    {self._read_path()['sentence']}", flush=True)
             if stage is judged:
                 rows = json.loads((self.folder / stage.output).read_text(encoding="utf-8"))
                 gains = [TeacherGain(**row) for row in rows]
                 for gain in gains:
                     print(f"    {gain}", flush=True)
         models: dict[str, Any] = {m: teachers if m == "group_routed" else str(self.folder / f"models/{m}") for m in run.methods}
-        self._do(self._evaluation(models, {method: done[method] for method in run.methods}, data, gains))
+        at = {point.multiple: str(self.folder / point.output) for point in points}
+        self._do(self._evaluation(models, {method: done[method] for method in run.methods}, data, gains, at))
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
 
     def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
         with np.load(self.folder / "data" / LENGTHS, allow_pickle=False) as lengths:
+            num_kept = int((lengths["train"] <= (self.args.max_length or np.inf)).sum())
+            self._steps = optimizer_steps(num_kept, self.args)
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
             check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
 
@@ -229,20 +256,58 @@ class Run:
         return Stage("model", "base_model", inputs, lambda out: write_base(self.model, out, layers, seed))
 
     def _inputs(self, model: ModelConfig, **more: Any) -> dict[str, Any]:
-        return {**training_inputs(self.args, model), **self._made_from, **more}
+        return training_inputs(self.args, model) | self._made_from | more
 
-    def _baseline(self, method: str, train: Dataset) -> Stage:
-        personalized = method == "personalized_bt"
+    def _bradley_terry(self, train: Dataset) -> Stage:
+        method, steps = "bradley_terry", self._steps
 
         def work(out: Path) -> None:
-            self._train(out, TITLES[method], train if personalized else without_history(train), with_history=personalized)
+            changes = {"max_steps": steps}
+            self._train(out, TITLES[method], without_history(train), with_history=False, changes=changes)
 
-        return Stage(method, f"models/{method}", self._inputs(self.model, method=method), work, trains=True)
+        return Stage(method, f"models/{method}", self._inputs(self.model, method=method, max_steps=steps), work, trains=True)
+
+    def _point(self, point: Point, train: Dataset) -> Stage:
+        """Personalized Bradley-Terry, trained for so many times the student's steps."""
+        method = "personalized_bt"
+
+        def work(out: Path) -> None:
+            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, changes={"max_steps": point.steps})
+
+        return Stage(point.stage, point.output, self._inputs(self.model, method=method, max_steps=point.steps), work, trains=True)
+
+    def _path(self, points: Mapping[Point, Stage], data: DatasetDict) -> Stage:
+        """What the points are worth on held-out pairs, and which of them counts."""
+        rule, num_resamples, seed = CHOSEN["personalized_bt"], self.run.num_resamples, self.args.seed
+        folders = {point: str(self.folder / point.output) for point in points}
+
+        def work(out: Path) -> None:
+            groups = sorted(data["train"].unique("group"))
+            found = score_path(folders, data.get("validation"), groups, rule, num_resamples, seed, **self._scoring())
+            write_text(out, json.dumps(json_ready(found), indent=2) + "\n")
+
+        inputs: dict[str, Any] = {
+            "points": {str(point.multiple): stage.digest for point, stage in points.items()},
+            "data": self._made_from["data"],
+        }
+        inputs |= {"rule": rule, "num_resamples": num_resamples, "seed": seed, **self._inputs_of_scoring()}
+        return Stage("reference_path", PATH, inputs, work, derived=True)
+
+    def _read_path(self) -> dict[str, Any]:
+        return json.loads((self.folder / PATH).read_text(encoding="utf-8"))
+
+    def _chosen(self, method: str, path: Stage) -> Stage:
+        """The point of the path that a method is."""
+
+        def work(out: Path) -> None:
+            link_folder(self.folder / Point(multiple_of(method, self._read_path()), 0).output, out)
+
+        return Stage(method, f"models/{method}", {"path": path.digest}, work, derived=True)
 
     def _teacher(self, group: str, name: str, train: Dataset, shared: str | None) -> Stage:
         run = self.run
         inputs = self._inputs(self.teacher_model, group=group, start=run.teacher_start, min_steps=run.teacher_min_steps)
-        start = str(self.folder / "models/personalized_bt") if run.teacher_start == "warm" else None
+        start = str(self.folder / Point(1, 0).output) if run.teacher_start == "warm" else None
         if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
             inputs["start_from"] = shared
 
@@ -277,8 +342,8 @@ class Run:
     def _student(
         self, method: str, train: Dataset, teachers: dict[str, str], identities: dict[str, str], shared: str | None
     ) -> Stage:
-        changes: dict[str, Any] = {"conditioning": "own"} if method == "pafo_own_group" else {}
-        inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args) | changes)
+        changes = {"max_steps": self._steps}
+        inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
         output = f"models/{method}"
 
         def copy_shared(out: Path) -> None:
@@ -293,7 +358,14 @@ class Run:
         kept = Stage(method, output, inputs | {"instead": f"the shared model {shared}"}, copy_shared)
         return Stage(method, output, inputs, work, trains=True, instead=kept if self.run.judges_teachers else None)
 
-    def _evaluation(self, models: dict[str, Any], digests: dict[str, str], data: DatasetDict, gains: list[TeacherGain]) -> Stage:
+    def _evaluation(
+        self,
+        models: dict[str, Any],
+        digests: dict[str, str],
+        data: DatasetDict,
+        gains: list[TeacherGain],
+        points: dict[float, str],
+    ) -> Stage:
         inputs = {
             "models": digests,
             "data": self._made_from["data"],
@@ -304,7 +376,10 @@ class Run:
         }
 
         def work(out: Path) -> None:
-            evaluate_run(out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains)
+            path = self._read_path() if points else {}
+            evaluate_run(
+                out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains, path, points
+            )
 
         return Stage("evaluate", "results", inputs, work, derived=True)
 

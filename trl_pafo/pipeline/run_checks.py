@@ -20,6 +20,7 @@ from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.evaluation.teacher_gain import fewest_users
 from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
+from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.cache_keys import STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig
@@ -48,7 +49,10 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in STUDENT_OPTIONS]
     if args.teachers or not run.needs_teachers:
         unused += [(run, name) for name in ("teacher_start", "teacher_min_steps")]
-    given = [f"--{name}" for options, name in unused if getattr(options, name) != options.__dataclass_fields__[name].default]
+    if "personalized_bt" not in run.methods:
+        unused.append((run, "reference_steps"))
+    defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}
+    given = [f"--{name}" for options, name in unused if canonical(getattr(options, name)) != defaults[name]]
     if given:
         logger.warning("%s: no effect in this run, which trains no model that uses them.", ", ".join(given))
 
@@ -103,7 +107,11 @@ def check_run_data(
                 f"The {kept[group]} training pairs of the group {group!r} are fewer than a batch of "
                 f"{args.per_device_train_batch_size}, and `dataloader_drop_last` drops smaller batches, so its teacher would not be trained. Leave that option out."
             )
-    judged = ["test", *(["validation"] if run.judges_teachers and "validation" in data else [])]
+    if "worst_group_bt" in run.methods and "validation" not in data:
+        raise ConfigError(
+            "worst_group_bt is chosen on held-out pairs, and none are held out. Raise `validation_share`, or leave the method out."
+        )
+    judged = ["test", *(["validation"] if "validation" in data and "personalized_bt" in run.methods else [])]
     for name in judged:
         check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")
     if given:

@@ -89,11 +89,10 @@ def _lead(record: Record) -> list[str]:
     summary = next(iter(record.methods.values()))
     lines = []
     if data := record.results.get("data"):
-        seeds = sorted({done["inputs"]["seed"] for done in record.stages.values() if "seed" in done["inputs"]})
         parts = [f"Data: {data_name(data)}", f"population seed {data['population_seed']}"]
         parts += [f"model: {record.stages['prepare']['inputs'].get('tokenizer')}"] if "prepare" in record.stages else []
-        parts += [f"training seed {seed}" for seed in seeds]
-        parts += [done["finished"][:10] for name, done in record.stages.items() if name == "evaluate"]
+        if evaluation := record.stages.get("evaluate"):
+            parts += [f"training seed {evaluation['inputs']['seed']}", evaluation["finished"][:10]]
         lines.append("; ".join(parts) + ".")
     lines += [f"Data: {record.results['dataset']}."] if "dataset" in record.results else []
     for name, path in record.results.get("models", {}).items():

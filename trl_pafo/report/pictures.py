@@ -1,6 +1,7 @@
 """The pictures of a report: each takes numbers, and returns a figure."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def draw_majority_minority(
     reference: str | None = None,
     names: tuple[str, str] = ("majority", "minority"),
     arrows: Sequence[tuple[int, int]] = (),
+    path: Sequence[Mapping[str, Any]] = (),
 ) -> "Figure":
     """Accuracy on the majority against accuracy on the minority, one point a method.
 
@@ -63,11 +65,14 @@ def draw_majority_minority(
             Names of the two groups, for the axes.
         arrows (`Sequence[tuple[int, int]]`, *optional*):
             Numbers of points to join, from the first to the second.
+        path (`Sequence[Mapping]`, *optional*):
+            Places on a line in the reference's color, with their `label` and `majority` and `minority`, the accuracies.
     """
     figure = new_figure(height=4.2)
     axes = add_axes(figure, f"accuracy, {short(names[0], 28)}", f"accuracy, {short(names[1], 28)}")
-    axes.set_xlim(_limits([point["majority"] for point in points]))
-    axes.set_ylim(_limits([point["minority"] for point in points]))
+    for role, set_limits in (("majority", axes.set_xlim), ("minority", axes.set_ylim)):
+        on_path = [{"value": point[role], "low": None, "high": None} for point in path]
+        set_limits(_limits([*(point[role] for point in points), *on_path]))
     legend: dict[str, Any] = {}
     at = [(point["majority"]["value"], point["minority"]["value"]) for point in points]
     # Later methods lie above earlier ones, and are smaller: of what would be hidden, a rim shows.
@@ -88,6 +93,13 @@ def draw_majority_minority(
         side = -1 if i // 2 % 2 else 1  # of the two points of a run, so that numbers of neighbors stay apart
         offset: dict[str, Any] = {"xytext": (5 * side, 5), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
         axes.annotate(point.get("label", ""), (x, y), fontsize=FONT, color=TEXT, zorder=5, **offset)
+    if len(path) > 1:
+        along = np.array([[point[role] for role in ("majority", "minority")] for point in path])
+        look: dict[str, Any] = {"linewidth": 1, "markersize": 3.5, "markerfacecolor": PAPER, "zorder": 3.5}
+        (legend["x times the student's steps"],) = axes.plot(*along.T, "-o", color=COLORS[1], **look)
+        for point, place, side in zip(path, along, _free_sides(axes, along, points), strict=True):
+            offset = {"xytext": (12, 9) * side, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 5}
+            axes.annotate(point["label"], place, fontsize=FONT - 2, color=COLORS[1], **offset)
     for start, end in arrows:
         style = {"arrowstyle": "->", "color": MUTED, "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", at[end], at[start], arrowprops=style, zorder=2)
@@ -98,6 +110,28 @@ def draw_majority_minority(
         legend[f"neither below {short(reference)}"] = shade
     add_legend(figure, list(legend.values()), list(legend))
     return figure
+
+
+def _free_sides(axes: "Axes", path: FloatArray, points: Sequence[Mapping[str, Any]]) -> FloatArray:
+    """For each place on the path the direction, of length 1, in which a label is farthest from points, intervals and the line."""
+    share = np.linspace(0, 1, 9)[:, None]
+    taken = [start + share * (end - start) for start, end in pairwise(path)]
+    for point in points:
+        at = np.array([point[role]["value"] for role in ("majority", "minority")])
+        for axis, role in enumerate(("majority", "minority")):
+            low, high = ends_of(point[role])
+            taken.append(np.where(np.arange(2) == axis, low + share * (high - low), at))
+    limits = np.array([axes.get_xlim(), axes.get_ylim()])
+    places, *others = ((values - limits[:, 0]) / np.ptp(limits, axis=1) for values in (path, *taken))
+    angles = np.arange(0, 2 * np.pi, np.pi / 4)
+    sides = np.column_stack([np.cos(angles), np.sin(angles)])
+    chosen = []
+    for place in places:
+        tried = place + 0.05 * sides
+        distance = np.linalg.norm(tried[:, None] - np.concatenate(others), axis=2).min(axis=1)
+        chosen.append(int(np.argmax(distance)))
+        others.append(tried[chosen[-1:]])
+    return sides[chosen]
 
 
 def _limits(accuracies: Sequence[Interval]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.history_effect import INSPECTION, STUDENTS
 from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
@@ -22,16 +23,9 @@ ALL_PAIRS = "all pairs"
 RUN_CONFIG = "run.yaml"
 """File in the folder of a run: its options, as `--config` takes them."""
 _EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
-# The number of a method's color, the same in every run.
-_SERIES = {
-    "bradley_terry": 0,
-    "personalized_bt": 1,
-    "pafo": 2,
-    "group_routed": 3,
-    "pafo_own_group": 4,
-    "model": 2,
-    "reference": 1,
-}
+# The number of a method's color, the same in every run; then those of `trl-pafo evaluate`.
+_IN_COLOR = ("bradley_terry", "personalized_bt", "pafo", "group_routed", "reweighted_bt", "distilled_ensemble", "worst_group_bt")
+_SERIES = {**{method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture"))}, "reference": 1, "model": 2}
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,13 @@ class Record:
 
     def series(self, method: str) -> int:
         """The number of a method's color."""
-        return _SERIES.get(method, list(self.methods).index(method))
+        return series_of(method)
+
+    def training_of(self, method: str) -> dict[str, Any]:
+        """The options of the training that made a method's model, as far as they are known."""
+        path = self.results.get("path")
+        stage = stage_of(multiple_of(method, path)) if path and method in CHOSEN else method
+        return self.stages.get(stage, {}).get("inputs", {})
 
     def group_definition(self, numbers: bool = True) -> str:
         """How the groups were made, from the options of the data.
@@ -175,6 +175,11 @@ class Record:
             f"{text} It names no groups: they were inferred from the users' preference support rates. The minority are {who}; "
             "nobody said which group a user belongs to."
         )
+
+
+def series_of(method: str) -> int:
+    """The number of a method's color."""
+    return _SERIES.get(method, len(_SERIES))
 
 
 def read_record(folder: str | Path) -> Record:

@@ -5,7 +5,8 @@ from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.evaluation.methods import TITLES
-from trl_pafo.report.tables import markdown_table
+from trl_pafo.report.record import series_of
+from trl_pafo.report.tables import markdown_path, markdown_table, splits_of
 from trl_pafo.storage.files import write_text
 
 
@@ -16,23 +17,45 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
-    parts = [f"Data: {data_name(results['data'])}", markdown_table(named), verdict_lines(results)]
+    path = results.get("path", {})
+    parts = [
+        f"Data: {data_name(results['data'])}",
+        markdown_table(named),
+        *([markdown_path(path)] if splits_of(path) else []),
+        verdict_lines(results),
+    ]
     write_text(out / "results.md", "\n\n".join(parts) + "\n")
     sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
     if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
         return  # nothing to set against each other: one group, or one without test pairs
     points = [
-        {"name": name, "series": i, "majority": summary[f"accuracy/{majority}"], "minority": summary[f"accuracy/{minority}"]}
-        for i, (name, summary) in enumerate(named.items())
+        {
+            "name": name,
+            "series": series_of(method),
+            **{role: summary[f"accuracy/{results[role]}"] for role in ("majority", "minority")},
+        }
+        for (name, summary), method in zip(named.items(), results["methods"], strict=True)
     ]
     reference = TITLES.get(results["reference"], results["reference"])
-    write_png(draw_majority_minority(points, reference=reference, names=(majority, minority)), out / "majority_minority.png")
+    drawn = draw_majority_minority(points, reference=reference, names=(majority, minority), path=path_of(results))
+    write_png(drawn, out / "majority_minority.png")
+
+
+def path_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The points of the path of personalized Bradley-Terry as [`~trl_pafo.report.pictures.draw_majority_minority`] takes them."""
+    sides = {role: f"accuracy/{results[role]}" for role in ("majority", "minority")}
+    points = results.get("path", {}).get("points", [])
+    return [
+        {"label": f"x{point['multiple']:g}", **{role: point["test"][key]["value"] for role, key in sides.items()}}
+        for point in points
+    ]
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """One line a method: the Pareto verdict against the reference. And one a teacher: whether it is better than the shared model."""
+    """What the reference is, and one line a method: the Pareto verdict against it; one a teacher: whether it is better than the reference."""
     reference = TITLES.get(results["reference"], results["reference"])
-    lines = [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
+    lines = [results["path"]["sentence"]] if results.get("path") else []
+    lines += [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
     lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
     if untested := results.get("not_evaluated"):
         lines.append(f"Not evaluated, without test pairs: {', '.join(untested)}.")

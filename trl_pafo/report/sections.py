@@ -9,7 +9,8 @@ from trl_pafo.evaluation.teacher_gain import worth_distilling
 from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
 from trl_pafo.report import pictures
 from trl_pafo.report.record import Record
-from trl_pafo.report.tables import COUNTS, columns_of, counts_of
+from trl_pafo.report.results import path_of
+from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, path_columns, path_entry, path_title, splits_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +63,7 @@ class Section:
 def number(value: Mapping[str, float] | float | None, signed: bool = False) -> dict[str, str]:
     """A cell: the value, and its interval where it has one."""
     if isinstance(value, Mapping):
-        known = is_known(value["value"])
+        known = is_known(value["value"]) and "low" in value
         return {"text": format_number(value["value"], signed), "interval": format_interval(value, signed) if known else ""}
     return {"text": f"{value:,}" if isinstance(value, int) else format_number(value, signed), "interval": ""}
 
@@ -82,6 +83,7 @@ def answer(record: Record, prefix: str = "") -> Section:
         }
     else:
         section.missing.append("No verdict: nothing was compared with a reference. Give a reference to get one.")
+    section.points += [path["sentence"]] if (path := record.results.get("path")) else []
     section.points += [f"{record.title(m)}: {v['sentence']}" for m, v in verdicts.items() if m != record.student]
     gains = record.results.get("teachers") or []
     section.points += [f"{gain['sentence']}." for gain in gains]
@@ -92,6 +94,7 @@ def answer(record: Record, prefix: str = "") -> Section:
             f"{why}, so nothing was distilled: {record.title(record.student)} is {record.title('personalized_bt')}."
         )
     _add_results(section, record)
+    _add_path(section, record)
     return section
 
 
@@ -118,6 +121,20 @@ def _add_results(section: Section, record: Record) -> None:
     if any(ties.values()):
         note += f" Pairs with two equal rewards count half: {', '.join(f'{title} {n:,}' for title, n in ties.items() if n)}."
     section.add_table(["method", *columns], [counts, *rows], note)
+
+
+def _add_path(section: Section, record: Record) -> None:
+    """What the reference was chosen from."""
+    path = record.results.get("path", {})
+    for split in splits_of(path):
+        first = path["points"][0][split]
+        columns = path_columns(first, {group: record.group_title(group) for group in record.groups})
+        counts = [COUNTS, *({"text": counts_of(first, key), "interval": ""} for key in columns.values())]
+        rows = [[path_title(p, path), *(number(path_entry(p[split], key)) for key in columns.values())] for p in path["points"]]
+        note = "*: the reference. Balanced: the mean over groups, each counted once."
+        if split == "validation":
+            note = f"By these the reference is chosen: pairs that no training saw. {note}"
+        section.add_table([SPLITS[split], *columns], [counts, *rows], note)
 
 
 def groups(record: Record, prefix: str = "") -> Section:
@@ -168,7 +185,9 @@ def _majority_minority(record: Record, prefix: str, reference: str | None) -> Pi
     if len(record.groups) > 2:
         caption += f" Of {len(record.groups)} groups these are the largest and the smallest in training."
     names = (record.group_title(sides["majority"]), record.group_title(sides["minority"]))
-    figure = pictures.draw_majority_minority(points, reference=reference, names=names)
+    if path := path_of(record.results):
+        caption += f" The line is the path of {record.title('personalized_bt')}, by multiples of the student's steps."
+    figure = pictures.draw_majority_minority(points, reference=reference, names=names, path=path)
     return Picture(f"{prefix}majority_minority", "Majority against minority", caption, figure)
 
 

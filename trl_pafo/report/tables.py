@@ -1,9 +1,10 @@
 """Results of several methods as a table, for Markdown and for a terminal."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.metrics.verdict import format_interval, format_number
 
 MOST_GROUPS = 6
@@ -11,8 +12,13 @@ MOST_GROUPS = 6
 COUNTS = "users, pairs"
 """Name of the row that says how many stand behind each column."""
 
+SPLITS = {"validation": "personalized BT, held out", "test": "personalized BT, test"}
+"""Where the points of the path are judged, and the titles of their tables."""
+
 # One method: its name, and the text of each value and of its interval.
 _Row = tuple[str, list[tuple[str, str]]]
+# The header, the counts below it, and the methods.
+_Parts = tuple[list[str], list[str], list[_Row]]
 
 
 def group_names(summary: Mapping[str, Any]) -> list[str]:
@@ -58,8 +64,17 @@ def markdown_table(results: dict[str, dict[str, Any]]) -> str:
         results (`dict[str, dict]`):
             Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
     """
-    header, counts, methods = _parts(results)
-    rows = [[_escape(name), *(f"{v} {i}" for v, i in cells)] for name, cells in methods]
+    return _as_markdown(_parts(results))
+
+
+def markdown_path(path: Mapping[str, Any]) -> str:
+    """The points of the path of personalized Bradley-Terry in the same form, a table for held-out and one for test pairs."""
+    return "\n".join(map(_as_markdown, _path_parts(path)))
+
+
+def _as_markdown(parts: _Parts) -> str:
+    header, counts, methods = parts
+    rows = [[_escape(name), *(f"{v} {i}".rstrip() for v, i in cells)] for name, cells in methods]
     lines = [list(map(_escape, header)), ["---", *("---:" for _ in header[1:])], counts, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -73,9 +88,18 @@ def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) ->
         width (`int`, *optional*):
             Characters a line; `None` for the width of the terminal.
     """
+    return _as_plain(_parts(results), width)
+
+
+def plain_path(path: Mapping[str, Any], width: int | None = None) -> str:
+    """The points of the path of personalized Bradley-Terry in the same form, a table for held-out and one for test pairs."""
+    return "\n".join(_as_plain(parts, width) for parts in _path_parts(path))
+
+
+def _as_plain(parts: _Parts, width: int | None) -> str:
     width = shutil.get_terminal_size().columns if width is None else width
-    header, counts, methods = _parts(results)
-    table = _align([header, counts, *([name, *(f"{v} {i}" for v, i in cells)] for name, cells in methods)])
+    header, counts, methods = parts
+    table = _align([header, counts, *([name, *(f"{v} {i}".rstrip() for v, i in cells)] for name, cells in methods)])
     if max(len(line) for line in table) > width:
         rows = [header, counts]
         for name, cells in methods:
@@ -84,8 +108,50 @@ def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) ->
     return "".join(f"{line}\n" for line in table)
 
 
-def _parts(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[str], list[_Row]]:
-    """The header, the counts below it, and the methods."""
+def path_columns(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, str]:
+    """The columns of a table of the path: from the title to a rule of [`~trl_pafo.evaluation.reference_path.RULES`] or a group's number.
+
+    Args:
+        summary (`Mapping`):
+            Output of [`~trl_pafo.evaluation.reference_path.accuracies_of`].
+        titles (`Mapping[str, str]`):
+            The groups, in the order of the columns, and their titles.
+    """
+    if len(titles) > MOST_GROUPS:
+        return {"balanced": "group_balanced", f"worst of {len(titles)} groups": "worst_group"}
+    return {"balanced": "group_balanced", **{k: v for k, v in columns_of(summary, titles).items() if v.startswith("accuracy/")}}
+
+
+def path_entry(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """What stands in a column of [`path_columns`]; the number of a rule has no interval."""
+    return summary[key] if key in summary else {"value": value_of(key, summary)}
+
+
+def path_title(point: Mapping[str, Any], path: Mapping[str, Any]) -> str:
+    """`x2, 120 steps`, and a star at the reference."""
+    return f"x{point['multiple']:g}, {point['steps']} steps{' *' if point['multiple'] == path['chosen'] else ''}"
+
+
+def _path_parts(path: Mapping[str, Any]) -> Iterator[_Parts]:
+    """Of held-out pairs, as far as there are any, and of test pairs."""
+    for split in splits_of(path):
+        first = path["points"][0][split]
+        columns = path_columns(first, {name: name for name in group_names(path["points"][0]["test"])})
+        rows = []
+        for point in path["points"]:
+            entries = [path_entry(point[split], key) for key in columns.values()]
+            cells = [(format_number(e["value"]), format_interval(e) if "low" in e else "") for e in entries]
+            rows.append((path_title(point, path), cells))
+        yield [SPLITS[split], *columns], [COUNTS, *(counts_of(first, key) for key in columns.values())], rows
+
+
+def splits_of(path: Mapping[str, Any]) -> list[str]:
+    """The splits of which a table of the path is made: those with pairs; none for a path of one point."""
+    points = path.get("points", ())
+    return [split for split in SPLITS if len(points) > 1 and points[0][split] is not None]
+
+
+def _parts(results: dict[str, dict[str, Any]]) -> _Parts:
     first = next(iter(results.values()))
     columns = columns_of(first, {name: name for name in group_names(first)})
     methods = [

@@ -14,7 +14,7 @@ from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
 
 MANIFEST = "manifest.json"
-_FORMAT = "trl-pafo run 3"
+_FORMAT = "trl-pafo run 4"
 KEPT = ".kept"
 """Folder in the unfinished output of a stage: what it needs to resume when it was interrupted, and nothing of its output."""
 _KEPT_FOR = "kept_for.json"

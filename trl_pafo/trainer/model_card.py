@@ -28,6 +28,10 @@ PAPER = {
 HOW_TRAINED = {
     "bradley_terry": "It was trained by the Bradley-Terry loss alone, without a history of the user: one reward for all.",
     "personalized_bt": "It was trained by the Bradley-Terry loss alone, on the pairs of all groups: no teachers, nothing distilled.",
+    "worst_group_bt": (
+        "It was trained by the Bradley-Terry loss alone, on the pairs of all groups; of several lengths of training it is the one that "
+        "served its worst group best on held-out pairs."
+    ),
     "pafo": (
         "A teacher for each group was trained on the pairs of that group. Their margins were distilled into this one model, which "
         "needs no group label. Teachers are not part of this repository."
