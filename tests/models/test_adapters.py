@@ -131,22 +131,6 @@ def test_an_adapter_by_its_name_is_not_trained(student, training, tmp_path):
         PAFORewardTrainer(str(tmp_path / "adapter"), PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs())
 
 
-def test_of_several_adapters_the_trained_one_is_saved(student, decoder, training, tmp_path):
-    """Others on the same backbone may be teachers, which are nobody's to publish."""
-    student.add_adapter("majority", LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
-    trainer = PAFORewardTrainer(
-        student,
-        PAFOConfig(str(tmp_path), **training),
-        train_dataset=make_pairs(),
-        processing_class=AutoTokenizer.from_pretrained(decoder),
-    )
-    trainer.save_model()
-    assert not (tmp_path / "majority").exists()
-    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 2 * 2 + 1  # A and B of two layers, and the head
-    student.save_pretrained(tmp_path / "all")  # as it was
-    assert (tmp_path / "all/majority").is_dir()
-
-
 @pytest.fixture
 def trained_adapter(decoder, training, tmp_path):
     """An adapter on a language model that knows neither one label nor the pad id; and the model in memory."""

@@ -182,12 +182,6 @@ CONTRACTS = [
         ),
     ),
     Contract(
-        f"{TRAINER}._save",
-        "trl_pafo/trainer/trainer.py, _save, which leaves the student's adapter alone on the model meanwhile",
-        "self output_dir state_dict",
-        ("self.model.save_pretrained(output_dir, state_dict=state_dict...",),
-    ),
-    Contract(
         f"{TRAINER}.save_model",
         "trl_pafo/hub/trainer_mixin.py, save_model, which writes the card when a user asks for the model",
         "self output_dir _internal_call",

@@ -1,9 +1,6 @@
-"""A student that is an adapter: its reward head is trained and saved, and of several adapters it alone is."""
+"""A student that is an adapter: its reward head is trained and saved with it."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -108,16 +105,3 @@ def keep_head_in_format(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "modules_to_save" in name:
             parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def active_adapter_alone(model: Any) -> Iterator[None]:
-    """Inside, `save_pretrained` of a model with several adapters saves the one that is trained; the others may be teachers."""
-    if not isinstance(model, PeftModel) or len(model.peft_config) == 1:
-        yield
-        return
-    model.save_pretrained = partial(model.save_pretrained, selected_adapters=list(model.active_adapters))  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del model.save_pretrained

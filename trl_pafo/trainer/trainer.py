@@ -16,7 +16,7 @@ from trl.trainer.utils import get_config_model_id
 from trl_pafo.errors import ConfigError
 from trl_pafo.hub.card import Card
 from trl_pafo.hub.trainer_mixin import HubMixin
-from trl_pafo.models.adapters import active_adapter_alone, keep_head_in_format, keep_reward_head
+from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
@@ -233,10 +233,6 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             if not any(found.items() <= entry.items() for entry in self.state.log_history):  # once, also after a checkpoint
                 logs.update(found)
         super().log(logs, start_time)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with active_adapter_alone(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
-            super()._save(output_dir, state_dict)
 
     @property
     def _data_seed(self) -> int:
