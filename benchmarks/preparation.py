@@ -1,8 +1,9 @@
 """What preparation costs: seconds of each stage at several numbers of pairs, and the peak of memory.
 
-The pairs are made: texts of words, users who each judge some pairs of a common pool, a fifth of the users in the minority. They are
+The pairs are made: texts of words, users who each judge some pairs of a common pool, a fifth of them (one at least) in the minority. They are
 written to disk and memory-mapped, as `load_dataset` leaves them. The stages of one size run one after the other in a process of its
-own. Tokenization is TRL's, on a sample of the rows, as is the cutting of histories to a token budget, which tokenizes them too.
+own. What tokenizes is measured on a sample of the rows: cutting histories to a token budget, TRL's tokenization, and the showings of
+an epoch, whose drawn histories are tokenized as they are asked for.
 
 python benchmarks/preparation.py --sizes 10000 100000
 """
@@ -52,7 +53,8 @@ def write_pairs(folder: Path, size: int, between: tuple[int, int], seed: int) ->
             of_user = np.concatenate([of_user, rng.integers(between[0], between[1] + 1, 10)])
         user = np.repeat(np.arange(len(of_user)), of_user)[:rows]
         user = np.minimum(user, user[-1] - 1)  # nobody is left with a single pair where the rows end
-        minority = rng.random(len(of_user)) < MINORITY_SHARE
+        num_users = user[-1] + 1
+        minority = rng.permutation(num_users) < max(1, round(MINORITY_SHARE * num_users))
         pool = max(rows // VOTES_PER_PAIR, 2 * between[1])
         pair = (rng.integers(0, pool, len(of_user))[user] + np.arange(rows)) % pool  # a user sees no pair twice
         prompt, first, second = (texts(rng, pool, words) for words in (PROMPT_WORDS, RESPONSE_WORDS, RESPONSE_WORDS))
@@ -80,12 +82,14 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     disable_progress_bars()
     from transformers.utils import logging
     from trl import RewardConfig, RewardTrainer
-    from trl_pafo.data.counterfactual import counterfactual_rows
 
     from trl_pafo.data import add_history_template, attach_history, checks, render_history
     from trl_pafo.data.history import HistoryCutter
+    from trl_pafo.data.showings import HistoryDraw
     from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
+    from trl_pafo.data.tokenization import tokenize_pairs
     from trl_pafo.models import load_tokenizer
+    from trl_pafo.trainer.showings import ShownPairs
 
     logging.disable_progress_bar()
     tokenizer = add_history_template(load_tokenizer(model))
@@ -122,16 +126,24 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     with stage("write Parquet"):
         for name, rows in {"train": trained_on, "validation": validation, "test": rendered_test}.items():
             rows.to_parquet(folder / f"{name}.parquet")
-    with stage("counterfactual rows"):
-        counterfactual_rows(train, ["majority", "minority"], 1.0, seed)
+    with stage("draw the histories of an epoch"):
+        draw = HistoryDraw(train, rendered, seed, tau=1.0)
+        for row in range(len(train)):
+            draw(row, 0)
     found["all of these"] = (sum(seconds for seconds, _ in found.values()), size)
     sample = min(tokenized, len(train))
     part = train.select(range(sample))
     with stage("render, with a budget of 128 tokens", sample):
         render_history(part, HistoryCutter(tokenizer, NUM_HISTORY, 128))
     config = RewardConfig(str(folder / "out"), max_length=None, report_to=[], use_cpu=True)
+    part = rendered.select(range(sample))
     with stage("tokenize (TRL)", sample):
-        RewardTrainer._prepare_dataset(None, rendered.select(range(sample)), tokenizer, config, "train")  # type: ignore[arg-type]
+        RewardTrainer._prepare_dataset(None, part, tokenizer, config, "train")  # type: ignore[arg-type]
+    with stage("tokenize", sample):
+        tokens = tokenize_pairs(part, tokenizer, title="train")
+    drawn = HistoryDraw(train.select(range(sample)), part, seed, tau=1.0)
+    with stage("showings of an epoch", sample):
+        ShownPairs(tokens, part, tokenizer, drawn).__getitems__(range(sample))
     unit = 1 if sys.platform == "darwin" else 1024
     send.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
 

@@ -30,8 +30,6 @@ CASES = {
     "cached": "margins at hand",
     "checkpoints": "two checkpoints",
     "adapters": "two adapters of one base",
-    "stream-checkpoints": "two checkpoints, a stream",
-    "stream-adapters": "two adapters of one base, a stream",
 }
 PHASES = ("loading", "scoring", "training")
 
@@ -118,7 +116,7 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     ids = lambda: rng.integers(6, 40, 64).tolist()  # noqa: E731
     rows = [{"chosen_ids": ids(), "rejected_ids": ids(), "group": GROUPS[i % 2]} for i in range(32)]
     dataset = Dataset.from_list(rows)
-    teachers = "adapters" if case.endswith("adapters") else "checkpoints"
+    teachers = "adapters" if case == "adapters" else "checkpoints"
     on_cpu = not torch.cuda.is_available()
     args = PAFOConfig(
         str(out),
@@ -132,6 +130,7 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
         disable_tqdm=True,
         gradient_checkpointing=False,
         teacher_margin_cache_dir=str(parts / "cache" if case == "cached" else out / "cache"),
+        conditioning="own",  # the rows are token ids
         prefix_sharing="off",
     )
     torch.zeros(1, device=args.device)
@@ -146,7 +145,7 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     trainer = PAFORewardTrainer(
         str(parts / "student"),
         args,
-        train_dataset=dataset.to_iterable_dataset() if case.startswith("stream") else dataset,
+        train_dataset=dataset,
         teachers={group: str(parts / teachers / group) for group in GROUPS},
         peft_config=LoraConfig(task_type="SEQ_CLS", r=8) if student == "lora" else None,
     )

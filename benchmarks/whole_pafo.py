@@ -1,10 +1,11 @@
-"""What all of PAFO costs: groups, teachers, margins and student against one plain RewardTrainer run of as many epochs.
+"""What all of PAFO costs: groups, teachers, margins and student against one RewardTrainer run of as many steps as the student.
 
     OMP_NUM_THREADS=2 python benchmarks/whole_pafo.py --source dsp --data_path DSP_FILE
 
 Both sides start from the same personalized pairs (three past pairs in the prompt) and the same model, and save what they have
-trained. Each runs in a process of its own, in turn, so that its peak memory is its own; the clock leaves out imports and the
-loading of the data, and counts tokenization. Ratios are taken within a turn.
+trained; teachers are trained as long on the pairs of their groups, without histories. Each side runs in a process of its own, in turn,
+so that its peak memory is its own; the clock leaves out imports and the loading of the data, and counts tokenization. Ratios are taken
+within a turn.
 """
 
 import argparse
@@ -29,27 +30,29 @@ from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.models import load_tokenizer, materialize_model
+from trl_pafo.trainer.config import CONDITIONINGS
 
 SIDES = ("RewardTrainer", "PAFO")
 
 
-def finish(trainer: RewardTrainer, folder: Path) -> str:
+def finish(trainer: RewardTrainer, folder: Path) -> int:
+    """Train and save; the number of steps."""
     silence(trainer).train()
     trainer.save_model(str(folder))
-    return str(folder)
+    return trainer.state.global_step
 
 
-def plain(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def plain(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> tuple[dict[str, float], int]:
     tokenizer = load_tokenizer(options.model)
     cutter = HistoryCutter(tokenizer)
     start = time.perf_counter()
     rows = render_history(rows, cutter).select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"])
     args = RewardConfig(**training_options(options, folder / "args") | {"num_train_epochs": options.epochs})
-    finish(RewardTrainer(base, args, train_dataset=rows, processing_class=tokenizer), folder / "model")
-    return {"model": time.perf_counter() - start}
+    steps = finish(RewardTrainer(base, args, train_dataset=rows, processing_class=tokenizer), folder / "model")
+    return {"model": time.perf_counter() - start}, steps
 
 
-def pafo(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def pafo(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) -> tuple[dict[str, float], int]:
     seconds: dict[str, float] = {}
     common = training_options(options, folder / "args") | {"num_train_epochs": options.epochs}
     common |= {"train_sampling_strategy": "group_by_length", "prefix_sharing": "auto"}
@@ -61,21 +64,19 @@ def pafo(rows: Dataset, base: str, options: argparse.Namespace, folder: Path) ->
     group = np.asarray(rows["group"][:])
     parts = {name: np.flatnonzero(group == name) for name in np.unique(group)}
     done("groups")
-    teachers = {}
+    teachers = {str(name): str(folder / f"teacher-{name}") for name in parts}
     for name, places in parts.items():
-        part = rows.select(places).remove_columns("group")
-        trainer = PAFORewardTrainer(
-            base, PAFOConfig(**common), train_dataset=part, processing_class=load_tokenizer(options.model)
-        )
-        teachers[str(name)] = finish(trainer, folder / f"teacher-{name}")
+        part, args = rows.select(places).remove_columns("group"), PAFOConfig(**common, num_history=0)
+        trainer = PAFORewardTrainer(base, args, train_dataset=part, processing_class=load_tokenizer(options.model))
+        finish(trainer, Path(teachers[str(name)]))
         done(f"teacher of {name}")
     del trainer
-    args = PAFOConfig(**common, counterfactual_share=options.share)
+    args = PAFOConfig(**common, conditioning=options.conditioning)
     student = PAFORewardTrainer(base, args, train_dataset=rows, processing_class=load_tokenizer(options.model), teachers=teachers)
     done("margins")
-    finish(student, folder / "student")
+    steps = finish(student, folder / "student")
     done("student")
-    return seconds
+    return seconds, steps
 
 
 def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -88,13 +89,13 @@ def run_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         forget_peak()
         work = plain if side == "RewardTrainer" else pafo
-        seconds = work(rows, options.base, options, Path(folder))
-    return {"seconds": seconds, "peak": peak_memory()}
+        seconds, steps = work(rows, options.base, options, Path(folder))
+    return {"seconds": seconds, "steps": steps, "peak": peak_memory()}
 
 
 def main() -> None:
     parser = common_parser(__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="counterfactual_share")
+    parser.add_argument("--conditioning", default="counterfactual", choices=CONDITIONINGS)
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
@@ -118,7 +119,8 @@ def main() -> None:
     for side in SIDES:
         stages = results[side][0]["seconds"]
         by_stage = ", ".join(f"{stage} {median(r['seconds'][stage] for r in results[side]):.1f}" for stage in stages)
-        print(f"{side}: {median(total[side]):.1f} s ({by_stage}), peak {median(r['peak'] for r in results[side]):.2f} GiB")
+        steps, peak = results[side][0]["steps"], median(r["peak"] for r in results[side])
+        print(f"{side}, {steps} steps: {median(total[side]):.1f} s ({by_stage}), peak {peak:.2f} GiB")
     ratios = [ours / theirs for theirs, ours in zip(total["RewardTrainer"], total["PAFO"], strict=True)]
     peaks = [b["peak"] / a["peak"] for a, b in zip(results["RewardTrainer"], results["PAFO"], strict=True)]
     print(f"time: {median(ratios):.2f} x [{min(ratios):.2f}, {max(ratios):.2f}]; peak memory: {median(peaks):.2f} x")

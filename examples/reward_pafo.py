@@ -4,7 +4,7 @@
     python examples/reward_pafo.py --dataset_name data --model_name_or_path MODEL --output_dir fair-reward-model \
         --teachers '{"majority": "PATH", "minority": "PATH"}'
 
-Without `--teachers` it is plain RewardTrainer, so the same script trains the teachers (`--group majority`).
+Without `--teachers` it is plain RewardTrainer, so the same script trains the teachers (`--group majority --num_history 0`).
 It runs unchanged under `accelerate launch`.
 """
 
