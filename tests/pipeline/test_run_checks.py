@@ -134,6 +134,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
     ("run", "options", "unused"),
     [
         (BASELINES, {"alpha": 0.5, "tau": 0.5}, "--alpha, --tau"),
+        ({"methods": ["personalized_bt", "distilled_ensemble"]}, {"alpha": 0.5, "tau": 0.3}, "--tau"),
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
         ({"methods": ["bradley_terry"], "reference": "bradley_terry", "reference_steps": [1]}, {}, "--reference_steps"),
         ({"teacher_start": "warm"}, {"teachers": {"many": "x"}}, "--teacher_start"),

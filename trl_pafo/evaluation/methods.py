@@ -7,13 +7,18 @@ from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
 TEACHER_KINDS = ("auto", "adapter", "full")
-METHODS = ("bradley_terry", "personalized_bt", "worst_group_bt", "pafo", "group_routed")
+METHODS = (
+    *("bradley_terry", "personalized_bt", "worst_group_bt", "reweighted_bt", "distilled_ensemble"),
+    *("pafo", "group_routed"),
+)
 """Those of `methods: [all]`, in this order."""
 
 TITLES = {
     "bradley_terry": "Bradley-Terry",
     "personalized_bt": "personalized BT",
     "worst_group_bt": "worst-group BT",
+    "reweighted_bt": "reweighted BT",
+    "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
     "group_routed": "group-routed teachers",
 }
@@ -28,8 +33,9 @@ class RunArguments(DataArguments):
     Parameters:
         methods (`list[str]`, *optional*):
             Which of bradley_terry, personalized_bt, pafo and group_routed (the teachers, each for its own group) to train and evaluate,
-            by default all four; as a control worst_group_bt (the point of the path of personalized_bt that serves its worst group
-            best). `["all"]` for all of them.
+            by default all four; as controls worst_group_bt (the point of the path of personalized_bt that serves its worst group best),
+            reweighted_bt (each group counts the same) and distilled_ensemble (five models of other seeds, distilled into one without
+            groups). `["all"]` for all of them.
         reference (`str`, *optional*, defaults to `"personalized_bt"`):
             Method that the others are compared with in the verdict.
         reference_steps (`list[float]`, *optional*, defaults to `[0.5, 1, 2, 4]`):

@@ -5,9 +5,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy
 from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
+from trl_pafo.pipeline.controls import distilled_ensemble, reweighted_bt
 from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
+from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import (
     QUANTIZATION_OPTIONS,
     is_quantized,
@@ -53,6 +55,8 @@ from trl_pafo.trainer.checkpoints import keep_for, train_and_save, write_checkpo
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 from trl_pafo.versions import __version__
+
+_BY_WHICH = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 
 PATH = "reference_path.json"
 """File in the folder of a run: accuracies of the points of personalized_bt's path on held-out pairs, and which is the reference."""
@@ -79,23 +83,6 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
             if field.name not in FREE - {"teachers"} | {"overwrite"} and value != default_of(field):
                 config[field.name] = value
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of a run: its name in the manifest, the file or folder of the run that it makes, all that decides it, and the work."""
-
-    name: str
-    output: str
-    inputs: dict[str, Any]
-    work: Callable[[Path], None]
-    derived: bool = False  # cheap, so done again without asking where its inputs change
-    trains: bool = False  # keeps checkpoints
-    instead: "Stage | None" = None  # what is done in its place where the teachers are not worth distilling
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.inputs)
 
 
 class Run:
@@ -132,6 +119,13 @@ class Run:
             check_strategy(args.hub_strategy)
             name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
             args.hub_model_id = create_repo(name, token=args.hub_token, private=args.hub_private_repo)
+        self.rule = args.best_checkpoint or CHOSEN["personalized_bt"]
+        """By which the point of the path is chosen that is the reference."""
+        self._given_args = args
+        if args.best_checkpoint:  # a run chooses among finished models; its trainings evaluate nothing
+            self.args = copy.deepcopy(args)
+            for name in ("best_checkpoint", "eval_strategy", "eval_steps", *_BY_WHICH):
+                setattr(self.args, name, PAFOConfig.__dataclass_fields__[name].default)
         self.folder = RunFolder(str(args.output_dir), run.overwrite)
         refuse_foreign(self.folder / "report.html")
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
@@ -174,9 +168,7 @@ class Run:
         path = self._path(trained_points, data) if points else None
         chosen = [self._chosen(method, path) for method in CHOSEN if path and method in run.methods]
         start = next((stage.digest for point, stage in trained_points.items() if point.multiple == 1), None)
-        shared = digest_of(
-            {"rule": CHOSEN["personalized_bt"], "points": {p.multiple: s.digest for p, s in trained_points.items()}}
-        )
+        shared = digest_of({"rule": self.rule, "points": {p.multiple: s.digest for p, s in trained_points.items()}})
         trained = {}
         if run.needs_teachers and not given:
             folders = folder_names(sorted(train.unique("group")))
@@ -187,12 +179,17 @@ class Run:
         identities |= {group: stage.digest for group, stage in trained.items()}
         students = [self._student(m, train, teachers, identities, shared) for m in STUDENTS if m in run.methods]
         judged = self._judge_teachers(teachers, identities, data, shared) if run.judges_teachers and students else None
-        in_order = (base, plain, *trained_points.values(), path, *chosen, *trained.values(), judged, *students)
+        reweighted = reweighted_bt(self, train) if "reweighted_bt" in run.methods else None
+        ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
+        in_order = (
+            *(base, plain, *trained_points.values(), path, *chosen, reweighted),
+            *(*trained.values(), judged, *students, *ensemble),
+        )
         stages = [stage for stage in in_order if stage is not None]
 
         for stage in stages:  # a result that is in the way is told before the first training, not between two
             self._check_folder(stage)
-        write_text(self.folder / RUN_CONFIG, run_config(run, args, self.model))
+        write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model))
         gains: list[TeacherGain] = []
         done = {"group_routed": str(sorted(identities.items()))}
         for stage in stages:
@@ -214,8 +211,8 @@ class Run:
 
     def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
         with np.load(self.folder / "data" / LENGTHS, allow_pickle=False) as lengths:
-            num_kept = int((lengths["train"] <= (self.args.max_length or np.inf)).sum())
-            self._steps = optimizer_steps(num_kept, self.args)
+            self._kept = np.flatnonzero(lengths["train"] <= (self.args.max_length or np.inf))
+            self._steps = optimizer_steps(len(self._kept), self.args)
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
             check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
 
@@ -278,7 +275,7 @@ class Run:
 
     def _path(self, points: Mapping[Point, Stage], data: DatasetDict) -> Stage:
         """What the points are worth on held-out pairs, and which of them counts."""
-        rule, num_resamples, seed = CHOSEN["personalized_bt"], self.run.num_resamples, self.args.seed
+        rule, num_resamples, seed = self.rule, self.run.num_resamples, self.args.seed
         folders = {point: str(self.folder / point.output) for point in points}
 
         def work(out: Path) -> None:
@@ -393,11 +390,13 @@ class Run:
         teachers: dict[str, str] | None = None,
         with_history: bool = True,
         min_steps: int = 0,
+        trainer: type[PAFORewardTrainer] = PAFORewardTrainer,
+        columns: Sequence[str] = (),
         changes: Mapping[str, Any] | None = None,
     ) -> None:
         """Train on rows that are rendered already, from the base of the run or from `start`, and save to `out`.
 
-        Without teachers, and on rows without groups, it is TRL's own trainer, but for what makes it faster.
+        Without teachers and further `columns` of the rows it is TRL's own trainer, but for what makes it faster.
         """
         model = model or self.model
         args = copy.deepcopy(self.args)
@@ -415,9 +414,9 @@ class Run:
         else:  # loaded already
             args.model_init_kwargs = None
         if teachers is None:
-            columns = ("prompt", "chosen", "rejected", "chat_template_kwargs")
-            rows = rows.select_columns([name for name in columns if name in rows.column_names])
-        trainer = PAFORewardTrainer(
+            read = ("prompt", "chosen", "rejected", "chat_template_kwargs", *columns)
+            rows = rows.select_columns([name for name in read if name in rows.column_names])
+        made = trainer(
             model=source,
             args=args,
             train_dataset=rows,
@@ -425,14 +424,14 @@ class Run:
             teachers=teachers,
             peft_config=peft_config,
         )
-        for agreement in trainer.teacher_agreement if teachers else []:
+        for agreement in made.teacher_agreement if teachers else []:
             print(f"    {agreement}", flush=True)
         if with_history:
-            self._remember_history(trainer.processing_class)
+            self._remember_history(made.processing_class)
         if min_steps and args.max_steps <= 0:
-            steps = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-            trainer.args.max_steps = max(math.ceil(steps * args.num_train_epochs), min_steps)
-        train_and_save(trainer, out, title)
+            steps = math.ceil(len(made.get_train_dataloader()) / args.gradient_accumulation_steps)
+            made.args.max_steps = max(math.ceil(steps * args.num_train_epochs), min_steps)
+        train_and_save(made, out, title)
 
     def _remember_history(self, tokenizer: Any) -> Any:
         """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""

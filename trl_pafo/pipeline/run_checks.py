@@ -22,7 +22,7 @@ from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.teachers.teacher import Teacher, check_teacher
-from trl_pafo.trainer.cache_keys import STUDENT_OPTIONS
+from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         )
     if args.per_device_eval_batch_size < 1:
         raise ConfigError(f"`per_device_eval_batch_size` must be at least 1, got {args.per_device_eval_batch_size}.")
-    unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in STUDENT_OPTIONS]
+    of_students = DRAWING_OPTIONS if "distilled_ensemble" in run.methods else STUDENT_OPTIONS
+    unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in of_students]
     if args.teachers or not run.needs_teachers:
         unused += [(run, name) for name in ("teacher_start", "teacher_min_steps")]
     if "personalized_bt" not in run.methods:

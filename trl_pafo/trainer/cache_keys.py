@@ -16,6 +16,9 @@ STUDENT_OPTIONS = (
 )
 """Options of PAFO that only the student depends on: changing them must not ask for new teachers."""
 
+DRAWING_OPTIONS = ("conditioning", "tau")
+"""Those of them that say whose histories are drawn: they decide nothing where each pair keeps its own."""
+
 FREE = frozenset(
     {
         # Where the output is, and when checkpoints are written: a training that goes on from one gives the same weights.

@@ -32,6 +32,13 @@ HOW_TRAINED = {
         "It was trained by the Bradley-Terry loss alone, on the pairs of all groups; of several lengths of training it is the one that "
         "served its worst group best on held-out pairs."
     ),
+    "reweighted_bt": (
+        "It was trained by the Bradley-Terry loss alone, on the pairs of all groups, each weighed by one over the number of its group's pairs."
+    ),
+    "distilled_ensemble": (
+        "Five models of all groups were trained by the Bradley-Terry loss with other seeds. The mean of their margins was distilled into this "
+        "one model, without groups."
+    ),
     "pafo": (
         "A teacher for each group was trained on the pairs of that group. Their margins were distilled into this one model, which "
         "needs no group label. Teachers are not part of this repository."

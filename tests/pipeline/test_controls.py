@@ -1,0 +1,69 @@
+"""The controls of a run: what they are trained on, for how long, and what is redone."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.small_runs import small_run, train_nothing
+
+from trl_pafo.evaluation.methods import METHODS
+from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.pipeline.controls import MARGINS
+from trl_pafo.pipeline.prepare import load_prepared
+from trl_pafo.pipeline.run import Run
+from trl_pafo.trainer.reweighted import ReweightedRewardTrainer
+
+ENSEMBLE = {"methods": ["personalized_bt", "distilled_ensemble"]}
+
+
+@pytest.fixture
+def run(encoder, training, tmp_path, short_report):
+    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
+
+
+def test_all_methods_are_trained_and_compared(run, tmp_path, monkeypatch):
+    seen = {}
+    train = Run._train
+
+    def spy(self, out, title, rows, **options):
+        seen[title] = rows.column_names, options
+        return train(self, out, title, rows, **options)
+
+    monkeypatch.setattr(Run, "_train", spy)
+    results = run(methods=["all"], validation_share=0.3, reference_steps=[1, 2], teacher_min_gain=float("-inf"))()
+    assert list(results["methods"]) == list(METHODS)
+    assert set(results["verdicts"]) == set(METHODS) - {"personalized_bt"}
+    folder = tmp_path / "run"
+    models = {path.name for path in (folder / "models").iterdir()}
+    assert models >= {"reweighted_bt", "distilled_ensemble", *(f"ensemble_seed{seed}" for seed in range(43, 48))}
+    for name in models - {"personalized_bt_x2"}:
+        if name not in ("personalized_bt", "worst_group_bt"):
+            assert json.loads((folder / f"models/{name}/trainer_state.json").read_text())["global_step"] == 2, name
+    members = [(folder / f"models/ensemble_seed{seed}/model.safetensors").read_bytes() for seed in range(43, 48)]
+    assert len({*members, (folder / "models/personalized_bt_x1/model.safetensors").read_bytes()}) == 6
+
+    assert seen["reweighted BT"][1]["trainer"] is ReweightedRewardTrainer
+    train_rows = load_prepared(folder / "data")["train"]
+    mean = sum(
+        np.subtract(*pair_rewards(folder / f"models/ensemble_seed{seed}", train_rows), dtype=np.float64) for seed in range(43, 48)
+    )
+    np.testing.assert_allclose(np.load(folder / MARGINS), mean / 5, rtol=1e-5, atol=1e-6)
+    assert "teacher_margin" in seen["distilled ensemble"][0]
+    assert seen["distilled ensemble"][1].get("teachers") is None
+    log = json.loads((folder / "models/distilled_ensemble/trainer_state.json").read_text())["log_history"]
+    assert log[0]["distillation_loss"] > 0
+    for method in ("reweighted_bt", "distilled_ensemble"):
+        assert "It was trained by" in (folder / f"models/{method}/README.md").read_text() or method == "distilled_ensemble"
+
+
+def test_only_what_an_option_decides_is_redone(run, monkeypatch):
+    trained = train_nothing(monkeypatch)
+    monkeypatch.setattr("trl_pafo.pipeline.controls.pair_rewards", lambda folder, rows, **scoring: np.zeros((2, len(rows))))
+    run(**ENSEMBLE)()
+    members = [f"Ensemble, seed {seed}" for seed in range(43, 48)]
+    assert trained == ["personalized BT, x1", *members, "distilled ensemble"]
+    trained.clear()
+    run(**ENSEMBLE, tau=0.5)()  # each pair keeps its own history
+    assert trained == []
+    run(**ENSEMBLE, alpha=0.5, overwrite=True)()
+    assert trained == ["distilled ensemble"]

@@ -1,0 +1,76 @@
+"""Methods of a run that show what can be had without teachers of groups: reweighting, and an ensemble distilled into one model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.pipeline.stage import Stage
+from trl_pafo.storage.files import replacing
+from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, student_inputs
+from trl_pafo.trainer.reweighted import ReweightedRewardTrainer
+
+if TYPE_CHECKING:
+    from trl_pafo.pipeline.run import Run
+
+NUM_MEMBERS = 5
+MARGINS = "ensemble_margins.npy"
+"""File in the folder of a run: the mean margin of the members of the ensemble for each training pair, float64."""
+
+
+def reweighted_bt(run: "Run", train: Dataset) -> Stage:
+    """Personalized Bradley-Terry in which each group counts the same."""
+    method, changes = "reweighted_bt", {"max_steps": run._steps}
+
+    def work(out: Path) -> None:
+        run._train(out, TITLES[method], train, trainer=ReweightedRewardTrainer, columns=("group",), changes=changes)
+
+    return Stage(method, f"models/{method}", run._inputs(run.model, method=method, **changes), work, trains=True)
+
+
+def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
+    """Five personalized Bradley-Terry models of other seeds, the mean of their margins, and the model that learns it, without groups.
+
+    Args:
+        run ([`Run`]):
+            The run.
+        train ([`~datasets.Dataset`]):
+            Training pairs, none too long.
+    """
+    members = [_member(run, train, run.args.seed + i) for i in range(1, NUM_MEMBERS + 1)]
+    identities = [member.digest for member in members]
+
+    def average(out: Path) -> None:
+        folders = [str(run.folder / member.output) for member in members]
+        how: dict[str, Any] = run._scoring()
+        margins = [
+            np.subtract(*pair_rewards(f, train, desc="Training pairs, ensemble", **how), dtype=np.float64) for f in folders
+        ]
+        with replacing(out) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.mean(margins, axis=0))
+
+    made_from = {"members": identities, "max_length": run.args.max_length}
+    mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, derived=True)
+    method, changes = "distilled_ensemble", {"max_steps": run._steps}
+
+    def work(out: Path) -> None:
+        rows = train.add_column("teacher_margin", np.load(run.folder / MARGINS, allow_pickle=False))  # type: ignore[arg-type]
+        run._train(out, TITLES[method], rows, columns=("teacher_margin",), changes=changes)
+
+    options = {name: value for name, value in student_inputs(run.args).items() if name not in DRAWING_OPTIONS}
+    inputs = run._inputs(run.model, method=method, members=identities, **options, **changes)
+    return [*members, mean, Stage(method, f"models/{method}", inputs, work, trains=True)]
+
+
+def _member(run: "Run", train: Dataset, seed: int) -> Stage:
+    changes: Mapping[str, Any] = {"max_steps": run._steps, "seed": seed}
+
+    def work(out: Path) -> None:
+        run._train(out, f"Ensemble, seed {seed}", train, changes=changes)
+
+    name = f"ensemble_seed{seed}"
+    return Stage(name, f"models/{name}", run._inputs(run.model, method="personalized_bt", **changes), work, trains=True)
