@@ -143,18 +143,36 @@ class TestSplits:
     def test_nobody_is_in_both_and_the_histories_are_of_training_statements(self, folder, new_statements):
         splits = load("polis", folder, new_statements=new_statements)
         check_splits(splits)
-        assert {name: len(set(rows["user"])) for name, rows in splits.items()} == {"train": 36, "validation": 6, "test": 18}
+        people = {name: set(rows["user"]) for name, rows in splits.items()}
+        assert len(set.union(*people.values())) == sum(map(len, people.values()))
+        assert {name: len(users) for name, users in people.items()} == {"train": 36, "validation": 6, "test": 18}
         trained = statements_of(splits["train"]) | statements_of(past for row in splits["train"] for past in row["history"])
         for name in ("validation", "test"):
             judged, shown = statements_of(splits[name]), statements_of(past for row in splits[name] for past in row["history"])
             assert shown <= trained
             assert judged.isdisjoint(trained) if new_statements else judged <= trained
+        assert statements_of(splits["validation"]).isdisjoint(statements_of(splits["test"])) == new_statements
 
     def test_the_share_of_new_statements(self, folder):
         splits = load("polis", folder, new_statements=True, test_prompt_share=0.4)
         assert len(statements_of(splits["test"])) == round(0.4 * 35)
         with pytest.raises(ConfigError, match="`test_prompt_share` has no effect where test people judge known statements"):
             load("polis", folder, test_prompt_share=0.4)
+
+    def test_people_without_a_pair_of_new_statements_judge_none(self, folder, tmp_path, caplog):
+        splits = load("polis", folder, new_statements=True)
+        tested, users = statements_of(splits["test"]), sorted(set(splits["test"]["user"]))
+        new = [n for n in range(NUM) if statement(n) in tested]
+
+        def agreeing(those):
+            rows = [row | {n: 1 for n in new if f"polis-{row['participant']}" in those} for row in votes()]
+            return write(tmp_path / "agreeing", vote_rows=rows)
+
+        caplog.set_level("INFO")
+        assert sorted(set(load("polis", agreeing(users[:4]), new_statements=True)["test"]["user"])) == users[4:]
+        assert "test: 4 of 18 people have no pair of new statements" in caplog.text
+        with pytest.raises(DataError, match="nobody of test agreed with a new statement and disagreed with one"):
+            load("polis", agreeing(users), new_statements=True)
 
     def test_fewer_people(self, folder):
         splits = load("polis", folder, train_users=20, test_users=5)
@@ -173,10 +191,11 @@ class TestGroups:
         for rows in splits.values():
             for user, group in groups_of(rows).items():
                 assert (group == "minority") == (int(user.removeprefix("polis-")) < 3 * RARE)
-        share = Counter(groups_of(splits["train"]).values())["minority"] / 36
+        groups = list(groups_of(splits["train"]).values())
+        share = groups.count("minority") / len(groups)
         assert set(zip(splits["test"]["group"], splits["test"]["support_rate"], strict=True)) == {
             ("minority", share),
-            ("majority", 1 - share),
+            ("majority", groups.count("majority") / len(groups)),
         }
 
     def test_they_are_made_of_votes_on_which_nobody_is_evaluated(self, folder, new_statements, monkeypatch):
@@ -187,18 +206,18 @@ class TestGroups:
         judged = [*splits["validation"], *splits["test"]]
         hidden = {(row["user"], row[side]) for row in judged for side in ("chosen", "rejected")}
         assert len(hidden) > 80
-        test_only = statements_of(splits["test"]) if new_statements else set()
+        test_only = statements_of(judged) if new_statements else set()
         texts = [text for n in range(NUM) if n % 8 != 7 and (text := statement(n)) not in test_only]
         users = [user for name in ("train", "validation", "test") for user in dict.fromkeys(splits[name]["user"])]
         voted = vote_of()
         said = [["" if (user, text) in hidden else voted[user, text] for text in texts] for user in users]
         expected = np.array([[np.nan if vote == "" else vote for vote in row] for row in said], dtype=float)
         np.testing.assert_array_equal(clustered, expected)
-        assert (num_train, num_clusters) == (30, 2)
+        assert (num_train, num_clusters) == (len(set(splits["train"]["user"])), 2)
 
     def test_votes_of_test_people_do_not_change_those_of_training_people(self, folder, tmp_path):
         before = load("polis", folder)
-        tested = set(before["test"]["user"])
+        tested = {*before["test"]["user"], *before["validation"]["user"]}
         rng = random.Random(1)
         rows = [
             row | {n: rng.choice([1, -1]) for n in range(NUM) if f"polis-{row['participant']}" in tested} for row in votes(seed=0)

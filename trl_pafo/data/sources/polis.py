@@ -68,9 +68,10 @@ def load(data: DataArguments) -> DatasetDict:
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             `data_path`: folder with `comments.csv` and `participants-votes.csv`, each plain or gzipped. `topic`: the prompt; the
-            folder's name where it is not given. `num_clusters`: number of groups. `new_statements`: test pairs are of
-            statements (`test_prompt_share` of all) that are in no training pair and no history; otherwise of known ones, by new people.
-            `pairs_per_user`: at most so many pairs a person, beside `context_pairs`, which make the history of a test person.
+            folder's name where it is not given. `num_clusters`: number of groups. `new_statements`: test people judge
+            statements (`test_prompt_share` of all) that are in no training pair and no history, validation people others
+            (`validation_share` of the rest); otherwise both judge those of training.
+            `pairs_per_user`: at most so many pairs a person, beside `context_pairs`, which make the history of a test or validation person.
 
     Raises:
         ConfigError: If there are fewer people than asked for, or `test_prompt_share` is given where all statements are known.
@@ -83,22 +84,21 @@ def load(data: DataArguments) -> DatasetDict:
         )
     folder = Path(str(data.data_path))
     talk = read_conversation(folder)
-    numbers = range(len(talk.statements))
-    num_new = round(data.test_prompt_share * len(numbers)) if data.new_statements else 0
-    new = random.Random(data.population_seed).sample(numbers, num_new)
-    known = sorted(set(numbers) - set(new))
+    judged_by = _judged_statements(len(talk.statements), data)
+    known = judged_by["train"]
     num_context = data.num_pairs - data.pairs_per_user
     least = max(1, num_context) + 1
     pairs = {}
     for person, votes in zip(talk.people, talk.votes, strict=True):
         rng = random.Random(f"{data.population_seed} {person}")
-        of_known, of_new = _pairs_of(votes, known, rng), _pairs_of(votes, new, rng)
-        if len(of_known) >= least and (of_new or not new):
-            pairs[person] = of_known[: data.num_pairs], of_new[: data.pairs_per_user]
+        past = _pairs_of(votes, known, rng)[: data.num_pairs]
+        # Known statements: a part of the same pairs, so that none is in its own history.
+        judged = {split: past if own is known else _pairs_of(votes, own, rng) for split, own in judged_by.items()}
+        if len(past) >= least:
+            pairs[person] = judged
     if len(pairs) < MIN_PEOPLE:
-        also = ", and with one of each kind among the new statements" if new else ""
         raise DataError(
-            f"{folder}: only {len(pairs)} of {len(talk.people)} people agreed with {least} statements and disagreed with as many{also}; "
+            f"{folder}: only {len(pairs)} of {len(talk.people)} people agreed with {least} statements and disagreed with as many; "
             f"it takes {MIN_PEOPLE}. Lower `context_pairs` (or `num_history`), or give a conversation with more votes."
         )
     if len(pairs) < len(talk.people):
@@ -113,31 +113,49 @@ def load(data: DataArguments) -> DatasetDict:
         ]
 
     people = draw_people(dict.fromkeys(pairs), TEST_USER_SHARE, data)
-    train = [row | {"user": person} for person in people["train"] for row in rows_of(pairs[person][0])]
-    splits = DatasetDict(train=attach_history(Dataset.from_list(train), num_context, past_only=False))
-    for split in people.keys() - {"train"}:
-        rows = []
-        for person in people[split]:
-            of_known, of_new = pairs[person]
-            past = rows_of(of_known[:num_context][::-1])
-            rows += [row | {"user": person, "history": past} for row in rows_of(of_new if new else of_known[num_context:])]
-        splits[split] = Dataset.from_list(rows)
-
+    for split, members in people.items():
+        people[split] = [person for person in members if pairs[person][split]]
+        if len(people[split]) < len(members):
+            logger.info(
+                "%s: %d of %d people have no pair of new statements.", split, len(members) - len(people[split]), len(members)
+            )
+        if not people[split]:
+            raise DataError(
+                f"{folder}: nobody of {split} agreed with a new statement and disagreed with one. Leave `new_statements` out."
+            )
     votes = talk.votes.copy()
-    person_at = {person: place for place, person in enumerate(talk.people)}
-    statement_at = {text: place for place, text in enumerate(talk.statements)}
-    for split in people.keys() - {"train"}:
-        rows = splits[split]
-        for person, *texts in zip(rows["user"][:], rows["chosen"][:], rows["rejected"][:], strict=True):
-            votes[person_at[person], [statement_at[text] for text in texts]] = np.nan
+    row_of = {person: row for row, person in enumerate(talk.people)}
+    splits = DatasetDict()
+    for split, members in people.items():
+        rows = []
+        for person in members:
+            own, past = pairs[person][split], pairs[person]["train"]
+            if split != "train":
+                own = own[num_context:] if own is past else own[: data.pairs_per_user]
+                votes[row_of[person], [statement for pair in own for statement in pair]] = np.nan
+            history = {} if split == "train" else {"history": rows_of(past[:num_context][::-1])}
+            rows += [row | {"user": person} | history for row in rows_of(own)]
+        splits[split] = Dataset.from_list(rows)
+    splits["train"] = attach_history(splits["train"], num_context, past_only=False)
+
     everybody = [*people["train"], *people.get("validation", ()), *people["test"]]
-    known_votes = votes[np.ix_([person_at[person] for person in everybody], known)]
+    known_votes = votes[np.ix_([row_of[person] for person in everybody], known)]
     clusters = vote_clusters(known_votes, len(people["train"]), data.num_clusters, data.population_seed)
     names = ["majority", "minority", *(f"minority_{number}" for number in range(2, data.num_clusters))]
     group_of = {person: names[cluster] for person, cluster in zip(everybody, clusters, strict=True)}
-    for split, rows in splits.items():
-        splits[split] = rows.add_column("group", [group_of[person] for person in rows["user"][:]])
-    return add_type_support(splits)
+    grouped = {
+        split: part.add_column("group", [group_of[person] for person in part["user"][:]]) for split, part in splits.items()
+    }
+    return add_type_support(DatasetDict(grouped))
+
+
+def _judged_statements(number: int, data: DataArguments) -> dict[str, list[int]]:
+    """Places of the statements that the people of each split judge: those of training for all, unless new ones are asked for."""
+    drawn = random.Random(data.population_seed).sample(range(number), number)
+    num_test = round(data.test_prompt_share * number) if data.new_statements else 0
+    num_validation = round(data.validation_share * (number - num_test)) if num_test else 0
+    known = sorted(drawn[num_test + num_validation :])
+    return {"train": known, "validation": drawn[num_test:][:num_validation] or known, "test": drawn[:num_test] or known}
 
 
 def _pairs_of(votes: FloatArray, statements: Iterable[int], rng: random.Random) -> list[tuple[int, int]]:
