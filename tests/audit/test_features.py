@@ -40,6 +40,12 @@ def test_features_are_standardized_means_over_the_tokens_of_each_layer(encoder):
     assert np.corrcoef(features[[0, 1, 3, 4], -1], lengths)[0, 1] == pytest.approx(1)
 
 
+def test_further_texts_do_not_change_the_features_of_the_reference(encoder):
+    alone = embed_texts(TEXTS[:4], encoder)
+    assert embed_texts(TEXTS, encoder, num_reference=4)[:4] == pytest.approx(alone, abs=rounding(alone))
+    assert embed_texts(TEXTS, encoder)[:4] != pytest.approx(alone, abs=0.01)
+
+
 def test_an_unknown_model_is_an_error():
     with pytest.raises(ConfigError, match="nowhere/x"):
         embed_texts(["a"], "nowhere/x")

@@ -180,7 +180,7 @@ def test_without_common_pairs_it_is_said_that_nothing_can_be_estimated():
 def test_common_pairs_give_a_ceiling_for_each_row_and_tell_carelessness_from_taste():
     rows = judged_by_many()
     noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), rows, 0)
-    assert noise.measured
+    assert noise.minority_share is not None
     ceiling = noise.ceiling_of(rows)
     careless = np.array(rows["group"]) == "minority"
     assert ceiling[careless].mean() == pytest.approx(0.5, abs=0.1)
@@ -196,5 +196,46 @@ def test_groups_that_the_data_name_are_compared_as_they_are():
         "support_rate", [0.8 if g == "majority" else 0.2 for g in rows["group"]]
     )
     noise = LabelNoise(DataArguments(source="files"), rows, 0)
-    assert not noise.measured
+    assert noise.minority_share is None
     assert noise.summary["taste_or_noise"]["reliability"] is None
+
+
+def test_low_support_without_held_out_prompts_equals_a_plain_count():
+    rng = np.random.default_rng(0)
+    rows = []
+    for user, number in itertools.product(range(12), range(20)):
+        liked = rng.random() < (0.15 if user < 3 else 0.85)
+        chosen, rejected = ("a", "b") if liked else ("b", "a")
+        rows.append({"prompt": f"p{number}", "chosen": chosen, "rejected": rejected, "user": f"u{user:02d}"})
+    data = DataArguments(source="files", data_path="x", minority_quantile=0.25)
+    rates = support_rate_by_agreement(
+        [r["user"] for r in rows], [r["prompt"] for r in rows], [1 if r["chosen"] == "a" else -1 for r in rows]
+    )
+    cut = [{**row, "support_rate": rates[row["user"]], "group": "few" if rates[row["user"]] < 0.5 else "many"} for row in rows]
+    noise = LabelNoise(data, Dataset.from_list(cut), seed=0)
+    assert noise.minority_share == 0.25
+    users = sorted(rates, reverse=True)
+    held_out = {f"p{number}" for number in range(10)}
+    kept = [row for row in rows if row["prompt"] not in held_out]
+    support = {
+        user: np.mean(
+            [
+                np.mean(
+                    [
+                        other["chosen"] == row["chosen"]
+                        for other in kept
+                        if other["prompt"] == row["prompt"] and other["user"] != user
+                    ]
+                )
+                for row in kept
+                if row["user"] == user
+            ]
+        )
+        for user in users
+    }
+    lowest = sorted(users, key=support.get)[:3]
+    assert noise.low_support(users, held_out).tolist() == [int(user in lowest) for user in users]
+    assert noise.keys_of(rows[:1]) == ["p0"]
+    everything = {f"p{number}" for number in range(17)}  # three votes are left of each user
+    with pytest.raises(DataError):
+        noise.low_support(users, everything)

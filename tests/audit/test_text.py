@@ -62,6 +62,7 @@ def make_result(**changes):
             "support_is_agreement": False,
         },
         "headroom": headroom(**{"a|b": number(0.0), "rare": number(0.3)}),
+        "tastes": None,
         **changes,
     }
     result["verdict"], result["findings"] = verdict_sentence(result), findings(result)
@@ -88,7 +89,7 @@ def test_the_verdict_says_what_the_intervals_show(gains, match):
 
 
 def test_without_probes_nothing_is_claimed():
-    assert "not known" in verdict_sentence({"headroom": None})
+    assert "not known" in verdict_sentence({"headroom": None, "tastes": None})
 
 
 def test_findings_name_bias_noise_and_length():
@@ -129,6 +130,63 @@ def test_taste_and_noise_in_words(difference, match):
     assert match in text
     assert "can reach between .720 and .830" in text
     assert "hardly a trait" in text
+
+
+TRIED = [
+    {"groups": 1, "log_likelihood": -0.6},
+    {"groups": 2, "log_likelihood": -0.5, "gain": 0.1, "standard_error": 0.02},
+    {"groups": 3, "log_likelihood": -0.51, "gain": -0.01, "standard_error": 0.02},
+]
+
+
+def own_head(gain, shared=0.8):
+    return {"pairs": 50, "shared": shared, "own": shared + gain["value"], "gain": gain}
+
+
+def test_groups_that_were_found_in_words():
+    gains = {"majority": own_head(number(0.01)), "minority": own_head(number(0.3), 0.5)}
+    tastes = {"users": {"majority": 40, "minority": 8}, "tried": TRIED, "gains": gains, "given": {}, "adjusted_rand": 0.9}
+    result = make_result(tastes=tastes)
+    text = " ".join(result["findings"])
+    assert "2 groups found in the pairs alone, majority 40 users, minority 8 users: 2 groups change" in text
+    assert "by +0.1000 (standard error 0.0200) a pair over 1" in text
+    assert "minority +.300 [+.280, +.320]" in text
+    assert "agree by .900" in text
+    assert make_result(tastes=tastes, headroom=None)["verdict"].startswith("Open: no groups are given, but the pairs show 2")
+
+
+def test_no_groups_in_words():
+    tastes = {
+        "users": {"all": 48},
+        "tried": [TRIED[0], TRIED[2] | {"groups": 2}],
+        "gains": {},
+        "given": {},
+        "adjusted_rand": None,
+    }
+    result = make_result(tastes=tastes, headroom=None)
+    assert result["verdict"] == "Nothing to distill: no groups are given, and the pairs show none."
+    text = " ".join(result["findings"])
+    assert "no groups. The users of this data have no tastes of their own that their pairs show: 2 groups change" in text
+    assert "by -0.0100 (standard error 0.0200) a pair over 1" in text
+    alone = tastes | {"tried": TRIED[:1]}
+    assert "too few users" in " ".join(make_result(tastes=alone)["findings"])
+
+
+@pytest.mark.parametrize(
+    ("gain", "shared", "match"),
+    [
+        (number(0.2), 0.5, "rare: a taste of its own: .* gains \\+.200 .*from .500 to .700"),
+        (number(0.0), 0.7, "rare: no taste of its own: noise"),
+        (number(0.0), 0.8, "rare: no taste of its own, and served as well as the largest group"),
+        (number(0.0, -0.2, 0.2), 0.7, "rare: whether it has a taste of its own is open"),
+    ],
+)
+def test_a_taste_of_a_given_group_in_words(gain, shared, match):
+    given = {"many": own_head(number(0.0)), "rare": own_head(gain, shared)}
+    tastes = {"users": {"all": 48}, "tried": TRIED[:1], "gains": {}, "given": given, "adjusted_rand": None}
+    found = make_result(tastes=tastes)["findings"]
+    assert [text for text in found if re.search(match, text)]
+    assert not any(text.startswith("many:") for text in found)
 
 
 def test_unknown_numbers_are_not_printed_as_numbers():

@@ -18,6 +18,8 @@ def quick(request, monkeypatch):
     """Fewer folds and repeats."""
     if "slow" not in request.keywords:
         monkeypatch.setattr("trl_pafo.audit.audit.probe_headroom", functools.partial(probe_headroom, folds=2, repeats=1))
+        for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
+            monkeypatch.setattr(f"trl_pafo.audit.tastes.{name}", value)
 
 
 def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
@@ -34,6 +36,9 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     for name, group in result["headroom"]["groups"].items():
         assert result["accuracy"]["groups"][name]["accuracy"]["value"] == pytest.approx(group["shared"])
     assert sum(group["dropped"] for group in result["length"]["groups"].values()) > 0
+    assert sum(result["tastes"]["users"].values()) == 24
+    assert set(result["tastes"]["given"]) == {"majority", "minority"}
+    assert "Tastes: " in printed
     assert {path.name for path in out.glob("*.png")} == {"support.png", "headroom.png"}
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
@@ -57,6 +62,20 @@ def test_audit_of_files_without_probes(base_model, tmp_path, capsys):
     assert (tmp_path / "audit/audit.md").read_text() in out.replace("\nAudit: ", "\n![support](support.png)\n\nAudit: ")
 
 
+def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    make_pairs(num_users=24, pairs_per_user=4, num_minority=6, history=0).remove_columns("group").to_json(file)
+    flags = ["audit", "--data_path", str(file), "--num_history", "1"]
+    assert main(flags) == 1
+    assert "find groups in the pairs with --infer_groups" in capsys.readouterr().err
+    assert main([*flags, "--infer_groups", encoder, "--output_dir", str(tmp_path / "audit")]) == 0
+    result = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert (result["headroom"], result["accuracy"]) == (None, None)
+    assert list(result["counts"]["groups"]) == ["all"]
+    assert result["tastes"]["users"] == {"majority": 18, "minority": 6}
+    assert result["verdict"].startswith("Open: no groups are given, but the pairs show 2")
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
@@ -65,6 +84,8 @@ def test_audit_of_files_without_probes(base_model, tmp_path, capsys):
         (["--headroom", "false", "--headroom_pairs", "100"], "--headroom_pairs: no effect without probes"),
         (["--headroom", "false", "--tokenizer", "x"], "--embedding_model: no effect without probes"),
         (["--headroom", "false", "--batch_size", "3"], "--batch_size: no effect without probes"),
+        (["--infer_groups", "x", "--headroom", "false"], "which --headroom false does without"),
+        (["--infer_groups", "x"], "--embedding_model: no effect beside --infer_groups"),
         (["--seed", "-1"], "`seed` must be at least 0"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
         (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),

@@ -14,7 +14,7 @@ from trl_pafo.data.checks import check_apart, check_columns, check_pairs
 from trl_pafo.data.sources import DataArguments
 from trl_pafo.data.sources.registry import SOURCES, check_source
 
-ALWAYS = {"source", "population_seed", "validation_share", "validation_users"}
+ALWAYS = {"source", "population_seed", "validation_share", "validation_users", "infer_groups"}
 
 
 class Watched(DataArguments):

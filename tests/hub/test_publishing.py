@@ -186,6 +186,8 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
             "data",
             "the minority b, c. The share",
         ),
+        ({"source": "styles", "infer_groups": "minilm"}, "training pairs", "Those of test users are named by the data."),
+        ({"source": "prism", "infer_groups": "minilm"}, "pairs", "Those of test users follow from their past pairs."),
         ({"source": "swissmetro"}, "data", "The groups are those that the data name."),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from helpers.parts import make_tokenizer
+from helpers.parts import make_pairs, make_tokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.data.history import HistoryCutter
@@ -62,6 +62,25 @@ def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
         data = DataArguments(source="files", data_path=paths["train"], test_data_path=paths["test"], validation_share=0)
         prepare(data, args, tokenizer, tmp_path / groups)
         assert json.loads((tmp_path / groups / "summary.json").read_text())["groups"] == groups
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_groups_are_found_in_training_pairs(named, encoder, tmp_path, monkeypatch, capsys):
+    for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
+        monkeypatch.setattr(f"trl_pafo.audit.tastes.{name}", value)
+    rows = make_pairs(40, pairs_per_user=4, num_minority=12, history=0)
+    rows = rows if named else rows.remove_columns("group")
+    rows.to_json(tmp_path / "pairs.jsonl")
+    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
+    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), infer_groups=encoder)
+    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    assert "Tastes: 2 groups found in the pairs alone, majority" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "data/summary.json").read_text())
+    assert summary["groups"] == ("training pairs" if named else "pairs")
+    for split in load_prepared(tmp_path / "data").values():
+        assert {"group", "support_rate"} <= set(split.column_names)
+        for user, group in zip(split["user"], split["group"], strict=True):
+            assert (group == "minority") == (int(user.removeprefix("user-")) < 12)
 
 
 def prepared(folder, **options):

@@ -1,29 +1,34 @@
 """An audit: what a dataset holds, whom a shared model serves worse, what is noise, and whether PAFO can help."""
 
 import json
+from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
+from numpy.typing import NDArray
 from trl import RewardConfig
 
 from trl_pafo.audit.counts import count_all, dropped_by_length
 from trl_pafo.audit.features import pair_features, sample_rows
-from trl_pafo.audit.headroom import check_groups, probe_headroom
+from trl_pafo.audit.headroom import PairFeatures, check_groups, probe_headroom
 from trl_pafo.audit.noise import LabelNoise, mean_over_users
 from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.pictures import PICTURES, draw_pictures
+from trl_pafo.audit.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import check_source, load_source
-from trl_pafo.errors import RunFolderError
+from trl_pafo.data.sources.splits import in_one_group
+from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.metrics import fairness_summary
-from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.models.base_models import fit_lengths, load_tokenizer
 from trl_pafo.storage.files import json_ready, write_text, writing
 
@@ -39,7 +44,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
 
     Returns:
         `dict`, ready for JSON: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `length`, `noise`,
-        `accuracy` of the shared probe by group and `headroom` (both `None` without probes).
+        `accuracy` of the shared probe by group and `headroom` (both `None` without probes, or with one group), `tastes` (`None`
+        without probes).
 
     Raises:
         ConfigError, DataError: If an option or the data cannot be used.
@@ -56,8 +62,11 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     splits = load_source(args, context_pairs=max(1, lengths.num_history))
     for name, part in splits.items():
         checks.check_pairs(part, f"The {name} data")
+    if args.infer_groups:
+        splits = DatasetDict({name: in_one_group(part) for name, part in splits.items()})
     rows = concatenate_datasets([splits["train"], splits["test"]])
-    if args.headroom:
+    one_group = len(rows.unique("group")) == 1
+    if args.headroom and not one_group:
         check_groups(rows["user"][:], rows["group"][:])
     train = splits["train"]
     if "history" not in train.column_names:  # as `prepare` attaches them: training rows may show later pairs
@@ -71,17 +80,44 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         "noise": noise.summary,
         "accuracy": None,
         "headroom": None,
+        "tastes": None,
     }
     if args.headroom:
         sample = sample_rows(rows, args.headroom_pairs, args.seed)
         title = f"Features of {args.embedding_model}"
         features = pair_features(sample, args.embedding_model, batch_size=2 * args.batch_size, desc=title)
-        found = probe_headroom(features, num_history=lengths.num_history, seed=args.seed, desc="Probes")
-        result["accuracy"] = _accuracy(noise, sample, found.pop("correct")["shared"], args.seed)
-        result["headroom"] = found | {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
+        if not one_group:
+            found = probe_headroom(features, num_history=lengths.num_history, seed=args.seed, desc="Probes")
+            result["accuracy"] = _accuracy(noise, sample, found.pop("correct")["shared"], args.seed)
+            result["headroom"] = found | {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
+        result["tastes"] = _tastes(noise, sample, features, args.seed)
     result["verdict"] = verdict_sentence(result)
     result["findings"] = findings(result)
     return json_ready(result)
+
+
+def _tastes(noise: LabelNoise, rows: Dataset, pairs: PairFeatures, seed: int) -> dict[str, Any]:
+    """Groups that the pairs show by themselves; and what heads of their own gain for the groups that are given, under `given`."""
+    prompts = noise.keys_of(rows)
+    differences = pairs.differences[: len(rows)]
+    tastes = find_tastes(differences, pairs.user, prompts, seed=seed, desc="Groups")
+    found: dict[str, Any] = tastes.summary() | {"given": {}, "adjusted_rand": None}
+    given_of = dict(zip(pairs.user, pairs.group, strict=True))
+    names = sorted(set(pairs.group), key=lambda name: -Counter(given_of.values())[name])
+    if len(names) < 2:
+        return found
+    group = np.array([names.index(given_of[user]) for user in tastes.users])
+
+    def assign(known: NDArray[np.bool_]) -> IntArray:
+        if noise.minority_share is None:
+            return group
+        return noise.low_support(tastes.users, {prompts[row] for row in tastes.rows[~known]})
+
+    with suppress(DataError):  # too few votes for support rates without those on held-out prompts
+        found["given"] = own_head_gains(tastes.pairs, names, assign, tastes.shared, seed)
+    group_of = tastes.assign(differences, pairs.user)
+    found["adjusted_rand"] = adjusted_rand([group_of[user] for user in given_of], list(given_of.values()))
+    return found
 
 
 def _accuracy(noise: LabelNoise, rows: Dataset, correct: FloatArray, seed: int) -> dict[str, Any]:
@@ -106,7 +142,7 @@ def _accuracy(noise: LabelNoise, rows: Dataset, correct: FloatArray, seed: int) 
         "groups": groups,
         "overall": summary["overall"],
         "support_spearman": summary["support_spearman"],
-        "support_is_agreement": noise.measured,
+        "support_is_agreement": noise.minority_share is not None,
     }
 
 

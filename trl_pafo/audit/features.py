@@ -28,7 +28,9 @@ _DEPTHS = (0.0, 1 / 3, 2 / 3, 1.0)
 _LENGTH_WEIGHT = 0.3
 
 
-def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, desc: str | None = None) -> FloatArray:
+def embed_texts(
+    texts: Sequence[str], model_name: str, *, num_reference: int | None = None, batch_size: int = 64, desc: str | None = None
+) -> FloatArray:
     """Features of texts, equal texts embedded once.
 
     Each text is cut at 128 tokens; its hidden states at the depths 0, 1/3, 2/3 and 1 of the model are averaged over tokens, each
@@ -40,6 +42,8 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
             The texts.
         model_name (`str`):
             A Hub id, a folder, or `"minilm"` or `"smollm2"`; its head, if it has one, is not used.
+        num_reference (`int`, *optional*):
+            Standardize by the first so many texts; by all without it.
         batch_size (`int`, *optional*, defaults to `64`):
             Texts in a forward pass.
         desc (`str`, *optional*):
@@ -75,16 +79,18 @@ def embed_texts(texts: Sequence[str], model_name: str, *, batch_size: int = 64, 
             bar.update(len(rows))
     pooled = np.empty((len(ids), len(_DEPTHS), states[0].shape[-1]))
     pooled[order] = np.concatenate(states)
-    blocks = [_standardized(pooled[:, depth]) for depth in range(len(_DEPTHS))]
+    known = len(set(texts[:num_reference]))  # different texts stand in the order in which they first occur
+    blocks = [_standardized(pooled[:, depth], known) for depth in range(len(_DEPTHS))]
     lengths = np.log([[len(tokens)] for tokens in ids])
-    features = np.concatenate([*blocks, _LENGTH_WEIGHT * _standardized(lengths)], axis=1)
+    features = np.concatenate([*blocks, _LENGTH_WEIGHT * _standardized(lengths, known)], axis=1)
     return features[[place[text] for text in texts]]
 
 
-def _standardized(block: FloatArray) -> FloatArray:
-    spread = block.std(axis=0)
-    scaled = (block - block.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
-    return scaled / max(float(np.sqrt((scaled**2).sum(axis=1).mean())), 1e-9)
+def _standardized(block: FloatArray, known: int) -> FloatArray:
+    """By the mean, spread and size of the first `known` rows."""
+    spread = block[:known].std(axis=0)
+    scaled = (block - block[:known].mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    return scaled / max(float(np.sqrt((scaled[:known] ** 2).sum(axis=1).mean())), 1e-9)
 
 
 def sample_rows(rows: Dataset, max_pairs: int, seed: int) -> Dataset:

@@ -17,7 +17,7 @@ make a minority: people are grouped by their support on one random half of the p
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from trl_pafo.data.groups import quantile_thresholds
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.data.messages import content_key
+from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
@@ -232,8 +233,8 @@ class LabelNoise:
             Seed of intervals and halves.
 
     Attributes:
-        measured (`bool`):
-            Whether the groups were cut from agreement on these votes.
+        minority_share (`float`, *optional*):
+            Where the groups were cut from agreement on these votes, the share of people below the cut.
         summary (`dict`):
             `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives, and [`taste_or_noise`] under its name;
             `reason` where nothing can be said.
@@ -241,7 +242,8 @@ class LabelNoise:
 
     def __init__(self, data: DataArguments, rows: Dataset, seed: int):
         self._ceilings: dict[tuple[str, ...], float] = {}
-        self.measured = False
+        self._fields = telling_fields(rows)
+        self.minority_share: float | None = None
         if data.source in MADE_SOURCES:
             noise = 0.0 if data.source == "personal_llm" and not (data.majority and data.minority) else data.label_noise
             self.summary: dict[str, Any] = {"known": 1.0 - noise}
@@ -257,19 +259,36 @@ class LabelNoise:
         except DataError as error:
             self.summary = {"reason": str(error)}
             return
+        self._votes, self._keys = votes, self.keys_of(everything)
         self._ceilings = dict(zip(map(_key, everything), majority_of_others(votes).tolist(), strict=True))
         people = rows.select_columns(["user", "group", "support_rate"]).to_pandas().drop_duplicates()
         largest = Counter(people["group"]).most_common(1)[0][0]
         minority: Any = dict(zip(people["user"], people["group"] != largest, strict=True))
         # Where users of one group differ in support, the groups were cut from it.
-        self.measured = bool((people.groupby("group")["support_rate"].nunique() > 1).any())
-        if self.measured:
+        if (people.groupby("group")["support_rate"].nunique() > 1).any():
             given = data.minority_threshold is not None
             minority = sum(minority.values()) / len(minority) if given else data.minority_quantile or MINORITY_QUANTILE
+            self.minority_share = minority
         try:
             self.summary["taste_or_noise"] = taste_or_noise(votes, minority, seed=seed)
         except DataError as error:
             self.summary["taste_or_noise"] = {"reason": str(error)}
+
+    def keys_of(self, rows: Iterable[dict[str, Any]]) -> list[str]:
+        """What names the prompt of each row, or its pair where all have one prompt."""
+        return ["\n".join(pair_texts(row, self._fields)) for row in rows]
+
+    def low_support(self, users: Sequence[str], held_out: Collection[str]) -> IntArray:
+        """Whether each user is below the cut, 1 or 0, by votes on other prompts than those held out (as [`keys_of`] names them); -1 with too few votes there.
+
+        Raises:
+            DataError: If support does not vary.
+        """
+        support = support_on(self._votes, np.array([prompt not in held_out for prompt in self._keys]))
+        known = ~np.isnan(support)
+        threshold = quantile_thresholds(support[known], self.minority_share or 0.0)[0]
+        below = dict(zip(self._votes.users, np.where(known, support < threshold, -1).tolist(), strict=True))
+        return np.array([below[user] for user in users], dtype=np.int64)
 
     def ceiling_of(self, rows: Dataset) -> FloatArray:
         """Whether the majority of the others is right about each row, NaN where nobody else judged it, or no ceiling is known."""

@@ -35,6 +35,16 @@ class AuditArguments(DataArguments):
         super().__post_init__()
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
+        if self.infer_groups:
+            if not self.headroom:
+                raise ConfigError(
+                    "--infer_groups: groups are found in features, which --headroom false does without. Leave one out."
+                )
+            if self.embedding_model not in (AuditArguments.embedding_model, self.infer_groups):
+                raise ConfigError(
+                    "--embedding_model: no effect beside --infer_groups, which names the model of the features. Leave it out."
+                )
+            self.embedding_model = self.infer_groups
         of_probes = (*_OF_PROBES, *([] if self.tokenizer is None else ["embedding_model"]))  # whose tokens are counted otherwise
         unused = [f"--{name}" for name in of_probes if getattr(self, name) != getattr(AuditArguments, name)]
         if unused and not self.headroom:

@@ -27,6 +27,10 @@ def verdict_sentence(result: dict[str, Any]) -> str:
     - *Nothing to distill*, if every estimate is below .02 and no interval reaches .10.
     - *Open*, otherwise.
     """
+    if result["headroom"] is None and (tastes := result["tastes"]):
+        if len(tastes["users"]) == 1:
+            return "Nothing to distill: no groups are given, and the pairs show none."
+        return f"Open: no groups are given, but the pairs show {len(tastes['users'])}; `trl-pafo run --infer_groups` trains a teacher for each."
     if result["headroom"] is None:
         return "Whether PAFO can help is not known: no probes were fitted (headroom is off)."
     groups = result["headroom"]["groups"]
@@ -58,7 +62,7 @@ def verdict_sentence(result: dict[str, Any]) -> str:
 
 
 def findings(result: dict[str, Any]) -> list[str]:
-    """What else was found, a sentence each: bias, noise, length."""
+    """What else was found, a sentence each: bias, noise, tastes, length."""
     limit, groups = result["length"]["max_length"], result["length"]["groups"]
     dropped = [
         f"{name} {100 * group['dropped'] / group['pairs']:.1f} % ({group['dropped']} of {group['pairs']})"
@@ -68,7 +72,13 @@ def findings(result: dict[str, Any]) -> list[str]:
     length = f"Length: no training pair is longer than {limit} tokens."
     if dropped:
         length = f"Length: at {limit} tokens, training would drop pairs of {', '.join(dropped)}."
-    return [*([] if result["accuracy"] is None else [_bias(result["accuracy"])]), *_noise(result["noise"]), length]
+    tastes = result["tastes"]
+    return [
+        *([] if result["accuracy"] is None else [_bias(result["accuracy"])]),
+        *_noise(result["noise"]),
+        *([] if tastes is None else [*tastes_sentences(tastes), *given_sentences(tastes)]),
+        length,
+    ]
 
 
 def _bias(accuracy: dict[str, Any]) -> str:
@@ -82,6 +92,49 @@ def _bias(accuracy: dict[str, Any]) -> str:
     if accuracy["support_is_agreement"]:
         sentence += "; but support is agreement on these pairs, where one stray label lowers both: compare each group with its noise ceiling"
     return sentence + "."
+
+
+def tastes_sentences(found: dict[str, Any]) -> list[str]:
+    """What [`~trl_pafo.audit.tastes.find_tastes`] found, from its summary."""
+    users, tried = found["users"], found["tried"]
+    last = [one for one in tried if len(users) == 1 or one.get("gain", 0.0) > one.get("standard_error", 0.0)][-1]
+    change = (
+        f"{last['groups']} groups change the log likelihood of held-out pairs by {last['gain']:+.4f} (standard error "
+        f"{last['standard_error']:.4f}) a pair over {last['groups'] - 1}"
+        if "gain" in last
+        else "there are too few users to divide"
+    )
+    if len(users) == 1:
+        return [f"Tastes: no groups. The users of this data have no tastes of their own that their pairs show: {change}."]
+    sizes = ", ".join(f"{name} {number:,} users" for name, number in users.items())
+    gains = ", ".join(f"{name} {interval(gain['gain'], True)}" for name, gain in found["gains"].items())
+    return [
+        f"Tastes: {len(users)} groups found in the pairs alone, {sizes}: {change}. Accuracy that a head of its own gains over everybody's "
+        f"on held-out pairs: {gains}."
+    ]
+
+
+def given_sentences(tastes: dict[str, Any]) -> list[str]:
+    """Which of the given groups, beside the largest, have a taste of their own."""
+    found = []
+    given = list(tastes["given"].items())
+    for name, group in given[1:]:
+        gain, lag = group["gain"], given[0][1]["shared"] - group["shared"]
+        if gain["low"] > 0:
+            word = "a taste of its own"
+        elif gain["high"] >= _WIDE * MIN_GAIN:
+            word = "whether it has a taste of its own is open; audit more users"
+        else:
+            word = f"no taste of its own{': noise' if lag >= MIN_GAIN else ', and served as well as the largest group'}"
+        found.append(
+            f"{name}: {word}: a head of its own gains {interval(gain, True)} over everybody's on held-out pairs (from "
+            f"{format_number(group['shared'])} to {format_number(group['own'])})."
+        )
+    if tastes["adjusted_rand"] is not None and len(tastes["users"]) > 1:
+        found.append(
+            f"The groups that were found and those that are given agree by {format_number(tastes['adjusted_rand'])} (adjusted Rand index)."
+        )
+    return found
 
 
 def _noise(noise: dict[str, Any]) -> list[str]:

@@ -20,6 +20,9 @@ from trl_pafo.errors import ConfigError, DataError
 
 FloatArray = NDArray[np.float64]
 
+ONE_GROUP = "all"
+"""Name of the group of everybody, where no groups are known."""
+
 # Users with the same support stay together, so that the order of a sum must not tell them apart.
 _DIGITS = 12
 
@@ -218,7 +221,7 @@ def assign_groups(
 def count_by_group(dataset: Dataset) -> Counter[str]:
     """Number of rows of each group; all under `"all"` without a `group` column."""
     if "group" not in dataset.column_names:
-        return Counter(all=len(dataset))
+        return Counter({ONE_GROUP: len(dataset)})
     return Counter("no group" if group is None else group for group in dataset["group"][:])
 
 

@@ -11,6 +11,8 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.audit.inferred_groups import infer_groups
+from trl_pafo.audit.text import tastes_sentences
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.groups import count_by_group
@@ -62,7 +64,10 @@ def prepare(
 def _write_splits(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path, with_lengths: bool
 ) -> tuple[dict[str, dict[str, dict[str, int]]], str]:
-    """Pairs and users of each split and group; and where the groups come from, `"support"` rates or the `"data"`."""
+    """Pairs and users of each split and group; and where the groups come from.
+
+    `"support"` rates, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users, the data.
+    """
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
     splits = load_source(data, context_pairs=max(1, num_history))
     groups = "support" if is_cut_by_support(splits["train"]) else "data"
@@ -87,6 +92,11 @@ def _write_splits(
         train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
         prepared |= {"train": train, **({"validation": validation} if len(validation) else {})}
     prepared = {name: prepared[name] for name in ("train", "validation", "test") if name in prepared}
+    if data.infer_groups:
+        prepared, tastes, named = infer_groups(prepared, data.infer_groups, data.population_seed)
+        groups = "training pairs" if named else "pairs"
+        for sentence in tastes_sentences(tastes.summary()):
+            print(f"    {sentence}", flush=True)
     summary = {}
     for name, rows in prepared.items():
         rows.to_parquet(folder / f"{name}.parquet")

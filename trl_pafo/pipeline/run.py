@@ -235,6 +235,8 @@ class Run:
         # What the package itself brings: how rows are made, and how a history is rendered.
         template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
         inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": data_identity(self.run)}
+        if self.run.infer_groups:
+            inputs["features"] = identity_of(self.run.infer_groups)
         work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True)
         return Stage("prepare", "data", inputs, work)
 

@@ -152,6 +152,9 @@ class Record:
             return "The groups are those of the column `group` of the data; how they were made is for its author to say."
         source, cut = data.get("source", "unknown"), self.data.get("groups")
         text = f"The data are those of the source {source}."
+        if data.get("infer_groups"):
+            test = "are named by the data" if cut == "training pairs" else "follow from their past pairs"
+            return f"{text} The groups were found in the training pairs; nobody said who belongs to which. Those of test users {test}."
         if data.get("group_by"):
             held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
             return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."

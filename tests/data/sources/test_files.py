@@ -52,6 +52,18 @@ def of(tmp_path):
     return load_rows
 
 
+def test_groups_that_are_to_be_found_are_one_until_then(of):
+    for rows in (own_prompts(), rated(), votes()):
+        test = [{**row, "prompt": f"new {row['prompt']}", "user": f"t{row['user']}"} for row in rows]
+        splits = of(rows, test, infer_groups="minilm")
+        check_splits(splits)
+        for part, given in zip(splits.values(), (rows, test), strict=True):
+            assert sorted(part["user"][:]) == sorted(row["user"] for row in given)  # nobody is left out
+            assert set(part["group"][:]) == {"all"}
+            assert set(part["support_rate"][:]) == {1.0}
+    assert set(of(grouped(), infer_groups="minilm")["test"]["group"]) == {"few", "many"}
+
+
 class TestForms:
     @pytest.mark.parametrize("form", ["json", "csv", "tsv", "csv.gz", "parquet", "folder", "folder of splits"])
     def test_all_forms_hold_the_same(self, tmp_path, of, form):

@@ -50,6 +50,14 @@ def folder(tmp_path):
     return write(tmp_path / "prism", [conversation(user, n) for user in USERS for n in (1, 2)], survey(USERS))
 
 
+def test_no_survey_is_needed_where_groups_are_to_be_found(folder):
+    (folder / "survey.jsonl").unlink()
+    splits = load("prism", folder, infer_groups="minilm")
+    check_splits(splits)
+    assert len({*splits["train"]["user"], *splits["test"]["user"]}) == len(USERS)
+    assert set(splits["train"]["group"]) == {"all"}
+
+
 class TestPairs:
     def test_a_conversation_turn_by_turn(self, folder):
         splits = load("prism", folder, group_by="religion.simplified")

@@ -38,7 +38,12 @@ def test_every_source_is_named_where_the_option_is_described():
             for name in SOURCES
             if name not in ("styles", "swissmetro")
         ),
-        ({"source": "prism", "data_path": "x"}, "name a field with --group_by"),
+        ({"source": "prism", "data_path": "x"}, "name a field with --group_by.* or pass --infer_groups"),
+        (
+            {"source": "prism", "data_path": "x", "infer_groups": "minilm", "group_by": "age"},
+            "--group_by: no effect on the source 'prism' with --infer_groups",
+        ),
+        ({"data_path": "x", "infer_groups": "minilm", "minority_quantile": 0.1}, "--minority_quantile: no effect"),
         ({"source": "styles", "data_path": "x"}, r"--data_path: no effect on the source 'styles'.*--source \(dsp, .*files\)"),
         ({"max_words": 9}, r"--max_words: no effect on the source 'styles'. Leave it out, or choose another --source \(dsp\)"),
         ({"source": "swissmetro", "label_noise": 0.1}, "--label_noise: no effect on the source 'swissmetro'"),
@@ -58,6 +63,7 @@ def test_options_that_do_not_fit_the_source(options, match):
 def test_options_with_an_effect_are_none_of_these():
     assert unused_options(DataArguments(source="swissmetro", train_users=5)) == []
     assert unused_options(DataArguments(train_users=5, label_noise=0.1, context_pairs=3)) == []
+    assert unused_options(DataArguments(train_users=5, minority=["warm"], infer_groups="minilm")) == []
 
 
 @pytest.mark.parametrize("option", ["data_path", "test_data_path"])

@@ -78,6 +78,9 @@ class DataArguments:
             Clusters of votes that make the groups of `polis`.
         new_statements (`bool`, *optional*, defaults to `False`):
             Whether test people of `polis` judge statements that are not in training (`test_prompt_share` of all) or known ones.
+        infer_groups (`str`, *optional*):
+            Find the groups in the training pairs alone, seen through frozen features of this model: a Hub id, a folder, `minilm` or
+            `smollm2`. Groups of the data are then not looked at in training.
         population_seed (`int`, *optional*, defaults to `0`):
             Seed of users, pairs and splits.
     """
@@ -111,6 +114,7 @@ class DataArguments:
     topic: str | None = option(None, "What a conversation of `polis` is about, the prompt. Default: its folder's name.")
     num_clusters: int = option(2, "Clusters of votes that make the groups of `polis`.")
     new_statements: bool = option(False, "Test people of `polis` judge statements that are not in training.")
+    infer_groups: str | None = option(None, "Find groups in the training pairs: model of the features, such as minilm.")
     population_seed: int = option(0, "Seed of users, pairs and splits.")
 
     def __post_init__(self) -> None:

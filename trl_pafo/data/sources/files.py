@@ -17,6 +17,7 @@ from trl_pafo.data.sources.splits import (
     add_type_support,
     agreement,
     drop_shared_prompts,
+    in_one_group,
     one_value_per_user,
     rows_by_user,
     split_users,
@@ -43,7 +44,7 @@ def load(data: DataArguments) -> DatasetDict:
     Without a `group` column, groups follow from the support rates: those of the column `support_rate`, or else the
     leave-one-out agreement of users who judged the same pairs. The threshold between the groups is found on the training
     users alone, and the agreement of a training user comes from training pairs alone. Users who share no pair with others
-    are then left out. With a `group` but no `support_rate`, the latter is the group's share of the training users.
+    are then left out; with `infer_groups`, all users are in one group until groups are found. With a `group` but no `support_rate`, the latter is the group's share of the training users.
 
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
@@ -98,6 +99,8 @@ def load(data: DataArguments) -> DatasetDict:
                 "column."
             )
         return splits if "support_rate" in train.column_names else add_type_support(splits)
+    if data.infer_groups:
+        return DatasetDict({split: in_one_group(rows) for split, rows in splits.items()})
     if "support_rate" in train.column_names:
         support = {split: one_value_per_user(rows, "support_rate") for split, rows in splits.items()}
         splits = splits.remove_columns("support_rate")

@@ -6,6 +6,7 @@ by people CC BY 4.0, answers of models CC BY-NC 4.0. Nothing of it is shipped. G
 
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from trl_pafo.data.checks import kind_of
+from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.data.labels import as_label
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
@@ -34,15 +36,15 @@ def load(data: DataArguments) -> DatasetDict:
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             `data_path`: folder with `conversations.jsonl` and `survey.jsonl`, or the Hub id of the dataset. `group_by`: field of the
-            survey that makes the groups; a dot leads into nested fields, as in `"religion.simplified"`. `minority`: values of the
+            survey that makes the groups, which may be missing with `infer_groups`; a dot leads into nested fields, as in `"religion.simplified"`. `minority`: values of the
             field that make the group "minority", all others are "majority"; without it, each value is a group.
 
     Raises:
         ConfigError: If a value of `minority` does not occur, or there are fewer people than asked for.
         DataError: If a file is missing, a record has another form, or the survey has no such field.
     """
-    path, minority, group_by = str(data.data_path), data.minority, str(data.group_by)
-    value_of = _survey_values(path, group_by)
+    path, minority, group_by = str(data.data_path), data.minority, data.group_by
+    value_of = _survey_values(path, group_by) if group_by else defaultdict(lambda: ONE_GROUP)
     values = set(value_of.values())
     if unknown := sorted(set(minority or ()) - values):
         raise ConfigError(f"`minority` names {unknown}, but the values of {group_by} are {sorted(values)}.")
@@ -52,7 +54,7 @@ def load(data: DataArguments) -> DatasetDict:
     num_skipped = 0
     for place, conversation in conversations:
         user = text_of(conversation, "user_id", place)
-        if user not in value_of:
+        if group_by and user not in value_of:
             continue
         group = value_of[user] if minority is None else "minority" if value_of[user] in minority else "majority"
         rng = random.Random(f"{data.population_seed} {conversation.get('conversation_id')} {user}")
@@ -64,7 +66,9 @@ def load(data: DataArguments) -> DatasetDict:
     if num_skipped:
         logger.info("%d turns are left out: no answer was rated lower than the chosen one.", num_skipped)
     if not rows:
-        raise DataError(f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by}.")
+        raise DataError(
+            f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by or 'pairs'}."
+        )
     people = drop_users_without_history(rows_to_dataset(rows, path))
     splits = split_people(people, one_value_per_user(people, "group"), TEST_USER_SHARE, data)
     for split in splits.keys() - {"train"}:

@@ -61,19 +61,24 @@ def check_source(data: DataArguments) -> None:
     unused = unused_options(data)
     if unused:
         others = [source for source, used in SOURCES.items() if set(unused) <= used]
+        inferred = " with --infer_groups" if data.infer_groups else ""
         instead = f", or choose another --source ({', '.join(others)})" if others else ""
         raise ConfigError(
-            f"{', '.join(f'--{name}' for name in unused)}: no effect on the source {data.source!r}. Leave it out{instead}."
+            f"{', '.join(f'--{name}' for name in unused)}: no effect on the source {data.source!r}{inferred}. Leave it out{instead}."
         )
     if "data_path" in SOURCES[data.source] and data.source != "swissmetro" and not data.data_path:
         raise ConfigError(f"The source {data.source!r} reads a file: give its path with --data_path.")
-    if data.source == "prism" and not data.group_by:
-        raise ConfigError("The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender.")
+    if data.source == "prism" and not data.group_by and not data.infer_groups:
+        raise ConfigError(
+            "The source 'prism' makes its groups from the survey: name a field with --group_by, such as gender, or pass --infer_groups."
+        )
 
 
 def unused_options(data: DataArguments) -> list[str]:
     """Options that were given another value than their default and that the source does not look at."""
-    used = SOURCES[data.source] | {"source", "population_seed", "validation_share"}
+    used = SOURCES[data.source] | {"source", "population_seed", "validation_share", "infer_groups"}
+    if data.infer_groups:
+        used = used - _CUT - {"num_clusters"} - ({"group_by", "minority"} if data.source == "prism" else set())
     return [f.name for f in fields(DataArguments) if f.name not in used and getattr(data, f.name) != f.default]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.data.groups import assign_groups, quantile_thresholds, support_rate_by_agreement
+from trl_pafo.data.groups import ONE_GROUP, assign_groups, quantile_thresholds, support_rate_by_agreement
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.rows import read_rows
@@ -235,6 +235,12 @@ def one_value_per_user(dataset: Dataset, column: str) -> dict[str, Any]:
     return value_of
 
 
+def in_one_group(rows: Dataset) -> Dataset:
+    """The rows with everybody in the group `"all"`, of support 1."""
+    rows = rows.remove_columns([name for name in ("group", "support_rate") if name in rows.column_names])
+    return rows.add_column("group", np.full(len(rows), ONE_GROUP)).add_column("support_rate", np.ones(len(rows)))
+
+
 def agreement(dataset: Dataset) -> dict[str, float]:
     """Support rate of each user by leave-one-out agreement: pairs are the same if prompt and both responses are.
 
@@ -280,7 +286,7 @@ def add_support_groups(
         if not rated[split]:
             raise DataError(
                 f"No user of the {split} split judged a pair that another user judged too, so no support rate can "
-                "be measured. Add a column `group` or `support_rate`."
+                "be measured. Add a column `group` or `support_rate`, or find groups in the pairs with --infer_groups."
             )
         if len(rated[split]) < len(users):
             logger.warning(
