@@ -65,7 +65,7 @@ def weights(folder):
 
 
 class TestResume:
-    """`resume_from_checkpoint` of PAFORewardTrainer itself, with teachers, counterfactual rows and dropout."""
+    """`resume_from_checkpoint` of PAFORewardTrainer itself, with teachers, drawn histories and dropout."""
 
     @pytest.fixture
     def unbroken(self, build, tmp_path):
