@@ -24,7 +24,7 @@ def test_it_is_fitted_group_by_group_and_survives_json(groups):
     rng = np.random.default_rng(0)
     group = rng.choice(list(groups), 80)
     margins = rng.normal(size=(80, len(groups))) + 0.8 * (group[:, None] == list(groups))
-    past = draw_histories(np.arange(80), group, np.arange(80), [2] * 80, 3, 0)
+    past = draw_histories(np.arange(80), group, np.arange(80)[:, None], [2] * 80, 3, 0)
     shares = {name: (i + 1) / sum(range(1, len(groups) + 1)) for i, name in reversed(list(enumerate(groups)))}
     found = TeacherMixture.fit(shares, margins, group, past)
     temperature = [fit_temperature([margins[i, g] for i in range(80) if group[i] == name]) for g, name in enumerate(groups)]
@@ -51,7 +51,8 @@ def test_histories_are_the_users_own_pairs_first_then_those_of_the_group():
     user = ["u", "u", "u", "v", "v", "w", "w"]
     group = ["a"] * 5 + ["b"] * 2
     prompt = [0, 1, 2, 0, 1, 0, 0]
-    past = draw_histories(user, group, prompt, [3, 1, 9, 2, 1, 4, 0], 50, 0)
+    texts = [[number] for number in prompt]
+    past = draw_histories(user, group, texts, [3, 1, 9, 2, 1, 4, 0], 50, 0)
     assert len(past) == 350
     for number, history in enumerate(past):
         pair = number % 7
@@ -64,7 +65,12 @@ def test_histories_are_the_users_own_pairs_first_then_those_of_the_group():
     assert {tuple(sorted(history)) for history in past[2::7]} == {(0, 1, 3, 4)}
     assert {tuple(history) for history in past[3::7]} == {(4, 1), (4, 2)}
     assert {tuple(history) for history in past[5::7] + past[6::7]} == {()}  # all pairs of the group are on one prompt
-    assert past == draw_histories(user, group, prompt, [3, 1, 9, 2, 1, 4, 0], 50, 0)
+    assert past == draw_histories(user, group, texts, [3, 1, 9, 2, 1, 4, 0], 50, 0)
+
+
+def test_no_text_of_a_pair_is_in_its_history():
+    past = draw_histories(list("uuuu"), list("aaaa"), [[0, 1], [1, 2], [3, 0], [2, 3]], [3] * 4, 1, 0)
+    assert past == [[3], [2], [1], [0]]
 
 
 @pytest.fixture

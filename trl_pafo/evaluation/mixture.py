@@ -143,16 +143,18 @@ def num_shown(rows: Dataset) -> list[int]:
 
 
 def draw_histories(
-    user: Sequence[Any], group: Sequence[Any], prompt: Sequence[Any], num_past: Sequence[int], num_draws: int, seed: int
+    user: Sequence[Any], group: Sequence[Any], texts: ArrayLike, num_past: Sequence[int], num_draws: int, seed: int
 ) -> list[list[int]]:
-    """Histories for pairs, made of these pairs: of those on other prompts first the user's own, then others of the user's group.
+    """Histories for pairs, made of these pairs: first the user's own that share no text with the pair, then such of others of the group.
 
     What a teacher was trained on it explains too well, so a history of training pairs would betray its group as no new user's does.
     That others of the group stand in takes a group to be of one taste.
 
     Args:
-        user, group, prompt (one a pair):
-            Whose pair it is, the user's group, and the prompt.
+        user, group (one a pair):
+            Whose pair it is, and the user's group.
+        texts (array of shape `(num_pairs, num_texts)`, int):
+            Numbers of the texts that no pair of a history may have ([`~trl_pafo.data.overlap.PairNumbers`]).
         num_past (`Sequence[int]`):
             How many past pairs each history is to have; it has fewer where there are no more.
         num_draws (`int`), seed (`int`):
@@ -162,10 +164,13 @@ def draw_histories(
         The histories of all pairs in the first draw, then those in the second, and so on.
     """
     rng = np.random.default_rng(seed)
-    of_user, of_group, of_prompt = (np.unique(np.asarray(names), return_inverse=True)[1] for names in (user, group, prompt))
-    past = []
-    for pair, number in list(enumerate(num_past)) * num_draws:
-        others = rng.permutation(np.flatnonzero((of_group == of_group[pair]) & (of_prompt != of_prompt[pair])))
-        own_first = others[np.argsort(of_user[others] != of_user[pair], kind="stable")]
-        past.append(own_first[:number].tolist())
-    return past
+    of_user, of_group = (np.unique(np.asarray(names), return_inverse=True)[1] for names in (user, group))
+    texts = np.asarray(texts)
+    past: list[list[list[int]]] = [[] for _ in range(num_draws)]
+    for pair, number in enumerate(num_past):
+        overlaps = (texts[:, :, None] == texts[pair]).any(axis=(1, 2))
+        others = np.flatnonzero((of_group == of_group[pair]) & ~overlaps)
+        for histories in past:
+            mixed = rng.permutation(others)
+            histories.append(mixed[np.argsort(of_user[mixed] != of_user[pair], kind="stable")][:number].tolist())
+    return [history for histories in past for history in histories]
