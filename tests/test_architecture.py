@@ -14,9 +14,9 @@ PAGE = PACKAGE.parent / "docs/architecture.md"
 ROOMS = (
     "cli",
     "pipeline",
+    "audit",
     "report",
     "palm",
-    "audit",
     "evaluation",
     "trainer",
     "teachers",

@@ -5,6 +5,7 @@ import re
 
 import matplotlib.image
 import pytest
+from helpers.fake_runs import make_front
 from helpers.parts import full_after
 
 from trl_pafo.audit import write_audit
@@ -16,21 +17,6 @@ from trl_pafo.errors import RunFolderError
 
 def number(value, low=None, high=None):
     return {"value": value, "low": value - 0.02 if low is None else low, "high": value + 0.02 if high is None else high}
-
-
-def headroom(**gains):
-    groups = {
-        name: {
-            "num_users": 40,
-            "no_history": 0.4,
-            "shared": 0.5,
-            "teacher": 0.5 + gain["value"],
-            "gain": gain,
-            "gain_of_each_repeat": [gain["value"] + 0.01, gain["value"] - 0.01],
-        }
-        for name, gain in gains.items()
-    }
-    return {"groups": groups, "folds": 4, "repeats": 2, "num_pairs": 400, "embedding_model": "minilm"}
 
 
 def make_result(**changes):
@@ -61,7 +47,8 @@ def make_result(**changes):
             "support_spearman": number(0.5),
             "support_is_agreement": False,
         },
-        "headroom": headroom(**{"a|b": number(0.0), "rare": number(0.3)}),
+        "front": make_front(("a|b", "rare"), shared="shared probe")
+        | {"folds": 4, "repeats": 2, "num_pairs": 400, "embedding_model": "minilm"},
         "tastes": None,
         **changes,
     }
@@ -69,27 +56,12 @@ def make_result(**changes):
     return result
 
 
-@pytest.mark.parametrize(
-    ("gains", "match"),
-    [
-        (
-            {"a": number(0.0), "b": number(0.3)},
-            r"PAFO can help: .*for b by \+\.300 \[\+\.280, \+\.320\] \(from \.500 to \.800\); no gain.* a ",
-        ),
-        ({"a": number(0.0), "b": number(0.01, -0.03, 0.05)}, r"Nothing to distill: .*gains above \.050 are excluded"),
-        ({"a": number(0.0), "b": number(0.01, 0.004, 0.016)}, "Nothing to distill"),  # shown, but not worth a teacher
-        ({"a": number(0.0), "b": number(0.05, -0.01, 0.11)}, r"Open: .*up to \.110 are not excluded"),
-        ({"a": number(0.0), "b": number(-0.02, -0.2, 0.16)}, "Open: .*audit more users"),  # small, but nothing is excluded
-    ],
-)
-def test_the_verdict_says_what_the_intervals_show(gains, match):
-    sentence = verdict_sentence({"headroom": headroom(**gains)})
-    assert re.match(match, sentence)
-    assert sentence.count("\n") == 0
+def test_the_verdict_is_what_the_front_says():
+    assert make_result()["verdict"] == "Worth distilling: so it is."
 
 
 def test_without_probes_nothing_is_claimed():
-    assert "not known" in verdict_sentence({"headroom": None, "tastes": None})
+    assert "not known" in verdict_sentence({"front": None, "tastes": None})
 
 
 def test_findings_name_bias_noise_and_length():
@@ -152,7 +124,7 @@ def test_groups_that_were_found_in_words():
     assert "by +0.1000 (standard error 0.0200) a pair over 1" in text
     assert "minority +.300 [+.280, +.320]" in text
     assert "agree by .900" in text
-    assert make_result(tastes=tastes, headroom=None)["verdict"].startswith("Open: no groups are given, but the pairs show 2")
+    assert make_result(tastes=tastes, front=None)["verdict"].startswith("Open: no groups are given, but the pairs show 2")
 
 
 def test_no_groups_in_words():
@@ -163,7 +135,7 @@ def test_no_groups_in_words():
         "given": {},
         "adjusted_rand": None,
     }
-    result = make_result(tastes=tastes, headroom=None)
+    result = make_result(tastes=tastes, front=None)
     assert result["verdict"] == "Nothing to distill: no groups are given, and the pairs show none."
     text = " ".join(result["findings"])
     assert "no groups. The users of this data have no tastes of their own that their pairs show: 2 groups change" in text
@@ -197,7 +169,15 @@ def test_unknown_numbers_are_not_printed_as_numbers():
 def test_the_report_holds_all_numbers_in_aligned_tables():
     result = make_result()
     text = markdown_report(result, ["support.png"])
-    for part in ("48", "7 of 100", ".200 (.100 to .200)", "+.300 [+.280, +.320]", "+.290 to +.310", result["verdict"], "a\\|b"):
+    for part in (
+        "48",
+        "7 of 100",
+        ".200 (.100 to .200)",
+        ".450 [.430, .470]",
+        "-.600 [-.620, -.580]",
+        result["verdict"],
+        "a\\|b",
+    ):
         assert part in text
     assert "![support](support.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
@@ -205,7 +185,7 @@ def test_the_report_holds_all_numbers_in_aligned_tables():
     for table in tables:
         assert len({len(line) for line in table}) == 1
         assert len({len(re.sub(r"\\\|", "", line).split("|")) for line in table}) == 1
-    assert "Headroom" not in markdown_report(make_result(headroom=None, accuracy=None))
+    assert "front" not in markdown_report(make_result(front=None, accuracy=None))
 
 
 def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
@@ -216,10 +196,9 @@ def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
 
 
 def test_pictures_are_drawn_for_what_there_is(tmp_path):
-    assert draw_pictures(make_result(headroom=None), tmp_path) == ["support.png"]
-    many = {f"group {n}": number(0.1 * n - 0.2) for n in range(5)}
-    names = draw_pictures(make_result(headroom=headroom(**many)), tmp_path)
-    assert names == ["support.png", "headroom.png"]
+    assert draw_pictures(make_result(front=None), tmp_path) == ["support.png"]
+    names = draw_pictures(make_result(), tmp_path)
+    assert names == ["support.png", "front.png"]
     for name in names:
         image = matplotlib.image.imread(tmp_path / name)
         assert image.shape[1] >= 1200
@@ -230,14 +209,14 @@ def test_pictures_are_drawn_for_what_there_is(tmp_path):
 def test_an_earlier_audit_is_replaced(tmp_path):
     out = tmp_path / "deep" / "audit"
     write_audit(make_result(), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png", "headroom.png"}
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png", "front.png"}
     before = (out / "audit.json").read_text()
     with full_after(100), pytest.raises(RunFolderError, match=r"cannot be read or written: File too large"):
         write_audit(make_result(), out)
     assert (out / "audit.json").read_text() == before
-    write_audit(make_result(headroom=None), out)
+    write_audit(make_result(front=None), out)
     assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png"}
-    assert json.loads((out / "audit.json").read_text())["headroom"] is None
+    assert json.loads((out / "audit.json").read_text())["front"] is None
 
 
 def test_something_else_is_never_overwritten(tmp_path):

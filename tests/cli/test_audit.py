@@ -7,7 +7,7 @@ import os
 import pytest
 from helpers.parts import make_pairs
 
-from trl_pafo.audit.headroom import probe_headroom
+from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
 
 STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25", "--pairs_per_user", "3"]
@@ -17,7 +17,7 @@ STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25
 def quick(request, monkeypatch):
     """Fewer folds and repeats."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr("trl_pafo.audit.audit.probe_headroom", functools.partial(probe_headroom, folds=2, repeats=1))
+        monkeypatch.setattr("trl_pafo.audit.audit.probe_front", functools.partial(probe_front, folds=2, repeats=1))
         for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
             monkeypatch.setattr(f"trl_pafo.audit.tastes.{name}", value)
 
@@ -32,14 +32,13 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     assert (result["counts"]["users"], result["counts"]["pairs"]) == (24, 96)
     assert result["counts"]["groups"]["minority"]["users"] == 6
     assert result["noise"]["known"] == 1
-    assert set(result["headroom"]["groups"]) == {"majority", "minority"}
-    for name, group in result["headroom"]["groups"].items():
-        assert result["accuracy"]["groups"][name]["accuracy"]["value"] == pytest.approx(group["shared"])
+    for name, group in result["accuracy"]["groups"].items():
+        assert group["accuracy"]["value"] == pytest.approx(result["front"]["points"]["shared probe"][f"accuracy/{name}"]["value"])
     assert sum(group["dropped"] for group in result["length"]["groups"].values()) > 0
     assert sum(result["tastes"]["users"].values()) == 24
     assert set(result["tastes"]["given"]) == {"majority", "minority"}
     assert "Tastes: " in printed
-    assert {path.name for path in out.glob("*.png")} == {"support.png", "headroom.png"}
+    assert {path.name for path in out.glob("*.png")} == {"support.png", "front.png"}
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
@@ -48,10 +47,10 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
 def test_audit_of_files_without_probes(base_model, tmp_path, capsys):
     file = tmp_path / "pairs.jsonl"
     make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0).to_json(file)
-    flags = ["audit", "--data_path", str(file), "--tokenizer", base_model, "--headroom", "false"]
+    flags = ["audit", "--data_path", str(file), "--tokenizer", base_model, "--probes", "false"]
     assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert result["headroom"] is None
+    assert result["front"] is None
     assert result["accuracy"] is None
     assert result["length"]["tokenizer"] == base_model
     assert result["length"]["max_length"] == 256  # the positions of the model; fewer than TRL's default
@@ -70,7 +69,7 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     assert "find groups in the pairs with --infer_groups" in capsys.readouterr().err
     assert main([*flags, "--infer_groups", encoder, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert (result["headroom"], result["accuracy"]) == (None, None)
+    assert (result["front"], result["accuracy"]) == (None, None)
     assert list(result["counts"]["groups"]) == ["all"]
     assert result["tastes"]["users"] == {"majority": 18, "minority": 6}
     assert result["verdict"].startswith("Open: no groups are given, but the pairs show 2")
@@ -79,12 +78,12 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        (["--headroom_pairs", "1"], "`headroom_pairs` must be at least 50"),
+        (["--probe_pairs", "1"], "`probe_pairs` must be at least 50"),
         (["--max_length", "0"], "`max_length` must be at least 1"),
-        (["--headroom", "false", "--headroom_pairs", "100"], "--headroom_pairs: no effect without probes"),
-        (["--headroom", "false", "--tokenizer", "x"], "--embedding_model: no effect without probes"),
-        (["--headroom", "false", "--batch_size", "3"], "--batch_size: no effect without probes"),
-        (["--infer_groups", "x", "--headroom", "false"], "which --headroom false does without"),
+        (["--probes", "false", "--probe_pairs", "100"], "--probe_pairs: no effect without probes"),
+        (["--probes", "false", "--tokenizer", "x"], "--embedding_model: no effect without probes"),
+        (["--probes", "false", "--batch_size", "3"], "--batch_size: no effect without probes"),
+        (["--infer_groups", "x", "--probes", "false"], "which --probes false does without"),
         (["--infer_groups", "x"], "--embedding_model: no effect beside --infer_groups"),
         (["--seed", "-1"], "`seed` must be at least 0"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
@@ -124,9 +123,9 @@ def test_ukp_is_noise_not_taste(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name the file of the DSP data")
-def test_dsp_has_headroom_for_the_minority(tmp_path):
+def test_dsp_has_something_to_distill_for_the_minority(tmp_path):
     flags = ["--source", "dsp", "--data_path", os.environ["TRL_PAFO_DSP"], "--max_words", "45", "--num_history", "1"]
     assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert result["verdict"].startswith("PAFO can help")
-    assert result["headroom"]["groups"]["minority"]["gain"]["low"] > 0.2
+    assert result["verdict"].startswith("Worth distilling")
+    assert result["front"]["mixture"][-1]["gains"]["minority"]["low"] > 0.1

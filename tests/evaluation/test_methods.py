@@ -31,7 +31,11 @@ from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
         ({"reference_steps": [0, 1]}, "must be different multiples of the student's steps, above 0"),
         ({"reference_steps": [1, float("inf")]}, "must be different multiples"),
         ({"num_resamples": 0}, "`num_resamples` must be at least 1"),
-        ({"teacher_min_gain": float("nan")}, "`teacher_min_gain` is a number of standard errors"),
+        (
+            {"methods": ["personalized_bt", "teacher_mixture"], "validation_share": 0.0},
+            "teacher_mixture is fitted on held-out pairs",
+        ),
+        ({"methods": ["bradley_terry", "teacher_mixture"], "reference": "bradley_terry"}, "beside personalized_bt: add that"),
     ],
 )
 def test_what_cannot_stand_together(options, match):

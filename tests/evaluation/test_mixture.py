@@ -26,7 +26,7 @@ def test_it_is_fitted_group_by_group_and_survives_json(groups):
     margins = rng.normal(size=(80, len(groups))) + 0.8 * (group[:, None] == list(groups))
     past = draw_histories(np.arange(80), group, np.arange(80)[:, None], [2] * 80, 3, 0)
     shares = {name: (i + 1) / sum(range(1, len(groups) + 1)) for i, name in reversed(list(enumerate(groups)))}
-    found = TeacherMixture.fit(shares, margins, group, past)
+    found = TeacherMixture.fit(shares, margins, group, margins, past)
     temperature = [fit_temperature([margins[i, g] for i in range(80) if group[i] == name]) for g, name in enumerate(groups)]
     assert found.temperature.tolist() == temperature
     own = np.array([groups.index(name) for name in group])

@@ -41,6 +41,29 @@ def make_rows(groups=("majority", "minority"), users=(12, 5), pairs_per_user=4, 
     return rows
 
 
+def make_front(groups=("majority", "minority"), shared="personalized BT"):
+    """A predicted front: the first group has .7 under the best point of the path, the last .4; mixed teachers are better by up to .1."""
+
+    def summary(more):
+        means = {
+            "accuracy": np.linspace(0.7, 0.4, len(groups)) + more,
+            "log_likelihood": np.linspace(-0.3, -0.6, len(groups)) + more,
+        }
+        numbers = {
+            f"{kind}/{g}": {"value": v, "low": v - 0.02, "high": v + 0.02}
+            for kind, of in means.items()
+            for g, v in zip(groups, of, strict=True)
+        }
+        return numbers | {f"num_{what}/{name}": 20 for what in ("users", "pairs") for name in groups}
+
+    mixture = [{"tau": tau, "name": f"mixture of teachers, tau {tau}", "gains": {}} for tau in (0, 1)]
+    path = [{"multiple": multiple, "name": f"{shared}, x{multiple}"} for multiple in (1, 2)]
+    names = [at["name"] for at in mixture + path] + ["group-routed teachers"]
+    points = {name: summary(more) for name, more in zip(names, (0.05, 0.1, -0.1, 0, 0.2), strict=True)}
+    facts = {"majority": groups[0], "minority": groups[-1], "worth": True, "tau": 1, "sentence": "Worth distilling: so it is."}
+    return {"points": points, "mixture": mixture, "path": path, "reference": path[1]["name"], **facts}
+
+
 def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, **data):
     """A finished run: results, rewards, test pairs, training logs and a manifest, but no models."""
     rows = make_rows(groups, users, text=text)
@@ -77,6 +100,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         "methods": summaries,
         "verdicts": verdicts,
         "path": path,
+        "front": make_front(groups),
         "seconds": {},
         "data": arguments,
     }

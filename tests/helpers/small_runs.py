@@ -1,7 +1,6 @@
 """A complete run on a tiny model that takes seconds, and one whose stages run without models."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 from trl import ModelConfig
 
 from trl_pafo.evaluation.methods import RunArguments
-from trl_pafo.evaluation.teacher_gain import TeacherGain
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
@@ -44,10 +42,10 @@ def small_run(
     )
 
 
-def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None] | None = None, **best: float) -> list[str]:
-    """Put stand-ins in the place of trainings, judging, evaluation and report; return the titles of the trainings, as they are done.
+def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: float) -> list[str]:
+    """Put stand-ins in the place of trainings, the front, evaluation and report; return the titles of the trainings, as they are done.
 
-    A "model" is a file with its title, `better` says which teachers are better than the shared model, `best` which multiple of the
+    A "model" is a file with its title, `worth` says whether distilling is worth it, `best` which multiple of the
     student's steps is the best by a rule.
     """
     trained: list[str] = []
@@ -68,19 +66,21 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, better: dict[str, bool | None
             "sentence": "The reference is chosen.",
         }
 
-    def judge(teachers: Any, shared: str, held_out: Any, min_standard_errors: float, **scoring: Any) -> list[TeacherGain]:
-        assert Path(shared).name == "personalized_bt"
-        return [TeacherGain(group, (better or {}).get(group, True), 0.1, 0.05, len(held_out), 4) for group in teachers]
+    def predict(out: Path, held_out: Any, train: Any, teachers: Any, *args: Any, **options: Any) -> None:
+        assert len(held_out)
+        assert all(Path(folder).is_dir() for folder in teachers.values())
+        out.mkdir()
+        front = {"points": {}, "worth": worth, "sentence": "This is what can be had."}
+        (out / "front.json").write_text(json.dumps(front))
 
     def evaluate(
-        out: Path, models: dict[str, Any], test: Any, train: Any, run: Any, args: Any, seconds: Any, gains: Any, *path: Any
+        out: Path, models: dict[str, Any], data: Any, run: Any, args: Any, seconds: Any, path: Any, front: Any, at: Any
     ) -> None:
         out.mkdir()
-        teachers = [asdict(gain) for gain in gains]
-        (out / "results.json").write_text(json.dumps({"methods": list(models), "teachers": teachers, "seconds": seconds}))
+        (out / "results.json").write_text(json.dumps({"methods": list(models), "front": front, "seconds": seconds}))
 
     monkeypatch.setattr(Run, "_train", train)
-    monkeypatch.setattr(stages, "judge_teachers", judge)
+    monkeypatch.setattr(stages, "predict_run", predict)
     monkeypatch.setattr(stages, "score_path", score_path)
     monkeypatch.setattr(stages, "evaluate_run", evaluate)
     for name in ("write_report", "write_cards"):

@@ -78,7 +78,7 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
             {"methods": ["personalized_bt", "worst_group_bt"]},
             {},
             ConfigError,
-            "worst_group_bt is chosen on held-out pairs, and none",
+            "worst_group_bt: chosen on held-out pairs, and none",
         ),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path)
 def test_teachers_that_nobody_can_judge_are_told_at_the_beginning(make_run, capsys, monkeypatch):
     train_nothing(monkeypatch)
     make_run(run={"validation_share": 0.1})()
-    told = "Too few held-out users to judge the teacher of few (2 users), many (1 users): nothing will be distilled"
+    told = "Too few held-out users to judge what can be had for few (2), many (1), so nothing will be distilled"
     said = capsys.readouterr().out
     assert said.index(told) < said.index("[bradley_terry]")
 

@@ -31,7 +31,7 @@ def test_a_complete_run_misses_nothing(record):
     assert len({section.id for section in made}) == len(made)
     assert [line for section in made for line in section.missing] == []
     pictures = [picture.name for section in made for picture in section.pictures]
-    assert len(pictures) == len(set(pictures)) == 3 + 2 + 2 + 4 + 5
+    assert len(pictures) == len(set(pictures)) == 3 + 1 + 2 + 2 + 4 + 5
 
 
 def test_the_verdict_stands_first_in_its_own_words(record):
@@ -92,18 +92,31 @@ def test_it_is_reproduced_by_the_saved_options(record):
     assert {row[0]: row[1]["text"] for row in section.tables[0]["rows"]}["teacher:minority"] == "3"
 
 
-def test_what_the_trial_of_the_teachers_found_is_told(record):
-    record.results["teachers"] = [
-        {"sentence": "Teacher of a: better", "better": True},
-        {"sentence": "of b: not", "better": False},
+def test_what_could_be_had_is_told_and_drawn(record):
+    front = record.results.pop("front")
+    assert "no held-out pairs" in sections.front(record).missing[0]
+    record.results["front"] = front
+    assert front["sentence"] in sections.answer(record).points
+    assert "Nothing was distilled: PAFO is personalized BT." in sections.answer(record).points
+    front["points"]["PAFO"] = front["points"]["group-routed teachers"]
+    front["students"] = ["PAFO"]
+    assert not any("Nothing was distilled" in line for line in sections.answer(record).points)
+    section = sections.front(record)
+    table, drawn = section.tables[0], section.pictures[0].figure.axes[0]
+    assert table["header"] == [
+        "on held-out pairs",
+        "majority",
+        "minority",
+        "log likelihood, majority",
+        "log likelihood, minority",
     ]
-    points = sections.answer(record).points
-    assert {"Teacher of a: better.", "of b: not."} <= set(points)
-    assert not any("nothing was distilled" in line for line in points)
-    record.results["teachers"][0]["better"] = False
-    assert any("nothing was distilled: PAFO is personalized BT." in line for line in sections.answer(record).points)
-    record.results["teachers"][0]["better"] = None
-    assert any("could not be judged, so nothing was distilled" in line for line in sections.answer(record).points)
+    assert [row[0] for row in table["rows"][1:]] == list(front["points"])
+    assert table["rows"][1][1] == {"text": ".750", "interval": "[.730, .770]"}
+    assert {text.get_text() for text in drawn.texts} >= {"0", "1", "x1", "x2"}
+    assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("accuracy, majority", "accuracy, minority")
+    for point in front["points"].values():
+        point.pop("accuracy/minority", None)
+    assert not sections.front(record).pictures
 
 
 def test_names_of_groups_that_do_not_say_their_role(tmp_path):

@@ -15,14 +15,15 @@ from trl import RewardConfig
 
 from trl_pafo.audit.counts import count_all, dropped_by_length
 from trl_pafo.audit.features import pair_features, sample_rows
-from trl_pafo.audit.headroom import PairFeatures, check_groups, probe_headroom
 from trl_pafo.audit.noise import LabelNoise, mean_over_users
 from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.pictures import PICTURES, draw_pictures
+from trl_pafo.audit.probes import PairFeatures, check_groups, probe_front
 from trl_pafo.audit.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.attaching import attach_history
+from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.data.sources.splits import in_one_group
@@ -44,8 +45,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
 
     Returns:
         `dict`, ready for JSON: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `length`, `noise`,
-        `accuracy` of the shared probe by group and `headroom` (both `None` without probes, or with one group), `tastes` (`None`
-        without probes).
+        `accuracy` of the shared probe by group and the predicted `front` (both `None` without probes, or with one group), `tastes`
+        (`None` without probes).
 
     Raises:
         ConfigError, DataError: If an option or the data cannot be used.
@@ -66,7 +67,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         splits = DatasetDict({name: in_one_group(part) for name, part in splits.items()})
     rows = concatenate_datasets([splits["train"], splits["test"]])
     one_group = len(rows.unique("group")) == 1
-    if args.headroom and not one_group:
+    if args.probes and not one_group:
         check_groups(rows["user"][:], rows["group"][:])
     train = splits["train"]
     if "history" not in train.column_names:  # as `prepare` attaches them: training rows may show later pairs
@@ -79,17 +80,19 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         "length": dropped_by_length(train, tokenizer, cutter, lengths.max_length) | {"tokenizer": model},
         "noise": noise.summary,
         "accuracy": None,
-        "headroom": None,
+        "front": None,
         "tastes": None,
     }
-    if args.headroom:
-        sample = sample_rows(rows, args.headroom_pairs, args.seed)
+    if args.probes:
+        sample = sample_rows(rows, args.probe_pairs, args.seed)
         title = f"Features of {args.embedding_model}"
         features = pair_features(sample, args.embedding_model, batch_size=2 * args.batch_size, desc=title)
         if not one_group:
-            found = probe_headroom(features, num_history=lengths.num_history, seed=args.seed, desc="Probes")
-            result["accuracy"] = _accuracy(noise, sample, found.pop("correct")["shared"], args.seed)
-            result["headroom"] = found | {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
+            found = probe_front(features, num_history=lengths.num_history, seed=args.seed, desc="Probes")
+            result["accuracy"] = _accuracy(noise, sample, found.pop("correct"), args.seed)
+            majority, minority = largest_and_smallest(rows["group"], rows["user"])
+            result["front"] = found | {"majority": majority, "minority": minority}
+            result["front"] |= {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
         result["tastes"] = _tastes(noise, sample, features, args.seed)
     result["verdict"] = verdict_sentence(result)
     result["findings"] = findings(result)

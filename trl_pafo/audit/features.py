@@ -12,7 +12,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
-from trl_pafo.audit.headroom import PairFeatures
+from trl_pafo.audit.probes import PairFeatures
 from trl_pafo.data.messages import content_key, content_text
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.metrics.accuracy import FloatArray

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
-_OF_PROBES = ("headroom_pairs", "batch_size")
-_LEAST = {"headroom_pairs": 50, "batch_size": 1, "seed": 0, "max_length": 1}
+_OF_PROBES = ("probe_pairs", "batch_size")
+_LEAST = {"probe_pairs": 50, "batch_size": 1, "seed": 0, "max_length": 1}
 
 
 @dataclass
@@ -22,8 +22,8 @@ class AuditArguments(DataArguments):
     output_dir: str | None = option(
         None, "Folder for audit.json, audit.md and pictures; a new folder, or one with an earlier audit."
     )
-    headroom: bool = option(True, "Fit probes. Without them, nothing is embedded.")
-    headroom_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")
+    probes: bool = option(True, "Fit probes. Without them, nothing is embedded.")
+    probe_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")
     num_history: int | None = option(None, "Past pairs that are shown. Default: 3.")
     history_max_tokens: int | None = option(None, "Token budget of the history. Default: half of the longest input.")
     history_fields: list[str] | None = option(None, "Which parts of a past pair are shown: some of prompt, chosen, rejected.")
@@ -36,9 +36,9 @@ class AuditArguments(DataArguments):
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
         if self.infer_groups:
-            if not self.headroom:
+            if not self.probes:
                 raise ConfigError(
-                    "--infer_groups: groups are found in features, which --headroom false does without. Leave one out."
+                    "--infer_groups: groups are found in features, which --probes false does without. Leave one out."
                 )
             if self.embedding_model not in (AuditArguments.embedding_model, self.infer_groups):
                 raise ConfigError(
@@ -47,8 +47,8 @@ class AuditArguments(DataArguments):
             self.embedding_model = self.infer_groups
         of_probes = (*_OF_PROBES, *([] if self.tokenizer is None else ["embedding_model"]))  # whose tokens are counted otherwise
         unused = [f"--{name}" for name in of_probes if getattr(self, name) != getattr(AuditArguments, name)]
-        if unused and not self.headroom:
-            raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --headroom on.")
+        if unused and not self.probes:
+            raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --probes on.")
         for name, bound in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < bound:

@@ -6,9 +6,11 @@ from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.metrics.verdict import format_interval, format_number, is_known
+from trl_pafo.report.front import FRONT_NOTE
+from trl_pafo.report.tables import columns_of, group_names
 
 MIN_GAIN = 0.02
-"""Smallest gain of accuracy that is worth a teacher."""
+"""Smallest gain of accuracy that is worth a head of its own."""
 # A gain that intervals this wide cannot exclude leaves the question open, however small its estimate.
 _WIDE = 5
 
@@ -21,44 +23,14 @@ def interval(number: dict[str, Any], signed: bool = False) -> str:
 
 
 def verdict_sentence(result: dict[str, Any]) -> str:
-    """Whether PAFO can help, in one sentence.
-
-    - A group *can be helped* if the interval of its headroom lies above 0 and the estimate is at least .02.
-    - *Nothing to distill*, if every estimate is below .02 and no interval reaches .10.
-    - *Open*, otherwise.
-    """
-    if result["headroom"] is None and (tastes := result["tastes"]):
+    """Whether PAFO can help, in a few sentences: what [`~trl_pafo.evaluation.front.predict_front`] found for the probes."""
+    if result["front"] is not None:
+        return result["front"]["sentence"]
+    if tastes := result["tastes"]:
         if len(tastes["users"]) == 1:
             return "Nothing to distill: no groups are given, and the pairs show none."
         return f"Open: no groups are given, but the pairs show {len(tastes['users'])}; `trl-pafo run --infer_groups` trains a teacher for each."
-    if result["headroom"] is None:
-        return "Whether PAFO can help is not known: no probes were fitted (headroom is off)."
-    groups = result["headroom"]["groups"]
-    gains = {name: group["gain"] for name, group in groups.items()}
-    listed = {name: f"{name} {interval(gain, True)}" for name, gain in gains.items()}
-    helped = [name for name, gain in gains.items() if gain["low"] > 0 and gain["value"] >= MIN_GAIN]
-    if helped:
-        parts = [
-            f"{name} by {interval(gains[name], True)} (from {format_number(groups[name]['shared'])} to "
-            f"{format_number(groups[name]['teacher'])})"
-            for name in helped
-        ]
-        rest = [text for name, text in listed.items() if name not in helped]
-        tail = f"; no gain worth a teacher is shown for {', '.join(rest)}" if rest else ""
-        return (
-            f"PAFO can help: a teacher of its own beats the shared personalized probe for {', '.join(parts)}{tail} (gains of "
-            "accuracy, simultaneous 95 % intervals over users)."
-        )
-    highest = max(gain["high"] for gain in gains.values())
-    if all(gain["value"] < MIN_GAIN for gain in gains.values()) and highest < _WIDE * MIN_GAIN:
-        return (
-            "Nothing to distill: no group gains from a teacher of its own over the shared personalized probe "
-            f"({', '.join(listed.values())}; gains above {format_number(highest)} are excluded at 95 %)."
-        )
-    return (
-        f"Open: no gain of a teacher of its own over the shared personalized probe is shown ({', '.join(listed.values())}), but gains of "
-        f"up to {format_number(highest)} are not excluded; audit more users."
-    )
+    return "Whether PAFO can help is not known: no probes were fitted (--probes false)."
 
 
 def findings(result: dict[str, Any]) -> list[str]:
@@ -183,12 +155,12 @@ def markdown_report(result: dict[str, Any], pictures: Sequence[str] = ()) -> str
     ]
     if result["accuracy"] is not None:
         parts += ["## Accuracy of the shared probe, cross-validated", _table(_accuracy_rows(result["accuracy"]))]
-    if (headroom := result["headroom"]) is not None:
+    if (front := result["front"]) is not None:
         parts += [
-            "## Headroom",
-            f"Probes on {headroom['num_pairs']:,} pairs, features of {headroom['embedding_model']}, {headroom['folds']} x "
-            f"{headroom['folds']} parts, {headroom['repeats']} repeats",
-            _table(_headroom_rows(headroom)),
+            "## Predicted front",
+            f"Probes on {front['num_pairs']:,} pairs, features of {front['embedding_model']}, {front['folds']} x {front['folds']} parts, "
+            f"{front['repeats']} repeats. {FRONT_NOTE}",
+            _table(_front_rows(front["points"])),
         ]
     parts += ["## Findings", "\n".join(f"- {sentence}" for sentence in result["findings"]), f"**{result['verdict']}**"]
     parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures]
@@ -230,10 +202,7 @@ def _accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
     return rows if known else [row[:4] for row in rows]
 
 
-def _headroom_rows(headroom: dict[str, Any]) -> list[list[str]]:
-    rows = [["group", "users", "no history", "shared", "own teacher", "headroom", "over repeats"]]
-    for name, group in headroom["groups"].items():
-        gains = [format_number(gain, True) for gain in sorted(group["gain_of_each_repeat"])]
-        probes = [format_number(group[probe]) for probe in ("no_history", "shared", "teacher")]
-        rows.append([name, f"{group['num_users']:,}", *probes, interval(group["gain"], True), f"{gains[0]} to {gains[-1]}"])
-    return rows
+def _front_rows(points: dict[str, Any]) -> list[list[str]]:
+    first = next(iter(points.values()))
+    columns = columns_of(first, {name: name for name in group_names(first)})
+    return [["", *columns], *([name, *(interval(point[key]) for key in columns.values())] for name, point in points.items())]

@@ -56,11 +56,11 @@ def predict_front(
             For each tau, margins of shape `(num_pairs,)`, or `(num_draws, num_pairs)` under as many draws of histories, over which means
             are taken; divided by temperatures.
         path (`Mapping[float, numpy.ndarray]`):
-            For each multiple of the student's steps, margins of the model that was trained so long, of shape `(num_pairs,)`.
+            For each multiple of the student's steps, margins of the model that was trained so long, of the same shapes.
         reference (`float`):
             The best point of the path.
-        routed (`numpy.ndarray` of shape `(num_pairs,)`):
-            Margins of the teacher of each pair's own group, divided by its temperature.
+        routed (`numpy.ndarray`):
+            Margins of the teacher of each pair's own group, divided by its temperature, of the same shapes.
         user, group (sequences of `num_pairs`):
             Whose pair it is, and the user's group.
         groups (`Sequence[str]`):
@@ -78,10 +78,7 @@ def predict_front(
     """
     users = Counter(dict(zip(user, group, strict=True)).values())
     few = ", ".join(f"{name} ({users[name]})" for name in groups if users[name] < FEWEST_USERS)
-    too_few = (
-        f"Too few held-out users to judge what can be had for {few}; {FEWEST_USERS} are needed. The reference is kept. Hold out more pairs "
-        "(--validation_share), or distill all the same (--distill_anyway true)."
-    )
+    too_few = f"Too few held-out users to judge what can be had for {few}; {FEWEST_USERS} are needed."
     if not len(user):
         return {"points": {}, "mixture": [], "path": [], "reference": None, "worth": False, "tau": None, "sentence": too_few}
     pairs = encode_pairs(user, group, len(user))
@@ -92,7 +89,7 @@ def predict_front(
     margins |= {name_of_multiple[multiple]: values / fit_temperature(values) for multiple, values in path.items()}
     points = summaries(margins | {ROUTED: routed}, pairs, num_resamples, seed)
     correct = np.stack([_mean(pair_correctness(values)) for values in mixture.values()])
-    value, low, high = simultaneous_differences(correct, pair_correctness(path[reference]), pairs, seed)
+    value, low, high = simultaneous_differences(correct, _mean(pair_correctness(path[reference])), pairs, seed)
     gains = {
         tau: {name: {"value": v, "low": a, "high": b} for name, v, a, b in zip(pairs.groups, *of_groups, strict=True)}
         for tau, *of_groups in zip(mixture, value.tolist(), low.tolist(), high.tolist(), strict=True)
@@ -111,8 +108,8 @@ def predict_front(
         sentence = f"Worth distilling: with tau {best:g} the mixture of teachers is {found}. {basis}"
     else:
         sentence = (
-            "Nothing to distill, the reference is kept: for no tau is the mixture of teachers shown to be more accurate for one group "
-            f"without a loss for another. At its best, with tau {best:g}: {found}. {basis}"
+            "Nothing to distill: for no tau is the mixture of teachers shown to be more accurate for one group without a loss for another. "
+            f"At its best, with tau {best:g}: {found}. {basis}"
         )
     return {
         "points": points,
@@ -123,6 +120,30 @@ def predict_front(
         "tau": best,
         "sentence": sentence,
     }
+
+
+def add_student(
+    front: dict[str, Any],
+    name: str,
+    margins: FloatArray,
+    user: Sequence[Any],
+    group: Sequence[Any],
+    num_resamples: int,
+    seed: int,
+) -> None:
+    """Add what a student reached on the same pairs to `points`, and its name to `students`.
+
+    Args:
+        front (`dict`):
+            Output of [`predict_front`].
+        name (`str`):
+            The student's.
+        margins (`numpy.ndarray` of shape `(num_pairs,)`), user, group (one a pair), num_resamples, seed (`int`):
+            As in [`predict_front`].
+    """
+    calibrated = {name: margins / fit_temperature(margins)}
+    front["points"] |= summaries(calibrated, encode_pairs(user, group, len(margins)), num_resamples, seed)
+    front.setdefault("students", []).append(name)
 
 
 def balanced(summary: Mapping[str, Any]) -> float:

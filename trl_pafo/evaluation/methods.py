@@ -9,9 +9,12 @@ from trl_pafo.errors import ConfigError
 TEACHER_KINDS = ("auto", "adapter", "full")
 METHODS = (
     *("bradley_terry", "personalized_bt", "worst_group_bt", "reweighted_bt", "distilled_ensemble"),
-    *("pafo", "group_routed"),
+    *("pafo", "group_routed", "teacher_mixture"),
 )
 """Those of `methods: [all]`, in this order."""
+
+OF_TEACHERS = ("group_routed", "teacher_mixture")
+"""Methods that are all teachers, and no model of their own."""
 
 TITLES = {
     "bradley_terry": "Bradley-Terry",
@@ -21,8 +24,10 @@ TITLES = {
     "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
     "group_routed": "group-routed teachers",
+    "teacher_mixture": "mixed teachers",
 }
-"""Names for people. The group-routed teachers route each test pair to the teacher of its group: it needs the label at inference."""
+"""Names for people. The group-routed teachers route each test pair to the teacher of its group: it needs the label at inference. The
+mixed teachers are weighed by the user's history."""
 
 
 @dataclass
@@ -51,11 +56,10 @@ class RunArguments(DataArguments):
             `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
             At least this many optimizer steps a teacher, so that a teacher learns a group with few pairs.
-        teacher_min_gain (`float`, *optional*, defaults to `1.64`):
-            Teachers are distilled if one at least is better than the personalized Bradley-Terry model: more accurate on held-out
-            pairs of its group, by at least this many standard errors (1.64: a one-sided test at 5 %). If none is, or a group has too
-            few held-out users to judge its teacher, that model is the result. `-inf` distills in any case, as does a
-            `validation_share` of 0.
+        distill_anyway (`bool`, *optional*, defaults to `False`):
+            Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
+            pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
+            distilled.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Bootstrap resamples over users.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -77,9 +81,7 @@ class RunArguments(DataArguments):
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
-    teacher_min_gain: float = option(
-        1.64, "Standard errors by which a teacher must beat the shared model, or nothing is distilled."
-    )
+    distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
 
@@ -109,15 +111,19 @@ class RunArguments(DataArguments):
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
         if self.num_resamples < 1:
             raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
-        if math.isnan(self.teacher_min_gain):
-            raise ConfigError("`teacher_min_gain` is a number of standard errors, got nan.")
+        if "teacher_mixture" in self.methods and not self.predicts_front:
+            raise ConfigError(
+                "teacher_mixture is fitted on held-out pairs, beside personalized_bt: add that to `methods`, and hold pairs out "
+                "(--validation_share)."
+            )
 
     @property
     def needs_teachers(self) -> bool:
         """Whether a method has teachers."""
-        return bool({"pafo", "group_routed"} & set(self.methods))
+        return bool({"pafo", *OF_TEACHERS} & set(self.methods))
 
     @property
-    def judges_teachers(self) -> bool:
-        """Whether teachers must beat the shared model on held-out pairs."""
-        return self.validation_share > 0 and self.teacher_min_gain > -math.inf and "personalized_bt" in self.methods
+    def predicts_front(self) -> bool:
+        """Whether held-out pairs tell what can be had from teachers."""
+        wanted = {"pafo", "teacher_mixture"} & set(self.methods)
+        return bool(wanted) and self.validation_share > 0 and "personalized_bt" in self.methods

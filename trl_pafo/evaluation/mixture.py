@@ -41,23 +41,26 @@ class TeacherMixture:
 
     @classmethod
     def fit(
-        cls, shares: Mapping[str, float], margins: FloatArray, group: Sequence[str], past: Sequence[Sequence[int]]
+        cls,
+        shares: Mapping[str, float],
+        margins: FloatArray,
+        group: Sequence[str],
+        past_margins: FloatArray,
+        past: Sequence[Sequence[int]],
     ) -> "TeacherMixture":
-        """Fit to pairs that no teacher was trained on.
+        """Fit to pairs, and past pairs, that no teacher was trained on.
 
         Args:
             shares (`Mapping[str, float]`):
                 Share of each group in the training pairs.
-            margins (`np.ndarray` of shape `(num_pairs, num_groups)`):
-                Margins of the teachers, in reward units.
-            group (`Sequence[str]`):
-                Group of each pair.
-            past (`Sequence[Sequence[int]]`):
-                Histories made of these pairs: those of the first, the second, ... of the pairs, as often as one likes.
+            margins (`np.ndarray` of shape `(num_pairs, num_groups)`), group (`Sequence[str]`):
+                Margins of the teachers, in reward units, and the group of each pair.
+            past_margins (`np.ndarray` of shape `(num_past_pairs, num_groups)`), past (`Sequence[Sequence[int]]`):
+                Margins of past pairs, and which of them are the history of each pair; several histories of each may follow each other.
         """
         groups, own = sorted(shares), np.searchsorted(sorted(shares), np.asarray(group))
         temperature = np.array([fit_temperature(margins[own == g, g]) for g in range(len(groups))])
-        scores = history_scores(margins / temperature, past)
+        scores = history_scores(past_margins / temperature, past)
         likelihood = GroupLikelihood.fit(scores, np.resize(own, len(scores)))
         return cls(groups, temperature, likelihood, np.array([shares[name] for name in groups]))
 

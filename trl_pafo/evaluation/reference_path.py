@@ -103,14 +103,16 @@ def score_path(
 
     Returns:
         `dict`: `points`, a list of `multiple`, `steps`, `validation` ([`accuracies_of`], or `None`); `best`, the multiple of the best point
-        by each rule; `rule`, that of the reference; `chosen`, its multiple; and `sentence`, which says so.
+        by each rule; `rule`, that of the reference; `chosen`, its multiple; `sentence`, which says so; and `margins`, by multiple, those of
+        the held-out pairs.
     """
-    points = []
+    points, margins = [], {}
     for point, folder in sorted(folders.items(), key=lambda item: item[0].multiple):
         summary = None
         if held_out is not None:
             scored = score_rows(folder, held_out, desc=f"Held-out pairs, x{point.multiple:g}", **scoring)
             summary = accuracies_of(summary_of(scored, held_out, None, num_resamples, seed))
+            margins[str(point.multiple)] = np.subtract(scored.chosen, scored.rejected).tolist()
         points.append({"multiple": point.multiple, "steps": point.steps, "validation": summary})
     best = best_points(points)
     chosen = best.get(rule, 1.0)
@@ -126,7 +128,7 @@ def score_path(
         sentence = f"{reference}, the best of its path by {by}."
         others = [f"{name.replace('_', ' ')} x{multiple:g}" for name, multiple in best.items() if multiple != chosen]
         sentence += f" By another rule it would be: {', '.join(others)}." if others else ""
-    return {"points": points, "best": best, "rule": rule, "chosen": chosen, "sentence": sentence}
+    return {"points": points, "best": best, "rule": rule, "chosen": chosen, "sentence": sentence, "margins": margins}
 
 
 def multiple_of(method: str, path: Mapping[str, Any]) -> float:

@@ -3,19 +3,20 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import DatasetDict
 
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
+from trl_pafo.evaluation.front import add_student
 from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
 from trl_pafo.evaluation.reference_path import accuracies_of
-from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
-from trl_pafo.evaluation.teacher_gain import TeacherGain
+from trl_pafo.evaluation.rewards import ScoredPairs, pair_rewards, score_routed, score_rows
+from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
 from trl_pafo.trainer.config import PAFOConfig
@@ -24,19 +25,20 @@ from trl_pafo.trainer.config import PAFOConfig
 def evaluate_run(
     out: Path,
     models: Mapping[str, Any],
-    test: Dataset,
-    train: Dataset,
+    data: DatasetDict,
     run: RunArguments,
     args: PAFOConfig,
     seconds: Mapping[str, float],
-    teacher_gains: Sequence[TeacherGain],
     path: dict[str, Any],
+    front: dict[str, Any] | None,
     points: Mapping[float, str],
 ) -> None:
-    """Score the test pairs under each method and write rewards, tables, verdicts and the picture to `out`.
+    """Score the test pairs under each method and write rewards, tables, verdicts and pictures to `out`.
 
-    `path` is what [`~trl_pafo.evaluation.reference_path.score_path`] found, `points` the model of each multiple.
+    `path` is what [`~trl_pafo.evaluation.reference_path.score_path`] found, `front` what [`~trl_pafo.pipeline.front.predict_run`] did,
+    `points` the model of each multiple. Students that were distilled are added to the front, judged on the same held-out pairs.
     """
+    train, test = data["train"], data["test"]
     tested = set(test["group"])
     of_tested = train.select([i for i, group in enumerate(train["group"]) if group in tested])
     majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
@@ -52,8 +54,13 @@ def evaluate_run(
 
     for method, source in models.items():
         desc = f"Test pairs, {TITLES[method]}"
-        score = score_routed if isinstance(source, dict) else score_rows
-        rewards[method] = scored = score(source, test, desc=desc, **how)
+        if method == "teacher_mixture" and front is not None:
+            mixture = TeacherMixture.from_json(front["fitted"])
+            scored = score_mixture(mixture, front["tau"], source, test, desc=desc, **how)
+        else:
+            score = score_routed if isinstance(source, dict) else score_rows
+            scored = score(source, test, desc=desc, **how)
+        rewards[method] = scored
         summaries[method] = summarize(scored)
         write_rewards(out, method, test, scored)
     for point in path.get("points", ()):
@@ -62,6 +69,15 @@ def evaluate_run(
         if multiple != path["chosen"]:
             summary = summarize(score_rows(points[multiple], test, desc=f"Test pairs, x{multiple:g}", **how))
         point["test"] = accuracies_of(summary)
+    if front is not None and front["points"]:
+        held_out = data["validation"]
+        for method in STUDENTS if front["worth"] or run.distill_anyway else ():
+            if method in models:
+                chosen, rejected = pair_rewards(models[method], held_out, desc=f"Held-out pairs, {TITLES[method]}", **how)
+                who = (held_out["user"][:], held_out["group"][:])
+                add_student(front, TITLES[method], chosen - rejected, *who, run.num_resamples, args.seed)
+        write_front(out, front)
+    path.pop("margins", None)
     reference = run.reference
     verdicts = {
         method: verdict_of(
@@ -83,7 +99,7 @@ def evaluate_run(
         "methods": summaries,
         "verdicts": verdicts,
         "path": path,
-        "teachers": [asdict(gain) | {"sentence": str(gain)} for gain in teacher_gains],
+        "front": front,
         "seconds": dict(seconds),
         "data": run.data_inputs(),
     }

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES
 from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
@@ -118,8 +118,8 @@ def push_run(
 def _model_of(folder: Path, method: str | None) -> Path:
     found = {path.name: path for path in sorted((folder / "models").glob("*")) if path.name in TITLES}
     name = method or next((student for student in STUDENTS if student in found), None)
-    if name == "group_routed":
-        raise ConfigError("The group-routed teachers are not one model. Push another method.")
+    if name in OF_TEACHERS:
+        raise ConfigError(f"The {TITLES[name]} are not one model. Push another method.")
     if name is None or name not in found:
         raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]

@@ -4,10 +4,9 @@ import copy
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ from trl_pafo.data.history import HistoryCutter, without_history
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES, RunArguments
 from trl_pafo.evaluation.reference_path import CHOSEN, Point, multiple_of, score_path
-from trl_pafo.evaluation.teacher_gain import TeacherGain, judge_teachers, why_not, worth_distilling
 from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy
 from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.pipeline.controls import distilled_ensemble, reweighted_bt
 from trl_pafo.pipeline.evaluate import evaluate_run
+from trl_pafo.pipeline.front import KEPT, predict_run
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
@@ -45,6 +44,7 @@ from trl_pafo.pipeline.starting_points import (
 )
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.report.record import RUN_CONFIG
+from trl_pafo.report.tables import plain_table
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import json_ready, link_folder, write_text
@@ -178,35 +178,31 @@ class Run:
         identities = {group: str(teacher.identity()) for group, teacher in given.items()}
         identities |= {group: stage.digest for group, stage in trained.items()}
         students = [self._student(m, train, teachers, identities, shared) for m in STUDENTS if m in run.methods]
-        judged = self._judge_teachers(teachers, identities, data, shared) if run.judges_teachers and students else None
+        front = self._front(teachers, identities, data, path) if path and run.predicts_front else None
         reweighted = reweighted_bt(self, train) if "reweighted_bt" in run.methods else None
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
         in_order = (
             *(base, plain, *trained_points.values(), path, *chosen, reweighted),
-            *(*trained.values(), judged, *students, *ensemble),
+            *(*trained.values(), front, *students, *ensemble),
         )
         stages = [stage for stage in in_order if stage is not None]
 
         for stage in stages:  # a result that is in the way is told before the first training, not between two
             self._check_folder(stage)
         write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model))
-        gains: list[TeacherGain] = []
-        done = {"group_routed": str(sorted(identities.items()))}
+        done = dict.fromkeys(OF_TEACHERS, str(sorted(identities.items())))
         for stage in stages:
-            if stage.instead is not None and gains and not worth_distilling(gain.better for gain in gains):
+            if stage.instead is not None and not self._read_front()["worth"]:
                 stage = stage.instead
             self._do(stage)
             done[stage.name] = stage.digest
             if stage is path:
                 print(f"    {self._read_path()['sentence']}", flush=True)
-            if stage is judged:
-                rows = json.loads((self.folder / stage.output).read_text(encoding="utf-8"))
-                gains = [TeacherGain(**row) for row in rows]
-                for gain in gains:
-                    print(f"    {gain}", flush=True)
-        models: dict[str, Any] = {m: teachers if m == "group_routed" else str(self.folder / f"models/{m}") for m in run.methods}
+            if stage is front:
+                self._say_front()
+        models: dict[str, Any] = {m: teachers if m in OF_TEACHERS else str(self.folder / f"models/{m}") for m in run.methods}
         at = {point.multiple: str(self.folder / point.output) for point in points}
-        self._do(self._evaluation(models, {method: done[method] for method in run.methods}, data, gains, at))
+        self._do(self._evaluation(models, {method: done[method] for method in run.methods}, data, front, at))
         return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
 
     def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
@@ -317,19 +313,26 @@ class Run:
 
         return Stage(f"teacher:{group}", f"teachers/{name}", inputs, work, trains=True)
 
-    def _judge_teachers(
-        self, teachers: dict[str, str], identities: dict[str, str], data: DatasetDict, shared: str | None
-    ) -> Stage:
-        """What each teacher gains over the shared model on held-out pairs."""
+    def _front(self, teachers: dict[str, str], identities: dict[str, str], data: DatasetDict, path: Stage) -> Stage:
+        """What can be had from the teachers on held-out pairs."""
         held_out = data["validation"] if "validation" in data else data["test"].select([])
-        minimum = self.run.teacher_min_gain
+        options: dict[str, Any] = {"tau": self.args.tau, "num_resamples": self.run.num_resamples, "seed": self.args.seed}
 
         def work(out: Path) -> None:
-            gains = judge_teachers(teachers, str(self.folder / "models/personalized_bt"), held_out, minimum, **self._scoring())
-            write_text(out, json.dumps([asdict(gain) for gain in gains], indent=2) + "\n")
+            predict_run(out, held_out, data["train"], teachers, self._read_path(), **options, **self._scoring())
 
-        inputs = {"teachers": identities, "shared": shared, "data": self._made_from["data"], "teacher_min_gain": minimum}
-        return Stage("judge_teachers", "teacher_gains.json", inputs | self._inputs_of_scoring(), work, derived=True)
+        inputs = {"teachers": identities, "path": path.digest, "data": self._made_from["data"], **options}
+        return Stage("front", "front", inputs | self._inputs_of_scoring(), work, derived=True)
+
+    def _read_front(self) -> dict[str, Any]:
+        return json.loads((self.folder / "front/front.json").read_text(encoding="utf-8"))
+
+    def _say_front(self) -> None:
+        front = self._read_front()
+        print(
+            f"{plain_table(front['points'])}    {front['sentence']}" if front["points"] else f"    {front['sentence']}",
+            flush=True,
+        )
 
     def _scoring(self) -> dict[str, Any]:
         return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
@@ -345,40 +348,38 @@ class Run:
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
         output = f"models/{method}"
 
-        def copy_shared(out: Path) -> None:
-            rows = json.loads((self.folder / "teacher_gains.json").read_text(encoding="utf-8"))
-            print(f"    {why_not([TeacherGain(**row) for row in rows])}", flush=True)
-            shutil.copytree(self.folder / "models/personalized_bt", out)
+        def keep_reference(out: Path) -> None:
+            print(f"    {KEPT}", flush=True)
+            link_folder(self.folder / "models/personalized_bt", out)
 
         def work(out: Path) -> None:
             options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
             self._train(out, TITLES[method], train, teachers=teachers, changes=options)
 
-        kept = Stage(method, output, inputs | {"instead": f"the shared model {shared}"}, copy_shared)
-        return Stage(method, output, inputs, work, trains=True, instead=kept if self.run.judges_teachers else None)
+        kept = Stage(method, output, inputs | {"instead": f"the reference {shared}"}, keep_reference)
+        may_keep = self.run.predicts_front and not self.run.distill_anyway
+        return Stage(method, output, inputs, work, trains=True, instead=kept if may_keep else None)
 
     def _evaluation(
         self,
         models: dict[str, Any],
         digests: dict[str, str],
         data: DatasetDict,
-        gains: list[TeacherGain],
+        front: Stage | None,
         points: dict[float, str],
     ) -> Stage:
         inputs = {
             "models": digests,
             "data": self._made_from["data"],
-            "teachers": [asdict(gain) for gain in gains],
+            "front": None if front is None else front.digest,
             **{name: getattr(self.run, name) for name in ("methods", "reference", "num_resamples")},
             "seed": self.args.seed,
             **self._inputs_of_scoring(),
         }
 
         def work(out: Path) -> None:
-            path = self._read_path() if points else {}
-            evaluate_run(
-                out, models, data["test"], data["train"], self.run, self.args, self.folder.seconds(), gains, path, points
-            )
+            found = (self._read_path() if points else {}, self._read_front() if front else None)
+            evaluate_run(out, models, data, self.run, self.args, self.folder.seconds(), *found, points)
 
         return Stage("evaluate", "results", inputs, work, derived=True)
 

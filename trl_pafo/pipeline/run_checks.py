@@ -15,9 +15,9 @@ from trl_pafo.data import checks
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.evaluation.front import FEWEST_USERS
 from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import RunArguments
-from trl_pafo.evaluation.teacher_gain import fewest_users
+from trl_pafo.evaluation.methods import OF_TEACHERS, RunArguments
 from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
@@ -108,9 +108,10 @@ def check_run_data(
                 f"The {kept[group]} training pairs of the group {group!r} are fewer than a batch of "
                 f"{args.per_device_train_batch_size}, and `dataloader_drop_last` drops smaller batches, so its teacher would not be trained. Leave that option out."
             )
-    if "worst_group_bt" in run.methods and "validation" not in data:
+    needy = [name for name in ("worst_group_bt", "teacher_mixture") if name in run.methods]
+    if needy and "validation" not in data:
         raise ConfigError(
-            "worst_group_bt is chosen on held-out pairs, and none are held out. Raise `validation_share`, or leave the method out."
+            f"{' and '.join(needy)}: chosen on held-out pairs, and none are held out. Raise `validation_share`, or leave the method out."
         )
     judged = ["test", *(["validation"] if "validation" in data and "personalized_bt" in run.methods else [])]
     for name in judged:
@@ -118,10 +119,11 @@ def check_run_data(
     if given:
         checks.check_groups(data["train"], given, "The training data")
     for group, teacher in given.items():
-        check_teacher(teacher, tokenizer, alone=args.conditioning != "own")
+        check_teacher(teacher, tokenizer, alone=args.conditioning != "own" or run.predicts_front)
         own, positions = teacher.tokenizer, positions_of(teacher.config)
-        for name in judged if "group_routed" in run.methods else judged[1:]:
-            rows = np.flatnonzero(np.asarray(data[name]["group"]) == group)
+        for name in judged if set(OF_TEACHERS) & set(run.methods) else judged[1:]:
+            alone = name == "validation" or "teacher_mixture" in run.methods
+            rows = np.flatnonzero(alone | (np.asarray(data[name]["group"]) == group))
             found = lengths[name][rows]
             if own is not None:
                 found = longest_sequences(data[name].select(rows), add_history_template(copy.deepcopy(own)))
@@ -130,16 +132,15 @@ def check_run_data(
 
 
 def _warn_of_unjudged(data: DatasetDict, groups: list[str], run: RunArguments) -> None:
-    """Say which teachers nothing could judge, since then nothing is distilled."""
-    if not run.judges_teachers or not set(STUDENTS) & set(run.methods):
+    """Say for which groups nothing could be judged, since then nothing is distilled."""
+    if not run.predicts_front or run.distill_anyway or not set(STUDENTS) & set(run.methods):
         return
     held_out = data["validation"] if "validation" in data else data["test"].select([])
     users = Counter(dict(zip(held_out["user"][:], held_out["group"][:], strict=True)).values())
-    least = fewest_users(run.teacher_min_gain)
-    few = [f"{group} ({users[group]} users)" for group in groups if users[group] < least]
+    few = [f"{group} ({users[group]})" for group in groups if users[group] < FEWEST_USERS]
     if few:
         print(
-            f"    Too few held-out users to judge the teacher of {', '.join(few)}: nothing will be distilled. Hold out more pairs "
-            "(--validation_share), or pass --teacher_min_gain=-inf to distill unjudged teachers.",
+            f"    Too few held-out users to judge what can be had for {', '.join(few)}, so nothing will be distilled. Hold out more pairs "
+            "(--validation_share), or pass --distill_anyway true.",
             flush=True,
         )

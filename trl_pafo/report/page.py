@@ -12,12 +12,13 @@ from trl_pafo.plotting import as_svg, write_png
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, teachers, training, users
 from trl_pafo.report.record import Record, read_record
-from trl_pafo.report.sections import Picture, Section, about, answer, groups, reproduction
+from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
 from trl_pafo.storage.files import write_text, writing
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
     groups,
+    front,
     users,
     cases,
     history,

@@ -11,7 +11,7 @@ from pyarrow.parquet import read_table
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.history_effect import INSPECTION, STUDENTS
-from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES
 from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
@@ -92,7 +92,7 @@ class Record:
     @property
     def student(self) -> str | None:
         """The method that the report is about: PAFO's, the model of an evaluation, or what there is beside the reference."""
-        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, "group_routed")]
+        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, *OF_TEACHERS)]
         return others[0] if others else None
 
     @property
@@ -265,7 +265,7 @@ def _read_pairs(record: Record) -> None:
 
 
 def _read_trainings(record: Record) -> None:
-    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method != "group_routed"}
+    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method not in OF_TEACHERS}
     for stage, done in record.stages.items():
         if stage.startswith("teacher:"):
             folders[f"teacher of {stage.removeprefix('teacher:')}"] = record.folder / done["output"]

@@ -52,11 +52,11 @@ def path_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """What the reference is, and one line a method: the Pareto verdict against it; one a teacher: whether it is better than the reference."""
+    """What the reference is, what could be had from the teachers, and one line a method: the Pareto verdict against the reference."""
     reference = TITLES.get(results["reference"], results["reference"])
     lines = [results["path"]["sentence"]] if results.get("path") else []
     lines += [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
-    lines += [f"{teacher['sentence']}." for teacher in results.get("teachers", [])]
+    lines += [front["sentence"]] if (front := results.get("front")) else []
     if untested := results.get("not_evaluated"):
         lines.append(f"Not evaluated, without test pairs: {', '.join(untested)}.")
     return "\n".join(lines)

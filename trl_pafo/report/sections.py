@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.teacher_gain import worth_distilling
 from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
 from trl_pafo.report import pictures
+from trl_pafo.report.front import FRONT_NOTE, draw_front
 from trl_pafo.report.record import Record
 from trl_pafo.report.results import path_of
 from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, path_columns, path_entry, path_title, splits_of
@@ -85,14 +85,10 @@ def answer(record: Record, prefix: str = "") -> Section:
         section.missing.append("No verdict: nothing was compared with a reference. Give a reference to get one.")
     section.points += [path["sentence"]] if (path := record.results.get("path")) else []
     section.points += [f"{record.title(m)}: {v['sentence']}" for m, v in verdicts.items() if m != record.student]
-    gains = record.results.get("teachers") or []
-    section.points += [f"{gain['sentence']}." for gain in gains]
-    if gains and not worth_distilling(gain["better"] for gain in gains) and record.student in STUDENTS:
-        unjudged = any(gain["better"] is None for gain in gains)
-        why = "A teacher could not be judged" if unjudged else "No teacher is shown to be better"
-        section.points.append(
-            f"{why}, so nothing was distilled: {record.title(record.student)} is {record.title('personalized_bt')}."
-        )
+    if front := record.results.get("front"):
+        section.points.append(front["sentence"])
+        if record.student in STUDENTS and not front.get("students"):
+            section.points.append(f"Nothing was distilled: {record.title(record.student)} is {record.title('personalized_bt')}.")
     _add_results(section, record)
     _add_path(section, record)
     return section
@@ -169,6 +165,23 @@ def groups(record: Record, prefix: str = "") -> Section:
         section.pictures.append(Picture(f"{prefix}group_accuracy", "Accuracy of each group", INTERVALS, figure))
     if untested:
         section.missing.append(f"Accuracy of {', '.join(untested)}: there are no test pairs of theirs.")
+    return section
+
+
+def front(record: Record, prefix: str = "") -> Section:
+    """What could be had from the teachers, judged before a student was trained, and what the student reached on the same pairs."""
+    section, found = Section(f"{prefix}front", "The predicted front"), record.results.get("front")
+    if not found or not found["points"]:
+        section.missing.append("The predicted front: no held-out pairs were judged under teachers and personalized BT.")
+        return section
+    first = next(iter(found["points"].values()))
+    columns = columns_of(first, {group: record.group_title(group) for group in record.groups})
+    counts = [COUNTS, *({"text": counts_of(first, key), "interval": ""} for key in columns.values())]
+    rows = [[name, *(number(point[key]) for key in columns.values())] for name, point in found["points"].items()]
+    section.add_table(["on held-out pairs", *columns], [counts, *rows], FRONT_NOTE)
+    if figure := draw_front(found):
+        caption = f"{INTERVALS} Each axis has its own scale. Arrows: the mixture of teachers from tau 0 to 1. {found['sentence']}"
+        section.pictures.append(Picture(f"{prefix}front", "The predicted front", caption, figure))
     return section
 
 

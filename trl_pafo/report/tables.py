@@ -33,7 +33,7 @@ def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[st
 
     Args:
         summary (`Mapping`):
-            Output of [`~trl_pafo.metrics.fairness_summary`].
+            Output of [`~trl_pafo.metrics.fairness_summary`], or a point of [`~trl_pafo.evaluation.front.predict_front`].
         titles (`Mapping[str, str]`):
             The groups, in the order of the columns, and their titles.
     """
@@ -44,6 +44,7 @@ def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[st
     for name, title in titles.items() if len(titles) <= MOST_GROUPS else ():
         title = " ".join(title.split())
         columns[f"group {title!r}" if title in columns | others else title] = f"accuracy/{name}"
+        others[f"log likelihood, {title}"] = f"log_likelihood/{name}"
     columns |= others
     return {title: key for title, key in columns.items() if key in summary}
 

@@ -1,15 +1,16 @@
-"""Probes against ridge regression on explicit features, headroom on populations of which the truth is known."""
+"""Probes against ridge regression on explicit features, the front on populations of which the truth is known."""
 
 import numpy as np
 import pytest
 
-from trl_pafo.audit.headroom import (
+from trl_pafo.audit.probes import (
     KERNELS,
     Kernel,
     PairFeatures,
     PairKernels,
     _history_weights,
-    probe_headroom,
+    best_probe,
+    probe_front,
     probe_margins,
     validation_losses,
 )
@@ -37,7 +38,7 @@ def test_the_product_kernel_is_ridge_regression_on_all_products(share, kernels):
     penalty = 0.3 * (features[FITTED] ** 2).sum() / len(FITTED)
     x = features[FITTED]
     weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ np.ones(len(x)))
-    margins = probe_margins(kernels, FITTED, JUDGED, {(Kernel(None, share), 0.3): 0.0})
+    margins = probe_margins(kernels, FITTED, JUDGED, Kernel(None, share), 0.3)
     assert margins == pytest.approx(features[JUDGED] @ weights, abs=1e-4)
 
 
@@ -58,18 +59,18 @@ def test_validation_prefers_the_history_where_it_matters_and_not_where_it_does_n
     differences = rng.normal(size=(300, 3))
     differences *= np.sign((differences * (taste if depends else 1.0)).sum(axis=1))[:, None]
     kernels = PairKernels(differences @ differences.T, taste @ taste.T)
-    losses = validation_losses(kernels, np.arange(300), user, prompt, np.random.default_rng(0))
+    losses = validation_losses(kernels, KERNELS, np.arange(300), user, prompt, np.random.default_rng(0))
     assert {kernel for kernel, _ in losses} == set(KERNELS)
     with_history, without = (min(v for (k, _), v in losses.items() if (k.share > 0) == shown) for shown in (True, False))
     assert (with_history < 0.7 * without) == depends
 
 
 def test_nothing_to_fit_gives_no_preference_and_few_rows_no_validation(kernels):
-    assert probe_margins(kernels, np.array([], dtype=int), JUDGED, {}).tolist() == [0.0] * 10
+    assert probe_margins(kernels, np.array([], dtype=int), JUDGED, *best_probe({})).tolist() == [0.0] * 10
     one = np.array([0])
-    losses = validation_losses(kernels, one, np.zeros(40, int), np.zeros(40, int), np.random.default_rng(0))
+    losses = validation_losses(kernels, KERNELS, one, np.zeros(40, int), np.zeros(40, int), np.random.default_rng(0))
     assert losses == {}
-    assert np.isfinite(probe_margins(kernels, one, JUDGED, losses)).all()
+    assert np.isfinite(probe_margins(kernels, one, JUDGED, *best_probe(losses))).all()
 
 
 def population(tastes, users=(50, 20), pairs_a_user=5, num_prompts=60, seed=0, noise=0.0):
@@ -89,34 +90,42 @@ def population(tastes, users=(50, 20), pairs_a_user=5, num_prompts=60, seed=0, n
     return PairFeatures(differences, np.array([p for _, _, p in rows]), past, user, [g for _, g, _ in rows])
 
 
-def test_headroom_is_found_where_groups_differ_and_the_history_is_too_short_to_tell():
-    found = probe_headroom(population({"a": ONE, "b": OTHER - ONE}, users=(50, 30)), num_history=1, folds=2, repeats=1)
-    minority = found["groups"]["b"]
-    assert minority["gain"]["low"] > 0.05
-    assert minority["teacher"] > minority["shared"] + 0.1
-    assert minority["gain"]["value"] == pytest.approx(minority["teacher"] - minority["shared"])
-    assert minority["gain_of_each_repeat"] == pytest.approx([minority["gain"]["value"]])
+def accuracy(found, name, group):
+    return found["points"][name][f"accuracy/{group}"]["value"]
 
 
-def test_no_headroom_where_groups_are_alike():
-    found = probe_headroom(population({"a": ONE, "b": ONE}), num_history=3, folds=2, repeats=1)
-    for group in found["groups"].values():
-        assert group["gain"]["low"] <= 0
-        assert group["gain"]["value"] < 0.03
-    assert found["groups"]["b"]["shared"] > 0.8
+def test_the_front_is_above_the_shared_probe_where_groups_differ_and_the_history_is_too_short_for_it():
+    found = probe_front(population({"a": ONE, "b": OTHER - ONE}, users=(50, 30)), num_history=1, folds=2, repeats=1)
+    assert found["worth"] is True
+    assert found["sentence"].startswith(
+        f"Worth distilling: with tau {found['tau']:g} the mixture of teachers is more accurate for"
+    )
+    assert accuracy(found, "group-routed teachers", "b") > accuracy(found, "shared probe", "b") + 0.1
+    by_tau = [accuracy(found, place["name"], "b") for place in found["mixture"]]
+    assert by_tau[-1] > by_tau[0]
+    assert found["correct"][np.array(population({"a": ONE, "b": ONE}, users=(50, 30)).group) == "b"].mean() == pytest.approx(
+        accuracy(found, "shared probe", "b")
+    )
 
 
-def test_no_headroom_where_the_history_says_it_all():
-    """Opposite tastes in few dimensions: without a history hopeless for the minority, with one as good as a teacher."""
+def test_nothing_is_above_it_where_groups_are_alike():
+    found = probe_front(population({"a": ONE, "b": ONE}), num_history=3, folds=2, repeats=2)
+    assert found["worth"] is False
+    assert found["sentence"].startswith("Nothing to distill: for no tau")
+    assert accuracy(found, "shared probe", "b") > 0.8
+
+
+def test_nothing_is_above_it_where_the_history_says_it_all():
+    """Opposite tastes in few dimensions: the shared probe, too, reads from a history what the mixture reads."""
     taste = np.array([1.0, 0.5])
     pairs = population({"a": taste, "b": -taste}, users=(40, 20), pairs_a_user=6)
-    with_history = probe_headroom(pairs, num_history=5, folds=2, repeats=1)["groups"]["b"]
-    assert with_history["no_history"] < 0.3
-    assert with_history["shared"] > 0.85
-    assert with_history["gain"]["value"] < 0.1
-    without = probe_headroom(pairs, num_history=0, folds=2, repeats=1)["groups"]["b"]
-    assert without["shared"] < 0.3
-    assert without["gain"]["low"] > 0.5
+    found = probe_front(pairs, num_history=5, folds=2, repeats=1)
+    assert accuracy(found, "shared probe", "b") > 0.85
+    assert accuracy(found, "mixture of teachers, tau 0", "b") > 0.85
+    without = probe_front(pairs, num_history=0, folds=2, repeats=1)
+    assert accuracy(without, "shared probe", "b") < 0.3
+    assert accuracy(without, "mixture of teachers, tau 0", "b") < 0.3
+    assert accuracy(without, "group-routed teachers", "b") > 0.9
 
 
 @pytest.mark.parametrize("known_by", ["prompt", "user"])
@@ -128,9 +137,10 @@ def test_held_out_users_and_prompts_are_not_seen(known_by):
     number = code.max() + 1
     differences = (rng.normal(size=(number, 80)) * rng.choice([-1, 1], size=number)[:, None])[code]
     named = PairFeatures(differences, pairs.prompt, pairs.past, pairs.user, pairs.group)
-    found = probe_headroom(named, num_history=0, folds=2, repeats=1)
-    for probe, correct in found["correct"].items():
-        assert correct.mean() < 0.7, probe
+    # A history of the user tells its label, as it should.
+    found = probe_front(named, num_history=2 if known_by == "prompt" else 0, folds=2, repeats=1)
+    for name, point in found["points"].items():
+        assert point["overall"]["value"] < 0.7, name
 
 
 def test_a_fitted_row_shows_no_held_out_prompt_and_a_judged_one_its_newest():
@@ -142,9 +152,9 @@ def test_a_fitted_row_shows_no_held_out_prompt_and_a_judged_one_its_newest():
 def test_the_result_is_the_same_every_time_and_differs_with_the_seed():
     pairs = population({"a": ONE, "b": OTHER}, users=(12, 6))
     how = {"num_history": 1, "folds": 2, "repeats": 1}
-    first, again, other = (probe_headroom(pairs, seed=seed, **how) for seed in (0, 0, 1))
-    assert first["groups"] == again["groups"]
-    assert first["groups"] != other["groups"]
+    first, again, other = (probe_front(pairs, seed=seed, **how) for seed in (0, 0, 1))
+    assert first["points"] == again["points"]
+    assert first["points"] != other["points"]
 
 
 def test_entries_that_only_serve_as_history():
@@ -152,12 +162,13 @@ def test_entries_that_only_serve_as_history():
     extra = np.vstack([pairs.differences, ONE[:2] * 5, -ONE[:2] * 5])
     past = [[len(pairs.past) + (group == "b")] for group in pairs.group]
     told = PairFeatures(extra, np.r_[pairs.prompt, 98, 99], past, pairs.user, pairs.group)
-    found = probe_headroom(told, num_history=1, folds=2, repeats=1)["groups"]["b"]
-    assert found["shared"] > 0.85 > 0.4 > found["no_history"]
+    found = probe_front(told, num_history=1, folds=2, repeats=1)
+    assert accuracy(found, "shared probe", "b") > 0.85
+    assert accuracy(found, "mixture of teachers, tau 0.5", "b") > 0.85
 
 
 def test_folds_are_lowered_for_small_groups_and_bad_input_is_refused():
     pairs = population({"a": ONE, "b": OTHER}, users=(12, 2))
-    assert probe_headroom(pairs, folds=4, repeats=1)["folds"] == 2
+    assert probe_front(pairs, folds=4, repeats=1)["folds"] == 2
     with pytest.raises(DataError, match=r"'b' has only one user .*'b': 1"):
-        probe_headroom(population({"a": ONE, "b": OTHER}, users=(12, 1)))
+        probe_front(population({"a": ONE, "b": OTHER}, users=(12, 1)))

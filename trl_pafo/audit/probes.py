@@ -1,13 +1,13 @@
-"""What a teacher of its own would gain for each group over a shared personalized model, by quick probes. (Not from the paper.)
+"""The predicted front by quick probes, before anything is trained. (Not from the paper.)
 
-Three probes are fitted again and again, each time without a part of the users and a part of the prompts, and judged on pairs of exactly
-these: `no_history` and `shared` on everybody's pairs, `teacher` on the pairs of one group. The *headroom* of a group is the accuracy of its
-teacher minus that of the shared probe. Where it is positive, the group's preferences are in its own pairs, and a model of everybody's pairs
-does not find them, although it sees each user's history: this is what PAFO can distill. Its interval is over users ([`~trl_pafo.metrics.compare`]):
-it says what other users would give, not other training pairs.
+Probes are fitted again and again, each time without a part of the users and a part of the prompts, and judged on pairs of exactly these:
+a *shared* one on everybody's pairs, which sees each user's history, in the place of a personalized model; and a *teacher* of each group, on
+the pairs of that group alone and without histories. What the mixture of these teachers gains over the shared probe
+([`~trl_pafo.evaluation.front.predict_front`]) is in the groups' own pairs, and a model of everybody's pairs does not find it. The past pairs
+of a user, too, are scored by teachers that have seen neither the user nor their prompts.
 
-**A probe** is linear in an answer's features, with weights that depend on the history: for a pair with the feature difference d (chosen minus
-rejected) and a history whose mean difference is h, the margin is a function of (d, h), odd in d, with the kernel
+**A probe** is linear in an answer's features; the weights of the shared one depend on the history: for a pair with the feature difference d
+(chosen minus rejected) and a history whose mean difference is h, the margin is a function of (d, h), odd in d, with the kernel
 
     k((d, h), (d', h')) = <d, d'> * ((1 - b) + b * s(h, h')).
 
@@ -18,7 +18,7 @@ could be would make the teachers look better than they are.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
 from trl_pafo.errors import DataError
-from trl_pafo.metrics import compare, pair_correctness
+from trl_pafo.evaluation.front import TAUS, predict_front
+from trl_pafo.evaluation.mixture import TeacherMixture
+from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 
 FOLDS, REPEATS = 4, 3
@@ -111,7 +113,7 @@ class PairKernels:
 
 
 def validation_losses(
-    kernels: PairKernels, fitted: IntArray, user: IntArray, prompt: IntArray, rng: np.random.Generator
+    kernels: PairKernels, choices: Sequence[Kernel], fitted: IntArray, user: IntArray, prompt: IntArray, rng: np.random.Generator
 ) -> dict[tuple[Kernel, float], float]:
     """Squared error of each kernel and penalty on held-out users *and* prompts among the rows `fitted`; empty with too few.
 
@@ -128,20 +130,22 @@ def validation_losses(
         kept = fitted[(folds[0] != fold) & (folds[1] != fold)]
         if not len(judged) or len(kept) < 2:
             continue
-        for kernel in KERNELS:
+        for kernel in choices:
             inner, outer = kernels(kept, kept, kernel), kernels(judged, kept, kernel)
             for penalty in PENALTIES:
                 losses[kernel, penalty] += float(((1.0 - outer @ _ridge(inner, penalty)) ** 2).sum())
     return losses
 
 
-def probe_margins(
-    kernels: PairKernels, fitted: IntArray, judged: IntArray, losses: dict[tuple[Kernel, float], float]
-) -> FloatArray:
-    """Margins of the rows `judged` under the probe with the least validation loss, fitted on the rows `fitted`; 0 without any."""
+def best_probe(losses: Mapping[tuple[Kernel, float], float]) -> tuple[Kernel, float]:
+    """The kernel and the penalty with the least loss."""
+    return min(losses, key=lambda choice: losses[choice]) if losses else _DEFAULT
+
+
+def probe_margins(kernels: PairKernels, fitted: IntArray, judged: IntArray, kernel: Kernel, penalty: float) -> FloatArray:
+    """Margins of the rows `judged` under a probe fitted on the rows `fitted`; 0 without any."""
     if not len(fitted):
         return np.zeros(len(judged))
-    kernel, penalty = min(losses, key=lambda choice: losses[choice]) if losses else _DEFAULT
     margins = kernels(judged, fitted, kernel) @ _ridge(kernels(fitted, fitted, kernel), penalty)
     return margins.astype(np.float64)
 
@@ -160,11 +164,11 @@ def check_groups(user: Sequence[Any], group: Sequence[Any]) -> None:
     if few:
         raise DataError(
             f"Probes are evaluated on users that they were not fitted on, but {', '.join(few)} has only one user (users by group: "
-            f"{dict(sorted(users_of.items()))}). Give each group two or more, leave the group out, or pass --headroom false."
+            f"{dict(sorted(users_of.items()))}). Give each group two or more, leave the group out, or pass --probes false."
         )
 
 
-def probe_headroom(
+def probe_front(
     pairs: PairFeatures,
     *,
     num_history: int = 3,
@@ -179,7 +183,7 @@ def probe_headroom(
         pairs ([`PairFeatures`]):
             The pairs.
         num_history (`int`, *optional*, defaults to `3`):
-            Past pairs that a probe sees, the newest; 0 for none. In fitting, a history never shows a prompt that is held out.
+            Past pairs that are seen, the newest; 0 for none. In fitting, a history never shows a prompt that is held out.
         folds (`int`, *optional*, defaults to `4`):
             Parts of the users, and of the prompts; each of the `folds`^2 combinations is judged once. Lowered where a group has fewer
             users, or there are fewer prompts.
@@ -191,17 +195,16 @@ def probe_headroom(
             Title of the progress bar; no bar without it.
 
     Returns:
-        `dict`: `correct`, from each probe to an array of shape `(num_pairs,)`, its correctness averaged over the repeats; `groups`, from
-        each group to `num_users`, the accuracy of each probe, `gain` (`value`, `low`, `high`, simultaneous over groups) and
-        `gain_of_each_repeat`; `folds`, `repeats`.
+        `dict`: what [`~trl_pafo.evaluation.front.predict_front`] returns, `folds`, `repeats`, and `correct` of shape `(num_pairs,)`, the
+        correctness of the shared probe averaged over the repeats.
 
     Raises:
         DataError: If a group has fewer than two users, or there are fewer than two prompts.
     """
-    num_pairs = len(pairs.past)
+    num_pairs, num_entries = len(pairs.past), len(pairs.differences)
     check_groups(pairs.user, pairs.group)
     _, user = np.unique(np.asarray(pairs.user), return_inverse=True)
-    groups, group = np.unique(np.asarray(pairs.group), return_inverse=True)
+    groups, group, sizes = np.unique(np.asarray(pairs.group), return_inverse=True, return_counts=True)
     prompts, prompt = np.unique(pairs.prompt, return_inverse=True)
     if len(prompts) < 2:
         raise DataError(
@@ -209,41 +212,50 @@ def probe_headroom(
         )
     group_of_user = np.zeros(user.max() + 1, dtype=np.int64)
     group_of_user[user] = group
-    num_users = np.bincount(group_of_user)
-    folds = min(folds, *num_users.tolist(), len(prompts))
+    folds = min(folds, *np.bincount(group_of_user).tolist(), len(prompts))
     products = pairs.differences @ pairs.differences.T
 
-    correct = {name: np.zeros((repeats, num_pairs)) for name in ("no_history", "shared", "teacher")}
+    shared = np.zeros((repeats, num_pairs))
+    # Of each entry under teachers that have seen neither its prompt nor users of a part, for each part of the users.
+    teachers = np.zeros((repeats, folds, num_entries, len(groups)))
+    user_fold = np.zeros((repeats, num_pairs), dtype=np.int64)
     with tqdm(total=repeats * folds**2, desc=desc, unit="fit", disable=desc is None) as bar:
         for repeat in range(repeats):
             rng = np.random.default_rng((seed, repeat))
-            user_fold = _stratified(group_of_user, folds, rng)[user]
+            user_fold[repeat] = _stratified(group_of_user, folds, rng)[user]
             prompt_fold = (rng.permutation(len(prompts)) % folds)[prompt]
             for held_prompts in range(folds):
                 # A row that is fitted shows no held-out prompt in its history; a row that is judged may show any of its user's.
+                held = np.flatnonzero(prompt_fold == held_prompts)
                 mine = prompt_fold[:num_pairs] == held_prompts
                 weights = _history_weights(pairs.past, num_history, mine, prompt_fold != held_prompts)
                 kernels = PairKernels(products[:num_pairs, :num_pairs], weights @ (weights @ products).T)
                 for held_users in range(folds):
-                    judged = np.flatnonzero(mine & (user_fold == held_users))
-                    fitted = np.flatnonzero(~mine & (user_fold != held_users))
-                    margins = _margins(kernels, fitted, judged, user, prompt[:num_pairs], group, rng)
-                    for name, values in margins.items():
-                        correct[name][repeat, judged] = pair_correctness(values)
+                    judged = np.flatnonzero(mine & (user_fold[repeat] == held_users))
+                    fitted = np.flatnonzero(~mine & (user_fold[repeat] != held_users))
+                    losses = validation_losses(kernels, KERNELS, fitted, user, prompt, rng)
+                    shared[repeat, judged] = probe_margins(kernels, fitted, judged, *best_probe(losses))
+                    for code in range(len(groups)):
+                        own = fitted[group[fitted] == code]
+                        _, penalty = best_probe(validation_losses(kernels, KERNELS[:1], own, user, prompt, rng))
+                        dual = _ridge(kernels(own, own, KERNELS[0]), penalty) if len(own) else np.zeros(0)
+                        teachers[repeat, held_users, held, code] = products[np.ix_(held, own)] @ dual
                     bar.update()
 
-    mean = {name: values.mean(axis=0) for name, values in correct.items()}
-    gains = compare(mean["teacher"], mean["shared"], pairs.user, pairs.group, seed=seed).differences
-    summary = {}
-    for code, name in enumerate(map(str, groups)):
-        rows = group == code
-        summary[name] = {
-            "num_users": int(num_users[code]),
-            **{probe: float(values[rows].mean()) for probe, values in mean.items()},
-            "gain": gains[name],
-            "gain_of_each_repeat": (correct["teacher"] - correct["shared"])[:, rows].mean(axis=1).tolist(),
-        }
-    return {"correct": mean, "groups": summary, "folds": folds, "repeats": repeats}
+    number = np.arange(num_entries * folds * repeats).reshape(repeats, folds, num_entries)
+    place = number[np.arange(repeats)[:, None], user_fold, np.arange(num_pairs)]
+    starts: list[int] = (place - np.arange(num_pairs)).ravel().tolist()
+    shown = [entries[:num_history] for entries in pairs.past] * repeats
+    past = [[start + entry for entry in entries] for start, entries in zip(starts, shown, strict=True)]
+    entries = teachers.reshape(-1, len(groups))
+    margins = entries[place.ravel()]
+    names, of_row = groups.tolist(), np.tile(group, repeats)
+    shares = dict(zip(names, (sizes / num_pairs).tolist(), strict=True))
+    mixture = TeacherMixture.fit(shares, margins, [names[code] for code in of_row], entries, past)
+    by_tau = {tau: mixture.margins(margins, entries, past, tau).reshape(repeats, num_pairs) for tau in TAUS}
+    routed = (margins / mixture.temperature)[np.arange(len(margins)), of_row].reshape(repeats, num_pairs)
+    found = predict_front(by_tau, {1.0: shared}, 1.0, routed, pairs.user, pairs.group, names, shared="shared probe", seed=seed)
+    return found | {"folds": folds, "repeats": repeats, "correct": pair_correctness(shared).mean(axis=0)}
 
 
 def _stratified(group_of_user: IntArray, folds: int, rng: np.random.Generator) -> IntArray:
@@ -267,26 +279,3 @@ def _history_weights(
     columns = np.concatenate([np.array(entries, dtype=np.int64) for entries in shown])
     data = np.repeat(1.0 / np.maximum(lengths, 1), lengths)
     return csr_array((data, columns, np.r_[0, lengths.cumsum()]), shape=(len(past), len(allowed)))
-
-
-def _margins(
-    kernels: PairKernels,
-    fitted: IntArray,
-    judged: IntArray,
-    user: IntArray,
-    prompt: IntArray,
-    group: IntArray,
-    rng: np.random.Generator,
-) -> dict[str, FloatArray]:
-    losses = validation_losses(kernels, fitted, user, prompt, rng)
-    margins = {
-        "no_history": probe_margins(kernels, fitted, judged, {c: loss for c, loss in losses.items() if c[0].share == 0}),
-        "shared": probe_margins(kernels, fitted, judged, losses),
-        "teacher": np.zeros(len(judged)),
-    }
-    for code in np.unique(group[judged]):
-        own = fitted[group[fitted] == code]
-        losses = validation_losses(kernels, own, user, prompt, rng)
-        rows = group[judged] == code
-        margins["teacher"][rows] = probe_margins(kernels, own, judged[rows], losses)
-    return margins

@@ -1,0 +1,57 @@
+"""The predicted front as a table and a picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl_pafo.evaluation.front import ROUTED
+from trl_pafo.plotting import write_png
+from trl_pafo.report.pictures import draw_majority_minority
+from trl_pafo.report.tables import markdown_table
+from trl_pafo.storage.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FRONT_NOTE = (
+    "Accuracy and mean log likelihood on held-out pairs, with 95 % intervals over users, each by itself. tau: 0 takes groups to be as "
+    "frequent as in training, 1 equally frequent. The mixture of teachers weighs them by what a history says of the group."
+)
+
+
+def draw_front(front: Mapping[str, Any]) -> "Figure | None":
+    """Accuracy of the largest against the smallest group: the mixture for each tau, the path as a line, and students once they are there.
+
+    Args:
+        front (`Mapping`):
+            Output of [`~trl_pafo.evaluation.front.predict_front`], with `majority` and `minority`, the names of the two groups.
+
+    Returns:
+        The figure; `None` where one of the two has no held-out pairs, or they are the same.
+    """
+    sides, points = {side: f"accuracy/{front[side]}" for side in ("majority", "minority")}, front["points"]
+    if len({*sides.values()}) < 2 or not points or not {*sides.values()} <= {*points[ROUTED]}:
+        return None
+
+    def place(name: str, title: str, series: int, label: str = "") -> dict[str, Any]:
+        return {"name": title, "series": series, "label": label} | {side: points[name][key] for side, key in sides.items()}
+
+    shown = [place(at["name"], "mixture, by tau", 4, f"{at['tau']:g}") for at in front["mixture"]]
+    arrows = [(i, i + 1) for i in range(len(shown) - 1)]
+    shown += [place(ROUTED, ROUTED, 3), place(front["reference"], front["reference"], 1)]
+    shown += [place(name, name, 2) for name in front.get("students", ())]
+    path = [
+        {"label": f"x{at['multiple']:g}", **{side: points[at["name"]][key]["value"] for side, key in sides.items()}}
+        for at in front["path"]
+    ]
+    names = (front["majority"], front["minority"])
+    return draw_majority_minority(shown, reference=front["reference"], names=names, arrows=arrows, path=path if path[1:] else ())
+
+
+def write_front(out: Path, front: Mapping[str, Any]) -> None:
+    """Write `front.md` and, where there is one, `front.png` to a folder; `front` as in [`draw_front`]."""
+    table = [markdown_table(front["points"]), FRONT_NOTE] if front["points"] else []
+    write_text(out / "front.md", "\n\n".join([*table, front["sentence"]]) + "\n")
+    figure = draw_front(front)
+    if figure is not None:
+        write_png(figure, out / "front.png")
