@@ -148,7 +148,14 @@ class TestDiskThatRefuses:
         assert self.files(tmp_path / "run") | before == self.files(tmp_path / "run")
         capsys.readouterr()
         assert main([*argv, "personalized_bt"]) == 0
-        assert "[bradley_terry] done before, kept\n[personalized_bt]\n" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "[bradley_terry] done before, kept\n[personalized_bt@0.5]\n" in said
+        for line in (
+            "personalized BT, held out  balanced",
+            "personalized BT, test  balanced",
+            "The reference is personalized BT of",
+        ):
+            assert f"\n{line}" in said
 
     def test_reward(self, encoder, pairs, tmp_path, capsys):
         pairs.select_columns(["prompt", "chosen", "rejected"]).to_json(tmp_path / "pairs/train.jsonl")

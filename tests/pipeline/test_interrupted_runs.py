@@ -22,7 +22,10 @@ STAGES = {
     "prepare": None,
     "model": None,
     "bradley_terry": "models/bradley_terry",
-    "personalized_bt": "models/personalized_bt",
+    "personalized_bt@1": "models/personalized_bt_x1",
+    "personalized_bt@2": "models/personalized_bt_x2",
+    "reference_path": None,
+    "personalized_bt": None,
     "teacher:majority": "teachers/majority",
     "teacher:minority": "teachers/minority",
     "front": None,
@@ -36,6 +39,7 @@ OPTIONS = {
     "pairs_per_user": 2,
     "context_pairs": 2,
     "minority_ratio": 0.3,
+    "reference_steps": [1, 2],
 }
 OPTIONS |= {"validation_share": 0.3, "num_hidden_layers": 1, "num_history": 1, "num_resamples": 50, "max_length": 256}
 OPTIONS |= {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1, "save_steps": 2}

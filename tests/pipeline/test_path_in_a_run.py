@@ -32,7 +32,7 @@ def weights(folder):
         {"max_steps": 5},
         {"num_train_epochs": 2},
         {"num_train_epochs": 1.5, "gradient_accumulation_steps": 3},
-        {"num_train_epochs": 2, "dataloader_drop_last": True, "gradient_accumulation_steps": 2},
+        {"num_train_epochs": 2, "dataloader_drop_last": True},
         {"num_train_epochs": 1, "gradient_accumulation_steps": 50, "train_sampling_strategy": "group_by_length"},
     ],
 )
