@@ -196,3 +196,13 @@ def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(ru
     with pytest.raises(DataError, match="pairs of the validation data are longer than the 256 positions of the model"):
         run(**PATH)()
     assert trained == []
+
+
+def test_the_path_may_have_a_learning_rate_of_its_own(run, monkeypatch, tmp_path):
+    found = {}
+    monkeypatch.setattr(stages, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.learning_rate}))
+    real = Run._train
+    train_nothing(monkeypatch)
+    monkeypatch.setattr(Run, "_train", real)
+    run(methods=["personalized_bt", "bradley_terry"], reference_steps=[1], learning_rate=1e-3, reference_learning_rate=2e-3)()
+    assert found == {"Bradley-Terry": 1e-3, "personalized BT, x1": 2e-3}

@@ -46,6 +46,8 @@ class RunArguments(DataArguments):
         reference_steps (`list[float]`, *optional*, defaults to `[0.5, 1, 2, 4]`):
             Multiples of the student's optimizer steps for which personalized_bt is trained, 1 among them: the path, each point a training
             with a schedule of its own. The best point by group-balanced accuracy on held-out pairs is the method personalized_bt.
+        reference_learning_rate (`float`, *optional*):
+            Learning rate of that path, where another one serves it better than that of the other trainings (`learning_rate`).
         num_hidden_layers (`int`, *optional*):
             Keep only the first layers of the model.
         teacher_kind (`str`, *optional*, defaults to `"auto"`):
@@ -77,6 +79,7 @@ class RunArguments(DataArguments):
             "help": "Multiples of the student's optimizer steps for which personalized_bt is trained; the best point counts."
         },
     )
+    reference_learning_rate: float | None = option(None, "Learning rate of personalized_bt, if not that of the others.")
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
@@ -109,6 +112,8 @@ class RunArguments(DataArguments):
             )
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
+        if self.reference_learning_rate is not None and not 0 < self.reference_learning_rate < math.inf:
+            raise ConfigError(f"`reference_learning_rate` must be above 0, got {self.reference_learning_rate}.")
         if self.num_resamples < 1:
             raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
         if "teacher_mixture" in self.methods and not self.predicts_front:

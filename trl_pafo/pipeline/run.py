@@ -265,11 +265,13 @@ class Run:
     def _point(self, point: Point, train: Dataset) -> Stage:
         """Personalized Bradley-Terry, trained for so many times the student's steps."""
         method = "personalized_bt"
+        rate = self.run.reference_learning_rate
+        changes = {"max_steps": point.steps} | ({} if rate is None else {"learning_rate": rate})
 
         def work(out: Path) -> None:
-            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, changes={"max_steps": point.steps})
+            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, changes=changes)
 
-        return Stage(point.stage, point.output, self._inputs(self.model, method=method, max_steps=point.steps), work, trains=True)
+        return Stage(point.stage, point.output, self._inputs(self.model, method=method, **changes), work, trains=True)
 
     def _path(self, points: Mapping[Point, Stage], data: DatasetDict) -> Stage:
         """What the points are worth on held-out pairs, and which of them counts."""

@@ -51,7 +51,7 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     if args.teachers or not run.needs_teachers:
         unused += [(run, name) for name in ("teacher_start", "teacher_min_steps")]
     if "personalized_bt" not in run.methods:
-        unused.append((run, "reference_steps"))
+        unused += [(run, "reference_steps"), (run, "reference_learning_rate")]
     defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}
     given = [f"--{name}" for options, name in unused if canonical(getattr(options, name)) != defaults[name]]
     if given:
