@@ -38,9 +38,13 @@ def test_the_least_of_each_format_counts_and_they_are_timed_in_turn():
     assert formats == [torch.float32, torch.bfloat16] * 3
 
 
-def test_random_numbers_of_the_run_stay_as_they_are():
+def test_random_numbers_and_threads_of_the_run_stay_as_they_are(monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
     seconds_of_a_step(turns=1)
     assert torch.equal(torch.rand(2), expected)
+    assert threads == [1, 7]

@@ -16,7 +16,6 @@ def measured(monkeypatch):
     """What the next measurements find; each is taken out."""
     found = []
     monkeypatch.setattr(module, "fast_bf16", lambda: found.pop(0))
-    monkeypatch.setattr(module, "set_threads", lambda: None)
     return found
 
 

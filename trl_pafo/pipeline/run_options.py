@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from trl_pafo.errors import RunFolderError
-from trl_pafo.models.base_models import set_threads
 from trl_pafo.models.number_format import fast_bf16
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.trainer.config import PAFOConfig
@@ -22,7 +21,6 @@ class RunConfig(PAFOConfig):
 
     def __post_init__(self) -> None:
         if self.bf16 is None and self.use_cpu and not self.fp16:
-            set_threads()
             kept = kept_bf16(Path(str(self.output_dir)))
             self.bf16 = fast_bf16() if kept is None else kept
         super().__post_init__()
