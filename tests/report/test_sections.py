@@ -114,6 +114,9 @@ def test_what_could_be_had_is_told_and_drawn(record):
     assert table["rows"][1][1] == {"text": ".750", "interval": "[.730, .770]"}
     assert {text.get_text() for text in drawn.texts} >= {"0", "1", "x1", "x2"}
     assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("accuracy, majority", "accuracy, minority")
+    same, other = (front["points"][place["name"]] for place in front["mixture"])
+    same |= {name: other[name] for name in ("accuracy/majority", "accuracy/minority")}
+    assert "0, 1" in {text.get_text() for text in sections.front(record).pictures[0].figure.axes[0].texts}
     for point in front["points"].values():
         point.pop("accuracy/minority", None)
     assert not sections.front(record).pictures

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from trl_pafo.evaluation.front import ROUTED
 from trl_pafo.plotting import write_png
 from trl_pafo.report.pictures import draw_majority_minority
+from trl_pafo.report.record import series_of
 from trl_pafo.report.tables import markdown_table
 from trl_pafo.storage.files import write_text
 
@@ -33,13 +34,21 @@ def draw_front(front: Mapping[str, Any]) -> "Figure | None":
     if len({*sides.values()}) < 2 or not points or not {*sides.values()} <= {*points[ROUTED]}:
         return None
 
-    def place(name: str, title: str, series: int, label: str = "") -> dict[str, Any]:
-        return {"name": title, "series": series, "label": label} | {side: points[name][key] for side, key in sides.items()}
+    def place(name: str, title: str, method: str, label: str = "") -> dict[str, Any]:
+        return {"name": title, "series": series_of(method), "label": label} | {
+            side: points[name][key] for side, key in sides.items()
+        }
 
-    shown = [place(at["name"], "mixture, by tau", 4, f"{at['tau']:g}") for at in front["mixture"]]
+    taus: dict[tuple[float, ...], list[dict[str, Any]]] = {}  # those whose points are the same share one
+    for at in front["mixture"]:
+        taus.setdefault(tuple(points[at["name"]][key]["value"] for key in sides.values()), []).append(at)
+    shown = [
+        place(same[0]["name"], "mixture, by tau", "teacher_mixture", ", ".join(f"{at['tau']:g}" for at in same))
+        for same in taus.values()
+    ]
     arrows = [(i, i + 1) for i in range(len(shown) - 1)]
-    shown += [place(ROUTED, ROUTED, 3), place(front["reference"], front["reference"], 1)]
-    shown += [place(name, name, 2) for name in front.get("students", ())]
+    shown += [place(ROUTED, ROUTED, "group_routed"), place(front["reference"], front["reference"], "personalized_bt")]
+    shown += [place(name, name, "pafo") for name in front.get("students", ())]
     path = [
         {"label": f"x{at['multiple']:g}", **{side: points[at["name"]][key]["value"] for side, key in sides.items()}}
         for at in front["path"]

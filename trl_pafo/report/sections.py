@@ -181,7 +181,7 @@ def front(record: Record, prefix: str = "") -> Section:
     section.add_table(["on held-out pairs", *columns], [counts, *rows], FRONT_NOTE)
     if figure := draw_front(found):
         caption = f"{INTERVALS} Each axis has its own scale. Arrows: the mixture of teachers from tau 0 to 1. {found['sentence']}"
-        section.pictures.append(Picture(f"{prefix}front", "The predicted front", caption, figure))
+        section.pictures.append(Picture(f"{prefix}predicted_front", "The predicted front", caption, figure))
     return section
 
 
