@@ -8,7 +8,7 @@ from datasets import Dataset
 from helpers.small_runs import small_run, train_nothing
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
+from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, score_mixture
 from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics import group_accuracy, pair_correctness
 from trl_pafo.pipeline.front import KEPT, predict_run
@@ -48,7 +48,18 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
     shares = np.array(data["train"].to_pandas()["group"].value_counts(normalize=True).sort_index())
     np.testing.assert_allclose(front["fitted"]["share"], shares)
 
-    mixed = score_mixture(TeacherMixture.from_json(front["fitted"]), front["tau"], teachers, data["test"])
+    mixture = TeacherMixture.from_json(front["fitted"])
+    margins = np.stack([np.subtract(*pair_rewards(teachers[name], held_out)) for name in sorted(teachers)], axis=1)
+    texts = np.unique([str(prompt) for prompt in held_out["prompt"][:]], return_inverse=True)[1][:, None]
+    past = draw_histories(held_out["user"][:], group, texts, [1] * len(held_out), 8, 42)
+    for place in front["mixture"]:
+        draws = [
+            mixture.margins(margins, margins, past[i : i + len(group)], place["tau"]) for i in range(0, len(past), len(group))
+        ]
+        mean = group_accuracy(np.mean([pair_correctness(draw) for draw in draws], axis=0), group)
+        assert front["points"][place["name"]]["accuracy/minority"]["value"] == pytest.approx(mean["minority"])
+
+    mixed = score_mixture(mixture, front["tau"], teachers, data["test"])
     rows = [json.loads(line) for line in (folder / "results/teacher_mixture.jsonl").read_text().splitlines()]
     margins = [row["reward_chosen"] - row["reward_rejected"] for row in rows]
     np.testing.assert_allclose(margins, mixed.chosen, atol=1e-3)
