@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.parts import make_model
 from helpers.small_runs import small_run, train_nothing
@@ -377,3 +378,26 @@ class TestOptions:
         config = json.loads((tmp_path / "run/base_model/config.json").read_text())
         assert config["num_hidden_layers"] == 1
         assert (tmp_path / "run/base_model/model.safetensors").exists()
+
+
+class TestFolds:
+    @pytest.mark.parametrize("conditioning", ["counterfactual", "posterior"])
+    def test_students_learn_from_teachers_that_have_not_seen_the_prompt(self, run, tmp_path, conditioning, capsys):
+        options = {
+            "teacher_folds": 2,
+            "conditioning": conditioning,
+            "methods": ["personalized_bt", "pafo", "group_routed", "teacher_mixture"],
+        }
+        results = run(**options, validation_share=0.3, distill_anyway=True, reference_steps=[1])()
+        said = capsys.readouterr().out
+        assert "[teacher_without_fold_1:minority]" in said
+        assert "The teacher of minority prefers the chosen response" in said
+        assert {"pafo", "group_routed", "teacher_mixture"} <= set(results["methods"])
+        assert (tmp_path / "run/teachers/minority/without_fold_0/model.safetensors").exists()
+        assert run(**options, validation_share=0.3, distill_anyway=True, reference_steps=[1])()["methods"] == results["methods"]
+
+    def test_a_group_in_one_fold_is_refused_before_any_training(self, run, monkeypatch):
+        train_nothing(monkeypatch)
+        monkeypatch.setattr(stages, "fold_of_rows", lambda rows, folds, fields: np.zeros(len(rows), dtype=int))
+        with pytest.raises(ConfigError, match="All training pairs of the group 'majority' are in one of 2 folds"):
+            run(teacher_folds=2)()

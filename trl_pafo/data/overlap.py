@@ -1,9 +1,12 @@
 """What of a pair must not stand in its own history: its prompt, or, where all pairs have one prompt, its two responses."""
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.rows import read_rows
@@ -36,3 +39,16 @@ class PairNumbers:
 
     def __call__(self, pair: Mapping[str, Any]) -> tuple[int, ...]:
         return tuple(self._number_of.setdefault(text, len(self._number_of)) for text in pair_texts(pair, self.fields))
+
+
+def prompt_folds(rows: Dataset, num_folds: int, seed: int) -> dict[tuple[str, ...], int]:
+    """The fold of each different prompt (or pair of responses, see [`telling_fields`]), as even as they go, by [`pair_texts`]."""
+    fields = telling_fields(rows)
+    different = sorted({pair_texts(row, fields) for row in read_rows(rows, fields)})
+    random.Random(seed).shuffle(different)
+    return {texts: place % num_folds for place, texts in enumerate(different)}
+
+
+def fold_of_rows(rows: Dataset, folds: Mapping[tuple[str, ...], int], fields: tuple[str, ...]) -> NDArray[np.int64]:
+    """The fold of each row, -1 for a prompt that is in none, of shape `(num_rows,)`."""
+    return np.array([folds.get(pair_texts(row, fields), -1) for row in read_rows(rows, fields)], dtype=np.int64)

@@ -58,6 +58,10 @@ class RunArguments(DataArguments):
             `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
             At least this many optimizer steps a teacher, so that a teacher learns a group with few pairs.
+        teacher_folds (`int`, *optional*, defaults to `1`):
+            K teachers a group, each trained without one of K parts of the prompts. A training pair is then distilled from the teachers that
+            have not seen its prompt, on one scale: each teacher's margins are divided by the temperature at which they fit its group's
+            labels best. New pairs get their mean. 1: one teacher a group, whose margins are taken as they are.
         distill_anyway (`bool`, *optional*, defaults to `False`):
             Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
             pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
@@ -84,6 +88,7 @@ class RunArguments(DataArguments):
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
+    teacher_folds: int = option(1, "Teachers a group, each trained without one part of the prompts; 1: one, trained on all.")
     distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
@@ -114,6 +119,8 @@ class RunArguments(DataArguments):
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
         if self.reference_learning_rate is not None and not 0 < self.reference_learning_rate < math.inf:
             raise ConfigError(f"`reference_learning_rate` must be above 0, got {self.reference_learning_rate}.")
+        if self.teacher_folds < 1:
+            raise ConfigError(f"`teacher_folds` must be at least 1, got {self.teacher_folds}.")
         if self.num_resamples < 1:
             raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
         if "teacher_mixture" in self.methods and not self.predicts_front:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 
 from trl_pafo.data.history import history_of, rows_as_messages, without_history
-from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
+from trl_pafo.evaluation.rewards import ScoredPairs, score_mean
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
 from trl_pafo.teachers.targets import past_pairs
@@ -90,12 +90,12 @@ class TeacherMixture:
         return mixture_margin(np.asarray(margins) / self.temperature, posterior(likelihood, np.log(self.share), tau))
 
 
-def score_alone(teachers: Mapping[str, str], rows: Dataset, **scoring: Any) -> list[ScoredPairs]:
+def score_alone(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any) -> list[ScoredPairs]:
     """Pairs without their histories under each teacher, in the order of the groups' names.
 
     Args:
-        teachers (`Mapping[str, str]`):
-            Folder of each group's teacher.
+        teachers (`Mapping[str, str | Sequence[str]]`):
+            Folder of each group's teacher, or those of its folds, whose mean counts.
         rows ([`~datasets.Dataset`]):
             Rows as [`~trl_pafo.evaluation.rewards.score_rows`] takes them.
         **scoring:
@@ -104,8 +104,8 @@ def score_alone(teachers: Mapping[str, str], rows: Dataset, **scoring: Any) -> l
     alone = without_history(rows)
     desc = scoring.pop("desc", None)
     return [
-        score_rows(folder, alone, desc=desc and f"{desc}, teacher of {group}", **scoring)
-        for group, folder in sorted(teachers.items())
+        score_mean(folders, alone, desc=desc and f"{desc}, teacher of {group}", **scoring)
+        for group, folders in sorted(teachers.items())
     ]
 
 
@@ -114,7 +114,9 @@ def margins_of(scored: Sequence[ScoredPairs]) -> FloatArray:
     return np.stack([np.subtract(pairs.chosen, pairs.rejected, dtype=np.float64) for pairs in scored], axis=1)
 
 
-def score_mixture(mixture: TeacherMixture, tau: float, teachers: Mapping[str, str], rows: Dataset, **scoring: Any) -> ScoredPairs:
+def score_mixture(
+    mixture: TeacherMixture, tau: float, teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any
+) -> ScoredPairs:
     """Score each row under all teachers, weighed by its history, which needs no label of the group.
 
     The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone.
@@ -122,8 +124,8 @@ def score_mixture(mixture: TeacherMixture, tau: float, teachers: Mapping[str, st
     Args:
         mixture, tau:
             As in [`TeacherMixture.margins`].
-        teachers (`Mapping[str, str]`):
-            Folder of each group's teacher.
+        teachers (`Mapping[str, str | Sequence[str]]`):
+            As for [`score_alone`].
         rows ([`~datasets.Dataset`]):
             Rows of `trl-pafo prepare`: beside what is read, the complete `history`, of which those past pairs count that are read.
         **scoring:

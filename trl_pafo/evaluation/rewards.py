@@ -1,6 +1,6 @@
 """Raw rewards of the pairs of a dataset under saved models, with the texts that the models read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +78,14 @@ def score_tokenized(
     return ScoredPairs(chosen, rejected, *(scorer.tokenizer.batch_decode([row[side] for row in ids]) for side in SIDES))
 
 
-def score_routed(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> ScoredPairs:
+def score_mean(folders: str | Sequence[str], rows: Dataset, **kwargs: Any) -> ScoredPairs:
+    """The mean rewards of one or several saved models, such as the folds of a teacher; see [`score_rows`]."""
+    scored = [score_rows(folder, rows, **kwargs) for folder in ([folders] if isinstance(folders, str) else folders)]
+    chosen, rejected = (np.mean([getattr(pairs, side) for pairs in scored], axis=0) for side in SIDES)
+    return scored[0]._replace(chosen=chosen, rejected=rejected)
+
+
+def score_routed(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **kwargs: Any) -> ScoredPairs:
     """Score each row under the teacher of its group, which needs the label at inference.
 
     Raises:
@@ -91,7 +98,7 @@ def score_routed(teachers: Mapping[str, str], rows: Dataset, **kwargs: Any) -> S
             f"The test data have groups without a teacher: {', '.join(missing)}. Add teachers, or leave out group_routed."
         )
     places = {name: np.flatnonzero(group == name) for name in teachers if (group == name).any()}
-    parts = [score_rows(teachers[name], rows.select(mine), **kwargs) for name, mine in places.items()]
+    parts = [score_mean(teachers[name], rows.select(mine), **kwargs) for name, mine in places.items()]
     order = np.argsort(np.concatenate(list(places.values()))).tolist()
     columns = [[value for part in parts for value in part[column]] for column in range(4)]
     chosen, rejected, *texts = ([column[i] for i in order] for column in columns)

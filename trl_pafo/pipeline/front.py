@@ -27,7 +27,7 @@ def predict_run(
     out: Path,
     held_out: Dataset,
     train: Dataset,
-    teachers: Mapping[str, str],
+    teachers: Mapping[str, str | Sequence[str]],
     path: Mapping[str, Any],
     tau: float,
     num_resamples: int,
@@ -45,8 +45,8 @@ def predict_run(
             Prepared rows that no model was trained on.
         train ([`~datasets.Dataset`]):
             Those of the trainings.
-        teachers (`Mapping[str, str]`):
-            Folder of each group's teacher.
+        teachers (`Mapping[str, str | Sequence[str]]`):
+            Folder of each group's teacher, or those of its folds.
         path (`Mapping`):
             Output of [`~trl_pafo.evaluation.reference_path.score_path`] on the same held-out rows.
         tau (`float`):
@@ -70,7 +70,7 @@ def predict_run(
 def _predict(
     held_out: Dataset,
     train: Dataset,
-    teachers: Mapping[str, str],
+    teachers: Mapping[str, str | Sequence[str]],
     path: Mapping[str, Any],
     taus: Sequence[float],
     num_resamples: int,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from trl_pafo.data.history import HistoryCutter, without_history
+from trl_pafo.data.overlap import fold_of_rows, prompt_folds, telling_fields
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
@@ -29,6 +31,7 @@ from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.pipeline.controls import distilled_ensemble, reweighted_bt
 from trl_pafo.pipeline.evaluate import evaluate_run
+from trl_pafo.pipeline.fold_margins import with_fold_margins
 from trl_pafo.pipeline.front import KEPT, predict_run
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
@@ -172,18 +175,18 @@ class Run:
         trained = {}
         if run.needs_teachers and not given:
             folders = folder_names(sorted(train.unique("group")))
-            trained = {group: self._teacher(group, name, train, start) for group, name in folders.items()}
-        teachers = {group: str(teacher.source) for group, teacher in given.items()}
-        teachers |= {group: str(self.folder / stage.output) for group, stage in trained.items()}
+            trained = {group: self._teachers_of(group, name, train, start) for group, name in folders.items()}
+        teachers = {group: [str(teacher.source)] for group, teacher in given.items()}
+        teachers |= {group: [str(self.folder / stage.output) for stage in stages] for group, stages in trained.items()}
         identities = {group: str(teacher.identity()) for group, teacher in given.items()}
-        identities |= {group: stage.digest for group, stage in trained.items()}
+        identities |= {group: " ".join(stage.digest for stage in stages) for group, stages in trained.items()}
         students = [self._student(m, train, teachers, identities, shared) for m in STUDENTS if m in run.methods]
         front = self._front(teachers, identities, data, path) if path and run.predicts_front else None
         reweighted = reweighted_bt(self, train) if "reweighted_bt" in run.methods else None
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
         in_order = (
             *(base, plain, *trained_points.values(), path, *chosen, reweighted),
-            *(*trained.values(), front, *students, *ensemble),
+            *(*chain(*trained.values()), front, *students, *ensemble),
         )
         stages = [stage for stage in in_order if stage is not None]
 
@@ -301,21 +304,48 @@ class Run:
 
         return Stage(method, f"models/{method}", {"path": path.digest}, work, derived=True)
 
-    def _teacher(self, group: str, name: str, train: Dataset, shared: str | None) -> Stage:
+    def _teachers_of(self, group: str, name: str, train: Dataset, shared: str | None) -> list[Stage]:
+        """The teacher of a group, or one for each fold of the prompts, trained without it."""
+        num_folds, own = self.run.teacher_folds, train.filter(lambda row: row["group"] == group)
+        if num_folds == 1:
+            return [self._teacher(f"teacher:{group}", f"teachers/{name}", f"Teacher of {group}", group, own, shared)]
+        fold = fold_of_rows(own, prompt_folds(train, num_folds, self.args.seed), telling_fields(train))
+        if (np.bincount(fold, minlength=num_folds) == len(own)).any():
+            raise ConfigError(
+                f"All training pairs of the group {group!r} are in one of {num_folds} folds, without which its teacher has none to learn "
+                "from. Lower `teacher_folds`."
+            )
+        return [
+            self._teacher(
+                f"teacher_without_fold_{number}:{group}",
+                f"teachers/{name}/without_fold_{number}",
+                f"Teacher of {group}, without fold {number}",
+                group,
+                own.select(np.flatnonzero(fold != number)),
+                shared,
+                fold=f"{number} of {num_folds}",
+            )
+            for number in range(num_folds)
+        ]
+
+    def _teacher(
+        self, stage: str, output: str, title: str, group: str, own: Dataset, shared: str | None, **of_fold: str
+    ) -> Stage:
         run = self.run
-        inputs = self._inputs(self.teacher_model, group=group, start=run.teacher_start, min_steps=run.teacher_min_steps)
+        inputs = self._inputs(
+            self.teacher_model, group=group, start=run.teacher_start, min_steps=run.teacher_min_steps, **of_fold
+        )
         start = str(self.folder / Point(1, 0).output) if run.teacher_start == "warm" else None
         if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
             inputs["start_from"] = shared
 
         def work(out: Path) -> None:
-            rows = without_history(train.filter(lambda row: row["group"] == group))
-            title, min_steps = f"Teacher of {group}", run.teacher_min_steps
-            self._train(out, title, rows, start=start, model=self.teacher_model, with_history=False, min_steps=min_steps)
+            options: dict[str, Any] = {"model": self.teacher_model, "with_history": False, "min_steps": run.teacher_min_steps}
+            self._train(out, title, without_history(own), start=start, **options)
 
-        return Stage(f"teacher:{group}", f"teachers/{name}", inputs, work, trains=True)
+        return Stage(stage, output, inputs, work, trains=True)
 
-    def _front(self, teachers: dict[str, str], identities: dict[str, str], data: DatasetDict, path: Stage) -> Stage:
+    def _front(self, teachers: dict[str, list[str]], identities: dict[str, str], data: DatasetDict, path: Stage) -> Stage:
         """What can be had from the teachers on held-out pairs."""
         held_out = data["validation"] if "validation" in data else data["test"].select([])
         options: dict[str, Any] = {"tau": self.args.tau, "num_resamples": self.run.num_resamples, "seed": self.args.seed}
@@ -344,7 +374,7 @@ class Run:
         return {**self._scoring(), "use_cpu": self.args.use_cpu, "version": __version__}
 
     def _student(
-        self, method: str, train: Dataset, teachers: dict[str, str], identities: dict[str, str], shared: str | None
+        self, method: str, train: Dataset, teachers: dict[str, list[str]], identities: dict[str, str], shared: str | None
     ) -> Stage:
         changes = {"max_steps": self._steps}
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
@@ -356,7 +386,14 @@ class Run:
 
         def work(out: Path) -> None:
             options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
-            self._train(out, TITLES[method], train, teachers=teachers, changes=options)
+            if self.run.teacher_folds == 1:
+                one = {group: folders[0] for group, folders in teachers.items()}
+                self._train(out, TITLES[method], train, teachers=one, changes=options)
+                return
+            of_histories = self.args.conditioning == "posterior"
+            rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
+            columns = ("group", "history", "teacher_margins", "history_log_likelihood")
+            self._train(out, TITLES[method], rows, columns=columns, changes=options)
 
         kept = Stage(method, output, inputs | {"instead": f"the reference {shared}"}, keep_reference)
         may_keep = self.run.predicts_front and not self.run.distill_anyway
@@ -429,7 +466,7 @@ class Run:
             teachers=teachers,
             peft_config=peft_config,
         )
-        for agreement in made.teacher_agreement if teachers else []:
+        for agreement in made.teacher_agreement if teachers or "teacher_margins" in columns else []:
             print(f"    {agreement}", flush=True)
         if with_history:
             self._remember_history(made.processing_class)

@@ -1,0 +1,61 @@
+"""Margins of teachers for pairs that they have not seen: of each fold of the prompts, by those that were trained without it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_pafo.data.history import rows_as_messages, without_history
+from trl_pafo.data.overlap import fold_of_rows, prompt_folds, telling_fields
+from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores
+from trl_pafo.teachers.targets import past_pairs
+
+
+def with_fold_margins(
+    rows: Dataset, teachers: Mapping[str, Sequence[str]], seed: int, *, of_histories: bool = False, **scoring: Any
+) -> Dataset:
+    """Training rows with the column `teacher_margins`, and, if asked for, `history_log_likelihood`, both by group. (Not from the paper.)
+
+    Margins are divided by a temperature of each group's teachers, fitted to the labels of the group's pairs.
+
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Prepared rows with `group`, and `history` where histories are scored.
+        teachers (`Mapping[str, Sequence[str]]`):
+            By group, the folder of the teacher that was trained without each fold, see [`~trl_pafo.data.overlap.prompt_folds`].
+        seed (`int`):
+            Seed of the folds.
+        of_histories (`bool`, *optional*, defaults to `False`):
+            Whether to add the log likelihood of the groups given each row's history.
+        **scoring:
+            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    """
+    groups, fields = sorted(teachers), telling_fields(rows)
+    folds = prompt_folds(rows, len(teachers[groups[0]]), seed)
+
+    def score(pairs: Dataset, desc: str) -> FloatArray:
+        fold = fold_of_rows(pairs, folds, fields)
+        margins = np.zeros((len(pairs), len(groups)))
+        for place, group in enumerate(groups):
+            for number, folder in enumerate(teachers[group]):
+                mine = np.flatnonzero((fold == number) | (fold < 0))
+                scored = np.subtract(*pair_rewards(folder, pairs.select(mine), desc=f"{desc}, teacher of {group}", **scoring))
+                margins[mine, place] += scored / np.where(fold[mine] < 0, len(teachers[group]), 1)  # the mean where all are new
+        return margins
+
+    margins = score(without_history(rows), "Training pairs")
+    own = np.searchsorted(groups, rows["group"][:])
+    temperature = np.array([fit_temperature(margins[own == place, place]) for place in range(len(groups))])
+    columns = {"teacher_margins": margins / temperature}
+    if of_histories:
+        entries, past = past_pairs(rows)
+        entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]
+        scores = history_scores(score(entries, "Past pairs") / temperature, past)
+        columns["history_log_likelihood"] = GroupLikelihood.fit(scores, own).log_likelihood(scores)
+    for name, values in columns.items():
+        by_group = [dict(zip(groups, row, strict=True)) for row in values.tolist()]
+        rows = rows.add_column(name, by_group)  # type: ignore[arg-type]
+    return rows
