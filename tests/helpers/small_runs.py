@@ -68,7 +68,7 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
 
     def predict(out: Path, held_out: Any, train: Any, teachers: Any, *args: Any, **options: Any) -> None:
         assert len(held_out)
-        assert all(Path(folder).is_dir() for folder in teachers.values())
+        assert all(Path(folder).is_dir() for folders in teachers.values() for folder in folders)
         out.mkdir()
         front = {"points": {}, "worth": worth, "sentence": "This is what can be had."}
         (out / "front.json").write_text(json.dumps(front))
