@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.parts import make_model, make_pairs
-from helpers.ranks import assert_wrapped, launch, options, with_margins, wrapper_of
+from helpers.ranks import assert_wrapped, launch, options, wrapper_of
 from transformers import TrainerCallback
 
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.trainer.checkpoints import last_checkpoint
 
-STEPS, KEPT_AFTER = 6, 3
+STEPS, KEPT_AFTER = 7, 5  # of 4 steps an epoch: it goes on within the second
 
 
 class Stop(TrainerCallback):
@@ -32,7 +32,10 @@ def train(model: str, out: Path, *callbacks: TrainerCallback, resume: Path | Non
         disable_dropout=False,  # losses depend on the random numbers of each process
         eos_token="[SEP]",
     )
-    trainer = PAFORewardTrainer(model, args, train_dataset=with_margins(make_pairs(history=0)))
+    rows = make_pairs()
+    rows = rows.add_column("teacher_margins", [{"majority": 0.1 * i, "minority": 1 - 0.2 * i} for i in range(len(rows))])
+    trainer = PAFORewardTrainer(model, args, train_dataset=rows)
+    assert trainer._shown is not None  # histories are drawn anew in each epoch
     for callback in callbacks:
         trainer.add_callback(callback)
     try:
