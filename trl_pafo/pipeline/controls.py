@@ -51,7 +51,7 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
             np.subtract(*pair_rewards(f, train, desc="Training pairs, ensemble", **how), dtype=np.float64) for f in folders
         ]
         with replacing(out) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.mean(margins, axis=0))
+            np.save(file, np.mean(margins, axis=0), allow_pickle=False)
 
     made_from = {"members": identities, "max_length": run.args.max_length}
     mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, derived=True)
