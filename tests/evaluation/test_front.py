@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from trl_pafo.evaluation import front as module
-from trl_pafo.evaluation.front import FEWEST_USERS, TAUS, balanced, predict_front, simultaneous_differences, summaries
+from trl_pafo.evaluation.front import FEWEST_USERS, TAUS, predict_front, simultaneous_differences, summaries
+from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.storage.files import json_ready
 
@@ -107,7 +108,8 @@ def test_a_gain_of_the_small_group_is_worth_it_and_the_best_tau_is_named():
     assert found["worth"] is True
     assert found["tau"] == 0.75
     assert found["mixture"][4]["gains"]["a"]["value"] < -module.TOLERANCE < 0 < found["mixture"][4]["gains"]["b"]["low"]
-    assert balanced(found["points"]["mixture of teachers, tau 1"]) > balanced(found["points"]["mixture of teachers, tau 0.75"])
+    balanced = lambda name: value_of("group_balanced", found["points"][name])  # noqa: E731
+    assert balanced("mixture of teachers, tau 1") > balanced("mixture of teachers, tau 0.75")
     assert starts("Worth distilling: with tau 0.75 the mixture of teachers is more accurate for b +.", found)
     assert "no loss above .010 measured for a .000 [.000, .000]" in found["sentence"]
     assert list(found["points"]) == [

@@ -8,7 +8,7 @@ from datasets import Dataset
 from helpers.parts import make_pairs, make_tokenizer
 
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.overlap import fold_of_rows, prompt_folds, telling_fields
+from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.template import add_history_template
 from trl_pafo.pipeline import fold_margins as module
 from trl_pafo.pipeline.fold_margins import with_fold_margins
@@ -43,19 +43,23 @@ def rows(monkeypatch) -> Dataset:
 
 def test_folds_are_of_prompts_even_and_drawn_by_the_seed():
     rows = make_pairs(num_users=9)
-    folds = prompt_folds(rows, 3, seed=1)
-    sizes = np.bincount(list(folds.values()))
+    folds = PromptFolds(rows, 3, seed=1).of(rows).tolist()
+    fold_of = dict(zip(rows["prompt"], folds, strict=True))
+    assert [fold_of[prompt] for prompt in rows["prompt"]] == folds
+    sizes = np.bincount(list(fold_of.values()))
     assert max(sizes) - min(sizes) <= 1
-    assert folds == prompt_folds(rows.shuffle(seed=2), 3, seed=1) != prompt_folds(rows, 3, seed=2)
+    assert (
+        folds == PromptFolds(rows.shuffle(seed=2), 3, seed=1).of(rows).tolist() != PromptFolds(rows, 3, seed=2).of(rows).tolist()
+    )
     again = Dataset.from_list([*rows, {**rows[0], "prompt": "nobody asked this"}])
-    found = fold_of_rows(again, folds, telling_fields(rows))
+    found = PromptFolds(rows, 3, seed=1).of(again)
     assert found[-1] == -1
-    assert [folds[(prompt,)] for prompt in rows["prompt"]] == found[:-1].tolist()
+    assert folds == found[:-1].tolist()
 
 
 def test_a_pair_is_scored_by_the_teachers_that_have_not_seen_its_prompt(rows):
     found = with_fold_margins(rows, TEACHERS, seed=0)
-    fold = fold_of_rows(rows, prompt_folds(rows, 2, 0), ("prompt",))
+    fold = PromptFolds(rows, 2, 0).of(rows)
     margins = {
         group: np.array(
             [said(f"{group} {fold[n]}", text(row["chosen"]), text(row["rejected"])) for n, row in enumerate(rows)], dtype=float
@@ -72,12 +76,12 @@ def test_a_pair_is_scored_by_the_teachers_that_have_not_seen_its_prompt(rows):
 
 def test_past_pairs_are_scored_by_those_of_their_own_fold_and_by_all_where_no_teacher_saw_them(rows):
     found = with_fold_margins(rows, TEACHERS, seed=0, of_histories=True)
-    folds, groups = prompt_folds(rows, 2, 0), ["majority", "minority"]
+    groups = ["majority", "minority"]
     own = np.array([groups.index(name) for name in rows["group"]])
     asked = {text(row["prompt"]): n for n, row in enumerate(rows)}
     assert not any(past["prompt"] in asked for row in rows for past in row["history"])  # so all of them are new here
     margins = [[0.0, 0.0] for _ in rows]
-    fold = fold_of_rows(rows, folds, ("prompt",))
+    fold = PromptFolds(rows, 2, 0).of(rows)
     for n, row in enumerate(rows):
         margins[n] = [said(f"{g} {fold[n]}", text(row["chosen"]), text(row["rejected"])) for g in groups]
     temperature = [fit_temperature(np.array(margins)[own == place, place]) for place in (0, 1)]

@@ -398,6 +398,6 @@ class TestFolds:
 
     def test_a_group_in_one_fold_is_refused_before_any_training(self, run, monkeypatch):
         train_nothing(monkeypatch)
-        monkeypatch.setattr(stages, "fold_of_rows", lambda rows, folds, fields: np.zeros(len(rows), dtype=int))
+        monkeypatch.setattr(stages.PromptFolds, "of", lambda self, rows: np.zeros(len(rows), dtype=int))
         with pytest.raises(ConfigError, match="All training pairs of the group 'majority' are in one of 2 folds"):
             run(teacher_folds=2)()

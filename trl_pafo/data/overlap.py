@@ -41,14 +41,26 @@ class PairNumbers:
         return tuple(self._number_of.setdefault(text, len(self._number_of)) for text in pair_texts(pair, self.fields))
 
 
-def prompt_folds(rows: Dataset, num_folds: int, seed: int) -> dict[tuple[str, ...], int]:
-    """The fold of each different prompt (or pair of responses, see [`telling_fields`]), as even as they go, by [`pair_texts`]."""
-    fields = telling_fields(rows)
-    different = sorted({pair_texts(row, fields) for row in read_rows(rows, fields)})
-    random.Random(seed).shuffle(different)
-    return {texts: place % num_folds for place, texts in enumerate(different)}
+class PromptFolds:
+    """
+    Parts of the prompts (or of the pairs of responses, see [`telling_fields`]), as even as they go.
 
+    Args:
+        rows ([`~datasets.Dataset`]):
+            Rows whose prompts are divided.
+        num_folds (`int`):
+            Number of parts.
+        seed (`int`):
+            Seed of the draw.
+    """
 
-def fold_of_rows(rows: Dataset, folds: Mapping[tuple[str, ...], int], fields: tuple[str, ...]) -> NDArray[np.int64]:
-    """The fold of each row, -1 for a prompt that is in none, of shape `(num_rows,)`."""
-    return np.array([folds.get(pair_texts(row, fields), -1) for row in read_rows(rows, fields)], dtype=np.int64)
+    def __init__(self, rows: Dataset, num_folds: int, seed: int):
+        self._fields = telling_fields(rows)
+        different = sorted({pair_texts(row, self._fields) for row in read_rows(rows, self._fields)})
+        random.Random(seed).shuffle(different)
+        self._fold_of = {texts: place % num_folds for place, texts in enumerate(different)}
+
+    def of(self, rows: Dataset) -> NDArray[np.int64]:
+        """The fold of each row, -1 for a prompt that is in none, of shape `(num_rows,)`."""
+        texts = (pair_texts(row, self._fields) for row in read_rows(rows, self._fields))
+        return np.array([self._fold_of.get(own, -1) for own in texts], dtype=np.int64)

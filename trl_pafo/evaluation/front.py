@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_expit
 
+from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.metrics import pair_correctness, percentile_interval
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells, group_totals, user_cells
@@ -96,7 +97,7 @@ def predict_front(
     }
     verdicts = {tau: decide(of_tau, TOLERANCE) for tau, of_tau in gains.items()}
     better = [tau for tau, (verdict, _) in verdicts.items() if verdict == "improves"]
-    best = max(better or mixture, key=lambda tau: balanced(points[name_of_tau[tau]]))
+    best = max(better or mixture, key=lambda tau: value_of("group_balanced", points[name_of_tau[tau]]))
     found = verdicts[best][1].partition(": ")[2]
     basis = (
         f"Accuracy minus that of {name_of_multiple[reference]} on {len(user)} held-out pairs of {len(pairs.users)} users, with one-sided 5 % "
@@ -144,12 +145,6 @@ def add_student(
     calibrated = {name: margins / fit_temperature(margins)}
     front["points"] |= summaries(calibrated, encode_pairs(user, group, len(margins)), num_resamples, seed)
     front.setdefault("students", []).append(name)
-
-
-def balanced(summary: Mapping[str, Any]) -> float:
-    """Mean accuracy of the groups of a summary."""
-    of_groups = [entry["value"] for name, entry in summary.items() if name.startswith("accuracy/")]
-    return sum(of_groups) / len(of_groups)
 
 
 def _mean(values: FloatArray) -> FloatArray:

@@ -132,14 +132,21 @@ def score_mixture(
             Options of [`~trl_pafo.evaluation.rewards.score_rows`].
     """
     scored = score_alone(teachers, rows, **scoring)
-    entries, past = past_pairs(rows)
+    entries, past = past_pairs_alone(rows)
     past = [own[:number] for own, number in zip(past, num_shown(rows), strict=True)]
     past_margins = np.zeros((0, len(scored)))
     if len(entries):
-        entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]
         past_margins = margins_of(score_alone(teachers, entries, **scoring))
     margins = mixture.margins(margins_of(scored), past_margins, past, tau)
     return ScoredPairs(margins, np.zeros_like(margins), scored[0].text_chosen, scored[0].text_rejected)
+
+
+def past_pairs_alone(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
+    """[`~trl_pafo.teachers.targets.past_pairs`] as rows that are rendered without a history."""
+    entries, past = past_pairs(rows)
+    if len(entries):
+        entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]
+    return entries, past
 
 
 def num_shown(rows: Dataset) -> list[int]:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_pafo.data.history import rows_as_messages, without_history
-from trl_pafo.data.overlap import fold_of_rows, prompt_folds, telling_fields
+from trl_pafo.data.history import without_history
+from trl_pafo.data.overlap import PromptFolds
+from trl_pafo.evaluation.mixture import past_pairs_alone
 from trl_pafo.evaluation.rewards import pair_rewards
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores
-from trl_pafo.teachers.targets import past_pairs
 
 
 def with_fold_margins(
@@ -25,7 +25,7 @@ def with_fold_margins(
         rows ([`~datasets.Dataset`]):
             Prepared rows with `group`, and `history` where histories are scored.
         teachers (`Mapping[str, Sequence[str]]`):
-            By group, the folder of the teacher that was trained without each fold, see [`~trl_pafo.data.overlap.prompt_folds`].
+            By group, the folder of the teacher that was trained without each fold, see [`~trl_pafo.data.overlap.PromptFolds`].
         seed (`int`):
             Seed of the folds.
         of_histories (`bool`, *optional*, defaults to `False`):
@@ -33,11 +33,11 @@ def with_fold_margins(
         **scoring:
             Options of [`~trl_pafo.evaluation.rewards.score_rows`].
     """
-    groups, fields = sorted(teachers), telling_fields(rows)
-    folds = prompt_folds(rows, len(teachers[groups[0]]), seed)
+    groups = sorted(teachers)
+    folds = PromptFolds(rows, len(teachers[groups[0]]), seed)
 
     def score(pairs: Dataset, desc: str) -> FloatArray:
-        fold = fold_of_rows(pairs, folds, fields)
+        fold = folds.of(pairs)
         margins = np.zeros((len(pairs), len(groups)))
         for place, group in enumerate(groups):
             for number, folder in enumerate(teachers[group]):
@@ -51,8 +51,7 @@ def with_fold_margins(
     temperature = np.array([fit_temperature(margins[own == place, place]) for place in range(len(groups))])
     columns = {"teacher_margins": margins / temperature}
     if of_histories:
-        entries, past = past_pairs(rows)
-        entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]
+        entries, past = past_pairs_alone(rows)
         scores = history_scores(score(entries, "Past pairs") / temperature, past)
         columns["history_log_likelihood"] = GroupLikelihood.fit(scores, own).log_likelihood(scores)
     for name, values in columns.items():

@@ -19,7 +19,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from trl_pafo.data.history import HistoryCutter, without_history
-from trl_pafo.data.overlap import fold_of_rows, prompt_folds, telling_fields
+from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.history_effect import STUDENTS
@@ -175,7 +175,8 @@ class Run:
         trained = {}
         if run.needs_teachers and not given:
             folders = folder_names(sorted(train.unique("group")))
-            trained = {group: self._teachers_of(group, name, train, start) for group, name in folders.items()}
+            folds = PromptFolds(train, run.teacher_folds, args.seed) if run.teacher_folds > 1 else None
+            trained = {group: self._teachers_of(group, name, train, start, folds) for group, name in folders.items()}
         teachers = {group: [str(teacher.source)] for group, teacher in given.items()}
         teachers |= {group: [str(self.folder / stage.output) for stage in stages] for group, stages in trained.items()}
         identities = {group: str(teacher.identity()) for group, teacher in given.items()}
@@ -304,12 +305,12 @@ class Run:
 
         return Stage(method, f"models/{method}", {"path": path.digest}, work, derived=True)
 
-    def _teachers_of(self, group: str, name: str, train: Dataset, shared: str | None) -> list[Stage]:
+    def _teachers_of(self, group: str, name: str, train: Dataset, shared: str | None, folds: PromptFolds | None) -> list[Stage]:
         """The teacher of a group, or one for each fold of the prompts, trained without it."""
         num_folds, own = self.run.teacher_folds, train.filter(lambda row: row["group"] == group)
-        if num_folds == 1:
+        if folds is None:
             return [self._teacher(f"teacher:{group}", f"teachers/{name}", f"Teacher of {group}", group, own, shared)]
-        fold = fold_of_rows(own, prompt_folds(train, num_folds, self.args.seed), telling_fields(train))
+        fold = folds.of(own)
         if (np.bincount(fold, minlength=num_folds) == len(own)).any():
             raise ConfigError(
                 f"All training pairs of the group {group!r} are in one of {num_folds} folds, without which its teacher has none to learn "

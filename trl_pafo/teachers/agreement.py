@@ -1,6 +1,5 @@
 """Whether teachers agree with the labels of their own groups: a teacher of another group, or of other texts, does not."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ class Agreement:
         num_pairs (`int`):
             Pairs of the group.
         share (`float`):
-            Share of them on which its margin prefers the chosen response, a tie counting half; NaN without pairs.
+            Share of them on which its margin prefers the chosen response, a tie counting half.
         margin (`float`):
             Mean margin, in its own reward units.
     """
@@ -57,8 +56,8 @@ def agreement(margins: np.ndarray, group: Sequence[str] | None = None) -> list[A
     found = []
     for name in np.unique(names):
         own = margins[names == name]
-        share, mean = ((np.sign(own) + 1) / 2).mean() if len(own) else math.nan, own.mean() if len(own) else math.nan
-        found.append(Agreement(None if group is None else str(name), len(own), float(share), float(mean)))
+        share = float(((np.sign(own) + 1) / 2).mean())
+        found.append(Agreement(None if group is None else str(name), len(own), share, float(own.mean())))
     for each in found:
         if each.share < 0.5:
             logger.warning(

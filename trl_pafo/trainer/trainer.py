@@ -158,8 +158,9 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
                 targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own, tau=tau)
             else:
                 targets = targets_from_columns(self.train_dataset, sorted(pairs.groups), tau=tau)
-            self.teacher_agreement = agreement(targets.own(), self.train_dataset["group"][:])
-            self.train_dataset = self.train_dataset.add_column("teacher_margin", targets.own())
+            own_margins = targets.own()
+            self.teacher_agreement = agreement(own_margins, self.train_dataset["group"][:])
+            self.train_dataset = self.train_dataset.add_column("teacher_margin", own_margins)
         if rows is not None and (pairs.draws_donors or args.min_num_history is not None):
             self._shown = shown_pairs(
                 self.train_dataset,
