@@ -11,7 +11,7 @@ from helpers.parts import full_after
 from trl_pafo.audit import write_audit
 from trl_pafo.audit.audit import check_output
 from trl_pafo.audit.pictures import draw_pictures
-from trl_pafo.audit.text import findings, interval, markdown_report, verdict_sentence
+from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.errors import RunFolderError
 
 
@@ -159,11 +159,6 @@ def test_a_taste_of_a_given_group_in_words(gain, shared, match):
     found = make_result(tastes=tastes)["findings"]
     assert [text for text in found if re.search(match, text)]
     assert not any(text.startswith("many:") for text in found)
-
-
-def test_unknown_numbers_are_not_printed_as_numbers():
-    assert interval({"value": None, "low": None, "high": None}) == "unknown"
-    assert interval(number(float("nan"))) == "unknown"
 
 
 def test_the_report_holds_all_numbers_in_aligned_tables():

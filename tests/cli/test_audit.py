@@ -19,7 +19,7 @@ def quick(request, monkeypatch):
     if "slow" not in request.keywords:
         monkeypatch.setattr("trl_pafo.audit.audit.probe_front", functools.partial(probe_front, folds=2, repeats=1))
         for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
-            monkeypatch.setattr(f"trl_pafo.audit.tastes.{name}", value)
+            monkeypatch.setattr(f"trl_pafo.evaluation.tastes.{name}", value)
 
 
 def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics import compare
-from trl_pafo.metrics.verdict import format_interval, format_number
+from trl_pafo.metrics.verdict import format_interval, format_number, number_with_interval
 
 PAIRS = 4
 NUM_USERS = 24
@@ -197,6 +197,19 @@ def test_verdict_is_frozen_and_fits_into_json():
 def test_numbers(value, plain, signed):
     assert format_number(value) == plain
     assert format_number(value, signed=True) == signed
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "text"),
+    [
+        (0.02, -0.01, "+.020 [-.010, +.040]"),
+        (0.02, None, "+.020 [unknown]"),
+        (None, None, "unknown"),
+        (float("nan"), 0.0, "unknown"),
+    ],
+)
+def test_unknown_numbers_are_not_printed_as_numbers(value, low, text):
+    assert number_with_interval({"value": value, "low": low, "high": 0.04}, signed=True) == text
 
 
 @pytest.mark.parametrize(

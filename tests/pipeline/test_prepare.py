@@ -67,7 +67,7 @@ def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
 @pytest.mark.parametrize("named", [True, False])
 def test_groups_are_found_in_training_pairs(named, encoder, tmp_path, monkeypatch, capsys):
     for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
-        monkeypatch.setattr(f"trl_pafo.audit.tastes.{name}", value)
+        monkeypatch.setattr(f"trl_pafo.evaluation.tastes.{name}", value)
     rows = make_pairs(40, pairs_per_user=4, num_minority=12, history=0)
     rows = rows if named else rows.remove_columns("group")
     rows.to_json(tmp_path / "pairs.jsonl")

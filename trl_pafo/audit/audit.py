@@ -19,7 +19,6 @@ from trl_pafo.audit.noise import LabelNoise, mean_over_users
 from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.pictures import PICTURES, draw_pictures
 from trl_pafo.audit.probes import PairFeatures, check_groups, probe_front
-from trl_pafo.audit.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.attaching import attach_history
@@ -28,6 +27,7 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.data.sources.splits import in_one_group
 from trl_pafo.errors import DataError, RunFolderError
+from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.metrics import fairness_summary
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.models.base_models import fit_lengths, load_tokenizer

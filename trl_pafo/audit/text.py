@@ -5,7 +5,8 @@ from statistics import median
 from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
-from trl_pafo.metrics.verdict import format_interval, format_number, is_known
+from trl_pafo.evaluation.tastes import tastes_sentences
+from trl_pafo.metrics.verdict import format_number, is_known, number_with_interval
 from trl_pafo.report.front import FRONT_NOTE
 from trl_pafo.report.tables import columns_of, group_names
 
@@ -13,13 +14,6 @@ MIN_GAIN = 0.02
 """Smallest gain of accuracy that is worth a head of its own."""
 # A gain that intervals this wide cannot exclude leaves the question open, however small its estimate.
 _WIDE = 5
-
-
-def interval(number: dict[str, Any], signed: bool = False) -> str:
-    """`.644 [.537, .750]`, `.644 [unknown]`, or `unknown`."""
-    return (
-        f"{format_number(number['value'], signed)} {format_interval(number, signed)}" if is_known(number["value"]) else "unknown"
-    )
 
 
 def verdict_sentence(result: dict[str, Any]) -> str:
@@ -58,32 +52,14 @@ def _bias(accuracy: dict[str, Any]) -> str:
     if not is_known(trend["value"]):
         return "Bias: accuracy of the shared probe or support does not vary over users, so that there is no trend."
     if not is_known(trend["low"]):
-        return f"Bias: too few users to tell whether user accuracy rises with support, Spearman {interval(trend, True)}."
+        return (
+            f"Bias: too few users to tell whether user accuracy rises with support, Spearman {number_with_interval(trend, True)}."
+        )
     word = "rises" if trend["low"] > 0 else "falls" if trend["high"] < 0 else "shows no trend"
-    sentence = f"Bias: user accuracy {word} with support, Spearman {interval(trend, True)}"
+    sentence = f"Bias: user accuracy {word} with support, Spearman {number_with_interval(trend, True)}"
     if accuracy["support_is_agreement"]:
         sentence += "; but support is agreement on these pairs, where one stray label lowers both: compare each group with its noise ceiling"
     return sentence + "."
-
-
-def tastes_sentences(found: dict[str, Any]) -> list[str]:
-    """What [`~trl_pafo.audit.tastes.find_tastes`] found, from its summary."""
-    users, tried = found["users"], found["tried"]
-    last = [one for one in tried if len(users) == 1 or one.get("gain", 0.0) > one.get("standard_error", 0.0)][-1]
-    change = (
-        f"{last['groups']} groups change the log likelihood of held-out pairs by {last['gain']:+.4f} (standard error "
-        f"{last['standard_error']:.4f}) a pair over {last['groups'] - 1}"
-        if "gain" in last
-        else "there are too few users to divide"
-    )
-    if len(users) == 1:
-        return [f"Tastes: no groups. The users of this data have no tastes of their own that their pairs show: {change}."]
-    sizes = ", ".join(f"{name} {number:,} users" for name, number in users.items())
-    gains = ", ".join(f"{name} {interval(gain['gain'], True)}" for name, gain in found["gains"].items())
-    return [
-        f"Tastes: {len(users)} groups found in the pairs alone, {sizes}: {change}. Accuracy that a head of its own gains over everybody's "
-        f"on held-out pairs: {gains}."
-    ]
 
 
 def given_sentences(tastes: dict[str, Any]) -> list[str]:
@@ -99,7 +75,7 @@ def given_sentences(tastes: dict[str, Any]) -> list[str]:
         else:
             word = f"no taste of its own{': noise' if lag >= MIN_GAIN else ', and served as well as the largest group'}"
         found.append(
-            f"{name}: {word}: a head of its own gains {interval(gain, True)} over everybody's on held-out pairs (from "
+            f"{name}: {word}: a head of its own gains {number_with_interval(gain, True)} over everybody's on held-out pairs (from "
             f"{format_number(group['shared'])} to {format_number(group['own'])})."
         )
     if tastes["adjusted_rand"] is not None and len(tastes["users"]) > 1:
@@ -116,7 +92,7 @@ def _noise(noise: dict[str, Any]) -> list[str]:
         return [f"Noise: {noise['reason']}"]
     low, high = noise["best_shared_bounds"]
     found = [
-        f"Noise: the majority of the others predicts {interval(noise['leave_one_out'])} of labels on common pairs "
+        f"Noise: the majority of the others predicts {number_with_interval(noise['leave_one_out'])} of labels on common pairs "
         f"({noise['votes_a_pair']:.1f} votes a pair); a judge that does not see the user can reach between {format_number(low)} and "
         f"{format_number(high)}."
     ]
@@ -131,9 +107,9 @@ def _noise(noise: dict[str, Any]) -> list[str]:
     else:
         word = "no taste of their own is shown for low-support users"
     found.append(
-        f"Taste or noise: {word}: they agree with each other {interval(taste['minority_with_minority'])}, with the majority "
-        f"{interval(taste['minority_with_majority'])} (the majority with itself {interval(taste['majority_with_majority'])}); "
-        f"difference on the same votes {interval(difference, True)}."
+        f"Taste or noise: {word}: they agree with each other {number_with_interval(taste['minority_with_minority'])}, with the majority "
+        f"{number_with_interval(taste['minority_with_majority'])} (the majority with itself {number_with_interval(taste['majority_with_majority'])}); "
+        f"difference on the same votes {number_with_interval(difference, True)}."
     )
     if is_known(taste["reliability"]):
         found.append(
@@ -195,8 +171,12 @@ def _group_rows(result: dict[str, Any]) -> list[list[str]]:
 def _accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
     rows = [["group", "users", "pairs", "accuracy", "common pairs", "accuracy there", "noise ceiling there"]]
     for name, group in accuracy["groups"].items():
-        row = [name, f"{group['users']:,}", f"{group['pairs']:,}", interval(group["accuracy"])]
-        there = [format_number(group["accuracy_there"]), interval(group["ceiling"])] if group["common_pairs"] else ["-", "-"]
+        row = [name, f"{group['users']:,}", f"{group['pairs']:,}", number_with_interval(group["accuracy"])]
+        there = (
+            [format_number(group["accuracy_there"]), number_with_interval(group["ceiling"])]
+            if group["common_pairs"]
+            else ["-", "-"]
+        )
         rows.append([*row, f"{group['common_pairs']:,}", *there])
     known = any(group["common_pairs"] for group in accuracy["groups"].values())
     return rows if known else [row[:4] for row in rows]
@@ -205,4 +185,7 @@ def _accuracy_rows(accuracy: dict[str, Any]) -> list[list[str]]:
 def _front_rows(points: dict[str, Any]) -> list[list[str]]:
     first = next(iter(points.values()))
     columns = columns_of(first, {name: name for name in group_names(first)})
-    return [["", *columns], *([name, *(interval(point[key]) for key in columns.values())] for name, point in points.items())]
+    return [
+        ["", *columns],
+        *([name, *(number_with_interval(point[key]) for key in columns.values())] for name, point in points.items()),
+    ]

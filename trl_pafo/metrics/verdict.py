@@ -203,7 +203,7 @@ def decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Na
         "no loss measured for" if margin == 0 else f"no loss above {format_number(margin)} measured for": same,
     }
     parts = [
-        f"{phrase} {', '.join(_with_numbers(name, differences[name]) for name in names)}"
+        f"{phrase} {', '.join(f'{name} {number_with_interval(differences[name], signed=True)}' for name in names)}"
         for phrase, names in phrases.items()
         if names
     ]
@@ -226,10 +226,6 @@ def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bo
     return f"were these differences true, it would take {numbers} {told}"
 
 
-def _with_numbers(name: str, difference: dict[str, float]) -> str:
-    return f"{name} {format_number(difference['value'], signed=True)} {format_interval(difference, signed=True)}"
-
-
 def is_known(number: float | None) -> bool:
     """Whether a number is there: neither NaN nor `None`, which is NaN in JSON."""
     return number is not None and number == number
@@ -239,6 +235,12 @@ def format_interval(entry: Mapping[str, float | None], signed: bool = False) -> 
     """`[.890, .931]`, or `[unknown]`."""
     ends = [format_number(entry[end], signed) for end in ("low", "high")]
     return f"[{', '.join(ends)}]" if all(is_known(entry[end]) for end in ("low", "high")) else "[unknown]"
+
+
+def number_with_interval(entry: Mapping[str, float | None], signed: bool = False) -> str:
+    """`.644 [.537, .750]`, `.644 [unknown]`, or `unknown`."""
+    value = entry["value"]
+    return f"{format_number(value, signed)} {format_interval(entry, signed)}" if is_known(value) else "unknown"
 
 
 def format_number(value: float | None, signed: bool = False) -> str:

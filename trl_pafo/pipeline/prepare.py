@@ -11,8 +11,6 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.audit.inferred_groups import infer_groups
-from trl_pafo.audit.text import tastes_sentences
 from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.groups import count_by_group
@@ -21,6 +19,8 @@ from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
 from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
+from trl_pafo.evaluation.inferred_groups import infer_groups
+from trl_pafo.evaluation.tastes import tastes_sentences
 from trl_pafo.storage.files import write_text
 from trl_pafo.trainer.config import PAFOConfig
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from trl_pafo.audit.features import embed_texts
-from trl_pafo.audit.tastes import Tastes, find_tastes
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.sources.splits import is_cut_by_support
 from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation.tastes import Tastes, find_tastes
+from trl_pafo.evaluation.text_features import embed_texts
 
 
 class InferredGroups(NamedTuple):
@@ -34,9 +34,9 @@ def infer_groups(splits: Mapping[str, Dataset], embedding_model: str, seed: int 
         splits (`Mapping`):
             `train`, `test` and, optionally, `validation`, with `prompt`, `chosen`, `rejected`, `user`, `group`, `support_rate` and `history`.
         embedding_model (`str`):
-            As in [`~trl_pafo.audit.features.embed_texts`].
+            As in [`~trl_pafo.evaluation.text_features.embed_texts`].
         seed (`int`, *optional*, defaults to `0`):
-            As in [`~trl_pafo.audit.tastes.find_tastes`].
+            As in [`~trl_pafo.evaluation.tastes.find_tastes`].
 
     Raises:
         ConfigError: If the model cannot be loaded, or the group of a user should follow from a history that is empty.

@@ -35,6 +35,7 @@ from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import compare, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
+from trl_pafo.metrics.verdict import number_with_interval
 
 FOLDS = 5
 MAX_GROUPS = 4
@@ -342,3 +343,23 @@ def find_tastes(
     whole = Mixture(heads, mixture.log_shares[order])
     number_of = dict(zip(called, sizes[order].tolist(), strict=True))
     return Tastes(number_of, whole, tried, gains, pairs, [str(users[name]) for name in names], rows, settings[0])
+
+
+def tastes_sentences(found: dict[str, Any]) -> list[str]:
+    """What [`find_tastes`] found, from its summary."""
+    users, tried = found["users"], found["tried"]
+    last = [one for one in tried if len(users) == 1 or one.get("gain", 0.0) > one.get("standard_error", 0.0)][-1]
+    change = (
+        f"{last['groups']} groups change the log likelihood of held-out pairs by {last['gain']:+.4f} (standard error "
+        f"{last['standard_error']:.4f}) a pair over {last['groups'] - 1}"
+        if "gain" in last
+        else "there are too few users to divide"
+    )
+    if len(users) == 1:
+        return [f"Tastes: no groups. The users of this data have no tastes of their own that their pairs show: {change}."]
+    sizes = ", ".join(f"{name} {number:,} users" for name, number in users.items())
+    gains = ", ".join(f"{name} {number_with_interval(gain['gain'], True)}" for name, gain in found["gains"].items())
+    return [
+        f"Tastes: {len(users)} groups found in the pairs alone, {sizes}: {change}. Accuracy that a head of its own gains over everybody's "
+        f"on held-out pairs: {gains}."
+    ]

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from trl_pafo.audit import tastes
-from trl_pafo.audit.tastes import (
+from trl_pafo.errors import DataError
+from trl_pafo.evaluation import tastes
+from trl_pafo.evaluation.tastes import (
     Mixture,
     Pairs,
     Setting,
@@ -20,7 +21,6 @@ from trl_pafo.audit.tastes import (
     held_out_log_likelihood,
     own_head_gains,
 )
-from trl_pafo.errors import DataError
 
 ONE, OTHER = np.array([3.0, 0, 0, 1, 0]), np.array([-2.0, 3.0, 0, 1, 0])
 

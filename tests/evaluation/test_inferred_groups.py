@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset
 from helpers.parts import make_pairs
 
-from trl_pafo.audit import tastes
-from trl_pafo.audit.inferred_groups import infer_groups
 from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation import tastes
+from trl_pafo.evaluation.inferred_groups import infer_groups
 
 
 @pytest.fixture(autouse=True)
