@@ -125,7 +125,7 @@ class TestSplit:
         splits = of(rows)
         check_splits(splits)
         assert "3 of 9 test pairs were dropped, since their prompts occur in training" in caplog.text
-        with pytest.raises(DataError, match="All 9 test pairs have a prompt that occurs in training"):
+        with pytest.raises(DataError, match="All 3 test pairs have a prompt that occurs in training"):
             of([{**row, "prompt": "all ask"} for row in grouped()])
 
     def test_prompts_of_training_histories_count_as_known(self, of):
@@ -228,11 +228,7 @@ class TestGroupsFromSupport:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": " "}, "row 1: `prompt` must be a text"),
-        ({"chosen": None}, "row 1: `chosen` must be a text"),
-        ({"chosen": "no"}, "row 1: chosen and rejected are identical"),
-        ({"user": None}, "row 1: has no `user`"),
-        ({"group": ""}, "row 1: has no `group`"),
+        ({"prompt": {"role": "user"}}, "`prompt` changes its type from row to row, first in row 1"),
         ({"support_rate": 1.5}, "row 1: `support_rate` must be a number in"),
         ({"support_rate": None}, "row 1: `support_rate` must be a number in"),
         ({"support_rate": 0.4}, "The user 'u0' has several values of `support_rate`"),
@@ -247,6 +243,32 @@ def test_a_bad_row_is_named(of, changes, message):
         of([rows[0], {**rows[1], **changes}])
 
 
-def test_missing_columns_are_named_beside_those_present(of):
-    with pytest.raises(DataError, match="lacks the columns rejected, user; it has prompt, chosen, annotator"):
-        of([{"prompt": "p", "chosen": "c", "annotator": "u"}])
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"columns": ["user"]}, ConfigError, "--columns must be of the form NAME=VALUE, got 'user'"),
+        ({"columns": ["user=a", "user=b"]}, ConfigError, r"--columns names user twice \(a and b\)"),
+        (
+            {"preferred_values": {"a": 0, "b": 1}},
+            ConfigError,
+            "--preferred_values: no effect on .*, which holds chosen and rejected",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_the_table(of, options, error, match):
+    with pytest.raises(error, match=match):
+        of(grouped(), **options)
+
+
+def test_names_of_columns_as_flags_and_as_a_mapping(of):
+    rows = [{"who": row.pop("user"), **row} for row in grouped()]
+    for columns in (["user=who"], {"user": "who"}):
+        assert len(of(rows, columns=columns)["train"]) == 21
+
+
+def test_what_a_file_holds_is_said(of, caplog):
+    with caplog.at_level("INFO"):
+        of([*grouped(), {**grouped()[0], "chosen": None}])
+    assert "31 rows of chosen and rejected; columns user=user, prompt=prompt, chosen=chosen" in caplog.text
+    assert "10 users, 30 prompts, 30 pairs; pairs a user: 3 to 3, median 3" in caplog.text
+    assert "left out: 1 rows without a prompt or a response (the first: row 30)" in caplog.text

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+from importlib.util import find_spec
 
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -92,6 +94,16 @@ def test_a_file_that_cannot_be_read_right_is_named(tmp_path, name, data, message
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(tmp_path / name)
     assert name in str(caught.value)
+
+
+def test_excel_files_are_read_as_tables_of_texts(tmp_path):
+    if find_spec("openpyxl") is None:
+        with pytest.raises(DataError, match=r"a\.xlsx: .*Run `pip install openpyxl`, or save the sheet as CSV"):
+            open_dataset(tmp_path / "a.xlsx")
+        pytest.skip("openpyxl is not installed")
+    pd.DataFrame({"user": ["007", 8, None], "text": ["NA", "x", "y"]}).to_excel(tmp_path / "a.xlsx", index=False)
+    expected = [{"user": "007", "text": "NA"}, {"user": "8", "text": "x"}, {"user": "", "text": "y"}]
+    assert open_dataset(tmp_path / "a.xlsx").to_list() == expected
 
 
 @pytest.mark.parametrize("path", ["none.jsonl", "/none/at/all", "owner/none", "folder"])

@@ -38,7 +38,13 @@ class DataArguments:
         data_path (`str`, *optional*):
             File, folder or Hub id; `styles` and `swissmetro` need none.
         test_data_path (`str`, *optional*):
-            Test pairs for `files`; without it, some users and prompts are held out.
+            Test pairs for `files`; without it, some are held out.
+        columns (`list[str]`, *optional*):
+            For `files`, what the columns are where their names do not say it: `user=worker prompt=question response_a=left` and so on, the
+            names of [`~trl_pafo.data.sources.tables.NAMES`]; `time=` for none. A mapping in YAML and Python.
+        preferred_values (`list[str]`, *optional*):
+            For `files` with two responses and a column that says which is preferred, its values where they do not say it:
+            `a=first b=second tie=same`. A mapping in YAML and Python.
         majority (`list[str]`, *optional*):
             Types that the majority's users hold (`styles`: thorough, `dsp`: academy).
         minority (`list[str]`, *optional*):
@@ -90,7 +96,9 @@ class DataArguments:
         "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, else styles.",
     )
     data_path: str | None = option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
-    test_data_path: str | None = option(None, "Test pairs for `files`; without it, some users and prompts are held out.")
+    test_data_path: str | None = option(None, "Test pairs for `files`; without it, some are held out.")
+    columns: list[str] | None = option(None, "What columns of `files` are: user=NAME prompt=NAME ...; most are recognized.")
+    preferred_values: list[str] | None = option(None, "Values of the column `preferred` of `files`: a=VALUE b=VALUE tie=VALUE.")
     majority: list[str] | None = option(None, "Types (styles, domains) that the users of the majority hold.")
     minority: list[str] | None = option(None, "Types (styles, domains) that the users of the minority hold.")
     minority_ratio: float = option(0.1, "Share of users in the minority, above 0 and below 1.")
@@ -119,6 +127,15 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         self.source = self.source or ("files" if self.data_path or self.test_data_path else "styles")
+        for name in ("columns", "preferred_values"):
+            given: Any = getattr(self, name)
+            if isinstance(given, Mapping):
+                values = (
+                    (key, value) for key, own in given.items() for value in (own if isinstance(own, list | tuple) else [own])
+                )
+                setattr(self, name, [f"{key}={'' if value is None else value}" for key, value in values])
+            elif bad := [entry for entry in given or () if "=" not in entry]:
+                raise ConfigError(f"--{name} must be of the form NAME=VALUE, got {bad[0]!r}.")
         for names, fits, limits in _LIMITS:
             for name in names:
                 value = getattr(self, name)
@@ -129,6 +146,14 @@ class DataArguments:
     def num_pairs(self) -> int:
         """Pairs that a user judges where users are made, those that only serve as history included."""
         return self.pairs_per_user + (1 if self.context_pairs is None else self.context_pairs)
+
+    def named(self, option: str) -> dict[str, list[str]]:
+        """`columns` or `preferred_values`: the values under each name."""
+        found: dict[str, list[str]] = {}
+        for entry in getattr(self, option) or ():
+            name, _, value = entry.partition("=")
+            found.setdefault(name.strip(), []).append(value.strip())
+        return found
 
     def number_of_users(self, split: str) -> int:
         """Users of a split where users are made."""

@@ -1,17 +1,14 @@
 """Your own pairs: files, saved datasets and Hub datasets that say who preferred what."""
 
 import logging
-import math
-from typing import Any
+from itertools import chain
 
+import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.checks import check_columns, check_rows
-from trl_pafo.data.history import history_problem
-from trl_pafo.data.labels import label_names, normalize_labels
+from trl_pafo.data.checks import check_rows
 from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.reading import columns_to_dataset, open_dataset, single_split
+from trl_pafo.data.sources.reading import open_dataset, single_split
 from trl_pafo.data.sources.splits import (
     add_support_groups,
     add_type_support,
@@ -23,20 +20,17 @@ from trl_pafo.data.sources.splits import (
     split_users,
     users_in_order,
 )
+from trl_pafo.data.sources.tables import NAMES, read_table
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 TEST_USER_SHARE = 0.2
-NEEDED = ("prompt", "chosen", "rejected", "user")
 OPTIONAL = ("group", "support_rate", "history")
 
 
 def load(data: DataArguments) -> DatasetDict:
-    """Pairs with `prompt`, `chosen`, `rejected` and `user`, and optionally `group`, `support_rate` and `history`.
-
-    The rows of a user must stand in the order of time; other users' rows may stand between them. Further columns are left
-    out.
+    """Pairs of any table of judgments, read by [`~trl_pafo.data.sources.tables.read_table`], with groups.
 
     Test users and test prompts do not occur in training. Without a test set, a fifth of the users is drawn for it. Either way, test
     pairs whose prompt occurs in training are left out, and the log says how many.
@@ -48,9 +42,10 @@ def load(data: DataArguments) -> DatasetDict:
 
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`; JSON and CSV also gzipped), folder written by
+            `data_path`: file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`; JSON and CSV also gzipped), folder written by
             `save_to_disk`, or Hub id of a dataset; if it has a split `test`, that is the test set. `test_data_path`: the same for the
-            test set. `minority_quantile`, `minority_threshold`: where the groups are cut, the quantile 0.2 if neither is given.
+            test set. `columns`, `preferred_values`: what the columns and their values are. `minority_quantile`, `minority_threshold`:
+            where the groups are cut, the quantile 0.2 if neither is given.
 
     Raises:
         ConfigError: If an option has a value that cannot be used.
@@ -58,14 +53,14 @@ def load(data: DataArguments) -> DatasetDict:
             the training set, or if no test pair is left.
     """
     what = str(data.data_path)
-    opened = open_dataset(what, (*NEEDED, *OPTIONAL))
-    train = _conform(single_split(opened, "train", what), what)
+    opened = _open(what, data)
+    train = _conform(single_split(opened, "train", what), what, data)
     given, used = None, {"train"}
     if data.test_data_path:
         path = data.test_data_path
-        given = _conform(single_split(open_dataset(path, (*NEEDED, *OPTIONAL)), "test", path), path)
+        given = _conform(single_split(_open(path, data), "test", path), path, data)
     elif isinstance(opened, DatasetDict) and "test" in opened and len(opened) > 1:
-        given = _conform(opened["test"], f"{what}, split test")
+        given = _conform(opened["test"], f"{what}, split test", data)
         used.add("test")
     if isinstance(opened, DatasetDict) and len(opened) > 1 and (unused := [split for split in opened if split not in used]):
         logger.warning("%s: the splits %s are not used.", what, ", ".join(map(str, unused)))
@@ -110,34 +105,21 @@ def load(data: DataArguments) -> DatasetDict:
     return add_support_groups(splits, support, *cut)
 
 
-def _conform(dataset: Dataset, what: str) -> Dataset:
-    """The columns of the schema in their types, checked row by row."""
-    check_columns(dataset.column_names, NEEDED, what)
-    built: dict[str, Any] = {name: dataset[name][:] for name in (*NEEDED, *OPTIONAL) if name in dataset.column_names}
-    for name in {"user", "group"} & set(built):
-        built[name] = normalize_labels(built[name], name, what, names=label_names(dataset.features[name]))
-    for name, read in (("support_rate", _rate), ("history", _history)):
-        if name in built:
-            built[name] = [read(value, f"{what}, row {row}") for row, value in enumerate(built[name])]
-    conformed = columns_to_dataset(built, what)
-    check_rows(conformed, what)
-    for name in {"group", "support_rate"} & set(built):
-        one_value_per_user(conformed, name)
-    return conformed
+def _open(path: str, data: DataArguments) -> Dataset | DatasetDict:
+    named = [name for names in data.named("columns").values() for name in names]
+    return open_dataset(path, {*named, *chain(*NAMES.values())})
 
 
-def _rate(value: Any, place: str) -> float:
-    try:
-        rate = float(value)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not 0 <= rate <= 1:
-        raise DataError(f"{place}: `support_rate` must be a number in [0, 1], got {value!r}.")
-    return rate
-
-
-def _history(value: Any, place: str) -> list[dict[str, Any]]:
-    if problem := history_problem(value):
-        where = "; a CSV file cannot hold one (use JSON Lines or Parquet)" if isinstance(value, str) else ""
-        raise DataError(f"{place}: {problem}{where}.")
-    return [{name: entry[name] for name in HISTORY_FIELDS} for entry in value or []]
+def _conform(table: Dataset | pd.DataFrame, what: str, data: DataArguments) -> Dataset:
+    """The pairs of a table in the columns and types of the schema, checked row by row; says what it holds."""
+    columns = data.named("columns")
+    if several := [role for role, names in columns.items() if len(names) > 1]:
+        raise ConfigError(f"--columns names {several[0]} twice ({' and '.join(columns[several[0]])}). Name one column.")
+    read = read_table(table, what, {role: name for role, [name] in columns.items()}, data.named("preferred_values"))
+    for line in read.look:
+        logger.info(line)
+    pairs = read.pairs
+    check_rows(pairs, what)
+    for name in {"group", "support_rate"} & set(pairs.column_names):
+        one_value_per_user(pairs, name)
+    return pairs

@@ -8,9 +8,11 @@ import logging
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from pyarrow import parquet
@@ -21,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 TABLE_ENDINGS = (".csv", ".tsv")
-FILE_ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
+EXCEL_ENDINGS = (".xlsx", ".xlsm")
+FILE_ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, *EXCEL_ENDINGS, ".parquet")
 
 
 def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,12 +148,12 @@ def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def open_dataset(path: str | Path, columns: Collection[str] | None = None, name: str | None = None) -> Dataset | DatasetDict:
-    """Rows of a file (JSON Lines, JSON, CSV, TSV, Parquet), a folder of `save_to_disk`, or a dataset of the Hub.
+    """Rows of a file (JSON Lines, JSON, CSV, TSV, Excel, Parquet), a folder of `save_to_disk`, or a dataset of the Hub.
 
     Args:
         path (`str` or `Path`):
-            File, folder, or Hub id such as `"owner/name"`. JSON and CSV files may be gzipped. Numbers in CSV files stay
-            text.
+            File, folder, or Hub id such as `"owner/name"`. JSON and CSV files may be gzipped. Numbers in CSV and Excel files are text. Of an
+            Excel file the first sheet is read.
         columns (`Collection[str]`, *optional*):
             Fields of a JSON file that matter: another one whose type changes from row to row is left out, not refused.
         name (`str`, *optional*):
@@ -162,9 +165,14 @@ def open_dataset(path: str | Path, columns: Collection[str] | None = None, name:
     local = Path(path)
     if _ending(local) in (*JSON_ENDINGS, *TABLE_ENDINGS):
         return rows_to_dataset([record for _, record in read_records(local)], str(path), columns)
+    if _ending(local) in EXCEL_ENDINGS and find_spec("openpyxl") is None:
+        raise DataError(f"{path}: Excel files are read with openpyxl. Run `pip install openpyxl`, or save the sheet as CSV.")
     try:
-        if _ending(local) == ".parquet":
-            data: Any = Dataset(parquet.read_table(local))
+        if _ending(local) in EXCEL_ENDINGS:
+            sheet = pd.read_excel(local, dtype=str, keep_default_na=False, na_filter=False)
+            data: Any = columns_to_dataset({str(name): sheet[name].tolist() for name in sheet}, str(path))
+        elif _ending(local) == ".parquet":
+            data = Dataset(parquet.read_table(local))
         elif local.is_dir():
             data = load_from_disk(str(local))
         elif local.is_file():

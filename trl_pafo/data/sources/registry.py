@@ -25,7 +25,7 @@ SOURCES: dict[str, set[str]] = {
     "prism": _USERS | {"data_path", "group_by", "minority", "validation_users"},
     "ukp_convarg": _CUT | {"data_path"},
     "polis": _PAIRS | {"data_path", "topic", "num_clusters", "new_statements", "validation_users"},
-    "files": _CUT | {"data_path", "test_data_path"},
+    "files": _CUT | {"data_path", "test_data_path", "columns", "preferred_values"},
 }
 """The options that each source looks at, beside those that every one does. A source is the function `load` of the module here that
 has its name: from [`DataArguments`] to `train`, `test` and, of those that have users to spare, `validation`, in the one schema."""

@@ -1,0 +1,383 @@
+"""Any table of judgments to preference pairs: which column is what, which form the table has, what is left out and why."""
+
+import difflib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from trl_pafo.data import HISTORY_FIELDS
+from trl_pafo.data.checks import check_texts, kind_of
+from trl_pafo.data.history import history_problem
+from trl_pafo.data.labels import as_label, label_names, normalize_labels
+from trl_pafo.data.messages import as_messages, content_key
+from trl_pafo.data.sources.reading import columns_to_dataset
+from trl_pafo.errors import ConfigError, DataError
+
+FORMS = {
+    "chosen and rejected": ("chosen", "rejected"),
+    "A against B": ("response_a", "response_b", "preferred"),
+    "ratings": ("response", "score"),
+    "ranks": ("response", "rank"),
+}
+"""The forms of a table, and the columns that each needs beside `user` and `prompt`. The first that a table has counts."""
+
+_ANSWERS = ("response", "answer", "completion", "output", "option", "conversation")
+_WHO = ("user", "annotator", "participant", "respondent", "rater", "worker", "judge", "person")
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "user": (*_WHO, *(f"{name}_id" for name in _WHO), "userid"),
+    "prompt": ("prompt", "question", "query", "instruction"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "response_a": tuple(f"{name}{end}" for name in _ANSWERS for end in ("_a", "_1", "1", "_left")),
+    "response_b": tuple(f"{name}{end}" for name in _ANSWERS for end in ("_b", "_2", "2", "_right")),
+    "preferred": ("preferred", "preference", "winner", "choice", "vote"),
+    "response": _ANSWERS[:4],
+    "score": ("score", "rating"),
+    "rank": ("rank", "ranking"),
+    "group": ("group",),
+    "support_rate": ("support_rate",),
+    "history": ("history",),
+    "time": ("time", "timestamp", "tstamp", "created_at"),
+    "model_a": ("model_a",),
+    "model_b": ("model_b",),
+}
+"""What a column can be, and the names by which it is recognized, in small letters with `_` for all else."""
+
+PREFERRED = {
+    "a": ("a", "1", "left", "model_a", "response_a", "answer_a", "first"),
+    "b": ("b", "2", "right", "model_b", "response_b", "answer_b", "second"),
+    "tie": ("tie", "tie_bothbad", "both_bad", "bothbad", "both", "neither", "equal", "same", "draw"),
+}
+"""Values of `preferred` that are understood, in small letters with `_` for all else."""
+
+_PAIR = ("prompt", "chosen", "rejected")
+_TEXTS = (*_PAIR, "response_a", "response_b", "response")
+_NO_TEXT = "rows without a prompt or a response"
+_OF_USER = ("group", "support_rate", "history")
+
+
+class Table(NamedTuple):
+    """Pairs with `prompt`, `chosen`, `rejected`, `user` and, where the table has them, `group`, `support_rate`, `history`; whether they
+    are in the order of a column of times; and what there is and what was left out, in lines for people."""
+
+    pairs: Dataset
+    timed: bool
+    look: list[str]
+
+
+def read_table(
+    table: Dataset | pd.DataFrame,
+    what: str,
+    columns: Mapping[str, str] | None = None,
+    preferred: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    """Preference pairs of a table with a row a judgment, or a row a rated response.
+
+    The forms are those of [`FORMS`]. A rating or rank is compared with all others of the same user and prompt; the response with the higher
+    score, or the lower rank, is chosen. Responses may be texts, messages, or conversations that begin with the prompt: what two of them have
+    in common is then the prompt. Left out and counted are ties, rows without a judgment, user, group or text, pairs of equal responses, and
+    pairs that one user gives twice in the same way.
+
+    Args:
+        table ([`~datasets.Dataset`] or `pandas.DataFrame`):
+            The rows, a user's in the order of time unless a column gives it.
+        what (`str`):
+            Name of the table, for messages.
+        columns (`Mapping[str, str]`, *optional*):
+            Name of the column for some of the keys of [`NAMES`]; an empty name where the table has none. The others are recognized.
+        preferred (`Mapping[str, Sequence[str]]`, *optional*):
+            Under `"a"`, `"b"` and `"tie"`, values of the column `preferred` in place of those that are understood by themselves
+            ([`PREFERRED`]).
+
+    Raises:
+        ConfigError: If `columns` or `preferred` has a key that is none.
+        DataError: If a column is not there or a needed one is not recognized (the message lists those of the table), a value is not
+            understood, or no pair is left.
+    """
+    names = [str(name) for name in (table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
+    column_of, form = _recognize(names, dict(columns or {}), what)
+    if preferred and form != "A against B":
+        raise ConfigError(
+            f"--preferred_values: no effect on {what}, which holds {form}. Leave it out, or name the columns of A and B."
+        )
+    values = {role: _read_column(table, name, names) for role, name in column_of.items()}
+    for role in {"user", "group"} & set(values):
+        named = None if isinstance(table, pd.DataFrame) else label_names(table.features[column_of[role]])
+        values[role] = normalize_labels(values[role], column_of[role], what, missing="keep", names=named)
+    for role in set(_TEXTS) & set(values):
+        values[role] = _parse_messages(values[role])
+    for role, conform in (("support_rate", _rate), ("history", _history)):
+        if role in values:
+            values[role] = [conform(value, f"{what}, row {row}") for row, value in enumerate(values[role])]
+    if "prompt" not in values and (form in ("ratings", "ranks") or not any(isinstance(v, list) for v in values[FORMS[form][0]])):
+        raise DataError(
+            f"{what}: no column holds the prompt. Its columns are {', '.join(names)}. Name it: --columns prompt=COLUMN."
+        )
+    order = _order(values["time"], what, column_of["time"]) if "time" in values else range(len(values["user"]))
+    count = _LeftOut(what)
+    if form == "A against B":
+        made = _ab_pairs(values, order, count, _sides(values, preferred or {}, what, column_of["preferred"]))
+    elif form == "chosen and rejected":
+        made = ((row, {name: values[name][row] for name in FORMS[form]} | _prompt_of(values, row)) for row in order)
+    else:
+        made = _rated_pairs(values, order, count, FORMS[form][1])
+    rows = list(_cleaned(made, values, count))
+    if not rows:
+        raise DataError(
+            f"{what}: no pair is left of {len(order)} rows. Left out: {count.sentence()}. Correct the table, or --columns."
+        )
+    kept = [*_PAIR, "user", *(name for name in _OF_USER if name in values)]
+    pairs = columns_to_dataset({name: [row[name] for row in rows] for name in kept}, what)
+    used = {role: name for role, name in column_of.items() if role in ("user", "prompt", "time", *_OF_USER, *FORMS[form])}
+    return Table(pairs, "time" in column_of, _look(what, form, used, names, len(order), pairs, count))
+
+
+def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict[str, str], str]:
+    """The column of each role that the table has, and its form."""
+    has = f"Its columns are {', '.join(names)}."
+    if unknown := [role for role in given if role not in NAMES]:
+        raise ConfigError(
+            f"--columns names {', '.join(unknown)}, which is none of {', '.join(NAMES)}. Write --columns user=COLUMN."
+        )
+    for role, name in given.items():
+        if name and name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"Did you mean --columns {role}={near[0]}?" if near else f"Write --columns {role}=COLUMN with one of them."
+            raise DataError(f"{what} has no column {name!r} (--columns {role}={name}). {has} {hint}")
+    column_of = {role: name for role, name in given.items() if name}
+    several = {}
+    for role in NAMES:
+        found = [name for name in names if _plain(name) in NAMES[role] and name not in given.values()]
+        found = [name for name in found if name == role] or found
+        if role not in given and len(found) == 1:
+            column_of[role] = found[0]
+        elif role not in given and found:
+            several[role] = found
+    told = {role for role in column_of if role in given and any(role in needed for needed in FORMS.values())}
+    form = next((form for form, needed in FORMS.items() if told <= set(needed) <= set(column_of)), None)
+    unclear = "".join(f" {role} could be {' or '.join(found)}." for role, found in several.items())
+    if form is None:
+        ways = "; ".join(" ".join(f"{role}=COLUMN" for role in needed) for needed in FORMS.values())
+        raise DataError(
+            f"{what}: which columns hold the judgments cannot be told. {has}{unclear} Name them, with --columns user=COLUMN prompt=COLUMN "
+            f"and one of: {ways}."
+        )
+    if "user" not in column_of:
+        raise DataError(f"{what}: no column says who judged. {has}{unclear} Name it: --columns user=COLUMN.")
+    return column_of, form
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _read_column(table: Dataset | pd.DataFrame, name: str, names: list[str]) -> list[Any]:
+    if not isinstance(table, pd.DataFrame):
+        return table[name][:]  # type: ignore[no-any-return]
+    values = (v.tolist() if isinstance(v, np.ndarray) else v for v in table.iloc[:, names.index(name)])
+    return [None if not isinstance(v, list | dict) and pd.isna(v) else v for v in values]
+
+
+def _parse_messages(values: list[Any]) -> list[Any]:
+    """Texts as they are, numbers as text; messages that stand as JSON in a column of texts are read, if all are such."""
+    values = [as_label(v) if isinstance(v, int | float) else v for v in values]
+    texts = [v for v in values if isinstance(v, str) and v.strip()]
+    if not texts or not all(v.lstrip().startswith("[") for v in texts):
+        return values
+    try:
+        parsed = {text: json.loads(text) for text in texts}
+    except ValueError:
+        return values
+    return (
+        [parsed.get(v, v) if isinstance(v, str) else v for v in values]
+        if all(kind_of(v) == "messages" for v in parsed.values())
+        else values
+    )
+
+
+def _order(times: list[Any], what: str, name: str) -> list[int]:
+    """The rows in the order of time, those of one time as they stand."""
+    try:
+        numbers = [float(value) for value in times]
+    except (TypeError, ValueError):
+        try:
+            numbers = [moment.timestamp() for moment in pd.to_datetime(times, utc=True, format="mixed")]
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{what}: {name} is no column of times ({error}). Correct it, or go by the order of the rows: --columns time="
+            ) from None
+    if np.isnan(numbers).any():
+        raise DataError(
+            f"{what}, row {int(np.isnan(numbers).argmax())}: has no {name}. Fill it, or go by the order of the rows: --columns time="
+        )
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
+def _rate(value: Any, place: str) -> float:
+    try:
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 <= rate <= 1:
+        raise DataError(f"{place}: `support_rate` must be a number in [0, 1], got {value!r}.")
+    return rate
+
+
+def _history(value: Any, place: str) -> list[dict[str, Any]]:
+    if problem := history_problem(value):
+        where = "; a CSV file cannot hold one (use JSON Lines or Parquet)" if isinstance(value, str) else ""
+        raise DataError(f"{place}: {problem}{where}.")
+    return [{name: entry[name] for name in HISTORY_FIELDS} for entry in value or []]
+
+
+class _LeftOut:
+    """Counts what is left out by reason, with the first row of each; and pairs that one user gave both ways round."""
+
+    def __init__(self, what: str):
+        self.what, self.both_ways = what, 0
+        self._number: Counter[str] = Counter()
+        self._first: dict[str, int] = {}
+
+    def __call__(self, reason: str, row: int) -> None:
+        self._number[reason] += 1
+        self._first[reason] = min(row, self._first.get(reason, row))
+
+    def sentence(self) -> str:
+        return "; ".join(f"{n:,} {reason} (the first: row {self._first[reason]})" for reason, n in self._number.items())
+
+
+_Rows = Iterable[tuple[int, dict[str, Any]]]
+
+
+def _prompt_of(values: Mapping[str, list[Any]], row: int) -> dict[str, Any]:
+    return {"prompt": values["prompt"][row]} if "prompt" in values else {}
+
+
+def _ab_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, read: Callable[[int], str | None]) -> _Rows:
+    for row in order:
+        side = read(row)
+        if side in ("a", "b"):
+            liked, other = (values[f"response_{name}"][row] for name in ("ab" if side == "a" else "ba"))
+            yield row, {"chosen": liked, "rejected": other} | _prompt_of(values, row)
+        else:
+            count("ties" if side else "rows without an answer", row)
+
+
+def _sides(
+    values: Mapping[str, list[Any]], preferred: Mapping[str, Sequence[str]], what: str, name: str
+) -> Callable[[int], str | None]:
+    """From a row to `"a"`, `"b"`, `"tie"`, or `None` without an answer."""
+    if unknown := set(preferred) - set(PREFERRED):
+        raise ConfigError(
+            f"--preferred_values names {', '.join(sorted(unknown))}. Write a=VALUE b=VALUE and, where there are ties, tie=VALUE."
+        )
+    if preferred and not {"a", "b"} <= set(preferred):
+        raise ConfigError("--preferred_values must name both sides: --preferred_values a=VALUE b=VALUE.")
+    side_of = {value: side for side, known in {**PREFERRED, **preferred}.items() for value in known}
+    side_of |= {value: side for side, known in preferred.items() for value in known}  # rather than a tie that is understood
+
+    def read(row: int) -> str | None:
+        value = as_label(values["preferred"][row])
+        if value is None:
+            return None
+        models = {} if preferred else {values[f"model_{s}"][row]: s for s in "ab" if f"model_{s}" in values}
+        side = side_of.get(value) or models.get(value) or side_of.get(_plain(value))
+        if side is None:
+            found = sorted({str(as_label(v)) for v in values["preferred"]} - {"None"})
+            raise DataError(
+                f"{what}, row {row}: {name} is {value!r}, and which response that is cannot be told. The column holds "
+                f"{', '.join(found[:10])}. Say which is which: --preferred_values a=VALUE b=VALUE tie=VALUE."
+            )
+        return side
+
+    return read
+
+
+def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, name: str) -> _Rows:
+    """All pairs of different scores (or ranks) among those of one user and prompt."""
+    rated: dict[tuple[Any, str], list[tuple[int, float]]] = {}
+    for row in order:
+        value, prompt = as_label(values[name][row]), values["prompt"][row]
+        if value is None or _is_empty(prompt):
+            count(f"rows without a {name}" if value is None else _NO_TEXT, row)
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            raise DataError(
+                f"{count.what}, row {row}: the {name} {value!r} is no number. Correct it, or leave it empty."
+            ) from None
+        rated.setdefault((values["user"][row], content_key(prompt)), []).append((row, number if name == "score" else -number))
+    for entries in rated.values():
+        if len(entries) == 1:
+            count("responses that are the only one of their user and prompt", entries[0][0])
+        for (one, first), (two, second) in combinations(entries, 2):
+            if first == second:
+                count("ties", one)
+                continue
+            liked, other = (one, two) if first > second else (two, one)
+            pair = {"chosen": values["response"][liked], "rejected": values["response"][other]}
+            yield one, pair | _prompt_of(values, one)
+
+
+def _is_empty(value: Any) -> bool:
+    return not value or (isinstance(value, str) and not value.strip())
+
+
+def _cleaned(rows: _Rows, values: Mapping[str, list[Any]], count: _LeftOut) -> Iterator[dict[str, Any]]:
+    """The rows that are pairs of somebody, with what is known of the user; all as messages where some are."""
+    conversational = any(isinstance(value, list) for role in _TEXTS if role in values for value in values[role])
+    seen: set[tuple[str, ...]] = set()
+    for row, pair in rows:
+        pair = {**pair, "user": values["user"][row], **{name: values[name][row] for name in _OF_USER if name in values}}
+        talks = [pair["chosen"], pair["rejected"]]
+        if all(kind_of(talk) == "messages" and talk[0]["role"] != "assistant" for talk in talks):
+            same = next((n for n, (one, two) in enumerate(zip(*talks, strict=False)) if one != two), min(map(len, talks)))
+            pair |= {"prompt": talks[0][:same], "chosen": talks[0][same:], "rejected": talks[1][same:]}
+        empty = any(_is_empty(pair.get(name)) for name in _PAIR)
+        if pair["user"] is None:
+            count("pairs without a user", row)
+        elif "group" in pair and pair["group"] is None:
+            count("pairs of users without a group", row)
+        elif talks[0] == talks[1] and not _is_empty(talks[0]):
+            count("pairs of two equal responses", row)
+        elif empty:
+            count(_NO_TEXT, row)
+        else:
+            if conversational:
+                pair |= {name: as_messages(pair[name], "user" if name == "prompt" else "assistant") for name in _PAIR}
+            check_texts({name: pair[name] for name in _PAIR}, f"{count.what}, row {row}")
+            user, prompt, chosen, rejected = pair["user"], *(content_key(pair[name]) for name in _PAIR)
+            if (user, prompt, chosen, rejected) in seen and "history" not in pair:
+                count("pairs that their user gives twice", row)
+                continue
+            seen.add((user, prompt, chosen, rejected))
+            count.both_ways += (user, prompt, rejected, chosen) in seen
+            yield pair
+
+
+def _look(
+    what: str, form: str, used: Mapping[str, str], names: Sequence[str], num_rows: int, pairs: Dataset, count: _LeftOut
+) -> list[str]:
+    """What the table holds, in lines for people."""
+    unused = [name for name in names if name not in used.values()]
+    of_user = sorted(Counter(pairs["user"][:]).values())
+    prompts = {content_key(prompt) for prompt in pairs["prompt"][:]}
+    return [
+        f"{what}: {num_rows:,} rows of {form}; columns {', '.join(f'{role}={name}' for role, name in used.items())}"
+        + (f"; not used: {', '.join(unused)}" if unused else ""),
+        f"{what}: {len(of_user):,} users, {len(prompts):,} prompts, {len(pairs):,} pairs; pairs a user: {of_user[0]:,} to {of_user[-1]:,}, "
+        f"median {median(of_user):g}",
+        *([f"{what}: left out: {found}"] if (found := count.sentence()) else []),
+        *([f"{what}: {count.both_ways:,} pairs are given both ways round by one user; they stay"] if count.both_ways else []),
+    ]
