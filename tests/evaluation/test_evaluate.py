@@ -134,23 +134,6 @@ def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, t
     assert "None" not in page
 
 
-def test_files_in_the_shape_of_rewardbench(evaluate, tmp_path):
-    results, _ = evaluate(rows_of("user", "group"))
-    lines = [json.loads(line) for line in (tmp_path / "out/rewardbench/model_outputs.jsonl").read_text().splitlines()]
-    plain = [json.loads(line) for line in (tmp_path / "out/model.jsonl").read_text().splitlines()]
-    scores = json.loads((tmp_path / "out/rewardbench/model.json").read_text())
-    for line, row, pair in zip(lines, rows_of("user", "group"), plain, strict=True):
-        assert (line["prompt"], line["user"], line["group"]) == (row["prompt"], row["user"], row["group"])
-        assert (line["scores_chosen"], line["scores_rejected"]) == (pair["reward_chosen"], pair["reward_rejected"])
-        assert line["results"] == (line["scores_chosen"] > line["scores_rejected"])
-        assert line["text_chosen"].split()[0] == row["prompt"].split()[0]
-        assert row["chosen"].split(" ", 1)[1] in line["text_chosen"]
-    assert scores["accuracy"] == pytest.approx(np.mean([line["results"] for line in lines]))
-    assert scores["extra_counts"] == {"majority": 20, "minority": 10}
-    for group, accuracy in scores["extra_results"].items():
-        assert accuracy == pytest.approx(results["methods"]["model"][f"accuracy/{group}"]["value"])
-
-
 def test_data_without_users_say_nothing_of_users(evaluate):
     results, printed = evaluate(rows_of("group"))
     assert not [name for name in results["methods"]["model"] if name.startswith(("user_", "num_users"))]

@@ -6,7 +6,7 @@ from helpers.parts import make_pairs, make_teacher
 
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.evaluation.reference_path import CHOSEN, RULES, Point, accuracies_of, best_points, multiple_of, score_path
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.base_models import load_tokenizer
 
 
@@ -55,7 +55,7 @@ def test_accuracies_are_those_of_a_plain_loop(folders, held_out):
     assert [(found["multiple"], found["steps"]) for found in path["points"]] == [(0.5, 5), (1, 10), (2, 20)]
     expected = {}
     for found, model in zip(path["points"], sorted(folders, key=lambda model: model.steps), strict=True):
-        correct = np.greater(*pair_rewards(folders[model], held_out))
+        correct = np.greater(*score_rows(folders[model], held_out))
         of_groups = {
             name: [c for c, g in zip(correct, held_out["group"], strict=True) if g == name] for name in ("majority", "minority")
         }

@@ -1,4 +1,4 @@
-"""Rows of a dataset under saved models: the rewards of a plain loop, and the texts that the model read."""
+"""Rows of a dataset under saved models: the rewards of a plain loop."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import DataError
-from trl_pafo.evaluation.rewards import pair_rewards, score_routed, score_rows
+from trl_pafo.evaluation.rewards import score_routed, score_rows
 
 
 @pytest.fixture
@@ -53,7 +53,6 @@ def test_the_oracle_scores_each_row_by_the_model_of_its_group(folder, rows, tmp_
     np.testing.assert_allclose(routed.chosen, np.where(is_minority, theirs.chosen, mine.chosen), atol=rounding(routed.chosen))
     expected = np.where(is_minority, theirs.rejected, mine.rejected)
     np.testing.assert_allclose(routed.rejected, expected, atol=rounding(expected))
-    assert routed.text_chosen == mine.text_chosen
     with pytest.raises(DataError, match="groups without a teacher: minority"):
         score_routed({"majority": folder}, rows)
 
@@ -65,4 +64,4 @@ def test_pairs_beyond_the_model_positions_are_refused_with_their_groups(folder, 
         with_indices=True,
     )
     with pytest.raises(DataError, match=r"1 of \d+ pairs are longer than the \d+ positions of the model, the first is row 2"):
-        pair_rewards(folder, long)
+        score_rows(folder, long)

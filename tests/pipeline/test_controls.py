@@ -7,7 +7,7 @@ import pytest
 from helpers.small_runs import small_run, train_nothing
 
 from trl_pafo.evaluation.methods import METHODS
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.pipeline.controls import MARGINS
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
@@ -45,7 +45,7 @@ def test_all_methods_are_trained_and_compared(run, tmp_path, monkeypatch):
     assert seen["reweighted BT"][1]["trainer"] is ReweightedRewardTrainer
     train_rows = load_prepared(folder / "data")["train"]
     mean = sum(
-        np.subtract(*pair_rewards(folder / f"models/ensemble_seed{seed}", train_rows), dtype=np.float64) for seed in range(43, 48)
+        np.subtract(*score_rows(folder / f"models/ensemble_seed{seed}", train_rows), dtype=np.float64) for seed in range(43, 48)
     )
     np.testing.assert_allclose(np.load(folder / MARGINS), mean / 5, rtol=1e-5, atol=1e-6)
     assert "teacher_margin" in seen["distilled ensemble"][0]
@@ -58,7 +58,7 @@ def test_all_methods_are_trained_and_compared(run, tmp_path, monkeypatch):
 
 def test_only_what_an_option_decides_is_redone(run, monkeypatch):
     trained = train_nothing(monkeypatch)
-    monkeypatch.setattr("trl_pafo.pipeline.controls.pair_rewards", lambda folder, rows, **scoring: np.zeros((2, len(rows))))
+    monkeypatch.setattr("trl_pafo.pipeline.controls.score_rows", lambda folder, rows, **scoring: np.zeros((2, len(rows))))
     run(**ENSEMBLE)()
     members = [f"Ensemble, seed {seed}" for seed in range(43, 48)]
     assert trained == ["personalized BT, x1", *members, "distilled ensemble"]

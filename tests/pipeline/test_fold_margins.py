@@ -35,7 +35,7 @@ def rows(monkeypatch) -> Dataset:
         margins = [said(folder, text(row["chosen"]), text(row["rejected"])) for row in pairs]
         return np.array(margins), np.zeros(len(pairs))
 
-    monkeypatch.setattr(module, "pair_rewards", score)
+    monkeypatch.setattr(module, "score_rows", score)
     given = make_pairs(num_users=10, num_minority=4)
     rendered = render_history(given, HistoryCutter(add_history_template(make_tokenizer("decoder")), 2))
     return rendered.add_column("history", given["history"][:])

@@ -9,7 +9,7 @@ from helpers.small_runs import small_run, train_nothing
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, score_mixture
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics import group_accuracy, pair_correctness
 from trl_pafo.pipeline.front import KEPT, predict_run
 from trl_pafo.pipeline.prepare import load_prepared
@@ -35,7 +35,7 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
     teachers = {name: str(folder / f"teachers/{name}") for name in ("majority", "minority")}
 
     def accuracy_of(source):
-        return group_accuracy(pair_correctness(np.subtract(*pair_rewards(source, held_out))), group)
+        return group_accuracy(pair_correctness(np.subtract(*score_rows(source, held_out))), group)
 
     models = {"personalized BT, x1": "personalized_bt_x1", "personalized BT, x2": "personalized_bt_x2", "PAFO": "pafo"}
     found = {name: accuracy_of(folder / f"models/{model}") for name, model in models.items()}
@@ -49,7 +49,7 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
     np.testing.assert_allclose(front["fitted"]["share"], shares)
 
     mixture = TeacherMixture.from_json(front["fitted"])
-    margins = np.stack([np.subtract(*pair_rewards(teachers[name], held_out)) for name in sorted(teachers)], axis=1)
+    margins = np.stack([np.subtract(*score_rows(teachers[name], held_out)) for name in sorted(teachers)], axis=1)
     texts = np.unique([str(prompt) for prompt in held_out["prompt"][:]], return_inverse=True)[1][:, None]
     past = draw_histories(held_out["user"][:], group, texts, [1] * len(held_out), 8, 42)
     for place in front["mixture"]:

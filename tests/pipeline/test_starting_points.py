@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.pipeline import starting_points
 from trl_pafo.pipeline.prepare import load_prepared
@@ -72,7 +72,7 @@ def test_adapters_of_one_base(run, decoder, loaded, tmp_path):
     head = next(tensor for name, tensor in saved.items() if "score" in name)
     torch.testing.assert_close(load_reward_model(folder / "models/pafo").base_model.model.score.weight, head)
     assert (head - load_reward_model(decoder).score.weight).abs().max() > 1e-3
-    chosen, _ = pair_rewards(folder / "models/personalized_bt", load_prepared(folder / "data")["test"])
+    chosen, _ = score_rows(folder / "models/personalized_bt", load_prepared(folder / "data")["test"])
     lines = (folder / "results/personalized_bt.jsonl").read_text().splitlines()
     np.testing.assert_allclose(chosen, [json.loads(line)["reward_chosen"] for line in lines], atol=rounding(chosen))
 

@@ -176,7 +176,7 @@ from trl import GRPOTrainer, RewardTrainer, TrlParser  # other packages may look
 sys.modules |= {"fcntl": None, "resource": None}
 import trl_pafo
 for module in pkgutil.walk_packages(trl_pafo.__path__, "trl_pafo."):
-    if not module.name.endswith("__main__") and ".hf_evaluate." not in module.name:
+    if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """Rewards of pairs under saved models, and what they say about groups and users."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,12 +11,11 @@ from datasets import Dataset
 from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
-from trl_pafo.data.messages import content_text
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import open_dataset
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.rewards import ScoredPairs, score_tokenized
-from trl_pafo.metrics import compare, fairness_summary, group_accuracy, pair_correctness
+from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
@@ -61,37 +59,17 @@ def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_res
 
 
 def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
-    """`<name>.jsonl` with user, group and raw rewards of each pair, and the two files of RewardBench's command line.
-
-    Those are `rewardbench/<name>.json` and `rewardbench/<name>_outputs.jsonl`, with groups in the place of subsets; a tie is half a right
-    answer, as everywhere in this package, where RewardBench counts it as wrong.
-    """
+    """`<name>.jsonl` with user, group and raw rewards of each pair."""
     nobody: list[Any] = [None] * len(rows)
-    users, groups, prompts = (_column(rows, name) for name in ("user", "group", "prompt"))
-    correct = pair_correctness(scored.chosen - scored.rejected)
-    plain, outputs = [], []
-    columns = (prompts or nobody, users or nobody, groups or nobody, correct, *scored)
-    for prompt, user, group, right, chosen, rejected, text_chosen, text_rejected in zip(*columns, strict=True):
-        who = {"user": user, "group": group}
-        plain.append(who | {"reward_chosen": float(chosen), "reward_rejected": float(rejected)})
-        outputs.append(
-            {
-                "prompt": None if prompt is None else content_text(prompt),
-                "results": float(right),
-                "scores_chosen": float(chosen),
-                "scores_rejected": float(rejected),
-                "text_chosen": text_chosen,
-                "text_rejected": text_rejected,
-                **who,
-            }
-        )
-    summary = {"accuracy": float(correct.mean()), "num_prompts": len(rows), "model": name, "ref_model": None, "tokenizer": name}
-    summary |= {"chat_template": None, "extra_results": {} if groups is None else group_accuracy(correct, groups)}
-    summary["extra_counts"] = dict(sorted(Counter(groups or ()).items()))
-    (out / "rewardbench").mkdir(exist_ok=True)
-    for path, lines in ((out / f"{name}.jsonl", plain), (out / f"rewardbench/{name}_outputs.jsonl", outputs)):
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-    write_text(out / f"rewardbench/{name}.json", json.dumps(summary, indent=2) + "\n")
+    columns = (
+        _column(rows, "user") or nobody,
+        _column(rows, "group") or nobody,
+        scored.chosen.tolist(),
+        scored.rejected.tolist(),
+    )
+    names = ("user", "group", "reward_chosen", "reward_rejected")
+    lines = [json.dumps(dict(zip(names, values, strict=True))) + "\n" for values in zip(*columns, strict=True)]
+    write_text(out / f"{name}.jsonl", "".join(lines))
 
 
 def _column(rows: Dataset, name: str) -> list[Any] | None:

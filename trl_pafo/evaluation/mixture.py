@@ -138,7 +138,7 @@ def score_mixture(
     if len(entries):
         past_margins = margins_of(score_alone(teachers, entries, **scoring))
     margins = mixture.margins(margins_of(scored), past_margins, past, tau)
-    return ScoredPairs(margins, np.zeros_like(margins), scored[0].text_chosen, scored[0].text_rejected)
+    return ScoredPairs(margins, np.zeros_like(margins))
 
 
 def past_pairs_alone(rows: Dataset) -> tuple[Dataset, list[list[int]]]:

@@ -1,4 +1,4 @@
-"""Raw rewards of the pairs of a dataset under saved models, with the texts that the models read."""
+"""Raw rewards of the pairs of a dataset under saved models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,18 +17,10 @@ SIDES = ("chosen", "rejected")
 
 
 class ScoredPairs(NamedTuple):
-    """What a model read of each pair, and its raw rewards: four columns of `num_pairs`."""
+    """Raw rewards of the chosen and the rejected responses, each of shape `(num_pairs,)`."""
 
     chosen: np.ndarray
     rejected: np.ndarray
-    text_chosen: list[str]
-    text_rejected: list[str]
-
-
-def pair_rewards(folder: str | Path, rows: Dataset, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and rejected responses as [`score_rows`] gives them, each of shape `(num_pairs,)`."""
-    scored = score_rows(folder, rows, **kwargs)
-    return scored.chosen, scored.rejected
 
 
 def score_rows(
@@ -74,15 +66,13 @@ def score_tokenized(
 ) -> ScoredPairs:
     """Score pairs that are tokenized, `batch_size` of them in a forward pass."""
     rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc)
-    chosen, rejected = (np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES)
-    return ScoredPairs(chosen, rejected, *(scorer.tokenizer.batch_decode([row[side] for row in ids]) for side in SIDES))
+    return ScoredPairs(*(np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES))
 
 
 def score_mean(folders: str | Sequence[str], rows: Dataset, **kwargs: Any) -> ScoredPairs:
     """The mean rewards of one or several saved models, such as the folds of a teacher; see [`score_rows`]."""
     scored = [score_rows(folder, rows, **kwargs) for folder in ([folders] if isinstance(folders, str) else folders)]
-    chosen, rejected = (np.mean([getattr(pairs, side) for pairs in scored], axis=0) for side in SIDES)
-    return scored[0]._replace(chosen=chosen, rejected=rejected)
+    return ScoredPairs(*np.mean(scored, axis=0))
 
 
 def score_routed(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **kwargs: Any) -> ScoredPairs:
@@ -99,7 +89,5 @@ def score_routed(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **k
         )
     places = {name: np.flatnonzero(group == name) for name in teachers if (group == name).any()}
     parts = [score_mean(teachers[name], rows.select(mine), **kwargs) for name, mine in places.items()]
-    order = np.argsort(np.concatenate(list(places.values()))).tolist()
-    columns = [[value for part in parts for value in part[column]] for column in range(4)]
-    chosen, rejected, *texts = ([column[i] for i in order] for column in columns)
-    return ScoredPairs(np.asarray(chosen), np.asarray(rejected), *texts)
+    order = np.argsort(np.concatenate(list(places.values())))
+    return ScoredPairs(*np.concatenate(parts, axis=1)[:, order])

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_pafo.evaluation.methods import TITLES
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.storage.files import replacing
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, student_inputs
@@ -47,9 +47,7 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
     def average(out: Path) -> None:
         folders = [str(run.folder / member.output) for member in members]
         how: dict[str, Any] = run._scoring()
-        margins = [
-            np.subtract(*pair_rewards(f, train, desc="Training pairs, ensemble", **how), dtype=np.float64) for f in folders
-        ]
+        margins = [np.subtract(*score_rows(f, train, desc="Training pairs, ensemble", **how), dtype=np.float64) for f in folders]
         with replacing(out) as temporary, open(temporary, "wb") as file:
             np.save(file, np.mean(margins, axis=0), allow_pickle=False)
 

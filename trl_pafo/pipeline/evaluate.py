@@ -15,7 +15,7 @@ from trl_pafo.evaluation.history_effect import STUDENTS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
 from trl_pafo.evaluation.reference_path import accuracies_of
-from trl_pafo.evaluation.rewards import ScoredPairs, pair_rewards, score_routed, score_rows
+from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
@@ -73,7 +73,7 @@ def evaluate_run(
         held_out = data["validation"]
         for method in STUDENTS if front["worth"] or run.distill_anyway else ():
             if method in models:
-                chosen, rejected = pair_rewards(models[method], held_out, desc=f"Held-out pairs, {TITLES[method]}", **how)
+                chosen, rejected = score_rows(models[method], held_out, desc=f"Held-out pairs, {TITLES[method]}", **how)
                 who = (held_out["user"][:], held_out["group"][:])
                 add_student(front, TITLES[method], chosen - rejected, *who, run.num_resamples, args.seed)
         write_front(out, front)

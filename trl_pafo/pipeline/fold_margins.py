@@ -9,7 +9,7 @@ from datasets import Dataset
 from trl_pafo.data.history import without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.evaluation.mixture import past_pairs_alone
-from trl_pafo.evaluation.rewards import pair_rewards
+from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores
 
@@ -42,7 +42,7 @@ def with_fold_margins(
         for place, group in enumerate(groups):
             for number, folder in enumerate(teachers[group]):
                 mine = np.flatnonzero((fold == number) | (fold < 0))
-                scored = np.subtract(*pair_rewards(folder, pairs.select(mine), desc=f"{desc}, teacher of {group}", **scoring))
+                scored = np.subtract(*score_rows(folder, pairs.select(mine), desc=f"{desc}, teacher of {group}", **scoring))
                 margins[mine, place] += scored / np.where(fold[mine] < 0, len(teachers[group]), 1)  # the mean where all are new
         return margins
 
