@@ -1,23 +1,19 @@
-"""What is looked at, under whose history, and that states and rewards are the models' own."""
+"""What is looked at, under whose history, and that rewards are the models' own."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-import torch
 from helpers.fake_runs import write_json
 from helpers.parts import make_model, make_pairs
-from peft import LoraConfig, get_peft_model
-from pyarrow.parquet import read_table
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.history_effect import inspect_run, rewards_and_states
+from trl_pafo.evaluation.history_effect import inspect_run
 from trl_pafo.evaluation.rewards import score_rows
-from trl_pafo.models import RewardScorer, score_sequences
 
 
 def write_run(folder, kind="encoder", history=2, reference="personalized_bt", teachers=True, num_users=6):
@@ -90,44 +86,6 @@ def test_a_borrowed_history_is_judged_by_its_groups_teacher(run):
     assert any(rewards == pytest.approx(seen["rewards/teacher"][i], abs=1e-4) for rewards in tried)
 
 
-def test_the_reward_can_be_computed_from_the_state(run):
-    """The state is the one that the reward is read from: pooler and head give the reward back."""
-    folder, _ = run
-    seen = load(folder, pairs_per_group=5)
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "models/pafo").eval()
-    states = torch.from_numpy(seen["states/pafo"].astype(np.float32))
-    with torch.no_grad():
-        rewards = model.score(states) if hasattr(model, "score") else model.classifier(model.bert.pooler(states[:, None]))
-    assert rewards.squeeze(-1).numpy() == pytest.approx(seen["rewards/pafo"][:, 0], rel=2e-2, abs=2e-2)
-
-
-def test_a_decoder_whose_pad_token_ends_its_texts(decoder):
-    """Pooling looks for the last token that is no pad; where the end of a text is one, it is the token before."""
-    scorer = RewardScorer(decoder, device="cpu")
-    scorer.model.config.pad_token_id = 5
-    pairs = [{"chosen": [7, 8, 9, 5], "rejected": [7, 9, 5]}, {"chosen": [7, 8, 10, 11, 12, 5], "rejected": [8, 5]}]
-    rewards, states = rewards_and_states(scorer, pairs)
-    for column, side in enumerate(("chosen", "rejected")):
-        expected = score_sequences(scorer.model, [pair[side] for pair in pairs], 5)
-        assert rewards[:, column] == pytest.approx(expected, abs=1e-5)
-    with torch.no_grad():
-        again = scorer.model.score(torch.from_numpy(states.astype(np.float32)))
-    assert again.squeeze(-1).numpy() == pytest.approx(rewards[:, 0], rel=1e-2, abs=1e-2)
-
-
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_an_adapter(kind, tmp_path, request):
-    base = request.getfixturevalue(kind)
-    model = AutoModelForSequenceClassification.from_pretrained(base)
-    get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2)).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path)
-    pairs = [{"chosen": [7, 8, 9], "rejected": [7, 8]}]
-    _, states = rewards_and_states(RewardScorer(tmp_path, device="cpu"), pairs)
-    with torch.no_grad():
-        output = model.base_model(input_ids=torch.tensor([[7, 8, 9]])).last_hidden_state
-    assert states[0].astype(float) == pytest.approx(output[0, 0 if kind == "encoder" else -1].numpy(), rel=1e-2, abs=1e-2)
-
-
 def test_it_is_kept_until_asked_for_something_else_or_a_model_changes(tmp_path):
     write_run(tmp_path, reference="bradley_terry")
     path = inspect_run(tmp_path, pairs_per_group=2, progress=False)
@@ -135,28 +93,12 @@ def test_it_is_kept_until_asked_for_something_else_or_a_model_changes(tmp_path):
     assert inspect_run(tmp_path, pairs_per_group=2, progress=False).stat().st_mtime_ns == kept
     before = load(tmp_path, pairs_per_group=3)
     assert len(before["row"]) == 12
-    assert {name for name in before if name.startswith("states/")} == {"states/pafo"}  # Bradley-Terry reads no histories
+    assert "rewards/bradley_terry" not in before  # it reads no histories
     make_model("encoder", tmp_path / "models/pafo", seed=9)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["stages"]["pafo"] = {"digest": "of another training", "inputs": {}, "output": "models/pafo"}
     write_json(tmp_path / "manifest.json", manifest)
     assert (load(tmp_path, pairs_per_group=3)["rewards/pafo"] != before["rewards/pafo"]).any()
-
-
-def test_a_run_without_histories_shows_its_pairs_as_they_are(tmp_path):
-    write_run(tmp_path, history=0)
-    seen = load(tmp_path, pairs_per_group=3)
-    assert set(seen["shown"]) == {""}
-    assert not np.isnan(seen["rewards/teacher"]).any()
-
-
-def test_one_group_and_no_teachers(tmp_path):
-    rows = write_run(tmp_path, teachers=False)
-    rows.filter(lambda row: row["group"] == "majority").to_parquet(tmp_path / "data/test.parquet")
-    seen = load(tmp_path, pairs_per_group=3)
-    assert set(seen["shown"]) == set(seen["group"]) == {"majority"}
-    assert "rewards/teacher" not in seen
-    assert set(read_table(tmp_path / "data/test.parquet")["group"].to_pylist()) == {"majority"}
 
 
 def test_pairs_that_are_too_long_under_a_borrowed_history_are_left_out(tmp_path):
@@ -173,9 +115,16 @@ def test_pairs_that_are_too_long_under_a_borrowed_history_are_left_out(tmp_path)
 def test_what_cannot_be_inspected(tmp_path):
     with pytest.raises(DataError, match=r"holds no results/results\.json"):
         inspect_run(tmp_path)
-    write_run(tmp_path)
+    rows = write_run(tmp_path, teachers=False)
+    assert "rewards/teacher" not in load(tmp_path, pairs_per_group=1)
     with pytest.raises(ConfigError, match="`pairs_per_group` must be at least 1"):
         inspect_run(tmp_path, pairs_per_group=0)
+    rows.filter(lambda row: row["group"] == "majority").to_parquet(tmp_path / "data/test.parquet")
+    with pytest.raises(DataError, match="are of one group"):
+        inspect_run(tmp_path)
+    rows.remove_columns("history").to_parquet(tmp_path / "data/test.parquet")
+    with pytest.raises(DataError, match="have no histories"):
+        inspect_run(tmp_path)
     (tmp_path / "data/test.parquet").unlink()
     with pytest.raises(DataError, match=r"no data/test\.parquet"):
         inspect_run(tmp_path)

@@ -11,11 +11,6 @@ from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 
 SKILL = {"bradley_terry": (0.9, -0.1), "personalized_bt": (0.9, 0.1), "pafo": (0.8, 0.9), "group_routed": (1.1, 1.4)}
-LOG = [
-    {"step": 5, "loss": 0.69, "accuracy": 0.4, "bradley_terry_loss": 0.3, "distillation_loss": 0.7},
-    {"step": 10, "loss": 0.5, "accuracy": 0.8, "bradley_terry_loss": 0.2, "distillation_loss": 0.6},
-    {"step": 10, "train_loss": 0.6},
-]
 
 
 def make_rows(groups=("majority", "minority"), users=(12, 5), pairs_per_user=4, text="plain"):
@@ -65,7 +60,7 @@ def make_front(groups=("majority", "minority"), shared="personalized BT"):
 
 
 def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, **data):
-    """A finished run: results, rewards, test pairs, training logs and a manifest, but no models."""
+    """A finished run: results, rewards, test pairs and a manifest, but no models."""
     rows = make_rows(groups, users, text=text)
     user, group = [row["user"] for row in rows], [row["group"] for row in rows]
     rng = np.random.default_rng(seed)
@@ -83,8 +78,6 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         (folder / f"results/{method}.jsonl").write_text("\n".join(text_lines) + "\n", encoding="utf-8")
         correct[method] = pair_correctness(chosen - rejected)
         summaries[method] = fairness_summary(correct[method], user, group, num_resamples=60)
-        if method != "group_routed":
-            write_training(folder / "models" / method)
     reference = "personalized_bt" if "personalized_bt" in methods else methods[0]
     verdicts = {}
     for method in methods:
@@ -111,7 +104,6 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
     stages = {"prepare": {"inputs": {**arguments, "num_history": 1, "tokenizer": "minilm"}, "output": "data", "seconds": 1.0}}
     for g in groups:
         output = f"teachers/{groups.index(g)}"
-        write_training(folder / output)
         stages[f"teacher:{g}"] = {"inputs": {"seed": 42, "start": "warm", "min_steps": 7}, "output": output, "seconds": 3.0}
     for method in methods:
         if method == "personalized_bt":
@@ -145,17 +137,12 @@ def make_path(groups, reference):
     return {"points": points, "best": best, "rule": "group_balanced", "chosen": 2.0, "sentence": sentence}
 
 
-def write_training(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "trainer_state.json", {"log_history": LOG})
-
-
 def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def write_inspection(folder: Path, methods=("personalized_bt", "pafo"), seed=0, teacher=True) -> dict[str, np.ndarray]:
-    """Made-up states and rewards: each of some pairs under both groups' histories."""
+    """Made-up rewards: each of some pairs under both groups' histories."""
     rows = [json.loads(line) for line in (folder / "results/pafo.jsonl").read_text(encoding="utf-8").splitlines()]
     groups = list(dict.fromkeys(row["group"] for row in rows))
     picked = [i for g in groups for i in [n for n, row in enumerate(rows) if row["group"] == g][:6]]
@@ -166,7 +153,5 @@ def write_inspection(folder: Path, methods=("personalized_bt", "pafo"), seed=0, 
     arrays = {"about": np.asarray("{}"), "row": row, "group": group, "shown": shown}
     for method in (*methods, *(["teacher"] if teacher else [])):
         arrays[f"rewards/{method}"] = rng.normal(size=(len(row), 2)).astype(np.float32)
-        if method != "teacher":
-            arrays[f"states/{method}"] = rng.normal(size=(len(row), 8)).astype(np.float16)
     np.savez_compressed(folder / "results/inspection.npz", **arrays)
     return arrays

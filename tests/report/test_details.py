@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers.fake_runs import make_run, write_json
 from scipy.stats import spearmanr
 
 from trl_pafo.report import details
-from trl_pafo.report.record import Rewards, read_record
+from trl_pafo.report.record import Rewards
 from trl_pafo.report.sections import number
 
 
@@ -108,31 +107,3 @@ def test_history_use_against_a_plain_loop(record):
 def test_agreement_with_ties():
     teacher, model = np.array([1.0, 2, -1, 0, 3]), np.array([0.5, -1, -9, 1, 0])
     assert details.agreement(teacher, model).tolist() == [1, 0, 1, 0.5, 0.5]
-
-
-def test_teacher_margins_from_the_group_routed_teachers_else_from_the_sample(record):
-    rows, margins = details.teacher_margins(record)
-    assert rows.tolist() == list(range(68))
-    assert margins == pytest.approx(record.rewards["group_routed"].margins)
-    rewards, mine = record.rewards["pafo"], np.array(record.rewards["pafo"].group) == "minority"
-    same = np.mean((rewards.margins > 0)[mine] == (margins > 0)[mine])
-    table = details.teachers(record).tables[0]
-    assert table["rows"][1][2]["text"] == number(float(same))["text"]
-
-    del record.rewards["group_routed"]
-    rows, margins = details.teacher_margins(record)
-    seen = record.inspection
-    own = [i for i in range(len(seen["row"])) if seen["shown"][i] == seen["group"][i]]
-    assert rows.tolist() == [int(seen["row"][i]) for i in own]
-    assert margins == pytest.approx([seen["rewards/teacher"][i][0] - seen["rewards/teacher"][i][1] for i in own])
-    del seen["rewards/teacher"]
-    assert "no teachers' margins on test pairs are kept" in details.teachers(record).missing[0]
-    assert [row[2]["text"] for row in details.history(record).tables[0]["rows"]] == ["-"] * 4
-
-
-def test_a_training_that_logged_nothing(tmp_path):
-    folder = make_run(tmp_path / "run")
-    write_json(folder / "models/pafo/trainer_state.json", {"log_history": [{"step": 3, "train_loss": 0.5}]})
-    section = details.training(read_record(folder))
-    assert "Curves of PAFO: its trainer logged no loss" in section.missing[0]
-    assert len(section.pictures) == 4

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from trl_pafo.plotting import COLORS, GROUP_COLORS, MARKERS
+from trl_pafo.plotting import COLORS, MARKERS
 from trl_pafo.report import pictures
 
 LONG = "people who travel by train and like $x$ & <b>"
@@ -144,74 +144,4 @@ def test_support_draws_discs_by_number_of_users():
     sizes = dict(zip(map(tuple, discs.get_offsets().tolist()), discs.get_sizes(), strict=True))
     assert set(sizes) == {(0.9, 1.0), (0.9, 0.5), (0.1, 0.0)}
     assert sizes[0.9, 1.0] > sizes[0.9, 0.5] == sizes[0.1, 0.0]
-    assert inside(figure)
-
-
-def test_training_draws_what_was_logged():
-    history = [{"step": s, "loss": 1 / s, "accuracy": 0.1 * s, "distillation_loss": 2.0} for s in (1, 2, 3)] + [
-        {"step": 3, "train_loss": 1}
-    ]
-    above, below = pictures.draw_training(history).axes
-    assert {line.get_label(): list(line.get_ydata()) for line in above.lines} == {
-        "loss": [1, 0.5, 1 / 3],
-        "distillation part": [2, 2, 2],
-    }
-    assert list(below.lines[0].get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
-
-
-def test_training_draws_groups_where_they_were_seen():
-    history = [{"step": 1, "loss": 1, "accuracy": 0.5, "accuracy/a": 0.5, "accuracy/b": float("nan")}]
-    history.append({"step": 2, "loss": 1, "accuracy": 0.6, "accuracy/a": 0.7, "accuracy/b": 0.2})
-    figure = pictures.draw_training(history, ["a", "b", "c"])
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines}
-    assert drawn == {
-        "accuracy, all": [[1, 0.5], [2, 0.6]],
-        "accuracy, a": [[1, 0.5], [2, 0.7]],
-        "accuracy, b": [[2, 0.2]],
-    }
-    assert legend_of(figure) == ["loss", *drawn]
-    assert inside(figure)
-
-
-def test_margins_count_the_quarters():
-    teacher, student = np.array([1, 2, -1, -2, 3.0]), np.array([1, -1, -1, 1, 0.0])
-    axes = pictures.draw_margins(teacher, student, 2, LONG).axes[0]
-    assert [text.get_text() for text in axes.texts] == [".200", ".200", ".200", ".400"]
-    for limits in (axes.get_xlim(), axes.get_ylim()):
-        assert limits[0] == -limits[1]
-
-
-def test_at_most_300_points_are_drawn_and_the_shares_are_of_all():
-    rng = np.random.default_rng(0)
-    teacher, student = rng.normal(size=(2, 1000))
-    axes = pictures.draw_margins(teacher, student, 0, "x").axes[0]
-    assert len(axes.collections[0].get_offsets()) == 300
-    assert axes.texts[0].get_text() == f"{np.mean((teacher > 0) & (student > 0)):.3f}".lstrip("0")
-
-
-def test_principal_components_are_those_of_the_covariance():
-    states = np.random.default_rng(0).normal(size=(40, 6)) * [5, 3, 1, 1, 1, 1]
-    places, shares = pictures.principal_components(states)
-    values, vectors = np.linalg.eigh(np.cov(states.T, bias=True))
-    assert shares == pytest.approx(values[::-1][:2] / values.sum())
-    expected = (states - states.mean(0)) @ vectors[:, ::-1][:, :2]
-    assert np.abs(places) == pytest.approx(np.abs(expected))
-    assert (places[np.abs(places).argmax(0), [0, 1]] > 0).all()
-
-
-@pytest.mark.parametrize("states", [np.ones((3, 4)), np.ones((1, 4)), np.array([[1.0], [2.0]])])
-def test_states_that_do_not_vary_are_no_error(states):
-    places, shares = pictures.principal_components(states)
-    assert np.isfinite(places).all()
-    assert np.isfinite(shares).all()
-
-
-def test_hidden_states_color_the_history_and_mark_the_pair():
-    group, shown = ["rail", "rail", "road", "road"], ["rail", "road", "rail", "road"]
-    figure = pictures.draw_hidden_states(np.eye(4), group, shown, ["rail", "road"])
-    drawn = [c for c in figure.axes[0].collections if len(c.get_offsets())]
-    assert [to_hex(c.get_facecolor()[0]).upper() for c in drawn] == [GROUP_COLORS[0]] * 2 + [GROUP_COLORS[1]] * 2
-    assert legend_of(figure) == ["history of rail", "history of road", "pair of rail", "pair of road"]
-    bare = pictures.draw_hidden_states(np.eye(4), group, [""] * 4, ["rail", "road"])
-    assert legend_of(bare) == ["pair of rail", "pair of road"]
     assert inside(figure)

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from helpers.fake_runs import LOG, make_run, write_json
+from helpers.fake_runs import make_run, write_json
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.report.record import read_record
@@ -17,10 +17,8 @@ def test_a_complete_run(complete, record):
     assert record.rewards["pafo"].margins[0] == pytest.approx(first["reward_chosen"] - first["reward_rejected"])
     assert record.rewards["pafo"].correct.mean() == pytest.approx(record.methods["pafo"]["overall"]["value"])
     assert len(record.pairs) == len(record.rewards["pafo"].user) == 17 * 4
-    titles = ("Bradley-Terry", "personalized BT", "PAFO", "teacher of majority", "teacher of minority")
-    assert record.trainings == dict.fromkeys(titles, LOG)
     assert "alpha: 0.25" in record.config
-    assert "states/pafo" in record.inspection
+    assert "rewards/pafo" in record.inspection
     assert not record.missing
 
 
@@ -28,15 +26,12 @@ def test_what_is_missing_is_said(tmp_path):
     folder = make_run(tmp_path / "run")
     for name in ("manifest.json", "run.yaml", "data/summary.json", "data/test.parquet"):
         (folder / name).unlink()
-    for name in ("results/group_routed.jsonl", "models/pafo/trainer_state.json"):
-        (folder / name).unlink()
+    (folder / "results/group_routed.jsonl").unlink()
     record = read_record(folder)
-    assert record.missing.pop("training/PAFO") == "there is no trainer_state.json in its folder"
     assert record.missing.pop("rewards/group_routed") == "there is no group_routed.jsonl"
     assert set(record.missing) == {"manifest", "config", "summary", "pairs", "inspection"}
     assert record.missing["manifest"] == "there is no manifest.json"
     assert record.pairs is None
-    assert list(record.trainings) == ["Bradley-Terry", "personalized BT"]
 
 
 def test_rewards_and_texts_of_other_pairs_are_left_out(tmp_path):
@@ -64,7 +59,7 @@ def test_the_output_of_evaluate(tmp_path, complete):
     record = read_record(tmp_path)
     assert (record.reference, record.student, record.compared) == (None, "model", [])
     assert record.title("model") == "the model"
-    assert {"manifest", "config", "pairs", "rewards/model", "training/the model", "inspection"} < set(record.missing)
+    assert {"manifest", "config", "pairs", "rewards/model", "inspection"} < set(record.missing)
 
 
 def test_given_teachers_are_told_from_trained_ones(record):

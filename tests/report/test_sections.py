@@ -31,7 +31,7 @@ def test_a_complete_run_misses_nothing(record):
     assert len({section.id for section in made}) == len(made)
     assert [line for section in made for line in section.missing] == []
     pictures = [picture.name for section in made for picture in section.pictures]
-    assert len(pictures) == len(set(pictures)) == 3 + 1 + 2 + 2 + 4 + 5
+    assert len(pictures) == len(set(pictures)) == 2 + 1 + 2
 
 
 def test_the_verdict_stands_first_in_its_own_words(record):
@@ -136,7 +136,6 @@ def test_four_groups(tmp_path):
     made = {section.id: section for section in (make(record) for make in SECTIONS)}
     assert made["answer"].tables[0]["header"][2:6] == ["a (majority)", "b", "c", "d (minority)"]
     assert "Of 4 groups" in made["groups"].pictures[0].caption
-    assert len(names(made["teachers"])) == 8
     assert {case["group"] for case in made["cases"].cases} <= {"a", "b", "c", "d"}
     assert len(made["history"].tables[0]["rows"]) == 8
     assert not any(section.missing for section in made.values())
@@ -148,7 +147,6 @@ def test_a_group_without_test_pairs_is_said_to_be_untested(record):
     record.results["not_evaluated"] = ["lone"]
     section = sections.groups(record)
     assert section.missing == ["Accuracy of lone: there are no test pairs of theirs."]
-    assert [label.get_text() for label in section.pictures[2].figure.axes[0].get_yticklabels()] == ["majority", "minority"]
 
 
 def test_one_group_has_no_minority(tmp_path):
@@ -157,11 +155,11 @@ def test_one_group_has_no_minority(tmp_path):
     write_json(tmp_path / "results.json", {"majority": "all", "minority": "all", "methods": {"model": summary}, "verdicts": {}})
     record = read_record(tmp_path)
     made = {section.id: section for section in (make(record) for make in SECTIONS)}
-    assert names(made["groups"]) == ["group_accuracy"]
+    assert names(made["groups"]) == []
     assert "one group only" in made["groups"].missing[0]
     assert made["answer"].verdict is None
     assert "No verdict" in made["answer"].missing[0]
-    for name in ("users", "cases", "history", "teachers", "training", "reproduce"):
+    for name in ("users", "cases", "history", "reproduce"):
         assert made[name].missing, name
         assert not made[name].pictures
     assert "gap" not in made["answer"].tables[0]["header"]
@@ -201,7 +199,6 @@ def test_data_without_groups_make_no_claim_on_groups(tmp_path):
         ("data/test.parquet", "cases", "The texts: there is no data/test.parquet"),
         ("results/inspection.npz", "history", "no results/inspection.npz"),
         ("results/pafo.jsonl", "cases", "takes the rewards of a reference and of a model"),
-        ("models/pafo/trainer_state.json", "training", "Curves of PAFO: there is no trainer_state.json"),
         ("run.yaml", "reproduce", "no run.yaml"),
     ],
 )
@@ -213,7 +210,7 @@ def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
     made = {s.id: s for s in (make(record) for make in SECTIONS)}
     assert any(why in line for line in made[section].missing)
     assert made["answer"].verdict
-    assert len(made["groups"].pictures) == 3
+    assert len(made["groups"].pictures) == 2
 
 
 def test_whose_numbers_these_are(record):

@@ -89,22 +89,6 @@ def test_types_of_responses_as_folders(inside, tmp_path_factory):
         assert (Path(folder) / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["../../../x"])
-def test_methods_of_a_results_file_that_somebody_else_wrote(inside, name):
-    """`trl-pafo report` on a folder from elsewhere: names in it are names of pictures."""
-    folder = make_run(inside / "run", methods=("personalized_bt", "pafo"))
-    results = json.loads((folder / "results/results.json").read_text())
-    for part in ("methods", "verdicts"):
-        if "pafo" in results[part]:
-            results[part][name] = results[part].pop("pafo")
-    (folder / "results/results.json").write_text(json.dumps(results))
-    page = write_report([folder], inspect=False)
-    pictures = list((folder / "report_pictures").iterdir())
-    assert page.parent == folder
-    assert pictures
-    assert all(picture.is_file() for picture in pictures)
-
-
 class Skeleton(HTMLParser):
     """Elements and the names of their attributes, in order."""
 

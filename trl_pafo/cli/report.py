@@ -26,4 +26,4 @@ def main(args: Any, positional: Any) -> None:
     from trl_pafo.report.page import write_report
 
     path = write_report(positional.runs, args.output, inspect=args.inspect)
-    print(f"Report:   {path}\nPictures: {path.with_name(path.stem + '_pictures')}")
+    print(f"Report: {path}")

@@ -1,4 +1,4 @@
-"""What a reward model does with the history: rewards and hidden states of test pairs under the histories of every group.
+"""What a reward model does with the history: rewards of test pairs under the histories of every group.
 
 Each pair of a sample is shown under its own user's history and under that of a user of each other group. A model that serves
 users who want different things must judge the same two answers differently then; this is what tells whether it does. (Not from the paper.)
@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, concatenate_datasets
 from pyarrow.parquet import read_table
 
 from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.methods import TITLES
-from trl_pafo.evaluation.rewards import SIDES, tokenize_rendered
-from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences, reward_of
+from trl_pafo.evaluation.rewards import score_tokenized, tokenize_rendered
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import replacing
 from trl_pafo.storage.run_folder import MANIFEST
 
 INSPECTION = "results/inspection.npz"
-_FORMAT = 1
+_FORMAT = 2
 STUDENTS = ("pafo",)
 """Methods that distill teachers; the first that a run has is the one that is looked at."""
 
@@ -46,16 +45,15 @@ def inspect_run(folder: str | Path, *, pairs_per_group: int = 30, progress: bool
         `Path`: The file. With `m` entries, one for each pair and history, it holds
 
         - `row`, int of shape `(m,)`: the row of `data/test.parquet`;
-        - `group`, `shown`, str of shape `(m,)`: the group of the pair's user, and that of the history shown (`""`: the run has none);
+        - `group`, `shown`, str of shape `(m,)`: the group of the pair's user, and that of the history shown;
         - `rewards/{method}`, float32 of shape `(m, 2)`: of the chosen and of the rejected response, raw;
-        - `states/{method}`, float16 of shape `(m, hidden_size)`: the last hidden state of the chosen response at the pooled token;
-        - `rewards/teacher`, float32 of shape `(m, 2)`: under the teacher of the group whose history is shown (of the pair's group
-          where the run has none), NaN without one;
+        - `rewards/teacher`, float32 of shape `(m, 2)`: under the teacher of the group whose history is shown, NaN without
+          one;
         - `about`: JSON text with the options.
 
     Raises:
         ConfigError: If an option cannot be used.
-        DataError: If the run lacks results, test pairs or models.
+        DataError: If the run lacks results, test pairs, models, histories or a second group.
         TeacherError: If a reward is not finite.
     """
     if pairs_per_group < 1:
@@ -75,22 +73,22 @@ def inspect_run(folder: str | Path, *, pairs_per_group: int = 30, progress: bool
     test = Dataset(read_table(run / "data/test.parquet"))
     entries = _within(_entries(test, pairs_per_group), [*models.values(), *teachers.values()])
 
-    def forward(source: Path, rows: Dataset, title: str) -> tuple[np.ndarray, np.ndarray]:
+    def rewards(source: Path, rows: Dataset, title: str) -> np.ndarray:
         scorer = RewardScorer(source, bf16=bf16)
-        return rewards_and_states(scorer, tokenize_rendered(scorer, rows), f"Inspecting {title}" if progress else None)
+        desc = f"Inspecting {title}" if progress else None
+        return np.stack(score_tokenized(scorer, tokenize_rendered(scorer, rows), desc=desc), axis=1)
 
     group = np.asarray(test["group"])[entries["row"]]
     shown = np.asarray(entries["shown"])
     arrays = {"about": np.asarray(about), "row": np.asarray(entries["row"]), "group": group, "shown": shown}
     for method, source in models.items():
-        arrays[f"rewards/{method}"], arrays[f"states/{method}"] = forward(source, entries, TITLES.get(method, method))
+        arrays[f"rewards/{method}"] = rewards(source, entries, TITLES.get(method, method))
     if teachers:
         arrays["rewards/teacher"] = np.full((len(entries), 2), np.nan, dtype=np.float32)
-        whose = shown if (shown != "").any() else group
         for name, source in teachers.items():
-            mine = np.flatnonzero(whose == name)
+            mine = np.flatnonzero(shown == name)
             if len(mine):
-                arrays["rewards/teacher"][mine] = forward(source, entries.select(mine), f"the teacher of {name}")[0]
+                arrays["rewards/teacher"][mine] = rewards(source, entries.select(mine), f"the teacher of {name}")
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return path
@@ -121,12 +119,14 @@ def _entries(test: Dataset, pairs_per_group: int) -> Dataset:
     """The sample under its own and the other groups' histories, with the columns `row` and `shown`."""
     group = np.asarray(test["group"])
     groups = sorted(set(group.tolist()))
+    if not {"history", "chat_template_kwargs"} <= set(test.column_names) or not any(test["history"]):
+        raise DataError("The test pairs have no histories, so there is nothing to look at.")
+    if len(groups) < 2:
+        raise DataError("The test pairs are of one group, so there is no history of another to show.")
     rng = np.random.default_rng(0)
     picked = [rng.permutation(np.flatnonzero(group == name))[:pairs_per_group] for name in groups]
     rows = np.sort(np.concatenate(picked))
     sample = test.select(rows).add_column("row", rows.tolist())
-    if not {"history", "chat_template_kwargs"} <= set(test.column_names) or not any(sample["history"]):
-        return sample.add_column("shown", [""] * len(sample))
     draw, pairs = HistoryDraw(sample, sample, seed=0, tau=1.0), [(row, row) for row in range(len(sample))]
     for place, name in enumerate(groups):
         others = np.flatnonzero(np.asarray(sample["group"]) != name).tolist()
@@ -149,40 +149,3 @@ def _within(entries: Dataset, sources: Iterable[Path]) -> Dataset:
     if not len(kept):
         raise DataError(f"No pair of the sample is within the {shortest.positions} positions of {shortest.folder}.")
     return kept
-
-
-def rewards_and_states(
-    scorer: RewardScorer, pairs: list[dict[str, list[int]]], desc: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of pairs, and the last hidden states that those of the chosen responses are computed from.
-
-    That is the state of the last token that is no padding for decoders, whose head is called `score`, and else of the first ([CLS]).
-
-    Args:
-        scorer ([`~trl_pafo.models.RewardScorer`]):
-            The model.
-        pairs (`list[dict[str, list[int]]]`):
-            Token ids of `chosen` and `rejected` of each pair.
-        desc (`str`, *optional*):
-            Title of the progress bar; no bar without it.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: float32 of shape `(num_pairs, 2)`, and float16 of shape `(num_pairs, hidden_size)`.
-    """
-    model, device = scorer.model, scorer.device
-    pad = pad_id_of(model.config, scorer.tokenizer)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-
-    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
-        ids, mask = (tensor.to(device) for tensor in pad_sequences(batch, pad))
-        outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        place = torch.zeros(len(ids), dtype=torch.long, device=device)
-        if hasattr(inner, "score"):
-            place = ((ids != pad).int() * torch.arange(ids.shape[1], device=device)).argmax(-1)
-        states = outputs.hidden_states[-1][torch.arange(len(ids), device=device), place]
-        return torch.cat([reward_of(outputs)[:, None], states], dim=1)
-
-    keys = [tuple(row[side]) for side in SIDES for row in pairs]
-    width = 1 + model.config.get_text_config().hidden_size
-    found = in_batches(model, keys, len, forward, 32, width=width, autocast=scorer.autocast, desc=desc)
-    return found[:, 0].reshape(2, -1).T, found[: len(pairs), 1:].astype(np.float16)

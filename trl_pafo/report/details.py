@@ -1,4 +1,4 @@
-"""The sections that look closer at one run: users, flipped pairs, the history, teachers, trainings. (Not from the paper.)
+"""The sections that look closer at one run: users, flipped pairs, the history. (Not from the paper.)
 
 Each says what is missing, and why, where the run does not keep what it takes.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from trl_pafo.data.messages import content_text
 from trl_pafo.metrics import fairness_summary, pair_correctness
-from trl_pafo.metrics.accuracy import FloatArray, IntArray
+from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report import pictures
 from trl_pafo.report.record import ALL_PAIRS, Record, Rewards
 from trl_pafo.report.sections import Picture, Section, number
@@ -121,14 +121,13 @@ def _text(value: Any, longest: int) -> str:
 
 
 def history(record: Record) -> Section:
-    """What the models do with a history, and their hidden states."""
+    """What the models do with a history."""
     section = Section("history", "What the history does")
     seen = record.inspection
     if seen is None:
-        section.missing.append(f"Hidden states and the use of the history: {record.missing['inspection']}.")
+        section.missing.append(f"The use of the history: {record.missing['inspection']}.")
         return section
-    methods = [method for method in record.methods if f"states/{method}" in seen]
-    use = {method: history_use(record, method) for method in methods}
+    use = {method: history_use(record, method) for method in record.methods}
     if any(use.values()):
         section.text.append(
             f"{len(set(seen['row'].tolist()))} test pairs, up to the same number from each of {len(record.groups)} groups, drawn by a fixed "
@@ -147,14 +146,8 @@ def history(record: Record) -> Section:
             "history's group prefers. 95 % intervals over users."
         )
         section.add_table(["model", "own history helps", "follows that history's teacher"], rows, note)
-    for method in methods:
-        shown = seen["group"].tolist(), seen["shown"].tolist()
-        figure = pictures.draw_hidden_states(seen[f"states/{method}"], *shown, record.groups)
-        section.pictures.append(Picture(f"hidden_{method}", record.title(method), "", figure))
-    section.text.append(
-        "The pictures show the last hidden state of the chosen answer at the pooled token, in the two principal components of each model's "
-        "own. Where the colors lie apart, the model tells the groups' histories apart; two components are only part of what it knows."
-    )
+    else:
+        section.missing.append("The use of the history: no pair was shown under a borrowed one.")
     return section
 
 
@@ -171,7 +164,7 @@ def history_use(record: Record, method: str) -> dict[str, dict[str, Any]]:
     margins = _margins(seen[f"rewards/{method}"])
     is_own = seen["shown"] == seen["group"]
     own = dict(zip(seen["row"][is_own].tolist(), margins[is_own], strict=True))
-    borrowed = np.array([i for i, row in enumerate(seen["row"].tolist()) if seen["shown"][i] and not is_own[i] and row in own])
+    borrowed = np.array([i for i, row in enumerate(seen["row"].tolist()) if not is_own[i] and row in own])
     if not len(borrowed):
         return {}
     rows = seen["row"][borrowed].tolist()
@@ -193,71 +186,3 @@ def _margins(rewards: FloatArray) -> FloatArray:
 def agreement(teacher: FloatArray, margins: FloatArray) -> FloatArray:
     """1 where both prefer the same answer, 0 where not, 0.5 where one has no preference."""
     return pair_correctness(margins * np.sign(teacher))
-
-
-def teachers(record: Record) -> Section:
-    """Margins of the teachers against those of the reference and the student."""
-    section = Section("teachers", "Teachers and what was distilled")
-    rows, teacher = teacher_margins(record)
-    if not len(rows) or not record.compared:
-        why = "no rewards of the test pairs are kept"
-        if not len(rows):
-            why = "no teachers' margins on test pairs are kept (method `group_routed`, or an inspection of a run that trained teachers)"
-        section.missing.append(f"Margins of teacher against student: {why}.")
-        return section
-    which = "all test pairs" if "group_routed" in record.rewards else "a sample of the test pairs"
-    section.text.append(
-        f"Each pair of {which} under the teacher of its own group, against a model that is told no group. Corners: shares of pairs; in "
-        "the upper right both are right, in the lower right only the teacher is. Margins are raw: two models have no common scale, only "
-        "0 means the same. At most 300 points are drawn."
-    )
-    first = record.rewards[record.compared[0]]
-    user, group = ([names[row] for row in rows] for names in (first.user, first.group))
-    present = [name for name in record.groups if name in group]
-    margins = {method: record.rewards[method].margins[rows] for method in record.compared}
-    table: list[list[Any]] = []
-    for method, of_method in margins.items():
-        summary = fairness_summary(agreement(teacher, of_method), user, group)
-        table.append([record.title(method), *(number(summary[f"accuracy/{name}"]) for name in present)])
-    header = ["prefers what the teacher prefers", *(record.group_title(name) for name in present)]
-    section.add_table(header, table, "Share of pairs, with 95 % intervals over users.")
-    for i, name in enumerate(present):
-        mine = np.array(group) == name
-        for method, of_method in margins.items():
-            title = record.title(method)
-            figure = pictures.draw_margins(teacher[mine], of_method[mine], record.series(method), title)
-            section.pictures.append(Picture(f"margins_{i}_{method}", f"{title}, pairs of {name}", "", figure))
-    return section
-
-
-def teacher_margins(record: Record) -> tuple[IntArray, FloatArray]:
-    """Rows of test pairs, and the margins of the teacher of each pair's own group on them; empty where none are kept."""
-    if "group_routed" in record.rewards:
-        margins = record.rewards["group_routed"].margins
-        return np.arange(len(margins)), margins
-    seen = record.inspection
-    if seen is None or "rewards/teacher" not in seen:
-        return np.array([], dtype=np.int64), np.array([])
-    margins = _margins(seen["rewards/teacher"])
-    kept = ((seen["shown"] == seen["group"]) | (seen["shown"] == "")) & ~np.isnan(margins)
-    return seen["row"][kept].astype(np.int64), margins[kept]
-
-
-def training(record: Record) -> Section:
-    """A curve a model."""
-    section = Section("training", "Training")
-    for i, (title, log) in enumerate(record.trainings.items()):
-        if any("loss" in row for row in log):
-            figure = pictures.draw_training(log, record.groups)
-            section.pictures.append(Picture(f"training_{i}", title[:1].upper() + title[1:], "", figure))
-        else:
-            section.missing.append(f"Curves of {title}: its trainer logged no loss; set logging_steps below the number of steps.")
-    if section.pictures:
-        section.text.append(
-            "Loss and accuracy on training batches, of the rows that have a label (a tie is half right). Of the parts of a loss, the "
-            "Bradley-Terry part is the mean over the rows that have a label, the distillation part over those distilled."
-        )
-    for name, why in record.missing.items():
-        if name.startswith("training/"):
-            section.missing.append(f"Curves of {name.removeprefix('training/')}: {why}.")
-    return section

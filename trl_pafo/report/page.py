@@ -1,4 +1,4 @@
-"""`report.html`: one file without scripts or network, and its pictures as PNG beside it."""
+"""`report.html`: one file without scripts or network, its pictures in it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
-from trl_pafo.plotting import as_svg, write_png
+from trl_pafo.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
-from trl_pafo.report.details import cases, history, teachers, training, users
+from trl_pafo.report.details import cases, history, users
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
 from trl_pafo.storage.files import write_text, writing
@@ -22,8 +22,6 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
     users,
     cases,
     history,
-    teachers,
-    training,
     reproduction,
     about,
 )
@@ -33,10 +31,7 @@ _MARK = '<meta name="generator" content="trl-pafo '
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path | None = None, *, inspect: bool = True) -> Path:
-    """Write the report of a run, or the comparison of several, as one HTML file and PNGs.
-
-    The pictures are in the page as SVG, which follows the reader's light or dark colors, and as `<name>_pictures/*.png` beside
-    `<name>.html`. An older report of trl-pafo at the same place is replaced.
+    """Write the report of a run, or the comparison of several, as one HTML file. An older report of trl-pafo at the same place is replaced.
 
     Args:
         folders (`Sequence[str]` or `Sequence[Path]`):
@@ -126,22 +121,16 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
     from trl_pafo.versions import __version__
 
     here = Path(__file__).parent
-    beside = path.with_name(f"{path.stem}_pictures")
-    written = set()
 
     def shown(picture: Picture) -> dict[str, Any]:
         name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
-        picture.figure.draw_without_rendering()
-        picture.figure.set_layout_engine("none")  # the layout is settled once for both forms
-        write_png(picture.figure, beside / f"{name}.png")
-        written.add(f"{name}.png")
         description = f"{picture.title}. {picture.caption}"
         return {**vars(picture), "name": name, "svg": Markup(as_svg(picture.figure, name, description))}
 
     environment = Environment(loader=FileSystemLoader(here), autoescape=True)
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
     with writing(path):
-        beside.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         html = environment.get_template("page.html.jinja").render(
             title=title,
             lead=lead,
@@ -150,6 +139,3 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
             sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
         )
         write_text(path, html + "\n")
-        for old in beside.glob("*.png"):  # of an older report; last, so that a full disk leaves it complete
-            if old.name not in written:
-                old.unlink()

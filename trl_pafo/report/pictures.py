@@ -12,14 +12,12 @@ from trl_pafo.metrics.verdict import format_number, is_known
 from trl_pafo.plotting import (
     COLORS,
     FONT,
-    GROUP_COLORS,
     MARKERS,
     MUTED,
     PAPER,
     TEXT,
     add_axes,
     add_legend,
-    dress,
     ends_of,
     new_figure,
     short,
@@ -29,14 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_POINTS = 300
 _SMALLEST_SPAN = 0.15
 _DASHES = (0, (4, 3))
-_LOSSES = {  # key of the log: name, color, line
-    "loss": ("loss", TEXT, "-"),
-    "bradley_terry_loss": ("Bradley-Terry part", COLORS[0], "--"),
-    "distillation_loss": ("distillation part", COLORS[1], ":"),
-}
 
 Interval = Mapping[str, float]
 
@@ -223,112 +215,3 @@ def draw_user_support(
     axes.set_ylim(-0.08, 1.1)
     axes.set_yticks(np.linspace(0, 1, 6))
     return figure
-
-
-def draw_training(history: Sequence[Mapping[str, Any]], groups: Sequence[str] = ()) -> "Figure":
-    """Loss and its parts, accuracy and that of the groups on the batches of a training, as far as they were logged.
-
-    Args:
-        history (`Sequence[Mapping]`):
-            `log_history` of the trainer's state.
-        groups (`Sequence[str]`, *optional*):
-            The groups whose accuracy is drawn.
-    """
-    figure = new_figure(height=3.3)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    dress(above, y="loss")
-    dress(below, "optimizer step", "accuracy")
-    for key, (name, color, line) in _LOSSES.items():
-        _draw_curve(above, history, key, name, color, linestyle=line)
-    _draw_curve(below, history, "accuracy", "accuracy, all", TEXT)
-    _draw_curve(below, history, "eval_accuracy", "accuracy, evaluation", TEXT, linestyle="--")
-    for i, group in enumerate(groups):
-        look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 2.5}
-        _draw_curve(below, history, f"accuracy/{group}", f"accuracy, {short(group)}", GROUP_COLORS[i % len(GROUP_COLORS)], **look)
-    above.set_ylim(bottom=0)
-    below.set_ylim(0, 1.05)
-    lines = [*above.lines, *below.lines]
-    add_legend(figure, lines, [str(line.get_label()) for line in lines])
-    return figure
-
-
-def _draw_curve(axes: "Axes", history: Sequence[Mapping[str, Any]], key: str, name: str, color: str, **look: Any) -> None:
-    logged = [(row["step"], row[key]) for row in history if key in row and "step" in row and row[key] == row[key]]  # no NaN
-    if logged:
-        axes.plot(*zip(*logged, strict=True), color=color, linewidth=1.2, label=name, **look)
-
-
-def draw_margins(teacher: FloatArray, margins: FloatArray, series: int, name: str) -> "Figure":
-    """Margins of a model against its teacher's, over pairs of one group; both in reward units of their own scale.
-
-    Args:
-        teacher, margins (`float` arrays of shape `(num_pairs,)`):
-            The teacher's and the model's margins on the same pairs.
-        series (`int`), name (`str`):
-            Number of the model's color, and its name.
-    """
-    figure = new_figure(height=3.6)
-    axes = add_axes(figure, "margin of the teacher", f"margin of {short(name, 28)}")
-    picked = np.random.default_rng(0).permutation(len(teacher))[:_MOST_POINTS]
-    axes.scatter(teacher[picked], margins[picked], s=14, color=COLORS[series % len(COLORS)], alpha=0.5, linewidth=0, zorder=3)
-    reaches = [1.08 * max(np.abs(values[picked]).max(), 1e-6) for values in (teacher, margins)]
-    axes.set_xlim(-reaches[0], reaches[0])
-    axes.set_ylim(-reaches[1], reaches[1])
-    axes.axhline(0, color=TEXT, linewidth=0.9)
-    axes.axvline(0, color=TEXT, linewidth=0.9)
-    under: dict[str, Any] = {"facecolor": PAPER, "linewidth": 0, "pad": 1.5, "alpha": 0.8}
-    for right, top in ((1, 1), (0, 1), (0, 0), (1, 0)):
-        share = format_number(np.mean(((teacher > 0) == right) & ((margins > 0) == top)))
-        where: dict[str, Any] = {"ha": "right" if right else "left", "va": "top" if top else "bottom"}
-        place = (0.02 + 0.96 * right, 0.03 + 0.94 * top)
-        axes.text(*place, share, transform=axes.transAxes, bbox=under, fontsize=FONT, color=TEXT, zorder=5, **where)
-    axes.locator_params(nbins=7)
-    return figure
-
-
-def draw_hidden_states(states: FloatArray, group: Sequence[str], shown: Sequence[str], groups: Sequence[str]) -> "Figure":
-    """Two principal components of hidden states: color says whose history was shown, the marker whose pair it is.
-
-    Args:
-        states (`float` array of shape `(num_entries, hidden_size)`):
-            The last hidden state at the pooled token.
-        group, shown (`Sequence[str]`, one an entry):
-            Group of the pair's user, and of the user whose history was shown (`""` where none was).
-        groups (`Sequence[str]`):
-            All groups, in the order of the legend.
-    """
-    from matplotlib.patches import Patch
-
-    figure = new_figure(height=3.9)
-    places, shares = principal_components(states)
-    first, second = (f"{100 * share:.0f} % of the variance" for share in shares)
-    axes = add_axes(figure, f"first component ({first})", f"second component ({second})")
-    has_history = any(shown)
-    whose, of_pair = np.asarray(shown if has_history else group), np.asarray(group)
-    handles: dict[str, Any] = {}
-    for i, history in enumerate(groups):
-        color = GROUP_COLORS[i % len(GROUP_COLORS)]
-        handles[f"{'history' if has_history else 'pair'} of {short(history)}"] = Patch(color=color)
-        for j, name in enumerate(groups):
-            x, y = places[(whose == history) & (of_pair == name)].T
-            marker = MARKERS[j % len(MARKERS)]
-            axes.scatter(x, y, s=22, color=color, marker=marker, alpha=0.75, edgecolor=PAPER, linewidth=0.4, zorder=3)
-    for j, name in enumerate(groups if has_history else ()):
-        handles[f"pair of {short(name)}"] = axes.scatter([], [], color=MUTED, marker=MARKERS[j % len(MARKERS)])
-    add_legend(figure, list(handles.values()), list(handles), len(groups) if has_history else 2)
-    return figure
-
-
-def principal_components(states: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The two components of largest variance, of shape `(num_entries, 2)`, and their shares of all variance.
-
-    Signs are set so that the largest absolute value of each component is positive, and pictures can be compared.
-    """
-    centered = np.asarray(states, dtype=np.float64) - np.mean(states, axis=0, dtype=np.float64)
-    left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
-    number = min(2, len(sizes))
-    places, shares = np.zeros((len(centered), 2)), np.zeros(2)
-    places[:, :number] = left[:, :number] * sizes[:number]
-    places *= np.where(places[np.abs(places).argmax(axis=0), [0, 1]] < 0, -1.0, 1.0)
-    shares[:number] = sizes[:number] ** 2 / max((sizes**2).sum(), 1e-300)
-    return places, shares

@@ -58,8 +58,6 @@ class Record:
             By method, all over the same pairs.
         pairs (`list[dict]`, *optional*):
             The test pairs, in the order of the rewards.
-        trainings (`dict[str, list[dict]]`):
-            Title of each model trained, and the `log_history` of its trainer.
         inspection (`dict[str, numpy.ndarray]`, *optional*):
             What [`~trl_pafo.evaluation.history_effect.inspect_run`] wrote.
         missing (`dict[str, str]`):
@@ -74,7 +72,6 @@ class Record:
     rewards: dict[str, Rewards] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     pairs: list[dict[str, Any]] | None = None
-    trainings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     inspection: dict[str, np.ndarray] | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -218,7 +215,6 @@ def read_record(folder: str | Path) -> Record:
             record.inspection = {name: file[name] for name in file.files}
     _read_rewards(record, where)
     _read_pairs(record)
-    _read_trainings(record)
     return record
 
 
@@ -262,16 +258,3 @@ def _read_pairs(record: Record) -> None:
         record.missing["pairs"] = "data/test.parquet does not hold the pairs that were scored"
         return
     record.pairs = pairs
-
-
-def _read_trainings(record: Record) -> None:
-    folders = {record.title(method): record.folder / "models" / method for method in record.methods if method not in OF_TEACHERS}
-    for stage, done in record.stages.items():
-        if stage.startswith("teacher:"):
-            folders[f"teacher of {stage.removeprefix('teacher:')}"] = record.folder / done["output"]
-    for title, folder in folders.items():
-        path = folder / "trainer_state.json"
-        if path.is_file():
-            record.trainings[title] = _read_json(path)["log_history"]
-        else:
-            record.missing[f"training/{title}"] = "there is no trainer_state.json in its folder"

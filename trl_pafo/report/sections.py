@@ -134,9 +134,8 @@ def _add_path(section: Section, record: Record) -> None:
 
 
 def groups(record: Record, prefix: str = "") -> Section:
-    """Majority against minority, differences, accuracies."""
+    """Majority against minority, and the differences."""
     section = Section(f"{prefix}groups", "Groups")
-    series = {record.title(m): record.series(m) for m in record.methods}
     reference = None if record.reference is None else record.title(record.reference)
     if record.has_minority:
         section.pictures.append(_majority_minority(record, prefix, reference))
@@ -154,16 +153,7 @@ def groups(record: Record, prefix: str = "") -> Section:
         compared = {record.title(method): record.series(method) for method in verdicts}
         figure = pictures.draw_by_group(differences, compared, f"accuracy minus {reference}'s", 0.0, signed=True)
         section.pictures.append(Picture(f"{prefix}differences", "What the verdicts rest on", caption, figure))
-    untested = record.results.get("not_evaluated", [])
-    accuracies = {
-        group: {record.title(m): s[f"accuracy/{group}"] for m, s in record.methods.items() if f"accuracy/{group}" in s}
-        for group in record.groups
-        if group not in untested
-    }
-    if accuracies:
-        figure = pictures.draw_by_group(accuracies, series, "accuracy (dashed: a coin)", 0.5)
-        section.pictures.append(Picture(f"{prefix}group_accuracy", "Accuracy of each group", INTERVALS, figure))
-    if untested:
+    if untested := record.results.get("not_evaluated", []):
         section.missing.append(f"Accuracy of {', '.join(untested)}: there are no test pairs of theirs.")
     return section
 
