@@ -1,4 +1,4 @@
-"""Votes and the noise ceiling against naive loops and closed forms; taste and noise on populations of which the truth is known."""
+"""Votes and the noise ceiling against naive loops and closed forms."""
 
 import itertools
 
@@ -14,7 +14,6 @@ from trl_pafo.audit.noise import (
     noise_ceiling,
     others_votes,
     support_on,
-    taste_or_noise,
     votes_of,
 )
 from trl_pafo.data.groups import support_rate_by_agreement
@@ -53,16 +52,11 @@ def test_votes_of_finds_the_same_pair_in_either_order():
 
 def test_others_votes_equal_a_naive_loop():
     votes = random_votes()
-    for mask in (None, votes.user % 3 != 0):
-        same, total = others_votes(votes, mask)
-        for i in range(len(votes.user)):
-            others = [
-                j
-                for j in range(len(votes.user))
-                if votes.pair[j] == votes.pair[i] and votes.user[j] != votes.user[i] and (mask is None or mask[j])
-            ]
-            assert total[i] == len(others)
-            assert same[i] == sum(votes.label[j] == votes.label[i] for j in others)
+    same, total = others_votes(votes)
+    for i in range(len(votes.user)):
+        others = [j for j in range(len(votes.user)) if votes.pair[j] == votes.pair[i] and votes.user[j] != votes.user[i]]
+        assert total[i] == len(others)
+        assert same[i] == sum(votes.label[j] == votes.label[i] for j in others)
 
 
 def test_majority_of_others_with_ties_and_lonely_votes():
@@ -93,57 +87,10 @@ def test_the_best_shared_judge_lies_within_the_bounds(q):
     assert (found["num_votes"], found["votes_a_pair"]) == (7500, 5)
 
 
-def truth(taste):
-    """48 users of one taste, and 12 who hold the opposite one, or who answer carelessly."""
-    rng = np.random.default_rng(0)
-    chance = np.where(rng.integers(2, size=400), 0.85, 0.15)[None].repeat(60, axis=0)
-    chance[48:] = 1 - chance[48:] if taste else 0.5
-    return make_votes(chance, 400, votes_a_pair=8)
-
-
-def test_a_taste_of_their_own_is_told_from_carelessness():
-    found = taste_or_noise(truth(taste=True), 0.2, num_splits=3)
-    assert found["shared_taste"]["low"] > 0.2
-    assert found["minority_with_minority"]["value"] > 0.65 > 0.35 > found["minority_with_majority"]["value"]
-    found = taste_or_noise(truth(taste=False), 0.2, num_splits=3)
-    assert abs(found["shared_taste"]["value"]) < 0.1
-    assert found["shared_taste"]["low"] < 0.01
-    assert found["majority_with_majority"]["low"] > found["minority_with_minority"]["high"]
-    assert found["reliability"] > 0.3  # who is careless here is careless there
-
-
-def test_chance_alone_makes_no_minority():
-    """All users alike: grouped on the same votes, the lowest fifth would disagree; grouped on others, it does not."""
-    votes = make_votes(np.full((60, 400), 0.75), 400)
-    found = taste_or_noise(votes, 0.2, num_splits=5)
-    assert abs(found["shared_taste"]["value"]) < 0.05
-    assert abs(found["minority_with_majority"]["value"] - found["majority_with_majority"]["value"]) < 0.05
-    assert found["reliability"] < 0.2
-    everywhere = support_on(votes, np.ones(len(votes.user), dtype=bool))
-    lowest = np.isin(votes.user, np.flatnonzero(everywhere <= np.quantile(everywhere, 0.2)))
-    same, total = others_votes(votes)
-    assert (same / total)[lowest].mean() < found["minority_with_majority"]["value"] - 0.03
-
-
-def test_given_groups_are_compared_on_all_pairs():
-    votes = truth(taste=True)
-    found = taste_or_noise(votes, {name: number >= 48 for number, name in enumerate(votes.users)})
-    assert found["reliability"] is None
-    agree = [
-        votes.label[i] == votes.label[j]
-        for i, j in itertools.permutations(range(800), 2)
-        if votes.pair[i] == votes.pair[j] and votes.user[i] < 48 and votes.user[j] < 48
-    ]
-    assert found["majority_with_majority"]["value"] == pytest.approx(np.mean(agree), abs=0.03)
-    assert found["shared_taste"]["low"] > 0.2
-
-
 def test_too_few_common_votes_are_an_error():
     votes = Votes(["a", "b"], np.arange(2), np.zeros(2, int), np.array([0, 1]), num_pairs=1)
     with pytest.raises(DataError, match=r"Only 2 of 2 votes .* cannot be estimated"):
         noise_ceiling(votes)
-    with pytest.raises(DataError, match="Too few users"):
-        taste_or_noise(votes, 0.2)
 
 
 def judged_by_many(num_users=24, num_pairs=60, careless=6):
@@ -177,7 +124,7 @@ def test_without_common_pairs_it_is_said_that_nothing_can_be_estimated():
     assert np.isnan(noise.ceiling_of(rows)).all()
 
 
-def test_common_pairs_give_a_ceiling_for_each_row_and_tell_carelessness_from_taste():
+def test_common_pairs_give_a_ceiling_for_each_row():
     rows = judged_by_many()
     noise = LabelNoise(DataArguments(source="files", minority_quantile=0.25), rows, 0)
     assert noise.minority_share is not None
@@ -186,18 +133,16 @@ def test_common_pairs_give_a_ceiling_for_each_row_and_tell_carelessness_from_tas
     assert ceiling[careless].mean() == pytest.approx(0.5, abs=0.1)
     assert ceiling[~careless].mean() == pytest.approx(0.9, abs=0.05)
     assert noise.summary["leave_one_out"]["value"] == pytest.approx(ceiling.mean())
-    assert noise.summary["taste_or_noise"]["shared_taste"]["low"] < 0.05
     assert noise.ceiling_of(rows.select([5, 3])) == pytest.approx(ceiling[[5, 3]])
 
 
-def test_groups_that_the_data_name_are_compared_as_they_are():
+def test_groups_that_the_data_name_were_not_cut_from_agreement():
     rows = judged_by_many()
     rows = rows.remove_columns("support_rate").add_column(
         "support_rate", [0.8 if g == "majority" else 0.2 for g in rows["group"]]
     )
     noise = LabelNoise(DataArguments(source="files"), rows, 0)
     assert noise.minority_share is None
-    assert noise.summary["taste_or_noise"]["reliability"] is None
 
 
 def test_low_support_without_held_out_prompts_equals_a_plain_count():

@@ -1,16 +1,14 @@
-"""Verdict, findings, tables, pictures and folder of an audit, from results of which the truth is known."""
+"""Verdict, findings, tables and folder of an audit, from results of which the truth is known."""
 
 import json
 import re
 
-import matplotlib.image
 import pytest
 from helpers.fake_runs import make_front
 from helpers.parts import full_after
 
 from trl_pafo.audit import write_audit
 from trl_pafo.audit.audit import check_output
-from trl_pafo.audit.pictures import draw_pictures
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.errors import RunFolderError
 
@@ -34,11 +32,6 @@ def make_result(**changes):
                 "a|b": {**group, "users": 48, "support_rates": [0.8] * 48},
                 "rare": {**group, "users": 12, "support_rates": [0.1, *[0.2] * 11]},
             },
-        },
-        "length": {
-            "max_length": 64,
-            "tokenizer": "minilm",
-            "groups": {"a|b": {"pairs": 100, "dropped": 0}, "rare": {"pairs": 100, "dropped": 7}},
         },
         "noise": {"known": 0.9},
         "accuracy": {
@@ -64,11 +57,10 @@ def test_without_probes_nothing_is_claimed():
     assert "not known" in verdict_sentence({"front": None, "tastes": None})
 
 
-def test_findings_name_bias_noise_and_length():
-    bias, noise, length = make_result()["findings"]
+def test_findings_name_bias_and_noise():
+    bias, noise = make_result()["findings"]
     assert bias == "Bias: user accuracy rises with support, Spearman +.500 [+.480, +.520]."
     assert noise == "Noise: labels are made by rule, so the ceiling is known: .900."
-    assert length == "Length: at 64 tokens, training would drop pairs of rare 7.0 % (7 of 100)."
 
 
 @pytest.mark.parametrize(
@@ -84,24 +76,6 @@ def test_findings_name_bias_noise_and_length():
 def test_bias_is_claimed_only_where_it_is_shown(trend, agreement, match):
     accuracy = make_result()["accuracy"] | {"support_spearman": trend, "support_is_agreement": agreement}
     assert re.search(match, make_result(accuracy=accuracy)["findings"][0])
-
-
-@pytest.mark.parametrize(
-    ("difference", "match"),
-    [
-        (number(0.2), "share a taste of their own"),
-        (number(-0.2), "noisier ones"),
-        (number(0.0), "no taste of their own is shown"),
-    ],
-)
-def test_taste_and_noise_in_words(difference, match):
-    names = ("minority_with_minority", "minority_with_majority", "majority_with_majority")
-    taste = {**dict.fromkeys(names, number(0.7)), "shared_taste": difference, "reliability": 0.15}
-    noise = {"leave_one_out": number(0.75), "best_shared_bounds": [0.72, 0.83], "votes_a_pair": 4.1, "taste_or_noise": taste}
-    text = " ".join(make_result(noise=noise)["findings"])
-    assert match in text
-    assert "can reach between .720 and .830" in text
-    assert "hardly a trait" in text
 
 
 TRIED = [
@@ -163,10 +137,9 @@ def test_a_taste_of_a_given_group_in_words(gain, shared, match):
 
 def test_the_report_holds_all_numbers_in_aligned_tables():
     result = make_result()
-    text = markdown_report(result, ["support.png"])
+    text = markdown_report(result)
     for part in (
         "48",
-        "7 of 100",
         ".200 (.100 to .200)",
         ".450 [.430, .470]",
         "-.600 [-.620, -.580]",
@@ -174,7 +147,6 @@ def test_the_report_holds_all_numbers_in_aligned_tables():
         "a\\|b",
     ):
         assert part in text
-    assert "![support](support.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(tables) == 3
     for table in tables:
@@ -190,27 +162,17 @@ def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
     assert re.search(r"rare .* 30 \| +\.410 \| +\.550 \[\.530, \.570\]", markdown_report(make_result(accuracy=accuracy)))
 
 
-def test_pictures_are_drawn_for_what_there_is(tmp_path):
-    assert draw_pictures(make_result(front=None), tmp_path) == ["support.png"]
-    names = draw_pictures(make_result(), tmp_path)
-    assert names == ["support.png", "front.png"]
-    for name in names:
-        image = matplotlib.image.imread(tmp_path / name)
-        assert image.shape[1] >= 1200
-        assert image[..., :3].std() > 0.05  # something is on it
-        assert image[0, :, :3].min() == 1  # nothing is cut off at the top
-
-
 def test_an_earlier_audit_is_replaced(tmp_path):
     out = tmp_path / "deep" / "audit"
     write_audit(make_result(), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png", "front.png"}
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "front.png"}
+    assert "![front](front.png)" in (out / "audit.md").read_text()
     before = (out / "audit.json").read_text()
     with full_after(100), pytest.raises(RunFolderError, match=r"cannot be read or written: File too large"):
         write_audit(make_result(), out)
     assert (out / "audit.json").read_text() == before
     write_audit(make_result(front=None), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "support.png"}
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md"}
     assert json.loads((out / "audit.json").read_text())["front"] is None
 
 

@@ -24,7 +24,7 @@ def quick(request, monkeypatch):
 
 def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     out = tmp_path / "audit"
-    flags = ["audit", *STYLES, "--num_history", "1", "--embedding_model", encoder, "--output_dir", str(out), "--max_length", "40"]
+    flags = ["audit", *STYLES, "--num_history", "1", "--embedding_model", encoder, "--output_dir", str(out)]
     assert main(flags) == 0
     printed = capsys.readouterr().out
     result = json.loads((out / "audit.json").read_text())
@@ -34,31 +34,28 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     assert result["noise"]["known"] == 1
     for name, group in result["accuracy"]["groups"].items():
         assert group["accuracy"]["value"] == pytest.approx(result["front"]["points"]["shared probe"][f"accuracy/{name}"]["value"])
-    assert sum(group["dropped"] for group in result["length"]["groups"].values()) > 0
     assert sum(result["tastes"]["users"].values()) == 24
     assert set(result["tastes"]["given"]) == {"majority", "minority"}
     assert "Tastes: " in printed
-    assert {path.name for path in out.glob("*.png")} == {"support.png", "front.png"}
+    assert {path.name for path in out.glob("*.png")} == {"front.png"}
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-def test_audit_of_files_without_probes(base_model, tmp_path, capsys):
+def test_audit_of_files_without_probes(tmp_path, capsys):
     file = tmp_path / "pairs.jsonl"
     make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0).to_json(file)
-    flags = ["audit", "--data_path", str(file), "--tokenizer", base_model, "--probes", "false"]
+    flags = ["audit", "--data_path", str(file), "--probes", "false"]
     assert main([*flags, "--output_dir", str(tmp_path / "audit")]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert result["front"] is None
     assert result["accuracy"] is None
-    assert result["length"]["tokenizer"] == base_model
-    assert result["length"]["max_length"] == 256  # the positions of the model; fewer than TRL's default
     assert "cannot be estimated" in result["noise"]["reason"]
     out = capsys.readouterr().out
     assert "not known" in out
     assert out.startswith(f"# Audit of files ({file})\n\n12 users, 48 pairs")
-    assert (tmp_path / "audit/audit.md").read_text() in out.replace("\nAudit: ", "\n![support](support.png)\n\nAudit: ")
+    assert (tmp_path / "audit/audit.md").read_text() in out
 
 
 def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
@@ -79,10 +76,9 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     ("flags", "match"),
     [
         (["--probe_pairs", "1"], "`probe_pairs` must be at least 50"),
-        (["--max_length", "0"], "`max_length` must be at least 1"),
+        (["--num_history", "-1"], "`num_history` must be at least 0"),
         (["--probes", "false", "--probe_pairs", "100"], "--probe_pairs: no effect without probes"),
-        (["--probes", "false", "--tokenizer", "x"], "--embedding_model: no effect without probes"),
-        (["--probes", "false", "--batch_size", "3"], "--batch_size: no effect without probes"),
+        (["--probes", "false", "--batch_size", "3"], "--embedding_model, --batch_size: no effect without probes"),
         (["--infer_groups", "x", "--probes", "false"], "which --probes false does without"),
         (["--infer_groups", "x"], "--embedding_model: no effect beside --infer_groups"),
         (["--seed", "-1"], "`seed` must be at least 0"),
@@ -91,7 +87,6 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
         (["--source", "nonsense"], "Unknown source 'nonsense'"),
         (["--source", "dsp"], "give its path with --data_path"),
         (["--embedding_model", "nowhere/x"], "nowhere/x"),
-        (["--history_fields", "color"], "`history_fields` must be some of"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys):
@@ -118,7 +113,6 @@ def test_ukp_is_noise_not_taste(tmp_path):
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert result["verdict"].startswith("Nothing to distill")
     assert 0.73 < result["noise"]["leave_one_out"]["value"] < 0.76
-    assert result["noise"]["taste_or_noise"]["shared_taste"]["low"] < 0
 
 
 @pytest.mark.slow

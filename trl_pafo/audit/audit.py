@@ -5,35 +5,33 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
-from trl import RewardConfig
 
-from trl_pafo.audit.counts import count_all, dropped_by_length
+from trl_pafo.audit.counts import count_all
 from trl_pafo.audit.features import pair_features, sample_rows
 from trl_pafo.audit.noise import LabelNoise, mean_over_users
 from trl_pafo.audit.options import AuditArguments
-from trl_pafo.audit.pictures import PICTURES, draw_pictures
 from trl_pafo.audit.probes import PairFeatures, check_groups, probe_front
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
-from trl_pafo.data import HISTORY_FIELDS, checks
-from trl_pafo.data.attaching import attach_history
+from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
-from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.data.sources.splits import in_one_group
 from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.metrics import fairness_summary
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
-from trl_pafo.models.base_models import fit_lengths, load_tokenizer
+from trl_pafo.models.base_models import load_tokenizer
+from trl_pafo.plotting import write_png
+from trl_pafo.report.front import draw_front
 from trl_pafo.storage.files import json_ready, write_text, writing
 
-_FILES = {"audit.json", "audit.md", *PICTURES}
+FRONT = "front.png"
+_FILES = {"audit.json", "audit.md", FRONT}
 
 
 def run_audit(args: AuditArguments) -> dict[str, Any]:
@@ -44,7 +42,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
             The data and what to look at; `output_dir` is not written here, see [`write_audit`].
 
     Returns:
-        `dict`, ready for JSON: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `length`, `noise`,
+        `dict`, ready for JSON: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `noise`,
         `accuracy` of the shared probe by group and the predicted `front` (both `None` without probes, or with one group), `tastes`
         (`None` without probes).
 
@@ -52,15 +50,9 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         ConfigError, DataError: If an option or the data cannot be used.
     """
     check_source(args)
-    model = args.tokenizer or args.embedding_model
-    tokenizer = load_tokenizer(model)
-    lengths = SimpleNamespace(**{name: getattr(args, name) for name in ("max_length", "num_history", "history_max_tokens")})
-    if lengths.max_length is None:
-        lengths.max_length = RewardConfig.max_length
-    fit_lengths(lengths, model)
-    cutter = HistoryCutter(tokenizer, lengths.num_history, lengths.history_max_tokens, args.history_fields or HISTORY_FIELDS)
-
-    splits = load_source(args, context_pairs=max(1, lengths.num_history))
+    if args.probes:
+        load_tokenizer(args.embedding_model)  # a model that is not there is an error before the data are read
+    splits = load_source(args, context_pairs=max(1, args.num_history))
     for name, part in splits.items():
         checks.check_pairs(part, f"The {name} data")
     if args.infer_groups:
@@ -69,15 +61,11 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     one_group = len(rows.unique("group")) == 1
     if args.probes and not one_group:
         check_groups(rows["user"][:], rows["group"][:])
-    train = splits["train"]
-    if "history" not in train.column_names:  # as `prepare` attaches them: training rows may show later pairs
-        train = attach_history(train, lengths.num_history, past_only=False)
     noise = LabelNoise(args, rows, args.seed)
     result: dict[str, Any] = {
         "data": args.data_inputs(),
         "settings": {name: value for name, value in asdict(args).items() if name not in args.data_inputs()},
         "counts": count_all(rows),
-        "length": dropped_by_length(train, tokenizer, cutter, lengths.max_length) | {"tokenizer": model},
         "noise": noise.summary,
         "accuracy": None,
         "front": None,
@@ -88,7 +76,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         title = f"Features of {args.embedding_model}"
         features = pair_features(sample, args.embedding_model, batch_size=2 * args.batch_size, desc=title)
         if not one_group:
-            found = probe_front(features, num_history=lengths.num_history, seed=args.seed, desc="Probes")
+            found = probe_front(features, num_history=args.num_history, seed=args.seed, desc="Probes")
             result["accuracy"] = _accuracy(noise, sample, found.pop("correct"), args.seed)
             majority, minority = largest_and_smallest(rows["group"], rows["user"])
             result["front"] = found | {"majority": majority, "minority": minority}
@@ -166,7 +154,7 @@ def check_output(folder: str | Path) -> Path:
 
 
 def write_audit(result: dict[str, Any], folder: str | Path) -> Path:
-    """Write audit.json, audit.md and the pictures; those of an earlier audit there are replaced, each at once.
+    """Write audit.json, audit.md and, where there is a front, its picture; those of an earlier audit there are replaced, each at once.
 
     Raises:
         RunFolderError: If the folder holds something else, or the disk is full.
@@ -174,9 +162,12 @@ def write_audit(result: dict[str, Any], folder: str | Path) -> Path:
     out = check_output(folder)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        pictures = draw_pictures(result, out)
-        write_text(out / "audit.md", markdown_report(result, pictures))
+        front = None if result["front"] is None else draw_front(result["front"])
+        if front is None:
+            (out / FRONT).unlink(missing_ok=True)
+        else:
+            write_png(front, out / FRONT)
+        picture = "" if front is None else f"\n![front]({FRONT})\n"
+        write_text(out / "audit.md", markdown_report(result) + picture)
         write_text(out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-        for name in set(PICTURES) - set(pictures):
-            (out / name).unlink(missing_ok=True)
     return out

@@ -10,14 +10,9 @@ E[max(q, 1 - q)] = (1 + E|2q - 1|) / 2, and since E[(2q - 1)^2] = 2 theta - 1 an
     theta <= E[max(q, 1 - q)] <= (1 + sqrt(2 theta - 1)) / 2.
 
 A model that *sees the user* can pass the ceiling where disagreement is taste, not where it is noise.
-
-**Taste or noise?** People of low support disagree with the others by definition. If they hold another taste, they agree *with each other*
-more than with the rest; if they are careless, they do not. Support and agreement must come from different pairs, or chance alone would
-make a minority: people are grouped by their support on one random half of the pairs and compared on the other, and vice versa.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +28,7 @@ from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import DataError
-from trl_pafo.metrics import compare, fairness_summary, spearman
+from trl_pafo.metrics import fairness_summary
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
@@ -83,24 +78,19 @@ def votes_of(rows: Iterable[dict[str, Any]]) -> Votes:
     return Votes(users.tolist(), codes.astype(np.int64), np.array(pairs), np.array(labels), len(numbers))
 
 
-def others_votes(votes: Votes, counted: NDArray[np.bool_] | None = None) -> tuple[IntArray, IntArray]:
+def others_votes(votes: Votes) -> tuple[IntArray, IntArray]:
     """How many labels of *other* users on the pair of each vote are the same as its label, and how many there are in all.
 
-    Args:
-        votes ([`Votes`]):
-            The votes. Of a user who labels a pair more than once, no label is another's.
-        counted (`numpy.ndarray` of shape `(num_votes,)`, *optional*):
-            Which votes count as others'; all by default.
+    Of a user who labels a pair more than once, no label is another's.
 
     Returns:
         Two integer arrays of shape `(num_votes,)`.
     """
-    chosen = np.ones(len(votes.user), dtype=bool) if counted is None else counted
     on_pair = np.zeros((votes.num_pairs, 2), dtype=np.int64)
-    np.add.at(on_pair, (votes.pair[chosen], votes.label[chosen]), 1)
+    np.add.at(on_pair, (votes.pair, votes.label), 1)
     _, own = np.unique(votes.user * votes.num_pairs + votes.pair, return_inverse=True)
     by_owner = np.zeros((own.max() + 1, 2), dtype=np.int64)
-    np.add.at(by_owner, (own[chosen], votes.label[chosen]), 1)
+    np.add.at(by_owner, (own, votes.label), 1)
     others = on_pair[votes.pair] - by_owner[own]
     return others[np.arange(len(own)), votes.label], others.sum(axis=1)
 
@@ -145,79 +135,13 @@ def noise_ceiling(votes: Votes, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def support_on(votes: Votes, half: NDArray[np.bool_]) -> FloatArray:
-    """Leave-one-out support of each user on the votes of `half`; NaN with fewer than 4 common votes there."""
+def support_on(votes: Votes, rows: NDArray[np.bool_]) -> FloatArray:
+    """Leave-one-out support of each user on some of the votes; NaN with fewer than 4 common votes there."""
     same, total = others_votes(votes)
-    kept = half & (total > 0)
+    kept = rows & (total > 0)
     counts = np.bincount(votes.user[kept], minlength=len(votes.users))
     sums = np.bincount(votes.user[kept], same[kept] / total[kept], minlength=len(votes.users))
     return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts >= MIN_VOTES_FOR_SUPPORT)
-
-
-def taste_or_noise(votes: Votes, minority: float | Mapping[str, bool], *, num_splits: int = 10, seed: int = 0) -> dict[str, Any]:
-    """Whether users of low support share a taste or merely disagree, see the top of this module.
-
-    Args:
-        votes ([`Votes`]):
-            All votes there are.
-        minority (`float` or `Mapping[str, bool]`):
-            Share of the users, those with the lowest support on the *other* half of the pairs, that make the minority; or, where
-            groups do not come from agreement, whether each user belongs to the minority.
-        num_splits (`int`, *optional*, defaults to `10`):
-            Random halves of the pairs that are averaged; without effect where the minority is given.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of halves and intervals.
-
-    Returns:
-        `dict`, each with `value`, `low`, `high`: `majority_with_majority`, `minority_with_majority` and `minority_with_minority`: mean
-        agreement of the first's votes with those of the second; `shared_taste`: by how much the minority agrees more with its own
-        than with the majority, on votes on which both can be seen. And `reliability`, a number: Spearman's correlation of a user's
-        support on one half with that on the other (`None` where the minority is given).
-
-    Raises:
-        DataError: If too few users judged common pairs.
-    """
-    agreement: dict[str, list[tuple[FloatArray, IntArray]]] = defaultdict(list)
-    correlations = []
-    if isinstance(minority, Mapping):
-        member = np.array([float(minority[user]) if user in minority else np.nan for user in votes.users])
-        _collect(agreement, votes, member, np.ones(len(votes.user), dtype=bool))
-    else:
-        for split in range(num_splits):
-            half = (np.random.default_rng(seed + split).permutation(votes.num_pairs) % 2 == 0)[votes.pair]
-            supports = [support_on(votes, side) for side in (half, ~half)]
-            both = ~np.isnan(supports).any(axis=0)
-            if both.sum() < 3 or any(len(np.unique(support[both])) < 2 for support in supports):
-                raise DataError("Too few users judged common pairs to tell taste from noise. Give more votes on the same pairs.")
-            correlations.append(spearman(supports[0][both], supports[1][both]))
-            for support, judged in zip(supports, (~half, half), strict=True):
-                known = ~np.isnan(support)
-                threshold = quantile_thresholds(support[known], minority)[0]
-                _collect(agreement, votes, np.where(known, support < threshold, np.nan), judged)
-    joined = {name: [np.concatenate(part) for part in zip(*parts, strict=True)] for name, parts in agreement.items()}
-    (own, user), (others, _) = joined.pop("own"), joined.pop("others")
-    result: dict[str, Any] = {name: mean_over_users(values, of_user, seed) for name, (values, of_user) in joined.items()}
-    result["shared_taste"] = compare(own, others, user, None, seed=seed).differences["overall"]
-    return result | {"reliability": float(np.mean(correlations)) if correlations else None}
-
-
-def _collect(agreement: dict[str, Any], votes: Votes, member: FloatArray, judged: NDArray[np.bool_]) -> None:
-    """Add, on the votes that are judged, their agreement with the users of each group, and whose votes they are."""
-    of_vote = member[votes.user]
-    shares = {}
-    for name, code in (("majority", 0.0), ("minority", 1.0)):
-        same, total = others_votes(votes, of_vote == code)
-        shares[name] = np.divide(same, total, out=np.full(len(total), np.nan), where=total > 0)
-    seen_by_both = ~np.isnan(shares["majority"]) & ~np.isnan(shares["minority"])
-    for name, whose, code, rows in (
-        ("majority_with_majority", "majority", 0.0, ~np.isnan(shares["majority"])),
-        ("minority_with_majority", "majority", 1.0, ~np.isnan(shares["majority"])),
-        ("minority_with_minority", "minority", 1.0, ~np.isnan(shares["minority"])),
-        ("own", "minority", 1.0, seen_by_both),
-        ("others", "majority", 1.0, seen_by_both),
-    ):
-        kept = judged & (of_vote == code) & rows
-        agreement[name].append((shares[whose][kept], votes.user[kept]))
 
 
 class LabelNoise:
@@ -230,14 +154,13 @@ class LabelNoise:
         rows ([`~datasets.Dataset`]):
             The pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves out.
         seed (`int`):
-            Seed of intervals and halves.
+            Seed of intervals.
 
     Attributes:
         minority_share (`float`, *optional*):
             Where the groups were cut from agreement on these votes, the share of people below the cut.
         summary (`dict`):
-            `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives, and [`taste_or_noise`] under its name;
-            `reason` where nothing can be said.
+            `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can be said.
     """
 
     def __init__(self, data: DataArguments, rows: Dataset, seed: int):
@@ -262,17 +185,11 @@ class LabelNoise:
         self._votes, self._keys = votes, self.keys_of(everything)
         self._ceilings = dict(zip(map(_key, everything), majority_of_others(votes).tolist(), strict=True))
         people = rows.select_columns(["user", "group", "support_rate"]).to_pandas().drop_duplicates()
-        largest = Counter(people["group"]).most_common(1)[0][0]
-        minority: Any = dict(zip(people["user"], people["group"] != largest, strict=True))
         # Where users of one group differ in support, the groups were cut from it.
         if (people.groupby("group")["support_rate"].nunique() > 1).any():
-            given = data.minority_threshold is not None
-            minority = sum(minority.values()) / len(minority) if given else data.minority_quantile or MINORITY_QUANTILE
-            self.minority_share = minority
-        try:
-            self.summary["taste_or_noise"] = taste_or_noise(votes, minority, seed=seed)
-        except DataError as error:
-            self.summary["taste_or_noise"] = {"reason": str(error)}
+            self.minority_share = data.minority_quantile or MINORITY_QUANTILE
+            if data.minority_threshold is not None:
+                self.minority_share = 1 - float(people["group"].value_counts(normalize=True).max())
 
     def keys_of(self, rows: Iterable[dict[str, Any]]) -> list[str]:
         """What names the prompt of each row, or its pair where all have one prompt."""

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
-_OF_PROBES = ("probe_pairs", "batch_size")
-_LEAST = {"probe_pairs": 50, "batch_size": 1, "seed": 0, "max_length": 1}
+_OF_PROBES = ("embedding_model", "probe_pairs", "num_history", "batch_size")
+_LEAST = {"probe_pairs": 50, "num_history": 0, "batch_size": 1, "seed": 0}
 
 
 @dataclass
@@ -17,17 +18,13 @@ class AuditArguments(DataArguments):
         ConfigError: If an option cannot be used, or has no effect.
     """
 
-    tokenizer: str | None = option(None, "Tokenizer that counts the tokens. Default: embedding_model.")
     embedding_model: str = option("minilm", "Frozen features of the probes: Hub id, folder, minilm or smollm2.")
     output_dir: str | None = option(
-        None, "Folder for audit.json, audit.md and pictures; a new folder, or one with an earlier audit."
+        None, "Folder for audit.json, audit.md and front.png; a new folder, or one with an earlier audit."
     )
     probes: bool = option(True, "Fit probes. Without them, nothing is embedded.")
     probe_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")
-    num_history: int | None = option(None, "Past pairs that are shown. Default: 3.")
-    history_max_tokens: int | None = option(None, "Token budget of the history. Default: half of the longest input.")
-    history_fields: list[str] | None = option(None, "Which parts of a past pair are shown: some of prompt, chosen, rejected.")
-    max_length: int | None = option(None, "Most tokens of an input. Default: TRL's, or the model's positions.")
+    num_history: int = option(DEFAULT_NUM_HISTORY, "Past pairs that the probes see.")
     batch_size: int = option(32, "Pairs in a forward pass.")
     seed: int = option(0, "Seed of everything that the audit draws.")
 
@@ -45,11 +42,10 @@ class AuditArguments(DataArguments):
                     "--embedding_model: no effect beside --infer_groups, which names the model of the features. Leave it out."
                 )
             self.embedding_model = self.infer_groups
-        of_probes = (*_OF_PROBES, *([] if self.tokenizer is None else ["embedding_model"]))  # whose tokens are counted otherwise
-        unused = [f"--{name}" for name in of_probes if getattr(self, name) != getattr(AuditArguments, name)]
+        unused = [f"--{name}" for name in _OF_PROBES if getattr(self, name) != getattr(AuditArguments, name)]
         if unused and not self.probes:
             raise ConfigError(f"{', '.join(unused)}: no effect without probes. Leave it out, or leave --probes on.")
         for name, bound in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
+            if value < bound:
                 raise ConfigError(f"`{name}` must be at least {bound}, got {value}.")

@@ -1,6 +1,5 @@
 """The audit in words and tables. Every claim is one that an interval shows; what is not shown is said to be open."""
 
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -28,22 +27,12 @@ def verdict_sentence(result: dict[str, Any]) -> str:
 
 
 def findings(result: dict[str, Any]) -> list[str]:
-    """What else was found, a sentence each: bias, noise, tastes, length."""
-    limit, groups = result["length"]["max_length"], result["length"]["groups"]
-    dropped = [
-        f"{name} {100 * group['dropped'] / group['pairs']:.1f} % ({group['dropped']} of {group['pairs']})"
-        for name, group in groups.items()
-        if group["dropped"]
-    ]
-    length = f"Length: no training pair is longer than {limit} tokens."
-    if dropped:
-        length = f"Length: at {limit} tokens, training would drop pairs of {', '.join(dropped)}."
+    """What else was found, a sentence each: bias, noise, tastes."""
     tastes = result["tastes"]
     return [
         *([] if result["accuracy"] is None else [_bias(result["accuracy"])]),
         *_noise(result["noise"]),
         *([] if tastes is None else [*tastes_sentences(tastes), *given_sentences(tastes)]),
-        length,
     ]
 
 
@@ -91,36 +80,15 @@ def _noise(noise: dict[str, Any]) -> list[str]:
     if "leave_one_out" not in noise:
         return [f"Noise: {noise['reason']}"]
     low, high = noise["best_shared_bounds"]
-    found = [
+    return [
         f"Noise: the majority of the others predicts {number_with_interval(noise['leave_one_out'])} of labels on common pairs "
         f"({noise['votes_a_pair']:.1f} votes a pair); a judge that does not see the user can reach between {format_number(low)} and "
         f"{format_number(high)}."
     ]
-    taste = noise["taste_or_noise"]
-    if "reason" in taste:
-        return found
-    difference = taste["shared_taste"]
-    if difference["low"] > 0:
-        word = "low-support users share a taste of their own"
-    elif difference["high"] < 0:
-        word = "low-support users are the noisier ones, not people of another taste"
-    else:
-        word = "no taste of their own is shown for low-support users"
-    found.append(
-        f"Taste or noise: {word}: they agree with each other {number_with_interval(taste['minority_with_minority'])}, with the majority "
-        f"{number_with_interval(taste['minority_with_majority'])} (the majority with itself {number_with_interval(taste['majority_with_majority'])}); "
-        f"difference on the same votes {number_with_interval(difference, True)}."
-    )
-    if is_known(taste["reliability"]):
-        found.append(
-            f"Support rates are {'hardly ' if taste['reliability'] < 0.3 else ''}a trait of the person: measured on two halves of the pairs "
-            f"they correlate with {format_number(taste['reliability'], True)}."
-        )
-    return found
 
 
-def markdown_report(result: dict[str, Any], pictures: Sequence[str] = ()) -> str:
-    """Tables, findings, verdict and pictures in GitHub's Markdown, its columns aligned for a terminal."""
+def markdown_report(result: dict[str, Any]) -> str:
+    """Tables, findings and verdict in GitHub's Markdown, its columns aligned for a terminal."""
     counts = result["counts"]
     pairs = counts["pairs_a_user"]
     parts = [
@@ -139,7 +107,6 @@ def markdown_report(result: dict[str, Any], pictures: Sequence[str] = ()) -> str
             _table(_front_rows(front["points"])),
         ]
     parts += ["## Findings", "\n".join(f"- {sentence}" for sentence in result["findings"]), f"**{result['verdict']}**"]
-    parts += [f"![{name.removesuffix('.png').replace('_', ' ')}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,17 +121,14 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _group_rows(result: dict[str, Any]) -> list[list[str]]:
-    lengths = result["length"]
-    rows = [["group", "users", "share", "pairs", "support", f"training pairs over {lengths['max_length']} tokens"]]
+    rows = [["group", "users", "share", "pairs", "support"]]
     for name, group in result["counts"]["groups"].items():
         rates = group["support_rates"]
         support = format_number(median(rates))
         if rates[0] < rates[-1]:
             support += f" ({format_number(rates[0])} to {format_number(rates[-1])})"
-        length = lengths["groups"].get(name)
-        dropped = f"{length['dropped']} of {length['pairs']}" if length else "none in training"
         share = f"{100 * group['share_of_users']:.1f} %"
-        rows.append([name, f"{group['users']:,}", share, f"{group['pairs']:,}", support, dropped])
+        rows.append([name, f"{group['users']:,}", share, f"{group['pairs']:,}", support])
     return rows
 
 
