@@ -18,6 +18,7 @@ from trl import ModelConfig
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.models.averaging import mean_of_models
 from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.pipeline import starting_points
 from trl_pafo.pipeline.prepare import load_prepared
@@ -123,6 +124,53 @@ def test_what_a_warm_start_trains(decoder, use_peft, tmp_path):
     else:
         assert trained == dict(model.named_parameters()).keys()
         assert not any("lora" in name for name in trained)
+
+
+@pytest.mark.parametrize("teacher_kind", ["adapter", "auto"])
+@pytest.mark.parametrize("teacher_folds", [1, 2])
+def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, teacher_folds, monkeypatch, tmp_path):
+    """Where it learns nothing, it is that mean."""
+    original = Run._train
+
+    def learn_nothing(self, out, title, *args, changes=None, **kwargs):
+        changes = {**(changes or {}), "learning_rate": 0.0} if title == "PAFO" else changes
+        return original(self, out, title, *args, changes=changes, **kwargs)
+
+    monkeypatch.setattr(Run, "_train", learn_nothing)
+    kind = {**LORA, "lora_dropout": 0.0}
+    run(kind=kind, methods=["personalized_bt", "pafo"], teacher_kind=teacher_kind, teacher_folds=teacher_folds)()
+    teachers = sorted({path.parent for path in (tmp_path / "run/teachers").rglob("*model.safetensors")})
+    assert len(teachers) == 2 * teacher_folds
+    student = tmp_path / "run/models/pafo"
+    assert is_adapter(student) is (teacher_kind == "adapter")
+    ids = torch.tensor([[5, 6, 7, 8], [9, 3, 7, 8]])
+    rewards = [model(ids).logits for model in (load_reward_model(student), mean_of_models(teachers))]
+    torch.testing.assert_close(*rewards, atol=rounding(*rewards), rtol=0)
+    assert (rewards[0] - load_reward_model(teachers[0])(ids).logits).abs().max() > 1e-3
+
+
+def starts_of_students(monkeypatch) -> list[object]:
+    starts: list[object] = []
+    original = Run._train
+
+    def remember(self, out, title, *args, **kwargs):
+        if title == "PAFO":
+            starts.append(args[1] if len(args) > 1 else kwargs.get("start"))
+        return original(self, out, title, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "_train", remember)
+    return starts
+
+
+def test_students_that_start_from_the_base(run, monkeypatch, tmp_path):
+    """By option, where full teachers have no mean that an adapter is, and where the teachers are given."""
+    starts = starts_of_students(monkeypatch)
+    methods = {"methods": ["personalized_bt", "pafo"], "overwrite": True}
+    run(student_start="base", **methods)()
+    run(kind={**LORA, "use_peft": True}, teacher_kind="full", **methods)()
+    given = {group: str(tmp_path / "run/teachers" / group) for group in ("majority", "minority")}
+    run(teachers=given, **methods)()
+    assert starts == [None, None, None]
 
 
 def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, monkeypatch):

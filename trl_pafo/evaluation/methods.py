@@ -62,6 +62,10 @@ class RunArguments(DataArguments):
             K teachers a group, each trained without one of K parts of the prompts. A training pair is then distilled from the teachers that
             have not seen its prompt, on one scale: each teacher's margins are divided by the temperature at which they fit its group's
             labels best. New pairs get their mean. 1: one teacher a group, whose margins are taken as they are.
+        student_start (`str`, *optional*, defaults to `"teachers"`):
+            `"teachers"`: the student starts from the mean of the weights of the run's teachers, see
+            [`~trl_pafo.models.averaging.mean_of_models`], and has to learn only when to answer as which; `"base"`: from the base model, as
+            it also does where `teachers` are given, or are full models beside a student that is an adapter.
         distill_anyway (`bool`, *optional*, defaults to `False`):
             Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
             pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
@@ -89,6 +93,9 @@ class RunArguments(DataArguments):
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
     teacher_folds: int = option(1, "Teachers a group, each trained without one part of the prompts; 1: one, trained on all.")
+    student_start: str = option(
+        "teachers", "'teachers': the student starts from the mean of their weights; 'base': from the base."
+    )
     distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
@@ -108,6 +115,8 @@ class RunArguments(DataArguments):
             )
         if self.teacher_start not in ("base", "warm"):
             raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
+        if self.student_start not in ("teachers", "base"):
+            raise ConfigError(f"`student_start` must be teachers or base, got {self.student_start!r}.")
         if "worst_group_bt" in self.methods and "personalized_bt" not in self.methods:
             raise ConfigError("worst_group_bt is a point of the path of personalized_bt: add that to `methods`.")
         steps = self.reference_steps = [float(multiple) for multiple in self.reference_steps]

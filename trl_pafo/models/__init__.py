@@ -9,6 +9,7 @@ __all__, __getattr__, __dir__ = lazily(
         "load_reward_model": "scoring",
         "load_tokenizer": "base_models",
         "materialize_model": "base_models",
+        "mean_of_models": "averaging",
         "score_pairs": "scoring",
         "score_sequences": "scoring",
         "set_threads": "base_models",

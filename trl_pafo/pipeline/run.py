@@ -380,6 +380,10 @@ class Run:
         changes = {"max_steps": self._steps}
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
         output = f"models/{method}"
+        start = None
+        if self.run.student_start == "teachers" and not self.args.teachers and self.teacher_model.use_peft == self.model.use_peft:
+            start = list(chain(*teachers.values()))
+            inputs["start"] = self.run.student_start
 
         def keep_reference(out: Path) -> None:
             print(f"    {KEPT}", flush=True)
@@ -389,12 +393,12 @@ class Run:
             options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
             if self.run.teacher_folds == 1:
                 one = {group: folders[0] for group, folders in teachers.items()}
-                self._train(out, TITLES[method], train, teachers=one, changes=options)
+                self._train(out, TITLES[method], train, start, teachers=one, changes=options)
                 return
             of_histories = self.args.conditioning == "posterior"
             rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
-            self._train(out, TITLES[method], rows, columns=columns, changes=options)
+            self._train(out, TITLES[method], rows, start, columns=columns, changes=options)
 
         kept = Stage(method, output, inputs | {"instead": f"the reference {shared}"}, keep_reference)
         may_keep = self.run.predicts_front and not self.run.distill_anyway
@@ -428,7 +432,7 @@ class Run:
         out: Path,
         title: str,
         rows: Dataset,
-        start: str | None = None,
+        start: str | Sequence[str] | None = None,
         model: ModelConfig | None = None,
         teachers: dict[str, str] | None = None,
         with_history: bool = True,
@@ -437,7 +441,7 @@ class Run:
         columns: Sequence[str] = (),
         changes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train on rows that are rendered already, from the base of the run or from `start`, and save to `out`.
+        """Train on rows that are rendered already, from the base of the run or from `start` (of several models the mean), and save to `out`.
 
         Without teachers and further `columns` of the rows it is TRL's own trainer, but for what makes it faster.
         """

@@ -1,18 +1,21 @@
 """Full models or adapters: what the trainings of a run make, and what they start from."""
 
 import copy
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
+from trl_pafo.models.averaging import mean_of_models
 from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialize_model
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
 from trl_pafo.models.scoring import as_dtype, load_reward_model
@@ -103,23 +106,29 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
         tokenizer.save_pretrained(folder)
 
 
-def start_of(folder: str | None, base: str, model: ModelConfig) -> tuple[Any, Any]:
-    """What a trainer of TRL takes as `model` and `peft_config`, to go on from a saved model or to begin from the base.
+def start_of(start: str | Sequence[str] | None, base: str, model: ModelConfig) -> tuple[Any, Any]:
+    """What a trainer of TRL takes as `model` and `peft_config`, to go on from saved models or to begin from the base.
 
     Args:
-        folder (`str`, *optional*):
+        start (`str` or `Sequence[str]`, *optional*):
             A model of the run to go on from. An adapter goes on as an adapter, or is merged into its base where a full model is
-            wanted.
+            wanted. Of several, of the kind that is wanted, the mean of their weights.
         base (`str`):
             The base of the run.
         model ([`~trl.ModelConfig`]):
             What is to be made, and the dtype of what is loaded here.
     """
-    if folder is not None:
-        check_reward_model(folder)  # the base of the run alone may get a new head, and has it on disk
-    if folder is None or not (Path(folder) / ADAPTER_CONFIG).exists():
-        return folder or base, get_peft_config(model)
-    loaded = load_reward_model(folder, as_dtype(model.dtype), is_trainable=model.use_peft)
+    if start is None:
+        return base, get_peft_config(model)
+    if isinstance(start, str):
+        check_reward_model(start)  # the base of the run alone may get a new head, and has it on disk
+        if not (Path(start) / ADAPTER_CONFIG).exists():
+            return start, get_peft_config(model)
+        loaded = load_reward_model(start, as_dtype(model.dtype), is_trainable=model.use_peft)
+    else:
+        loaded = mean_of_models(start, as_dtype(model.dtype))
     if model.attn_implementation is not None:
         loaded.set_attn_implementation(model.attn_implementation)
-    return (loaded if model.use_peft else loaded.merge_and_unload().requires_grad_(True)), None
+    if isinstance(loaded, PeftModel) and not model.use_peft:
+        loaded = loaded.merge_and_unload().requires_grad_(True)
+    return loaded, None
