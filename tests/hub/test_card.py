@@ -136,29 +136,28 @@ def test_rows_of_the_model_index_are_metrics_of_one_result():
     assert [r.metric_args.get("group") for r in read] == [None, "many", "few"]
 
 
-def test_small_groups_have_no_number_neither_by_a_sum_nor_by_what_was_dropped():
-    rows = [
-        Accuracy("", 14, 56, 0.61, 0.4, 0.7),
-        Accuracy("many", 10, 40, 0.6, 0.41, 0.71),
-        Accuracy("few", 4, 16, 0.625, 0.38, 0.81),
-    ]
-    groups = [GroupCount("many", 10, 40), GroupCount("few", 4, 16)]
-    text = Card("fair", groups=groups, accuracies=rows, dropped={"few": 1, "many": 2, "none": 0, "unknown": 3}).render()
-    assert "| many | 10 | 40 |" in text
-    assert "| few | &lt;5 | not shown |" in text
-    assert "| many | 0.600 | 0.410 to 0.710 | 10 | 40 |" in text
-    assert "| few | not shown | not shown | &lt;5 | not shown |" in text
-    assert "all pairs |" not in text
-    assert "2 pairs of many." in text
-    assert "unknown" not in text.split("## Groups")[1].split("## Evaluation")[0]
-    assert not re.search(r"\b(14|16|56)\b", text.split("## Groups")[1].split("## Training")[0])
-    read = ModelCard(text).data.eval_results
-    assert [r.metric_args["group"] for r in read] == ["many"]
-    five = Card("fair", groups=[GroupCount("few", 5, 16)], accuracies=[Accuracy("few", 5, 16, 0.5)]).render()
-    assert "| few | 5 | 16 |" in five
-    assert "| few | 0.500 | unknown | 5 | 16 |" in five
-    nobody = [rows[1], Accuracy("", 10, 40, 0.6), Accuracy("absent", 0, 0, float("nan"))]
-    assert "| all pairs | 0.600 |" in Card("fair", accuracies=nobody).render()
+def test_where_a_group_is_small_no_number_by_group_is_given():
+    def card_of_few(users: int, pairs: int, right: int) -> str:
+        """Of 14 users and 56 pairs, 34 of them right, so many are those of the few; the card must not tell how many."""
+        rows = [Accuracy("", 14, 56, 34 / 56, 0.4, 0.7)]
+        groups = [GroupCount("many", 14 - users, 56 - pairs), GroupCount("few", users, pairs)]
+        rows += [Accuracy(group.name, group.users, group.pairs, right / pairs, 0.1, 0.9) for group in groups]
+        return Card("fair", groups=groups, accuracies=rows, dropped={"few": pairs, "many": 2}).render()
+
+    hidden = {card_of_few(users, pairs, right) for users in range(1, 5) for pairs in (users, 16) for right in range(pairs + 1)}
+    assert len(hidden) == 1
+    text = hidden.pop()
+    assert "| all pairs | 0.607 | 0.400 to 0.700 | 14 | 56 |" in text
+    assert "fewer than 5 users, so no number is given by group" in text
+    assert [r.metric_name for r in ModelCard(text).data.eval_results] == ["accuracy"]
+    text = card_of_few(5, 16, 8)
+    assert "| few | 5 | 16 |" in text
+    assert "| few | 0.500 | 0.100 to 0.900 | 5 | 16 |" in text
+    assert "16 pairs of few, 2 pairs of many." in text
+    rows = [Accuracy("few", None, 4, 0.5), Accuracy("", None, 44, 0.5)]  # each pair may be another user's
+    assert "| few |" not in Card("fair", accuracies=rows).render()
+    rows = [Accuracy("", 10, 40, 0.6), Accuracy("absent", 0, 0, float("nan"))]
+    assert "| all pairs | 0.600 | unknown | 10 | 40 |" in Card("fair", accuracies=rows).render()
 
 
 def test_numbers_that_are_not_known_are_left_out():

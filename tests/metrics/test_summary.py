@@ -32,8 +32,7 @@ def everything(seed=0, **options):
     """A summary with all its parts, and what it was made from."""
     correct, user, group = draw(seed=seed)
     support = [int(u[1:]) % 6 / 10 if int(u[1:]) % 10 else np.nan for u in user]
-    options = {"support": support, "majority": "a", **options}
-    return fairness_summary(correct, user, group, **options), correct, user, group, support
+    return fairness_summary(correct, user, group, support=support, **options), correct, user, group, support
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 5])
@@ -85,7 +84,7 @@ def test_counts_and_facts():
 
 def test_parts_that_are_not_asked_for_are_not_there():
     plain = fairness_summary(*draw())
-    assert not [name for name in plain if "support" in name or "ority" in name]
+    assert not [name for name in plain if "support" in name]
     with_all, *_ = everything()
     assert {name: with_all[name] for name in plain} == plain
 
@@ -130,10 +129,10 @@ def test_support_interval_covers_a_true_correlation():
 
 
 def test_json_holds_it_and_the_seed_decides():
-    summary = fairness_summary(*draw(), majority="b")
+    summary = fairness_summary(*draw())
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert fairness_summary(*draw(), majority="b") == summary
-    assert fairness_summary(*draw(), majority="b", seed=1) != summary
+    assert fairness_summary(*draw()) == summary
+    assert fairness_summary(*draw(), seed=1) != summary
 
 
 def test_intervals_of_few_users_are_unknown_and_the_rest_stands():
@@ -142,9 +141,9 @@ def test_intervals_of_few_users_are_unknown_and_the_rest_stands():
     group_of_user = np.repeat(list(sizes), list(sizes.values()))
     correct = (rng.random((len(group_of_user), 5)) < 0.7).astype(float).ravel()
     user, group = np.repeat(np.arange(len(group_of_user)), 5), np.repeat(group_of_user, 5)
-    summary = fairness_summary(correct, user, group, majority="many")
+    summary = fairness_summary(correct, user, group)
     unknown = "accuracy/five accuracy/one group_min difference ratio"
-    known = "overall accuracy/many accuracy/six user_gini user_theil majority minority"
+    known = "overall accuracy/many accuracy/six user_gini user_theil"
     assert all(is_unknown(summary[name]) for name in unknown.split())
     assert all(summary[name]["low"] < summary[name]["high"] for name in known.split())
     assert is_unknown(fairness_summary(correct, user, group, confidence=0.99)["accuracy/six"])
@@ -171,7 +170,7 @@ def test_users_who_all_fare_alike_do_not_make_certainty():
 
 
 def test_nothing_is_said_of_groups_or_users_that_are_not_known():
-    whole, correct, user, group, support = everything(majority=None)
+    whole, correct, user, group, support = everything()
     alone = fairness_summary(correct, user, None, support=support)
     assert not [name for name in alone if "/" in name or "group" in name or name in ("difference", "ratio")]
     for name in numbers(alone):
@@ -189,8 +188,6 @@ def test_nothing_is_said_of_groups_or_users_that_are_not_known():
 @pytest.mark.parametrize(
     ("error", "match", "options"),
     [
-        (DataError, "`majority` must be one of at least two groups, but is 'z'", {"majority": "z"}),
-        (DataError, "at least two groups", {"majority": "a", "group": ["a"] * 4}),
         (DataError, "pairs in two groups", {"user": list("uuvw")}),
         (ConfigError, "`confidence` must be above 0 and below 1", {"confidence": 95}),
         (DataError, "more than one value of `support`", {"support": [1, 2, 3, 4], "user": list("uvuv")}),

@@ -1,4 +1,4 @@
-"""What the card of a training says of groups and evaluations, and what it gives away of a group of few users."""
+"""What the card of a training says of groups and evaluations."""
 
 from pathlib import Path
 
@@ -9,8 +9,6 @@ from helpers.parts import make_pairs
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.trainer.model_card import count_groups, last_accuracies
-
-MANY = (12, 48, 37)  # users, pairs and right answers of the large group
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +35,7 @@ def test_the_history_that_the_model_reads_is_on_the_card(trainer):
     assert "# fair" in text
     assert "at most 1 past pair in at most 40 tokens, and of each the fields prompt, chosen." in text
     assert '"rejected"' not in text.split("```python")[1].split("```")[0]
-    assert "| majority | 6 | 12 |" in text
-    assert "| minority | &lt;5 | not shown |" in text
+    assert "so no number is given by group" in text  # of the minority there are three
     assert "Not evaluated" in text
 
 
@@ -64,24 +61,3 @@ def test_counts_of_groups_leave_out_rows_without_a_group():
     assert [(c.name, c.users, c.pairs) for c in count_groups(rows)] == [("a", 2, 3)]
     assert count_groups(rows.remove_columns("user"))[0].users is None
     assert count_groups(rows.to_iterable_dataset()) == count_groups(None) == []
-
-
-def test_no_count_of_a_small_group_can_be_had_from_the_card(trainer):
-    """Whoever knows this code and tries every count that the group could have finds that all of them give the same card."""
-
-    def card_of(users, pairs, right):
-        group = ["many"] * MANY[1] + ["few"] * pairs
-        user = [f"m{i % MANY[0]}" for i in range(MANY[1])] + [f"f{i % users}" for i in range(pairs)]
-        rows = Dataset.from_dict({"group": group, "user": user, "chosen": user, "rejected": group})
-        steps = MANY[1] + pairs  # one epoch, a batch a pair
-        log = {"step": steps, "eval_accuracy": (MANY[2] + right) / (MANY[1] + pairs)}
-        log |= {"eval_accuracy/many": MANY[2] / MANY[1], "eval_count/many": MANY[1]}
-        log |= {"eval_accuracy/few": right / pairs, "eval_count/few": pairs}
-        trainer.state.log_history, trainer.state.global_step = [log], steps
-        trainer.train_dataset = trainer.eval_dataset = rows
-        trainer.dropped_pairs = {"train": {"few": pairs}}
-        return trainer.model_card().render()
-
-    cards = {card_of(users, pairs, right) for users in (1, 2, 4) for pairs in (4, 7, 13) for right in (0, pairs // 2, pairs)}
-    assert len(cards) == 1
-    assert "| many | 0.771 |" in cards.pop()

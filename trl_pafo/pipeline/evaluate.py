@@ -43,14 +43,13 @@ def evaluate_run(
     of_tested = train.select([i for i, group in enumerate(train["group"]) if group in tested])
     majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
     untested = sorted(set(train["group"]) - set(test["group"]))
-    side = majority if majority != minority else None
     out.mkdir(parents=True)
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
     how: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size, "bf16": bool(args.bf16)}
 
     def summarize(scored: ScoredPairs) -> dict[str, Any]:
-        return summary_of(scored, test, side, run.num_resamples, args.seed) | _unknown(untested)
+        return summary_of(scored, test, run.num_resamples, args.seed) | _unknown(untested)
 
     for method, source in models.items():
         desc = f"Test pairs, {TITLES[method]}"

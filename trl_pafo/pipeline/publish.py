@@ -45,11 +45,12 @@ def run_card(record: Record, method: str) -> Card:
     data = record.results.get("data", {})
     is_distilled = method in STUDENTS and "instead" not in options
     groups, accuracies = _counts(record, "train"), _accuracies(record, method)
+    hides = hides_groups(groups, accuracies)
     findings = []
     if verdict := record.results.get("verdicts", {}).get(method):
         sentence = verdict["sentence"]
-        if hides_groups(accuracies) and verdict["verdict"] != "same":  # differences and numbers of users would give it away
-            sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} test users."
+        if hides and verdict["verdict"] != "same":  # differences and numbers of users would give it away
+            sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} users."
         findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
     if is_distilled and record.has_given_teachers:
@@ -63,7 +64,7 @@ def run_card(record: Record, method: str) -> Card:
         title=f"{record.title(method)} reward model",
         tags=("trl", "reward-trainer", *(("pafo",) if method in STUDENTS else ())),
         datasets=hub_ids([data.get("data_path")]),
-        group_definition=record.group_definition(numbers=not hides_groups(groups, accuracies)),
+        group_definition=record.group_definition(numbers=not hides),
         groups=groups,
         accuracies=accuracies,
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over users, stratified by group; that of few users is unknown.",

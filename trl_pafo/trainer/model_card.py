@@ -10,7 +10,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.history import remembered
-from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hides_groups
+from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id
 
 PAPER = {
     "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
@@ -127,7 +127,6 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
     tokenizer: Any = trainer.processing_class
     read = remembered(tokenizer)
     groups, accuracies = count_groups(trainer.train_dataset), last_accuracies(trainer)
-    step = "" if hides_groups(groups, accuracies) else f" at step {trainer.state.global_step}"  # steps tell the number of pairs
     definition = "The groups are those of the column `group` of the training data; how they were made is for its author to say."
     return reward_model_card(
         "pafo" if distills else "personalized_bt" if read and read["num_history"] != 0 else "bradley_terry",
@@ -140,7 +139,7 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
         groups=groups,
         dropped=dropped_pairs,
         accuracies=accuracies,
-        evaluated_on=f"Measured by the trainer{step}, on its evaluation dataset. `trl-pafo evaluate` computes intervals over users.",
+        evaluated_on=f"Measured by the trainer at step {trainer.state.global_step}, on its evaluation dataset. `trl-pafo evaluate` computes intervals over users.",
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2, vq
 
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_columns
@@ -262,24 +263,9 @@ def vote_clusters(votes: FloatArray, num_train: int, num_clusters: int, seed: in
             f"The votes of {num_train} training people do not fall into {num_clusters} clusters. Lower `num_clusters`."
         )
     rng = np.random.default_rng(seed)
-    starts = [_k_means(points[:num_train], num_clusters, rng) for _ in range(_STARTS)]
-    centers = min(starts, key=lambda found: _squared_distances(points[:num_train], found).min(axis=1).sum())
-    nearest = _squared_distances(points, centers).argmin(axis=1)
+    deciding = points[:num_train]
+    starts = [rng.choice(np.unique(deciding, axis=0), num_clusters, replace=False) for _ in range(_STARTS)]
+    found = [kmeans2(deciding, start, 100, minit="matrix")[0] for start in starts]
+    nearest = vq(points, min(found, key=lambda centers: (vq(deciding, centers)[1] ** 2).sum()))[0]
     sizes = np.bincount(nearest[:num_train], minlength=num_clusters)
     return np.argsort(np.argsort(-sizes, kind="stable"))[nearest]
-
-
-def _k_means(points: FloatArray, num_clusters: int, rng: np.random.Generator) -> FloatArray:
-    centers = rng.choice(np.unique(points, axis=0), num_clusters, replace=False)
-    for _ in range(100):
-        nearest = _squared_distances(points, centers).argmin(axis=1)
-        members = [points[nearest == cluster] for cluster in range(num_clusters)]
-        moved = np.array([own.mean(axis=0) if len(own) else center for own, center in zip(members, centers, strict=True)])
-        if np.array_equal(moved, centers):
-            break
-        centers = moved
-    return centers
-
-
-def _squared_distances(points: FloatArray, centers: FloatArray) -> FloatArray:
-    return ((points[:, None] - centers) ** 2).sum(axis=2)
