@@ -18,7 +18,7 @@ class TeacherError(TrlPafoError):
 
 
 class RunFolderError(TrlPafoError):
-    """An output folder belongs to another run, or cannot be written."""
+    """An output folder belongs to another run, or holds something else."""
 
 
 class PortfolioError(TrlPafoError):

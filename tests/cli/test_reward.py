@@ -110,7 +110,7 @@ def test_a_full_disk_at_the_end_leaves_the_model_before(base, tmp_path, capsys, 
 
     monkeypatch.setattr(PAFORewardTrainer, "save_model", full)
     assert main(command(base, out, "--save_strategy", "no", "--max_steps", "1")) == 1
-    assert f"trl-pafo reward: {out} cannot be read or written: No space left on device. Free" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("No space left on device\n")
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
     assert not [path for path in out.iterdir() if path.name.startswith(KEPT)]
 

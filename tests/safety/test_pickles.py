@@ -21,7 +21,7 @@ from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.palm import MixedPolicy
 from trl_pafo.teachers.teacher import Teacher
 
-REFUSED = "pickle.*which can run code when it is read.*[Cc]onvert.*safetensors"
+REFUSED = "no weights in safetensors.*pickle.*can run code when it is read"
 
 
 class Payload:
@@ -104,7 +104,7 @@ def test_no_command_reads_it(evil, tmp_path, capsys):
     for command, data in (("score", "--input"), ("evaluate", "--dataset_name")):
         assert main([command, "--model_name_or_path", str(evil), data, str(rows)]) == 1
         error = capsys.readouterr().err
-        assert "which can run code when it is read" in error
+        assert "can run code when it is read" in error
         assert "Traceback" not in error
 
 
@@ -156,8 +156,8 @@ class TestCheck:
         check_model_folder(folder)
         assert load_reward_model(folder)
         max(folder.glob("*.safetensors")).unlink()
-        with pytest.raises(ConfigError, match=r"incomplete: model-\d+-of-\d+\.safetensors is missing or broken"):
-            check_model_folder(folder)
+        with pytest.raises(ConfigError, match=r"No reward model can be loaded from .*model-\d+-of-\d+\.safetensors"):
+            load_reward_model(folder)
 
     @pytest.mark.parametrize("shard", ["pytorch_model.bin", "../../model.safetensors", "/model.safetensors", "a/b.safetensors"])
     def test_an_index_names_safetensors_beside_it(self, folder, shard):
@@ -171,15 +171,10 @@ class TestCheck:
         with pytest.raises(ConfigError, match=r"names 'adapter_model\.bin' as its weights, which are not safetensors"):
             load_reward_model(folder)
 
-    def test_no_weights(self, folder):
-        (folder / "model.safetensors").unlink()
-        with pytest.raises(ConfigError, match=r"holds no weights in safetensors\. Save the model there"):
-            load_reward_model(folder)
-
     def test_broken_weights(self, folder):
         for broken in (b"", b"\xff" * 100):
             (folder / "model.safetensors").write_bytes(broken)
-            with pytest.raises(ConfigError, match=r"weights of .*model are incomplete: model\.safetensors is missing or broken"):
+            with pytest.raises(ConfigError, match=r"No reward model can be loaded from .*model"):
                 load_reward_model(folder)
 
     @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00"])
@@ -236,6 +231,6 @@ class TestCodeOfAModel:
             load_reward_model(with_code)
         for command in ("prepare", "audit"):
             flags = ["--source", "styles", "--model_name_or_path", str(with_code), "--output_dir", str(tmp_path / command)]
-            flags[2] = "--tokenizer" if command == "audit" else flags[2]
+            flags[2] = "--embedding_model" if command == "audit" else flags[2]
             assert main([command, *flags]) == 1
             assert "trust_remote_code" in capsys.readouterr().err

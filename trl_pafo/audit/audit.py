@@ -28,7 +28,7 @@ from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.plotting import write_png
 from trl_pafo.report.front import draw_front
-from trl_pafo.storage.files import json_ready, write_text, writing
+from trl_pafo.storage.files import json_ready, write_text
 
 FRONT = "front.png"
 _FILES = {"audit.json", "audit.md", FRONT}
@@ -157,17 +157,16 @@ def write_audit(result: dict[str, Any], folder: str | Path) -> Path:
     """Write audit.json, audit.md and, where there is a front, its picture; those of an earlier audit there are replaced, each at once.
 
     Raises:
-        RunFolderError: If the folder holds something else, or the disk is full.
+        RunFolderError: If the folder holds something else.
     """
     out = check_output(folder)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        front = None if result["front"] is None else draw_front(result["front"])
-        if front is None:
-            (out / FRONT).unlink(missing_ok=True)
-        else:
-            write_png(front, out / FRONT)
-        picture = "" if front is None else f"\n![front]({FRONT})\n"
-        write_text(out / "audit.md", markdown_report(result) + picture)
-        write_text(out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    front = None if result["front"] is None else draw_front(result["front"])
+    if front is None:
+        (out / FRONT).unlink(missing_ok=True)
+    else:
+        write_png(front, out / FRONT)
+    picture = "" if front is None else f"\n![front]({FRONT})\n"
+    write_text(out / "audit.md", markdown_report(result) + picture)
+    write_text(out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     return out

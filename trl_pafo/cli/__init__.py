@@ -74,19 +74,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"trl-pafo {name}: {_first_lines(error)}", file=sys.stderr)
             return 2
         command.main(*parsed)
-    except TrlPafoError as error:
+    except (TrlPafoError, OSError) as error:
         print(f"trl-pafo {name}: {error}", file=sys.stderr)
-        return 1
-    except FileNotFoundError as error:
-        print(f"trl-pafo {name}: {error.filename or error}: no such file.", file=sys.stderr)
-        return 1
-    except Exception as error:
-        from trl_pafo.storage.files import disk_error
-
-        found = disk_error(error)
-        if found is None:
-            raise
-        print(f"trl-pafo {name}: {found}", file=sys.stderr)
         return 1
     return 0
 

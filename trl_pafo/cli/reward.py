@@ -20,7 +20,7 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
 
     from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
-    from trl_pafo.storage.files import alone, writing
+    from trl_pafo.storage.files import alone
     from trl_pafo.trainer.checkpoints import checkpoint_to_resume, save_complete
     from trl_pafo.trainer.trainer import PAFORewardTrainer
 
@@ -56,24 +56,23 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
         if used and split not in dataset:
             raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")
     busy = f"Another training is running in {out}. Wait until it ends, or choose another --output_dir."
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        # The processes of one training share the lock of the first.
-        with alone(out, busy) if training_args.process_index == 0 else nullcontext():
-            trainer = PAFORewardTrainer(
-                model=name,
-                args=training_args,
-                train_dataset=dataset[script_args.dataset_train_split],
-                eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
-                processing_class=processing_class,
-                quantization_config=get_quantization_config(model_args),
-                peft_config=get_peft_config(model_args),
-            )
-            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-            save_complete(trainer, out)
-            trainer.create_model_card(dataset_name=script_args.dataset_name)
-            trainer.accelerator.print(f"Model saved to {out}.")
-            if training_args.push_to_hub:
-                trainer.push_to_hub(dataset_name=script_args.dataset_name)
-            if hasattr(trainer, "end"):  # closes trackers and the process group; new in transformers 5.18
-                trainer.end()
+    out.mkdir(parents=True, exist_ok=True)
+    # The processes of one training share the lock of the first.
+    with alone(out, busy) if training_args.process_index == 0 else nullcontext():
+        trainer = PAFORewardTrainer(
+            model=name,
+            args=training_args,
+            train_dataset=dataset[script_args.dataset_train_split],
+            eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+            processing_class=processing_class,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        save_complete(trainer, out)
+        trainer.create_model_card(dataset_name=script_args.dataset_name)
+        trainer.accelerator.print(f"Model saved to {out}.")
+        if training_args.push_to_hub:
+            trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        if hasattr(trainer, "end"):  # closes trackers and the process group; new in transformers 5.18
+            trainer.end()

@@ -10,7 +10,7 @@ from trl_pafo.data.checks import check_texts
 from trl_pafo.data.sources.reading import decode, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.models.scoring import RewardScorer
-from trl_pafo.storage.files import replacing, writing
+from trl_pafo.storage.files import replacing
 
 _SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
@@ -41,14 +41,14 @@ def score_file(args: Any) -> None:
     Raises:
         ConfigError: If a flag is missing.
         DataError: If the input cannot be scored.
-        RunFolderError: If the output exists or cannot be written, which is tried before anything is scored.
+        RunFolderError: If the output exists.
+        OSError: If it cannot be written, which is tried before anything is scored.
     """
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
     if not args.output:
-        with writing("Standard output"):
-            sys.stdout.write(_scored(args))
-            sys.stdout.flush()
+        sys.stdout.write(_scored(args))
+        sys.stdout.flush()
         return
     output = Path(args.output)
     if output.exists():

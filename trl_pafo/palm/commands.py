@@ -22,7 +22,7 @@ from trl_pafo.palm.users.elicitation import Interview
 from trl_pafo.palm.users.for_users import build_for_users
 from trl_pafo.palm.users.posterior import WeightPosterior, history_differences
 from trl_pafo.palm.users.serving import serve
-from trl_pafo.storage.files import json_ready, write_text, writing
+from trl_pafo.storage.files import json_ready, write_text
 
 SCALE_FILE = "scale.json"
 
@@ -108,8 +108,7 @@ def plot(args: Any) -> Result:
     if args.users:
         weights, groups, _ = read_users(args.users, portfolio.reward_names)
     folder = Path(args.output_dir or _folder_of(args.portfolio))
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     figures = {"gap.png": draw_gap(portfolio), "usage.png": draw_usage(serve(portfolio, weights, groups))}
     if num_rewards <= 3:
         figures["cells.png"] = draw_cells(portfolio, weights if args.users else None, groups)
@@ -143,8 +142,7 @@ def compare(args: Any) -> Result:
     text = f"Objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
     if args.output_dir:
         folder = Path(args.output_dir)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
         write_png(draw_sizes(rows, portfolio.measure.name), folder / "gap_by_size.png")
         text += f"\n\nPicture: {folder / 'gap_by_size.png'}"

@@ -13,7 +13,7 @@ from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, history, users
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
-from trl_pafo.storage.files import write_text, writing
+from trl_pafo.storage.files import write_text
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
@@ -129,13 +129,12 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
 
     environment = Environment(loader=FileSystemLoader(here), autoescape=True)
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        html = environment.get_template("page.html.jinja").render(
-            title=title,
-            lead=lead,
-            version=__version__,
-            css=Markup((here / "page.css").read_text(encoding="utf-8")),
-            sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
-        )
-        write_text(path, html + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    html = environment.get_template("page.html.jinja").render(
+        title=title,
+        lead=lead,
+        version=__version__,
+        css=Markup((here / "page.css").read_text(encoding="utf-8")),
+        sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
+    )
+    write_text(path, html + "\n")

@@ -1,6 +1,5 @@
-"""Files that are complete or not there: written beside their place, then renamed. Locks, and what a disk that refuses means."""
+"""Files that are complete or not there: written beside their place, then renamed. And locks."""
 
-import errno
 import hashlib
 import math
 import os
@@ -19,41 +18,6 @@ from trl_pafo.errors import RunFolderError
 
 LOCK = ".lock"
 """The file by which a folder is locked."""
-
-# Not all of them are known to Windows.
-_REFUSALS = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM")} - {None}
-
-
-def disk_error(error: BaseException, path: str | Path | None = None) -> RunFolderError | None:
-    """What a full disk, a read-only folder or a missing right means to a user; `None` for any other error.
-
-    Args:
-        error (`BaseException`):
-            What was raised, by Python or by a library that writes files by itself.
-        path (`str` or `Path`, *optional*):
-            What was to be written, for errors that do not name it.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"\((?:os error) (\d+)\)|\[[Ee]rrno (\d+)\]", str(error))):
-        number = int(found[1] or found[2])  # safetensors and tokenizers, then pyarrow
-    if number not in _REFUSALS:
-        return None
-    where = getattr(error, "filename", None) or path or "The output"
-    return RunFolderError(
-        f"{where} cannot be read or written: {os.strerror(number or 0)}. Free some space or fix the permissions, or choose another "
-        "output. What was finished before is unchanged."
-    )
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Whatever the disk refuses meanwhile becomes a [`RunFolderError`] that names the path and the fix."""
-    try:
-        yield
-    except Exception as error:
-        if (found := disk_error(error, path)) is None:
-            raise
-        raise found from error
 
 
 def remove(path: Path) -> None:
@@ -78,18 +42,13 @@ def link_folder(source: Path, folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`; on leaving, it takes the name `path`. Where something is raised, the old file stays.
-
-    Raises:
-        RunFolderError: If the disk is full, or must not be written to.
-    """
+    """A temporary file beside `path`; on leaving, it takes the name `path`. Where something is raised, the old file stays."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with writing(path):
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,11 +75,10 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
             What to say where another process has it.
 
     Raises:
-        RunFolderError: If another process has it, or the lock cannot be written.
+        RunFolderError: If another process has it.
     """
     try:
-        with writing(folder):
-            lock = FileLock(folder / LOCK).acquire(timeout=0)
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:
         raise RunFolderError(busy) from error
     with lock:
@@ -138,7 +96,7 @@ def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
             The option that names it, for messages.
 
     Raises:
-        RunFolderError: If it exists, by now or at the end, or the disk is full or must not be written to.
+        RunFolderError: If it exists, by now or at the end.
     """
 
     def refuse_existing() -> None:
@@ -146,12 +104,11 @@ def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
             raise RunFolderError(f"{path} exists already. Choose another {option}; nothing is overwritten.")
 
     refuse_existing()
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as outer:
-            yield Path(outer) / path.name
-            refuse_existing()
-            os.rename(Path(outer) / path.name, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as outer:
+        yield Path(outer) / path.name
+        refuse_existing()
+        os.rename(Path(outer) / path.name, path)
 
 
 def json_ready(value: Any) -> Any:

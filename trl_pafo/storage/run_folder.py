@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import RunFolderError
-from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, write_text, writing
+from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, write_text
 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
 
@@ -36,7 +36,7 @@ class RunFolder:
             Replace the outputs of stages whose inputs have changed, and of stages whose files are missing or cut off.
 
     Raises:
-        RunFolderError: If the folder holds other files, or cannot be written.
+        RunFolderError: If the folder holds other files.
     """
 
     def __init__(self, folder: str | Path, overwrite: bool = False):
@@ -49,8 +49,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"The output folder {self.path} is not empty and is not a run of trl-pafo. Choose another --output_dir."
                 )
-            with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 if not (self.path / MANIFEST).exists():  # else another run was as quick
                     write_text(self.path / MANIFEST, json.dumps({"format": _FORMAT, "stages": {}}) + "\n")
@@ -74,12 +73,11 @@ class RunFolder:
         """Keep other runs out of the folder meanwhile. A process that ends, however it ends, gives the lock back.
 
         Raises:
-            RunFolderError: If another run is running in the folder, or the lock cannot be written.
+            RunFolderError: If another run is running in the folder.
         """
         with self._alone():
             self._manifest = self._read()  # what another run has done since the folder was opened
-            with writing(self.path):
-                remove_temporary_files(self.path)
+            remove_temporary_files(self.path)
             yield
 
     def __truediv__(self, name: str) -> Path:
@@ -148,28 +146,27 @@ class RunFolder:
         final = self.path / output
         temporary = final.with_name(final.name + ".partial")
         start = time.monotonic()
-        with writing(final):
-            if keep_for is None:
-                remove(temporary)
-                temporary.parent.mkdir(parents=True, exist_ok=True)
-            else:
-                _keep(temporary, digest_of({"inputs": inputs, "keep_for": keep_for}))
-            print(f"[{stage}]", flush=True)
-            try:
-                work(temporary)
-            except BaseException:
-                with suppress(OSError):  # what is raised already says more
-                    for path in [temporary] if keep_for is None else temporary.iterdir():
-                        if path.name != KEPT:
-                            remove(path)
-                raise
-            # At no moment does the manifest say of an output what is not so: what is half replaced is not in it.
-            if self._manifest["stages"].pop(stage, None) is not None:
-                self._save()
-            if temporary.is_dir():
-                remove(temporary / KEPT)
-            remove(final)
-            temporary.replace(final)
+        if keep_for is None:
+            remove(temporary)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            _keep(temporary, digest_of({"inputs": inputs, "keep_for": keep_for}))
+        print(f"[{stage}]", flush=True)
+        try:
+            work(temporary)
+        except BaseException:
+            with suppress(OSError):  # what is raised already says more
+                for path in [temporary] if keep_for is None else temporary.iterdir():
+                    if path.name != KEPT:
+                        remove(path)
+            raise
+        # At no moment does the manifest say of an output what is not so: what is half replaced is not in it.
+        if self._manifest["stages"].pop(stage, None) is not None:
+            self._save()
+        if temporary.is_dir():
+            remove(temporary / KEPT)
+        remove(final)
+        temporary.replace(final)
         seconds = round(time.monotonic() - start, 1)
         self._manifest["stages"][stage] = {
             "inputs": _plain(inputs),

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.storage.files import replacing, writing
+from trl_pafo.storage.files import replacing
 from trl_pafo.teachers.loaded import TeacherModels, by_backbone
 from trl_pafo.teachers.teacher import QuantizedBase, Teacher
 
@@ -122,8 +122,7 @@ class TeacherMargins:
 
     def _write(self, file: Path, margins: np.ndarray) -> None:
         if self.accelerator.is_main_process:
-            with writing(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, margins, allow_pickle=False)
         self.accelerator.wait_for_everyone()

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizer
 from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError
+from trl_pafo.models.base_models import load_base
 from trl_pafo.models.safe_loading import (
     ADAPTER_CONFIG,
-    SAFELY,
     base_folder,
     has_tokenizer,
     identity_of_folder,
@@ -26,7 +26,6 @@ from trl_pafo.models.safe_loading import (
     local_folder,
     read_config,
 )
-from trl_pafo.models.weights import check_language_model
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows
 from trl_pafo.storage.canonical import canonical
@@ -345,16 +344,14 @@ def _member(source: str | torch.nn.Module, dtype: torch.dtype | str) -> _Member:
         return _Member(model, model.active_adapter if hasattr(model, "peft_config") else None)
     if (base := _base_of(source)) is not None:
         return _adapters(base, [source], dtype)[0][0]
-    check_language_model(local_folder(source))
-    return _Member(AutoModelForCausalLM.from_pretrained(local_folder(source), dtype=dtype, **SAFELY))
+    return _Member(load_base(AutoModelForCausalLM, str(local_folder(source)), dtype=dtype))
 
 
 def _adapters(base: str, sources: Sequence[str], dtype: torch.dtype | str) -> tuple[list[_Member], _Member]:
     """Adapters on one base, and the base without them."""
     from peft import PeftModel
 
-    check_language_model(local_folder(base))
-    model: Any = AutoModelForCausalLM.from_pretrained(local_folder(base), dtype=dtype, **SAFELY)
+    model: Any = load_base(AutoModelForCausalLM, str(local_folder(base)), dtype=dtype)
     names = [f"policy_{number}" for number in range(len(sources))]
     for name, source in zip(names, sources, strict=True):
         if name == names[0]:
