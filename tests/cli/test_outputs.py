@@ -42,7 +42,7 @@ class TestReport:
     def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))
         run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
-        argv = ["report", run, "--inspect", "false"]
+        argv = ["report", run]
         assert main([str(word) for word in argv]) == 0
         before = files(run)
         with full_after(100):

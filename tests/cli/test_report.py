@@ -8,7 +8,7 @@ from trl_pafo.report.sections import groups
 def test_a_run_and_a_comparison(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))  # the others have tests of their own
     folders = [str(make_run(tmp_path / name, methods=("personalized_bt", "pafo"), seed=i)) for i, name in enumerate("ab")]
-    assert main(["report", folders[0], "--inspect", "false"]) == 0
+    assert main(["report", folders[0]]) == 0
     assert f"Report: {folders[0]}/report.html" in capsys.readouterr().out
     assert main(["report", *folders, "--output", str(tmp_path / "both.html")]) == 0
     assert "Comparison of 2 runs" in (tmp_path / "both.html").read_text(encoding="utf-8")
@@ -33,7 +33,6 @@ def test_the_report_of_a_real_run_misses_nothing(encoder, tmp_path):
     assert main(["run", *flags, "--gradient_checkpointing", "false", "--output_dir", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     for said in (
-        "own history helps",
         "Pairs that flipped",
         "PAFO against personalized BT",
         "max_steps: 2",

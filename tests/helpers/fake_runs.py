@@ -139,19 +139,3 @@ def make_path(groups, reference):
 
 def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def write_inspection(folder: Path, methods=("personalized_bt", "pafo"), seed=0, teacher=True) -> dict[str, np.ndarray]:
-    """Made-up rewards: each of some pairs under both groups' histories."""
-    rows = [json.loads(line) for line in (folder / "results/pafo.jsonl").read_text(encoding="utf-8").splitlines()]
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    picked = [i for g in groups for i in [n for n, row in enumerate(rows) if row["group"] == g][:6]]
-    row = np.array([i for i in picked for _ in groups])
-    group = np.array([rows[i]["group"] for i in row])
-    shown = np.array([g for _ in picked for g in groups])
-    rng = np.random.default_rng(seed)
-    arrays = {"about": np.asarray("{}"), "row": row, "group": group, "shown": shown}
-    for method in (*methods, *(["teacher"] if teacher else [])):
-        arrays[f"rewards/{method}"] = rng.normal(size=(len(row), 2)).astype(np.float32)
-    np.savez_compressed(folder / "results/inspection.npz", **arrays)
-    return arrays

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers.fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run
 
 from trl_pafo.report.record import Record, read_record
 
@@ -11,7 +11,6 @@ from trl_pafo.report.record import Record, read_record
 @pytest.fixture(scope="session")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("runs") / "complete")
-    write_inspection(folder)
     return folder
 
 

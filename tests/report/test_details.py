@@ -82,28 +82,3 @@ def test_a_case_shows_what_the_model_saw(record):
     assert case["prompt"] == "user: a\nassistant: b"
     assert case["chosen"] == f"{'c' * 700} … [300 more characters]"
     assert set(case["history"][0]) == {"prompt", "chosen", "rejected"}
-
-
-def test_history_use_against_a_plain_loop(record):
-    seen = record.inspection
-    found = details.history_use(record, "pafo")
-    for name in ("majority", "minority"):
-        higher, follows = [], []
-        for i, row in enumerate(seen["row"]):
-            if seen["group"][i] != name or seen["shown"][i] == name:
-                continue
-            (mine,) = [j for j in range(len(seen["row"])) if seen["row"][j] == row and seen["shown"][j] == name]
-            margin = {j: float(np.subtract(*seen["rewards/pafo"][j].astype(float))) for j in (i, mine)}
-            higher.append(margin[mine] > margin[i])
-            follows.append((margin[i] > 0) == (seen["rewards/teacher"][i][0] > seen["rewards/teacher"][i][1]))
-        assert found[name]["higher"]["value"] == pytest.approx(np.mean(higher))
-        assert found[name]["follows"]["value"] == pytest.approx(np.mean(follows))
-    rows = {row[0]: row[1:] for row in details.history(record).tables[0]["rows"]}
-    assert rows["PAFO, pairs of minority"] == [number(found["minority"]["higher"]), number(found["minority"]["follows"])]
-    seen["shown"][:] = ""
-    assert details.history_use(record, "pafo") == details.history_use(record, "group_routed") == {}
-
-
-def test_agreement_with_ties():
-    teacher, model = np.array([1.0, 2, -1, 0, 3]), np.array([0.5, -1, -9, 1, 0])
-    assert details.agreement(teacher, model).tolist() == [1, 0, 1, 0.5, 0.5]

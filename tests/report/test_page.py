@@ -7,11 +7,11 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from helpers.fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run
 
-from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.report import page
-from trl_pafo.report.details import history
+from trl_pafo.report.details import cases
 from trl_pafo.report.page import write_report
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
@@ -48,8 +48,7 @@ class Elements(HTMLParser):
 def evil(tmp_path_factory):
     """A run whose texts, users and groups are markup, with its report."""
     folder = make_run(tmp_path_factory.mktemp("runs") / "a<b", groups=(f"most {EVIL}", f"few {EVIL}"), text=EVIL)
-    write_inspection(folder)
-    return write_report([folder], inspect=False)
+    return write_report([folder])
 
 
 def test_the_page_is_one_file_without_scripts_or_network(evil):
@@ -75,7 +74,7 @@ def test_ids_are_unique_and_links_have_targets(evil):
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     links = [attributes["href"][1:] for tag, attributes in tags if tag == "a"]
-    assert len(links) >= 7
+    assert len(links) >= 6
     assert set(links) <= set(ids)
 
 
@@ -87,12 +86,11 @@ def test_pictures_are_in_the_page(evil):
 
 
 def test_an_older_report_is_replaced_by_the_same_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "SECTIONS", (history,))
+    monkeypatch.setattr(page, "SECTIONS", (cases,))
     folder = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
-    write_inspection(folder, methods=["pafo"])
-    path = write_report([folder], inspect=False)
+    path = write_report([folder])
     before = path.read_text(encoding="utf-8")
-    assert write_report([folder], inspect=False) == path
+    assert write_report([folder]) == path
     assert path.read_text(encoding="utf-8") == before
 
 
@@ -101,32 +99,16 @@ def test_nothing_else_is_overwritten(tmp_path):
     thesis = tmp_path / "thesis.html"
     thesis.write_text("<html>my thesis</html>", encoding="utf-8")
     with pytest.raises(RunFolderError, match=r"is no report of trl-pafo.*nothing was overwritten"):
-        write_report([folder], thesis, inspect=False)
+        write_report([folder], thesis)
     with pytest.raises(ConfigError, match=r"A report is a \.html file"):
-        write_report([folder], tmp_path / "report.pdf", inspect=False)
+        write_report([folder], tmp_path / "report.pdf")
     assert thesis.read_text(encoding="utf-8") == "<html>my thesis</html>"
     with pytest.raises(ConfigError, match="at least one"):
         write_report([])
     with pytest.raises(ConfigError, match=r"--output FILE\.html"):
         write_report([folder, tmp_path])
     with pytest.raises(RunFolderError, match=r"no results\.json"):
-        write_report([tmp_path], inspect=False)
-
-
-def test_the_inspection_is_made_where_it_can_be(tmp_path, monkeypatch):
-    folder = make_run(tmp_path / "run")
-    monkeypatch.setattr(page, "SECTIONS", (history,))
-    monkeypatch.setattr(page, "inspect_run", lambda at: write_inspection(at))
-    assert "own history helps" in write_report([folder]).read_text(encoding="utf-8")
-
-    def fail(at):
-        raise DataError("keeps no model <b>")
-
-    (folder / "results/inspection.npz").unlink()
-    monkeypatch.setattr(page, "inspect_run", fail)
-    text = write_report([folder]).read_text(encoding="utf-8")
-    assert "own history helps" not in text
-    assert "could not be made (keeps no model &lt;b&gt;)" in text
+        write_report([tmp_path])
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ def test_a_complete_run(complete, record):
     assert record.rewards["pafo"].correct.mean() == pytest.approx(record.methods["pafo"]["overall"]["value"])
     assert len(record.pairs) == len(record.rewards["pafo"].user) == 17 * 4
     assert "alpha: 0.25" in record.config
-    assert "rewards/pafo" in record.inspection
     assert not record.missing
 
 
@@ -29,7 +28,7 @@ def test_what_is_missing_is_said(tmp_path):
     (folder / "results/group_routed.jsonl").unlink()
     record = read_record(folder)
     assert record.missing.pop("rewards/group_routed") == "there is no group_routed.jsonl"
-    assert set(record.missing) == {"manifest", "config", "summary", "pairs", "inspection"}
+    assert set(record.missing) == {"manifest", "config", "summary", "pairs"}
     assert record.missing["manifest"] == "there is no manifest.json"
     assert record.pairs is None
 
@@ -59,7 +58,7 @@ def test_the_output_of_evaluate(tmp_path, complete):
     record = read_record(tmp_path)
     assert (record.reference, record.student, record.compared) == (None, "model", [])
     assert record.title("model") == "the model"
-    assert {"manifest", "config", "pairs", "rewards/model", "inspection"} < set(record.missing)
+    assert {"manifest", "config", "pairs", "rewards/model"} < set(record.missing)
 
 
 def test_given_teachers_are_told_from_trained_ones(record):

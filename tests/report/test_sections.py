@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.fake_runs import make_run, write_inspection, write_json
+from helpers.fake_runs import make_run, write_json
 
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.report import sections
@@ -131,13 +131,11 @@ def test_names_of_groups_that_do_not_say_their_role(tmp_path):
 
 def test_four_groups(tmp_path):
     folder = make_run(tmp_path / "run", groups=("a", "b", "c", "d"), users=(8, 5, 4, 4))
-    write_inspection(folder)
     record = read_record(folder)
     made = {section.id: section for section in (make(record) for make in SECTIONS)}
     assert made["answer"].tables[0]["header"][2:6] == ["a (majority)", "b", "c", "d (minority)"]
     assert "Of 4 groups" in made["groups"].pictures[0].caption
     assert {case["group"] for case in made["cases"].cases} <= {"a", "b", "c", "d"}
-    assert len(made["history"].tables[0]["rows"]) == 8
     assert not any(section.missing for section in made.values())
 
 
@@ -159,7 +157,7 @@ def test_one_group_has_no_minority(tmp_path):
     assert "one group only" in made["groups"].missing[0]
     assert made["answer"].verdict is None
     assert "No verdict" in made["answer"].missing[0]
-    for name in ("users", "cases", "history", "reproduce"):
+    for name in ("users", "cases", "reproduce"):
         assert made[name].missing, name
         assert not made[name].pictures
     assert "gap" not in made["answer"].tables[0]["header"]
@@ -197,14 +195,12 @@ def test_data_without_groups_make_no_claim_on_groups(tmp_path):
     [
         ("data/test.parquet", "users", "no data/test.parquet"),
         ("data/test.parquet", "cases", "The texts: there is no data/test.parquet"),
-        ("results/inspection.npz", "history", "no results/inspection.npz"),
         ("results/pafo.jsonl", "cases", "takes the rewards of a reference and of a model"),
         ("run.yaml", "reproduce", "no run.yaml"),
     ],
 )
 def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
     folder = make_run(tmp_path / "run")
-    write_inspection(folder)
     (folder / gone).unlink()
     record = read_record(folder)
     made = {s.id: s for s in (make(record) for make in SECTIONS)}

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers.fake_runs import make_run, write_inspection
+from helpers.fake_runs import make_run
 from helpers.parts import make_model, make_pairs
 from trl import ModelConfig
 
@@ -110,11 +110,10 @@ def test_texts_and_names_add_no_element_to_the_report(tmp_path):
     for number, word in enumerate(("plain", " ".join(TEXTS))):
         groups = (f"m {word}", f"f {word}")
         folder = make_run(tmp_path / str(number), methods=("personalized_bt", "pafo"), groups=groups, text=word, users=(4, 3))
-        write_inspection(folder)
         results = json.loads((folder / "results/results.json").read_text())
         results["verdicts"]["pafo"]["sentence"] = word
         (folder / "results/results.json").write_text(json.dumps(results))
-        found.append(write_report([folder], inspect=False).read_text(encoding="utf-8"))
+        found.append(write_report([folder]).read_text(encoding="utf-8"))
     plain, hostile = (Skeleton(page).found for page in found)
     # Glyphs of pictures are paths, as many as there are different ones.
     plain, hostile = (

@@ -12,10 +12,6 @@ def make_parser(prog: str | None = None) -> Any:
         output: str | None = field(
             default=None, metadata={"help": "HTML file to write. Default: RUN/report.html; required for several runs."}
         )
-        inspect: bool = field(
-            default=True,
-            metadata={"help": "Score a sample of test pairs under other groups' histories, where it is not done. One run only."},
-        )
 
     parser = TrlParser(ReportArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, or an --output_dir of `trl-pafo evaluate`.")
@@ -25,5 +21,5 @@ def make_parser(prog: str | None = None) -> Any:
 def main(args: Any, positional: Any) -> None:
     from trl_pafo.report.page import write_report
 
-    path = write_report(positional.runs, args.output, inspect=args.inspect)
+    path = write_report(positional.runs, args.output)
     print(f"Report: {path}")

@@ -1,4 +1,4 @@
-"""Saved models on preference pairs: rewards, group and user fairness, the use of histories. It knows no training."""
+"""Saved models on preference pairs: rewards, group and user fairness. It knows no training."""
 
 from trl_pafo import lazily
 
@@ -7,7 +7,6 @@ __all__, __getattr__, __dir__ = lazily(
     {
         "RunArguments": "methods",
         "evaluate_models": "evaluate",
-        "inspect_run": "history_effect",
         "score_rows": "rewards",
     },
 )

@@ -13,6 +13,9 @@ METHODS = (
 )
 """Those of `methods: [all]`, in this order."""
 
+STUDENTS = ("pafo",)
+"""Methods that distill teachers."""
+
 OF_TEACHERS = ("group_routed", "teacher_mixture")
 """Methods that are all teachers, and no model of their own."""
 

@@ -6,8 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
 from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known

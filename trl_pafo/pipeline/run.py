@@ -22,8 +22,7 @@ from trl_pafo.data.history import HistoryCutter, without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES, RunArguments
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.reference_path import CHOSEN, Point, multiple_of, score_path
 from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy

@@ -16,8 +16,7 @@ from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.front import FEWEST_USERS
-from trl_pafo.evaluation.history_effect import STUDENTS
-from trl_pafo.evaluation.methods import OF_TEACHERS, RunArguments
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, RunArguments
 from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of

@@ -16,7 +16,7 @@ _SAME = ("user", "group", "prompt", "chosen", "rejected")
 def compare_sections(records: list[Record]) -> tuple[str, list[str], list[Section]]:
     """Title, introduction and sections of the comparison of several runs."""
     names = [f"{i}. {record.name}" for i, record in enumerate(records, start=1)]
-    lead = ["Each run's own report has its users, flipped pairs and use of histories: trl-pafo report RUN."]
+    lead = ["Each run's own report has its users and flipped pairs: trl-pafo report RUN."]
     sections = [_overview(records, names), _against_first(records, names)]
     for i, (name, record) in enumerate(zip(names, records, strict=True), start=1):
         section, of_groups = answer(record, f"run{i}-"), groups(record, f"run{i}-")

@@ -1,4 +1,4 @@
-"""The sections that look closer at one run: users, flipped pairs, the history. (Not from the paper.)
+"""The sections that look closer at one run: users, and flipped pairs. (Not from the paper.)
 
 Each says what is missing, and why, where the run does not keep what it takes.
 """
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.data.messages import content_text
-from trl_pafo.metrics import fairness_summary, pair_correctness
-from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics import fairness_summary
 from trl_pafo.report import pictures
 from trl_pafo.report.record import ALL_PAIRS, Record, Rewards
 from trl_pafo.report.sections import Picture, Section, number
@@ -118,71 +117,3 @@ def _text(value: Any, longest: int) -> str:
     if isinstance(value, list) and len(value) > 1:
         text = "\n".join(f"{message['role']}: {message['content']}" for message in value)
     return text if len(text) <= 1.2 * longest else f"{text[:longest].rstrip()} … [{len(text) - longest:,} more characters]"
-
-
-def history(record: Record) -> Section:
-    """What the models do with a history."""
-    section = Section("history", "What the history does")
-    seen = record.inspection
-    if seen is None:
-        section.missing.append(f"The use of the history: {record.missing['inspection']}.")
-        return section
-    use = {method: history_use(record, method) for method in record.methods}
-    if any(use.values()):
-        section.text.append(
-            f"{len(set(seen['row'].tolist()))} test pairs, up to the same number from each of {len(record.groups)} groups, drawn by a fixed "
-            "seed. Each is shown to the models under the history of its own user and under that of a user of every other group: same "
-            "prompt, same answers. A model that serves both judges them differently."
-        )
-        rows = [
-            [f"{record.title(method)}, pairs of {name}", number(found[name]["higher"]), number(found[name].get("follows"))]
-            for method, found in use.items()
-            for name in record.groups
-            if name in found
-        ]
-        note = (
-            "Own history helps: share of pairs whose margin is higher under the own history than under a borrowed one (.500: the history "
-            "has no effect). Follows: share of pairs under a borrowed history on which the model prefers what the teacher of that "
-            "history's group prefers. 95 % intervals over users."
-        )
-        section.add_table(["model", "own history helps", "follows that history's teacher"], rows, note)
-    else:
-        section.missing.append("The use of the history: no pair was shown under a borrowed one.")
-    return section
-
-
-def history_use(record: Record, method: str) -> dict[str, dict[str, Any]]:
-    """For each group, what a borrowed history does to a model on the pairs of the inspection; empty where nothing was borrowed.
-
-    `higher`: on what share of pairs the margin is higher under the history of the pair's own user than under that of a user of another
-    group (a model that ignores the history: .5); `follows`, where there are teachers: on what share of pairs under a borrowed history it
-    prefers what the teacher of *that* group prefers.
-    """
-    seen = record.inspection
-    if seen is None or f"rewards/{method}" not in seen or not record.pairs:
-        return {}
-    margins = _margins(seen[f"rewards/{method}"])
-    is_own = seen["shown"] == seen["group"]
-    own = dict(zip(seen["row"][is_own].tolist(), margins[is_own], strict=True))
-    borrowed = np.array([i for i, row in enumerate(seen["row"].tolist()) if not is_own[i] and row in own])
-    if not len(borrowed):
-        return {}
-    rows = seen["row"][borrowed].tolist()
-    shares = {"higher": pair_correctness(np.array([own[row] for row in rows]) - margins[borrowed])}
-    if "rewards/teacher" in seen:
-        teacher = _margins(seen["rewards/teacher"])[borrowed]
-        if not np.isnan(teacher).any():
-            shares["follows"] = agreement(teacher, margins[borrowed])
-    user = [str(record.pairs[row]["user"]) for row in rows]
-    groups = seen["group"][borrowed].tolist()
-    summaries = {name: fairness_summary(values, user, groups) for name, values in shares.items()}
-    return {group: {name: summary[f"accuracy/{group}"] for name, summary in summaries.items()} for group in dict.fromkeys(groups)}
-
-
-def _margins(rewards: FloatArray) -> FloatArray:
-    return np.subtract(*rewards.astype(np.float64).T)
-
-
-def agreement(teacher: FloatArray, margins: FloatArray) -> FloatArray:
-    """1 where both prefer the same answer, 0 where not, 0.5 where one has no preference."""
-    return pair_correctness(margins * np.sign(teacher))

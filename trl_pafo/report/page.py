@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
-from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
-from trl_pafo.evaluation.history_effect import INSPECTION, inspect_run
+from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
-from trl_pafo.report.details import cases, history, users
+from trl_pafo.report.details import cases, users
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
 from trl_pafo.storage.files import write_text
@@ -21,7 +20,6 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
     front,
     users,
     cases,
-    history,
     reproduction,
     about,
 )
@@ -30,7 +28,7 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
 _MARK = '<meta name="generator" content="trl-pafo '
 
 
-def write_report(folders: Sequence[str | Path], output: str | Path | None = None, *, inspect: bool = True) -> Path:
+def write_report(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Write the report of a run, or the comparison of several, as one HTML file. An older report of trl-pafo at the same place is replaced.
 
     Args:
@@ -38,9 +36,6 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
             Folders of `trl-pafo run`, or of `trl-pafo evaluate --output_dir`.
         output (`str` or `Path`, *optional*):
             The HTML file. Defaults to `report.html` in the folder of a single run; needed for several.
-        inspect (`bool`, *optional*, defaults to `True`):
-            Score a sample of test pairs under other groups' histories where this has not been done; see
-            [`~trl_pafo.evaluation.history_effect.inspect_run`]. Only for a single run.
 
     Returns:
         `Path`: The HTML file.
@@ -57,27 +52,12 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     refuse_foreign(path)
     records = [read_record(folder) for folder in folders]
     if len(records) == 1:
-        if inspect:
-            records[0] = _inspected(records[0])
         title, lead = f"Report of {records[0].name}", _lead(records[0])
         sections = [make(records[0]) for make in SECTIONS]
     else:
         title, lead, sections = compare_sections(records)
     _write_page(path, title, lead, sections)
     return path
-
-
-def _inspected(record: Record) -> Record:
-    """The record with what the inspection found, or the reason why it cannot be done."""
-    if "evaluate" not in record.stages:
-        return record  # no run
-    try:
-        inspect_run(record.folder)
-    except (TrlPafoError, OSError) as error:
-        if record.inspection is None:
-            record.missing["inspection"] = f"{INSPECTION} could not be made ({error})"
-        return record
-    return read_record(record.folder)
 
 
 def _lead(record: Record) -> list[str]:

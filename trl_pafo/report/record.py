@@ -10,8 +10,7 @@ from pyarrow.parquet import read_table
 
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
-from trl_pafo.evaluation.history_effect import INSPECTION, STUDENTS
-from trl_pafo.evaluation.methods import OF_TEACHERS, TITLES
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
 from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
@@ -58,8 +57,6 @@ class Record:
             By method, all over the same pairs.
         pairs (`list[dict]`, *optional*):
             The test pairs, in the order of the rewards.
-        inspection (`dict[str, numpy.ndarray]`, *optional*):
-            What [`~trl_pafo.evaluation.history_effect.inspect_run`] wrote.
         missing (`dict[str, str]`):
             Name of a part that is not there, and the reason.
     """
@@ -72,7 +69,6 @@ class Record:
     rewards: dict[str, Rewards] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     pairs: list[dict[str, Any]] | None = None
-    inspection: dict[str, np.ndarray] | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -200,7 +196,7 @@ def read_record(folder: str | Path) -> Record:
     if not methods or not all({"overall", "num_pairs"} <= set(summary) for summary in methods.values()):
         raise RunFolderError(f"{where / 'results.json'} is not what this version of trl-pafo writes. Evaluate again.")
     record = Record(folder, folder.resolve().name, results)
-    files = {"manifest": MANIFEST, "config": RUN_CONFIG, "summary": "data/summary.json", "inspection": INSPECTION}
+    files = {"manifest": MANIFEST, "config": RUN_CONFIG, "summary": "data/summary.json"}
     for name, file in files.items():
         if not (folder / file).is_file():
             record.missing[name] = f"there is no {file}"
@@ -210,9 +206,6 @@ def read_record(folder: str | Path) -> Record:
         record.config = (folder / RUN_CONFIG).read_text(encoding="utf-8")
     if "summary" not in record.missing:
         record.data = _read_json(folder / "data/summary.json")
-    if "inspection" not in record.missing:
-        with np.load(folder / INSPECTION, allow_pickle=False) as file:
-            record.inspection = {name: file[name] for name in file.files}
     _read_rewards(record, where)
     _read_pairs(record)
     return record

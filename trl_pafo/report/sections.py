@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from trl_pafo.evaluation.history_effect import STUDENTS
+from trl_pafo.evaluation.methods import STUDENTS
 from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
 from trl_pafo.report import pictures
 from trl_pafo.report.front import FRONT_NOTE, draw_front
