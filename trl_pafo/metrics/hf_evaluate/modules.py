@@ -231,13 +231,11 @@ Args:
         other. Where no two pairs have the same user, number the pairs.
     confidence (optional, defaults to 0.95): of all groups' intervals together.
     margin (optional, defaults to 0.0): estimated loss of accuracy that a group may have beside another's gain.
-    power (optional, defaults to 0.8): probability with which users_needed users would have told.
     num_resamples (optional, defaults to 2000), seed (optional, defaults to 0): of the random subsets of users.
 Returns:
     verdict: "improves", "degrades", "mixed", "cannot tell", or "same" where the margins are the same on every pair.
     differences: for each group the accuracy of predictions1 minus that of predictions2 as value, and low and high.
     sentence: the same in one sentence.
-    users_needed, group_users_needed: the least number of users that would have told, in all and in each group.
 Examples:
     >>> pareto_verdict = trl_pafo.metrics.hf_evaluate.load("pareto_verdict")
     >>> users = list(range(20))
