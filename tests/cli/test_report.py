@@ -16,7 +16,7 @@ def test_a_run_and_a_comparison(tmp_path, capsys, monkeypatch):
 
 def test_errors_are_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert "holds no results.json" in capsys.readouterr().err
+    assert "results/results.json is missing" in capsys.readouterr().err
     assert main(["report", "a", "b"]) == 1
     assert "--output FILE.html" in capsys.readouterr().err
     assert main(["report"]) == 2

@@ -100,7 +100,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
     write_json(folder / "results/results.json", results)
     Dataset.from_list(rows).to_parquet(folder / "data/test.parquet")
     counts = {"pairs": {g: group.count(g) for g in groups}, "users": dict(zip(groups, users, strict=True))}
-    write_json(folder / "data/summary.json", {"train": counts, "test": counts})
+    write_json(folder / "data/summary.json", {"train": counts, "test": counts, "groups": "data"})
     stages = {"prepare": {"inputs": {**arguments, "num_history": 1, "tokenizer": "minilm"}, "output": "data", "seconds": 1.0}}
     for g in groups:
         output = f"teachers/{groups.index(g)}"

@@ -151,7 +151,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
         push_run(run, "lab/x", method="worst_group_bt")
     shutil.rmtree(run / "results")  # as of a run that was interrupted: it has no cards yet
     (run / "models/pafo/README.md").unlink()
-    with pytest.raises(RunFolderError, match=r"holds no results.json.*Finish the run"):
+    with pytest.raises(RunFolderError, match=r"results.json is missing.*Finish the run"):
         push_run(run, "lab/x")
     assert not hub.repos
 
@@ -178,7 +178,6 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
             "data",
             "The groups are those that the data name.",
         ),  # the option had no effect
-        ({"source": "files"}, None, "where they name none, they follow from support rates"),  # of an older version
         (
             {"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1},
             "data",
@@ -190,8 +189,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
     ],
 )
 def test_how_the_groups_were_made_is_said(data, cut, says):
-    record = Record(
-        Path(), "run", {"data": data, "methods": {"pafo": {"accuracy/a": {}, "accuracy/b": {}}}}, data={"groups": cut}
-    )
+    results = {"data": data, "methods": {"pafo": {"accuracy/a": {}, "accuracy/b": {}}}}
+    record = Record(Path(), "run", results, stages={}, data={"groups": cut}, config="", rewards={}, pairs=[])
     assert says in record.group_definition()
     assert not re.search(r"\d", record.group_definition(numbers=False).replace("65+", ""))

@@ -32,7 +32,7 @@ def test_users_without_support_rates_or_of_a_single_one(record):
         row["support_rate"] = 0.5
     assert details.users(record).tables[0]["rows"][0][1]["text"] == "-"  # no trend
     record.pairs[3]["support_rate"] = None
-    assert "no support rates" in details.users(record).missing[0]
+    assert "have no support rate" in details.users(record).missing[0]
 
 
 @pytest.fixture

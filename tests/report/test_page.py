@@ -107,7 +107,7 @@ def test_nothing_else_is_overwritten(tmp_path):
         write_report([])
     with pytest.raises(ConfigError, match=r"--output FILE\.html"):
         write_report([folder, tmp_path])
-    with pytest.raises(RunFolderError, match=r"no results\.json"):
+    with pytest.raises(RunFolderError, match=r"results\.json is missing"):
         write_report([tmp_path])
 
 

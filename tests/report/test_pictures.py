@@ -112,16 +112,17 @@ def test_noise_is_not_blown_up_and_perfect_scores_fit():
 
 
 def test_numbers_by_group_stand_at_their_values_with_their_intervals():
-    numbers = {"rail": {"PAFO": {"value": 0.2, "low": 0.1, "high": 0.4}, "BT": {"value": 0.3, "low": None, "high": None}}}
-    numbers["road"] = {"PAFO": {"value": -0.01, "low": -0.03, "high": 0.01}}
-    figure = pictures.draw_by_group(numbers, {"PAFO": 2, "BT": 3}, "difference", 0.0, signed=True)
+    unknown = {"value": 0.3, "low": None, "high": None}
+    numbers = {"rail": {"PAFO": {"value": 0.2, "low": 0.1, "high": 0.4}, "BT": unknown}}
+    numbers["road"] = {"PAFO": {"value": -0.01, "low": -0.03, "high": 0.01}, "BT": unknown}
+    figure = pictures.draw_differences(numbers, {"PAFO": 2, "BT": 3}, "it")
     axes = figure.axes[0]
     drawn = markers(axes)
-    assert [line.get_xdata()[0] for line in drawn] == [0.2, 0.3, -0.01]
-    assert [to_hex(line.get_color()).upper() for line in drawn] == [COLORS[2], COLORS[3], COLORS[2]]
+    assert [line.get_xdata()[0] for line in drawn] == [0.2, 0.3, -0.01, 0.3]
+    assert [to_hex(line.get_color()).upper() for line in drawn] == [COLORS[2], COLORS[3]] * 2
     ends = [container[2][0].get_segments()[0][:, 0].tolist() for container in axes.containers if container[2]]
     assert ends == [pytest.approx([0.1, 0.4]), pytest.approx([-0.03, 0.01])]
-    assert [text.get_text() for text in axes.texts] == ["+.200", "+.300", "-.010"]
+    assert [text.get_text() for text in axes.texts] == ["+.200", "+.300", "-.010", "+.300"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rail", "road"]
     assert legend_of(figure) == ["PAFO", "BT"]
     assert inside(figure)
@@ -130,7 +131,7 @@ def test_numbers_by_group_stand_at_their_values_with_their_intervals():
 @pytest.mark.parametrize("number", [1, 2, 7])
 def test_any_number_of_groups_fits(number):
     groups = {f"group {i} {LONG}": {method: interval(0.9, 0.1) for method in "ABCDE"} for i in range(number)}
-    figure = pictures.draw_by_group(groups, {method: i for i, method in enumerate("ABCDE")}, "accuracy", 0.5)
+    figure = pictures.draw_differences(groups, {method: i for i, method in enumerate("ABCDE")}, "it")
     assert inside(figure)
     assert max(figure.axes[0].get_xticks()) <= 1
 

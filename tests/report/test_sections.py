@@ -1,12 +1,7 @@
 """What each section says, with everything there and with parts missing."""
 
-import json
+from helpers.fake_runs import make_run
 
-import numpy as np
-import pytest
-from helpers.fake_runs import make_run, write_json
-
-from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.report import sections
 from trl_pafo.report.page import SECTIONS
 from trl_pafo.report.record import read_record
@@ -147,66 +142,15 @@ def test_a_group_without_test_pairs_is_said_to_be_untested(record):
     assert section.missing == ["Accuracy of lone: there are no test pairs of theirs."]
 
 
-def test_one_group_has_no_minority(tmp_path):
-    rng = np.random.default_rng(0)
-    summary = fairness_summary(rng.random(40) < 0.7, np.repeat(range(10), 4), ["all"] * 40, num_resamples=50)
-    write_json(tmp_path / "results.json", {"majority": "all", "minority": "all", "methods": {"model": summary}, "verdicts": {}})
-    record = read_record(tmp_path)
+def test_one_group_has_no_minority_and_a_reference_alone_no_verdict(tmp_path):
+    record = read_record(make_run(tmp_path / "run", groups=("all",), users=(12,), methods=("personalized_bt",)))
     made = {section.id: section for section in (make(record) for make in SECTIONS)}
     assert names(made["groups"]) == []
     assert "one group only" in made["groups"].missing[0]
     assert made["answer"].verdict is None
     assert "No verdict" in made["answer"].missing[0]
-    for name in ("users", "cases", "reproduce"):
-        assert made[name].missing, name
-        assert not made[name].pictures
+    assert "no method beside the reference" in made["cases"].missing[0]
     assert "gap" not in made["answer"].tables[0]["header"]
-
-
-def test_data_without_groups_make_no_claim_on_groups(tmp_path):
-    rng = np.random.default_rng(0)
-    margins = rng.normal(size=(2, 40))
-    correct = (np.sign(margins) + 1) / 2
-    who = (np.repeat(range(10), 4), None)
-    verdict = compare(*correct, *who)
-    results = {"majority": None, "minority": None, "verdicts": {"model": {**vars(verdict)}}}
-    results["methods"] = {
-        m: fairness_summary(c, *who, num_resamples=50) for m, c in zip(("model", "reference"), correct, strict=True)
-    }
-    write_json(tmp_path / "results.json", results)
-    for method, of_method in zip(("model", "reference"), margins, strict=True):
-        lines = [
-            {"user": str(i // 4), "group": None, "reward_chosen": m, "reward_rejected": 0.0} for i, m in enumerate(of_method)
-        ]
-        (tmp_path / f"{method}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    record = read_record(tmp_path)
-    made = {section.id: section for section in (make(record) for make in SECTIONS)}
-    table = made["answer"].tables[0]
-    assert table["header"] == ["method", "overall", "worst 10 % of users", "Gini"]
-    assert "name no groups" in table["note"]
-    assert made["answer"].verdict["meaning"].startswith("The data name no groups")
-    assert names(made["groups"]) == ["differences"]
-    assert "the data name no groups" in made["groups"].missing[0]
-    assert [row[0] for row in made["cases"].tables[0]["rows"]] == ["all pairs"]
-
-
-@pytest.mark.parametrize(
-    ("gone", "section", "why"),
-    [
-        ("data/test.parquet", "users", "no data/test.parquet"),
-        ("data/test.parquet", "cases", "The texts: there is no data/test.parquet"),
-        ("results/pafo.jsonl", "cases", "takes the rewards of a reference and of a model"),
-        ("run.yaml", "reproduce", "no run.yaml"),
-    ],
-)
-def test_what_is_gone_is_said_and_the_rest_stays(gone, section, why, tmp_path):
-    folder = make_run(tmp_path / "run")
-    (folder / gone).unlink()
-    record = read_record(folder)
-    made = {s.id: s for s in (make(record) for make in SECTIONS)}
-    assert any(why in line for line in made[section].missing)
-    assert made["answer"].verdict
-    assert len(made["groups"].pictures) == 2
 
 
 def test_whose_numbers_these_are(record):

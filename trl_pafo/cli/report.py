@@ -14,7 +14,7 @@ def make_parser(prog: str | None = None) -> Any:
         )
 
     parser = TrlParser(ReportArguments, prog=prog)  # type: ignore[arg-type]
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run, or an --output_dir of `trl-pafo evaluate`.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run.")
     return parser
 
 

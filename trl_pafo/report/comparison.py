@@ -34,8 +34,8 @@ def _overview(records: list[Record], names: list[str]) -> Section:
     points: list[dict[str, Any]] = []
     arrows = []
     for i, (name, record) in enumerate(zip(names, records, strict=True), start=1):
-        methods = [method for method in (record.reference, record.student) if method is not None]
-        verdict = record.results.get("verdicts", {}).get(record.student)
+        methods = record.compared
+        verdict = record.results["verdicts"].get(record.student)
         cells = []
         for method in (record.reference, record.student):
             summary = record.methods.get(method or "", {}) if record.has_minority else {}
@@ -74,12 +74,12 @@ def _side(records: list[Record], role: str) -> str:
 
 def _add_options(section: Section, records: list[Record], names: list[str]) -> None:
     """The options in which the runs differ, as their run.yaml have them."""
-    configs = [yaml.safe_load(record.config or "{}") for record in records]
+    configs = [yaml.safe_load(record.config) for record in records]
     every = sorted({option for config in configs for option in config})
     rows = [[option, *(str(config.get(option, "-")) for config in configs)] for option in every]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     if rows:
-        section.add_table(["option", *names], rows, "Options in which the runs differ; -: the default, or not known.")
+        section.add_table(["option", *names], rows, "Options in which the runs differ; -: the default.")
 
 
 def _against_first(records: list[Record], names: list[str]) -> Section:
@@ -97,17 +97,17 @@ def _against_first(records: list[Record], names: list[str]) -> Section:
         section.text.append("These sentences are not corrected for their number: of many, some may be said by chance.")
     if elsewhere:
         section.missing.append(
-            f"Not compared pair by pair: {', '.join(elsewhere)}. Test pairs or rewards are not kept, or the test pairs are others than "
-            f"those of {names[0]}, so that a difference would be one of the data too."
+            f"Not compared pair by pair: {', '.join(elsewhere)}. The test pairs are others than those of {names[0]}, so that a difference would "
+            "be one of the data too."
         )
     return section
 
 
 def compare_runs(first: Record, other: Record) -> Verdict | None:
-    """The student of one run against that of another, pair by pair; `None` where the pairs are others, or not kept."""
+    """The student of one run against that of another, pair by pair; `None` where the pairs are others, or one has no student."""
     rewards, base = other.rewards.get(other.student or ""), first.rewards.get(first.student or "")
-    pairs = [[[row.get(key) for key in _SAME] for row in record.pairs or ()] for record in (first, other)]
-    if rewards is None or base is None or not pairs[0] or pairs[0] != pairs[1]:
+    pairs = [[[row[key] for key in _SAME] for row in record.pairs] for record in (first, other)]
+    if rewards is None or base is None or pairs[0] != pairs[1]:
         return None
     who = (base.user, base.group)
     return compare(rewards.correct, base.correct, *who, margins=rewards.margins, reference_margins=base.margins)

@@ -1,7 +1,4 @@
-"""The sections that look closer at one run: users, and flipped pairs. (Not from the paper.)
-
-Each says what is missing, and why, where the run does not keep what it takes.
-"""
+"""The sections that look closer at one run: users, and flipped pairs. (Not from the paper.)"""
 
 from typing import Any
 
@@ -10,7 +7,7 @@ import numpy as np
 from trl_pafo.data.messages import content_text
 from trl_pafo.metrics import fairness_summary
 from trl_pafo.report import pictures
-from trl_pafo.report.record import ALL_PAIRS, Record, Rewards
+from trl_pafo.report.record import Record, Rewards
 from trl_pafo.report.sections import Picture, Section, number
 
 _LONGEST = {"prompt": 700, "chosen": 700, "rejected": 700, "history": 260}
@@ -24,10 +21,9 @@ def users(record: Record) -> Section:
         "The support rate says how common a user's preferences are. If accuracy falls with it, those with rare preferences are served "
         "worse: the bias that PAFO is about."
     )
-    rates = np.array([row.get("support_rate", np.nan) for row in record.pairs or ()], dtype=np.float64)
-    if not len(rates) or np.isnan(rates).any() or not record.compared:
-        why = record.missing.get("pairs", "the test pairs have no support rates")
-        section.missing.append(f"User accuracy against support: {why if record.compared else 'no rewards were kept'}.")
+    rates = np.array([row["support_rate"] for row in record.pairs], dtype=np.float64)
+    if np.isnan(rates).any():
+        section.missing.append("User accuracy against support: some test pairs have no support rate.")
         return section
     rows = []
     for method in record.compared:
@@ -54,22 +50,18 @@ def cases(record: Record) -> Section:
     """How many pairs flipped, and some of them by a fixed rule."""
     section = Section("cases", "Pairs that flipped")
     if len(record.compared) < 2:
-        section.missing.append("Flipped pairs: it takes the rewards of a reference and of a model that is compared with it.")
+        section.missing.append("Flipped pairs: there is no method beside the reference.")
         return section
     reference, student = (record.rewards[method] for method in record.compared)
     names = [record.title(method) for method in record.compared]
-    groups = record.groups or [ALL_PAIRS]
     kinds, group = kinds_of(reference, student), np.asarray(student.group)
     rows: list[list[Any]] = [
         [record.group_title(name), *(number(int(((group == name) & (kinds == kind)).sum())) for kind in KINDS)]
-        for name in groups
+        for name in record.groups
         if (group == name).any()
     ]
     titles = [f"{title} by {names[1]}" if kind in ("gained", "lost") else title for kind, title in KINDS.items()]
     section.add_table(["test pairs of", *titles], rows)
-    if record.pairs is None:
-        section.missing.append(f"The texts: {record.missing['pairs']}.")
-        return section
     per_kind = 2 if len(record.groups) <= 3 else 1
     section.text.append(
         f"Gained: {names[1]} is right and {names[0]} is wrong; lost: the other way round. Shown are, for each group, up to {per_kind} gained "
@@ -77,7 +69,7 @@ def cases(record: Record) -> Section:
         "The history is what the model was shown of it; long texts are cut."
     )
     moved = np.abs(student.margins - reference.margins)
-    for name in groups:
+    for name in record.groups:
         for kind in ("gained", "lost"):
             found = np.flatnonzero((group == name) & (kinds == kind))
             of_user: dict[str, int] = {}
@@ -96,7 +88,6 @@ def kinds_of(reference: Rewards, model: Rewards) -> Any:
 
 def _case(record: Record, row: int) -> dict[str, Any]:
     """Texts of a test pair, with the history as the model saw it, and the margin of every method on it."""
-    assert record.pairs is not None
     pair = record.pairs[row]
     shown = (pair.get("chat_template_kwargs") or {}).get("history")
     history = pair.get("history") if shown is None else shown

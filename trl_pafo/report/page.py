@@ -33,7 +33,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
 
     Args:
         folders (`Sequence[str]` or `Sequence[Path]`):
-            Folders of `trl-pafo run`, or of `trl-pafo evaluate --output_dir`.
+            Folders of `trl-pafo run`.
         output (`str` or `Path`, *optional*):
             The HTML file. Defaults to `report.html` in the folder of a single run; needed for several.
 
@@ -42,7 +42,7 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
 
     Raises:
         ConfigError: If there is no folder, or no `output` for several.
-        RunFolderError: If a folder holds no results, or `output` is a file of another kind.
+        RunFolderError: If a folder is not that of a finished run, or `output` is a file of another kind.
     """
     if not folders:
         raise ConfigError("Name at least one folder of a run.")
@@ -62,28 +62,17 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
 
 def _lead(record: Record) -> list[str]:
     """In a sentence or two, what was run."""
-    summary = next(iter(record.methods.values()))
-    lines = []
-    if data := record.results.get("data"):
-        parts = [f"Data: {data_name(data)}", f"population seed {data['population_seed']}"]
-        parts += [f"model: {record.stages['prepare']['inputs'].get('tokenizer')}"] if "prepare" in record.stages else []
-        if evaluation := record.stages.get("evaluate"):
-            parts += [f"training seed {evaluation['inputs']['seed']}", evaluation["finished"][:10]]
-        lines.append("; ".join(parts) + ".")
-    lines += [f"Data: {record.results['dataset']}."] if "dataset" in record.results else []
-    for name, path in record.results.get("models", {}).items():
-        title = record.title(name)
-        lines.append(f"{title[:1].upper()}{title[1:]}: {path}")
-    tested = f"Tested on {summary['num_pairs']:,} pairs"
-    if "num_users" in summary:
-        tested += f" of {summary['num_users']:,} users"
-    if train := record.data.get("train"):
-        of_groups = ", ".join(f"{train['users'][group]:,} {group}" for group in record.groups if group in train["users"])
-        pairs, people = sum(train["pairs"].values()), sum(train["users"].values())
-        lines.append(f"Trained on {pairs:,} pairs of {people:,} users ({of_groups}). {tested}, none of them among these.")
-    else:
-        lines.append(f"{tested}.")
-    return [*lines, record.group_definition()]
+    summary, data, train = next(iter(record.methods.values())), record.results["data"], record.data["train"]
+    prepared, evaluated = (record.stages[name] for name in ("prepare", "evaluate"))
+    of_groups = ", ".join(f"{train['users'][group]:,} {group}" for group in record.groups if group in train["users"])
+    pairs, people = sum(train["pairs"].values()), sum(train["users"].values())
+    return [
+        f"Data: {data_name(data)}; population seed {data['population_seed']}; model: {prepared['inputs'].get('tokenizer')}; training seed "
+        f"{evaluated['inputs']['seed']}; {evaluated['finished'][:10]}.",
+        f"Trained on {pairs:,} pairs of {people:,} users ({of_groups}). Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} "
+        "users, none of them among these.",
+        record.group_definition(),
+    ]
 
 
 def refuse_foreign(path: Path) -> None:

@@ -145,43 +145,35 @@ def _reach(entry: Interval) -> list[list[float]] | None:
     return [[entry["value"] - low], [high - entry["value"]]] if is_known(entry["low"]) else None
 
 
-def draw_by_group(
-    numbers: Mapping[str, Mapping[str, Interval]], series: Mapping[str, int], label: str, line: float, signed: bool = False
-) -> "Figure":
-    """A number of each method, group by group, with its interval as far as it is known.
+def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: Mapping[str, int], reference: str) -> "Figure":
+    """Accuracy of each method minus that of the reference, group by group, with its interval.
 
     Args:
-        numbers (`Mapping[str, Mapping]`):
+        differences (`Mapping[str, Mapping]`):
             Group to method to `{"value", "low", "high"}`.
         series (`Mapping[str, int]`):
             Method to the number of its color and marker, in the order from top to bottom.
-        label (`str`):
-            What the numbers are.
-        line (`float`):
-            Where a dashed line stands, to compare with.
-        signed (`bool`, *optional*, defaults to `False`):
-            Write gains as `+.040`.
+        reference (`str`):
+            Name of the reference.
     """
-    figure = new_figure(height=1.0 + 0.2 * len(numbers) * (len(series) + 1))
-    axes = add_axes(figure, label, grid="x")
+    figure = new_figure(height=1.0 + 0.2 * len(differences) * (len(series) + 1))
+    axes = add_axes(figure, f"accuracy minus {reference}'s", grid="x")
     handles: dict[str, Any] = {}
-    for place, of_method in enumerate(numbers.values()):
+    for place, of_method in enumerate(differences.values()):
         for i, (method, number) in enumerate(series.items()):
-            if method not in of_method:
-                continue
             entry, at = of_method[method], place + 0.8 * ((i + 0.5) / len(series) - 0.5)
             color, marker = _look(number)
             axes.errorbar(entry["value"], at, xerr=_reach(entry), color=color, linestyle="none", linewidth=1.6)
             (handles[method],) = axes.plot(entry["value"], at, marker, color=color, markersize=6)
-            text = format_number(entry["value"], signed)
+            text = format_number(entry["value"], signed=True)
             offset: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (ends_of(entry)[1], at), fontsize=FONT - 1, color=TEXT, **offset)
-    axes.axvline(line, color=MUTED, linewidth=1, linestyle=_DASHES)
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=_DASHES)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= min(high, 1)])
     axes.set_xlim(low, high + 0.14 * (high - low))  # room for the numbers
-    axes.set_ylim(len(numbers) - 0.45, -0.55)
-    axes.set_yticks(range(len(numbers)), [short(group) for group in numbers], parse_math=False)
+    axes.set_ylim(len(differences) - 0.45, -0.55)
+    axes.set_yticks(range(len(differences)), [short(group) for group in differences], parse_math=False)
     add_legend(figure, list(handles.values()), list(handles))
     return figure
 

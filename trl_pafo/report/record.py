@@ -1,7 +1,7 @@
-"""What a run or an evaluation left on disk, as far as it is there, and why the rest is missing."""
+"""What a finished run left on disk."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,11 @@ from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.report.tables import group_names
 from trl_pafo.storage.run_folder import MANIFEST
 
-ALL_PAIRS = "all pairs"
-"""Stands where a group would, of pairs whose groups are not known."""
 RUN_CONFIG = "run.yaml"
 """File in the folder of a run: its options, as `--config` takes them."""
-_EVALUATED = {"model": "the model", "reference": "the reference model"}  # methods of `trl-pafo evaluate`
-# The number of a method's color, the same in every run; then those of `trl-pafo evaluate`.
+# The number of a method's color, the same in every run.
 _IN_COLOR = ("bradley_terry", "personalized_bt", "pafo", "group_routed", "reweighted_bt", "distilled_ensemble", "worst_group_bt")
-_SERIES = {**{method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture"))}, "reference": 1, "model": 2}
+_SERIES = {method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture"))}
 
 
 @dataclass(frozen=True)
@@ -44,32 +41,29 @@ class Rewards:
 @dataclass
 class Record:
     """
-    One run, or one evaluation of a model.
+    A finished run.
 
     Attributes:
         folder (`Path`), name (`str`):
             Where it is, and the folder's name.
         results, stages, data (`dict`):
-            `results.json`, the stages of the manifest, and `summary.json` of the prepared data; empty where they are missing.
-        config (`str`, *optional*):
+            `results.json`, the stages of the manifest, and `summary.json` of the prepared data.
+        config (`str`):
             `run.yaml`, with which the same run is made again.
         rewards (`dict[str, Rewards]`):
             By method, all over the same pairs.
-        pairs (`list[dict]`, *optional*):
+        pairs (`list[dict]`):
             The test pairs, in the order of the rewards.
-        missing (`dict[str, str]`):
-            Name of a part that is not there, and the reason.
     """
 
     folder: Path
     name: str
     results: dict[str, Any]
-    stages: dict[str, Any] = field(default_factory=dict)
-    config: str | None = None
-    rewards: dict[str, Rewards] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    pairs: list[dict[str, Any]] | None = None
-    missing: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, Any]
+    data: dict[str, Any]
+    config: str
+    rewards: dict[str, Rewards]
+    pairs: list[dict[str, Any]]
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -77,21 +71,20 @@ class Record:
         return self.results["methods"]
 
     @property
-    def reference(self) -> str | None:
+    def reference(self) -> str:
         """The method that the others are compared with."""
-        named = self.results.get("reference", "reference")
-        return named if named in self.methods else None
+        return self.results["reference"]
 
     @property
     def student(self) -> str | None:
-        """The method that the report is about: PAFO's, the model of an evaluation, or what there is beside the reference."""
+        """The method that the report is about: PAFO's, or what there is beside the reference."""
         others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, *OF_TEACHERS)]
         return others[0] if others else None
 
     @property
     def compared(self) -> list[str]:
-        """Reference and student, as far as their rewards are there."""
-        return [method for method in (self.reference, self.student) if method is not None and method in self.rewards]
+        """Reference and student, as far as there is one."""
+        return [method for method in (self.reference, self.student) if method is not None]
 
     @property
     def groups(self) -> list[str]:
@@ -112,7 +105,7 @@ class Record:
 
     def title(self, method: str | None) -> str:
         """A method's name for people."""
-        return (TITLES | _EVALUATED).get(str(method), str(method))
+        return TITLES.get(str(method), str(method))
 
     def group_title(self, group: str) -> str:
         """A group's name, and whether it is the majority or the minority where the name does not say so."""
@@ -138,12 +131,8 @@ class Record:
             numbers (`bool`, *optional*, defaults to `True`):
                 Give shares and thresholds, too. With the size of one group they tell that of the other.
         """
-        data = self.results.get("data")
-        if not self.groups:
-            return "The data name no groups."
-        if not data:
-            return "The groups are those of the column `group` of the data; how they were made is for its author to say."
-        source, cut = data.get("source", "unknown"), self.data.get("groups")
+        data, cut = self.results["data"], self.data["groups"]
+        source = data["source"]
         text = f"The data are those of the source {source}."
         if data.get("infer_groups"):
             test = "are named by the data" if cut == "training pairs" else "follow from their past pairs"
@@ -159,8 +148,6 @@ class Record:
             return f"{text} It names no groups: they are clusters of people who vote alike; nobody said which group a user belongs to."
         if cut == "data":
             return f"{text} The groups are those that the data name."
-        if cut is None:
-            return f"{text} The groups are those that the data name; where they name none, they follow from support rates."
         threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
         who = "those whose rate is below a threshold" if threshold is not None else "those with the lowest rates"
         if numbers and threshold is not None:
@@ -179,36 +166,30 @@ def series_of(method: str) -> int:
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read the folder of a run, or of `trl-pafo evaluate --output_dir`.
+    """Read the folder of a finished run.
 
     Raises:
-        RunFolderError: If it holds no results, or results that cannot be read.
+        RunFolderError: If it is none, or a file is missing or cannot be read.
     """
     folder = Path(folder)
-    where = next((at for at in (folder / "results", folder) if (at / "results.json").is_file()), None)
-    if where is None:
+    paths = [folder / name for name in ("results/results.json", MANIFEST, "data/summary.json", RUN_CONFIG, "data/test.parquet")]
+    if missing := [path for path in paths if not path.is_file()]:
         raise RunFolderError(
-            f"{folder} holds no results.json: it is neither a finished run of trl-pafo nor an --output_dir of `trl-pafo evaluate`. "
-            "Finish the run with its own command, or name another folder."
+            f"{folder} is not a finished run of trl-pafo: {missing[0]} is missing. Finish the run with its own command."
         )
-    results = _read_json(where / "results.json")
+    results, manifest, summary = map(_read_json, paths[:3])
     methods = results.get("methods") if isinstance(results, dict) else None
     if not methods or not all({"overall", "num_pairs"} <= set(summary) for summary in methods.values()):
-        raise RunFolderError(f"{where / 'results.json'} is not what this version of trl-pafo writes. Evaluate again.")
-    record = Record(folder, folder.resolve().name, results)
-    files = {"manifest": MANIFEST, "config": RUN_CONFIG, "summary": "data/summary.json"}
-    for name, file in files.items():
-        if not (folder / file).is_file():
-            record.missing[name] = f"there is no {file}"
-    if "manifest" not in record.missing:
-        record.stages = _read_json(folder / MANIFEST).get("stages", {})
-    if "config" not in record.missing:
-        record.config = (folder / RUN_CONFIG).read_text(encoding="utf-8")
-    if "summary" not in record.missing:
-        record.data = _read_json(folder / "data/summary.json")
-    _read_rewards(record, where)
-    _read_pairs(record)
-    return record
+        raise RunFolderError(f"{paths[0]} is not what this version of trl-pafo writes. Evaluate again.")
+    rewards = {method: _read_rewards(folder / f"results/{method}.jsonl") for method in methods}
+    pairs = read_table(paths[4]).to_pylist()
+    for method, scored in rewards.items():
+        if scored.user != [str(row["user"]) for row in pairs]:
+            raise RunFolderError(
+                f"The rewards of {method} in {folder / 'results'} are those of other pairs than data/test.parquet. Evaluate again."
+            )
+    config = paths[3].read_text(encoding="utf-8")
+    return Record(folder, folder.resolve().name, results, manifest["stages"], summary, config, rewards, pairs)
 
 
 def _read_json(path: Path) -> Any:
@@ -218,36 +199,10 @@ def _read_json(path: Path) -> Any:
         raise RunFolderError(f"{path} cannot be read ({error}). Make it again.") from error
 
 
-def _read_rewards(record: Record, where: Path) -> None:
-    for method in record.methods:
-        path = where / f"{method}.jsonl"
-        if not path.is_file():
-            record.missing[f"rewards/{method}"] = f"there is no {path.name}"
-            continue
-        try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-            margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
-            # Without users each pair is another person's, as everywhere.
-            user = [f"pair {row}" if line["user"] is None else str(line["user"]) for row, line in enumerate(lines)]
-            group = [ALL_PAIRS if line["group"] is None else str(line["group"]) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path} is not what an evaluation writes ({error!r}). Evaluate again.") from error
-        found = Rewards(user, group, margins)
-        first = next(iter(record.rewards.values()), found)
-        if (found.user, found.group) == (first.user, first.group):
-            record.rewards[method] = found
-        else:
-            record.missing[f"rewards/{method}"] = f"{path.name} is over other pairs than the other methods' files"
-
-
-def _read_pairs(record: Record) -> None:
-    path = record.folder / "data/test.parquet"
-    if not path.is_file():
-        record.missing["pairs"] = "there is no data/test.parquet, so the texts and support rates of the test pairs are not known"
-        return
-    pairs = read_table(path).to_pylist()
-    scored = next(iter(record.rewards.values()), None)
-    if scored is None or [str(row["user"]) for row in pairs] != scored.user:
-        record.missing["pairs"] = "data/test.parquet does not hold the pairs that were scored"
-        return
-    record.pairs = pairs
+def _read_rewards(path: Path) -> Rewards:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        margins = np.array([line["reward_chosen"] - line["reward_rejected"] for line in lines], dtype=np.float64)
+        return Rewards([str(line["user"]) for line in lines], [str(line["group"]) for line in lines], margins)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} is not what an evaluation writes ({error!r}). Evaluate again.") from error

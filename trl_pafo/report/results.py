@@ -1,7 +1,7 @@
 """The results of a run beside its numbers: table, verdicts, and the picture of majority against minority."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.evaluation.methods import TITLES
@@ -9,11 +9,13 @@ from trl_pafo.report.record import series_of
 from trl_pafo.report.tables import markdown_path, markdown_table, splits_of
 from trl_pafo.storage.files import write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
     from trl_pafo.plotting import write_png
-    from trl_pafo.report.pictures import draw_majority_minority
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
@@ -28,17 +30,20 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
     if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
         return  # nothing to set against each other: one group, or one without test pairs
+    write_png(draw_results(results, (majority, minority)), out / "majority_minority.png")
+
+
+def draw_results(results: dict[str, Any], names: tuple[str, str]) -> "Figure":
+    """Every method's accuracy on the largest group against that on the smallest, whose names are given, and the path of the reference."""
+    from trl_pafo.report.pictures import draw_majority_minority
+
+    sides = {role: f"accuracy/{results[role]}" for role in ("majority", "minority")}
     points = [
-        {
-            "name": name,
-            "series": series_of(method),
-            **{role: summary[f"accuracy/{results[role]}"] for role in ("majority", "minority")},
-        }
-        for (name, summary), method in zip(named.items(), results["methods"], strict=True)
+        {"name": TITLES.get(method, method), "series": series_of(method), **{role: summary[key] for role, key in sides.items()}}
+        for method, summary in results["methods"].items()
     ]
     reference = TITLES.get(results["reference"], results["reference"])
-    drawn = draw_majority_minority(points, reference=reference, names=(majority, minority), path=path_of(results))
-    write_png(drawn, out / "majority_minority.png")
+    return draw_majority_minority(points, reference=reference, names=names, path=path_of(results))
 
 
 def path_of(results: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trl_pafo.evaluation.methods import STUDENTS
-from trl_pafo.metrics.verdict import OVERALL, format_interval, format_number, is_known
+from trl_pafo.metrics.verdict import format_interval, format_number, is_known
 from trl_pafo.report import pictures
 from trl_pafo.report.front import FRONT_NOTE, draw_front
 from trl_pafo.report.record import Record
-from trl_pafo.report.results import path_of
+from trl_pafo.report.results import draw_results, path_of
 from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, path_columns, path_entry, path_title, splits_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ MEANINGS = {
     "same": "There is nothing to compare.",
     "cannot tell": "These test users show neither a Pareto improvement nor a loss. That is not the same as 'no difference'.",
 }
-_NO_GROUPS = "The data name no groups: this is about all pairs together, and says nothing of any group."
 _UNKNOWN = "[unknown]: too few users for an interval, or none differ."
 INTERVALS = "Lines: 95 % intervals over users; none where there are too few."
 
@@ -72,17 +71,17 @@ def answer(record: Record, prefix: str = "") -> Section:
     """The verdict, those of the other methods, and the table of results."""
     section = Section(f"{prefix}answer", "Results")
     verdicts = record.results.get("verdicts", {})
-    if record.student in verdicts and record.reference is not None:
+    if record.student in verdicts:
         verdict = verdicts[record.student]
         word = verdict["verdict"]
         section.verdict = {
             "word": f"{record.title(record.student)} against {record.title(record.reference)}: {word}",
             "sentence": verdict["sentence"],
-            "meaning": MEANINGS.get(word, "") if record.groups or word == "same" else _NO_GROUPS,
+            "meaning": MEANINGS[word],
             "css": word.split()[0],
         }
     else:
-        section.missing.append("No verdict: nothing was compared with a reference. Give a reference to get one.")
+        section.missing.append("No verdict: there is no method beside the reference.")
     section.points += [path["sentence"]] if (path := record.results.get("path")) else []
     section.points += [f"{record.title(m)}: {v['sentence']}" for m, v in verdicts.items() if m != record.student]
     if front := record.results.get("front"):
@@ -100,19 +99,13 @@ def _add_results(section: Section, record: Record) -> None:
     columns = columns_of(summary, {group: record.group_title(group) for group in record.groups})
     counts = [COUNTS, *({"text": counts_of(summary, key), "interval": ""} for key in columns.values())]
     rows = [[record.title(method), *(number(s.get(key)) for key in columns.values())] for method, s in record.methods.items()]
-    who = (
-        f"{summary['num_users']:,} users" if "num_users" in summary else "users who are not known, each taken as another person's"
-    )
     note = (
-        f"Accuracy on {summary['num_pairs']:,} test pairs of {who}. In brackets: {100 * summary['confidence']:g} % bootstrap intervals "
-        "over users, each by itself; the verdict uses stricter ones."
+        f"Accuracy on {summary['num_pairs']:,} test pairs of {summary['num_users']:,} users. In brackets: {100 * summary['confidence']:g} % "
+        "bootstrap intervals over users, each by itself; the verdict uses stricter ones."
     )
     if "difference" in summary:
         note += " Gap: best minus worst group."
-    if "user_gini" in summary:
-        note += " Gini: inequality of user accuracies, 0 if all are equal."
-    if not record.groups:
-        note += f" {_NO_GROUPS}"
+    note += " Gini: inequality of user accuracies, 0 if all are equal."
     ties = {record.title(method): int((rewards.margins == 0).sum()) for method, rewards in record.rewards.items()}
     if any(ties.values()):
         note += f" Pairs with two equal rewards count half: {', '.join(f'{title} {n:,}' for title, n in ties.items() if n)}."
@@ -136,22 +129,18 @@ def _add_path(section: Section, record: Record) -> None:
 def groups(record: Record, prefix: str = "") -> Section:
     """Majority against minority, and the differences."""
     section = Section(f"{prefix}groups", "Groups")
-    reference = None if record.reference is None else record.title(record.reference)
+    reference = record.title(record.reference)
     if record.has_minority:
         section.pictures.append(_majority_minority(record, prefix, reference))
     else:
-        why = "there is one group only, so there is nothing to set against it" if record.groups else "the data name no groups"
-        section.missing.append(f"Majority against minority: {why}.")
+        section.missing.append("Majority against minority: there is one group only, so there is nothing to set against it.")
     verdicts = record.results.get("verdicts", {})
-    if verdicts and reference is not None:
-        differences = {
-            group: {record.title(m): v["differences"][group] for m, v in verdicts.items() if group in v["differences"]}
-            for group in (*record.groups, OVERALL)
-        }
-        differences = {group: of_method for group, of_method in differences.items() if of_method}
+    if verdicts:
+        tested = [group for group in record.groups if all(group in v["differences"] for v in verdicts.values())]
+        differences = {group: {record.title(m): v["differences"][group] for m, v in verdicts.items()} for group in tested}
         caption = "Simultaneous 95 % intervals over users. Right of the line: better; an interval that crosses it shows nothing."
         compared = {record.title(method): record.series(method) for method in verdicts}
-        figure = pictures.draw_by_group(differences, compared, f"accuracy minus {reference}'s", 0.0, signed=True)
+        figure = pictures.draw_differences(differences, compared, reference)
         section.pictures.append(Picture(f"{prefix}differences", "What the verdicts rest on", caption, figure))
     if untested := record.results.get("not_evaluated", []):
         section.missing.append(f"Accuracy of {', '.join(untested)}: there are no test pairs of theirs.")
@@ -175,36 +164,26 @@ def front(record: Record, prefix: str = "") -> Section:
     return section
 
 
-def _majority_minority(record: Record, prefix: str, reference: str | None) -> Picture:
+def _majority_minority(record: Record, prefix: str, reference: str) -> Picture:
     """The picture of the two ends, whatever lies between."""
-    sides = {role: record.results[role] for role in ("majority", "minority")}
-    points: list[dict[str, Any]] = [
-        {"name": record.title(m), "series": record.series(m), **{role: s[f"accuracy/{group}"] for role, group in sides.items()}}
-        for m, s in record.methods.items()
-    ]
-    caption = f"{INTERVALS} Each axis has its own scale."
-    if reference is not None:
-        caption += f" Shaded: neither group below {reference}, as a point; whether it is shown, the verdict says."
+    caption = f"{INTERVALS} Each axis has its own scale. Shaded: neither group below {reference} as a point; the verdict says what is shown."
     if len(record.groups) > 2:
         caption += f" Of {len(record.groups)} groups these are the largest and the smallest in training."
-    names = (record.group_title(sides["majority"]), record.group_title(sides["minority"]))
-    if path := path_of(record.results):
+    names = (record.group_title(record.results["majority"]), record.group_title(record.results["minority"]))
+    if path_of(record.results):
         caption += f" The line is the path of {record.title('personalized_bt')}, by multiples of the student's steps."
-    figure = pictures.draw_majority_minority(points, reference=reference, names=names, path=path)
+    figure = draw_results(record.results, names)
     return Picture(f"{prefix}majority_minority", "Majority against minority", caption, figure)
 
 
 def reproduction(record: Record) -> Section:
     """The command, its options, and how long each stage took."""
     section = Section("reproduce", "How to reproduce it")
-    if record.config is None:
-        section.missing.append(f"The options of the run: {record.missing['config']}.")
-    else:
-        section.text.append(
-            "The command, and below it run.yaml, which the folder of the run holds. What decides no result (logging, device, batch size of "
-            "the evaluation) is not in it. Another machine rounds otherwise, so its numbers agree closely, not to the last digit."
-        )
-        section.code += ["trl-pafo run --config run.yaml --output_dir NEW_FOLDER", record.config]
+    section.text.append(
+        "The command, and below it run.yaml, which the folder of the run holds. What decides no result (logging, device, batch size of "
+        "the evaluation) is not in it. Another machine rounds otherwise, so its numbers agree closely, not to the last digit."
+    )
+    section.code += ["trl-pafo run --config run.yaml --output_dir NEW_FOLDER", record.config]
     seconds = [[name, number(round(done["seconds"]))] for name, done in record.stages.items() if done.get("seconds") is not None]
     if seconds:
         section.add_table(["stage", "seconds"], seconds)
