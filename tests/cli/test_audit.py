@@ -78,7 +78,7 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
         (["--probe_pairs", "1"], "`probe_pairs` must be at least 50"),
         (["--num_history", "-1"], "`num_history` must be at least 0"),
         (["--probes", "false", "--probe_pairs", "100"], "--probe_pairs: no effect without probes"),
-        (["--probes", "false", "--batch_size", "3"], "--embedding_model, --batch_size: no effect without probes"),
+        (["--probes", "false", "--num_history", "1"], "--embedding_model, --num_history: no effect without probes"),
         (["--infer_groups", "x", "--probes", "false"], "which --probes false does without"),
         (["--infer_groups", "x"], "--embedding_model: no effect beside --infer_groups"),
         (["--seed", "-1"], "`seed` must be at least 0"),

@@ -60,7 +60,6 @@ def test_a_bad_row_is_named(refused, tmp_path, changes, message, kind):
         (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
         (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
-        (["--seed", "-1"], "`seed` must be at least 0, got -1"),
     ],
 )
 def test_an_option_without_effect_or_sense_is_named(refused, tmp_path, flags, message):

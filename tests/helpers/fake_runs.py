@@ -63,6 +63,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
     """A finished run: results, rewards, test pairs and a manifest, but no models."""
     rows = make_rows(groups, users, text=text)
     user, group = [row["user"] for row in rows], [row["group"] for row in rows]
+    support = [row["support_rate"] for row in rows]
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=len(rows))
     (folder / "results").mkdir(parents=True)
@@ -77,7 +78,7 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         text_lines = [json.dumps(dict(zip(keys, line, strict=True))) for line in lines]
         (folder / f"results/{method}.jsonl").write_text("\n".join(text_lines) + "\n", encoding="utf-8")
         correct[method] = pair_correctness(chosen - rejected)
-        summaries[method] = fairness_summary(correct[method], user, group, num_resamples=60)
+        summaries[method] = fairness_summary(correct[method], user, group, support=support, num_resamples=60)
     reference = "personalized_bt" if "personalized_bt" in methods else methods[0]
     verdicts = {}
     for method in methods:

@@ -9,9 +9,7 @@ from trl_pafo.report.record import Rewards
 from trl_pafo.report.sections import number
 
 
-def test_users_have_a_trend_for_the_reference_and_the_student(record, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(details.pictures, "draw_user_support", lambda *args: drawn.append(args))
+def test_users_have_a_trend_for_the_reference_and_the_student(record):
     section = details.users(record)
     rewards = record.rewards["pafo"]
     users = sorted(set(rewards.user))
@@ -20,17 +18,6 @@ def test_users_have_a_trend_for_the_reference_and_the_student(record, monkeypatc
     trend = spearmanr(*zip(*of_user, strict=True)).statistic
     assert section.tables[0]["rows"][1][1]["text"] == number(float(trend), signed=True)["text"]
     assert [picture.name for picture in section.pictures] == ["support_personalized_bt", "support_pafo"]
-    means = drawn[1][3]
-    assert [rate for rate, _ in means] == pytest.approx([0.8, 0.2])
-    assert means[1][1] == record.methods["pafo"]["accuracy/minority"] | {
-        end: pytest.approx(means[1][1][end], nan_ok=True) for end in ("low", "high")
-    }
-
-
-def test_users_without_support_rates_or_of_a_single_one(record):
-    for row in record.pairs:
-        row["support_rate"] = 0.5
-    assert details.users(record).tables[0]["rows"][0][1]["text"] == "-"  # no trend
     record.pairs[3]["support_rate"] = None
     assert "have no support rate" in details.users(record).missing[0]
 

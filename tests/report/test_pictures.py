@@ -140,7 +140,7 @@ def test_support_draws_discs_by_number_of_users():
     user = ["a", "a", "b", "b", "c", "c", "d", "d"]
     correct = np.array([1, 1, 1, 1, 1, 0, 0, 0.0])
     support = np.array([0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1])
-    figure = pictures.draw_user_support(correct, user, support, [(0.1, interval(0)), (0.9, interval(0.83))], 1)
+    figure = pictures.draw_user_support(correct, user, support, 1)
     discs = figure.axes[0].collections[0]
     sizes = dict(zip(map(tuple, discs.get_offsets().tolist()), discs.get_sizes(), strict=True))
     assert set(sizes) == {(0.9, 1.0), (0.9, 0.5), (0.1, 0.0)}

@@ -74,7 +74,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     if args.probes:
         sample = sample_rows(rows, args.probe_pairs, args.seed)
         title = f"Features of {args.embedding_model}"
-        features = pair_features(sample, args.embedding_model, batch_size=2 * args.batch_size, desc=title)
+        features = pair_features(sample, args.embedding_model, desc=title)
         if not one_group:
             found = probe_front(features, num_history=args.num_history, seed=args.seed, desc="Probes")
             result["accuracy"] = _accuracy(noise, sample, found.pop("correct"), args.seed)

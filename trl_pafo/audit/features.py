@@ -54,7 +54,7 @@ def _rows_of_users(rows: Dataset) -> dict[str, list[int]]:
     return rows_of
 
 
-def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, desc: str | None = None) -> PairFeatures:
+def pair_features(rows: Dataset, embedding_model: str, *, desc: str | None = None) -> PairFeatures:
     """Features of pairs and of what their histories may show, as [`~trl_pafo.evaluation.text_features.embed_texts`] makes them.
 
     Without a `history` column, the past of a pair are the user's other pairs on other prompts (with other responses, where all pairs
@@ -63,7 +63,7 @@ def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, 
     Args:
         rows ([`~datasets.Dataset`]):
             Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, and `history` where the data brings one.
-        embedding_model, batch_size, desc:
+        embedding_model, desc:
             As in [`~trl_pafo.evaluation.text_features.embed_texts`].
     """
     entries: list[dict[str, Any]] = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
@@ -88,7 +88,7 @@ def pair_features(rows: Dataset, embedding_model: str, *, batch_size: int = 64, 
                     other for other in own[:place][::-1] + own[place + 1 :][::-1] if not set(keys[other]) & set(keys[row])
                 ]
     texts = [content_text(entry[side]) for side in ("chosen", "rejected") for entry in entries]
-    features = embed_texts(texts, embedding_model, batch_size=batch_size, desc=desc)
+    features = embed_texts(texts, embedding_model, desc=desc)
     return PairFeatures(
         differences=features[: len(entries)] - features[len(entries) :],
         prompt=np.unique(list(map("\n".join, keys)), return_inverse=True)[1].astype(np.int64),

@@ -6,8 +6,8 @@ from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
-_OF_PROBES = ("embedding_model", "probe_pairs", "num_history", "batch_size")
-_LEAST = {"probe_pairs": 50, "num_history": 0, "batch_size": 1, "seed": 0}
+_OF_PROBES = ("embedding_model", "probe_pairs", "num_history")
+_LEAST = {"probe_pairs": 50, "num_history": 0, "seed": 0}
 
 
 @dataclass
@@ -25,7 +25,6 @@ class AuditArguments(DataArguments):
     probes: bool = option(True, "Fit probes. Without them, nothing is embedded.")
     probe_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")
     num_history: int = option(DEFAULT_NUM_HISTORY, "Past pairs that the probes see.")
-    batch_size: int = option(32, "Pairs in a forward pass.")
     seed: int = option(0, "Seed of everything that the audit draws.")
 
     def __post_init__(self) -> None:

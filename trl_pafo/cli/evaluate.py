@@ -24,7 +24,6 @@ def make_parser(prog: str | None = None) -> Any:
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
         history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
         num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples over users."})
-        seed: int = field(default=0, metadata={"help": "Seed of the resamples."})
 
     return TrlParser(EvaluateArguments, prog=prog)  # type: ignore[arg-type]
 

@@ -14,14 +14,10 @@ def make_parser(prog: str | None = None) -> Any:
         private: bool = field(
             default=False, metadata={"help": "Make a new repository private. Default: what its owner's settings say."}
         )
-        hub_token: str | None = field(
-            default=None, metadata={"help": "Token that may write. Default: HF_TOKEN, or who is logged in."}
-        )
         hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to. Default: main."})
         base_model: str | None = field(
             default=None, metadata={"help": "Hub id of an adapter's base model, where it was trained from a folder."}
         )
-        commit_message: str = field(default="Upload model", metadata={"help": "Message of the commit."})
 
     parser = TrlParser(PushArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("folder", metavar="FOLDER", help="Folder of a run, or of a saved model.")
@@ -38,10 +34,8 @@ def main(args: Any, positional: Any) -> None:
         positional.folder,
         args.hub_model_id,
         method=args.method,
-        token=args.hub_token,
         private=args.private or None,
         revision=args.hub_revision,
-        message=args.commit_message,
         base_model=args.base_model,
     )
     print(f"Pushed: {commit.repo_url}")

@@ -25,7 +25,7 @@ from trl_pafo.storage.files import json_ready, new_folder, write_text
 
 
 def verdict_of(
-    scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, seed: int, sources: Sequence[Any], why_same: str = ""
+    scored: ScoredPairs, reference: ScoredPairs, rows: Dataset, sources: Sequence[Any], why_same: str = "", seed: int = 0
 ) -> dict[str, Any]:
     """The verdict; that two models are one is said by their files, not by their rewards alone."""
     margins, of_reference = (pairs.chosen - pairs.rejected for pairs in (scored, reference))
@@ -45,7 +45,7 @@ def verdict_of(
     return asdict(verdict)
 
 
-def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int) -> dict[str, Any]:
+def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int = 0) -> dict[str, Any]:
     margins = scored.chosen - scored.rejected
     return fairness_summary(
         pair_correctness(margins),
@@ -107,7 +107,7 @@ def evaluate_models(args: Any) -> dict[str, Any]:
     """
     if not args.model_name_or_path or not args.dataset_name:
         raise ConfigError("Give --model_name_or_path and --dataset_name.")
-    for name, least in {"batch_size": 1, "num_resamples": 1, "seed": 0}.items():
+    for name, least in {"batch_size": 1, "num_resamples": 1}.items():
         if getattr(args, name) < least:
             raise ConfigError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
     if args.reference == args.model_name_or_path:
@@ -147,10 +147,10 @@ def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
         for name in sources
     }
     majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
-    methods = {name: summary_of(s, rows, args.num_resamples, args.seed) for name, s in scored.items()}
+    methods = {name: summary_of(s, rows, args.num_resamples) for name, s in scored.items()}
     verdicts = {}
     if args.reference:
-        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, args.seed, folders)
+        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, folders)
     dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
     results = {
         "dataset": dataset,

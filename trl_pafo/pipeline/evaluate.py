@@ -82,9 +82,9 @@ def evaluate_run(
             rewards[method],
             rewards[reference],
             test,
-            args.seed,
             (models[method], models[reference]),
             "nothing was distilled" if method in STUDENTS else "",
+            args.seed,
         )
         for method in models
         if method != reference

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.data.messages import content_text
-from trl_pafo.metrics import fairness_summary
 from trl_pafo.report import pictures
 from trl_pafo.report.record import Record, Rewards
 from trl_pafo.report.sections import Picture, Section, number
@@ -25,22 +24,12 @@ def users(record: Record) -> Section:
     if np.isnan(rates).any():
         section.missing.append("User accuracy against support: some test pairs have no support rate.")
         return section
-    rows = []
     for method in record.compared:
         rewards = record.rewards[method]
-        summary = fairness_summary(rewards.correct, rewards.user, rewards.group, support=rates)
-        rows.append([record.title(method), number(summary["support_spearman"], signed=True)])
-        of_user = {user: (group, rate) for user, group, rate in zip(rewards.user, rewards.group, rates.tolist(), strict=True)}
-        means = [
-            (float(np.mean([rate for of_group, rate in of_user.values() if of_group == name])), summary[f"accuracy/{name}"])
-            for name in sorted(set(rewards.group))
-        ]
-        figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, means, record.series(method))
+        figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, record.series(method))
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
-    section.text.append(
-        "In the pictures, a disc stands for the users of equal support and accuracy, its area for their number; a diamond is the accuracy "
-        "of a group at its users' mean support, with its 95 % interval over users."
-    )
+    section.text.append("In the pictures, a disc stands for the users of equal support and accuracy, its area for their number.")
+    rows = [[record.title(m), number(record.methods[m]["support_spearman"], signed=True)] for m in record.compared]
     note = "Spearman's rank correlation of users' accuracy with their support, with 95 % intervals; 0: no trend."
     section.add_table(["method", "trend"], rows, note)
     return section

@@ -178,16 +178,12 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: 
     return figure
 
 
-def draw_user_support(
-    correct: FloatArray, user: Sequence[str], support: FloatArray, means: Sequence[tuple[float, Interval]], series: int
-) -> "Figure":
-    """User accuracy against support: a disc for the users of equal numbers, its area their number, and means with intervals.
+def draw_user_support(correct: FloatArray, user: Sequence[str], support: FloatArray, series: int) -> "Figure":
+    """User accuracy against support: a disc for the users of equal numbers, its area their number.
 
     Args:
         correct, user, support (one a pair):
             Its correctness, whose it is, and the support rate of that user, in [0, 1].
-        means (`Sequence[tuple[float, Mapping]]`):
-            Support rates and the accuracy there, as `{"value", "low", "high"}`.
         series (`int`):
             Number of the color.
     """
@@ -199,10 +195,6 @@ def draw_user_support(
     axes = add_axes(figure, "support rate of the user's preferences", "user accuracy")
     sizes = 10 + 700 * counts / len(users)
     axes.scatter(cells[:, 0], cells[:, 1], s=sizes, color=COLORS[series % len(COLORS)], alpha=0.4, linewidth=0)
-    for place, mean in means:
-        axes.errorbar(
-            place, mean["value"], yerr=_reach(mean), color=TEXT, marker="D", markersize=4, capsize=4, linewidth=1.4, zorder=4
-        )
     axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(-0.08, 1.1)
     axes.set_yticks(np.linspace(0, 1, 6))
