@@ -1,4 +1,4 @@
-"""How pictures look, and the two forms they leave in: PNG, and SVG for a page.
+"""How pictures look, and the two forms they leave in: PNG for a folder, SVG for a page.
 
 No pyplot: figures are objects, so that nothing global changes.
 """
@@ -44,13 +44,9 @@ def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PN
     return figure
 
 
-def add_axes(figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "both") -> "Axes":
+def add_axes(figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "both"] = "both") -> "Axes":
     """Axes in the style of all pictures, with names for both directions."""
-    return dress(figure.add_subplot(), x, y, grid)
-
-
-def dress(axes: "Axes", x: str = "", y: str = "", grid: Literal["x", "y", "both"] = "both") -> "Axes":
-    """Give axes the style of all pictures; returns them."""
+    axes = figure.add_subplot()
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
@@ -63,10 +59,10 @@ def dress(axes: "Axes", x: str = "", y: str = "", grid: Literal["x", "y", "both"
     return axes
 
 
-def add_legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str], columns: int = 2) -> None:
+def add_legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) -> None:
     """A legend above the plot, where it hides nothing; names in it are not read as formulas."""
     look: dict[str, Any] = {"fontsize": FONT, "frameon": False, "labelcolor": TEXT, "handlelength": 1.6, "columnspacing": 1.2}
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, **look)
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=2, **look)
     for text in legend.get_texts():
         text.set_parse_math(False)
 

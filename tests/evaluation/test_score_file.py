@@ -3,25 +3,20 @@
 import io
 import json
 from argparse import Namespace
-from contextlib import suppress
 
 import pytest
-from helpers.parts import make_model, make_tokenizer
+from helpers.parts import make_model
 from helpers.rounding import rounding
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.messages import as_messages
-from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.reading import parse_json_records
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation.score_file import check_records, score_file
 from trl_pafo.models.scoring import load_reward_model, score_sequences
 
-TOKENIZER = add_history_template(make_tokenizer("decoder"))
 MESSAGE = {"role": "assistant", "content": "kindly"}
 PAST = [
     {"prompt": "what is red", "chosen": "the house", "rejected": "lol"},
@@ -34,20 +29,9 @@ ROWS = [
     {"prompt": "what is it", "response": "whee", "history": PAST[:1]},
 ]
 
-ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-MESSAGES = st.lists(st.fixed_dictionaries({}, optional={"role": ANYTHING, "content": ANYTHING}), max_size=2)
-NAMES = ("prompt", "response", "chosen", "rejected", "history")
-
 
 def parse_lines(lines, where):
     return [row for _, row in check_records(parse_json_records("\n".join(lines), where), where)]
-
-
-LIKE_A_ROW = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, st.text(max_size=5) | MESSAGES | ANYTHING))
 
 
 class TestParse:
@@ -96,19 +80,6 @@ class TestParse:
     def test_no_rows(self, lines):
         with pytest.raises(DataError, match="f holds no rows"):
             parse_lines(lines, "f")
-
-    @settings(max_examples=120, deadline=None)
-    @given(st.lists(st.text(max_size=40) | ANYTHING.map(json.dumps) | LIKE_A_ROW.map(json.dumps), max_size=3))
-    def test_whatever_the_text_it_is_rows_or_a_data_error(self, lines):
-        try:
-            rows = parse_lines(lines, "f")
-        except DataError:
-            return
-        # What is let through can be written, and is tokenized or its history refused.
-        for row in rows:
-            json.dumps(row, ensure_ascii=False).encode()
-            with suppress(DataError):
-                assert InputRenderer(TOKENIZER).sequences([row])
 
 
 @pytest.fixture
