@@ -198,11 +198,17 @@ def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(ru
     assert trained == []
 
 
-def test_the_path_may_have_a_learning_rate_of_its_own(run, monkeypatch, tmp_path):
+def test_the_student_may_have_a_learning_rate_of_its_own(run, monkeypatch, tmp_path):
     found = {}
-    monkeypatch.setattr(stages, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.learning_rate}))
-    real = Run._train
-    train_nothing(monkeypatch)
-    monkeypatch.setattr(Run, "_train", real)
-    run(methods=["personalized_bt", "bradley_terry"], reference_steps=[1], learning_rate=1e-3, reference_learning_rate=2e-3)()
-    assert found == {"Bradley-Terry": 1e-3, "personalized BT, x1": 2e-3}
+    save = stages.train_and_save
+
+    def remember(trainer, out, title):
+        found[title] = trainer.args.learning_rate
+        save(trainer, out, title)
+
+    monkeypatch.setattr(stages, "train_and_save", remember)
+    options = {"learning_rate": 1e-3, "student_learning_rate": 2e-4, "reference_steps": [1], "validation_share": 0.0}
+    run(methods=["personalized_bt", "bradley_terry", "pafo"], **options)()
+    assert found.pop("PAFO") == 2e-4
+    assert found.keys() > {"Bradley-Terry", "personalized BT, x1", "Teacher of minority"}
+    assert set(found.values()) == {1e-3}

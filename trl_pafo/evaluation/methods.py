@@ -49,8 +49,6 @@ class RunArguments(DataArguments):
         reference_steps (`list[float]`, *optional*, defaults to `[0.5, 1, 2, 4]`):
             Multiples of the student's optimizer steps for which personalized_bt is trained, 1 among them: the path, each point a training
             with a schedule of its own. The best point by group-balanced accuracy on held-out pairs is the method personalized_bt.
-        reference_learning_rate (`float`, *optional*):
-            Learning rate of that path, where another one serves it better than that of the other trainings (`learning_rate`).
         num_hidden_layers (`int`, *optional*):
             Keep only the first layers of the model.
         teacher_kind (`str`, *optional*, defaults to `"auto"`):
@@ -69,6 +67,9 @@ class RunArguments(DataArguments):
             `"teachers"`: the student starts from the mean of the weights of the run's teachers, see
             [`~trl_pafo.models.averaging.mean_of_models`], and has to learn only when to answer as which; `"base"`: from the base model, as
             it also does where `teachers` are given, or are full models beside a student that is an adapter.
+        student_learning_rate (`float`, *optional*):
+            Learning rate of the student, if not that of the other trainings (`learning_rate`): one that starts from its teachers keeps
+            more of what they know with a lower one.
         distill_anyway (`bool`, *optional*, defaults to `False`):
             Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
             pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
@@ -90,7 +91,6 @@ class RunArguments(DataArguments):
             "help": "Multiples of the student's optimizer steps for which personalized_bt is trained; the best point counts."
         },
     )
-    reference_learning_rate: float | None = option(None, "Learning rate of personalized_bt, if not that of the others.")
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
@@ -99,6 +99,7 @@ class RunArguments(DataArguments):
     student_start: str = option(
         "teachers", "'teachers': the student starts from the mean of their weights; 'base': from the base."
     )
+    student_learning_rate: float | None = option(None, "Learning rate of the student, if not that of the others.")
     distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
@@ -129,8 +130,8 @@ class RunArguments(DataArguments):
             )
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
-        if self.reference_learning_rate is not None and not 0 < self.reference_learning_rate < math.inf:
-            raise ConfigError(f"`reference_learning_rate` must be above 0, got {self.reference_learning_rate}.")
+        if self.student_learning_rate is not None and not 0 < self.student_learning_rate < math.inf:
+            raise ConfigError(f"`student_learning_rate` must be above 0, got {self.student_learning_rate}.")
         if self.teacher_folds < 1:
             raise ConfigError(f"`teacher_folds` must be at least 1, got {self.teacher_folds}.")
         if self.num_resamples < 1:

@@ -268,8 +268,7 @@ class Run:
     def _point(self, point: Point, train: Dataset) -> Stage:
         """Personalized Bradley-Terry, trained for so many times the student's steps."""
         method = "personalized_bt"
-        rate = self.run.reference_learning_rate
-        changes = {"max_steps": point.steps} | ({} if rate is None else {"learning_rate": rate})
+        changes = {"max_steps": point.steps}
 
         def work(out: Path) -> None:
             self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, changes=changes)
@@ -376,7 +375,8 @@ class Run:
     def _student(
         self, method: str, train: Dataset, teachers: dict[str, list[str]], identities: dict[str, str], shared: str | None
     ) -> Stage:
-        changes = {"max_steps": self._steps}
+        rate = self.run.student_learning_rate
+        changes = {"max_steps": self._steps} | ({} if rate is None else {"learning_rate": rate})
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
         output = f"models/{method}"
         start = None

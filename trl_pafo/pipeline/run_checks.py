@@ -46,11 +46,11 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     if args.per_device_eval_batch_size < 1:
         raise ConfigError(f"`per_device_eval_batch_size` must be at least 1, got {args.per_device_eval_batch_size}.")
     of_students = DRAWING_OPTIONS if "distilled_ensemble" in run.methods else STUDENT_OPTIONS
-    unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in of_students]
+    unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in of_students] + [(run, "student_learning_rate")]
     if args.teachers or not run.needs_teachers:
         unused += [(run, name) for name in ("teacher_start", "teacher_min_steps", "teacher_folds", "student_start")]
     if "personalized_bt" not in run.methods:
-        unused += [(run, "reference_steps"), (run, "reference_learning_rate")]
+        unused += [(run, "reference_steps")]
     defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}
     given = [f"--{name}" for options, name in unused if canonical(getattr(options, name)) != defaults[name]]
     if given:
