@@ -65,6 +65,26 @@ class TestAttach:
         with pytest.raises(DataError, match=r"2 of 3 users have no history .the first: 'u'.: .* set num_history to 0"):
             attach_history(dataset, 2, past_only=past_only)
 
+    def test_users_without_history_are_dropped_or_kept_where_that_is_asked_for(self, caplog):
+        rows = user_rows("a", "b", user="v") + user_rows("p") + user_rows("q", "q", user="w")
+        dataset = Dataset.from_list([{**row, "group": "few" if row["user"] == "w" else "many"} for row in rows])
+        with caplog.at_level("INFO"):
+            assert set(attach_history(dataset, 2, missing="drop")["user"]) == {"v"}
+        assert "2 of 3 users are left out, who have no history: few 1, many 1" in caplog.text
+        assert "1 of 5 pairs only serve as history" in caplog.text
+        kept = attach_history(dataset, 2, missing="keep")
+        assert past_prompts(kept) == [["a"], [], [], []]
+        assert kept["user"][:] == ["v", "u", "w", "w"]
+        with pytest.raises(DataError, match="2 of 2 users have no history"):
+            attach_history(dataset.select([2, 3]), 1, missing="drop")
+
+    def test_histories_of_other_rows(self):
+        pool = user_rows("a", "b", "c") + user_rows("x", user="v")
+        rows = user_rows("c", "d") + user_rows("y", user="v") + user_rows("a", user="w")
+        attached = attach_history(Dataset.from_list(rows), 2, pool=Dataset.from_list(pool), missing="keep")
+        assert past_prompts(attached) == [["b", "a"], ["c", "b"], ["x"], []]
+        assert attached["history"][0][0] == {k: pool[1][k] for k in HISTORY_FIELDS}
+
     @settings(max_examples=40, deadline=None)
     @given(
         st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pqrs")), min_size=2, max_size=24),

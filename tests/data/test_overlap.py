@@ -61,11 +61,12 @@ def test_a_user_whose_pairs_all_share_a_statement_has_no_history():
 def test_the_one_prompt_may_be_in_training_and_test_but_no_user():
     rows = attach_history(one_topic(), 1, past_only=False)
     train, test = (rows.filter(lambda row, users=users: row["user"] in users) for users in (("u0", "u1"), ("u2", "u3")))
-    check_apart(train, test)
+    check_apart(train, test, "users")
     with pytest.raises(DataError, match="share 2 users and 0 prompts"):
-        check_apart(rows, test)
-    with pytest.raises(DataError, match="share 0 users and 1 prompts"):
-        check_apart(train.map(lambda row, i: {"prompt": "Roads" if i == 0 else row["prompt"]}, with_indices=True), test)
+        check_apart(rows, test, "users")
+    said = [{text for row in part for text in (row["chosen"], row["rejected"])} for part in (train, test)]
+    with pytest.raises(DataError, match=f"share 0 users and {len(said[0] & said[1])} prompts"):
+        check_apart(train, test)
 
 
 def test_pairs_are_held_out_whichever_side_was_chosen():

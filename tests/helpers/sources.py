@@ -13,6 +13,7 @@ from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.checks import check_apart, check_columns, check_pairs
 from trl_pafo.data.sources import DataArguments
 from trl_pafo.data.sources.registry import SOURCES, check_source
+from trl_pafo.data.sources.splits import facts_of
 
 ALWAYS = {"source", "population_seed", "validation_share", "validation_users", "infer_groups"}
 
@@ -51,4 +52,5 @@ def check_splits(splits: DatasetDict) -> None:
         users = rows["user"][:]
         changes = sum(user != other for user, other in pairwise(users))
         assert changes == len(set(users)) - 1, name
-    check_apart(attach_history(splits["train"], 1, past_only=False), splits["test"])
+    train = attach_history(splits["train"], 1, past_only=False, missing="keep")
+    check_apart(train, splits["test"], facts_of(splits["train"]).get("hold_out", "users_and_prompts"))

@@ -198,3 +198,30 @@ def test_unusable_input(error, match, options):
     data = {"correct": [1, 0, 1, 0], "user": list("uvwx"), "group": list("abab"), **options}
     with pytest.raises(error, match=match):
         fairness_summary(**data)
+
+
+def test_pairs_of_known_users_are_resampled_by_what_was_held_out():
+    rng = np.random.default_rng(0)
+    user = [f"u{number % 8}" for number in range(96)]
+    unit = [f"{name}, prompt {number // 32}" for number, name in enumerate(user)]
+    group = ["ab"[int(name[1:]) < 3] for name in user]
+    correct = rng.integers(0, 2, 96).astype(float)
+    known, of_users, as_users = (
+        fairness_summary(correct, who, group, **more) for who, more in ((user, {"unit": unit}), (user, {}), (unit, {}))
+    )
+    for name in ("overall", "accuracy/a", "accuracy/b", "difference"):
+        assert known[name] == as_users[name]  # intervals over units
+        assert known[name]["value"] == of_users[name]["value"]
+    assert known["overall"] != of_users["overall"]
+    for name in ("user_mean", "user_worst_decile", "user_gini"):
+        assert known[name]["value"] == of_users[name]["value"]  # of people, not of units
+        assert np.isnan(known[name]["low"])
+        assert np.isnan(known[name]["high"])
+    assert (known["num_users"], known["num_users/b"], known["num_units"]) == (8, 3, 24)
+    # Against a bootstrap of units by hand.
+    rows_of = {name: [row for row in range(96) if unit[row] == name] for name in sorted(set(unit))}
+    own = [name for name in rows_of if group[rows_of[name][0]] == "b"]
+    drawn = [np.mean([correct[row] for name in rng.choice(own, len(own)) for row in rows_of[name]]) for _ in range(4000)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert known["accuracy/b"]["low"] == pytest.approx(low, abs=0.03)
+    assert known["accuracy/b"]["high"] == pytest.approx(high, abs=0.03)

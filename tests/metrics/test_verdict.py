@@ -202,3 +202,14 @@ def test_unusable_input(error, match, options):
     assert compare(**columns, num_resamples=79).verdict == "cannot tell"
     with pytest.raises(error, match=match):
         compare(**columns | options)
+
+
+def test_a_verdict_on_known_users_is_one_over_what_was_held_out_of_theirs():
+    rng = np.random.default_rng(0)
+    user = [f"u{number % 8}" for number in range(96)]
+    unit = [f"{name}, prompt {number // 32}" for number, name in enumerate(user)]
+    group = ["ab"[int(name[1:]) < 3] for name in user]
+    ours, theirs = (rng.integers(0, 2, 96).astype(float) for _ in range(2))
+    known, as_users = compare(ours, theirs, user, group, unit=unit), compare(ours, theirs, unit, group)
+    assert known.differences == as_users.differences
+    assert "intervals over 24 prompts of 8 known users" in known.sentence

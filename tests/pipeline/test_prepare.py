@@ -15,6 +15,7 @@ from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline.prepare import LENGTHS, load_prepared, prepare
 from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
 @pytest.mark.parametrize("budget", [None, 12])
@@ -81,6 +82,45 @@ def test_groups_are_found_in_training_pairs(named, encoder, tmp_path, monkeypatc
         assert {"group", "support_rate"} <= set(split.column_names)
         for user, group in zip(split["user"], split["group"], strict=True):
             assert (group == "minority") == (int(user.removeprefix("user-")) < 12)
+
+
+def few_pairs():
+    """People who share their prompts, one of whom has a single pair."""
+    rows = make_pairs(40, pairs_per_user=5, num_minority=10, history=0).to_list()
+    rows = [{**row, "prompt": f"what {n % 5}"} for n, row in enumerate(rows)]
+    return [*rows, {**rows[0], "user": "once"}]
+
+
+@pytest.mark.parametrize("how", ["users", "users_and_prompts", "pairs"])
+def test_what_is_held_out_is_known_to_the_files(how, tmp_path):
+    Dataset.from_list(few_pairs()).to_json(tmp_path / "pairs.jsonl")
+    args = PAFOConfig(str(tmp_path), num_history=2, use_cpu=True, bf16=False)
+    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), hold_out=how, test_prompt_share=0.4)
+    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    assert json.loads((tmp_path / "data/summary.json").read_text())["hold_out"] == how
+    loaded = load_prepared(tmp_path / "data")
+    assert all(("unit" in rows.column_names) == (how == "pairs") for rows in loaded.values())
+    people = {name: set(rows["user"]) for name, rows in loaded.items()}
+    assert len(people["test"]) == (40 if how == "pairs" else 8)
+    assert not any("once" in own for own in people.values())
+    assert all(len(row["history"]) == len(row["chat_template_kwargs"]["history"]) == 2 for row in loaded["test"])
+    prompts = {name: {row["prompt"][0]["content"] for row in rows} for name, rows in loaded.items()}
+    assert bool(prompts["test"] & (prompts["train"] | prompts["validation"])) == (how != "users_and_prompts")
+
+
+def test_who_has_no_past_is_served_without_it_where_that_is_asked_for(tmp_path, encoder, training):
+    Dataset.from_list([{**row, "group": "all"} for row in few_pairs()]).to_json(tmp_path / "pairs.jsonl")
+    args = PAFOConfig(str(tmp_path), num_history=2, use_cpu=True, bf16=False)
+    data = DataArguments(
+        source="files", data_path=str(tmp_path / "pairs.jsonl"), min_pairs=1, validation_share=0.0, population_seed=3
+    )
+    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    loaded = load_prepared(tmp_path / "data")
+    [row] = [row for rows in loaded.values() for row in rows if row["user"] == "once"]
+    assert (row["history"], row["chat_template_kwargs"]) == ([], {"history": []})
+    rows = loaded["train"] if "once" in loaded["train"]["user"] else loaded["test"]
+    # The student reads such a row beside others.
+    PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path / "out"), **training), train_dataset=rows).train()
 
 
 def prepared(folder, **options):

@@ -10,6 +10,7 @@ from datasets import Dataset, Features
 from datasets.fingerprint import Hasher
 
 from trl_pafo.data import HISTORY_FIELDS
+from trl_pafo.data.groups import by_group
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows, rows_of_batch
@@ -19,7 +20,14 @@ from trl_pafo.versions import __version__
 logger = logging.getLogger(__name__)
 
 
-def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, min_history: int = 1) -> Dataset:
+def attach_history(
+    dataset: Dataset,
+    num_history: int,
+    past_only: bool = True,
+    min_history: int = 1,
+    missing: str = "error",
+    pool: Dataset | None = None,
+) -> Dataset:
     """Add the `history` column: for each row, the newest `num_history` other pairs of the same user, newest first.
 
     The rows of a user are taken to be in the order of time. A history never holds a pair with the prompt of its own row,
@@ -37,46 +45,60 @@ def attach_history(dataset: Dataset, num_history: int, past_only: bool = True, m
         min_history (`int`, *optional*, defaults to `1`):
             Rows with fewer past pairs only serve as history and are left out; for a user who never has so many, rows with
             as many as the user ever has are kept.
+        missing (`str`, *optional*, defaults to `"error"`):
+            What becomes of a user who has no history at all: `"error"`, `"drop"`, which is logged by group, or `"keep"`, with an empty one.
+        pool ([`~datasets.Dataset`], *optional*):
+            The pairs that histories are made of, in place of the rows themselves; all of them are taken as earlier.
 
     Returns:
         [`~datasets.Dataset`]: The rows with a history, unless `num_history` is 0.
 
     Raises:
-        DataError: If a row has no user, or a user has no pair with a history.
+        DataError: If a row has no user, a user has no pair with a history and is not to be dropped or kept, or nobody is left.
     """
     dataset = normalize_columns(dataset, "The pairs", ["user"])
     users = dataset.with_format(None)["user"][:]
-    fields = telling_fields(dataset)
-    keys = list(map(PairNumbers(fields), read_rows(dataset, fields)))
-    past = _past_pairs(users, keys, num_history, past_only)
+    shown = dataset if pool is None else normalize_columns(pool, "The past pairs", ["user"])
+    fields = telling_fields(dataset, shown)
+    numbers = PairNumbers(fields)
+    keys = list(map(numbers, read_rows(dataset, fields)))
+    if pool is None:
+        past = _past_pairs(users, keys, num_history, past_only)
+    else:
+        of_pool = (shown.with_format(None)["user"][:], [*map(numbers, read_rows(shown, fields))])
+        past = _newest_of(*of_pool, users, keys, num_history)
     most: defaultdict[str, int] = defaultdict(int)
     for user, rows in zip(users, past, strict=True):
         most[user] = max(most[user], len(rows))
     without = [user for user, number in most.items() if not number]
-    if without and num_history:
+    lost = set(without) if num_history and missing == "drop" else set()
+    if without and num_history and (missing == "error" or len(lost) == len(most)):
         raise DataError(
             f"{len(without)} of {len(most)} users have no history (the first: {without[0]!r}): each needs at least "
             "two pairs on different prompts, or with different responses where all pairs have one prompt. Leave these users out, or set "
             "num_history to 0."
         )
     least = max(1, min_history)
-    kept = [row for row, user in enumerate(users) if len(past[row]) >= min(least, most[user])]
-    if len(kept) < len(users):
-        logger.info("%d of %d pairs only serve as history: earlier ones of the same users.", len(users) - len(kept), len(users))
-    pairs = dataset.select_columns(list(HISTORY_FIELDS)).with_format(None)
+    kept = [row for row, user in enumerate(users) if user not in lost and len(past[row]) >= min(least, most[user])]
+    if lost:
+        logger.info("%d of %d users are left out, who have no history%s.", len(lost), len(most), by_group(dataset, lost))
+    only_shown = sum(user not in lost for user in users) - len(kept)
+    if only_shown:
+        logger.info("%d of %d pairs only serve as history: earlier ones of the same users.", only_shown, len(users))
+    pairs = shown.select_columns(list(HISTORY_FIELDS)).with_format(None)
 
     def show(_: Any, numbers: list[int]) -> dict[str, list[list[dict[str, str]]]]:
-        shown = [past[kept[number]] for number in numbers]
-        entries = iter(rows_of_batch(pairs[list(chain(*shown))]))
-        return {"history": [list(islice(entries, len(rows))) for rows in shown]}
+        wanted = [past[kept[number]] for number in numbers]
+        entries = iter(rows_of_batch(pairs[list(chain(*wanted))]))
+        return {"history": [list(islice(entries, len(rows))) for rows in wanted]}
 
     rows = dataset.select(np.array(kept, dtype=np.int64))
     return rows.map(
         show,
         batched=True,
         with_indices=True,
-        features=Features({**rows.features, "history": [{name: rows.features[name] for name in HISTORY_FIELDS}]}),
-        new_fingerprint=Hasher.hash((rows._fingerprint, num_history, past_only, __version__)),
+        features=Features({**rows.features, "history": [{name: pairs.features[name] for name in HISTORY_FIELDS}]}),
+        new_fingerprint=Hasher.hash((rows._fingerprint, shown._fingerprint, num_history, past_only, __version__)),
         desc="Attaching histories",
     )
 
@@ -94,3 +116,17 @@ def _past_pairs(users: list[str], keys: list[tuple[int, ...]], num_history: int,
             own = set(keys[row])
             past[row] = list(islice((other for other in others if own.isdisjoint(keys[other])), num_history))
     return past
+
+
+def _newest_of(
+    pool_users: list[str], pool_keys: list[tuple[int, ...]], users: list[str], keys: list[tuple[int, ...]], num_history: int
+) -> list[list[int]]:
+    """The same for rows that are not in the pool."""
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
+    for row, user in enumerate(pool_users):
+        rows_of[user].append(row)
+    others = (
+        (other for other in reversed(rows_of[user]) if set(own).isdisjoint(pool_keys[other]))
+        for user, own in zip(users, keys, strict=True)
+    )
+    return [list(islice(rows, num_history)) for rows in others]

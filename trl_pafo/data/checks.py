@@ -8,8 +8,8 @@ from datasets import Dataset, IterableDataset
 
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.history import history_of, history_problem
-from trl_pafo.data.messages import content_key, is_message, message_text
-from trl_pafo.data.overlap import telling_fields
+from trl_pafo.data.messages import is_message, message_text
+from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError, TeacherError
 
@@ -262,20 +262,43 @@ def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> 
         )
 
 
-def check_apart(train: Dataset, test: Dataset) -> None:
-    """Raise [`DataError`] if a test user or a test prompt is in training, be it in a history.
+def check_apart(train: Dataset, test: Dataset, hold_out: str = "users_and_prompts") -> None:
+    """Raise [`DataError`] if what is held out is in training, be it in a history, or a test pair is in its own history.
 
-    A prompt that all pairs of both have says nothing of a pair, so that it may be in both.
+    Where all pairs have one prompt, responses take the place of prompts.
+
+    Args:
+        train, test ([`~datasets.Dataset`]):
+            Rows with `history`.
+        hold_out (`str`, *optional*, defaults to `"users_and_prompts"`):
+            What must be new, as in [`~trl_pafo.data.sources.holding_out.hold_out`]: users and prompts, `"users"` alone, or, with `"pairs"`,
+            the prompts that a user is tested on to this user.
     """
+    fields = telling_fields(train, test)
     users = set(train["user"][:]) & set(test["user"][:])
-    several = telling_fields(train, test) == ("prompt",)
-    tested = {content_key(row["prompt"]) for row in read_rows(test, ["prompt"])} if several else set()
-    shared: set[str] = set()
-    for row in read_rows(train, ["prompt", "history"]):
-        prompts = [row["prompt"], *(past["prompt"] for past in row["history"] or [])]
-        shared |= tested.intersection(map(content_key, prompts))
-    if users or shared:
+    known = hold_out == "pairs"
+
+    def parts(user: str, pair: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        """What must not stand on both sides."""
+        texts = pair_texts(pair, fields)
+        return [(user, *texts)] if known else [(text,) for text in texts]
+
+    tested: set[tuple[str, ...]] = set()
+    num_own = 0
+    for row in read_rows(test, ["user", *fields, *(["history"] if "history" in test.column_names else [])]):
+        tested.update(parts(row["user"], row))
+        own = set(pair_texts(row, fields))
+        num_own += any(own.intersection(pair_texts(past, fields)) for past in row.get("history") or [])
+    shared: set[tuple[str, ...]] = set()
+    for row in read_rows(train, ["user", *fields, "history"]) if hold_out != "users" else ():
+        for pair in (row, *(row["history"] or [])):
+            shared |= tested.intersection(parts(row["user"], pair))
+    if shared or (users and not known):
         raise DataError(
             f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), but test users and "
-            "prompts must be new. Give splits that share neither."
+            f"prompts must be new ({hold_out}). Give splits that share neither."
+        )
+    if num_own:
+        raise DataError(
+            f"{num_own} test rows have a history with their own prompt, whose answer it would tell. Leave such past pairs out."
         )

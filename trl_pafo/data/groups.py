@@ -7,7 +7,7 @@ that we could read.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,14 @@ def count_by_group(dataset: Dataset) -> Counter[str]:
     if "group" not in dataset.column_names:
         return Counter({ONE_GROUP: len(dataset)})
     return Counter("no group" if group is None else group for group in dataset["group"][:])
+
+
+def by_group(dataset: Dataset, users: Collection[str]) -> str:
+    """`: majority 2, minority 1`, the number of these users in each group; nothing where no groups are known."""
+    if "group" not in dataset.column_names:
+        return ""
+    group_of = dict(zip(dataset["user"][:], dataset["group"][:], strict=True))
+    return ": " + ", ".join(f"{group} {number}" for group, number in sorted(Counter(group_of[user] for user in users).items()))
 
 
 def group_names(dataset: Any) -> set[str]:

@@ -36,6 +36,7 @@ def verdict_of(
         _column(rows, "group"),
         margins=margins,
         reference_margins=of_reference,
+        unit=_column(rows, "unit"),
         num_resamples=max(2000, fewest_resamples(max(1, len(set(_column(rows, "group") or ()))))),
         seed=seed,
     )
@@ -52,6 +53,7 @@ def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int
         _column(rows, "user"),
         _column(rows, "group"),
         support=_column(rows, "support_rate") if "user" in rows.column_names else None,
+        unit=_column(rows, "unit"),
         num_resamples=num_resamples,
         seed=seed,
     )

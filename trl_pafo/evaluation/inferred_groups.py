@@ -63,8 +63,9 @@ def infer_groups(splits: Mapping[str, Dataset], embedding_model: str, seed: int 
     group_of = tastes.assign(differences[: len(train)], users)
     share_of = {name: number / len(group_of) for name, number in Counter(group_of.values()).items()}
 
-    tested = dict(zip(test["user"][:], test["group"][:], strict=True))
-    named = set(tested.values()) <= set(tastes.names) and len(tastes.names) > 1 and not is_cut_by_support(test)
+    known = set(users)
+    tested = {user: group for user, group in zip(test["user"][:], test["group"][:], strict=True) if user not in known}
+    named = bool(tested) and set(tested.values()) <= set(tastes.names) and len(tastes.names) > 1 and not is_cut_by_support(test)
     group_of |= dict.fromkeys(past, tastes.names[0])
     if owner := [user for user, history in past.items() for _ in history]:
         group_of |= tastes.assign(differences[len(train) :], owner)

@@ -20,6 +20,7 @@ def fairness_summary(
     group: Iterable[object] | None,
     *,
     support: ArrayLike | None = None,
+    unit: Iterable[object] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
@@ -35,6 +36,9 @@ def fairness_summary(
             The group of that user. Where groups are not known, no number of groups is given.
         support (array of shape `(num_pairs,)`, *optional*):
             Support rate of each pair's user; NaN where unknown. Adds `support_spearman`.
+        unit (`Iterable`, one a pair, *optional*):
+            What was held out by itself where the users are known, such as all pairs of a user on one prompt. The bootstrap is then over these
+            units, so that accuracies have intervals for new pairs of these users; measures of how far users lie apart have none.
         num_resamples (`int`, *optional*, defaults to `1000`):
             Resamples of the bootstrap over users, stratified by group.
         seed (`int`, *optional*, defaults to `0`):
@@ -55,7 +59,7 @@ def fairness_summary(
           support is known; NaN where it is undefined;
 
         with more than one group `worst_group`, the name of the group of `group_min` (the first of equals); and the numbers `num_pairs`, `num_users`, `num_pairs/{group}`, `num_users/{group}`,
-        `num_users_without_support`, `confidence`, `num_resamples`.
+        `num_users_without_support`, `confidence`, `num_resamples`; `num_units` where there are units.
 
         All is ready for JSON, but where a number is undefined: `json` writes `NaN`, which strict readers refuse.
 
@@ -72,7 +76,17 @@ def fairness_summary(
     correct = check_correct(correct)
     pairs = encode_pairs(user, group, len(correct))
     families, facts = _families(pairs, correct, support)
-    summary = _with_intervals(families, confidence, num_resamples, seed)
+    summary: dict[str, Any] = {}
+    if unit is not None:
+        for family in families:
+            values = family.statistics(family.cells, family.cells.users[None].astype(np.float64))[0]
+            summary |= {
+                name: {"value": float(v), "low": np.nan, "high": np.nan} for name, v in zip(family.names, values, strict=True)
+            }
+        units = encode_pairs(unit, group, len(correct))._replace(has_users=False)
+        families = [accuracy_family(units, correct)]
+        facts["num_units"] = len(units.users)
+    summary |= _with_intervals(families, confidence, num_resamples, seed)
     if pairs.groups[1:]:
         summary["worst_group"] = min(pairs.groups, key=lambda name: summary[f"accuracy/{name}"]["value"])
     return summary | facts | {"confidence": confidence, "num_resamples": num_resamples}

@@ -61,6 +61,7 @@ def compare(
     *,
     margins: ArrayLike | None = None,
     reference_margins: ArrayLike | None = None,
+    unit: Iterable[object] | None = None,
     confidence: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
@@ -82,6 +83,8 @@ def compare(
         margins, reference_margins (arrays of shape `(num_pairs,)`, *optional*):
             The margins from which `correct` and `reference_correct` were made. Without them, a model is never told from
             another one that is right about the same pairs.
+        unit (`Iterable`, one a pair, *optional*):
+            As in [`fairness_summary`]: what was held out of the pairs of known users, which takes the place of users in all that follows.
         confidence (`float`, *optional*, defaults to `0.95`):
             Confidence of all groups' intervals together, in (0, 1).
         num_resamples (`int`, *optional*, defaults to `2000`):
@@ -104,6 +107,10 @@ def compare(
     pairs = encode_pairs(user, group, len(ours))
     names = pairs.groups or [OVERALL]
     people = f"{len(pairs.users)} {'users' if pairs.has_users else 'pairs, each counted as a different user'}"
+    if unit is not None:
+        known = len(pairs.users)
+        pairs = encode_pairs(unit, group, len(ours))
+        people = f"{len(pairs.users)} prompts of {known} known users"
     if margins is not None and np.array_equal(np.asarray(margins), np.asarray(reference_margins)):
         check_confidence(confidence)
         nothing = {name: {"value": 0.0, "low": 0.0, "high": 0.0} for name in names}

@@ -17,14 +17,14 @@ from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
-from trl_pafo.data.sources.splits import check_test_groups, hold_out_prompts, is_cut_by_support
+from trl_pafo.data.sources.splits import check_test_groups, facts_of, hold_out_prompts, is_cut_by_support
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.evaluation.inferred_groups import infer_groups
 from trl_pafo.evaluation.tastes import tastes_sentences
 from trl_pafo.storage.files import write_text
 from trl_pafo.trainer.config import PAFOConfig
 
-DATA_FORMAT = 4
+DATA_FORMAT = 5
 """An input of every run: another number where the same options and files would give other rows."""
 
 LENGTHS = "lengths.npz"
@@ -49,11 +49,11 @@ def prepare(
     folder.mkdir(parents=True)
     # Each pair stands in the histories of others, several times over: on disk, not in memory.
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        summary, groups = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
+        summary, facts = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
     # Such as a group of one user, whom training has.
     untested = sorted(set(summary["train"]["users"]) - set(summary["test"]["users"]))
-    write_text(folder / "summary.json", json.dumps(summary | {"groups": groups, "not_evaluated": untested}, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary | facts | {"not_evaluated": untested}, indent=2) + "\n")
     for name, counts in summary.items():
         parts = [f"{group}: {counts['users'][group]} users, {n} pairs" for group, n in sorted(counts["pairs"].items())]
         print(f"    {name}: {'; '.join(parts)}", flush=True)
@@ -63,14 +63,16 @@ def prepare(
 
 def _write_splits(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path, with_lengths: bool
-) -> tuple[dict[str, dict[str, dict[str, int]]], str]:
-    """Pairs and users of each split and group; and where the groups come from.
+) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, str]]:
+    """Pairs and users of each split and group; where the `groups` come from, and what is held out (`hold_out`).
 
-    `"support"` rates, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users, the data.
+    Groups come from `"support"` rates, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users, the data.
     """
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
     splits = load_source(data, context_pairs=max(1, num_history))
     groups = "support" if is_cut_by_support(splits["train"]) else "data"
+    held_out = facts_of(splits["train"]).get("hold_out", "users_and_prompts")
+    missing = "keep" if data.min_pairs == 1 else "drop"
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     prepared = {}
     for name in list(splits):
@@ -80,13 +82,13 @@ def _write_splits(
         # A training row may look at all other pairs of its user; a test row at earlier ones alone, as in use, and at k of them.
         if "history" not in rows.column_names:
             test = name != "train"
-            rows = attach_history(rows, num_history, past_only=test, min_history=num_history if test else 1)
+            rows = attach_history(rows, num_history, past_only=test, min_history=num_history if test else 1, missing=missing)
         elif num_history:
-            checks.check_history(rows, f"The {name} data")
+            checks.check_history(rows, f"The {name} data", may_lack=missing == "keep")
         rendered = render_history(rows, cutter, args.dataset_num_proc)
         prepared[name] = concatenate_datasets([rendered, rows.select_columns(["history"])], axis=1)
     for name in prepared.keys() - {"train"}:
-        checks.check_apart(prepared["train"], prepared[name])
+        checks.check_apart(prepared["train"], prepared[name], held_out)
     check_test_groups(DatasetDict(prepared))
     if "validation" not in prepared:  # the source has no users to spare
         train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
@@ -105,7 +107,7 @@ def _write_splits(
     if with_lengths:
         lengths: dict[str, Any] = {name: longest_sequences(rows, tokenizer) for name, rows in prepared.items()}
         np.savez(folder / LENGTHS, allow_pickle=False, **lengths)
-    return summary, groups
+    return summary, {"groups": groups, "hold_out": held_out}
 
 
 def load_prepared(folder: Path) -> DatasetDict:

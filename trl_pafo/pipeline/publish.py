@@ -12,6 +12,7 @@ from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.record import Record, read_record
+from trl_pafo.report.tables import over
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.trainer.model_card import reward_model_card
@@ -51,6 +52,7 @@ def run_card(record: Record, method: str) -> Card:
         if hides and verdict["verdict"] != "same":  # differences and numbers of users would give it away
             sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} users."
         findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
+    how = over(next(iter(record.methods.values())))
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
     if is_distilled and record.has_given_teachers:
         evaluated_on += " Its teachers were given: what they have seen is not known."
@@ -66,7 +68,7 @@ def run_card(record: Record, method: str) -> Card:
         group_definition=record.group_definition(numbers=not hides),
         groups=groups,
         accuracies=accuracies,
-        evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over users, stratified by group; that of few users is unknown.",
+        evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
     )

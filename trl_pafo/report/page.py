@@ -70,9 +70,16 @@ def _lead(record: Record) -> list[str]:
         f"Data: {data_name(data)}; population seed {data['population_seed']}; model: {prepared['inputs'].get('tokenizer')}; training seed "
         f"{evaluated['inputs']['seed']}; {evaluated['finished'][:10]}.",
         f"Trained on {pairs:,} pairs of {people:,} users ({of_groups}). Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} "
-        "users, none of them among these.",
+        f"users, {_TESTED[record.data.get('hold_out', 'users_and_prompts')]}.",
         record.group_definition(),
     ]
+
+
+_TESTED = {
+    "users_and_prompts": "none of them among these",
+    "users": "none of them among these, on prompts that were judged in training too",
+    "pairs": "who are among these, on prompts that they did not judge in training",
+}
 
 
 def refuse_foreign(path: Path) -> None:

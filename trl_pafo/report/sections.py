@@ -10,7 +10,7 @@ from trl_pafo.report import pictures
 from trl_pafo.report.front import FRONT_NOTE, draw_front
 from trl_pafo.report.record import Record
 from trl_pafo.report.results import draw_results, path_of
-from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, path_columns, path_entry, path_title, splits_of
+from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, over, path_columns, path_entry, path_title, splits_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ MEANINGS = {
     "cannot tell": "These test users show neither a Pareto improvement nor a loss. That is not the same as 'no difference'.",
 }
 _UNKNOWN = "[unknown]: too few users for an interval, or none differ."
-INTERVALS = "Lines: 95 % intervals over users; none where there are too few."
+INTERVALS = "Lines: 95 % intervals over the users that were held out, or the prompts of known ones; none where there are too few."
 
 
 @dataclass
@@ -101,7 +101,7 @@ def _add_results(section: Section, record: Record) -> None:
     rows = [[record.title(method), *(number(s.get(key)) for key in columns.values())] for method, s in record.methods.items()]
     note = (
         f"Accuracy on {summary['num_pairs']:,} test pairs of {summary['num_users']:,} users. In brackets: {100 * summary['confidence']:g} % "
-        "bootstrap intervals over users, each by itself; the verdict uses stricter ones."
+        f"bootstrap intervals over {over(summary)}, each by itself; the verdict uses stricter ones."
     )
     if "difference" in summary:
         note += " Gap: best minus worst group."
@@ -138,7 +138,10 @@ def groups(record: Record, prefix: str = "") -> Section:
     if verdicts:
         tested = [group for group in record.groups if all(group in v["differences"] for v in verdicts.values())]
         differences = {group: {record.title(m): v["differences"][group] for m, v in verdicts.items()} for group in tested}
-        caption = "Simultaneous 95 % intervals over users. Right of the line: better; an interval that crosses it shows nothing."
+        what = over(next(iter(record.methods.values())))
+        caption = (
+            f"Simultaneous 95 % intervals over {what}. Right of the line: better; an interval that crosses it shows nothing."
+        )
         compared = {record.title(method): record.series(method) for method in verdicts}
         figure = pictures.draw_differences(differences, compared, reference)
         section.pictures.append(Picture(f"{prefix}differences", "What the verdicts rest on", caption, figure))
@@ -194,7 +197,7 @@ def about(record: Record) -> Section:
     """What the numbers can and cannot say, and whose they are."""
     section = Section("about", "What this can and cannot say")
     section.points += [
-        "The intervals are over test users. They speak of the models of this run alone: another seed of the training may give others.",
+        f"The intervals are over {over(next(iter(record.methods.values())))}. They speak of the models of this run alone: another seed of the training may give others.",
         "Accuracy is agreement with the labels of the test pairs, noise in them included.",
         "From the paper (PAFO, arXiv 2606.07988): the aim of Pareto fairness, a teacher for each preference group, and the distillation of "
         "their margins into one model that needs no group label, with a coefficient alpha (its Eq. 8).",

@@ -49,6 +49,11 @@ def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[st
     return {title: key for title, key in columns.items() if key in summary}
 
 
+def over(summary: Mapping[str, Any]) -> str:
+    """What the intervals of a summary are over."""
+    return "prompts of known users" if "num_units" in summary else "users"
+
+
 def counts_of(summary: Mapping[str, Any], key: str) -> str:
     """`20, 80`: users and pairs behind a number of a summary; `-` for users who are not known, nothing for other numbers."""
     if key != "overall" and not key.startswith("accuracy/"):

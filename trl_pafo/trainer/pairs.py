@@ -133,7 +133,9 @@ class PairPreparer:
                 checks.check_columns(columns, ["prompt"], f"{_TRAIN} has a `history` column, so it needs an explicit prompt; it")
             if args.num_history != 0:  # what is rendered already has the fields that it shows
                 given = "history" in columns
-                num_with_history = checks.check_history(dataset, _TRAIN, HISTORY_FIELDS if given else (), may_lack=not given)
+                rendered = "chat_template_kwargs" in columns  # by `prepare`, which says of whom nothing is known
+                fields = HISTORY_FIELDS if given else ()
+                num_with_history = checks.check_history(dataset, _TRAIN, fields, may_lack=rendered or not given)
         if args.min_num_history is not None and "chosen_ids" in columns:
             raise DataError(
                 f"{_TRAIN} is tokenized, so the number of past pairs cannot be drawn. Give messages, or leave out `min_num_history`."

@@ -124,9 +124,7 @@ class TestSplit:
         rows = [{**row, "prompt": "all ask"} if row["prompt"].endswith("0") else row for row in grouped()]
         splits = of(rows)
         check_splits(splits)
-        assert "3 of 9 test pairs were dropped, since their prompts occur in training" in caplog.text
-        with pytest.raises(DataError, match="All 3 test pairs have a prompt that occurs in training"):
-            of([{**row, "prompt": "all ask"} for row in grouped()])
+        assert "3 of 9 test pairs are left out, whose prompts occur in training" in caplog.text
 
     def test_prompts_of_training_histories_count_as_known(self, of):
         past = {"prompt": "a past question", "chosen": "yes", "rejected": "no"}
@@ -153,7 +151,7 @@ class TestSplit:
     @pytest.mark.parametrize(
         ("test", "match"),
         [
-            (grouped(2), r"2 users of the test data are in the training data too \(the first: 'u0'\)"),
+            ([*grouped(2), *grouped(12)[-2:]], r"2 of 4 users of the test data are in the training data too \(the first: 'u0'\)"),
             ([pair("t", 0)], "Only one of training and test data has the column group"),
             ([pair("t", 0, group="new")], "users of the groups 'new', of which training has none"),
         ],
@@ -179,7 +177,7 @@ class TestGroupsFromSupport:
 
     def test_training_users_are_not_measured_on_votes_of_test_users(self, of):
         # Each has a further prompt of its own, so that some test pairs remain.
-        splits = of(votes() + [pair(f"u{u}", 0) for u in range(20)], minority_threshold=0.5, population_seed=9)
+        splits = of(votes() + [pair(f"u{u}", 0) for u in range(20)], minority_threshold=0.5, population_seed=9, hold_out="users")
         dissenters = {"u0", "u1", "u2", "u3"}
         in_training = dissenters & set(splits["train"]["user"])
         assert 0 < len(in_training) < 4
@@ -190,7 +188,7 @@ class TestGroupsFromSupport:
             assert row["support_rate"] == pytest.approx(3 / 19 if row["user"] in dissenters else 15 / 19)
 
     def test_users_who_share_no_pair_are_left_out_and_counted(self, of, caplog):
-        rows = [row for row in votes() if row["user"] in ("u0", "u4", "u5", "u6")] + [pair("alone", 0)]
+        rows = [row for row in votes() if row["user"] in ("u0", "u4", "u5", "u6")] + [pair("alone", n) for n in (0, 1)]
         test = [{**row, "prompt": "t" + row["prompt"]} for row in votes() if row["user"] in ("u2", "u8")]
         assert set(of(rows, test)["train"]["user"]) == {"u0", "u4", "u5", "u6"}
         assert "1 of 5 users of the train split were dropped" in caplog.text

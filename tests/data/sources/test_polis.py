@@ -16,6 +16,7 @@ from trl_pafo.errors import ConfigError, DataError
 NUM = 40
 PEOPLE = 60
 RARE = 15
+WAYS = {False: "users", True: "users_and_prompts"}
 
 
 def statement(number):
@@ -83,7 +84,7 @@ def groups_of(rows):
 class TestPairs:
     def test_the_person_agreed_with_one_and_disagreed_with_the_other(self, folder, new_statements):
         voted, rejected = vote_of(), {statement(n) for n in range(7, NUM, 8)}
-        for rows in load("polis", folder, new_statements=new_statements).values():
+        for rows in load("polis", folder, hold_out=WAYS[new_statements]).values():
             for row in rows:
                 for pair in (row, *row["history"]):
                     assert voted[row["user"], pair["chosen"]] == 1
@@ -92,7 +93,7 @@ class TestPairs:
             assert not statements_of(rows) & rejected
 
     def test_no_statement_of_a_pair_is_in_its_history_or_in_another_pair_of_the_person(self, folder, new_statements):
-        for rows in load("polis", folder, context_pairs=3, new_statements=new_statements).values():
+        for rows in load("polis", folder, context_pairs=3, hold_out=WAYS[new_statements]).values():
             for row in rows:
                 assert len(row["history"]) == 3
                 assert not statements_of([row]) & statements_of(row["history"])
@@ -101,7 +102,7 @@ class TestPairs:
                 assert len(shown) == len(set(shown))
 
     def test_numbers_of_pairs(self, folder, new_statements):
-        splits = load("polis", folder, pairs_per_user=2, context_pairs=3, new_statements=new_statements)
+        splits = load("polis", folder, pairs_per_user=2, context_pairs=3, hold_out=WAYS[new_statements])
         assert set(Counter(splits["train"]["user"]).values()) == {5}
         assert max(Counter(splits["test"]["user"]).values()) == 2
 
@@ -141,7 +142,7 @@ class TestPairs:
 
 class TestSplits:
     def test_nobody_is_in_both_and_the_histories_are_of_training_statements(self, folder, new_statements):
-        splits = load("polis", folder, new_statements=new_statements)
+        splits = load("polis", folder, hold_out=WAYS[new_statements])
         check_splits(splits)
         people = {name: set(rows["user"]) for name, rows in splits.items()}
         assert len(set.union(*people.values())) == sum(map(len, people.values()))
@@ -154,13 +155,13 @@ class TestSplits:
         assert statements_of(splits["validation"]).isdisjoint(statements_of(splits["test"])) == new_statements
 
     def test_the_share_of_new_statements(self, folder):
-        splits = load("polis", folder, new_statements=True, test_prompt_share=0.4)
+        splits = load("polis", folder, hold_out="users_and_prompts", test_prompt_share=0.4)
         assert len(statements_of(splits["test"])) == round(0.4 * 35)
         with pytest.raises(ConfigError, match="`test_prompt_share` has no effect where test people judge known statements"):
             load("polis", folder, test_prompt_share=0.4)
 
     def test_people_without_a_pair_of_new_statements_judge_none(self, folder, tmp_path, caplog):
-        splits = load("polis", folder, new_statements=True)
+        splits = load("polis", folder, hold_out="users_and_prompts")
         tested, users = statements_of(splits["test"]), sorted(set(splits["test"]["user"]))
         new = [n for n in range(NUM) if statement(n) in tested]
 
@@ -169,10 +170,10 @@ class TestSplits:
             return write(tmp_path / "agreeing", vote_rows=rows)
 
         caplog.set_level("INFO")
-        assert sorted(set(load("polis", agreeing(users[:4]), new_statements=True)["test"]["user"])) == users[4:]
+        assert sorted(set(load("polis", agreeing(users[:4]), hold_out="users_and_prompts")["test"]["user"])) == users[4:]
         assert "test: 4 of 18 people have no pair of new statements" in caplog.text
         with pytest.raises(DataError, match="nobody of test agreed with a new statement and disagreed with one"):
-            load("polis", agreeing(users), new_statements=True)
+            load("polis", agreeing(users), hold_out="users_and_prompts")
 
     def test_fewer_people(self, folder):
         splits = load("polis", folder, train_users=20, test_users=5)
@@ -191,7 +192,7 @@ class TestSplits:
 
 class TestGroups:
     def test_they_are_the_tastes(self, folder, new_statements):
-        splits = load("polis", folder, new_statements=new_statements)
+        splits = load("polis", folder, hold_out=WAYS[new_statements])
         for rows in splits.values():
             for user, group in groups_of(rows).items():
                 assert (group == "minority") == (int(user.removeprefix("polis-")) < 3 * RARE)
@@ -205,7 +206,7 @@ class TestGroups:
     def test_they_are_made_of_votes_on_which_nobody_is_evaluated(self, folder, new_statements, monkeypatch):
         given = []
         monkeypatch.setattr(polis, "vote_clusters", lambda *args: given.append(args) or vote_clusters(*args))
-        splits = load("polis", folder, new_statements=new_statements, validation_share=0.3)
+        splits = load("polis", folder, hold_out=WAYS[new_statements], validation_share=0.3)
         (clustered, num_train, num_clusters, _) = given[0]
         judged = [*splits["validation"], *splits["test"]]
         hidden = {(row["user"], row[side]) for row in judged for side in ("chosen", "rejected")}
@@ -315,7 +316,7 @@ class TestErrors:
 
 @pytest.mark.skipif("TRL_PAFO_POLIS" not in os.environ, reason="TRL_PAFO_POLIS does not name the folder of a conversation")
 def test_the_real_files(new_statements):
-    splits = load("polis", os.environ["TRL_PAFO_POLIS"], context_pairs=2, new_statements=new_statements)
+    splits = load("polis", os.environ["TRL_PAFO_POLIS"], context_pairs=2, hold_out=WAYS[new_statements])
     check_splits(splits)
     for rows in splits.values():
         assert set(rows["group"]) == {"majority", "minority"}

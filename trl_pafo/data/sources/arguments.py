@@ -9,9 +9,17 @@ from trl_pafo.errors import ConfigError
 NUM_USERS = 200
 """Users of each split where users are made and no number is given."""
 
+WAYS = {
+    "users_and_prompts": "new people on new prompts",
+    "users": "new people on known prompts",
+    "pairs": "new pairs of known people",
+}
+"""What can be held out, in words."""
+
 _LIMITS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("validation_users",), lambda value: value >= 2, "at least 2"),
-    (("train_users", "test_users", "pairs_per_user", "max_words"), lambda value: value >= 1, "at least 1"),
+    (("train_users", "test_users", "pairs_per_user", "max_words", "min_pairs"), lambda value: value >= 1, "at least 1"),
+    (("hold_out",), WAYS.__contains__, f"one of {', '.join(WAYS)}"),
     (("num_clusters",), lambda value: value >= 2, "at least 2"),
     (("context_pairs",), lambda value: value >= 0, "at least 0"),
     (("minority_ratio", "test_prompt_share"), lambda value: 0 < value < 1, "above 0 and below 1"),
@@ -59,9 +67,9 @@ class DataArguments:
         pairs_per_user (`int`, *optional*, defaults to `4`):
             Pairs a user judges, beside `context_pairs`.
         context_pairs (`int`, *optional*):
-            Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`.
+            Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`; at least 1 for `files`.
         test_prompt_share (`float`, *optional*, defaults to `0.25`):
-            Share of the prompts that are kept for test users.
+            Share of the prompts that are kept for test users, where prompts are held out.
         validation_share (`float`, *optional*, defaults to `0.15`):
             Share of the training prompts that are held out of all training, in [0, 1), to choose lengths of trainings by and to predict what
             can be had. Where users are made by types, new ones judge these prompts; of real people, people are held out in place of
@@ -82,8 +90,12 @@ class DataArguments:
             What a conversation of `polis` is about, the prompt of its pairs. Defaults to the name of its folder.
         num_clusters (`int`, *optional*, defaults to `2`):
             Clusters of votes that make the groups of `polis`.
-        new_statements (`bool`, *optional*, defaults to `False`):
-            Whether test people of `polis` judge statements that are not in training (`test_prompt_share` of all) or known ones.
+        hold_out (`str`, *optional*):
+            What test pairs of `files` and `polis` are: `"users_and_prompts"`, new people on new prompts; `"users"`, new people on known
+            prompts; `"pairs"`, new pairs of known people (`files`). `None` takes what the data allow, of `polis` `"users"`. The prompts of
+            `polis` are its statements.
+        min_pairs (`int`, *optional*, defaults to `2`):
+            Users of `files` with fewer pairs are left out. 1 keeps everybody: who has no past pairs is served without history.
         infer_groups (`str`, *optional*):
             Find the groups in the training pairs alone, seen through frozen features of this model: a Hub id, a folder, `minilm` or
             `smollm2`. Groups of the data are then not looked at in training.
@@ -121,7 +133,10 @@ class DataArguments:
     group_by: str | None = option(None, "Survey field that makes the groups of `prism`.")
     topic: str | None = option(None, "What a conversation of `polis` is about, the prompt. Default: its folder's name.")
     num_clusters: int = option(2, "Clusters of votes that make the groups of `polis`.")
-    new_statements: bool = option(False, "Test people of `polis` judge statements that are not in training.")
+    hold_out: str | None = option(
+        None, "users_and_prompts, users (new people, known prompts) or pairs (known people); files, polis."
+    )
+    min_pairs: int = option(2, "Users of `files` with fewer pairs are left out; 1: served without history where they have none.")
     infer_groups: str | None = option(None, "Find groups in the training pairs: model of the features, such as minilm.")
     population_seed: int = option(0, "Seed of users, pairs and splits.")
 

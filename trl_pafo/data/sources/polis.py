@@ -24,7 +24,7 @@ from trl_pafo.data.checks import check_columns
 from trl_pafo.data.groups import FloatArray
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import file_in, read_records, text_of
-from trl_pafo.data.sources.splits import add_type_support, draw_people
+from trl_pafo.data.sources.splits import add_type_support, draw_people, note
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -69,19 +69,25 @@ def load(data: DataArguments) -> DatasetDict:
     Args:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             `data_path`: folder with `comments.csv` and `participants-votes.csv`, each plain or gzipped. `topic`: the prompt; the
-            folder's name where it is not given. `num_clusters`: number of groups. `new_statements`: test people judge
-            statements (`test_prompt_share` of all) that are in no training pair and no history, validation people others
-            (`validation_share` of the rest); otherwise both judge those of training.
+            folder's name where it is not given. `num_clusters`: number of groups. `hold_out="users_and_prompts"`: test people
+            judge statements (`test_prompt_share` of all) that are in no training pair and no history, validation people others
+            (`validation_share` of the rest); with `"users"`, the default, both judge those of training.
             `pairs_per_user`: at most so many pairs a person, beside `context_pairs`, which make the history of a test or validation person.
 
     Raises:
-        ConfigError: If there are fewer people than asked for, or `test_prompt_share` is given where all statements are known.
+        ConfigError: If there are fewer people than asked for, `test_prompt_share` is given where all statements are known, or pairs of
+            known people are asked for.
         DataError: If a file is missing or cannot be used (the message names the line), too few people both agreed and disagreed, or
             their votes do not fall into as many clusters.
     """
-    if not data.new_statements and data.test_prompt_share != DataArguments.test_prompt_share:
+    new_statements = data.hold_out == "users_and_prompts"
+    if data.hold_out == "pairs":
         raise ConfigError(
-            "`test_prompt_share` has no effect where test people judge known statements. Set `new_statements`, or leave it out."
+            "--hold_out pairs: the votes of a person have no order and hang together. Choose users or users_and_prompts."
+        )
+    if not new_statements and data.test_prompt_share != DataArguments.test_prompt_share:
+        raise ConfigError(
+            "`test_prompt_share` has no effect where test people judge known statements. Set --hold_out users_and_prompts, or leave it out."
         )
     folder = Path(str(data.data_path))
     talk = read_conversation(folder)
@@ -122,7 +128,7 @@ def load(data: DataArguments) -> DatasetDict:
             )
         if not people[split]:
             raise DataError(
-                f"{folder}: nobody of {split} agreed with a new statement and disagreed with one. Leave `new_statements` out."
+                f"{folder}: nobody of {split} agreed with a new statement and disagreed with one. Choose --hold_out users."
             )
     votes = talk.votes.copy()
     row_of = {person: row for row, person in enumerate(talk.people)}
@@ -147,13 +153,14 @@ def load(data: DataArguments) -> DatasetDict:
     grouped = {
         split: part.add_column("group", [group_of[person] for person in part["user"][:]]) for split, part in splits.items()
     }
-    return add_type_support(DatasetDict(grouped))
+    marked = {split: note(part, hold_out=data.hold_out or "users") for split, part in grouped.items()}
+    return add_type_support(DatasetDict(marked))
 
 
 def _judged_statements(number: int, data: DataArguments) -> dict[str, list[int]]:
     """Places of the statements that the people of each split judge: those of training for all, unless new ones are asked for."""
     drawn = random.Random(data.population_seed).sample(range(number), number)
-    num_test = round(data.test_prompt_share * number) if data.new_statements else 0
+    num_test = round(data.test_prompt_share * number) if data.hold_out == "users_and_prompts" else 0
     num_validation = round(data.validation_share * (number - num_test)) if num_test else 0
     known = sorted(drawn[num_test + num_validation :])
     return {"train": known, "validation": drawn[num_test:][:num_validation] or known, "test": drawn[:num_test] or known}

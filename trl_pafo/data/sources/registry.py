@@ -24,8 +24,18 @@ SOURCES: dict[str, set[str]] = {
     "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority", "validation_users"},
     "ukp_convarg": _CUT | {"data_path"},
-    "polis": _PAIRS | {"data_path", "topic", "num_clusters", "new_statements", "validation_users"},
-    "files": _CUT | {"data_path", "test_data_path", "columns", "preferred_values"},
+    "polis": _PAIRS | {"data_path", "topic", "num_clusters", "hold_out", "validation_users"},
+    "files": _CUT
+    | {
+        "data_path",
+        "test_data_path",
+        "columns",
+        "preferred_values",
+        "hold_out",
+        "min_pairs",
+        "context_pairs",
+        "test_prompt_share",
+    },
 }
 """The options that each source looks at, beside those that every one does. A source is the function `load` of the module here that
 has its name: from [`DataArguments`] to `train`, `test` and, of those that have users to spare, `validation`, in the one schema."""

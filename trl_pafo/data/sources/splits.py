@@ -1,15 +1,17 @@
 """What the sources of real people's pairs share: the split by user and prompt, the order of rows, support, groups."""
 
+import json
 import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.data.groups import ONE_GROUP, assign_groups, quantile_thresholds, support_rate_by_agreement
+from trl_pafo.data.groups import ONE_GROUP, assign_groups, by_group, quantile_thresholds, support_rate_by_agreement
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.rows import read_rows
@@ -19,7 +21,19 @@ from trl_pafo.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 MINORITY_QUANTILE = 0.2
-_CUT_BY_SUPPORT = "The groups were cut by trl-pafo from the support rates of the users."
+
+
+def note(rows: Dataset, **facts: str) -> Dataset:
+    """The rows, which say of themselves what is given: `groups="support"`, where they were cut from support rates, or `hold_out`."""
+    rows.info.description = json.dumps(facts_of(rows) | facts)
+    return rows
+
+
+def facts_of(rows: Dataset) -> dict[str, str]:
+    """What [`note`] said of the rows."""
+    with suppress(ValueError):
+        return dict(json.loads(rows.info.description))
+    return {}
 
 
 def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -109,24 +123,26 @@ def rows_by_user(dataset: Dataset, users: Iterable[str]) -> Dataset:
 
 
 def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
-    """Without the users who have fewer than `min_pairs` pairs, or pairs on one prompt only; says how many.
+    """Without the users who have fewer than `min_pairs` pairs, or pairs on one prompt only; says how many, of which groups.
 
-    A history holds no pair on the prompt that is judged, so that people need a second one.
+    A history holds no pair on the prompt that is judged, so that people need a second one, or a second pair where all have one prompt.
     """
-    rows_of: dict[str, list[str]] = defaultdict(list)
-    for user, prompt in zip(dataset["user"][:], _prompt_keys(dataset), strict=True):
-        rows_of[user].append(prompt)
-    kept = [user for user, prompts in rows_of.items() if len(prompts) >= min_pairs and len(set(prompts)) > 1]
+    fields = telling_fields(dataset)
+    rows_of: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for user, row in zip(dataset["user"][:], read_rows(dataset, fields), strict=True):
+        rows_of[user].append(pair_texts(row, fields))
+    kept = [user for user, texts in rows_of.items() if len(texts) >= min_pairs and len(set(texts)) >= min(2, min_pairs)]
     if not kept:
         raise DataError(
             f"None of {len(rows_of)} users has {min_pairs} pairs on at least two prompts in one split. Give more pairs per user."
         )
     if len(kept) < len(rows_of):
         logger.info(
-            "%d of %d users were dropped, who have fewer than %d pairs or pairs on one prompt only.",
+            "%d of %d users were dropped, who have fewer than %d pairs or pairs on one prompt only%s.",
             len(rows_of) - len(kept),
             len(rows_of),
             min_pairs,
+            by_group(dataset, rows_of.keys() - set(kept)),
         )
     return rows_by_user(dataset, kept)
 
@@ -308,11 +324,11 @@ def add_support_groups(
             )
         rows = rows_by_user(splits[split], rates)
         rows = rows.add_column("group", np.array([group_of[user] for user in rows["user"][:]]))
-        built[split] = rows.add_column("support_rate", np.array([rates[user] for user in rows["user"][:]]))
-        built[split].info.description = _CUT_BY_SUPPORT
+        rows = rows.add_column("support_rate", np.array([rates[user] for user in rows["user"][:]]))
+        built[split] = note(rows, groups="support")
     return built
 
 
 def is_cut_by_support(rows: Dataset) -> bool:
     """Whether [`add_support_groups`] made the groups, so that the data named none."""
-    return rows.info.description == _CUT_BY_SUPPORT
+    return facts_of(rows).get("groups") == "support"
