@@ -3,19 +3,12 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from helpers.parts import make_pairs
 
-from trl_pafo.audit.noise import (
-    LabelNoise,
-    Votes,
-    majority_of_others,
-    noise_ceiling,
-    others_votes,
-    support_on,
-    votes_of,
-)
+from trl_pafo.audit.noise import LabelNoise, noise_ceiling, votes_of, with_others
 from trl_pafo.data.groups import support_rate_by_agreement
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import DataError
@@ -27,14 +20,7 @@ def make_votes(chance, num_pairs, votes_a_pair=5, seed=0):
     user = np.array([rng.choice(len(chance), votes_a_pair, replace=False) for _ in range(num_pairs)]).ravel()
     pair = np.repeat(np.arange(num_pairs), votes_a_pair)
     label = (rng.random(len(user)) >= chance[user, pair]).astype(int)
-    return Votes([f"u{u:03d}" for u in range(len(chance))], user, pair, label, num_pairs)
-
-
-def random_votes(num_users=9, num_pairs=12, num_votes=60):
-    """Uneven votes; some users label a pair twice."""
-    rng = np.random.default_rng(0)
-    drawn = [rng.integers(high, size=num_votes) for high in (num_users, num_pairs, 2)]
-    return Votes([str(u) for u in range(num_users)], *drawn, num_pairs)
+    return with_others(pd.DataFrame({"user": user, "pair": pair, "label": label}))
 
 
 def test_votes_of_finds_the_same_pair_in_either_order():
@@ -43,35 +29,23 @@ def test_votes_of_finds_the_same_pair_in_either_order():
     other = {"prompt": "q", "chosen": "a", "rejected": "b", "user": "ann"}
     messages = {**row, "prompt": [{"role": "user", "content": "p"}], "user": "cy"}
     votes = votes_of([row, flipped, other, messages])
-    assert votes.users == ["ann", "bob", "cy"]
-    assert votes.pair.tolist() == [0, 0, 1, 0]  # as a text and as a message
-    assert votes.label[0] != votes.label[1]
-    with pytest.raises(DataError, match="holds no pairs"):
-        votes_of([])
+    assert votes["pair"].tolist() == [0, 0, 1, 0]  # as a text and as a message
+    assert votes["label"][0] != votes["label"][1]
+    assert votes["others"].tolist() == [2, 2, 0, 2]
 
 
-def test_others_votes_equal_a_naive_loop():
-    votes = random_votes()
-    same, total = others_votes(votes)
-    for i in range(len(votes.user)):
-        others = [j for j in range(len(votes.user)) if votes.pair[j] == votes.pair[i] and votes.user[j] != votes.user[i]]
-        assert total[i] == len(others)
-        assert same[i] == sum(votes.label[j] == votes.label[i] for j in others)
-
-
-def test_majority_of_others_with_ties_and_lonely_votes():
-    votes = Votes(list("abcd"), np.array([0, 1, 2, 3, 0]), np.array([0, 0, 0, 0, 1]), np.array([0, 0, 0, 1, 0]), num_pairs=2)
-    # a, b and c each see two others agree and one not; d sees three who disagree; nobody else judged the second pair.
-    assert majority_of_others(votes) == pytest.approx([1, 1, 1, 0, np.nan], nan_ok=True)
-    tie = Votes(list("abc"), np.arange(3), np.zeros(3, int), np.array([0, 0, 1]), num_pairs=1)
-    assert majority_of_others(tie).tolist() == [0.5, 0.5, 0.0]
-
-
-def test_support_on_a_half_agrees_with_the_support_rates_of_groups():
-    votes = random_votes(num_users=4, num_pairs=30, num_votes=200)
-    half = votes.pair % 2 == 0
-    naive = support_rate_by_agreement(votes.user[half], votes.pair[half], 1 - 2 * votes.label[half])
-    assert support_on(votes, half) == pytest.approx([naive[str(u)] for u in range(4)])
+def test_what_others_say_equals_a_naive_loop():
+    rng = np.random.default_rng(0)
+    user, pair, label = (rng.integers(high, size=60) for high in (9, 12, 2))  # some users label a pair twice
+    votes = with_others(pd.DataFrame({"user": user, "pair": pair, "label": label}))
+    for i in range(60):
+        others = [j for j in range(60) if pair[j] == pair[i] and user[j] != user[i]]
+        same = sum(label[j] == label[i] for j in others)
+        assert votes["others"][i] == len(others)
+        assert votes["agreement"][i] == pytest.approx(same / len(others) if others else np.nan, nan_ok=True)
+        majority = np.nan if not others else 0.5 if 2 * same == len(others) else float(2 * same > len(others))
+        assert votes["majority"][i] == pytest.approx(majority, nan_ok=True)
+    assert set(votes["majority"].dropna()) == {0.0, 0.5, 1.0}
 
 
 @pytest.mark.parametrize("q", [0.5, 0.7, 0.95])
@@ -88,7 +62,7 @@ def test_the_best_shared_judge_lies_within_the_bounds(q):
 
 
 def test_too_few_common_votes_are_an_error():
-    votes = Votes(["a", "b"], np.arange(2), np.zeros(2, int), np.array([0, 1]), num_pairs=1)
+    votes = with_others(pd.DataFrame({"user": ["a", "b"], "pair": [0, 0], "label": [0, 1]}))
     with pytest.raises(DataError, match=r"Only 2 of 2 votes .* cannot be estimated"):
         noise_ceiling(votes)
 
@@ -181,6 +155,6 @@ def test_low_support_without_held_out_prompts_equals_a_plain_count():
     lowest = sorted(users, key=support.get)[:3]
     assert noise.low_support(users, held_out).tolist() == [int(user in lowest) for user in users]
     assert noise.keys_of(rows[:1]) == ["p0"]
-    everything = {f"p{number}" for number in range(17)}  # three votes are left of each user
+    everything = {f"p{number}" for number in range(20)}  # no vote is left
     with pytest.raises(DataError):
         noise.low_support(users, everything)

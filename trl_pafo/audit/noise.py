@@ -13,16 +13,14 @@ A model that *sees the user* can pass the ceiling where disagreement is taste, n
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
-from numpy.typing import NDArray
 
 from trl_pafo.data.groups import quantile_thresholds
-from trl_pafo.data.labels import normalize_labels
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.sources.arguments import DataArguments
@@ -34,71 +32,41 @@ from trl_pafo.metrics.accuracy import FloatArray, IntArray
 # Sources whose labels are made from a user's type or weights: the same pair is judged by rule, so agreement says nothing.
 MADE_SOURCES = ("styles", "dsp", "personal_llm")
 MIN_COMMON_VOTES = 100
-MIN_VOTES_FOR_SUPPORT = 4
 _COLUMNS = ["prompt", "chosen", "rejected", "user"]
 
 
-@dataclass(frozen=True)
-class Votes:
-    """
-    Labels of users on pairs whose two responses have one fixed order.
-
-    Attributes:
-        users (`list[str]`):
-            The users, sorted.
-        user, pair, label (`numpy.ndarray` of shape `(num_votes,)`):
-            Of each vote: place of its user in `users`; number of its pair, below `num_pairs`; 0 if the first response was preferred,
-            1 if the second was.
-    """
-
-    users: list[str]
-    user: IntArray
-    pair: IntArray
-    label: IntArray
-    num_pairs: int
-
-
-def votes_of(rows: Iterable[dict[str, Any]]) -> Votes:
-    """Votes of rows with `prompt`, `chosen`, `rejected` and `user`: pairs are the same if prompt and both responses are.
-
-    Raises:
-        DataError: If there is no row, or one has no user.
-    """
+def votes_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Votes of rows with `prompt`, `chosen`, `rejected` and `user`, as [`with_others`]: pairs are the same if prompt and both responses are."""
     numbers: dict[tuple[str, str, str], int] = {}
-    names, pairs, labels = [], [], []
+    votes = []
     for row in rows:
         chosen, rejected = content_key(row["chosen"]), content_key(row["rejected"])
         key = (content_key(row["prompt"]), min(chosen, rejected), max(chosen, rejected))
-        names.append(row["user"])
-        pairs.append(numbers.setdefault(key, len(numbers)))
-        labels.append(int(chosen > rejected))
-    if not names:
-        raise DataError("There is no vote to compare: the data holds no pairs.")
-    users, codes = np.unique(normalize_labels(names, "user", "The votes"), return_inverse=True)
-    return Votes(users.tolist(), codes.astype(np.int64), np.array(pairs), np.array(labels), len(numbers))
+        votes.append((row["user"], numbers.setdefault(key, len(numbers)), int(chosen > rejected)))
+    return with_others(pd.DataFrame(votes, columns=["user", "pair", "label"]))
 
 
-def others_votes(votes: Votes) -> tuple[IntArray, IntArray]:
-    """How many labels of *other* users on the pair of each vote are the same as its label, and how many there are in all.
+def with_others(votes: pd.DataFrame) -> pd.DataFrame:
+    """Votes beside what others say of the same pair.
 
     Of a user who labels a pair more than once, no label is another's.
 
+    Args:
+        votes (`pandas.DataFrame`):
+            A row a vote: `user`, `pair`, and `label`, which is 0 if the first response of the pair was preferred, 1 if the second was.
+
     Returns:
-        Two integer arrays of shape `(num_votes,)`.
+        `pandas.DataFrame`: The same with the number of others' labels on the pair, `others`, the share of them that are as this one,
+        `agreement`, and whether their majority is right about it, `majority`: 1, 0, or one half for a tie. Both are NaN without others.
     """
-    on_pair = np.zeros((votes.num_pairs, 2), dtype=np.int64)
-    np.add.at(on_pair, (votes.pair, votes.label), 1)
-    _, own = np.unique(votes.user * votes.num_pairs + votes.pair, return_inverse=True)
-    by_owner = np.zeros((own.max() + 1, 2), dtype=np.int64)
-    np.add.at(by_owner, (own, votes.label), 1)
-    others = on_pair[votes.pair] - by_owner[own]
-    return others[np.arange(len(own)), votes.label], others.sum(axis=1)
 
+    def of_others(*by: str) -> pd.Series:
+        size, of_own = (votes.groupby(names)["label"].transform("size") for names in ([*by], [*by, "user"]))
+        return size - of_own
 
-def majority_of_others(votes: Votes) -> FloatArray:
-    """Whether the majority of the others is right about each vote: 1, 0, one half for a tie, NaN where nobody else voted."""
-    same, total = others_votes(votes)
-    return np.where(total > 0, 0.5 * (np.sign(2 * same - total) + 1.0), np.nan)
+    others = of_others("pair")
+    agreement = of_others("pair", "label") / others  # NaN for 0 of 0
+    return votes.assign(others=others, agreement=agreement, majority=0.5 * (np.sign(2 * agreement - 1) + 1))
 
 
 def mean_over_users(values: FloatArray, user: Any, seed: int = 0) -> dict[str, float]:
@@ -106,7 +74,7 @@ def mean_over_users(values: FloatArray, user: Any, seed: int = 0) -> dict[str, f
     return fairness_summary(values, user, None, seed=seed)["overall"]
 
 
-def noise_ceiling(votes: Votes, *, seed: int = 0) -> dict[str, Any]:
+def noise_ceiling(votes: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
     """How well the others' majority predicts a label, and within which bounds the best judge that does not see the user lies.
 
     Returns:
@@ -116,32 +84,21 @@ def noise_ceiling(votes: Votes, *, seed: int = 0) -> dict[str, Any]:
     Raises:
         DataError: If fewer than 100 votes are on pairs that somebody else judged too.
     """
-    same, total = others_votes(votes)
-    common = total > 0
-    if common.sum() < MIN_COMMON_VOTES:
+    common = votes[votes["others"] > 0]
+    if len(common) < MIN_COMMON_VOTES:
         raise DataError(
-            f"Only {int(common.sum())} of {len(common)} votes are on pairs that another user judged too, so annotator noise "
+            f"Only {len(common)} of {len(votes)} votes are on pairs that another user judged too, so annotator noise "
             f"cannot be estimated. Let at least {MIN_COMMON_VOTES} votes fall on common pairs."
         )
-    users = votes.user[common]
-    pairwise = mean_over_users(same[common] / total[common], users, seed)
+    pairwise = mean_over_users(common["agreement"].to_numpy(), common["user"], seed)
     theta = pairwise["value"]
     return {
-        "leave_one_out": mean_over_users(majority_of_others(votes)[common], users, seed),
+        "leave_one_out": mean_over_users(common["majority"].to_numpy(), common["user"], seed),
         "pairwise": pairwise,
         "best_shared_bounds": [theta, 0.5 * (1.0 + float(np.sqrt(max(2.0 * theta - 1.0, 0.0))))],
-        "num_votes": int(common.sum()),
-        "votes_a_pair": float(common.sum() / len(np.unique(votes.pair[common]))),
+        "num_votes": len(common),
+        "votes_a_pair": len(common) / common["pair"].nunique(),
     }
-
-
-def support_on(votes: Votes, rows: NDArray[np.bool_]) -> FloatArray:
-    """Leave-one-out support of each user on some of the votes; NaN with fewer than 4 common votes there."""
-    same, total = others_votes(votes)
-    kept = rows & (total > 0)
-    counts = np.bincount(votes.user[kept], minlength=len(votes.users))
-    sums = np.bincount(votes.user[kept], same[kept] / total[kept], minlength=len(votes.users))
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts >= MIN_VOTES_FOR_SUPPORT)
 
 
 class LabelNoise:
@@ -182,8 +139,8 @@ class LabelNoise:
         except DataError as error:
             self.summary = {"reason": str(error)}
             return
-        self._votes, self._keys = votes, self.keys_of(everything)
-        self._ceilings = dict(zip(map(_key, everything), majority_of_others(votes).tolist(), strict=True))
+        self._votes, self._prompts = votes, np.array(self.keys_of(everything))
+        self._ceilings = dict(zip(map(_key, everything), votes["majority"].tolist(), strict=True))
         people = rows.select_columns(["user", "group", "support_rate"]).to_pandas().drop_duplicates()
         # Where users of one group differ in support, the groups were cut from it.
         if (people.groupby("group")["support_rate"].nunique() > 1).any():
@@ -196,16 +153,16 @@ class LabelNoise:
         return ["\n".join(pair_texts(row, self._fields)) for row in rows]
 
     def low_support(self, users: Sequence[str], held_out: Collection[str]) -> IntArray:
-        """Whether each user is below the cut, 1 or 0, by votes on other prompts than those held out (as [`keys_of`] names them); -1 with too few votes there.
+        """Whether each user is below the cut, 1 or 0, by votes on other prompts than those held out (as [`keys_of`] names them); -1 without a
+        vote that others can confirm.
 
         Raises:
             DataError: If support does not vary.
         """
-        support = support_on(self._votes, np.array([prompt not in held_out for prompt in self._keys]))
-        known = ~np.isnan(support)
-        threshold = quantile_thresholds(support[known], self.minority_share or 0.0)[0]
-        below = dict(zip(self._votes.users, np.where(known, support < threshold, -1).tolist(), strict=True))
-        return np.array([below[user] for user in users], dtype=np.int64)
+        kept = self._votes[~np.isin(self._prompts, list(held_out))]
+        support = kept.groupby("user")["agreement"].mean().dropna().round(12)  # as `support_rate_by_agreement`
+        below = support < quantile_thresholds(support.to_numpy(), self.minority_share or 0.0)[0]
+        return below.astype(np.int64).reindex(users, fill_value=-1).to_numpy()
 
     def ceiling_of(self, rows: Dataset) -> FloatArray:
         """Whether the majority of the others is right about each row, NaN where nobody else judged it, or no ceiling is known."""
