@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=2 python benchmarks/reward_training.py --source dsp --data_path DSP_FILE      personalized pairs
     OMP_NUM_THREADS=2 python benchmarks/reward_training.py --plain                               nothing is shared
+    OMP_NUM_THREADS=2 python benchmarks/reward_training.py --model minilm --layers 3             an encoder, without padding
     OMP_NUM_THREADS=2 python benchmarks/reward_training.py --curve 50                            the losses of 50 steps
 
 All sides train one epoch over the same pairs, in turn, so that whatever else the machine does hits all of them alike; ratios
-are taken within a turn. Pairs are tokenized before the clock starts. Peak memory is that of a process of its own a side.
+are taken within a turn, of the time that passes and of that of the processor. Pairs are tokenized before the clock starts. Peak memory is that of a process of its own a side.
 """
 
 import argparse
@@ -35,28 +36,30 @@ from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.models import load_tokenizer, materialize_model
 from trl_pafo.prefix_sharing.choice import attention_weight, count_work, how_rows_attend
+from trl_pafo.prefix_sharing.forward import reward_model
 from trl_pafo.prefix_sharing.rows import dataset_lengths
 
 SIDES: dict[str, dict[str, Any] | None] = {
     "RewardTrainer": None,
-    "all off": {"prefix_sharing": "off"},
-    "prefix sharing": {"prefix_sharing": "auto"},
-    "length grouping": {"prefix_sharing": "off", "train_sampling_strategy": "group_by_length"},
-    "everything": {"prefix_sharing": "auto", "train_sampling_strategy": "group_by_length"},
+    "all off": {"prefix_sharing": "off", "padding_free": "off"},
+    "prefix sharing": {"padding_free": "off"},
+    "padding free": {"prefix_sharing": "off"},
+    "length grouping": {"prefix_sharing": "off", "padding_free": "off", "train_sampling_strategy": "group_by_length"},
+    "everything": {"train_sampling_strategy": "group_by_length"},
 }
 """Options of each side; RewardTrainer has none of its own."""
 
 
 class Clock(TrainerCallback):
-    """Seconds of the loop over the batches."""
+    """Seconds of the loop over the batches: those that pass, and those of the processor."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start = time.perf_counter()
+        self.start = time.perf_counter(), time.process_time()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
 
 
 def make_rows(options: argparse.Namespace) -> Dataset:
@@ -81,16 +84,16 @@ def make_trainer(side: str, base: str, rows: Dataset, options: argparse.Namespac
     return PAFORewardTrainer(base, PAFOConfig(**args, **own), train_dataset=rows, processing_class=tokenizer)
 
 
-def train(trainer: RewardTrainer) -> float:
+def train(trainer: RewardTrainer) -> tuple[float, float]:
     clock = Clock()
     silence(trainer).add_callback(clock)
     trainer.train()
     return clock.seconds
 
 
-def measure(base: str, rows: Dataset, options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Seconds of an epoch, by side and turn; before the first turn each side takes two steps that do not count."""
-    seconds: dict[str, list[float]] = {side: [] for side in options.sides}
+def measure(base: str, rows: Dataset, options: argparse.Namespace, folder: str) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of an epoch ([`Clock`]), by side and turn; before the first turn each side takes two steps that do not count."""
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in options.sides}
     for side in options.sides:
         train(make_trainer(side, base, rows, options, folder, max_steps=2))
     for turn in range(options.rounds):
@@ -98,7 +101,7 @@ def measure(base: str, rows: Dataset, options: argparse.Namespace, folder: str) 
             side = options.sides[(place + turn) % len(options.sides)]
             trainer = make_trainer(side, base, rows, options, folder, max_steps=options.steps or -1)
             seconds[side].append(train(trainer))
-            print(f"turn {turn + 1} of {options.rounds}, {side}: {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
+            print(f"turn {turn + 1} of {options.rounds}, {side}: {seconds[side][-1][0]:.1f} s", file=sys.stderr, flush=True)
     return seconds
 
 
@@ -183,7 +186,8 @@ def main() -> None:
         trainer = make_trainer("all off", base, rows, options, folder)
         tokens = sum(map(len, [*trainer.train_dataset["chosen_ids"][:], *trainer.train_dataset["rejected_ids"][:]]))
         print(f"{len(rows)} pairs, {tokens / len(rows) / 2:.0f} tokens a sequence in the mean; {json.dumps(vars(options))}")
-        print(*work_lines(trainer.train_dataset, options.batch, trainer.model.config), sep="\n", flush=True)
+        if reward_model(trainer.model) is not None:
+            print(*work_lines(trainer.train_dataset, options.batch, trainer.model.config), sep="\n", flush=True)
         if not options.rounds:
             return
         seconds = measure(base, rows, options, folder)
@@ -191,17 +195,19 @@ def main() -> None:
         report(seconds, len(rows) * share, tokens * share, base)
 
 
-def report(seconds: dict[str, list[float]], num_pairs: float, tokens: float, base: str) -> None:
+def report(seconds: dict[str, list[tuple[float, float]]], num_pairs: float, tokens: float, base: str) -> None:
     """The table; each peak of memory is that of a process of its own."""
     print(
-        "\n| side | pairs/s | tokens/s | ratio to RewardTrainer: median [least, greatest] | 95 % of the median | peak memory, GiB |"
+        "\n| side | pairs/s | tokens/s | ratio to RewardTrainer: median [least, greatest] | 95 % of the median | of CPU time "
+        "| peak memory, GiB |"
     )
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for side, times in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(seconds["RewardTrainer"], times, strict=True)]
+        ratios, of_cpu = (np.array(seconds["RewardTrainer"]) / np.array(times)).T.tolist()
+        passed = median(wall for wall, _ in times)
         print(
-            f"| {side} | {num_pairs / median(times):.2f} | {tokens / median(times):,.0f} | {median(ratios):.2f} "
-            f"[{min(ratios):.2f}, {max(ratios):.2f}] | {interval_of(ratios)} | {peak_of(side, base):.2f} |",
+            f"| {side} | {num_pairs / passed:.2f} | {tokens / passed:,.0f} | {median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] "
+            f"| {interval_of(ratios)} | {median(of_cpu):.2f} | {peak_of(side, base):.2f} |",
             flush=True,
         )
 

@@ -155,9 +155,11 @@ def test_what_is_free_is_none():
     assert "secret" not in json.dumps(deciding_options(other))
 
 
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "per_device_eval_batch_size", "prefix_sharing"])
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "per_device_eval_batch_size", "prefix_sharing", "padding_free"])
 def test_what_changes_the_last_digits_alone_asks_for_no_other_training(name):
-    value = {"gradient_checkpointing": False, "per_device_eval_batch_size": 3, "prefix_sharing": "off"}[name]
+    value = {"gradient_checkpointing": False, "per_device_eval_batch_size": 3, "prefix_sharing": "off", "padding_free": "off"}[
+        name
+    ]
     one, other = PAFOConfig("a", **CPU), PAFOConfig("a", **CPU, **{name: value})
     assert deciding_options(one) == deciding_options(other)
     assert rounding_options(one) != rounding_options(other)

@@ -12,7 +12,7 @@ from trl import RewardConfig, TrlParser
 from trl_pafo import PAFOConfig
 from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.errors import ConfigError
-from trl_pafo.trainer.config import CONDITIONINGS, PREFIX_SHARING
+from trl_pafo.trainer.config import AUTO_ON_OFF, CONDITIONINGS
 from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 
 CPU = {"use_cpu": True, "bf16": False}
@@ -41,7 +41,8 @@ class TestValues:
         [
             ("distillation_loss", tuple(DISTILLATION_LOSSES)),
             ("conditioning", CONDITIONINGS),
-            ("prefix_sharing", PREFIX_SHARING),
+            ("prefix_sharing", AUTO_ON_OFF),
+            ("padding_free", AUTO_ON_OFF),
         ],
     )
     def test_choices(self, name, choices, tmp_path):

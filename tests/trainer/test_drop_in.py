@@ -73,7 +73,7 @@ def train(decoder, training, tmp_path, monkeypatch):
         make = lambda value: value() if inspect.isfunction(value) else value  # noqa: E731
         arguments = {name: make(value) if name not in CALLED else value for name, value in arguments.items()}
         config = RewardConfig if kind is RewardTrainer else PAFOConfig
-        own = {} if kind is RewardTrainer else {"prefix_sharing": "off"}
+        own = {} if kind is RewardTrainer else {"prefix_sharing": "off", "padding_free": "off"}
         if "args" not in arguments and not positional:
             arguments["args"] = config(kind.__name__, **{**training, "max_steps": 2, **own, **(options or {})})
         if not positional:

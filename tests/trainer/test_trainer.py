@@ -1,6 +1,7 @@
 """PAFORewardTrainer against RewardTrainer, and what it adds."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_equals_reward_trainer_bit_for_bit(base_model, training, teachers, tmp_p
     more = {} if plain == "no columns" else {"alpha": 1.0}
     ours = PAFORewardTrainer(
         base_model,
-        PAFOConfig(str(tmp_path / "b"), prefix_sharing="off", **training, **more),
+        PAFOConfig(str(tmp_path / "b"), prefix_sharing="off", padding_free="off", **training, **more),
         train_dataset=rows.remove_columns(["group", "user"]) if plain == "no columns" else rows,
         teachers=None if plain == "no columns" else teachers,
         peft_config=lora() if peft else None,
@@ -233,7 +234,7 @@ def test_logs_have_every_key_of_reward_trainer_with_its_values(encoder, training
     training |= {"eos_token": "[SEP]", "center_rewards_coefficient": 0.05, "logging_steps": 1}
     evaluation = rows.select(range(8)).remove_columns(["group", "user"])
     logs = []
-    for kind, args in ((RewardTrainer, RewardConfig), (PAFORewardTrainer, PAFOConfig)):
+    for kind, args in ((RewardTrainer, RewardConfig), (PAFORewardTrainer, partial(PAFOConfig, padding_free="off"))):
         trainer = kind(encoder, args(str(tmp_path / kind.__name__), **training), train_dataset=rows, eval_dataset=evaluation)
         trainer.train()
         trainer.evaluate()
@@ -360,7 +361,7 @@ def test_a_data_loader_of_ones_own_is_exact_on_one_process_and_refused_on_severa
 
 @pytest.mark.parametrize("unused", [True, False])
 def test_any_collator_will_do(scorer, unused):
-    expected = numbers(scorer().evaluate())
+    expected = numbers(scorer(padding_free="off").evaluate())
     trainer = scorer(collator=DataCollatorForPreference(pad_token_id=0), remove_unused_columns=unused)
     assert numbers(trainer.evaluate()) == expected
     assert isinstance(trainer.data_collator, DataCollatorForPreference)

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from trl_pafo.models.safe_loading import (
 )
 from trl_pafo.models.weights import check_reward_model
 from trl_pafo.prefix_sharing.forward import forward_shared
+from trl_pafo.prefix_sharing.packing import forward_packed
+from trl_pafo.prefix_sharing.packing_choice import choose_packing
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
 
 
@@ -313,7 +315,8 @@ def score_sequences(
 ) -> np.ndarray:
     """Rewards of token sequences, each independent of its neighbors, raw (no sigmoid).
 
-    Sequences of similar length share a batch, so that little is computed on padding; equal sequences are scored once.
+    Sequences of similar length share a batch, so that little is computed on padding, and on a CPU encoders compute none
+    ([`~trl_pafo.prefix_sharing.packing.forward_packed`]); equal sequences are scored once.
 
     Args:
         model (`torch.nn.Module`):
@@ -340,10 +343,11 @@ def score_sequences(
         ConfigError: If `batch_size` is no integer above 0.
         TeacherError: If a reward is not finite.
     """
+    call: Callable[..., Any] = partial(forward_packed, model) if choose_packing("auto", model).pack else model
 
     def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
         ids, mask = pad_sequences(batch, pad_token_id)
-        return reward_of(model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))[:, None]
+        return reward_of(call(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))[:, None]
 
     keys = [tuple(sequence) for sequence in sequences]
     return in_batches(model, keys, len, forward, batch_size, autocast=autocast, desc=desc, accelerator=accelerator)[:, 0]

@@ -26,29 +26,22 @@ ATTENTION = ("sdpa", "eager", "flex_attention")
 """Implementations of attention that can be told who sees whom; flash attention cannot."""
 
 
-class RowMask(torch.Tensor):
+class PiecewiseMask(torch.Tensor):
     """
-    Mask of shared rows that `scaled_dot_product_attention` need not look at: given one, it attends row by row.
+    Mask that `scaled_dot_product_attention` need not look at: given one, it attends piece by piece, as `_attend` says.
 
-    It has the shape and type of the dense mask, of shape `(num_pairs, 1, num_tokens, num_tokens)`, and turns into it wherever
-    anything else is done with it: whatever a model does, it sees the right mask.
+    It has the shape and type of the dense mask and turns into it wherever anything else is done with it: whatever a model does, it
+    sees the right mask.
     """
 
-    _lengths: list[list[int]]
     _make_dense: Callable[[], torch.Tensor]
     _dense: torch.Tensor | None
-    _of_rejected: list[torch.Tensor]
 
     @classmethod
-    def of(cls, lengths: torch.Tensor, num_tokens: int, make_dense: Callable[[], torch.Tensor]) -> "RowMask":
-        """The mask of rows of these lengths, of shape `(num_pairs, 3)` on the CPU; `make_dense` makes the dense one."""
-        shape = (len(lengths), 1, num_tokens, num_tokens)
+    def standing_for(cls, shape: tuple[int, ...], make_dense: Callable[[], torch.Tensor]) -> Any:
+        """The mask in the place of the dense one, which `make_dense` makes."""
         mask = torch.ones((1, 1, 1, 1), dtype=torch.bool).expand(shape).as_subclass(cls)  # takes no memory
-        mask._lengths = lengths.tolist()
         mask._make_dense, mask._dense = make_dense, None
-        mask._of_rejected = [
-            torch.ones(rejected, prefix + rejected, dtype=torch.bool).tril(prefix) for prefix, _, rejected in mask._lengths
-        ]
         return mask
 
     def dense(self) -> torch.Tensor:
@@ -64,13 +57,41 @@ class RowMask(torch.Tensor):
         kwargs = dict(kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             if func is scaled_dot_product_attention and isinstance(kwargs.get("attn_mask"), cls) and len(args) == 3:
-                return kwargs.pop("attn_mask")._attend(*args, **kwargs)
+                return in_float32(kwargs.pop("attn_mask")._attend, *args, **kwargs)
             if func in _ABOUT:
                 return func(*args, **kwargs)
             if func is torch.Tensor.detach:  # done to what reentrant checkpointing computes again
                 return args[0]
             args, kwargs = tree_map_only(cls, cls.dense, (tuple(args), kwargs))
             return func(*args, **kwargs)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def in_float32(attend: Callable[..., torch.Tensor], *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Attention of tensors in bfloat16 in float32: on a CPU the backward pass of its kernel takes three to six times as long in bfloat16."""
+    if all(tensor.dtype != torch.bfloat16 for tensor in tensors):
+        return attend(*tensors, **options)
+    with torch.autocast("cpu", enabled=False):
+        return attend(*(tensor.float() for tensor in tensors), **options).to(tensors[-1].dtype)
+
+
+class RowMask(PiecewiseMask):
+    """Mask of shared rows, of shape `(num_pairs, 1, num_tokens, num_tokens)`, with which attention goes row by row."""
+
+    _lengths: list[list[int]]
+    _of_rejected: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, lengths: torch.Tensor, num_tokens: int, make_dense: Callable[[], torch.Tensor]) -> "RowMask":
+        """The mask of rows of these lengths, of shape `(num_pairs, 3)` on the CPU; `make_dense` makes the dense one."""
+        mask = cls.standing_for((len(lengths), 1, num_tokens, num_tokens), make_dense)
+        mask._lengths = lengths.tolist()
+        mask._of_rejected = [
+            torch.ones(rejected, prefix + rejected, dtype=torch.bool).tril(prefix) for prefix, _, rejected in mask._lengths
+        ]
+        return mask
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
         """Attention of shape `(num_pairs, num_heads, num_tokens, head_size)`; 0 on padding."""

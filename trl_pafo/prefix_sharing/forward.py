@@ -72,7 +72,8 @@ class PairHead:
         return rewards[:, None].expand(-1, output.shape[1], -1)
 
 
-def _is_compiled(model: torch.nn.Module) -> bool:
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether a model or a module of it is compiled."""
     return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules())
 
 
@@ -103,7 +104,7 @@ def forward_shared(
     layout = row_layout(lengths, input_ids.shape[1])
     implementation, windows = owner.config._attn_implementation, layer_windows(owner.config)
     # The lengths are numbers of Python then, which an accelerator would have to be waited for, and which compiled code cannot take.
-    by_row = lengths if by_rows and lengths.device.type == "cpu" and not _is_compiled(model) else None
+    by_row = lengths if by_rows and lengths.device.type == "cpu" and not is_compiled(model) else None
     masks = {
         name: attention_mask(layout, window, implementation, owner.dtype, by_row)
         for name, window in (windows.items() if isinstance(windows, dict) else [("all", windows)])

@@ -7,6 +7,7 @@ before anything is wrapped or sharded, takes a fraction of a second on the CPU, 
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def why_not_shared(model: torch.nn.Module) -> str | None:
     if inner is None:
         return "the model has no reward head `score` that reads every token, as encoders have none"
     config = inner.config
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values()):
+    if has_virtual_tokens(model):
         return "the adapter puts tokens of its own in front of each row"
     if config.is_encoder_decoder or config.get_text_config() is not config:
         return f"{type(inner).__name__} is more than one decoder"
@@ -82,8 +83,29 @@ def why_not_shared(model: torch.nn.Module) -> str | None:
     return None
 
 
+def has_virtual_tokens(model: Any) -> bool:
+    """Whether an adapter puts tokens of its own in front of each row."""
+    return any(getattr(adapter, "is_prompt_learning", False) for adapter in getattr(model, "peft_config", {}).values())
+
+
 def twin_difference(model: PreTrainedModel) -> float:
     """Largest difference between the rewards of shared rows and of two rows under a small twin, over the rewards' spread."""
+
+    def rewards(twin: PreTrainedModel) -> list[torch.Tensor]:
+        pairs = _pairs()
+        batch = collate_pairs(pairs, _PAD)
+        # In both ways of `sdpa`: row by row, as on a CPU, and with the mask that an accelerator gets.
+        shared = [
+            forward_shared(twin, batch["input_ids"], batch[PAIR_LENGTHS], by_rows=by_rows, use_cache=False).logits
+            for by_rows in (True, False)
+        ]
+        return [torch.cat([_alone(twin, pair[side]) for side in ("chosen_ids", "rejected_ids") for pair in pairs]), *shared]
+
+    return compare_on_twin(model, rewards)
+
+
+def compare_on_twin(model: PreTrainedModel, rewards: Callable[[PreTrainedModel], list[torch.Tensor]]) -> float:
+    """Largest difference between the first of the rewards that a function gets from a small twin and the others, over their spread."""
     # Neither the seed nor the dtype of the run may leak in or out, and DeepSpeed must not shard the twin.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), set_zero3_state():
         torch.manual_seed(0)
@@ -91,18 +113,11 @@ def twin_difference(model: PreTrainedModel) -> float:
         torch.set_default_dtype(torch.float32)
         try:
             twin = _twin(model)
-            pairs = _pairs()
         finally:
             torch.set_default_dtype(default)
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            expected = torch.cat([_alone(twin, pair[side]) for side in ("chosen_ids", "rejected_ids") for pair in pairs])
-            batch = collate_pairs(pairs, _PAD)
-            # In both ways of `sdpa`: row by row, as on a CPU, and with the mask that an accelerator gets.
-            shared = [
-                forward_shared(twin, batch["input_ids"], batch[PAIR_LENGTHS], by_rows=by_rows, use_cache=False).logits
-                for by_rows in (True, False)
-            ]
-    return float(max((rewards - expected).abs().max() for rewards in shared) / expected.std())
+            expected, *found = rewards(twin)
+    return float(max((each - expected).abs().max() for each in found) / expected.std())
 
 
 def _alone(model: Any, ids: list[int]) -> torch.Tensor:

@@ -64,7 +64,7 @@ ROUNDING = frozenset(
         *("use_cpu", "full_determinism", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
         *("use_liger_kernel", "liger_kernel_config", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph"),
         # How much padding there is, and what is scored together without a step being taken on it.
-        *("prefix_sharing", "pad_to_multiple_of", "per_device_eval_batch_size", "teacher_batch_size"),
+        *("prefix_sharing", "padding_free", "pad_to_multiple_of", "per_device_eval_batch_size", "teacher_batch_size"),
     }
 )
 """Options that say how a step is computed, not what: results differ by rounding alone. A finished training is kept where they

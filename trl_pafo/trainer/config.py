@@ -15,7 +15,7 @@ from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 from trl_pafo.trainer.options import PAFOOptions, describe_options
 
 CONDITIONINGS = ("own", "counterfactual", "posterior")
-PREFIX_SHARING = ("auto", "on", "off")
+AUTO_ON_OFF = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
 _LOWER_IS_BETTER = ("_difference", "_std", "_gini", "_theil")
@@ -50,7 +50,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         for name, choices in (
             ("distillation_loss", DISTILLATION_LOSSES),
             ("conditioning", CONDITIONINGS),
-            ("prefix_sharing", PREFIX_SHARING),
+            ("prefix_sharing", AUTO_ON_OFF),
+            ("padding_free", AUTO_ON_OFF),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")

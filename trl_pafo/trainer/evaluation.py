@@ -6,6 +6,7 @@ rows that fill up the last one. Here the rewards of each pair are kept, gathered
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.scoring import reward_of
 from trl_pafo.prefix_sharing.forward import forward_shared
+from trl_pafo.prefix_sharing.packing import forward_packed
 from trl_pafo.prefix_sharing.rows import two_rows
 from trl_pafo.trainer.collator import NUMBER_COLUMN, DataCollatorForGroupPreference, NumberedCollator, PairBatch, number_rows
 from trl_pafo.trainer.losses import bradley_terry
@@ -53,6 +55,8 @@ class ExactRewardTrainer(RewardTrainer):
 
     groups: list[str]
     """Groups of the training and evaluation sets, and those that were named; those of a stream are not known in advance."""
+    _packs = False
+    """Whether batches of an encoder are computed without padding."""
     _scored: ScoredPairs | None = None
     """Pairs of the evaluation that is under way."""
 
@@ -101,7 +105,8 @@ class ExactRewardTrainer(RewardTrainer):
         # for the device six times in every step.
         batch = PairBatch.pop_from(inputs)
         if batch.pair_lengths is None:
-            outputs = model(**inputs, use_cache=False)
+            forward = partial(forward_packed, model) if self._packs else model
+            outputs = forward(**inputs, use_cache=False)
             num_tokens = inputs["attention_mask"].sum()
         else:
             outputs = forward_shared(model, inputs["input_ids"], batch.pair_lengths, use_cache=False)

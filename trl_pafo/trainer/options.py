@@ -70,6 +70,12 @@ class PAFOOptions:
         "rounding. Not from the paper.",
         "auto",
     )
+    padding_free: str = _option(
+        "The sequences of a batch of an encoder without padding, and its last layer only where the reward is read: 'auto' where that gives "
+        "the rewards of padded sequences (on a CPU), 'on' (an error if it does not give them), 'off'. Rewards differ only by rounding. Not "
+        "from the paper.",
+        "auto",
+    )
 
 
 def describe_options() -> str:

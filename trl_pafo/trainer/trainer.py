@@ -22,6 +22,7 @@ from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
+from trl_pafo.prefix_sharing.packing_choice import PackingChoice, choose_packing
 from trl_pafo.teachers.agreement import Agreement, agreement
 from trl_pafo.teachers.margins import TeacherMargins
 from trl_pafo.teachers.targets import targets_from_columns, targets_from_teachers
@@ -137,6 +138,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         keep_head_in_format(self.model)
         self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
         """Whether pairs share rows, and why."""
+        self.padding_free = self._choose_packing(own_collator=data_collator is None)
+        """Whether batches of an encoder are computed without padding, and why."""
         self.add_callback(EpochOfSampler())
         self.teacher_agreement: list[Agreement] = []
         """How far the teacher of each group agrees with the labels of its training pairs. Empty where nothing is distilled."""
@@ -189,13 +192,10 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
 
     def _choose_prefix_sharing(self, own_collator: bool) -> SharingChoice:
         args, collator = self.args, self.data_collator
-        mode, reason = args.prefix_sharing, None
-        if not own_collator:
-            reason = "the data collator is not the trainer's own"
-            if getattr(collator, "share_prefix", False):  # such a collator asks for it
-                mode, reason = "on", None
-        if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
-            reason = "tensor, context and sequence parallelism split what the reward head reads"
+        mode, asked = args.prefix_sharing, getattr(collator, "share_prefix", False)
+        if not own_collator and asked:
+            mode = "on"
+        reason = self._why_two_rows(own_collator or asked)
         dataset = self.eval_dataset if self.train_dataset is None else self.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()), None)
@@ -205,6 +205,18 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             PairHead.of(self.model)
             collator.share_prefix = True
         logger.info(f"Prefixes are {'shared' if choice.share else 'not shared'}: {choice.reason}.")
+        return choice
+
+    def _why_two_rows(self, own_collator: bool) -> str | None:
+        if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
+            return "tensor, context and sequence parallelism split what the reward head reads"
+        return None if own_collator else "the data collator is not the trainer's own"
+
+    def _choose_packing(self, own_collator: bool) -> PackingChoice:
+        choice = choose_packing(self.args.padding_free, self.model, self._why_two_rows(own_collator))
+        self._packs = choice.pack
+        if choice.pack:
+            logger.info(f"Batches are computed without padding: {choice.reason}.")
         return choice
 
     def model_card(self) -> Card:
