@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from trl_pafo.prefix_sharing.attention import attend_in_float32
+
 MIN_GAIN = 1.1
 """How many times as fast bfloat16 must be to be taken: it rounds more, and times vary."""
 
@@ -44,7 +46,7 @@ def seconds_of_a_step(turns: int = 4, clock: Callable[[], float] = time.thread_t
         start = clock()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             query, key, value = F.linear(rows, attention).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-            seen = in_float32(F.scaled_dot_product_attention, query, key, value).transpose(1, 2).flatten(2)
+            seen = attend_in_float32(F.scaled_dot_product_attention, query, key, value).transpose(1, 2).flatten(2)
             middle = F.layer_norm(rows + F.linear(seen, output), (hidden,))
             outputs = middle + F.linear(F.gelu(F.linear(middle, up)), down)
         torch.autograd.grad(outputs.float().sum(), weights)

@@ -57,7 +57,7 @@ class PiecewiseMask(torch.Tensor):
         kwargs = dict(kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             if func is scaled_dot_product_attention and isinstance(kwargs.get("attn_mask"), cls) and len(args) == 3:
-                return in_float32(kwargs.pop("attn_mask")._attend, *args, **kwargs)
+                return attend_in_float32(kwargs.pop("attn_mask")._attend, *args, **kwargs)
             if func in _ABOUT:
                 return func(*args, **kwargs)
             if func is torch.Tensor.detach:  # done to what reentrant checkpointing computes again
@@ -69,7 +69,7 @@ class PiecewiseMask(torch.Tensor):
         raise NotImplementedError
 
 
-def in_float32(attend: Callable[..., torch.Tensor], *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
+def attend_in_float32(attend: Callable[..., torch.Tensor], *tensors: torch.Tensor, **options: Any) -> torch.Tensor:
     """Attention of tensors in bfloat16 in float32: on a CPU the backward pass of its kernel takes three to six times as long in bfloat16."""
     if all(tensor.dtype != torch.bfloat16 for tensor in tensors):
         return attend(*tensors, **options)
