@@ -98,6 +98,34 @@ def test_build_from_a_table_and_for_users(files: Path, capsys, tmp_path) -> None
     assert len(Portfolio.load(tmp_path / "u")) <= len(Portfolio.load(files / "built"))
 
 
+def test_a_table_of_scores_is_spoken_of_by_the_names_of_its_policies(files: Path, capsys, tmp_path) -> None:
+    rows = [["terse", 1, 5], ["warm", 5, 1], ["both", 3.8, 3.8], ["worse", 2, 2]]
+    (tmp_path / "t.csv").write_text("policy,helpful,brief\n" + "\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    flags = ["--policies", tmp_path / "t.csv", "--reward_range", 1, 5]
+    assert portfolio("build", *flags, "--output_dir", tmp_path / "built") == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"^3 of the 4 policies serve all weights: (terse|warm|both), (terse|warm|both), (terse|warm|both)\.$", printed, re.M
+    )
+    assert "The promise is kept: over all weights the relative gap is at most 0.0000, within epsilon = 0.05." in printed
+    assert re.search(r"^\| \d warm \|", printed, re.M)
+    assert "oracle" not in printed
+    assert "| unknown |" in printed
+    assert portfolio("build", *flags, "--num_members", 1) == 0
+    printed = capsys.readouterr().out
+    assert "1 of the 4 policies serves all weights: both." in printed
+    assert (
+        "The promise is not kept with so few: the relative gap is 0.3000 at the worst weights, above epsilon = 0.05." in printed
+    )
+    assert portfolio("choose", "--portfolio", tmp_path / "built", "--weights", 1, 0) == 0
+    assert re.search(r"Policy warm \(member \d\): helpful 1.0000, brief 0.0000, KL unknown$", capsys.readouterr().out, re.M)
+    assert json.loads((tmp_path / "built/scale.json").read_text()) == {"kind": "min_max", "origin": [1, 1], "unit": [4, 4]}
+    assert portfolio("certify", *flags, "--members", "both", "warm", "--output", tmp_path / "c.json") == 0
+    assert "both, warm: relative gap 0.3000" in capsys.readouterr().out
+    assert portfolio("certify", *flags, "--members", 2, 1, "--output", tmp_path / "n.json") == 0
+    assert (tmp_path / "c.json").read_text() == (tmp_path / "n.json").read_text()
+
+
 def test_certify(files: Path, tmp_path, capsys) -> None:
     assert portfolio("certify", "--portfolio", files / "built", "--output", tmp_path / "c.json", "--num_resamples", 20) == 0
     result = json.loads((tmp_path / "c.json").read_text())
@@ -195,10 +223,13 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
         ("build --candidates C --users U --num_members 2", 1, "--num_members: no effect with --users"),
         ("build --candidates C --reward_names a b", 1, "has 3 rewards"),
         ("build --candidates C --output_dir BUILT", 1, "holds a finished portfolio.*nothing is overwritten"),
-        ("build --policies T --normalize min_max", 1, "--normalize: for --candidates"),
+        ("build --policies T --normalize min_max", 1, "--normalize: for --candidates; say what the rewards"),
+        ("build --policies T --reward_range 5 1", 1, "--reward_range takes the least and the greatest value"),
+        ("build --candidates C --reward_range 0 1 --normalize min_max", 1, "--normalize and --reward_range both say"),
+        ("build --candidates C --reward_range 0 0.5", 1, "rewards outside --reward_range 0 0.5"),
         ("certify", 1, "Give --portfolio .* or --policies"),
         ("certify --policies T", 1, "Give --members"),
-        ("certify --policies T --members 12", 1, "rows of the table that are served, 0 to 11"),
+        ("certify --policies T --members 12", 1, r"by name \(p0, .*\) or row of the table, 0 to 11; got 12"),
         ("certify --portfolio BUILT --members 0 --beta 1", 1, "--members, --beta: for --policies alone"),
         ("certify --policies T --members 0 --num_resamples 9", 1, "--num_resamples: for --portfolio alone"),
         ("choose --portfolio BUILT --weights 1 0 0 --sharpness 2", 1, "--sharpness: for --answers and"),

@@ -51,11 +51,11 @@ def test_outputs_name_the_objective_and_show_kl(portfolio: Portfolio, regularize
     assert rows[0] == "| member | w safe | w brief | w kind | safe | brief | kind | KL | w.R |"
     # Which of several smallest covers is kept may hang on rounding; what is shown of a member may not.
     weights, values = portfolio.weights[1], portfolio.values[1]
-    shown = [*(f"{w:.3f}" for w in weights), *(f"{v:.4f}" for v in values), "0.000", f"{weights @ values:.4f}"]
-    assert rows[3] == f"| 1 | {' | '.join(shown)} |"
+    shown = [*(f"{w:.3f}" for w in weights), *(f"{v:.4f}" for v in values), "unknown", f"{weights @ values:.4f}"]
+    assert rows[3] == f"| 1 {portfolio.policies[1]} | {' | '.join(shown)} |"
     old = OracleResult([0.7, 0.7], policy="old")  # of unknown weights
     found = build_portfolio(Sphere(), 2, 0.5, warm_start=[old], num_members=1, progress=False)
-    assert found.table().splitlines()[2] == "| 0 | - | - | 0.7000 | 0.7000 | 0.000 | - |"
+    assert found.table().splitlines()[2] == "| 0 old | - | - | 0.7000 | 0.7000 | unknown | - |"
 
 
 @pytest.mark.parametrize("name", ["portfolio", "regularized"])

@@ -27,6 +27,7 @@ class _Oracle:
     )
     normalize: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
     reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
+    reward_range: list[float] | None = _option(None, "Least and greatest value of a reward, which become 0 and 1, such as 1 5.")
     beta: float = _option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
 
 
@@ -45,8 +46,9 @@ class BuildArguments(_Oracle):
 class CertifyArguments:
     portfolio: str | None = _option(None, "Folder of a portfolio.")
     policies: str | None = _option(None, "CSV of policies, in place of --portfolio.")
-    members: list[int] | None = _option(None, "With --policies: rows, from 0 on, that are served.")
+    members: list[str] | None = _option(None, "With --policies: names (or rows, from 0 on) of the policies that are served.")
     reward_names: list[str] | None = _option(None, "Names of the rewards of a table, in the order of the weights.")
+    reward_range: list[float] | None = _option(None, "With --policies: least and greatest value of a reward.")
     beta: float = _option(0.0, "With --policies: weight of the KL term.")
     num_resamples: int = _option(200, "Resamples of the prompts for the interval, where values are known by prompt; 0: none.")
     output: str | None = _option(None, "JSON file to write; must not exist.")

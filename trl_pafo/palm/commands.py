@@ -14,7 +14,7 @@ from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.files.export import export_members
 from trl_pafo.palm.files.inputs import PolicyTable, read_answers, read_candidates, read_history, read_table, read_users
 from trl_pafo.palm.oracles.candidates import CandidateOracle, RewardScale
-from trl_pafo.palm.portfolio import PORTFOLIO_FILE, Portfolio
+from trl_pafo.palm.portfolio import PORTFOLIO_FILE, Portfolio, promise_of
 from trl_pafo.palm.solver.bounds import Optimum, Pool, Reference
 from trl_pafo.palm.solver.certificate import certify as certify_values
 from trl_pafo.palm.solver.simplex import random_weights
@@ -46,7 +46,8 @@ def build(args: Any) -> Result:
         text = f"{users}\n\n{serve(users.portfolio, weights, groups)}"
     else:
         options |= {"num_members": args.num_members, "search": args.search, "progress": False}
-        text = str(build_portfolio(oracle, len(names), args.epsilon, args.delta, **options))
+        portfolio = build_portfolio(oracle, len(names), args.epsilon, args.delta, **options)
+        text = _of_table(portfolio, oracle) if isinstance(oracle, PolicyTable) else f"{portfolio}\n\n{portfolio.promise}"
     if args.output_dir:
         if scale is not None:
             write_text(Path(args.output_dir) / SCALE_FILE, json.dumps(scale.to_json()) + "\n")
@@ -61,7 +62,7 @@ def certify(args: Any) -> Result:
     if args.policies:
         _refuse_unused(args, ["num_resamples"], "for --portfolio alone, whose values are known by prompt")
         return _certify_table(args)
-    _refuse_unused(args, ["members", "reward_names", "beta"], "for --policies alone; a portfolio has its own")
+    _refuse_unused(args, ["members", "reward_names", "reward_range", "beta"], "for --policies alone; a portfolio has its own")
     portfolio = Portfolio.load(args.portfolio)
     text, result = f"{len(portfolio)} members: {portfolio.certificate}", portfolio.certificate.to_json()
     if args.num_resamples and all(call.result.prompt_values is not None for call in portfolio.calls):
@@ -172,9 +173,9 @@ def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[A
             "docs/portfolio_oracles.md."
         )
     if not args.candidates:
-        _refuse_unused(args, ["normalize"], "for --candidates; the values of a table must be in [0, 1] already")
-        table = read_table(args.policies, args.reward_names, args.beta)
-        return table, list(table.names), [], None
+        _refuse_unused(args, ["normalize"], "for --candidates; say what the rewards of a table can be with --reward_range")
+        table = read_table(args.policies, args.reward_names, args.beta, _range_of(args))
+        return table, list(table.names), [], _scale_of(args, len(table.names))
     rewards, reference, found = read_candidates(args.candidates)
     num_rewards = rewards.shape[-1]
     names = list(args.reward_names or found or [f"reward_{place}" for place in range(num_rewards)])
@@ -184,12 +185,46 @@ def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[A
         )
     if found:
         rewards = rewards[..., [found.index(name) for name in names]]
-    scale = None
-    if args.normalize != "none":
+    scale = _scale_of(args, num_rewards)
+    if scale is not None:
+        if args.normalize != "none":
+            raise ConfigError("--normalize and --reward_range both say what becomes 0 and 1. Give one of them.")
+        low, high = args.reward_range
+        if np.nanmin(rewards) < low or np.nanmax(rewards) > high:
+            raise DataError(f"{args.candidates} has rewards outside --reward_range {low:g} {high:g}. Widen it.")
+        rewards = scale(rewards)
+    elif args.normalize != "none":
         scale = RewardScale.fit(rewards[reference > 0], args.normalize)
         rewards = scale(rewards)
-    warm = read_table(args.policies, names, args.beta).warm_start() if args.policies else []
+    warm = read_table(args.policies, names, args.beta, _range_of(args)).warm_start() if args.policies else []
     return CandidateOracle(rewards, args.beta, reference), names, warm, scale
+
+
+def _range_of(args: Any) -> list[float] | None:
+    """`reward_range`, checked."""
+    given: list[float] | None = args.reward_range
+    if given is not None and (len(given) != 2 or not given[0] < given[1]):
+        raise ConfigError(f"--reward_range takes the least and the greatest value of a reward, such as 1 5; got {given}.")
+    return given
+
+
+def _scale_of(args: Any, num_rewards: int) -> RewardScale | None:
+    if (given := _range_of(args)) is None:
+        return None
+    return RewardScale("min_max", np.full(num_rewards, given[0]), np.full(num_rewards, given[1] - given[0]))
+
+
+def _of_table(portfolio: Portfolio, table: PolicyTable) -> str:
+    """Which policies of a table serve all weights, and how well, compared with the whole table."""
+    names = [str(policy) for policy in portfolio.policies]
+    certificate = certify_values(
+        portfolio.values, table.values, kl=portfolio.kl, reference_kl=table.kl, beta=portfolio.beta, delta=portfolio.delta
+    )
+    serve = "serves" if len(names) == 1 else "serve"
+    return (
+        f"{len(names)} of the {len(table.results)} policies {serve} all weights: {', '.join(names)}.\n"
+        f"{promise_of(certificate, portfolio.epsilon, portfolio.delta)}\n{certificate}\n\n{portfolio.table()}"
+    )
 
 
 def _refuse_unused(args: Any, names: list[str], why: str) -> None:
@@ -200,12 +235,17 @@ def _refuse_unused(args: Any, names: list[str], why: str) -> None:
 
 
 def _certify_table(args: Any) -> Result:
-    table = read_table(args.policies, args.reward_names, args.beta)
-    rows = args.members
-    if not rows or min(rows) < 0 or max(rows) >= len(table.results):
-        raise ConfigError(f"Give --members, the rows of the table that are served, 0 to {len(table.results) - 1}; got {rows}.")
+    table = read_table(args.policies, args.reward_names, args.beta, _range_of(args))
+    place_of = {str(row): row for row in range(len(table.results))} | {name: row for row, name in enumerate(table.policies)}
+    unknown = [name for name in args.members or () if name not in place_of]
+    if unknown or not args.members:
+        raise ConfigError(
+            f"Give --members, the policies that are served, by name ({', '.join(table.policies)}) or row of the table, 0 to "
+            f"{len(table.results) - 1}; got {', '.join(unknown) or 'none'}."
+        )
+    rows = [place_of[name] for name in args.members]
     certificate = certify_values(table.values[rows], table.values, kl=table.kl[rows], reference_kl=table.kl, beta=args.beta)
-    return f"{len(rows)} members: {certificate}", certificate.to_json()
+    return f"{', '.join(table.policies[row] for row in rows)}: {certificate}", certificate.to_json()
 
 
 def _choose_by_answers(args: Any, portfolio: Portfolio) -> Result:
@@ -284,7 +324,10 @@ def _chosen(portfolio: Portfolio, member: int) -> str:
     values = ", ".join(
         f"{name} {value:.4f}" for name, value in zip(portfolio.reward_names, portfolio.values[member], strict=True)
     )
-    return f"Member {member}: {values}, KL {portfolio.kl[member]:.3f}; policy {json.dumps(portfolio.policies[member])}"
+    kl = f"KL {portfolio.kl[member]:.3f}" if any(call.result.kl for call in portfolio.calls) else "KL unknown"
+    policy = portfolio.policies[member]
+    who = f"Policy {policy} (member {member})" if isinstance(policy, str) else f"Member {member}"
+    return f"{who}: {values}, {kl}" + ("" if isinstance(policy, str) else f"; policy {json.dumps(policy)}")
 
 
 def _row(weights: FloatArray) -> str:

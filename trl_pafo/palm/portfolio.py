@@ -23,6 +23,19 @@ _FORMAT = "trl-pafo portfolio 2"
 _PLAIN = ("epsilon", "delta", "beta", "oracle_factor", "smallest")
 
 
+def promise_of(certificate: Certificate, epsilon: float, delta: float) -> str:
+    """Whether a portfolio keeps the tolerances that were asked for, in a sentence."""
+    measure, goal = Measure.of(epsilon, delta)
+    gap = certificate.gap(measure)
+    name = "epsilon" if measure.relative else "delta"
+    if gap <= goal + 1e-9:
+        return f"The promise is kept: over all weights the {measure.name} is at most {gap:.4f}, within {name} = {goal:g}."
+    return (
+        f"The promise is not kept with so few: the {measure.name} is {gap:.4f} at the worst weights, above {name} = {goal:g}. Ask for more "
+        "members, or leave their number open."
+    )
+
+
 @dataclass(frozen=True)
 class Portfolio:
     """
@@ -200,15 +213,23 @@ class Portfolio:
             raise PortfolioError("All policies must be evaluated on the same prompts; their numbers of prompts differ.")
         return np.stack(rows)
 
+    @property
+    def promise(self) -> str:
+        """Whether the gap that was asked for is kept, in a sentence."""
+        return promise_of(self.certificate, self.epsilon, self.delta)
+
     def table(self) -> str:
-        """The members as a Markdown table: weights, values, KL, and the objective at their own weights."""
+        """The members as a Markdown table, by the names of their policies where they have some: weights, values, KL, and the objective at their
+        own weights."""
+        knows_kl = any(call.result.kl for call in self.calls)  # of a table without a column for it, all are 0
         names = self.reward_names
         head = ["member", *(f"w {name}" for name in names), *names, "KL", self.objective]
         rows = []
         for place, (weights, values, kl) in enumerate(zip(self.weights, self.values, self.kl, strict=True)):
             own = "-" if np.isnan(weights).any() else f"{weights @ values - self.beta * kl:.4f}"
             asked = ["-" if np.isnan(weight) else f"{weight:.3f}" for weight in weights]
-            rows.append([str(place), *asked, *(f"{value:.4f}" for value in values), f"{kl:.3f}", own])
+            who = f"{place} {self.policies[place]}" if isinstance(self.policies[place], str) else str(place)
+            rows.append([who, *asked, *(f"{value:.4f}" for value in values), f"{kl:.3f}" if knows_kl else "unknown", own])
         lines = [head, ["---:"] * len(head), *rows]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -69,21 +69,31 @@ def test_a_table_of_policies(tmp_path) -> None:
     assert weights.tolist() == [1.0, 0.0]
     assert (first, second) == tuple(table.results)
     assert table(np.array([0.5, 0.5])).policy == "policy 1"  # (0.9 + 0.1) / 2 - 0.2 * 0.5 < (0.2 + 0.8) / 2
+    (tmp_path / "r.csv").write_text("policy,helpful,brief\na,1,5\nb,3,2\n")
+    assert read_table(tmp_path / "r.csv", reward_range=[1, 5]).values.tolist() == [[0.0, 1.0], [0.5, 0.25]]
     assert read_table(tmp_path / "t.csv", ["brief", "helpful"]).values.tolist() == [[0.1, 0.9], [0.8, 0.2]]
 
 
 @pytest.mark.parametrize(
     ("text", "options", "match"),
     [
-        ("policy,model,helpful,brief\na,llama,1,1\n", {}, "policy 1: values must be numbers"),
-        ("policy,helpful,brief\na,1,\n", {}, "policy 1: values must be"),
+        ("policy,model,helpful,brief\na,llama,1,1\n", {}, "t.csv, a, column model: 'llama' must be numbers"),
+        ("policy,helpful,brief\na,1,\n", {}, "t.csv, a, column brief: '' must be numbers"),
         ("policy,helpful,brief\na,1,1\n", {"reward_names": ["helpful", "warm"]}, "asked for are helpful, warm"),
         ("policy,helpful\na,1\n", {}, "at least 2"),
         ("policy,helpful,brief\n", {}, "holds no rows"),
         ("policy,helpful,brief,w_helpful\na,1,1,1\n", {}, "a column w_NAME for every reward"),
         ("policy,helpful,brief,w_color\na,1,1,1\n", {}, "a column w_NAME for every reward"),
-        ("policy,helpful,brief\na,1,1\n", {"beta": 0.1}, "policy 1 has no `kl`"),
-        ("policy,kl,helpful,brief\na,,1,1\n", {"beta": 0.1}, "policy 1 has no `kl`"),
+        ("policy,helpful,brief\na,1,1\n", {"beta": 0.1}, "a has no `kl`, which the objective w.R - 0.1 KL needs"),
+        ("policy,kl,helpful,brief\na,,1,1\n", {"beta": 0.1}, "a has no `kl`"),
+        ("policy,kl,helpful,brief\na,0,1,1\nb,,1,1\n", {}, "b has no `kl`, which others have; give it for all or for none"),
+        ("policy,helpful,brief\na,1,1\na,0,1\n", {}, "two policies are named a"),
+        (
+            "policy,helpful,brief\na,1,4.5\n",
+            {},
+            r"t.csv, a, column brief: 4.5 is not in \[0, 1\]. .* --reward_range LEAST GREATEST",
+        ),
+        ("policy,helpful,brief\na,1,6\n", {"reward_range": [1, 5]}, r"a, column brief: 6 is not in \[1, 5\]"),
         (",policy,helpful,brief\n0,a,1,1\n", {}, "the column '' has no name"),
         ("Unnamed: 0,policy,helpful,brief\n0,a,1,1\n", {}, "the column 'Unnamed: 0' has no name"),
     ],

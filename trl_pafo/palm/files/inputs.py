@@ -60,6 +60,11 @@ class PolicyTable:
         ]
 
     @property
+    def policies(self) -> list[str]:
+        """Their names."""
+        return [result.policy for result in self.results]
+
+    @property
     def problem(self) -> dict[str, Any]:
         """What decides the answers, as JSON values."""
         return {"oracle": "table", "values": self.values.tolist(), "kl": self.kl.tolist()}
@@ -103,7 +108,12 @@ def read_candidates(path: str | Path) -> Candidates:
     return Candidates(rewards, softmax(scores, axis=1), names)
 
 
-def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta: float = 0.0) -> PolicyTable:
+def read_table(
+    path: str | Path,
+    reward_names: Sequence[str] | None = None,
+    beta: float = 0.0,
+    reward_range: Sequence[float] | None = None,
+) -> PolicyTable:
     """A table of policies from CSV: a column for each reward, and optionally `policy`, `kl`, and for every reward NAME `w_NAME`, the
     weights that a policy is the best for.
 
@@ -114,9 +124,12 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
             The rewards, in their order; by default all that the file has.
         beta (`float`, *optional*, defaults to `0.0`):
             Weight of the KL term; above 0 every policy needs its `kl`.
+        reward_range (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):
+            The least and the greatest value that a reward can have; they become 0 and 1.
 
     Raises:
-        DataError: If a column is unknown or missing, or holds no numbers.
+        DataError: If a column is unknown or missing, holds no numbers or some out of range, or two policies have one name; the message names
+            policy and column.
         PortfolioError: If weights are off the simplex.
     """
     path = Path(path)
@@ -137,15 +150,27 @@ def read_table(path: str | Path, reward_names: Sequence[str] | None = None, beta
     weighted = [name for name in columns if name.startswith("w_")]
     if weighted and sorted(weighted) != sorted(f"w_{name}" for name in names):
         raise DataError(f"{path} has the weights {', '.join(weighted)}: a column w_NAME for every reward, or none.")
-    results, weights = [], []
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, policy {number}"
-        if beta > 0 and _is_blank(row.get("kl")):
-            raise DataError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs.")
-        values = _numbers([row[name] for name in names], 1, f"{where}: values")
-        kl = 0.0 if _is_blank(row.get("kl")) else float(_numbers([row["kl"]], 1, f"{where}: `kl`")[0])
-        policy = f"policy {number - 1}" if _is_blank(row.get("policy")) else row["policy"]
-        results.append(OracleResult(values, kl, policy))
+    least, greatest = reward_range or (0.0, 1.0)
+    has_kl = any(not _is_blank(row.get("kl")) for row in rows)
+    results, weights, policies = [], [], set()
+    for number, row in enumerate(rows):
+        policy = f"policy {number}" if _is_blank(row.get("policy")) else row["policy"]
+        where = f"{path}, {policy}"
+        if policy in policies:
+            raise DataError(f"{path}: two policies are named {policy}. Give each a name of its own.")
+        policies.add(policy)
+        if (beta > 0 or has_kl) and _is_blank(row.get("kl")):
+            why = f"which the objective w.R - {beta:g} KL needs" if beta > 0 else "which others have; give it for all or for none"
+            raise DataError(f"{where} has no `kl`, {why}.")
+        values = np.array([_numbers([row[name]], 1, f"{where}, column {name}: {row[name]!r}")[0] for name in names])
+        for name, value in zip(names, values, strict=True):
+            if not least <= value <= greatest:
+                raise DataError(
+                    f"{where}, column {name}: {value:g} is not in [{least:g}, {greatest:g}]. Say which values a reward can have: --reward_range "
+                    "LEAST GREATEST."
+                )
+        kl = float(_numbers([row["kl"]], 1, f"{where}, column kl: {row['kl']!r}")[0]) if has_kl else 0.0
+        results.append(OracleResult((values - least) / (greatest - least), kl, policy))
         own = [row[f"w_{name}"] for name in names] if weighted else []
         given = not all(map(_is_blank, own))
         weights.append(check_weights(_numbers(own, 1, f"{where}: weights"), len(names)) if given else np.full(len(names), np.nan))
