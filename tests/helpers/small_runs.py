@@ -20,6 +20,7 @@ DATA = {
     "context_pairs": 2,
     "minority_ratio": 0.3,
     "validation_share": 0.0,
+    "teacher_folds": 1,
 }
 
 

@@ -198,7 +198,11 @@ def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(ru
     assert trained == []
 
 
-def test_the_student_may_have_a_learning_rate_of_its_own(run, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("student", "rate"),
+    [({}, 5e-4), ({"student_start": "base"}, 1e-3), ({"student_learning_rate": 2e-4}, 2e-4)],
+)
+def test_the_student_has_a_learning_rate_of_its_own(run, monkeypatch, tmp_path, student, rate):
     found = {}
     save = stages.train_and_save
 
@@ -207,8 +211,8 @@ def test_the_student_may_have_a_learning_rate_of_its_own(run, monkeypatch, tmp_p
         save(trainer, out, title)
 
     monkeypatch.setattr(stages, "train_and_save", remember)
-    options = {"learning_rate": 1e-3, "student_learning_rate": 2e-4, "reference_steps": [1], "validation_share": 0.0}
+    options = {"learning_rate": 1e-3, "reference_steps": [1], "validation_share": 0.0, **student}
     run(methods=["personalized_bt", "bradley_terry", "pafo"], **options)()
-    assert found.pop("PAFO") == 2e-4
+    assert found.pop("PAFO") == rate
     assert found.keys() > {"Bradley-Terry", "personalized BT, x1", "Teacher of minority"}
     assert set(found.values()) == {1e-3}

@@ -133,7 +133,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
 @pytest.mark.parametrize(
     ("run", "options", "unused"),
     [
-        (BASELINES, {"alpha": 0.5, "tau": 0.5}, "--alpha, --tau"),
+        (BASELINES, {"alpha": 0.5, "tau": 0.3}, "--alpha, --tau"),
         ({"methods": ["personalized_bt", "distilled_ensemble"]}, {"alpha": 0.5, "tau": 0.3}, "--tau"),
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
         ({"methods": ["bradley_terry"], "reference": "bradley_terry", "reference_steps": [1]}, {}, "--reference_steps"),
@@ -156,7 +156,7 @@ def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path)
 
 def test_teachers_that_nobody_can_judge_are_told_at_the_beginning(make_run, capsys, monkeypatch):
     train_nothing(monkeypatch)
-    make_run(run={"validation_share": 0.1})()
+    make_run(run={"validation_share": 0.1, "teacher_folds": 1})()
     told = "Too few held-out users to judge what can be had for few (2), many (1), so nothing will be distilled"
     said = capsys.readouterr().out
     assert said.index(told) < said.index("[bradley_terry]")
@@ -168,7 +168,7 @@ def test_a_group_of_one_user_is_trained_on_and_not_evaluated(make_run, tmp_path,
     assert summary["not_evaluated"] == results["not_evaluated"] == ["lone"]
     assert summary["train"]["users"] == {"many": 6, "few": 3, "lone": 1}
     assert "no test pairs, so not evaluated: lone" in capsys.readouterr().out
-    assert (tmp_path / "run/teachers/lone/model.safetensors").exists()
+    assert (tmp_path / "run/teachers/lone/without_fold_1/model.safetensors").exists()
     assert (results["majority"], results["minority"]) == ("many", "few")
     for method in results["methods"].values():
         assert method["accuracy/lone"] == {"value": None, "low": None, "high": None}

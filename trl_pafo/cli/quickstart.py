@@ -13,13 +13,11 @@ DEFAULTS: dict[str, Any] = {
     "num_history": 1,
     "history_fields": ["chosen"],
     "learning_rate": 4e-4,
-    "student_learning_rate": 2e-4,
     "num_train_epochs": 4.0,
     "train_sampling_strategy": "group_by_length",
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
     "teacher_min_steps": 30,
-    "teacher_folds": 2,
     "warmup_steps": 0.1,
     "weight_decay": 0.01,
     "gradient_checkpointing": False,
@@ -50,9 +48,7 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
 
     # The defaults above are for a source that makes its users, and for teachers that are trained.
     if training_args.teachers or not run_args.needs_teachers:
-        run_args.teacher_min_steps, run_args.teacher_folds = 0, 1
-    if "pafo" not in run_args.methods:
-        run_args.student_learning_rate = None
+        run_args.teacher_min_steps = 0
     for name in unused_options(run_args) if run_args.source in SOURCES else ():
         if getattr(run_args, name) == DEFAULTS.get(name):
             setattr(run_args, name, None)

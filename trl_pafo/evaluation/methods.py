@@ -59,7 +59,7 @@ class RunArguments(DataArguments):
             `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
         teacher_min_steps (`int`, *optional*, defaults to `0`):
             At least this many optimizer steps a teacher, so that a teacher learns a group with few pairs.
-        teacher_folds (`int`, *optional*, defaults to `1`):
+        teacher_folds (`int`, *optional*, defaults to `2`):
             K teachers a group, each trained without one of K parts of the prompts. A training pair is then distilled from the teachers that
             have not seen its prompt, on one scale: each teacher's margins are divided by the temperature at which they fit its group's
             labels best. New pairs get their mean. 1: one teacher a group, whose margins are taken as they are.
@@ -68,8 +68,8 @@ class RunArguments(DataArguments):
             [`~trl_pafo.models.averaging.mean_of_models`], and has to learn only when to answer as which; `"base"`: from the base model, as
             it also does where `teachers` are given, or are full models beside a student that is an adapter.
         student_learning_rate (`float`, *optional*):
-            Learning rate of the student, if not that of the other trainings (`learning_rate`): one that starts from its teachers keeps
-            more of what they know with a lower one.
+            Learning rate of the student, by default half of `learning_rate` where it starts from its teachers, so that it keeps more of
+            what they know, else `learning_rate`.
         distill_anyway (`bool`, *optional*, defaults to `False`):
             Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
             pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
@@ -95,11 +95,13 @@ class RunArguments(DataArguments):
     teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
-    teacher_folds: int = option(1, "Teachers a group, each trained without one part of the prompts; 1: one, trained on all.")
+    teacher_folds: int = option(2, "Teachers a group, each trained without one part of the prompts; 1: one, trained on all.")
     student_start: str = option(
         "teachers", "'teachers': the student starts from the mean of their weights; 'base': from the base."
     )
-    student_learning_rate: float | None = option(None, "Learning rate of the student, if not that of the others.")
+    student_learning_rate: float | None = option(
+        None, "Learning rate of the student; default: half of the others' from its teachers."
+    )
     distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")

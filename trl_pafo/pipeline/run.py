@@ -375,14 +375,15 @@ class Run:
     def _student(
         self, method: str, train: Dataset, teachers: dict[str, list[str]], identities: dict[str, str], shared: str | None
     ) -> Stage:
-        rate = self.run.student_learning_rate
-        changes = {"max_steps": self._steps} | ({} if rate is None else {"learning_rate": rate})
+        kinds_agree = self.teacher_model.use_peft == self.model.use_peft
+        from_teachers = self.run.student_start == "teachers" and not self.args.teachers and kinds_agree
+        start = list(chain(*teachers.values())) if from_teachers else None
+        rate = self.run.student_learning_rate or self.args.learning_rate * (0.5 if from_teachers else 1)
+        changes = {"max_steps": self._steps, "learning_rate": rate}
         inputs = self._inputs(self.model, method=method, teachers=identities, **student_inputs(self.args), **changes)
-        output = f"models/{method}"
-        start = None
-        if self.run.student_start == "teachers" and not self.args.teachers and self.teacher_model.use_peft == self.model.use_peft:
-            start = list(chain(*teachers.values()))
+        if from_teachers:
             inputs["start"] = self.run.student_start
+        output = f"models/{method}"
 
         def keep_reference(out: Path) -> None:
             print(f"    {KEPT}", flush=True)
@@ -392,12 +393,12 @@ class Run:
             options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
             if self.run.teacher_folds == 1:
                 one = {group: folders[0] for group, folders in teachers.items()}
-                self._train(out, TITLES[method], train, start, teachers=one, changes=options)
+                self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
                 return
             of_histories = self.args.conditioning == "posterior"
             rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
-            self._train(out, TITLES[method], rows, start, columns=columns, changes=options)
+            self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
 
         kept = Stage(method, output, inputs | {"instead": f"the reference {shared}"}, keep_reference)
         may_keep = self.run.predicts_front and not self.run.distill_anyway

@@ -35,7 +35,7 @@ class PAFOOptions:
     tau: float = _option(
         "Prior of the groups under 'counterfactual' and 'posterior', in [0, 1]: 0 takes groups as often as they are in the training "
         "data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
-        0.75,
+        0.5,
     )
     teachers: dict[str, Any] | str | None = _option(
         'Teacher of each group as JSON, {"group": "path or Hub id", ...}. The argument of the trainer takes precedence.', None
