@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from trl_pafo.cli import main
@@ -57,13 +58,17 @@ def test_the_guide(survey, encoder, short_report, capfd, caplog):
     assert "none of them among these, on prompts that were judged in training too" in Path("runs/survey/report.html").read_text()
 
 
-def test_the_same_people_on_new_questions(survey, encoder, short_report, capfd):
-    flags = ["--hold_out", "pairs", "--methods", "personalized_bt", "bradley_terry"]
+def test_the_same_people_on_new_questions_and_some_who_answered_one(survey, encoder, short_report, capfd):
+    rows = pd.read_csv("survey.csv")
+    once = rows[::10][:2].assign(user_id=["once 0", "once 1"], preferred="a")
+    pd.concat([rows, once]).to_csv("survey.csv", index=False)
+    flags = ["--hold_out", "pairs", "--min_pairs", "1", "--distill_anyway", "true", "--minority_quantile", "0.25"]
     run = next(command for command in commands() if command[:2] == ["trl-pafo", "run"])
     run[run.index("--num_hidden_layers") + 1] = "1"
     assert do(run, encoder, *TINY, *flags) == 0
     results = json.loads(Path("runs/survey/results/results.json").read_text())
-    summary = results["methods"]["bradley_terry"]
+    assert {"once 0", "once 1"} & set(pd.read_parquet("runs/survey/data/train.parquet")["user"])
+    summary = results["methods"]["pafo"]
     assert (summary["num_users"], summary["num_units"]) == (40, summary["num_pairs"])
     assert summary["overall"]["low"] < summary["overall"]["high"]
     assert summary["user_gini"]["low"] is None
