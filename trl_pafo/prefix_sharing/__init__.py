@@ -1,4 +1,4 @@
-"""A preference pair as one row [prefix | chosen rest | rejected rest]: what both responses share is computed once.
+"""A preference pair as one row [prefix | chosen rest | rejected rest], which computes what both share once; encoders without padding.
 
 It knows token ids and models of transformers, and neither texts, trainers nor teachers.
 """

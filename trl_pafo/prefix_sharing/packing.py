@@ -37,7 +37,8 @@ class PackedMask(PiecewiseMask):
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
         looking = query[:, :, self.starts].split(1, 2) if self.first_only else query.split(self.lengths, 2)
         parts = zip(looking, key.split(self.lengths, 2), value.split(self.lengths, 2), strict=True)
-        seen = torch.cat([scaled_dot_product_attention(*part, **options) for part in parts], 2)
+        # In the order in memory that models want next.
+        seen = torch.cat([scaled_dot_product_attention(*part, **options).transpose(1, 2) for part in parts], 1).transpose(1, 2)
         return seen.new_zeros(query.shape).index_copy(2, self.starts, seen) if self.first_only else seen
 
 
