@@ -28,8 +28,10 @@ def test_three_groups_from_the_largest_to_the_smallest(tmp_path):
 
 def test_given_teachers_are_told_from_trained_ones(record):
     assert not record.has_given_teachers
-    for group in ("majority", "minority"):
-        del record.stages[f"teacher:{group}"]
+    record.stages["teacher_without_fold_0:minority"] = record.stages.pop("teacher:minority")
+    del record.stages["teacher:majority"]
+    assert not record.has_given_teachers
+    del record.stages["teacher_without_fold_0:minority"]
     assert record.has_given_teachers
 
 

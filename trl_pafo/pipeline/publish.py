@@ -108,7 +108,7 @@ def push_run(
             write_cards(folder)
     elif method is not None:
         raise ConfigError(f"{folder} is not a run of trl-pafo, so it has no methods. Leave out --method.")
-    if model.resolve().parent.name == "teachers" and (model.resolve().parent.parent / MANIFEST).is_file():
+    if any(above.name == "teachers" and (above.parent / MANIFEST).is_file() for above in model.resolve().parents):
         raise ConfigError(
             f"{model} is a teacher: it is trained on the pairs of one group alone, and is not pushed. Push the student."
         )

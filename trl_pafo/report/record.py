@@ -101,7 +101,7 @@ class Record:
     @property
     def has_given_teachers(self) -> bool:
         """Whether the teachers were given, and not trained by the run."""
-        return bool(set(STUDENTS) & set(self.stages)) and not any(name.startswith("teacher:") for name in self.stages)
+        return bool(set(STUDENTS) & set(self.stages)) and not any(name.startswith("teacher") for name in self.stages)
 
     def title(self, method: str | None) -> str:
         """A method's name for people."""
