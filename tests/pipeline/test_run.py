@@ -295,11 +295,11 @@ class TestTeachers:
         original = stages.Run._train
 
         def spy(self, out, title, *args, start=None, **kwargs):
-            starts[title] = start and Path(start).name
+            starts[title] = Path(start).name if isinstance(start, str) else start
             return original(self, out, title, *args, **kwargs)
 
         monkeypatch.setattr(stages.Run, "_train", spy)
-        run(teacher_start="warm")()
+        run(teacher_start="warm", student_start="base")()
         assert starts == dict.fromkeys(ALL, None) | dict.fromkeys(ALL[2:4], "personalized_bt_x1")
 
     @pytest.mark.parametrize(
