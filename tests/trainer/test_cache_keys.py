@@ -171,7 +171,7 @@ def test_options_of_the_student_ask_for_no_other_teachers():
         "distillation_loss": "mse",
         "distillation_temperature": 2.0,
         "conditioning": "own",
-        "tau": 0.5,
+        "tau": 0.25,
     }
     assert set(other) == set(STUDENT_OPTIONS)
     one, model = PAFOConfig("a", **CPU), ModelConfig()
