@@ -32,8 +32,8 @@ def fast_bf16(measure: Callable[[], tuple[float, float]] | None = None) -> bool:
 def seconds_of_a_step(turns: int = 4, clock: Callable[[], float] = time.thread_time) -> tuple[float, float]:
     """Seconds of one thread for a forward and backward pass in float32 and in bfloat16 mixed precision, in turn; the least of each counts.
 
-    It is a layer of the shape of the quickstart's model, with attention as there: 8 sequences of 128 tokens, 384 hidden units, 12 heads. Seconds are those of the
-    processor, and threads would wait for each other, so that other work on the cores changes little.
+    It is a layer of the shape of the quickstart's model, with attention as there: 8 sequences of 128 tokens, 384 hidden units, 12 heads.
+    Seconds are those of the processor, and threads would wait for each other, so that other work on the cores changes little.
     """
     hidden, heads = 384, 12
     with torch.random.fork_rng(devices=[]):

@@ -8,11 +8,10 @@ from transformers import PreTrainedModel
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.prefix_sharing.packing import encoder_model, forward_packed
-from trl_pafo.prefix_sharing.support import compare_on_twin, has_virtual_tokens
+from trl_pafo.prefix_sharing.support import compare_on_twin, has_virtual_tokens, problem_of_twin
 
 TESTED_ENCODERS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Model types whose rewards and gradients our tests compare: only these are packed without being asked to."""
-
 
 _DIFFERENCES: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()  # a model is asked at each scoring
 
@@ -77,15 +76,13 @@ def why_not_packed(model: torch.nn.Module) -> str | None:
         return f"attn_implementation={inner.config._attn_implementation!r} cannot attend sequence by sequence; 'sdpa' can"
     if inner.device.type != "cpu":
         return "an accelerator would have to be waited for, to know the lengths of the sequences"
-    try:
-        if inner not in _DIFFERENCES:
-            _DIFFERENCES[inner] = compare_on_twin(inner, _padded_and_packed)
-        difference = _DIFFERENCES[inner]
-    except Exception as error:  # whatever a forward of another architecture does with what it was not made for
-        return f"a small {type(inner).__name__} cannot compute packed sequences ({type(error).__name__}: {str(error)[:200]})"
-    if not difference <= 1e-4:  # NaN fails too
-        return f"a small {type(inner).__name__} gives other rewards for packed sequences (difference {difference:.1g} of their spread)"
-    return None
+    return problem_of_twin(inner, _difference, "packed sequences", "for")
+
+
+def _difference(model: PreTrainedModel) -> float:
+    if model not in _DIFFERENCES:
+        _DIFFERENCES[model] = compare_on_twin(model, _padded_and_packed)
+    return _DIFFERENCES[model]
 
 
 def _padded_and_packed(twin: PreTrainedModel) -> list[torch.Tensor]:

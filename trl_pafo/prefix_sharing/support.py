@@ -74,12 +74,18 @@ def why_not_shared(model: torch.nn.Module) -> str | None:
         layer_windows(config)
     except ConfigError as error:
         return str(error)
+    return problem_of_twin(inner, twin_difference, "shared rows", "in")
+
+
+def problem_of_twin(model: PreTrainedModel, difference: Callable[[PreTrainedModel], float], what: str, where: str) -> str | None:
+    """What a small twin of a model shows against computing `what`, or `None`; `where` is the preposition of that in a sentence."""
+    kind = type(model).__name__
     try:
-        difference = twin_difference(inner)
+        found = difference(model)
     except Exception as error:  # whatever a forward of another architecture does with what it was not made for
-        return f"a small {type(inner).__name__} cannot compute shared rows ({type(error).__name__}: {str(error)[:200]})"
-    if not difference <= 1e-4:  # NaN fails too
-        return f"a small {type(inner).__name__} gives other rewards in shared rows (difference {difference:.1g} of their spread)"
+        return f"a small {kind} cannot compute {what} ({type(error).__name__}: {str(error)[:200]})"
+    if not found <= 1e-4:  # NaN fails too
+        return f"a small {kind} gives other rewards {where} {what} (difference {found:.1g} of their spread)"
     return None
 
 

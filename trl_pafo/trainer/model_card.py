@@ -139,7 +139,8 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
         groups=groups,
         dropped=dropped_pairs,
         accuracies=accuracies,
-        evaluated_on=f"Measured by the trainer at step {trainer.state.global_step}, on its evaluation dataset. `trl-pafo evaluate` computes intervals over users.",
+        evaluated_on=f"Measured by the trainer at step {trainer.state.global_step}, on its evaluation dataset. `trl-pafo evaluate` "
+        "computes intervals over users.",
     )
 
 

@@ -62,11 +62,14 @@ def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArgum
         if how == "users_and_prompts":
             test = _select(test, _are_new(train, test, fields), "whose prompts occur in training")
     else:
-        if how is None:
-            how, reason = _way(pairs, fields, seed)
+        if how is None and (too_few := _why_known_people(pairs, fields)):
+            how, reason = "pairs", too_few
         train, test = _people(pairs, seed) if how != "pairs" else (pairs, pairs)
-        if how == "users_and_prompts":
+        if how in (None, "users_and_prompts"):
             new = _are_new(train, test, fields)
+            if how is None:
+                how, reason = _way_of_new_people(new)
+        if how == "users_and_prompts":
             if 2 * new.sum() >= len(test):
                 test = _select(test, new, "whose prompts occur in training")
             else:
@@ -85,27 +88,25 @@ def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArgum
     return DatasetDict(train=note(train, hold_out=how), test=note(test, hold_out=how))
 
 
-def _way(pairs: Dataset, fields: tuple[str, ...], seed: int) -> tuple[str, str]:
-    """The way that the pairs allow, and why."""
+def _why_known_people(pairs: Dataset, fields: tuple[str, ...]) -> str | None:
+    """Why new pairs of known people are held out, where new people are too few."""
     prompts: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for user, texts in zip(pairs["user"][:], _texts(pairs, fields), strict=True):
         prompts[user].add(texts)
     number = round(TEST_SHARE * len(prompts))
     if number < FEWEST_USERS and median(map(len, prompts.values())) >= FEWEST_PROMPTS:
-        return (
-            "pairs",
-            f"since a fifth of {len(prompts)} people are {number}, of whom nothing could be shown ({FEWEST_USERS} at least)",
-        )
-    train, test = _people(pairs, seed)
-    new = int(_are_new(train, test, fields).sum())
-    if 2 * new >= len(test):
-        return (
-            "users_and_prompts",
-            f"since {new} of {len(test)} pairs of test people are on prompts that nobody in training judged",
-        )
+        return f"since a fifth of {len(prompts)} people are {number}, of whom nothing could be shown ({FEWEST_USERS} at least)"
+    return None
+
+
+def _way_of_new_people(are_new: NDArray[np.bool_]) -> tuple[str, str]:
+    """The way that the prompts of the test people allow, and why."""
+    new, number = int(are_new.sum()), len(are_new)
+    if 2 * new >= number:
+        return "users_and_prompts", f"since {new} of {number} pairs of test people are on prompts that nobody in training judged"
     return (
         "users",
-        f"since people share their prompts: {len(test) - new} of {len(test)} pairs of test people are on prompts of training",
+        f"since people share their prompts: {number - new} of {number} pairs of test people are on prompts of training",
     )
 
 
