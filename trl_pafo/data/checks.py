@@ -31,14 +31,7 @@ def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> N
 
 
 def check_dataset(dataset: Any, argument: str) -> None:
-    """Raise [`DataError`] unless it is one dataset, with or without an end.
-
-    Args:
-        dataset (`Any`):
-            What a trainer was given.
-        argument (`str`):
-            As which argument, for the message.
-    """
+    """Raise [`DataError`], which names the `argument` of the trainer, unless it is one dataset, with or without an end."""
     if isinstance(dataset, Dataset | IterableDataset):
         return
     kind = type(dataset).__name__
@@ -114,17 +107,10 @@ def check_rows(dataset: Dataset, what: str) -> None:
 
 
 def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = PAIR_COLUMNS) -> None:
-    """Raise [`DataError`] if the prompt or a response of a row is missing, or some are texts and some messages.
+    """Raise [`DataError`], which names the `place`, if the prompt or a response of a row is missing, or some are texts and some
+    messages.
 
     A row without a `prompt` is one whose responses begin with it.
-
-    Args:
-        row (`Mapping`):
-            The row.
-        place (`str`):
-            Where it is, for the message.
-        responses (`Sequence[str]`, *optional*, defaults to `("chosen", "rejected")`):
-            Its responses.
     """
     names = [name for name in ("prompt", *responses) if name in row]
     kinds = {name: kind_of(row[name]) for name in names}
@@ -224,20 +210,9 @@ def check_group_numbers(dataset: Dataset, column: str, what: str) -> list[str]:
 
 
 def check_history(dataset: Dataset, what: str, fields: Sequence[str] = HISTORY_FIELDS, may_lack: bool = False) -> int:
-    """Raise [`DataError`] if a history cannot be shown, or, unless rows `may_lack` one, if there is none.
+    """Raise [`DataError`] if a history cannot be shown with these fields, or, unless rows `may_lack` one, if there is none.
 
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Rows with `history`, or with `history` in `chat_template_kwargs`.
-        what (`str`):
-            Name of the dataset, for the error.
-        fields (`Sequence[str]`, *optional*):
-            What of a past pair is shown.
-        may_lack (`bool`, *optional*, defaults to `False`):
-            Whether rows may have none.
-
-    Returns:
-        `int`: Number of rows that have a history.
+    The rows have `history`, or `history` in `chat_template_kwargs`. Returns the number of rows that have one.
     """
     num_with = 0
     name = "history" if "history" in dataset.column_names else "chat_template_kwargs"
@@ -265,14 +240,9 @@ def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> 
 def check_apart(train: Dataset, test: Dataset, hold_out: str = "users_and_prompts") -> None:
     """Raise [`DataError`] if what is held out is in training, be it in a history, or a test pair is in its own history.
 
-    Where all pairs have one prompt, responses take the place of prompts.
-
-    Args:
-        train, test ([`~datasets.Dataset`]):
-            Rows with `history`.
-        hold_out (`str`, *optional*, defaults to `"users_and_prompts"`):
-            What must be new, as in [`~trl_pafo.data.sources.holding_out.hold_out`]: users and prompts, `"users"` alone, or, with `"pairs"`,
-            the prompts that a user is tested on to this user.
+    Where all pairs have one prompt, responses take the place of prompts. `hold_out` says what must be new, as in
+    [`~trl_pafo.data.sources.holding_out.hold_out`]: users and prompts, `"users"` alone, or, with `"pairs"`, the prompts that a user
+    is tested on to this user.
     """
     fields = telling_fields(train, test)
     users = set(train["user"][:]) & set(test["user"][:])

@@ -15,15 +15,8 @@ def normalize_columns(dataset: Any, what: str, needed: Collection[str] = ()) -> 
     """A dataset whose columns `group` and `user`, where it has them, hold texts, or `None` where there is no label.
 
     See [`~trl_pafo.data.labels.as_label`] for what they may hold before; of a [`~datasets.ClassLabel`] column the names are taken.
-    A dataset whose columns hold nothing else already is returned as it is.
-
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            The rows. Anything else is returned as it is.
-        what (`str`):
-            What it is, for messages, such as "The training dataset".
-        needed (`Collection[str]`, *optional*):
-            Of these columns each row must have a label. A stream is checked as it is read.
+    A dataset whose columns hold nothing else already is returned as it is, and so is what is no dataset. Of the columns that are
+    `needed`, each row must have a label; a stream is checked as it is read. `what` names the dataset in messages.
 
     Raises:
         DataError: If a label cannot be read, or one that is needed is missing (it names the row), or if the rows would be read

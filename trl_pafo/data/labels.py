@@ -9,26 +9,11 @@ from trl_pafo.errors import DataError
 
 
 def as_label(value: object) -> str | None:
-    """The name of one group or user; `None` if it is missing.
+    """The name of one group or user; `None` if it is missing: `None`, NaN, `pandas.NA`, NaT, or nothing but blanks.
 
     Texts stay as they are, blanks at their ends included. Whole numbers are their digits, be they integers or floats (a column of
-    integers with gaps comes as floats), so that 1, 1.0 and "1" are one name; `True` is `"True"`.
-
-    Args:
-        value (`object`):
-            A text, number or truth value, of Python, numpy, torch, pandas or Arrow. `None`, NaN, `pandas.NA`, NaT and texts of
-            nothing but blanks are missing.
-
-    Raises:
-        DataError: If it is no single value.
-
-    Examples:
-    ```python
-    >>> from trl_pafo.data.labels import as_label
-
-    >>> as_label("minority"), as_label(1), as_label(1.0), as_label(True), as_label(float("nan"))
-    ('minority', '1', '1', 'True', None)
-    ```
+    integers with gaps comes as floats), so that 1, 1.0 and "1" are one name; `True` is `"True"`. The value may be one of Python,
+    numpy, torch, pandas or Arrow. What is no single value raises [`DataError`].
     """
     if hasattr(value, "as_py"):
         value = value.as_py()
@@ -58,21 +43,11 @@ def normalize_labels(
     names: Mapping[str, str] | None = None,
     first_row: int = 0,
 ) -> list[Any]:
-    """A column of labels as [`as_label`] makes them.
+    """A column of labels as [`as_label`] makes them: a list, an array, a tensor, a series, with one value a row.
 
-    Args:
-        values (`Iterable`):
-            One value a row: a list, an array, a tensor, a series, a column.
-        name (`str`):
-            Name of the column, for messages.
-        what (`str`):
-            What has the column, for messages, such as "The training dataset".
-        missing (`str`, *optional*, defaults to `"error"`):
-            `"error"`, or `"keep"` to leave `None` where there is no label.
-        names (`Mapping[str, str]`, *optional*):
-            Name of each number, where the column holds numbers of names ([`label_names`]).
-        first_row (`int`, *optional*, defaults to `0`):
-            Number of the first row, for messages.
+    `name` and `what` are those of the column and its table, for messages, such as "The training dataset", and `first_row` is the
+    number of the first row there. `missing="keep"` leaves `None` where there is no label. `names` are those of a column that holds
+    numbers of names ([`label_names`]).
 
     Raises:
         DataError: If a row has no label, or none that can be read; it names the row.

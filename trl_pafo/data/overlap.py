@@ -26,11 +26,7 @@ def pair_texts(pair: Mapping[str, Any], fields: tuple[str, ...]) -> tuple[str, .
 
 class PairNumbers:
     """
-    The same as numbers, so that memory does not hold every text once for each row.
-
-    Args:
-        fields (`tuple[str, ...]`):
-            As [`telling_fields`] gives them.
+    The same as numbers, so that memory does not hold every text once for each row; `fields` are as [`telling_fields`] gives them.
     """
 
     def __init__(self, fields: tuple[str, ...]):
@@ -43,15 +39,7 @@ class PairNumbers:
 
 class PromptFolds:
     """
-    Parts of the prompts (or of the pairs of responses, see [`telling_fields`]), as even as they go.
-
-    Args:
-        rows ([`~datasets.Dataset`]):
-            Rows whose prompts are divided.
-        num_folds (`int`):
-            Number of parts.
-        seed (`int`):
-            Seed of the draw.
+    Parts of the prompts of rows (or of their pairs of responses, see [`telling_fields`]), as even as they go, drawn by a seed.
     """
 
     def __init__(self, rows: Dataset, num_folds: int, seed: int):

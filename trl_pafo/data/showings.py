@@ -29,24 +29,13 @@ class HistoryDraw:
     Draws the history of each showing of a training pair. (Not from the paper.)
 
     Without `tau`, a pair keeps its own history. With it, first a group is drawn, group g with a probability in proportion to
-    `(share of g in the rows) ** (1 - tau)`: 0 draws groups as often as they are, 1 all equally often. If it is the group of the row, the
-    pair has its own history; else that of a random row of the group, a donor, whose history does not hold the prompt of the pair (a
-    response of it, where all pairs have one prompt).
-    With `min_history`, the number of past pairs is drawn too, evenly from it up to all that the history has.
+    `(share of g in the rows) ** (1 - tau)`: 0 draws groups as often as they are, 1 all equally often. If it is the group of the
+    row, the pair has its own history; else that of a random row of the group, a donor, whose history does not hold the prompt of
+    the pair (a response of it, where all pairs have one prompt), and under which the pair `fits`, such as by its length. With
+    `min_history`, the number of past pairs is drawn too, evenly from it up to all that the history has.
 
-    Args:
-        given ([`~datasets.Dataset`]):
-            Training rows, with `tau` with the columns of a pair, `history` (complete past pairs) and `group`.
-        messages ([`~datasets.Dataset`]):
-            The same rows with `chat_template_kwargs`, the history as it is shown.
-        seed (`int`):
-            Seed of all draws.
-        tau (`float`, *optional*):
-            Prior of the groups, in [0, 1].
-        min_history (`int`, *optional*):
-            The fewest past pairs that a showing has, where the history has as many.
-        fits (`Callable[[int, int], bool]`, *optional*):
-            Whether the pair of a row may be shown under the history of another, such as for its length.
+    The rows come twice: as `given`, with `tau` with the columns of a pair, `history` (complete past pairs) and `group`, and as
+    `messages`, with the history as it is shown in `chat_template_kwargs`.
     """
 
     def __init__(

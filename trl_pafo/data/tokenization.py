@@ -43,20 +43,8 @@ _HOW |= {"sanitize_control_tokens", "tokenizer_kwargs"}
 def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_proc: int | None = None) -> Dataset:
     """Add the columns `chosen_ids` and `rejected_ids`, which hold what RewardTrainer would put there, to the last token.
 
-    The other columns stay as they are and are not written again.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Preference pairs as RewardTrainer takes them.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-        title (`str`, *optional*):
-            Name of the dataset, for the progress bar.
-        num_proc (`int`, *optional*):
-            Number of processes.
-
-    Returns:
-        [`~datasets.Dataset`]. The dataset itself where it is tokenized already or holds plain texts, which RewardTrainer tokenizes.
+    The other columns stay as they are and are not written again. The dataset itself is returned where it is tokenized already or
+    holds plain texts, which RewardTrainer tokenizes. `title` names it in the progress bar.
     """
     columns = [name for name in _COLUMNS if name in dataset.column_names]
     if not set(_SIDES) <= set(columns) or {ID_COLUMNS[0], "chosen_input_ids"} & set(dataset.column_names) or not len(dataset):
@@ -126,18 +114,8 @@ def _from_template(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side
 def tokenize_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: str, place: str = "A row") -> list[int]:
     """Token ids of one response with its prompt, as RewardTrainer makes them: by the chat template, or as plain text and eos.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-        row (`dict`):
-            The response, texts or messages as its optional `prompt`; optional `chat_template_kwargs` and `tools`.
-        side (`str`):
-            Name of the response.
-        place (`str`, *optional*):
-            Name of the row, for the error.
-
-    Raises:
-        DataError: If the chat template cannot write the messages.
+    `side` is the column of the response, texts or messages as its optional `prompt`; the row may have `chat_template_kwargs` and
+    `tools`. Messages that the template cannot write raise [`DataError`], which names the `place`.
     """
     if isinstance(row[side], str):
         end = tokenizer.eos_token or ""
@@ -163,13 +141,10 @@ def _one_by_one(
 
 
 def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts without special tokens around them, each piece between special tokens tokenized once. (Not from the paper.)
+    """Token ids of texts without special tokens around them, each piece between special tokens tokenized once. (Not from the
+    paper.)
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer. One that is not fast, or that takes special tokens for text, gets whole texts.
-        texts (`Sequence[str]`):
-            Texts.
+    A tokenizer that is not fast, or that takes special tokens for text, gets whole texts.
     """
     cut = _cutter(tokenizer)
     place: dict[str, int] = {}

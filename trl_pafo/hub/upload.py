@@ -45,18 +45,9 @@ def one_hub_error(what: str, advice: str) -> Iterator[None]:
 
 
 def create_repo(name: str, *, token: str | None = None, private: bool | None = None) -> str:
-    """Create the model repository unless it exists, which also tells whether name, token and network are right.
+    """Create the model repository unless it exists, which also tells whether name, token and network are right; its full name.
 
-    Args:
-        name (`str`):
-            `name` or `namespace/name`.
-        token (`str`, *optional*):
-            Token with permission to write. Defaults to the one that is logged in.
-        private (`bool`, *optional*):
-            Whether a new repository is private. Defaults to what its owner's settings say.
-
-    Returns:
-        `str`: Its full name.
+    Without a token it is the one that is logged in. `private` is for a new repository; by default its owner's settings decide.
 
     Raises:
         HubError: If the Hub refuses, or cannot be reached.

@@ -35,24 +35,12 @@ def honest_ends(
     confidence: float,
     limits: tuple[float, float] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Ends of intervals over users that hold their values, and claim nothing that so few users cannot show.
+    """Ends of intervals over users that hold their values, and claim nothing that so few users cannot show; NaN where they are not
+    known.
 
-    The rules stand at the top of this module. All arrays have shape `(num_statistics,)`, or broadcast to it.
-
-    Args:
-        value (array):
-            The statistics on the data.
-        low, high (array):
-            Ends from a bootstrap.
-        num_users (array of `int`):
-            How many users each rests on.
-        confidence (`float`):
-            Confidence of each interval by itself, in (0, 1).
-        limits (`tuple[float, float]`, *optional*):
-            Lowest and highest mean that a user can have, where the statistics are means over users; `None` for others.
-
-    Returns:
-        The lower and the upper ends; NaN where they are not known.
+    The rules stand at the top of this module. All arrays have the shape `(num_statistics,)`, or broadcast to it: the statistics on
+    the data, their ends from a bootstrap, and on how many users each rests. `confidence` is that of each interval by itself.
+    `limits` are the lowest and the highest mean that a user can have, where the statistics are means over users.
     """
     at, seen = np.asarray(value, dtype=np.float64), np.asarray(num_users)
     lower, upper = np.minimum(low, at), np.maximum(high, at)

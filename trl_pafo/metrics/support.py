@@ -52,13 +52,7 @@ def _mid_ranks(places: IntArray, weights: FloatArray) -> tuple[FloatArray, float
 
 
 def support_of_users(support: ArrayLike, pairs: EncodedPairs) -> FloatArray:
-    """Support rate of each user of `pairs.users`, of shape `(num_users,)`; NaN where it is unknown.
-
-    Args:
-        support (array of shape `(num_pairs,)`):
-            One value a pair, the same on all pairs of a user.
-        pairs ([`EncodedPairs`]):
-            The pairs.
+    """Support rate of each user of `pairs.users`, of shape `(num_users,)`, from one value a pair; NaN where it is unknown.
 
     Raises:
         DataError: If a user has two values, shapes do not fit, or no user has a value.

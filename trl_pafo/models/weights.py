@@ -43,19 +43,9 @@ class Gaps(NamedTuple):
 def find_gaps(folder: Path, config: Any, added: _Shapes | None = None) -> Gaps:
     """What the files of a checkpoint lack of the reward model that they would be loaded into. Headers alone are read.
 
-    transformers is asked, with empty tensors of the names and shapes in the files: it knows which weights are tied, renamed, or
-    not needed. Names of quantized weights are a matter of their library, so there only the head is looked for.
-
-    Args:
-        folder (`Path`):
-            Folder of a checkpoint.
-        config ([`~transformers.PretrainedConfig`]):
-            Configuration of the model.
-        added (`dict[str, list[int]]`, *optional*):
-            Names and shapes of weights that an adapter brings, under the names of the model.
-
-    Raises:
-        ConfigError: If transformers knows no such model.
+    transformers is asked, with empty tensors of the names and shapes in the files: it knows which weights are tied, renamed, or not
+    needed. Names of quantized weights are a matter of their library, so there only the head is looked for. `added` are the weights
+    that an adapter brings, under the names of the model. A model that transformers does not know raises [`ConfigError`].
     """
     architectures: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in architectures:
@@ -96,10 +86,6 @@ def check_reward_model(folder: str | Path) -> None:
     """Raise where a saved model or adapter could not give rewards, or would give random ones; its weights are not read.
 
     Each weight has to be in the checkpoint, in the adapter, or in the base of the adapter.
-
-    Args:
-        folder (`str` or `Path`):
-            Folder of a checkpoint or an adapter.
 
     Raises:
         ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, or if it cannot
@@ -154,18 +140,10 @@ def check_loaded_model(model: Any, name: str) -> None:
 
 
 def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> None:
-    """Raise where a model that a trainer loads by name would get random weights; none is read. A new head is right to train.
+    """Raise [`ConfigError`] where a model that a trainer loads by name, with the `model_init_kwargs`, would get random weights;
+    none is read.
 
-    Args:
-        model (`str`):
-            Folder or Hub id.
-        init_kwargs (`Mapping[str, Any]`):
-            The `model_init_kwargs` that it is loaded with.
-        trains (`bool`):
-            Whether it is to be trained; else it is to be evaluated, and needs its head.
-
-    Raises:
-        ConfigError: If weights are missing, or the folder is one of an adapter that is to be trained.
+    A new head is right to train; a model that is only evaluated needs its own. The folder of an adapter would be frozen.
     """
     if not init_kwargs.get("use_safetensors") or {"gguf_file", "subfolder", "variant"} & set(init_kwargs):
         return  # weights whose names are not looked at here; transformers reports what they lack

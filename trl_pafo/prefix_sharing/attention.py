@@ -141,24 +141,11 @@ def layer_windows(config: Any) -> dict[str, int | None] | int | None:
 def attention_mask(
     layout: RowLayout, window: int | None, implementation: str, dtype: torch.dtype, lengths: torch.Tensor | None = None
 ) -> Any:
-    """Who sees whom, as one implementation of attention wants to be told.
+    """Who sees whom, as one of the implementations of [`ATTENTION`] wants to be told; the window is a sliding one.
 
-    Args:
-        layout ([`RowLayout`]):
-            Layout of the rows.
-        window (`int`, *optional*):
-            Sliding window.
-        implementation (`str`):
-            One of [`ATTENTION`].
-        dtype (`torch.dtype`):
-            Dtype of the model.
-        lengths (`torch.Tensor` of shape `(num_pairs, 3)`, *optional*):
-            See [`PAIR_LENGTHS`]; on the CPU, where attention may go row by row.
-
-    Returns:
-        `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, with `lengths` a [`RowMask`] that stands for it,
-        unless a window bites; `"eager"`: the same, to be added to the scores; `"flex_attention"`: a `BlockMask`, whose empty
-        blocks are not computed.
+    `"sdpa"`: a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, with `lengths` ([`PAIR_LENGTHS`], on the CPU) a
+    [`RowMask`] that stands for it, unless a window bites; `"eager"`: the same, to be added to the scores; `"flex_attention"`: a
+    `BlockMask`, whose empty blocks are not computed.
     """
     num_tokens = layout.part.shape[1]
     by_row = lengths is not None and implementation == "sdpa"

@@ -92,14 +92,7 @@ def choose_sharing(
 
 
 def estimate_gain(lengths: NDArray[np.int64], batch_size: int, config: Any, pad_to_multiple_of: int | None = None) -> Gain:
-    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Not from the paper.)
-
-    Args:
-        lengths, batch_size, pad_to_multiple_of:
-            See [`count_work`].
-        config ([`~transformers.PretrainedConfig`]):
-            Configuration of the model.
-    """
+    """Gain for batches in the order given, padding included: [`count_work`], with attention weighed. (Not from the paper.)"""
     work = count_work(lengths, batch_size, how_rows_attend(config, lengths), pad_to_multiple_of)
     two, shared = work @ [1.0, attention_weight(config)]
     return Gain(float(work[0, 0] / work[1, 0]), float(two / shared))
@@ -110,21 +103,11 @@ def count_work(
 ) -> NDArray[np.float64]:
     """What two rows a pair and shared rows compute, for batches in the order given, padding included. (Not from the paper.)
 
-    Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without,
-    which two rows of equal length need, half of that; with flex_attention, or row by row ([`RowMask`]), only what a token sees.
+    Matrices cost the same for each token. Attention costs, with a mask, every token of a row on every other one; without, which two
+    rows of equal length need, half of that; with flex_attention, or row by row (`"by_rows"`, [`RowMask`]), only what a token sees.
 
-    Args:
-        lengths (`np.ndarray` of shape `(num_pairs, 3)`):
-            Tokens of prefix, chosen rest and rejected rest ([`pair_lengths`]), at least one pair.
-        batch_size (`int`):
-            Pairs in a batch.
-        attention (`str`):
-            Implementation of attention, or `"by_rows"`: `sdpa` where it attends row by row.
-        pad_to_multiple_of (`int`, *optional*):
-            As in the collator.
-
-    Returns:
-        `np.ndarray` of shape `(2, 2)`: two rows, then shared rows; tokens, and queries on keys.
+    The result has the shape `(2, 2)`: two rows, then shared rows; tokens, and queries on keys. The lengths, at least one pair's,
+    are of the shape `(num_pairs, 3)` ([`pair_lengths`]).
     """
     work = np.zeros((2, 2))
     for start in range(0, len(lengths), batch_size):

@@ -82,20 +82,9 @@ def forward_shared(
 ) -> Any:
     """Forward pass over shared rows. The output is that of two rows a pair: all chosen responses, then all rejected ones.
 
-    Args:
-        model (`torch.nn.Module`):
-            Reward model, however wrapped. It must be one that [`why_not_shared`] has no reason against.
-        input_ids (`torch.Tensor` of shape `(num_pairs, num_tokens)`):
-            Shared rows ([`collate_pairs`]).
-        lengths (`torch.Tensor` of shape `(num_pairs, 3)`):
-            See [`PAIR_LENGTHS`].
-        by_rows (`bool`, *optional*, defaults to `True`):
-            Let `sdpa` on a CPU attend row by row ([`RowMask`]); `False` gives it a dense mask there too.
-        **model_kwargs:
-            Handed to the model.
-
-    Returns:
-        Output of the model with `logits` of shape `(2 * num_pairs, 1)`.
+    The model, however wrapped, must be one that [`why_not_shared`] has no reason against, the rows those of [`collate_pairs`]. With
+    `by_rows`, `sdpa` on a CPU attends row by row ([`RowMask`]); without, it gets a dense mask there too. The logits have the shape
+    `(2 * num_pairs, 1)`.
 
     Raises:
         ConfigError: If the model has no head to read two rewards from.

@@ -110,18 +110,8 @@ class FirstTokens:
 def forward_packed(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, **model_kwargs: Any) -> Any:
     """Forward pass of an encoder that computes no padding, and in the last layer only what the reward is read from.
 
-    On an accelerator, which would have to be waited for, and of a compiled model, it is the model's own forward pass.
-
-    Args:
-        model (`torch.nn.Module`):
-            Reward model, however wrapped. It must be one that [`why_not_packed`] has no reason against.
-        input_ids, attention_mask (`torch.Tensor` of shape `(num_sequences, num_tokens)`):
-            Sequences, padded on the right.
-        **model_kwargs:
-            Handed to the model.
-
-    Returns:
-        Output of the model with `logits` of shape `(num_sequences, 1)`.
+    The model, however wrapped, must be one that [`why_not_packed`] has no reason against; sequences are padded on the right. On an
+    accelerator, which would have to be waited for, and of a compiled model, it is the model's own forward pass.
 
     Raises:
         ConfigError: If the last layer computed all tokens nevertheless.

@@ -26,16 +26,8 @@ class PackingChoice(NamedTuple):
 def choose_packing(mode: str, model: torch.nn.Module, reason: str | None = None) -> PackingChoice:
     """Decide whether the sequences of a run are packed. (Not from the paper.)
 
-    Args:
-        mode (`str`):
-            `"off"`; `"on"`; or `"auto"`, which packs where the model's family is among the tested ones.
-        model (`torch.nn.Module`):
-            Reward model.
-        reason (`str`, *optional*):
-            Why the caller cannot have packed sequences.
-
-    Returns:
-        [`PackingChoice`].
+    The mode is `"off"`; `"on"`; or `"auto"`, which packs where the model's family is among the tested ones. The reason is why the
+    caller cannot have packed sequences.
 
     Raises:
         ConfigError: With `"on"`, if packed sequences would not give the rewards of padded ones.
@@ -58,14 +50,9 @@ def choose_packing(mode: str, model: torch.nn.Module, reason: str | None = None)
 
 
 def why_not_packed(model: torch.nn.Module) -> str | None:
-    """Why sequences of a model cannot be packed, or `None` if they can.
+    """Why sequences of a model of any size, with or without adapter, cannot be packed, as a clause; `None` if they can.
 
-    Args:
-        model (`torch.nn.Module`):
-            Reward model of any size, with or without adapter. It is only looked at; it may be sharded.
-
-    Returns:
-        `str`, *optional*. A clause that names the reason.
+    It is only looked at; it may be sharded.
     """
     inner = encoder_model(model)
     if inner is None:

@@ -40,21 +40,10 @@ def dataset_lengths(dataset: Dataset) -> NDArray[np.int64]:
 def collate_pairs(
     pairs: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """Tokenized pairs as one batch of shared rows, padded on the right.
+    """Tokenized pairs as one batch of shared rows, padded on the right: `"input_ids"` and `"attention_mask"` of shape `(num_pairs,
+    num_tokens)`, the latter 0 on padding, and [`PAIR_LENGTHS`].
 
     The mask of who sees whom is not part of it: it grows with the square of the length, and is made on the device.
-
-    Args:
-        pairs (`Sequence[Mapping[str, Any]]`):
-            Rows with `chosen_ids` and `rejected_ids`.
-        pad_token_id (`int`):
-            Fills up shorter rows.
-        pad_to_multiple_of (`int`, *optional*):
-            The length of the batch becomes a multiple of this.
-
-    Returns:
-        `dict` of `"input_ids"` and `"attention_mask"` of shape `(num_pairs, num_tokens)`, the latter 0 on padding, and
-        [`PAIR_LENGTHS`].
     """
     lengths = [pair_lengths(pair["chosen_ids"], pair["rejected_ids"]) for pair in pairs]
     longest = round_up(max(map(sum, lengths)), pad_to_multiple_of)
@@ -84,13 +73,8 @@ class RowLayout(NamedTuple):
 
 
 def row_layout(lengths: torch.Tensor, num_tokens: int) -> RowLayout:
-    """Layout of shared rows, on the device of `lengths` and without waiting for it.
-
-    Args:
-        lengths (`torch.Tensor` of shape `(num_pairs, 3)`):
-            See [`PAIR_LENGTHS`].
-        num_tokens (`int`):
-            Length of the batch, padding included.
+    """Layout of shared rows with these [`PAIR_LENGTHS`], padded to `num_tokens`, on the device of `lengths` and without waiting for
+    it.
     """
     index = torch.arange(num_tokens, device=lengths.device)[None]
     ends = lengths.cumsum(-1)[:, :, None]
@@ -103,14 +87,8 @@ def row_layout(lengths: torch.Tensor, num_tokens: int) -> RowLayout:
 def may_see(layout: RowLayout, window: int | None = None) -> Callable[..., torch.Tensor]:
     """Whether a token sees another one, as flex_attention's `mask_mod` and, on grids of indices, as a dense mask.
 
-    A token sees itself and what stands before it in its own part, and the prefix before that. Several pairs in one row would
-    need no more than a third condition, that both tokens belong to one pair.
-
-    Args:
-        layout ([`RowLayout`]):
-            Layout of the rows.
-        window (`int`, *optional*):
-            Sliding window of the layer: a token sees this many positions, its own among them.
+    A token sees itself and what stands before it in its own part, and the prefix before that, as far as a sliding window of the
+    layer reaches: so many positions, its own among them.
     """
     part, position = layout
 

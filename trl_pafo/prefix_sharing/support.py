@@ -48,14 +48,10 @@ _REACH = re.compile(r"window|chunk_size|block_size|local_attention|index_topk")
 
 
 def why_not_shared(model: torch.nn.Module) -> str | None:
-    """Why pairs of a model cannot share rows, or `None` if they can. (Not from the paper.)
+    """Why pairs of a model of any size, with or without adapter, cannot share rows, as a clause; `None` if they can. (Not from the
+    paper.)
 
-    Args:
-        model (`torch.nn.Module`):
-            Reward model of any size, with or without adapter. It is only looked at; it may be sharded.
-
-    Returns:
-        `str`, *optional*. A clause that names the reason.
+    It is only looked at; it may be sharded.
     """
     inner = reward_model(model)
     if inner is None:

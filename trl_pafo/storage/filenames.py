@@ -12,14 +12,10 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{device}{n}" for device in ("com", 
 
 
 def folder_names(names: Iterable[str]) -> dict[str, str]:
-    """A name of a file or folder for each of `names`: none leads elsewhere, none is hidden, no two are one.
+    """A name of a file or folder for each of `names`, any texts: none leads elsewhere, none is hidden, no two are one.
 
     Letters, digits, `_`, `-` and `.` stay, anything else becomes `_`. Where two would be the same, also to a disk that tells no
     capitals apart, and where a name is empty, too long, or one that Windows keeps for itself, a digest of it is added.
-
-    Args:
-        names (`Iterable[str]`):
-            Any texts, such as names of groups.
     """
     cleaned = {name: re.sub(r"[^\w.-]", "_", name).strip(".") for name in dict.fromkeys(names)}
     counts = Counter(map(_as_a_disk_may_see_it, cleaned.values()))

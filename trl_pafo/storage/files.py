@@ -66,16 +66,11 @@ def remove_temporary_files(folder: Path) -> None:
 
 @contextmanager
 def alone(folder: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of a folder meanwhile. A process that ends, however it ends, gives the lock back.
-
-    Args:
-        folder (`Path`):
-            The folder; the lock is the file `LOCK` in it.
-        busy (`str`):
-            What to say where another process has it.
+    """Keep other processes out of a folder meanwhile, by the file `LOCK` in it. A process that ends, however it ends, gives the
+    lock back.
 
     Raises:
-        RunFolderError: If another process has it.
+        RunFolderError: If another process has it; the message is `busy`.
     """
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
@@ -89,14 +84,8 @@ def alone(folder: Path, busy: str) -> Iterator[None]:
 def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
     """A path to write a new folder to; on leaving, it takes the name `path`. Where something is raised, nothing is left.
 
-    Args:
-        path (`Path`):
-            The folder; it must not exist.
-        option (`str`, *optional*, defaults to `"--output_dir"`):
-            The option that names it, for messages.
-
     Raises:
-        RunFolderError: If it exists, by now or at the end.
+        RunFolderError: If it exists, by now or at the end; the message names the option.
     """
 
     def refuse_existing() -> None:

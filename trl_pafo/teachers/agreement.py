@@ -12,17 +12,10 @@ logger = get_logger(__name__)
 @dataclass(frozen=True)
 class Agreement:
     """
-    What a teacher says of the training pairs of its own group.
+    What a teacher says of the training pairs of its own group; `None` stands for margins of rows without groups.
 
-    Attributes:
-        group (`str`, *optional*):
-            The group; `None` for margins of rows without groups.
-        num_pairs (`int`):
-            Pairs of the group.
-        share (`float`):
-            Share of them on which its margin prefers the chosen response, a tie counting half.
-        margin (`float`):
-            Mean margin, in its own reward units.
+    `share` is that of the pairs on which its margin prefers the chosen response, a tie counting half; `margin` is the mean, in its
+    own reward units.
     """
 
     group: str | None
@@ -45,11 +38,7 @@ class Agreement:
 def agreement(margins: np.ndarray, group: Sequence[str] | None = None) -> list[Agreement]:
     """Agreement of the teacher of each group with the labels of its pairs; a warning where it prefers the rejected responses.
 
-    Args:
-        margins (`np.ndarray` of shape `(num_pairs,)`):
-            Margin of each pair, of the teacher of its group.
-        group (`Sequence[str]`, *optional*):
-            Group of each pair. Without it, all pairs are counted together.
+    `margins`, of shape `(num_pairs,)`, are of the teacher of each pair's group. Without `group`, all pairs are counted together.
     """
     margins = margins.astype(np.float64)
     names = np.asarray(group) if group is not None else np.zeros(len(margins))

@@ -36,20 +36,9 @@ class TeacherModels:
     """
     Teachers of one backbone (see [`by_backbone`]) in memory, frozen, to be used as one of them at a time.
 
-    They never meet the optimizer, and neither the accelerator nor the trainer knows of them, so that nothing saves them or
-    keeps them alive. [`~TeacherModels.close`] frees them.
-
-    Args:
-        teachers (`dict[str, Teacher]`):
-            Teacher of each group.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The student's tokenizer.
-        accelerator ([`~accelerate.Accelerator`]):
-            Says where the models go. All of its processes have to make this object together.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            The dtype that they are loaded in.
-        quantized ([`QuantizedBase`], *optional*):
-            The student's base; teachers that are adapters of it are loaded on it as it is.
+    They never meet the optimizer, and neither the accelerator nor the trainer knows of them, so that nothing saves them or keeps
+    them alive. [`~TeacherModels.close`] frees them. The accelerator says where the models go; all of its processes have to make
+    this object together. Teachers that are adapters of the student's base are loaded on it as it is, `quantized`.
     """
 
     def __init__(
@@ -93,22 +82,8 @@ class TeacherModels:
     def score(
         self, group: str, sequences: Sequence[Sequence[int]], *, batch_size: int = 32, desc: str | None = None
     ) -> np.ndarray:
-        """Rewards of token sequences under a group's teacher, the same on every process, of which each computes its share.
-
-        See [`~trl_pafo.models.scoring.score_sequences`].
-
-        Args:
-            group (`str`):
-                Whose teacher scores.
-            sequences (`Sequence[Sequence[int]]`):
-                Token ids, the same on every process.
-            batch_size (`int`, *optional*, defaults to `32`):
-                Sequences in a forward pass.
-            desc (`str`, *optional*):
-                Title of the progress bar of the main process; no bar without it.
-
-        Returns:
-            `np.ndarray` of shape `(num_sequences,)`, float32.
+        """Rewards of token sequences under a group's teacher, of shape `(num_sequences,)`, float32, the same on every process, of
+        which each computes its share. See [`~trl_pafo.models.scoring.score_sequences`].
 
         Raises:
             TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
@@ -125,20 +100,10 @@ class TeacherModels:
         prefix_sharing: str = "off",
         desc: str | None = None,
     ) -> np.ndarray:
-        """Margins of pairs of token sequences under a group's teacher, the same on every process: see [`~TeacherModels.score`].
+        """Margins of pairs of token sequences, of shape `(num_pairs,)`: see [`~TeacherModels.score`]. `batch_size` counts pairs.
 
-        Args:
-            batch_size (`int`, *optional*, defaults to `16`):
-                Pairs in a forward pass.
-            prefix_sharing (`str`, *optional*, defaults to `"off"`):
-                `"auto"` computes once what both responses of a pair begin with, where the teacher can and the lengths promise a
-                gain ([`~trl_pafo.prefix_sharing.choice.choose_sharing`]); margins are the same to rounding.
-
-        Returns:
-            `np.ndarray` of shape `(num_pairs,)`, float32.
-
-        Raises:
-            TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
+        `prefix_sharing="auto"` computes once what both responses of a pair begin with, where the teacher can and the lengths
+        promise a gain ([`~trl_pafo.prefix_sharing.choice.choose_sharing`]); margins are the same to rounding.
         """
         pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
         share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size).share

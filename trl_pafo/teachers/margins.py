@@ -28,25 +28,12 @@ class TeacherMargins:
     """
     Margins of teachers for pairs of token sequences, in reward units.
 
-    One backbone is in memory at a time. What was scored is kept on disk under a digest of the teacher's weights, its pad id, the dtype
-    and the token ids, so that whatever would change a margin changes the name of its file, and nothing else does.
+    One backbone is in memory at a time. What was scored is kept in `cache_dir` under a digest of the teacher's weights, its pad id,
+    the dtype and the token ids, so that whatever would change a margin changes the name of its file, and nothing else does. Margins
+    with shared prefixes (`"auto"`) differ by rounding alone, so that is not part of the digest.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The student's tokenizer, whose pad id a teacher without one of its own gets.
-        accelerator ([`~accelerate.Accelerator`]):
-            Each process scores its share of the pairs.
-        batch_size (`int`, *optional*, defaults to `16`):
-            Pairs in a forward pass of a teacher.
-        cache_dir (`str` or `Path`, *optional*, defaults to `"teacher_margins"`):
-            Where margins are kept.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
-            In which teachers are loaded from disk.
-        quantized ([`QuantizedBase`], *optional*):
-            The student's base, on which teachers that are its adapters are loaded too.
-        prefix_sharing (`str`, *optional*, defaults to `"off"`):
-            `"auto"`: what both responses of a pair begin with is computed once, where that pays. Margins differ by rounding alone, so
-            it is not part of the digest.
+    A teacher without a pad id of its own gets that of the student's tokenizer. Each process scores its share of the pairs,
+    `batch_size` at a time. Teachers are loaded in `dtype`, and those that are adapters of the student's `quantized` base on it.
     """
 
     def __init__(
@@ -66,16 +53,8 @@ class TeacherMargins:
         self._load = partial(TeacherModels, tokenizer=tokenizer, accelerator=accelerator, dtype=dtype, quantized=quantized)
 
     def __call__(self, teachers: Mapping[str, Teacher], pairs: Mapping[str, Dataset]) -> dict[str, np.ndarray]:
-        """Margins of each teacher for its pairs.
-
-        Args:
-            teachers (`Mapping[str, Teacher]`):
-                Teacher of each group.
-            pairs (`Mapping[str, Dataset]`):
-                By group, what its teacher is to score: rows with `chosen_ids` and `rejected_ids`, as this teacher reads them.
-
-        Returns:
-            `dict` of `np.ndarray` of shape `(num_pairs,)`, float32, by group.
+        """Margins of each teacher for its pairs, rows of token ids as this teacher reads them: by group, float32, of shape
+        `(num_pairs,)`.
 
         Raises:
             TeacherError: If a reward is not finite, or a pair longer than the teacher's positions.

@@ -21,12 +21,8 @@ TEMPERATURES = (0.05, 20.0)
 def fit_temperature(margins: ArrayLike) -> float:
     """The temperature `t` with the least mean of `-log sigmoid(margin / t)`, in reward units, within [`TEMPERATURES`].
 
-    Args:
-        margins (array of shape `(num_pairs,)`):
-            A teacher's margins of held-out labeled pairs of its group, chosen minus rejected. Without one other than 0 it is 1.
-
-    Raises:
-        DataError: If a margin is not finite.
+    The margins, of shape `(num_pairs,)`, are a teacher's of held-out labeled pairs of its group, chosen minus rejected. Without one
+    other than 0 it is 1; one that is not finite raises [`DataError`].
     """
     values = _finite(margins, "margins")
 
@@ -43,16 +39,11 @@ def fit_temperature(margins: ArrayLike) -> float:
 
 
 def history_scores(past_margins: ArrayLike, past: Sequence[Sequence[int]]) -> FloatArray:
-    """How well each teacher explains each history: the sum of `log sigmoid(margin)` over its pairs, of shape `(num_rows, num_groups)`.
+    """How well each teacher explains each history: the sum of `log sigmoid(margin)` over its pairs, of shape `(num_rows,
+    num_groups)`.
 
-    Args:
-        past_margins (array of shape `(num_past_pairs, num_groups)`):
-            Margin of each past pair, chosen minus rejected, under each teacher, divided by its temperature.
-        past (sequence of sequences of `int`):
-            For each row, which of the pairs are its history; an empty history scores 0.
-
-    Raises:
-        DataError: If a margin is not finite.
+    `past_margins`, of shape `(num_past_pairs, num_groups)`, are those of each past pair under each teacher, divided by its
+    temperature; `past` says for each row which of the pairs are its history. An empty history scores 0.
     """
     log_likelihoods = log_expit(_finite(past_margins, "past_margins"))
     scores = np.zeros((len(past), log_likelihoods.shape[1]))
@@ -66,11 +57,8 @@ class GroupLikelihood:
     """
     Log likelihood of a group given a history, `slope * score + bias` up to a constant; 0 for all groups where the history is empty.
 
-    Attributes:
-        slope (`float`):
-            At least 0, one for all groups.
-        bias (`np.ndarray` of shape `(num_groups,)`):
-            They sum to 0; 0 for a group without histories.
+    The slope is at least 0, one for all groups. The biases, of shape `(num_groups,)`, sum to 0, and are 0 for a group without
+    histories.
     """
 
     slope: float
@@ -78,19 +66,12 @@ class GroupLikelihood:
 
     @classmethod
     def fit(cls, scores: ArrayLike, group: ArrayLike) -> "GroupLikelihood":
-        """Multinomial regression in which each group that is there counts the same.
+        """Multinomial regression of the place of each row's group on [`history_scores`], in which each group that is there counts
+        the same.
 
-        A ridge that draws the slope toward 1, as strong as half a squared unit in the log likelihood of all rows, ends the fit where
-        the scores tell the groups without error. Without non-empty histories of two groups the slope is 1 and the biases are 0.
-
-        Args:
-            scores (array of shape `(num_rows, num_groups)`):
-                [`history_scores`].
-            group (array of shape `(num_rows,)`, int):
-                Place of each row's group.
-
-        Raises:
-            DataError: If a score is not finite, or a group is not among those of the scores.
+        A ridge that draws the slope toward 1, as strong as half a squared unit in the log likelihood of all rows, ends the fit
+        where the scores tell the groups without error. Without non-empty histories of two groups the slope is 1 and the biases are
+        0. A score that is not finite, or a group that is not among those of the scores, raises [`DataError`].
         """
         scores, places = _finite(scores, "scores"), np.asarray(group)
         num_groups = scores.shape[1]
@@ -128,13 +109,8 @@ class GroupLikelihood:
 def posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, tau: float) -> FloatArray:
     """`softmax(log likelihood + (1 - tau) log prior)` over the groups, of shape `(num_rows, num_groups)`.
 
-    Args:
-        log_likelihood (array of shape `(num_rows, num_groups)`):
-            Of each group given a history.
-        log_prior (array of shape `(num_groups,)`):
-            Log of the groups' shares.
-        tau (`float`):
-            0: the groups have their shares; 1: all the same.
+    The log likelihood has this shape, the log of the groups' shares `(num_groups,)`. With a `tau` of 0 the groups have their
+    shares, with 1 all the same.
     """
     return softmax(np.asarray(log_likelihood, dtype=np.float64) + (1 - tau) * np.asarray(log_prior, dtype=np.float64), axis=1)
 
@@ -142,11 +118,7 @@ def posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, tau: float) -> Fl
 def mixture_margin(margins: ArrayLike, q: ArrayLike) -> FloatArray:
     """The log odds of `sum_g q_g sigmoid(margin_g)`, of shape `(num_rows,)`.
 
-    Args:
-        margins (array of shape `(num_rows, num_groups)`):
-            Of each teacher, divided by its temperature.
-        q (array of shape `(num_rows, num_groups)`):
-            Weights of the teachers; each row sums to 1.
+    Margins, divided by the teachers' temperatures, and weights `q`, whose rows sum to 1, have the shape `(num_rows, num_groups)`.
     """
     margins = np.asarray(margins, dtype=np.float64)
     return logsumexp(log_expit(margins), b=q, axis=1) - logsumexp(log_expit(-margins), b=q, axis=1)

@@ -36,13 +36,8 @@ def in_turn(accelerator: Accelerator) -> Iterator[None]:
 def shard(model: torch.nn.Module, device: torch.device, num_processes: int) -> None:
     """Leave each process its part of the weights, on the device: the layers first, then what is outside of them.
 
-    Args:
-        model (`torch.nn.Module`):
-            A model of transformers, or one of peft around it, the same on every process. It is changed.
-        device (`torch.device`):
-            Where the parts are kept.
-        num_processes (`int`):
-            Number of processes, all of which have to run each forward pass from now on.
+    The model, one of transformers or of peft around it, is the same on every process. All have to run each forward pass from now
+    on.
     """
     mesh = init_device_mesh(device.type, (num_processes,))
     layers = set(getattr(model, "_no_split_modules", None) or ())

@@ -23,16 +23,10 @@ class Targets:
     """
     Target margins of training pairs under histories: `logit(sum_g q(g | H) sigmoid(D_g))`. (Not from the paper.)
 
-    `D_g` is the margin of the teacher of group g for the pair, `q(g | H)` how likely the history H makes group g: certain of the group
-    of its user, or a posterior. Where it is certain, the target is the margin of that group's teacher.
-
-    Args:
-        margins (`np.ndarray` of shape `(num_rows, num_groups)`):
-            `D_g` of the pair of each row, in reward units; NaN where no `q` above 0 ever goes with it.
-        group (`np.ndarray` of shape `(num_rows,)`, int):
-            Place of the group of each row's user.
-        posterior (`np.ndarray` of shape `(num_rows, num_groups)`, *optional*):
-            `q(g | H)` of the history of each row. Without it, histories are certain of the group of their user.
+    `D_g` is the margin of the teacher of group g for the pair, `q(g | H)` how likely the history H makes group g: the `posterior`,
+    or, without it, certain of the group of its user, so that the target is the margin of that group's teacher. `margins` and
+    `posterior` have the shape `(num_rows, num_groups)`; margins are NaN where no `q` above 0 ever goes with them. `group` has the
+    place of each row's group.
     """
 
     def __init__(self, margins: FloatArray, group: NDArray[np.int64], posterior: FloatArray | None = None):
@@ -57,22 +51,8 @@ def group_numbers(dataset: Dataset, column: str, groups: Sequence[str]) -> Float
 def score_pairs(
     score: TeacherMargins, teachers: Mapping[str, Teacher], rows: Dataset, tokenizer: PreTrainedTokenizerBase, own: bool = False
 ) -> FloatArray:
-    """Margins of all teachers for all pairs, each read as the teacher's training read its own.
-
-    Args:
-        score ([`~trl_pafo.teachers.margins.TeacherMargins`]):
-            Scores them.
-        teachers (`Mapping[str, Teacher]`):
-            Teacher of each group.
-        rows ([`~datasets.Dataset`]):
-            Pairs; with `own` their `group`, too.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The student's.
-        own (`bool`, *optional*, defaults to `False`):
-            Let each teacher score the pairs of its own group alone.
-
-    Returns:
-        `np.ndarray` of shape `(num_rows, num_groups)`, groups in the order of their names; NaN where a teacher has not scored.
+    """Margins of all teachers for all pairs, each read as the teacher's training read its own, of shape `(num_rows, num_groups)`,
+    groups in the order of their names. With `own`, each teacher scores the pairs of its `group` alone; the others are NaN.
     """
     margins = np.full((len(rows), len(teachers)), np.nan)
     group = np.asarray(rows["group"][:]) if own else None
@@ -115,16 +95,11 @@ def targets_from_teachers(
     own: bool = False,
     tau: float | None = None,
 ) -> Targets:
-    """Targets of training pairs that teachers score now.
+    """Targets of training pairs that teachers score now, see [`score_pairs`]; with `tau`, under the posterior of the group with
+    this prior.
 
-    Args:
-        score, teachers, rows, tokenizer, own:
-            As for [`score_pairs`].
-        group (`Sequence[str]`):
-            Group of each row's user.
-        tau (`float`, *optional*):
-            If given, targets are under the posterior of the group with this prior. How likely a history makes each group is fitted on
-            the rows themselves: with teachers that were trained on these pairs it is surer than of new users.
+    How likely a history makes each group is fitted on the rows themselves: with teachers that were trained on these pairs it is
+    surer than of new users.
     """
     places = np.searchsorted(sorted(teachers), group)
     margins = score_pairs(score, teachers, rows, tokenizer, own)
@@ -139,13 +114,7 @@ def targets_from_teachers(
 def targets_from_columns(rows: Dataset, groups: Sequence[str], *, tau: float | None = None) -> Targets:
     """Targets of training pairs that bring `teacher_margins`, and, for the posterior, `history_log_likelihood`, both by group.
 
-    Args:
-        rows ([`~datasets.Dataset`]):
-            Pairs with `group`.
-        groups (`Sequence[str]`):
-            The groups in the order of their names.
-        tau (`float`, *optional*):
-            As for [`targets_from_teachers`].
+    `groups` are in the order of their names.
     """
     group = rows["group"][:]
     margins, places = group_numbers(rows, "teacher_margins", groups), np.searchsorted(groups, group)

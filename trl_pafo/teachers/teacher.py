@@ -33,13 +33,9 @@ TeacherSpec = str | Path
 @dataclass(frozen=True)
 class Teacher:
     """
-    A group's teacher. What is read of its folder (never weights) is read once.
+    A group's teacher: the folder or Hub id of a checkpoint or adapter that was trained on the group's preferences.
 
-    Parameters:
-        group (`str`):
-            The group whose preferences it was trained on.
-        source (`str`):
-            Folder or Hub id of a checkpoint or an adapter.
+    What is read of its folder (never weights) is read once.
     """
 
     group: str
@@ -74,18 +70,8 @@ class Teacher:
     def read(self, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, what: str = "The training dataset") -> Dataset:
         """Pairs as rows of token ids, `chosen_ids` and `rejected_ids`, as the teacher's own training read them.
 
-        One that was trained elsewhere is shown no history. Pairs that are tokenized already are taken as they are.
-
-        Args:
-            pairs ([`~datasets.Dataset`]):
-                Rows with `chosen`, `rejected`, optional `prompt`, `history`, `chat_template_kwargs` and `tools`.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The student's, for a teacher without one of its own.
-            what (`str`, *optional*):
-                Name of the pairs, for errors.
-
-        Raises:
-            DataError: If the teacher cannot read such pairs.
+        One that was trained elsewhere is shown no history, and one without a tokenizer of its own gets the student's. Pairs that
+        are tokenized already are taken as they are. Pairs that it cannot read raise [`DataError`].
         """
         own = copy.deepcopy(tokenizer) if self.tokenizer is None else self.tokenizer
         what = f"{what} for the teacher of group {self.group!r}"
@@ -123,13 +109,9 @@ class Teacher:
 @dataclass(frozen=True)
 class QuantizedBase:
     """
-    The base of a student that is an adapter, quantized when it was loaded (QLoRA). Teachers on the same base are loaded so too.
+    The base of a student that is an adapter, quantized when it was loaded (QLoRA): its folder or Hub id, and how it is quantized.
 
-    Parameters:
-        name (`str`):
-            Folder or Hub id of the base.
-        config ([`~transformers.quantizers.HfQuantizer`]'s configuration):
-            How it is quantized.
+    Teachers on the same base are loaded so too.
     """
 
     name: str
@@ -183,15 +165,8 @@ def check_teacher(
 ) -> None:
     """Raise where a teacher cannot score the training pairs; its weights are not loaded.
 
-    Args:
-        teacher ([`Teacher`]):
-            The teacher.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The student's.
-        shares_tokens (`bool`, *optional*, defaults to `False`):
-            Whether the pairs come tokenized, so that a teacher with a tokenizer of its own cannot read their texts.
-        alone (`bool`, *optional*, defaults to `False`):
-            Whether it is to score pairs whatever history they are shown under.
+    With `shares_tokens`, the pairs come tokenized, so that a teacher with a tokenizer of its own cannot read their texts. With
+    `alone`, it is to score pairs whatever history they are shown under.
 
     Raises:
         TeacherError: If the teacher is not found, has other than one label, has another tokenizer and no texts to read, or cannot

@@ -62,15 +62,8 @@ def fill_in(args: Any) -> None:
 
 
 def choose_checkpoint(args: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Fill in what is left of the options, and look whether the data can choose; nothing without `best_checkpoint`.
-
-    Args:
-        args ([`PAFOConfig`]):
-            Changed in place, see [`fill_in`].
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Of the trainer.
-        eval_dataset (a dataset, or a `dict` of several, *optional*):
-            Of the trainer.
+    """Fill in what is left of the options, see [`fill_in`], and look whether the data can choose; nothing without
+    `best_checkpoint`.
 
     Raises:
         ConfigError: If there is no evaluation dataset, or `metric_for_best_model` names none of several.

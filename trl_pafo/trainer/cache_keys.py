@@ -74,15 +74,9 @@ change; one that was stopped goes on only where they are the same, so that it en
 def deciding_options(options: Any) -> dict[str, Any]:
     """The options that decide a training, by name: every field of the configuration that is neither free nor of rounding.
 
-    The values are JSON, and the same in every process. An option that is off, as by default (`None`, `False`, 0, empty), is left
-    out: a version that brings a new one asks for nothing anew, a version that changes a default does.
-
-    Args:
-        options (`dataclass`):
-            A [`PAFOConfig`], [`~trl.RewardConfig`], [`~trl.GRPOConfig`] or [`~trl.ModelConfig`].
-
-    Returns:
-        `dict[str, Any]`: The options, and the digests of the files that they name.
+    The values are JSON, and the same in every process; files that options name are there by their digests. An option that is off,
+    as by default (`None`, `False`, 0, empty), is left out: a version that brings a new one asks for nothing anew, a version that
+    changes a default does.
     """
     return values_of(options, lambda name: name not in FREE and name not in ROUNDING)
 

@@ -26,20 +26,13 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_to_resume(value: str | bool | None, folder: Path) -> str | None:
-    """What `--resume_from_checkpoint` means.
+    """The checkpoint that `--resume_from_checkpoint` means in an output folder, `None` for the beginning.
 
-    Args:
-        value (`str` or `bool`, *optional*):
-            - `true`: the last complete checkpoint in `folder`;
-            - `last`: the same, and the beginning where there is none;
-            - a folder, of its own or in `folder`: that checkpoint;
-            - `false`: the beginning, whatever is in `folder`;
-            - not given: the beginning, if no unfinished training is in `folder`.
-        folder (`Path`):
-            The output folder of the training.
-
-    Returns:
-        The checkpoint, or `None` for the beginning.
+    - `true`: the last complete checkpoint in the folder;
+    - `last`: the same, and the beginning where there is none;
+    - a folder, of its own or in the output folder: that checkpoint;
+    - `false`: the beginning, whatever is in the folder;
+    - not given: the beginning, if no unfinished training is in the folder.
 
     Raises:
         ConfigError: If there is no such checkpoint, it is not complete, or an unfinished training would be overwritten.

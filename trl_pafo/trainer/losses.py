@@ -14,13 +14,8 @@ from trl_pafo.errors import ConfigError
 
 
 def bradley_terry(margin: torch.Tensor, offset: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """Negative log likelihood of the label, `-log sigmoid(margin - offset)` (Bradley and Terry, 1952).
-
-    Args:
-        margin (`torch.Tensor` of shape `(num_pairs,)`):
-            Margins of the model.
-        offset (`torch.Tensor` or `float`, *optional*, defaults to `0.0`):
-            What the margin must exceed; TRL's `margin` column.
+    """Negative log likelihood of the label, `-log sigmoid(margin - offset)` (Bradley and Terry, 1952). The offset, TRL's `margin`
+    column, is what the margin must exceed.
     """
     return -F.logsigmoid(margin - offset)
 

@@ -63,21 +63,10 @@ _OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "
 def reward_model_card(
     method: str, tokenizer: Any, options: Mapping[str, Any], base: str | None, is_adapter: bool, **known: Any
 ) -> Card:
-    """The card of a model that was trained by a method of this package.
+    """The card of a model that was trained by a method of this package, a key of `HOW_TRAINED`.
 
-    Args:
-        method (`str`):
-            Key of `HOW_TRAINED`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's, which remembers how the training pairs were read.
-        options (`Mapping[str, Any]`):
-            Options of the training by name, of which some are shown.
-        base (`str`, *optional*):
-            Name of the model that the training started from; one that is not on the Hub is left out.
-        is_adapter (`bool`):
-            Whether the weights are an adapter.
-        **known:
-            Other attributes of [`~trl_pafo.hub.card.Card`].
+    The tokenizer remembers how the training pairs were read. Of the options of the training some are shown, and its `base` only if
+    it is on the Hub. `known` are other attributes of [`~trl_pafo.hub.card.Card`].
     """
     read = remembered(tokenizer)
     if read is not None:
@@ -100,15 +89,9 @@ def reward_model_card(
 
 
 def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], distills: bool) -> Card:
-    """The card of the model that a trainer holds, without a title.
+    """The card of the model that a trainer holds, without a title, from its datasets, options and logs.
 
-    Args:
-        trainer ([`~trl.RewardTrainer`]):
-            Its datasets, options and logs.
-        dropped_pairs (`Mapping[str, int]`):
-            Training pairs of each group that were too long.
-        distills (`bool`):
-            Whether the margins of teachers are distilled.
+    `dropped_pairs` counts the training pairs of each group that were too long; `distills` says whether margins of teachers are.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     is_adapter = isinstance(model, PeftModel)

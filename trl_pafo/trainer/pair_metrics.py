@@ -79,11 +79,8 @@ def each_once(pairs: Columns) -> Columns:
 def pair_losses(pairs: Columns, center_rewards_coefficient: float | None = None) -> NDArray[np.float64]:
     """Bradley-Terry loss of each pair, `-log sigmoid(chosen - rejected - margin)`, of shape `(num_pairs,)`, in float64.
 
-    Args:
-        pairs (`dict` of arrays):
-            With `rewards` of shape `(num_pairs, 2)` and, where TRL's column is given, `margin` of shape `(num_pairs,)`.
-        center_rewards_coefficient (`float`, *optional*):
-            Adds `center_rewards_coefficient * (chosen + rejected)^2`, as RewardTrainer does.
+    `margin` is TRL's column, where the pairs have it. The coefficient adds `center_rewards_coefficient * (chosen + rejected)^2`, as
+    RewardTrainer does.
     """
     chosen, rejected = pairs["rewards"].astype(np.float64).T
     with np.errstate(invalid="ignore"):  # two infinite rewards have no difference
@@ -96,36 +93,28 @@ def pair_losses(pairs: Columns, center_rewards_coefficient: float | None = None)
 def evaluation_metrics(
     pairs: Columns, groups: Iterable[str] = (), center_rewards_coefficient: float | None = None
 ) -> dict[str, float]:
-    """What an evaluation reports, computed in float64 from one row a pair.
+    """What an evaluation reports, computed in float64 from pairs that are there once each, at least one.
 
-    Args:
-        pairs (`dict` of arrays):
-            At least one pair, each once: `rewards` of shape `(num_pairs, 2)`, and, of shape `(num_pairs,)`, the names
-            `pair_group` and `pair_user` (`""` for none) and optionally `margin`.
-        groups (`Iterable[str]`, *optional*):
-            Groups that are known beside those of the pairs, so that their keys are there every time.
-        center_rewards_coefficient (`float`, *optional*):
-            As in [`pair_losses`].
+    They have `rewards` of shape `(num_pairs, 2)`, and, of shape `(num_pairs,)`, the names `pair_group` and `pair_user` (`""` for
+    none) and optionally `margin`. `groups` are known beside those of the pairs, so that their keys are there every time. Always
+    reported are
 
-    Returns:
-        `dict`. Always
+    - `loss` ([`pair_losses`]), `accuracy`, `margin`: means over the pairs; a tie is half right;
+    - `min_reward`, `mean_reward`, `max_reward`: over both responses of all pairs;
 
-        - `loss`, `accuracy`, `margin`: means over the pairs; a tie is half right;
-        - `min_reward`, `mean_reward`, `max_reward`: over both responses of all pairs;
+    where some pair has a group
 
-        where some pair has a group
+    - `accuracy/{group}`, `count/{group}`: over the pairs of the group; NaN and 0 for a known group without a pair;
+    - `accuracy_group_mean` (each group counts once), and by fairlearn's names `accuracy_group_min`, `accuracy_difference`
+      (best minus worst) and `accuracy_ratio` (worst over best, NaN where all are 0), over the groups that have pairs; the
+      latter two are NaN where only one has;
 
-        - `accuracy/{group}`, `count/{group}`: over the pairs of the group; NaN and 0 for a known group without a pair;
-        - `accuracy_group_mean` (each group counts once), and by fairlearn's names `accuracy_group_min`, `accuracy_difference`
-          (best minus worst) and `accuracy_ratio` (worst over best, NaN where all are 0), over the groups that have pairs; the
-          latter two are NaN where only one has;
+    and where some pair has a user, over users, each with the accuracy on its own pairs,
 
-        and where some pair has a user, over users, each with the accuracy on its own pairs,
+    - `user_accuracy_mean`, `_min`, `_p10` (10th percentile, linear between users), `_std`, `_gini`, `_theil`.
 
-        - `user_accuracy_mean`, `_min`, `_p10` (10th percentile, linear between users), `_std`, `_gini`, `_theil`.
-
-        Pairs without a group or user count in the other keys. If a reward is NaN, all but the counts is NaN: a pair that
-        cannot be judged is neither right nor wrong.
+    Pairs without a group or user count in the other keys. If a reward is NaN, all but the counts is NaN: a pair that cannot be
+    judged is neither right nor wrong.
     """
     rewards = pairs["rewards"].astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -181,18 +170,13 @@ def _user_metrics(correct: NDArray[np.float64], user: NDArray[np.str_]) -> dict[
 def training_metrics(pairs: Mapping[str, NDArray[Any]], groups: Sequence[str] = ()) -> dict[str, float]:
     """What a log reports of the training steps since the last one, computed in float64.
 
-    Args:
-        pairs (`Mapping` of arrays):
-            `rewards` of shape `(num_pairs, 2)`; optionally, of shape `(num_pairs,)`, `has_label` (false on pairs under
-            the history of another user) and `group_id`; and, of shape `(num_batches,)`, sums over the pairs of a batch: `bradley_terry` and
-            `distillation`, the two losses.
-        groups (`Sequence[str]`, *optional*):
-            Groups in the order of their ids.
+    The pairs have `rewards` of shape `(num_pairs, 2)`; optionally, of shape `(num_pairs,)`, `has_label` (false on pairs under the
+    history of another user) and `group_id`, the place in `groups`; and, of shape `(num_batches,)`, sums over the pairs of a batch:
+    `bradley_terry` and `distillation`, the two losses.
 
-    Returns:
-        `dict`: `min_reward`, `mean_reward`, `max_reward` over all pairs, `accuracy`, `margin` and `accuracy/{group}` over the
-        labeled ones (NaN if there are none; a tie is half right), and, if the sums are given, `bradley_terry_loss` over the labeled
-        pairs and `distillation_loss` over all.
+    Reported are `min_reward`, `mean_reward`, `max_reward` over all pairs, `accuracy`, `margin` and `accuracy/{group}` over the
+    labeled ones (NaN if there are none; a tie is half right), and, if the sums are given, `bradley_terry_loss` over the labeled
+    pairs and `distillation_loss` over all.
     """
     rewards = pairs["rewards"].astype(np.float64)
     margin = rewards[:, 0] - rewards[:, 1]

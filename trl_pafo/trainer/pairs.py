@@ -33,13 +33,8 @@ _LIKELIHOOD = "history_log_likelihood"
 @dataclass
 class TrainingRows:
     """
-    The training pairs that are not too long, row by row, for teachers and for showings under drawn histories.
-
-    Attributes:
-        given ([`~datasets.Dataset`]):
-            As they were given.
-        messages ([`~datasets.Dataset`]):
-            As the chat template reads them, with their own history.
+    The training pairs that are not too long, row by row, for teachers and for showings under drawn histories: as they were given,
+    and as the chat template reads them, with their own history.
     """
 
     given: Dataset
@@ -50,13 +45,7 @@ class PairPreparer:
     """
     Preference pairs as rows of token ids: [`check`] the datasets of a trainer, then [`prepare`] each of them.
 
-    A history is rendered into the prompt by the chat template.
-
-    Args:
-        args ([`PAFOConfig`]):
-            What is shown of histories, and how long pairs may be.
-        groups (`Collection[str]`, *optional*):
-            Groups that have teachers.
+    A history is rendered into the prompt by the chat template. `args` say what is shown of it, `groups` which groups have teachers.
     """
 
     def __init__(self, args: PAFOConfig, groups: Collection[str] = ()):
@@ -182,15 +171,9 @@ class PairPreparer:
     ) -> Dataset | IterableDataset:
         """Rows with `chosen_ids` and `rejected_ids`, those longer than `max_length` left out and counted by group.
 
-        Args:
-            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-                One that was checked, the training dataset first, or one that is evaluated later.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                Remembers how the training rows are read.
-            name (`str`):
-                `"train"`, `"eval"`, or the name of an evaluation dataset.
-            tokenize_rest (`Callable`):
-                RewardTrainer's `_prepare_dataset`, for streams and for tokenizers of an unusual kind.
+        The dataset is one that was checked, the training dataset first, or one that is evaluated later; its name is `"train"`,
+        `"eval"`, or that of an evaluation dataset. The tokenizer remembers how the training rows are read. `tokenize_rest` is
+        RewardTrainer's `_prepare_dataset`, for streams and for tokenizers of an unusual kind.
 
         Raises:
             DataError: If rows cannot be read as in the training.

@@ -14,16 +14,11 @@ from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 class ReweightedRewardTrainer(PAFORewardTrainer):
     """
-    The Bradley-Terry loss of each pair times `N / (G * N_g)`: of `N` training pairs, `N_g` of which are of the pair's group, in `G` groups.
+    The Bradley-Terry loss of each pair times `N / (G * N_g)`: of `N` training pairs, `N_g` of which are of the pair's group, in `G`
+    groups.
 
-    That is 1 / N_g, scaled so that the mean over the training pairs is 1. (Not from the paper; reweighting by group size is common.)
-
-    Args:
-        *args, **kwargs:
-            As for [`PAFORewardTrainer`]; the training dataset has the column `group`.
-
-    Raises:
-        DataError: If the training dataset is a stream or has no groups, so that their sizes are not known.
+    That is 1 / N_g, scaled so that the mean over the training pairs is 1. (Not from the paper; reweighting by group size is
+    common.) The arguments are those of [`PAFORewardTrainer`]; the training dataset has the column `group`, and is no stream.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

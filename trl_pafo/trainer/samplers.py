@@ -22,14 +22,8 @@ def is_tokenized(dataset: Any) -> bool:
 
 
 def row_lengths(dataset: Dataset, collator: Any = None) -> NDArray[np.int64]:
-    """Tokens of a row of each pair as a collator lays it out, of shape `(num_pairs,)`.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Rows with `chosen_ids` and `rejected_ids`.
-        collator (`Callable`, *optional*):
-            With shared prefixes ([`DataCollatorForGroupPreference`]) a pair has one row, else two, of which the longer one counts.
-            Rounded up to its `pad_to_multiple_of`.
+    """Tokens of a row of each pair as a collator lays it out, of shape `(num_pairs,)`: with shared prefixes a pair has one row,
+    else two, of which the longer one counts; rounded up to its `pad_to_multiple_of`.
     """
     if getattr(collator, "share_prefix", False):
         lengths = dataset_lengths(dataset).sum(axis=1)
@@ -45,17 +39,10 @@ def longest_first(lengths: NDArray[np.int64]) -> list[int]:
 
 class LengthGroupedSampler(Sampler[int]):
     """
-    The order of transformers' `LengthGroupedSampler`, drawn anew each epoch from seed and epoch.
+    The order of transformers' `LengthGroupedSampler`, drawn anew each epoch from seed and epoch: `batch_size` rows are of similar
+    length.
 
     Its own draws from the generator of the process, which differs between processes and after a checkpoint.
-
-    Args:
-        lengths (`np.ndarray` of shape `(num_rows,)`):
-            Length of each row.
-        batch_size (`int`):
-            Rows that should be of similar length.
-        seed (`int`):
-            Seed.
     """
 
     def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int):
@@ -74,15 +61,7 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class ShuffledRows(Sampler[int]):
-    """
-    Rows in an order that is drawn anew each epoch, from seed and epoch alone.
-
-    Args:
-        num_rows (`int`):
-            Number of rows.
-        seed (`int`):
-            Seed.
-    """
+    """Rows in an order that is drawn anew each epoch, from seed and epoch alone."""
 
     def __init__(self, num_rows: int, seed: int):
         self.num_rows, self.seed, self.epoch = num_rows, seed, 0

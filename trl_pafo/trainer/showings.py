@@ -24,20 +24,10 @@ class ShownPairs(torch.utils.data.Dataset):
     """
     Rows by the number of their showing, `epoch * num_rows + row`, see [`ShowingSampler`]. (Not from the paper.)
 
-    A showing has the pair's own columns, `chosen_ids` and `rejected_ids` under the history that is drawn, and with teachers
-    `teacher_margin`, what the student is to learn there, and `has_label`, whether the history is that of the user who judged the pair.
-
-    Args:
-        tokens ([`~datasets.Dataset`]):
-            The pairs with `chosen_ids` and `rejected_ids` under their own history.
-        messages ([`~datasets.Dataset`]):
-            The same pairs, in the same order, as the chat template reads them.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Writes and tokenizes them.
-        draw ([`~trl_pafo.data.showings.HistoryDraw`]):
-            Draws the histories.
-        targets ([`~trl_pafo.teachers.targets.Targets`], *optional*):
-            What the student is to learn.
+    A showing has the pair's own columns, `chosen_ids` and `rejected_ids` under the history that is drawn, and with `targets`
+    `teacher_margin`, what the student is to learn there, and `has_label`, whether the history is that of the user who judged the
+    pair. `tokens` are the pairs with the token ids under their own history, `messages` the same in the same order as the template
+    reads them.
     """
 
     def __init__(
@@ -82,9 +72,7 @@ class ShowingSampler(Sampler[int]):
     """
     The order of a training's showings, each by the number `epoch * num_rows + row`, so that a data loader's worker knows the epoch.
 
-    Args:
-        rows (`Sequence[int]` or `Sampler`):
-            Order of the rows. One that draws it anew each epoch has `set_epoch`.
+    `rows` is the order of the rows; one that draws it anew each epoch has `set_epoch`.
     """
 
     def __init__(self, rows: Any):
@@ -115,15 +103,8 @@ def shown_pairs(
     min_history: int | None,
     max_length: int | None,
 ) -> ShownPairs:
-    """[`ShownPairs`] with histories that fit, and a warning of pairs for which there are none.
-
-    Args:
-        given ([`~datasets.Dataset`]):
-            The pairs with complete histories, see [`~trl_pafo.data.showings.HistoryDraw`].
-        max_length (`int`, *optional*):
-            Tokens of the longest sequence that is shown.
-        tokens, messages, tokenizer, targets, seed, tau, min_history:
-            As for [`ShownPairs`] and [`~trl_pafo.data.showings.HistoryDraw`].
+    """[`ShownPairs`] with histories under which no sequence is longer than `max_length`, and a warning of pairs for which there are
+    none.
     """
     borrows = tau is not None and max_length is not None
     fits = fits_within(tokens, messages, tokenizer, max_length) if borrows else None  # type: ignore[arg-type]
@@ -139,16 +120,7 @@ def shown_pairs(
 def fits_within(
     tokens: Dataset, messages: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Callable[[int, int], bool]:
-    """Whether the pair of a row, under the history of another, has at most `max_length` tokens.
-
-    Args:
-        tokens, messages ([`~datasets.Dataset`]):
-            See [`ShownPairs`].
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Writes and tokenizes them.
-        max_length (`int`):
-            Tokens of the longest sequence that is shown.
-    """
+    """Whether the pair of a row, under the history of another, has at most `max_length` tokens."""
     of_pair = sequence_lengths(tokenize_pairs(without_history(messages), tokenizer, title="training"))
     of_history = (sequence_lengths(tokens) - of_pair).max(axis=1)
     room = max_length - of_pair.max(axis=1)

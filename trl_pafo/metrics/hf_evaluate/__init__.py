@@ -18,16 +18,8 @@ def path(name: str) -> str:
 
 
 def load(name: str, **kwargs: Any) -> Any:
-    """`evaluate.load(path(name), **kwargs)`.
-
-    Args:
-        name (`str`):
-            One of `NAMES`.
-        kwargs (*optional*):
-            What `evaluate.load` takes: `num_process`, `process_id`, `experiment_id`, `cache_dir`, `keep_in_memory`, ...
-
-    Returns:
-        `evaluate.EvaluationModule`
+    """`evaluate.load(path(name), **kwargs)`, with what it takes: `num_process`, `process_id`, `experiment_id`, `cache_dir`,
+    `keep_in_memory`, ...
 
     Raises:
         ConfigError: If there is no such module, or `evaluate` is not installed.
