@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trl_pafo.errors import TrlPafoError
+    from trl_pafo.models.fair_reward_model import FairRewardModel
     from trl_pafo.trainer.collator import DataCollatorForGroupPreference
     from trl_pafo.trainer.config import PAFOConfig
     from trl_pafo.trainer.trainer import PAFORewardTrainer
@@ -30,11 +31,12 @@ def lazily(package: str, homes: dict[str, str]) -> tuple[list[str], Callable[[st
     return names, get, lambda: names
 
 
-__all__ = ["DataCollatorForGroupPreference", "PAFOConfig", "PAFORewardTrainer", "TrlPafoError", "__version__"]
+__all__ = ["DataCollatorForGroupPreference", "FairRewardModel", "PAFOConfig", "PAFORewardTrainer", "TrlPafoError", "__version__"]
 _, __getattr__, __dir__ = lazily(
     __name__,
     {
         "DataCollatorForGroupPreference": "trainer.collator",
+        "FairRewardModel": "models.fair_reward_model",
         "PAFOConfig": "trainer.config",
         "PAFORewardTrainer": "trainer.trainer",
         "TrlPafoError": "errors",

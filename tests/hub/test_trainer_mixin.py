@@ -184,12 +184,16 @@ def test_snippets_of_pushed_cards_run_as_pasted_and_give_the_rewards_of_the_trai
     for file, content in hub.repos[f"lab/{name}"].files.items():
         (tmp_path / "lab" / name / file).write_bytes(content)
     (tmp_path / Path(decoder).name).symlink_to(decoder)
-    snippet = re.search(r"```python\n(.*?)```", (tmp_path / "lab" / name / "README.md").read_text(), re.S)[1]
-    assert f'model_id = "lab/{name}"' in snippet
+    given, *ways = re.findall(r"```python\n(.*?)```", (tmp_path / "lab" / name / "README.md").read_text(), re.S)
+    assert f'model_id = "lab/{name}"' in given
     capsys.readouterr()
-    shown: dict = {}
-    exec(snippet, shown)
-    printed = json.loads(capsys.readouterr().out)
+    found = []
+    for way in ways:
+        shown: dict = {}
+        exec(given + way, shown)
+        found.append(json.loads(capsys.readouterr().out))
+    with_trl_pafo, printed = found
+    assert with_trl_pafo == pytest.approx(printed, abs=1e-4)
     row = {"prompt": shown["prompt"], **dict(zip(("chosen", "rejected"), shown["responses"], strict=True))}
     assert ("history" in shown) == (name != "plain")
     row |= {"history": shown["history"]} if name != "plain" else {}

@@ -15,6 +15,7 @@ from trl_pafo.errors import DataError, TeacherError
 
 PAIR_COLUMNS = ("chosen", "rejected")
 TEXTS = ("prompt", *PAIR_COLUMNS)
+RESPONSES = ("response", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
 LEGACY_TOKEN_COLUMNS = ("chosen_input_ids", "rejected_input_ids")
 NUMBERS = ("margin", "teacher_margin")
@@ -134,6 +135,15 @@ def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = P
             f"{place}: `prompt` is missing, and is not the start of {' and '.join(f'`{name}`' for name in responses)} either; the "
             f"row has {', '.join(map(str, row))}. Give the prompt."
         )
+
+
+def check_responses(row: Mapping[str, Any], place: str) -> None:
+    """Raise [`DataError`] if a row to score has no `response`, nor `chosen` and `rejected`, or its texts cannot be read: [`check_texts`]."""
+    if "response" not in row and not set(PAIR_COLUMNS) <= set(row):
+        raise DataError(f"{place} has neither `response` nor `chosen` and `rejected`; it has {', '.join(row) or 'nothing'}.")
+    check_texts(row, place, [name for name in RESPONSES if name in row])
+    if not isinstance(row.get("chat_template_kwargs") or {}, dict):
+        raise DataError(f"{place}: `chat_template_kwargs` must be an object, the variables of the chat template.")
 
 
 def kind_of(value: Any) -> str | None:

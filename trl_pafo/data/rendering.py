@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -16,6 +16,13 @@ from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
 
 _SIDES = ("response", "chosen", "rejected")
+
+
+class Reading(NamedTuple):
+    """How rows are read together: as `"text"` or `"messages"`, and whether with a history."""
+
+    inputs: str
+    with_history: bool
 
 
 class InputRenderer:
@@ -68,15 +75,37 @@ class InputRenderer:
             DataError: If rows cannot be read as in the training; the message names the first.
         """
         names = [name for name in ("prompt", *_SIDES, "history", "chat_template_kwargs") if name in rows.column_names]
-        inputs, with_history = self._check(read_rows(rows, names), lambda row: f"{what}, row {row}", what)
+        inputs, with_history = self.reading(read_rows(rows, names), lambda row: f"{what}, row {row}", what)
         if inputs == "messages" and with_history:
             return render_history(rows, self.cutter, num_proc)
         if "history" in rows.column_names:
             rows = rows.remove_columns("history")
         return rows_as_messages(rows, num_proc) if inputs == "messages" else rows
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether the model was trained with histories, and some is to be shown."""
+        return self.trained is not None and self.trained["num_history"] != 0 and self.cutter.num_history != 0
+
+    def check_told(self, row: Mapping[str, Any], place: str) -> None:
+        """Raise where a row that comes alone says nothing of a history that the model was trained with: [] says that there is none.
+
+        Raises:
+            DataError: If it has no `history`; the message names its `place`.
+        """
+        if self.needs_history and history_of(row) is None:
+            raise DataError(
+                f"{place}: `history` is missing, and the model was trained with histories: without one it serves all users alike, close "
+                "to what the majority prefers. Give the user's past pairs, or [] for a user who has none yet."
+            )
+
     def sequences(
-        self, rows: Sequence[Mapping[str, Any]], name: Callable[[int], str] = "row {}".format, *, allow_no_history: bool = False
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        name: Callable[[int], str] = "row {}".format,
+        *,
+        allow_no_history: bool = False,
+        reading: Reading | None = None,
     ) -> list[dict[str, list[int]]]:
         """Token ids of the responses of rows, as the model's training made them.
 
@@ -87,7 +116,9 @@ class InputRenderer:
             name (`Callable`, *optional*):
                 From the number of a row to its name, for errors and warnings.
             allow_no_history (`bool`, *optional*, defaults to `False`):
-                Whether all rows may lack a history, which is an error for a model that was trained with them.
+                Whether rows may lack a history that the model was trained with: some, without a warning, or all, without an error.
+            reading ([`Reading`], *optional*):
+                What [`~InputRenderer.reading`] gave for these rows and others, which are then not checked again.
 
         Returns:
             `list[dict[str, list[int]]]`: For each row, the ids of its `response`, `chosen` and `rejected`.
@@ -96,7 +127,7 @@ class InputRenderer:
             DataError: If a row cannot be read as in the training; the message names it.
         """
         plain: list[dict[str, Any]] = [_plain(row) for row in rows]
-        inputs, with_history = self._check(plain, name, "The rows", allow_no_history)
+        inputs, with_history = reading or self.reading(plain, name, allow_no_history=allow_no_history)
         sides = [[side for side in _SIDES if side in row] for row in plain]
         if inputs == "messages":
             cut = self.cutter.cut_all([history_of(row) for row in plain]) if with_history else []
@@ -110,11 +141,32 @@ class InputRenderer:
             for number, (row, own) in enumerate(zip(plain, sides, strict=True))
         ]
 
-    def _check(
-        self, rows: Iterable[Mapping[str, Any]], name: Callable[[int], str], what: str, allow_no_history: bool = False
-    ) -> tuple[str, bool]:
-        """How rows are read, `"text"` or `"messages"`, and whether with a history, if the model can read them as in its training."""
-        is_text, has_prompt, has_past, with_history = [], [], [], False
+    def reading(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        name: Callable[[int], str] = "row {}".format,
+        what: str = "The rows",
+        *,
+        allow_no_history: bool = False,
+    ) -> Reading:
+        """How the model reads rows, if it can read them as in its training. They are read once, and not kept.
+
+        Args:
+            rows (`Iterable[Mapping]`):
+                Rows as those of [`~InputRenderer.sequences`].
+            name (`Callable`, *optional*):
+                From the number of a row, while it is read, to its name, for errors and warnings.
+            what (`str`, *optional*, defaults to `"The rows"`):
+                Name of them all.
+            allow_no_history (`bool`, *optional*, defaults to `False`):
+                As in [`~InputRenderer.sequences`].
+
+        Raises:
+            DataError: If a row cannot be read as in the training; the message names the first.
+        """
+        first: dict[str, str] = {}  # the first row of which something holds
+        num_rows = num_past = 0
+        with_history = False
         for number, row in enumerate(rows):
             given = {part: row[part] for part in ("prompt", *_SIDES) if part in row}
             for side, value in given.items():
@@ -127,12 +179,12 @@ class InputRenderer:
             history = None if self._shows_none else history_of(row)
             if problem := history_problem(history, self.cutter.fields):
                 raise DataError(f"{name(number)}: {problem}.")
-            is_text.append(True in kinds)
-            has_prompt.append(bool(row.get("prompt")))
-            has_past.append(bool(history))
+            holds = {"past" if history else "no past", "text" if True in kinds else "messages"}
+            holds |= {"bare text"} if True in kinds and not row.get("prompt") else set()
+            first |= {kind: name(number) for kind in holds - first.keys()}
+            num_rows, num_past = num_rows + 1, num_past + bool(history)
             with_history |= bool(history_of(row))
-        text, prompt, past = np.array([is_text, has_prompt, has_past], dtype=bool)
-        inputs = self._inputs(text, prompt, past, name, what, allow_no_history)
+        inputs = self._inputs(first, num_rows, num_past, what, allow_no_history)
         if inputs == "messages" and with_history:
             add_history_template(self.tokenizer)  # a model that was trained elsewhere may have none that takes it
         elif inputs == "messages" and self.tokenizer.chat_template is None:
@@ -140,21 +192,18 @@ class InputRenderer:
                 f"{what}: these are messages, and the model's tokenizer has no chat template to write them with. Give texts as in "
                 "its training."
             )
-        return inputs, with_history
+        return Reading(inputs, with_history)
 
-    def _inputs(
-        self, is_text: Any, has_prompt: Any, has_past: Any, name: Callable[[int], str], what: str, allow_no_history: bool
-    ) -> str:
-        first = lambda rows: name(int(np.flatnonzero(rows)[0]))  # noqa: E731
+    def _inputs(self, first: Mapping[str, str], num_rows: int, num_past: int, what: str, allow_no_history: bool) -> str:
         if self.trained is None:
-            return "text" if is_text.all() and not has_past.any() else "messages"
-        if self.trained["num_history"] == 0 and has_past.any():
+            return "messages" if "messages" in first or "past" in first else "text"
+        if self.trained["num_history"] == 0 and "past" in first:
             raise DataError(
-                f"{first(has_past)} has a history, and the model was trained without histories. Leave `history` out, or set "
+                f"{first['past']} has a history, and the model was trained without histories. Leave `history` out, or set "
                 "num_history to 0 to show none."
             )
-        if self.trained["num_history"] != 0 and self.cutter.num_history != 0 and not has_past.all():
-            if not has_past.any() and not allow_no_history:
+        if self.needs_history and "no past" in first and not allow_no_history:
+            if not num_past:
                 raise DataError(
                     f"{what}: no row has a history, and the model was trained with histories: without one it serves all users "
                     "alike, close to what the majority prefers. Give each row the `history` of its user, or set num_history to 0 if "
@@ -163,17 +212,17 @@ class InputRenderer:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{(~has_past).sum()} of {len(has_past)} rows have no history (the first: {first(~has_past)}), and the model "
+                    f"{num_rows - num_past} of {num_rows} rows have no history (the first: {first['no past']}), and the model "
                     "was trained with histories: all these users get the rewards of a user without a history.",
                     stacklevel=4,
                 )
-        if self.trained["inputs"] == "text" and not is_text.all():
+        if self.trained["inputs"] == "text" and "messages" in first:
             raise DataError(
-                f"{first(~is_text)} holds messages, and the model was trained on texts. Give it texts, as in training."
+                f"{first['messages']} holds messages, and the model was trained on texts. Give it texts, as in training."
             )
-        if self.trained["inputs"] == "messages" and (is_text & ~has_prompt).any():
+        if self.trained["inputs"] == "messages" and "bare text" in first:
             raise DataError(
-                f"{first(is_text & ~has_prompt)} is a text without a prompt, and the model was trained on messages: it is unknown "
+                f"{first['bare text']} is a text without a prompt, and the model was trained on messages: it is unknown "
                 "who said what. Give `prompt` and the response, or messages."
             )
         return self.trained["inputs"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trl_pafo.data.checks import check_texts
+from trl_pafo.data.checks import check_responses
 from trl_pafo.data.sources.reading import decode, parse_json_records, read_records
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.models.scoring import RewardScorer
@@ -23,12 +23,7 @@ def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> 
     """
     rows = []
     for at, row in records:
-        if "response" not in row and not {"chosen", "rejected"} <= set(row):
-            raise DataError(f"{at} has neither `response` nor `chosen` and `rejected`; it has {', '.join(row) or 'nothing'}.")
-        check_texts(row, at, [name for name in _SIDES if name in row])
-        kwargs = row.get("chat_template_kwargs") or {}
-        if not isinstance(kwargs, dict):
-            raise DataError(f"{at}: `chat_template_kwargs` must be an object, the variables of the chat template.")
+        check_responses(row, at)
         rows.append((at, row))
     if not rows:
         raise DataError(f"{where} holds no rows.")

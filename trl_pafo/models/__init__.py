@@ -5,6 +5,7 @@ from trl_pafo import lazily
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
+        "FairRewardModel": "fair_reward_model",
         "RewardScorer": "scoring",
         "load_reward_model": "scoring",
         "load_tokenizer": "base_models",

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.rendering import InputRenderer, Reading
 from trl_pafo.errors import ConfigError, DataError, TeacherError, TrlPafoError
 from trl_pafo.models.safe_loading import (
     SAFELY,
@@ -34,6 +34,9 @@ from trl_pafo.prefix_sharing.packing import forward_packed
 from trl_pafo.prefix_sharing.packing_choice import choose_packing
 from trl_pafo.prefix_sharing.rows import PAIR_LENGTHS, collate_pairs, pair_lengths
 
+BATCHES_AT_ONCE = 16
+"""Batches of rows that are sorted by length together, wherever there may be more rows than fit into memory."""
+
 
 class RewardScorer:
     """
@@ -46,6 +49,8 @@ class RewardScorer:
             Where the model stands; by default the accelerator of this process, or the CPU.
         bf16 (`bool`, *optional*, defaults to `False`):
             Compute in bfloat16 mixed precision.
+        dtype (`torch.dtype` or `str`, *optional*, defaults to `"float32"`):
+            The dtype that the weights are loaded in, also `"bfloat16"` or `"float16"`, which take half of the memory.
         num_history (`int`, *optional*):
             At most this many past pairs in the prompt, in place of what the model remembers of its training; `0` shows none.
         history_max_tokens (`int`, *optional*):
@@ -71,6 +76,7 @@ class RewardScorer:
         *,
         device: torch.device | str | None = None,
         bf16: bool = False,
+        dtype: torch.dtype | str = "float32",
         num_history: int | None = None,
         history_max_tokens: int | None = None,
         history_fields: Sequence[str] | None = None,
@@ -79,6 +85,9 @@ class RewardScorer:
         check_reward_model(self.folder)
         self.device = torch.device(PartialState().device if device is None else device)
         self.bf16 = bf16
+        self.dtype = as_dtype(dtype)
+        if str(dtype).removeprefix("torch.") not in ("float32", "bfloat16", "float16"):
+            raise ConfigError(f"`dtype` must be float32, bfloat16 or float16, got {dtype!r}.")
         self.tokenizer = load_saved_tokenizer(self.folder)
         self.renderer = InputRenderer(self.tokenizer, num_history, history_max_tokens, history_fields)
 
@@ -94,7 +103,7 @@ class RewardScorer:
     @cached_property
     def model(self) -> Any:
         """The model, frozen, in evaluation mode."""
-        return load_reward_model(self.folder).requires_grad_(False).to(self.device)
+        return load_reward_model(self.folder, self.dtype).requires_grad_(False).to(self.device)
 
     @cached_property
     def positions(self) -> int | None:
@@ -109,6 +118,7 @@ class RewardScorer:
         desc: str | None = None,
         name: Callable[[int], str] = "row {}".format,
         allow_no_history: bool = False,
+        reading: Reading | None = None,
     ) -> list[dict[str, float]]:
         """Raw rewards (no sigmoid) of the responses of rows, which are read as the model was trained.
 
@@ -123,7 +133,9 @@ class RewardScorer:
             name (`Callable`, *optional*):
                 From the number of a row to its name, for errors.
             allow_no_history (`bool`, *optional*, defaults to `False`):
-                Whether all rows may lack a history though the model was trained with histories, as a batch of new users does.
+                Whether rows may lack a history though the model was trained with histories, as a batch of new users does.
+            reading ([`~trl_pafo.data.rendering.Reading`], *optional*):
+                How these rows and others, which were checked, are read together.
 
         Returns:
             `list[dict[str, float]]`: For each row, the reward of its `response`, or of its `chosen` and its `rejected`.
@@ -132,7 +144,7 @@ class RewardScorer:
             DataError: If a row cannot be read as in the training, or is longer than the model's positions.
             TeacherError: If a reward is not finite.
         """
-        sequences = self.tokenize(rows, name, allow_no_history=allow_no_history)
+        sequences = self.tokenize(rows, name, allow_no_history=allow_no_history, reading=reading)
         return self.score_tokens(sequences, batch_size=batch_size, desc=desc)
 
     def tokenize(
@@ -141,9 +153,10 @@ class RewardScorer:
         name: Callable[[int], str] = "row {}".format,
         *,
         allow_no_history: bool = False,
+        reading: Reading | None = None,
     ) -> list[dict[str, list[int]]]:
         """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history)
+        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
         check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
         return sequences
 
@@ -279,6 +292,12 @@ def check_positions(
             f"{len(too_long)} of {len(lengths)} {what} are longer than the {positions} positions of {whose}, the first is "
             f"{name(too_long[0])}. Lower `history_max_tokens`, cut the responses, or leave such rows out."
         )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise [`ConfigError`] if `batch_size` is no integer above 0."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
 
 
 def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
@@ -427,8 +446,7 @@ def in_batches(
         ConfigError: If `batch_size` is no integer above 0.
         TeacherError: If a number is not finite.
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+    check_batch_size(batch_size)
     place: dict[Any, int] = {}
     index = np.fromiter((place.setdefault(key, len(place)) for key in keys), dtype=np.int64, count=len(keys))
     unique = list(place)
