@@ -145,6 +145,7 @@ def test_the_report_holds_all_numbers_in_aligned_tables():
         "-.600 [-.620, -.580]",
         result["verdict"],
         "a\\|b",
+        "users, pairs",
     ):
         assert part in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]

@@ -59,9 +59,13 @@ def make_front(groups=("majority", "minority"), shared="personalized BT"):
     return {"points": points, "mixture": mixture, "path": path, "reference": path[1]["name"], **facts}
 
 
-def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, **data):
-    """A finished run: results, rewards, test pairs and a manifest, but no models."""
+def make_run(
+    folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, units=False, **data
+):
+    """A finished run: results, rewards, test pairs and a manifest, but no models; with `units`, of new pairs of known people."""
     rows = make_rows(groups, users, text=text)
+    unit = [f"{row['user']}, {i // 2}" for i, row in enumerate(rows)] if units else None
+    rows = [row | {"unit": of_row} for row, of_row in zip(rows, unit, strict=True)] if unit else rows
     user, group = [row["user"] for row in rows], [row["group"] for row in rows]
     support = [row["support_rate"] for row in rows]
     rng = np.random.default_rng(seed)
@@ -78,12 +82,12 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
         text_lines = [json.dumps(dict(zip(keys, line, strict=True))) for line in lines]
         (folder / f"results/{method}.jsonl").write_text("\n".join(text_lines) + "\n", encoding="utf-8")
         correct[method] = pair_correctness(chosen - rejected)
-        summaries[method] = fairness_summary(correct[method], user, group, support=support, num_resamples=60)
+        summaries[method] = fairness_summary(correct[method], user, group, support=support, unit=unit, num_resamples=60)
     reference = "personalized_bt" if "personalized_bt" in methods else methods[0]
     verdicts = {}
     for method in methods:
         if method != reference:
-            verdict = compare(correct[method], correct[reference], user, group, num_resamples=400)
+            verdict = compare(correct[method], correct[reference], user, group, unit=unit, num_resamples=400)
             verdicts[method] = {k: getattr(verdict, k) for k in ("verdict", "differences", "sentence")}
     path = make_path(groups, summaries["personalized_bt"]) if "personalized_bt" in methods else {}
     arguments = DataArguments(**{"source": "styles", **data}).data_inputs()
@@ -101,7 +105,10 @@ def make_run(folder: Path, methods=tuple(SKILL), groups=("majority", "minority")
     write_json(folder / "results/results.json", results)
     Dataset.from_list(rows).to_parquet(folder / "data/test.parquet")
     counts = {"pairs": {g: group.count(g) for g in groups}, "users": dict(zip(groups, users, strict=True))}
-    write_json(folder / "data/summary.json", {"train": counts, "test": counts, "groups": "data"})
+    write_json(
+        folder / "data/summary.json",
+        {"train": counts, "test": counts, "groups": "data", "hold_out": "pairs" if units else "users_and_prompts"},
+    )
     stages = {"prepare": {"inputs": {**arguments, "num_history": 1, "tokenizer": "minilm"}, "output": "data", "seconds": 1.0}}
     for g in groups:
         output = f"teachers/{groups.index(g)}"

@@ -64,3 +64,15 @@ def test_every_run_has_its_section(records, folders, tmp_path):
     assert "<third>" not in text
     assert "2. &lt;third&gt;" in text
     assert 'id="run2-majority_minority"' in text
+
+
+def test_runs_on_known_people_are_compared_over_their_prompts(records, tmp_path):
+    known = [read_record(make_run(tmp_path / f"run{seed}", seed=seed, units=True)) for seed in (0, 1)]
+    ours, theirs = (record.rewards["pafo"] for record in known[::-1])
+    unit = [row["unit"] for row in known[0].pairs]
+    verdict = compare_runs(*known)
+    assert verdict == compare(ours.correct, theirs.correct, ours.user, ours.group, unit=unit)
+    assert "over 34 prompts of 17 known users" in verdict.sentence
+    notes = [compare_sections(some)[2][0].tables[0]["note"] for some in (records, known, [records[0], known[0]])]
+    for note, over in zip(notes, ("users", "prompts of known users", "users or prompts of known users"), strict=True):
+        assert f"intervals over {over}. Each" in note

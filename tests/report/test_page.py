@@ -13,6 +13,8 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.report import page
 from trl_pafo.report.details import cases
 from trl_pafo.report.page import write_report
+from trl_pafo.report.plain_words import plain_sentences
+from trl_pafo.report.record import read_record
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -67,6 +69,14 @@ def test_texts_from_the_data_are_shown_and_not_computed(evil):  # that they add 
     words = Elements(evil.read_text(encoding="utf-8")).text
     for shown in (f"disliked 1 {EVIL}", f"most {EVIL}", "a<b"):
         assert shown in words
+
+
+def test_it_begins_with_plain_sentences(evil):
+    words = Elements(evil.read_text(encoding="utf-8")).text
+    sentences = plain_sentences(read_record(evil.parent).results)
+    places = [words.replace("\u00a0", " ").index(sentence) for sentence in sentences]
+    assert places == sorted(places)
+    assert places[-1] < words.index("Trained on ")
 
 
 def test_ids_are_unique_and_links_have_targets(evil):

@@ -2,7 +2,7 @@
 
 from helpers.fake_runs import make_run
 
-from trl_pafo.report import sections
+from trl_pafo.report import details, sections
 from trl_pafo.report.page import SECTIONS
 from trl_pafo.report.record import read_record
 from trl_pafo.report.sections import number
@@ -157,3 +157,14 @@ def test_whose_numbers_these_are(record):
     text = " ".join(sections.about(record).points)
     assert "Not from the paper: " in text
     assert "arXiv 2606.07988" in text
+
+
+def test_intervals_are_over_what_was_held_out(record, tmp_path):
+    known = read_record(make_run(tmp_path / "run", units=True))
+    for of_run, what in ((record, "over users"), (known, "over prompts of known users")):
+        captions = [picture.caption for picture in sections.groups(of_run).pictures]
+        notes = [sections.answer(of_run).tables[0]["note"], sections.about(of_run).points[0]]
+        assert all(what in text for text in captions + notes)
+    assert details.users(record).tables[0]["note"].endswith("95 % intervals over users.")
+    assert "No intervals: no new users were held out." in details.users(known).tables[0]["note"]
+    assert {row[1]["interval"] for row in details.users(known).tables[0]["rows"]} == {"[unknown]"}

@@ -7,7 +7,7 @@ from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.evaluation.tastes import tastes_sentences
 from trl_pafo.metrics.verdict import format_number, is_known, number_with_interval
 from trl_pafo.report.front import FRONT_NOTE
-from trl_pafo.report.tables import columns_of, group_names
+from trl_pafo.report.tables import COUNTS, columns_of, counts_of, group_names
 
 MIN_GAIN = 0.02
 """Smallest gain of accuracy that is worth a head of its own."""
@@ -151,5 +151,6 @@ def _front_rows(points: dict[str, Any]) -> list[list[str]]:
     columns = columns_of(first, {name: name for name in group_names(first)})
     return [
         ["", *columns],
+        [COUNTS, *(counts_of(first, key) for key in columns.values())],
         *([name, *(number_with_interval(point[key]) for key in columns.values())] for name, point in points.items()),
     ]

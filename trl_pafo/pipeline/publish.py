@@ -11,6 +11,7 @@ from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCoun
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.tables import over
 from trl_pafo.storage.files import write_text
@@ -51,7 +52,8 @@ def run_card(record: Record, method: str) -> Card:
         sentence = verdict["sentence"]
         if hides and verdict["verdict"] != "same":  # differences and numbers of users would give it away
             sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} users."
-        findings = [f"Against {record.title(str(record.reference))}: {sentence}"]
+        said = [] if hides or method != record.student else [" ".join(plain_sentences(record.results))]
+        findings = [*said, f"Against {record.title(str(record.reference))}: {sentence}"]
     how = over(next(iter(record.methods.values())))
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
     if is_distilled and record.has_given_teachers:

@@ -6,8 +6,10 @@ import yaml
 
 from trl_pafo.metrics import Verdict, compare
 from trl_pafo.report.pictures import draw_majority_minority
+from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record
-from trl_pafo.report.sections import INTERVALS, Picture, Section, about, answer, groups, number
+from trl_pafo.report.sections import Picture, Section, about, answer, groups, lines_of, number
+from trl_pafo.report.tables import over
 
 _ROLES = ("majority", "minority")
 _SAME = ("user", "group", "prompt", "chosen", "rejected")
@@ -20,7 +22,7 @@ def compare_sections(records: list[Record]) -> tuple[str, list[str], list[Sectio
     sections = [_overview(records, names), _against_first(records, names)]
     for i, (name, record) in enumerate(zip(names, records, strict=True), start=1):
         section, of_groups = answer(record, f"run{i}-"), groups(record, f"run{i}-")
-        section.title = f"Run {name}"
+        section.title, section.text = f"Run {name}", plain_sentences(record.results)
         section.pictures = of_groups.pictures
         section.missing += of_groups.missing
         sections.append(section)
@@ -47,8 +49,9 @@ def _overview(records: list[Record], names: list[str]) -> Section:
             points.append({"name": record.title(method), "label": str(i), "series": record.series(method), **accuracies})
         if record.has_minority and len(methods) == 2:
             arrows.append((len(points) - 2, len(points) - 1))
+    summaries = [next(iter(record.methods.values())) for record in records]
     note = (
-        "Accuracies of the largest and of the smallest group in training, with 95 % intervals over users. Each verdict is against the "
+        f"Accuracies of the largest and of the smallest group in training, with 95 % intervals over {over(*summaries)}. Each verdict is against the "
         "run's own reference on the run's own test pairs; rows of different data cannot be set against each other."
     )
     header = ["run", *(f"{whose}: {side}" for whose in ("reference", "model") for side in sides), "verdict"]
@@ -57,7 +60,7 @@ def _overview(records: list[Record], names: list[str]) -> Section:
     if points:
         caption = (
             "An arrow goes from a run's reference to its model; the number is the run's. Up: the minority gains; left: the majority pays. "
-            f"{INTERVALS} Each axis has its own scale."
+            f"{lines_of(*summaries)}"
         )
         figure = draw_majority_minority(points, names=(sides[0], sides[1]), arrows=arrows)
         section.pictures.append(Picture("runs_majority_minority", "Majority against minority, all runs", caption, figure))
@@ -109,5 +112,6 @@ def compare_runs(first: Record, other: Record) -> Verdict | None:
     pairs = [[[row[key] for key in _SAME] for row in record.pairs] for record in (first, other)]
     if rewards is None or base is None or pairs[0] != pairs[1]:
         return None
+    unit = [row["unit"] for row in first.pairs] if "num_units" in next(iter(first.methods.values())) else None
     who = (base.user, base.group)
-    return compare(rewards.correct, base.correct, *who, margins=rewards.margins, reference_margins=base.margins)
+    return compare(rewards.correct, base.correct, *who, margins=rewards.margins, reference_margins=base.margins, unit=unit)

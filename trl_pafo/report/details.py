@@ -30,7 +30,9 @@ def users(record: Record) -> Section:
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
     section.text.append("In the pictures, a disc stands for the users of equal support and accuracy, its area for their number.")
     rows = [[record.title(m), number(record.methods[m]["support_spearman"], signed=True)] for m in record.compared]
-    note = "Spearman's rank correlation of users' accuracy with their support, with 95 % intervals; 0: no trend."
+    known = "num_units" in record.methods[record.reference]
+    note = "Spearman's rank correlation of users' accuracy with their support; 0: no trend. "
+    note += "No intervals: no new users were held out." if known else "In brackets: 95 % intervals over users."
     section.add_table(["method", "trend"], rows, note)
     return section
 

@@ -10,6 +10,7 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, users
+from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
 from trl_pafo.storage.files import write_text
@@ -51,12 +52,14 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     path = Path(folders[0]) / "report.html" if output is None else Path(output)
     refuse_foreign(path)
     records = [read_record(folder) for folder in folders]
+    words: list[str] = []
     if len(records) == 1:
+        words = plain_sentences(records[0].results)
         title, lead = f"Report of {records[0].name}", _lead(records[0])
         sections = [make(records[0]) for make in SECTIONS]
     else:
         title, lead, sections = compare_sections(records)
-    _write_page(path, title, lead, sections)
+    _write_page(path, title, words, lead, sections)
     return path
 
 
@@ -90,7 +93,7 @@ def refuse_foreign(path: Path) -> None:
         raise RunFolderError(f"{path} is there and is no report of trl-pafo. Choose another --output; nothing was overwritten.")
 
 
-def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]) -> None:
+def _write_page(path: Path, title: str, words: list[str], lead: list[str], sections: list[Section]) -> None:
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
@@ -108,6 +111,7 @@ def _write_page(path: Path, title: str, lead: list[str], sections: list[Section]
     path.parent.mkdir(parents=True, exist_ok=True)
     html = environment.get_template("page.html.jinja").render(
         title=title,
+        words=words,
         lead=lead,
         version=__version__,
         css=Markup((here / "page.css").read_text(encoding="utf-8")),

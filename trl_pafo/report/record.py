@@ -10,10 +10,11 @@ from pyarrow.parquet import read_table
 
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
-from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
+from trl_pafo.evaluation.methods import STUDENTS, TITLES
 from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.report.plain_words import student_of
 from trl_pafo.report.tables import group_names
 from trl_pafo.storage.run_folder import MANIFEST
 
@@ -78,8 +79,7 @@ class Record:
     @property
     def student(self) -> str | None:
         """The method that the report is about: PAFO's, or what there is beside the reference."""
-        others = [m for m in (*STUDENTS, *self.methods) if m in self.methods and m not in (self.reference, *OF_TEACHERS)]
-        return others[0] if others else None
+        return student_of(self.results)
 
     @property
     def compared(self) -> list[str]:

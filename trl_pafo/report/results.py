@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import series_of
 from trl_pafo.report.tables import markdown_path, markdown_table, splits_of
 from trl_pafo.storage.files import write_text
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """The table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
+    """The plain sentences and the table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
     from trl_pafo.plotting import write_png
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
     path = results.get("path", {})
     parts = [
+        "\n".join(plain_sentences(results)),
         f"Data: {data_name(results['data'])}",
         markdown_table(named),
         *([markdown_path(path)] if splits_of(path) else []),

@@ -23,7 +23,11 @@ MEANINGS = {
     "cannot tell": "These test users show neither a Pareto improvement nor a loss. That is not the same as 'no difference'.",
 }
 _UNKNOWN = "[unknown]: too few users for an interval, or none differ."
-INTERVALS = "Lines: 95 % intervals over the users that were held out, or the prompts of known ones; none where there are too few."
+
+
+def lines_of(*summaries: Mapping[str, Any]) -> str:
+    """What the lines of a picture of these summaries are."""
+    return f"Lines: 95 % intervals over {over(*summaries)}, none where there are too few; each axis has its own scale."
 
 
 @dataclass
@@ -162,14 +166,15 @@ def front(record: Record, prefix: str = "") -> Section:
     rows = [[name, *(number(point[key]) for key in columns.values())] for name, point in found["points"].items()]
     section.add_table(["on held-out pairs", *columns], [counts, *rows], FRONT_NOTE)
     if figure := draw_front(found):
-        caption = f"{INTERVALS} Each axis has its own scale. Arrows: the mixture of teachers from tau 0 to 1. {found['sentence']}"
+        caption = f"{lines_of(first)} Arrows: the mixture of teachers from tau 0 to 1. {found['sentence']}"
         section.pictures.append(Picture(f"{prefix}predicted_front", "The predicted front", caption, figure))
     return section
 
 
 def _majority_minority(record: Record, prefix: str, reference: str) -> Picture:
     """The picture of the two ends, whatever lies between."""
-    caption = f"{INTERVALS} Each axis has its own scale. Shaded: neither group below {reference} as a point; the verdict says what is shown."
+    lines = lines_of(next(iter(record.methods.values())))
+    caption = f"{lines} Shaded: neither group below {reference} as a point; the verdict says what is shown."
     if len(record.groups) > 2:
         caption += f" Of {len(record.groups)} groups these are the largest and the smallest in training."
     names = (record.group_title(record.results["majority"]), record.group_title(record.results["minority"]))
