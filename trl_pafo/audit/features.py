@@ -57,14 +57,8 @@ def _rows_of_users(rows: Dataset) -> dict[str, list[int]]:
 def pair_features(rows: Dataset, embedding_model: str, *, desc: str | None = None) -> PairFeatures:
     """Features of pairs and of what their histories may show, as [`~trl_pafo.evaluation.text_features.embed_texts`] makes them.
 
-    Without a `history` column, the past of a pair are the user's other pairs on other prompts (with other responses, where all pairs
-    have one prompt): the earlier ones, newest first, then the later ones.
-
-    Args:
-        rows ([`~datasets.Dataset`]):
-            Rows with `prompt`, `chosen`, `rejected`, `user`, `group`, and `history` where the data brings one.
-        embedding_model, desc:
-            As in [`~trl_pafo.evaluation.text_features.embed_texts`].
+    Without a `history` column, the past of a pair are the user's other pairs on other prompts (with other responses, where all
+    pairs have one prompt): the earlier ones, newest first, then the later ones.
     """
     entries: list[dict[str, Any]] = rows.select_columns(["prompt", "chosen", "rejected"]).to_list()
     fields = telling_fields(rows)

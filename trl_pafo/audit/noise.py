@@ -47,17 +47,11 @@ def votes_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 
 def with_others(votes: pd.DataFrame) -> pd.DataFrame:
-    """Votes beside what others say of the same pair.
+    """Votes beside what others say of the same pair. Of a user who labels a pair more than once, no label is another's.
 
-    Of a user who labels a pair more than once, no label is another's.
-
-    Args:
-        votes (`pandas.DataFrame`):
-            A row a vote: `user`, `pair`, and `label`, which is 0 if the first response of the pair was preferred, 1 if the second was.
-
-    Returns:
-        `pandas.DataFrame`: The same with the number of others' labels on the pair, `others`, the share of them that are as this one,
-        `agreement`, and whether their majority is right about it, `majority`: 1, 0, or one half for a tie. Both are NaN without others.
+    A row is a vote: `user`, `pair`, and `label`, which is 0 if the first response of the pair was preferred, 1 if the second was.
+    Added are the number of others' labels on the pair, `others`, the share of them that are as this one, `agreement`, and whether
+    their majority is right about it, `majority`: 1, 0, or one half for a tie. Both are NaN without others.
     """
 
     def of_others(*by: str) -> pd.Series:

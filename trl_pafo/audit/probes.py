@@ -63,15 +63,9 @@ class PairFeatures:
     """
     Pairs that are judged, and pairs that only serve as history.
 
-    Attributes:
-        differences (`numpy.ndarray` of shape `(num_entries, num_features)`):
-            Features of the chosen minus those of the rejected answer. The first `num_pairs` are judged.
-        prompt (`numpy.ndarray` of shape `(num_entries,)`):
-            Number of each entry's prompt.
-        past (`Sequence[Sequence[int]]`):
-            For each judged pair, the entries that its history may show, newest first; none with its own prompt.
-        user, group (sequences of `num_pairs`):
-            Whose pair it is, and the user's group.
+    `differences`, of shape `(num_entries, num_features)`, are features of the chosen minus those of the rejected answer; the first
+    `num_pairs` are judged. Each entry has the number of its prompt. `past` has for each judged pair the entries that its history
+    may show, newest first; none with its own prompt. `user` and `group` are those of the judged pairs.
     """
 
     differences: FloatArray
@@ -83,13 +77,8 @@ class PairFeatures:
 
 class PairKernels:
     """
-    Kernel matrices of pairs with histories.
-
-    Args:
-        products (`numpy.ndarray` of shape `(num_pairs, num_pairs)`):
-            Scalar products of the pairs' feature differences.
-        history_products (`numpy.ndarray` of shape `(num_pairs, num_pairs)`):
-            Scalar products of the histories' mean differences; 0 for a pair without a history.
+    Kernel matrices of pairs with histories, both of shape `(num_pairs, num_pairs)`: scalar products of the pairs' feature
+    differences, and of the histories' mean differences, 0 for a pair without a history.
     """
 
     def __init__(self, products: FloatArray, history_products: FloatArray):

@@ -11,17 +11,10 @@ EPILOG = (
 def training_parser(
     before: tuple[type, ...], after: tuple[type, ...], prog: str | None, short: bool, config: type | None = None
 ) -> Any:
-    """A parser of PAFOConfig's flags between those of other dataclasses.
+    """A parser of PAFOConfig's flags, or those of a class derived from it, between those of other dataclasses.
 
-    Args:
-        before (`tuple[type, ...]`), after (`tuple[type, ...]`):
-            The other dataclasses.
-        prog (`str`, *optional*):
-            Name of the command.
-        short (`bool`):
-            Leave out the flags of the training that are not ours, which torch must be loaded for; to print help, not to parse.
-        config (`type`, *optional*, defaults to [`PAFOConfig`]):
-            A class derived from [`PAFOConfig`], to parse into.
+    With `short`, the flags of the training that are not ours are left out, which torch must be loaded for; to print help, not to
+    parse.
     """
     from trl import TrlParser
 

@@ -132,15 +132,8 @@ def add_student(
     num_resamples: int,
     seed: int,
 ) -> None:
-    """Add what a student reached on the same pairs to `points`, and its name to `students`.
-
-    Args:
-        front (`dict`):
-            Output of [`predict_front`].
-        name (`str`):
-            The student's.
-        margins (`numpy.ndarray` of shape `(num_pairs,)`), user, group (one a pair), num_resamples, seed (`int`):
-            As in [`predict_front`].
+    """Add what a student reached on the same pairs to `points`, and its name to `students`; the arguments are those of
+    [`predict_front`].
     """
     calibrated = {name: margins / fit_temperature(margins)}
     front["points"] |= summaries(calibrated, encode_pairs(user, group, len(margins)), num_resamples, seed)
@@ -155,13 +148,7 @@ def _mean(values: FloatArray) -> FloatArray:
 def summaries(named: Mapping[str, FloatArray], pairs: EncodedPairs, num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """Accuracy overall and by group and mean log likelihood by group, each with a 95 % bootstrap interval over users.
 
-    Args:
-        named (`Mapping[str, numpy.ndarray]`):
-            Margins of each point, of shape `(num_pairs,)` or `(num_draws, num_pairs)`.
-        pairs ([`~trl_pafo.metrics.accuracy.EncodedPairs`]):
-            Users and groups.
-        num_resamples, seed (`int`):
-            Of the bootstrap.
+    The margins of each point have the shape `(num_pairs,)` or `(num_draws, num_pairs)`.
     """
     values = [f(margins) for margins in map(np.asarray, named.values()) for f in (pair_correctness, log_expit)]
     cells = user_cells(pairs.user_codes, pairs.group_of_user, np.stack([_mean(rows) for rows in values]))
@@ -201,20 +188,11 @@ def summaries(named: Mapping[str, FloatArray], pairs: EncodedPairs, num_resample
 def simultaneous_differences(
     correct: FloatArray, reference: FloatArray, pairs: EncodedPairs, seed: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Accuracy of several models minus a reference's for each group, and the ends of intervals, each one-sided at 5 % for all together.
+    """Accuracy of several models minus a reference's for each group, and the ends of intervals, each one-sided at 5 % for all
+    together.
 
-    Args:
-        correct (`numpy.ndarray` of shape `(num_models, num_pairs)`):
-            Correctness under each model, in [0, 1].
-        reference (`numpy.ndarray` of shape `(num_pairs,)`):
-            The reference's.
-        pairs ([`~trl_pafo.metrics.accuracy.EncodedPairs`]):
-            Users and groups.
-        seed (`int`):
-            Of the random signs.
-
-    Returns:
-        Three arrays of shape `(num_models, num_groups)`.
+    `correct` is in [0, 1], of shape `(num_models, num_pairs)`, the seed that of random signs. The three arrays have the shape
+    `(num_models, num_groups)`.
     """
     gained = np.stack([np.bincount(pairs.user_codes, weights=row) for row in correct - reference])
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (_FLIPS, gained.shape[1]))

@@ -35,74 +35,53 @@ mixed teachers are weighed by the user's history."""
 
 @dataclass
 class RunArguments(DataArguments):
-    """
-    What a run trains and compares, beside the data.
-
-    Parameters:
-        methods (`list[str]`, *optional*):
-            Which of bradley_terry, personalized_bt, pafo and group_routed (the teachers, each for its own group) to train and evaluate,
-            by default all four; as controls worst_group_bt (the point of the path of personalized_bt that serves its worst group best),
-            reweighted_bt (each group counts the same) and distilled_ensemble (five models of other seeds, distilled into one without
-            groups). `["all"]` for all of them.
-        reference (`str`, *optional*, defaults to `"personalized_bt"`):
-            Method that the others are compared with in the verdict.
-        reference_steps (`list[float]`, *optional*, defaults to `[0.5, 1, 2, 4]`):
-            Multiples of the student's optimizer steps for which personalized_bt is trained, 1 among them: the path, each point a training
-            with a schedule of its own. The best point by group-balanced accuracy on held-out pairs is the method personalized_bt.
-        num_hidden_layers (`int`, *optional*):
-            Keep only the first layers of the model.
-        teacher_kind (`str`, *optional*, defaults to `"auto"`):
-            `"auto"`: teachers are what the student is, adapters with `use_peft`, else full models; `"adapter"`: teachers, the other
-            methods and the student are LoRA adapters of one base; `"full"`: teachers are full models, also beside a student that
-            is an adapter.
-        teacher_start (`str`, *optional*, defaults to `"base"`):
-            `"base"`: teachers start from the base model; `"warm"`: from the personalized Bradley-Terry model of all groups.
-        teacher_min_steps (`int`, *optional*, defaults to `0`):
-            At least this many optimizer steps a teacher, so that a teacher learns a group with few pairs.
-        teacher_folds (`int`, *optional*, defaults to `2`):
-            K teachers a group, each trained without one of K parts of the prompts. A training pair is then distilled from the teachers that
-            have not seen its prompt, on one scale: each teacher's margins are divided by the temperature at which they fit its group's
-            labels best. New pairs get their mean. 1: one teacher a group, whose margins are taken as they are.
-        student_start (`str`, *optional*, defaults to `"teachers"`):
-            `"teachers"`: the student starts from the mean of the weights of the run's teachers, see
-            [`~trl_pafo.models.averaging.mean_of_models`], and has to learn only when to answer as which; `"base"`: from the base model, as
-            it also does where `teachers` are given, or are full models beside a student that is an adapter.
-        student_learning_rate (`float`, *optional*):
-            Learning rate of the student, by default half of `learning_rate` where it starts from its teachers, so that it keeps more of
-            what they know, else `learning_rate`.
-        distill_anyway (`bool`, *optional*, defaults to `False`):
-            Distill whatever the predicted front says. Without it, the reference is the result where it shows nothing to be had on held-out
-            pairs, or a group has too few held-out users to judge. With a `validation_share` of 0 nothing is judged, and all is
-            distilled.
-        num_resamples (`int`, *optional*, defaults to `1000`):
-            Bootstrap resamples over users.
-        overwrite (`bool`, *optional*, defaults to `False`):
-            Replace results in `output_dir` that were made with other options.
-    """
+    """What a run trains and compares, beside the data; each option is described by its `help`."""
 
     methods: list[str] = field(
         default_factory=lambda: ["bradley_terry", "personalized_bt", "pafo", "group_routed"],
-        metadata={"help": f"Methods to train and compare: {', '.join(METHODS)}."},
+        metadata={
+            "help": "Methods to train and compare: bradley_terry, personalized_bt, pafo, group_routed (the teachers, each for its own group); "
+            "as controls teacher_mixture, worst_group_bt (the point of the path of personalized_bt that serves its worst group best), "
+            "reweighted_bt (each group counts the same) and distilled_ensemble (five models of other seeds, distilled into one without "
+            "groups); or all."
+        },
     )
     reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")
     reference_steps: list[float] = field(
         default_factory=lambda: [0.5, 1.0, 2.0, 4.0],
         metadata={
-            "help": "Multiples of the student's optimizer steps for which personalized_bt is trained; the best point counts."
+            "help": "Multiples of the student's optimizer steps for which personalized_bt is trained, 1 among them, each with a schedule of "
+            "its own. The best point by group-balanced accuracy on held-out pairs is the method personalized_bt."
         },
     )
     num_hidden_layers: int | None = option(None, "Keep only the first layers of the model.")
-    teacher_kind: str = option("auto", "'adapter': all are LoRA adapters of one base; 'full': teachers are full models.")
+    teacher_kind: str = option(
+        "auto",
+        "'auto': teachers are what the student is; 'adapter': teachers, the other methods and the student are LoRA adapters of one base; "
+        "'full': teachers are full models, also beside a student that is an adapter.",
+    )
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
-    teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher.")
-    teacher_folds: int = option(2, "Teachers a group, each trained without one part of the prompts; 1: one, trained on all.")
+    teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher, so that it learns a group with few pairs.")
+    teacher_folds: int = option(
+        2,
+        "Teachers a group, each trained without one part of the prompts. A pair is distilled from those that have not seen its prompt, their "
+        "margins divided by the temperature at which they fit its group's labels best; new pairs get their mean. 1: one teacher, trained on "
+        "all, whose margins are taken as they are.",
+    )
     student_start: str = option(
-        "teachers", "'teachers': the student starts from the mean of their weights; 'base': from the base."
+        "teachers",
+        "'teachers': the student starts from the mean of the weights of the run's teachers; 'base': from the base model, as it also does "
+        "where `teachers` are given, or are full models beside a student that is an adapter.",
     )
     student_learning_rate: float | None = option(
-        None, "Learning rate of the student; default: half of the others' from its teachers."
+        None,
+        "Learning rate of the student. Default: half of learning_rate where it starts from its teachers, else learning_rate.",
     )
-    distill_anyway: bool = option(False, "Distill even where held-out pairs show that nothing is to be had.")
+    distill_anyway: bool = option(
+        False,
+        "Distill whatever the predicted front says. Without it, the reference is the result where held-out pairs show that nothing is to be "
+        "had, or a group has too few held-out users to judge.",
+    )
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
 

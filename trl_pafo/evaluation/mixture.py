@@ -23,15 +23,8 @@ class TeacherMixture:
     """
     What turns the margins of teachers for a pair, and for the past pairs of its user, into one margin.
 
-    Attributes:
-        groups (`Sequence[str]`):
-            In sorted order, that of all arrays.
-        temperature (`np.ndarray` of shape `(num_groups,)`):
-            Of each teacher, in its reward units.
-        likelihood ([`~trl_pafo.teachers.posterior.GroupLikelihood`]):
-            Of the groups, given a history.
-        share (`np.ndarray` of shape `(num_groups,)`):
-            Share of each group in the training pairs.
+    Groups are in sorted order, that of all arrays: the temperature of each teacher, in its reward units, the likelihood of the
+    groups given a history, and the share of each group in the training pairs.
     """
 
     groups: Sequence[str]
@@ -50,13 +43,8 @@ class TeacherMixture:
     ) -> "TeacherMixture":
         """Fit to pairs, and past pairs, that no teacher was trained on.
 
-        Args:
-            shares (`Mapping[str, float]`):
-                Share of each group in the training pairs.
-            margins (`np.ndarray` of shape `(num_pairs, num_groups)`), group (`Sequence[str]`):
-                Margins of the teachers, in reward units, and the group of each pair.
-            past_margins (`np.ndarray` of shape `(num_past_pairs, num_groups)`), past (`Sequence[Sequence[int]]`):
-                Margins of past pairs, and which of them are the history of each pair; several histories of each may follow each other.
+        Margins of the teachers, of shape `(num_pairs, num_groups)` and `(num_past_pairs, num_groups)`, are in reward units. `past`
+        says which of the past pairs are the history of each pair; several histories of each may follow each other.
         """
         groups, own = sorted(shares), np.searchsorted(sorted(shares), np.asarray(group))
         temperature = np.array([fit_temperature(margins[own == g, g]) for g in range(len(groups))])
@@ -76,15 +64,10 @@ class TeacherMixture:
         return {"groups": list(self.groups), "temperature": self.temperature.tolist(), **fitted, "share": self.share.tolist()}
 
     def margins(self, margins: ArrayLike, past_margins: ArrayLike, past: Sequence[Sequence[int]], tau: float) -> FloatArray:
-        """The log odds of the mixture for each pair, of shape `(num_pairs,)`.
+        """The log odds of the mixture for each pair, of shape `(num_pairs,)`, from margins in reward units as in
+        [`TeacherMixture.fit`].
 
-        Args:
-            margins (array of shape `(num_pairs, num_groups)`):
-                Margins of the teachers for the pairs, in reward units.
-            past_margins (array of shape `(num_past_pairs, num_groups)`), past (`Sequence[Sequence[int]]`):
-                The same for past pairs, and which of these each pair's user has judged.
-            tau (`float`):
-                0: groups have their shares beforehand; 1: all the same.
+        With a `tau` of 0, groups have their shares beforehand; with 1, all the same.
         """
         likelihood = self.likelihood.log_likelihood(history_scores(np.asarray(past_margins) / self.temperature, past))
         return mixture_margin(np.asarray(margins) / self.temperature, posterior(likelihood, np.log(self.share), tau))
@@ -93,13 +76,8 @@ class TeacherMixture:
 def score_alone(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any) -> list[ScoredPairs]:
     """Pairs without their histories under each teacher, in the order of the groups' names.
 
-    Args:
-        teachers (`Mapping[str, str | Sequence[str]]`):
-            Folder of each group's teacher, or those of its folds, whose mean counts.
-        rows ([`~datasets.Dataset`]):
-            Rows as [`~trl_pafo.evaluation.rewards.score_rows`] takes them.
-        **scoring:
-            Options of `score_rows`.
+    A group has the folder of its teacher, or those of its folds, whose mean counts. The rest is that of
+    [`~trl_pafo.evaluation.rewards.score_rows`].
     """
     alone = without_history(rows)
     desc = scoring.pop("desc", None)
@@ -119,17 +97,9 @@ def score_mixture(
 ) -> ScoredPairs:
     """Score each row under all teachers, weighed by its history, which needs no label of the group.
 
-    The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone.
-
-    Args:
-        mixture, tau:
-            As in [`TeacherMixture.margins`].
-        teachers (`Mapping[str, str | Sequence[str]]`):
-            As for [`score_alone`].
-        rows ([`~datasets.Dataset`]):
-            Rows of `trl-pafo prepare`: beside what is read, the complete `history`, of which those past pairs count that are read.
-        **scoring:
-            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone. Rows are
+    those of `trl-pafo prepare`: beside what is read, with the complete `history`, of which those past pairs count that are read.
+    The other arguments are those of [`TeacherMixture.margins`] and [`score_alone`].
     """
     scored = score_alone(teachers, rows, **scoring)
     entries, past = past_pairs_alone(rows)
@@ -157,23 +127,15 @@ def num_shown(rows: Dataset) -> list[int]:
 def draw_histories(
     user: Sequence[Any], group: Sequence[Any], texts: ArrayLike, num_past: Sequence[int], num_draws: int, seed: int
 ) -> list[list[int]]:
-    """Histories for pairs, made of these pairs: first the user's own that share no text with the pair, then such of others of the group.
+    """Histories for pairs, made of these pairs: first the user's own that share no text with the pair, then such of others of the
+    group.
 
     What a teacher was trained on it explains too well, so a history of training pairs would betray its group as no new user's does.
     That others of the group stand in takes a group to be of one taste.
 
-    Args:
-        user, group (one a pair):
-            Whose pair it is, and the user's group.
-        texts (array of shape `(num_pairs, num_texts)`, int):
-            Numbers of the texts that no pair of a history may have ([`~trl_pafo.data.overlap.PairNumbers`]).
-        num_past (`Sequence[int]`):
-            How many past pairs each history is to have; it has fewer where there are no more.
-        num_draws (`int`), seed (`int`):
-            How often histories are drawn for all pairs, and the seed.
-
-    Returns:
-        The histories of all pairs in the first draw, then those in the second, and so on.
+    `texts` are numbers of the texts that no pair of a history may have ([`~trl_pafo.data.overlap.PairNumbers`]). Each history has
+    `num_past` pairs, or fewer where there are no more. Those of all pairs in the first draw come first, then those in the second,
+    and so on.
     """
     rng = np.random.default_rng(seed)
     of_user, of_group = (np.unique(np.asarray(names), return_inverse=True)[1] for names in (user, group))

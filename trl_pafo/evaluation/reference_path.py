@@ -63,11 +63,8 @@ def value_of(rule: str, summary: Mapping[str, Any]) -> float:
 
 
 def best_points(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The multiple of the best point by each rule, of equals that of the fewest steps; empty without held-out pairs.
-
-    Args:
-        points (`Sequence[Mapping]`):
-            `multiple`, `steps` and `validation`, as [`score_path`] makes them.
+    """The multiple of the best point of [`score_path`] by each rule, of equals that of the fewest steps; empty without held-out
+    pairs.
     """
     if any(point["validation"] is None for point in points):
         return {}
@@ -86,25 +83,13 @@ def score_path(
 ) -> dict[str, Any]:
     """Accuracies of the points of a path on held-out pairs, and which point is the reference.
 
-    Args:
-        folders (`Mapping[Point, str]`):
-            Folder of each point's model. One has the student's steps (multiple 1).
-        held_out ([`~datasets.Dataset`], *optional*):
-            Rows with `prompt`, `chosen`, `rejected`, `user`, `group` that no model was trained on. Without any, the point with the student's
-            steps is the reference.
-        groups (`Sequence[str]`):
-            All groups of the training.
-        rule (`str`):
-            Which of [`RULES`] chooses.
-        num_resamples, seed (`int`):
-            As for [`~trl_pafo.metrics.fairness_summary`].
-        **scoring:
-            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    Each point has the folder of its model; one has the student's steps (multiple 1), and is the reference where no pairs are held
+    out. These are rows with `prompt`, `chosen`, `rejected`, `user`, `group` that no model was trained on. One of [`RULES`] chooses.
+    `scoring` are options of [`~trl_pafo.evaluation.rewards.score_rows`].
 
-    Returns:
-        `dict`: `points`, a list of `multiple`, `steps`, `validation` ([`accuracies_of`], or `None`); `best`, the multiple of the best point
-        by each rule; `rule`, that of the reference; `chosen`, its multiple; `sentence`, which says so; and `margins`, by multiple, those of
-        the held-out pairs.
+    The result has `points`, a list of `multiple`, `steps`, `validation` ([`accuracies_of`], or `None`); `best`, the multiple of the
+    best point by each rule; `rule`, that of the reference; `chosen`, its multiple; `sentence`, which says so; and `margins`, by
+    multiple, those of the held-out pairs.
     """
     points, margins = [], {}
     for point, folder in sorted(folders.items(), key=lambda item: item[0].multiple):

@@ -21,29 +21,15 @@ _LENGTH_WEIGHT = 0.3
 def embed_texts(
     texts: Sequence[str], model_name: str, *, num_reference: int | None = None, batch_size: int = 64, desc: str | None = None
 ) -> FloatArray:
-    """Features of texts, equal texts embedded once.
+    """Features of texts, of shape `(num_texts, num_features)`, equal texts embedded once.
 
     Each text is cut at 128 tokens; its hidden states at the depths 0, 1/3, 2/3 and 1 of the model are averaged over tokens, each
     dimension is divided by its standard deviation over the different texts, and each depth by the mean length of its vectors. The
-    logarithm of the number of tokens (before cutting), standardized too, comes last.
+    logarithm of the number of tokens (before cutting), standardized too, comes last. With `num_reference`, the first so many texts
+    standardize all.
 
-    Args:
-        texts (`Sequence[str]`):
-            The texts.
-        model_name (`str`):
-            A Hub id, a folder, or `"minilm"` or `"smollm2"`; its head, if it has one, is not used.
-        num_reference (`int`, *optional*):
-            Standardize by the first so many texts; by all without it.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Texts in a forward pass.
-        desc (`str`, *optional*):
-            Title of the progress bar; no bar without it.
-
-    Returns:
-        `numpy.ndarray` of shape `(num_texts, num_features)`.
-
-    Raises:
-        ConfigError: If the model cannot be loaded.
+    The model is a Hub id, a folder, or `"minilm"` or `"smollm2"`; its head, if it has one, is not used. One that cannot be loaded
+    raises [`ConfigError`].
     """
     tokenizer = load_tokenizer(model_name)
     tokenizer.padding_side = "right"  # a decoder counts positions from the left

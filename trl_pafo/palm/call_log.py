@@ -16,14 +16,8 @@ class CallLog:
     """
     A JSON Lines file: the problem, then one answer a line, flushed to the disk before the search goes on.
 
-    Args:
-        path (`Path`):
-            The file; made if it is not there.
-        problem (`dict`):
-            All that decides what the oracle answers, as JSON values, with `num_rewards`.
-
-    Raises:
-        PortfolioError: If the file was written for a different problem, or a line in it cannot be read.
+    The problem is all that decides what the oracle answers, as JSON values, with `num_rewards`. A file that was written for a
+    different one, or that holds a line that cannot be read, raises [`PortfolioError`].
     """
 
     def __init__(self, path: Path, problem: dict[str, Any]):

@@ -132,15 +132,7 @@ def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:
 
 
 def checked_result(result: OracleResult, num_rewards: int, where: str) -> OracleResult:
-    """The answer with `float64` arrays.
-
-    Args:
-        result ([`OracleResult`]):
-            What the oracle returned.
-        num_rewards (`int`):
-            Length that `values` must have.
-        where (`str`):
-            Whose answer it is, for the message.
+    """The answer of an oracle with `float64` arrays; `where` says whose it is, for the message.
 
     Raises:
         PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, or lies outside [0, 1].

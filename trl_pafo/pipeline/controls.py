@@ -33,13 +33,10 @@ def reweighted_bt(run: "Run", train: Dataset) -> Stage:
 
 
 def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
-    """Five personalized Bradley-Terry models of other seeds, the mean of their margins, and the model that learns it, without groups.
+    """Five personalized Bradley-Terry models of other seeds, the mean of their margins, and the model that learns it, without
+    groups.
 
-    Args:
-        run ([`Run`]):
-            The run.
-        train ([`~datasets.Dataset`]):
-            Training pairs, none too long.
+    None of the training pairs is too long.
     """
     members = [_member(run, train, run.args.seed + i) for i in range(1, NUM_MEMBERS + 1)]
     identities = [member.digest for member in members]

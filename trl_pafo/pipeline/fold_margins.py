@@ -17,21 +17,12 @@ from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, histor
 def with_fold_margins(
     rows: Dataset, teachers: Mapping[str, Sequence[str]], seed: int, *, of_histories: bool = False, **scoring: Any
 ) -> Dataset:
-    """Training rows with the column `teacher_margins`, and, if asked for, `history_log_likelihood`, both by group. (Not from the paper.)
+    """Training rows with the column `teacher_margins`, and, if asked for, `history_log_likelihood`, both by group. (Not from the
+    paper.)
 
-    Margins are divided by a temperature of each group's teachers, fitted to the labels of the group's pairs.
-
-    Args:
-        rows ([`~datasets.Dataset`]):
-            Prepared rows with `group`, and `history` where histories are scored.
-        teachers (`Mapping[str, Sequence[str]]`):
-            By group, the folder of the teacher that was trained without each fold, see [`~trl_pafo.data.overlap.PromptFolds`].
-        seed (`int`):
-            Seed of the folds.
-        of_histories (`bool`, *optional*, defaults to `False`):
-            Whether to add the log likelihood of the groups given each row's history.
-        **scoring:
-            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    Margins are divided by a temperature of each group's teachers, fitted to the labels of the group's pairs. Each group has the
+    folder of the teacher that was trained without each fold, see [`~trl_pafo.data.overlap.PromptFolds`], whose seed is given.
+    `scoring` are options of [`~trl_pafo.evaluation.rewards.score_rows`].
     """
     groups = sorted(teachers)
     folds = PromptFolds(rows, len(teachers[groups[0]]), seed)

@@ -36,25 +36,10 @@ def predict_run(
 ) -> None:
     """Write `front.json`, `front.md` and `front.png` to a new folder.
 
-    Histories are drawn from the held-out pairs ([`~trl_pafo.evaluation.mixture.draw_histories`]) and as long as those of the rows.
-
-    Args:
-        out (`Path`):
-            The folder.
-        held_out ([`~datasets.Dataset`]):
-            Prepared rows that no model was trained on.
-        train ([`~datasets.Dataset`]):
-            Those of the trainings.
-        teachers (`Mapping[str, str | Sequence[str]]`):
-            Folder of each group's teacher, or those of its folds.
-        path (`Mapping`):
-            Output of [`~trl_pafo.evaluation.reference_path.score_path`] on the same held-out rows.
-        tau (`float`):
-            The student's; judged beside [`~trl_pafo.evaluation.front.TAUS`].
-        num_resamples, seed (`int`):
-            Of the bootstrap over users.
-        **scoring:
-            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    Histories are drawn from the held-out pairs ([`~trl_pafo.evaluation.mixture.draw_histories`]) and as long as those of the rows,
+    prepared ones that no model was trained on. A group has the folder of its teacher, or those of its folds. `path` is the output
+    of [`~trl_pafo.evaluation.reference_path.score_path`] on the same rows. The student's `tau` is judged beside
+    [`~trl_pafo.evaluation.front.TAUS`]. `scoring` are options of [`~trl_pafo.evaluation.rewards.score_rows`].
     """
     if len(held_out):
         found = _predict(held_out, train, teachers, path, sorted({*TAUS, tau}), num_resamples, seed, scoring)

@@ -22,10 +22,6 @@ from trl_pafo.trainer.model_card import reward_model_card
 def write_cards(folder: str | Path) -> list[Path]:
     """Write a README.md beside each model of a finished run, from its results; return the files.
 
-    Args:
-        folder (`str` or `Path`):
-            Folder of the run.
-
     Raises:
         RunFolderError: If it is no finished run.
     """

@@ -66,26 +66,11 @@ def check_run_data(
     longest: int | None,
     given: Mapping[str, Teacher],
 ) -> None:
-    """Raise if data and options do not fit together.
+    """Raise if data, as [`~trl_pafo.pipeline.prepare.prepare`] wrote them, and options do not fit together, so that the run could
+    not end.
 
-    Args:
-        data ([`~datasets.DatasetDict`]):
-            What [`~trl_pafo.pipeline.prepare.prepare`] wrote.
-        lengths (`Mapping[str, numpy.ndarray]`):
-            Tokens of the longer sequence of each pair of each split.
-        run ([`RunArguments`]):
-            Methods and teachers.
-        args ([`PAFOConfig`]):
-            The trainings.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Of the model that everything starts from.
-        longest (`int`, *optional*):
-            Number of its positions.
-        given (`Mapping[str, Teacher]`):
-            Teachers that are not trained here.
-
-    Raises:
-        ConfigError, DataError, TeacherError: If the run could not end.
+    `lengths` are tokens of the longer sequence of each pair of each split, `longest` the number of positions of the model that
+    everything starts from. The teachers that are `given` are not trained here.
     """
     num_pairs = count_by_group(data["train"])
     groups = sorted(num_pairs)

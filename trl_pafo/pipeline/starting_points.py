@@ -35,15 +35,11 @@ QUANTIZATION_OPTIONS = (
 def student_model(model: ModelConfig, teacher_kind: str) -> ModelConfig:
     """What all trainings of a run but those of teachers make: adapters where `use_peft` or the teachers' kind says so.
 
-    Args:
-        model ([`~trl.ModelConfig`]):
-            As it was given; it is not changed.
-        teacher_kind (`str`):
-            See [`RunArguments`]; `"adapter"` makes the student an adapter too, so that all have one base.
+    The kind `"adapter"` makes the student an adapter too, so that all have one base.
 
     Raises:
-        ConfigError: If the base is to be quantized and something other than adapters is to be trained on it, or if the package
-            that quantizes is missing.
+        ConfigError: If the base is to be quantized and something other than adapters is to be trained on it, or if the package that
+            quantizes is missing.
     """
     model = copy.copy(model)
     model.use_peft = model.use_peft or teacher_kind == "adapter"
@@ -109,14 +105,8 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
 def start_of(start: str | Sequence[str] | None, base: str, model: ModelConfig) -> tuple[Any, Any]:
     """What a trainer of TRL takes as `model` and `peft_config`, to go on from saved models or to begin from the base.
 
-    Args:
-        start (`str` or `Sequence[str]`, *optional*):
-            A model of the run to go on from. An adapter goes on as an adapter, or is merged into its base where a full model is
-            wanted. Of several, of the kind that is wanted, the mean of their weights.
-        base (`str`):
-            The base of the run.
-        model ([`~trl.ModelConfig`]):
-            What is to be made, and the dtype of what is loaded here.
+    An adapter goes on as an adapter, or is merged into its base where a full model is wanted. Of several models, of the kind that
+    is wanted, it is the mean of their weights.
     """
     if start is None:
         return base, get_peft_config(model)

@@ -36,108 +36,75 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass
 class DataArguments:
-    """
-    Where the preference pairs come from.
-
-    Parameters:
-        source (`str`, *optional*):
-            `styles` (the shipped corpus), `dsp`, `swissmetro`, `personal_llm`, `prism`, `ukp_convarg`, `polis` or `files`. Defaults
-            to `files` if there is a `data_path`, else to `styles`.
-        data_path (`str`, *optional*):
-            File, folder or Hub id; `styles` and `swissmetro` need none.
-        test_data_path (`str`, *optional*):
-            Test pairs for `files`; without it, some are held out.
-        columns (`list[str]`, *optional*):
-            For `files`, what the columns are where their names do not say it: `user=worker prompt=question response_a=left` and so on, the
-            names of [`~trl_pafo.data.sources.tables.NAMES`]; `time=` for none. A mapping in YAML and Python.
-        preferred_values (`list[str]`, *optional*):
-            For `files` with two responses and a column that says which is preferred, its values where they do not say it:
-            `a=first b=second tie=same`. A mapping in YAML and Python.
-        majority (`list[str]`, *optional*):
-            Types that the majority's users hold (`styles`: thorough, `dsp`: academy).
-        minority (`list[str]`, *optional*):
-            Types that the minority's users hold (`styles`: playful, `dsp`: entertainment).
-        minority_ratio (`float`, *optional*, defaults to `0.1`):
-            Share of users in the minority, for the sources that make their users.
-        train_users, test_users (`int`, *optional*):
-            Number of users. `None` takes 200 where users are made, and all where they are real.
-        validation_users (`int`, *optional*, defaults to `100`):
-            Most validation users, equally many of each group as far as there are: made where users are made by types, else people whom
-            training leaves over or gives away. Not for `personal_llm`, `ukp_convarg` and `files`.
-        pairs_per_user (`int`, *optional*, defaults to `4`):
-            Pairs a user judges, beside `context_pairs`.
-        context_pairs (`int`, *optional*):
-            Earlier pairs of each user, which test users have as history alone. Defaults to `num_history`; at least 1 for `files`.
-        test_prompt_share (`float`, *optional*, defaults to `0.25`):
-            Share of the prompts that are kept for test users, where prompts are held out.
-        validation_share (`float`, *optional*, defaults to `0.15`):
-            Share of the training prompts that are held out of all training, in [0, 1), to choose lengths of trainings by and to predict what
-            can be had. Where users are made by types, new ones judge these prompts; of real people, people are held out in place of
-            prompts; for `personal_llm`, `ukp_convarg` and `files`, the training users' pairs on these prompts.
-        taste_mix (`float`, *optional*, defaults to `0.0`):
-            Share of pairs in which a user prefers a second type of its own.
-        label_noise (`float`, *optional*, defaults to `0.0`):
-            Share of labels that are flipped.
-        max_words (`int`, *optional*):
-            Cut the answers of `dsp` at a sentence end within this many words.
-        minority_threshold (`float`, *optional*):
-            Users with a support rate below it are the minority; for data without groups.
-        minority_quantile (`float`, *optional*):
-            Or: this share of users, those with the lowest support rates, are the minority.
-        group_by (`str`, *optional*):
-            Survey field that makes the groups of `prism`.
-        topic (`str`, *optional*):
-            What a conversation of `polis` is about, the prompt of its pairs. Defaults to the name of its folder.
-        num_clusters (`int`, *optional*, defaults to `2`):
-            Clusters of votes that make the groups of `polis`.
-        hold_out (`str`, *optional*):
-            What test pairs of `files` and `polis` are: `"users_and_prompts"`, new people on new prompts; `"users"`, new people on known
-            prompts; `"pairs"`, new pairs of known people (`files`). `None` takes what the data allow, of `polis` `"users"`. The prompts of
-            `polis` are its statements.
-        min_pairs (`int`, *optional*, defaults to `2`):
-            Users of `files` with fewer pairs are left out. 1 keeps everybody: who has no past pairs is served without history.
-        infer_groups (`str`, *optional*):
-            Find the groups in the training pairs alone, seen through frozen features of this model: a Hub id, a folder, `minilm` or
-            `smollm2`. Groups of the data are then not looked at in training.
-        population_seed (`int`, *optional*, defaults to `0`):
-            Seed of users, pairs and splits.
-    """
+    """Where the preference pairs come from; each option is described by its `help`."""
 
     source: str = option(
         "",
-        "styles (shipped), dsp, swissmetro, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, else styles.",
+        "styles (the shipped corpus), dsp, swissmetro, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, "
+        "else styles.",
     )
-    data_path: str | None = option(None, "File, folder or Hub id of the data; `styles` and `swissmetro` need none.")
+    data_path: str | None = option(None, "File, folder or Hub id of the data; styles and swissmetro need none.")
     test_data_path: str | None = option(None, "Test pairs for `files`; without it, some are held out.")
-    columns: list[str] | None = option(None, "What columns of `files` are: user=NAME prompt=NAME ...; most are recognized.")
-    preferred_values: list[str] | None = option(None, "Values of the column `preferred` of `files`: a=VALUE b=VALUE tie=VALUE.")
-    majority: list[str] | None = option(None, "Types (styles, domains) that the users of the majority hold.")
-    minority: list[str] | None = option(None, "Types (styles, domains) that the users of the minority hold.")
-    minority_ratio: float = option(0.1, "Share of users in the minority, above 0 and below 1.")
-    train_users: int | None = option(None, "Number of users in training.")
-    test_users: int | None = option(None, "Number of users in test.")
+    columns: list[str] | None = option(
+        None,
+        "What columns of `files` are, where their names do not say it: user=worker prompt=question response_a=left ...; time= for none. A "
+        "mapping in YAML and Python.",
+    )
+    preferred_values: list[str] | None = option(
+        None,
+        "Values of the column `preferred` of `files`, where they do not say it: a=first b=second tie=same. A mapping in YAML and Python.",
+    )
+    majority: list[str] | None = option(
+        None, "Types (styles, domains) that the users of the majority hold: thorough; for dsp, academy."
+    )
+    minority: list[str] | None = option(
+        None,
+        "Types that the users of the minority hold (playful; for dsp, entertainment); values of --group_by that make the minority of prism.",
+    )
+    minority_ratio: float = option(
+        0.1, "Share of users in the minority, above 0 and below 1, for the sources that make their users."
+    )
+    train_users: int | None = option(
+        None, f"Number of users in training. Default: {NUM_USERS} where users are made, all where they are real."
+    )
+    test_users: int | None = option(None, "Number of users in test, likewise.")
     pairs_per_user: int = option(4, "Pairs that each user judges, not counting context_pairs.")
-    context_pairs: int | None = option(None, "Earlier pairs of each user, for the history. Default: num_history.")
-    test_prompt_share: float = option(0.25, "Share of the prompts that is reserved for test users.")
+    context_pairs: int | None = option(
+        None, "Earlier pairs of each user, which test users have as history alone. Default: num_history; at least 1 for files."
+    )
+    test_prompt_share: float = option(0.25, "Share of the prompts that is kept for test users, where prompts are held out.")
     validation_users: int = option(
-        100, "Most validation users, as many of each group as there are; not for personal_llm, ukp_convarg, files."
+        100,
+        "Most validation users, as many of each group as there are: made where users are made by types, else people whom training leaves "
+        "over or gives away. Not for personal_llm, ukp_convarg, files.",
     )
     validation_share: float = option(
-        0.15, "Share of the training prompts (people, where they are real) held out to choose lengths of trainings by; 0: none."
+        0.15,
+        "Share of the training prompts held out to choose lengths of trainings by and to predict what can be had; 0: none. Where users are "
+        "made by types, new ones judge these prompts; of real people, people are held out in place of prompts; for personal_llm, "
+        "ukp_convarg and files, the training users' pairs on these prompts.",
     )
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")
     max_words: int | None = option(None, "Cut the answers of `dsp` at a sentence end within this many words.")
-    minority_threshold: float | None = option(None, "Users with a support rate below it are the minority.")
-    minority_quantile: float | None = option(None, "This share of users, with the lowest support rates, are the minority.")
+    minority_threshold: float | None = option(
+        None, "Users with a support rate below it are the minority; for data without groups."
+    )
+    minority_quantile: float | None = option(None, "Or: this share of users, with the lowest support rates, are the minority.")
     group_by: str | None = option(None, "Survey field that makes the groups of `prism`.")
     topic: str | None = option(None, "What a conversation of `polis` is about, the prompt. Default: its folder's name.")
     num_clusters: int = option(2, "Clusters of votes that make the groups of `polis`.")
     hold_out: str | None = option(
-        None, "users_and_prompts, users (new people, known prompts) or pairs (known people); files, polis."
+        None,
+        "What test pairs of files and polis are: users_and_prompts (new people on new prompts; of polis, statements), users (new people on "
+        "known prompts) or pairs (new pairs of known people; files). Default: what the data allow; of polis, users.",
     )
     min_pairs: int = option(2, "Users of `files` with fewer pairs are left out; 1: served without history where they have none.")
-    infer_groups: str | None = option(None, "Find groups in the training pairs: model of the features, such as minilm.")
+    infer_groups: str | None = option(
+        None,
+        "Find the groups in the training pairs alone, seen through frozen features of this model: a Hub id, a folder, minilm or smollm2. "
+        "Groups of the data are then not looked at in training.",
+    )
     population_seed: int = option(0, "Seed of users, pairs and splits.")
 
     def __post_init__(self) -> None:

@@ -31,22 +31,13 @@ def load(data: DataArguments) -> DatasetDict:
 def load_dsp(path: str | Path, max_words: int | None = None) -> list[AnsweredPrompt]:
     """Read a DSP file: JSON Lines or a JSON list, plain or gzipped, of `{"query": ..., "responses": {domain: text}}`.
 
-    Left out, and counted in the log, are later entries with a query that was there before, and prompts of which two answers
-    are the same or one is empty, since such answers tell no domains apart.
-
-    Args:
-        path (`str` or `Path`):
-            The file.
-        max_words (`int`, *optional*):
-            Cut each answer after the last sentence that ends within this many words; after the last line, or else the
-            last word, where no sentence does. `None` leaves the answers whole (about 110 words in the median).
-
-    Returns:
-        `list[AnsweredPrompt]`: For [`~trl_pafo.data.sources.typed_users.make_splits`].
+    Left out, and counted in the log, are later entries with a query that was there before, and prompts of which two answers are the
+    same or one is empty, since such answers tell no domains apart. With `max_words`, each answer is cut after the last sentence
+    that ends within this many words; after the last line, or else the last word, where no sentence does. (In the median an answer
+    has about 110.)
 
     Raises:
-        DataError: If the file cannot be read, an entry has another form, or no prompt is left. The message names file and
-            line.
+        DataError: If the file cannot be read, an entry has another form, or no prompt is left. The message names file and line.
     """
     prompts: dict[str, AnsweredPrompt] = {}
     domains: list[str] = []

@@ -29,26 +29,17 @@ FEWEST_PROMPTS = 4
 def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArguments) -> DatasetDict:
     """Pairs as `train` and `test`, held out as the data allow or as `data.hold_out` asks; the log says how, and why.
 
-    - `"users_and_prompts"`: a fifth of the people is for test, without their pairs on prompts that occur in training. If fewer than half of
-      their pairs are left, `data.test_prompt_share` of all prompts is held out of training, and their history is `data.context_pairs` of their
-      other pairs.
+    - `"users_and_prompts"`: a fifth of the people is for test, without their pairs on prompts that occur in training. If fewer than
+      half of their pairs are left, `data.test_prompt_share` of all prompts is held out of training, and their history is
+      `data.context_pairs` of their other pairs.
     - `"users"`: the same people on all their prompts.
-    - `"pairs"`: a fifth of each person's prompts (the newest where pairs have times, else drawn), with the newest `data.context_pairs` of the
-      others as history. The column `unit` names what was held out by itself, all pairs of a person on a prompt. People with fewer than three
-      prompts are in training alone.
+    - `"pairs"`: a fifth of each person's prompts (the newest where pairs are `timed`, else drawn), with the newest
+      `data.context_pairs` of the others as history. The column `unit` names what was held out by itself, all pairs of a person on a
+      prompt. People with fewer than three prompts are in training alone.
 
-    Unless told, it is the second where the prompts are shared, the first where they are not, and the third where a fifth of the people
-    are too few for an interval over people. Where all pairs have one prompt, responses take the place of prompts.
-
-    Args:
-        pairs ([`~datasets.Dataset`]):
-            All pairs, or the training pairs, with `user` and, where there are groups, `group`.
-        given ([`~datasets.Dataset`], *optional*):
-            The test pairs, which are then taken, without those that the way of holding out forbids.
-        timed (`bool`):
-            Whether the rows of a user are in the order of known times.
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `hold_out`, `test_prompt_share`, `context_pairs`, `min_pairs`, `population_seed`.
+    Unless told, it is the second where the prompts are shared, the first where they are not, and the third where a fifth of the
+    people are too few for an interval over people. Where all pairs have one prompt, responses take the place of prompts. Test pairs
+    that are `given` are taken, without those that the way of holding out forbids.
 
     Raises:
         DataError: If nobody is left in training or test, or given test pairs are of people of whom some are in training.

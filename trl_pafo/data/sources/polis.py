@@ -41,15 +41,8 @@ _STARTS = 20
 @dataclass(frozen=True)
 class Conversation:
     """
-    The votes of one conversation.
-
-    Attributes:
-        statements (`list[str]`):
-            Different texts that no moderator rejected.
-        people (`list[str]`):
-            Names of the participants.
-        votes (`numpy.ndarray` of shape `(num_people, num_statements)`):
-            1 for agreement, -1 for disagreement, 0 for a pass, NaN where the person did not vote.
+    The votes of one conversation: different texts that no moderator rejected, names of the participants, and their votes, of shape
+    `(num_people, num_statements)`: 1 for agreement, -1 for disagreement, 0 for a pass, NaN where the person did not vote.
     """
 
     statements: list[str]
@@ -239,22 +232,10 @@ def readable_topic(folder: Path) -> str:
 def vote_clusters(votes: FloatArray, num_train: int, num_clusters: int, seed: int) -> NDArray[np.int64]:
     """Clusters of people by their votes; the people after the first `num_train` decide nothing, they join the nearest one.
 
-    As Polis does: missing votes are filled with the statement's mean, the people are projected on the principal components, and those
-    with few votes, whom the filling draws to the middle, are moved out by the square root of (statements / votes). Then k-means, the
-    best of 20 starts.
-
-    Args:
-        votes (`numpy.ndarray` of shape `(num_people, num_statements)`):
-            1, 0, -1, or NaN.
-        num_train (`int`):
-            How many of the people decide the clusters.
-        num_clusters (`int`):
-            Number of clusters, on two principal components (or one fewer than clusters, where that is more).
-        seed (`int`):
-            Seed of the starts.
-
-    Returns:
-        `numpy.ndarray` of shape `(num_people,)`: the cluster of each, 0 the one with the most of the first `num_train` people.
+    As Polis does: missing votes are filled with the statement's mean, the people are projected on the principal components, two, or
+    one fewer than clusters where that is more, and those with few votes, whom the filling draws to the middle, are moved out by the
+    square root of (statements / votes). Then k-means, the best of 20 starts. The cluster 0 is the one with the most of the first
+    `num_train` people.
 
     Raises:
         DataError: If the votes do not fall into so many clusters.

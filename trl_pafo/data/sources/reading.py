@@ -30,15 +30,11 @@ FILE_ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, *EXCEL_ENDINGS, ".parquet")
 def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a CSV or TSV file, or the objects of a JSON Lines file or of a JSON list, each with its place for error messages.
 
-    The file may be gzipped. Values of a table stay text.
-
-    Args:
-        path (`str` or `Path`):
-            The file. It is a table if its ending is `.csv` or `.tsv`, else JSON.
+    It is a table if its ending is `.csv` or `.tsv`, else JSON. The file may be gzipped. Values of a table stay text.
 
     Raises:
-        DataError: If the file is missing or is not text, an entry is not a JSON object, or a row has other fields than the header. The
-            message names the line.
+        DataError: If the file is missing or is not text, an entry is not a JSON object, or a row has other fields than the header.
+            The message names the line.
     """
     path = Path(path)
     try:
@@ -148,16 +144,11 @@ def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def open_dataset(path: str | Path, columns: Collection[str] | None = None, name: str | None = None) -> Dataset | DatasetDict:
-    """Rows of a file (JSON Lines, JSON, CSV, TSV, Excel, Parquet), a folder of `save_to_disk`, or a dataset of the Hub.
+    """Rows of a file (JSON Lines, JSON, CSV, TSV, Excel, Parquet), a folder of `save_to_disk`, or a dataset of the Hub with its
+    configuration.
 
-    Args:
-        path (`str` or `Path`):
-            File, folder, or Hub id such as `"owner/name"`. JSON and CSV files may be gzipped. Numbers in CSV and Excel files are text. Of an
-            Excel file the first sheet is read.
-        columns (`Collection[str]`, *optional*):
-            Fields of a JSON file that matter: another one whose type changes from row to row is left out, not refused.
-        name (`str`, *optional*):
-            Configuration of the Hub dataset.
+    JSON and CSV files may be gzipped. Numbers in CSV and Excel files are text. Of an Excel file the first sheet is read. If
+    `columns` matter, another field of a JSON file whose type changes from row to row is left out, not refused.
 
     Raises:
         DataError: If nothing is found there, or it cannot be read.

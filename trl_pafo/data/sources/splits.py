@@ -40,15 +40,8 @@ def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) 
     """Users of training and of test, drawn at random so that each group has about the same share in both.
 
     Where there are several groups, one of two users or more has users in both, and the user of a group of one is in training. Any
-    first part of either list has the groups' shares too, so that a smaller study takes the first users of each.
-
-    Args:
-        group_of (`Mapping[str, Hashable]`):
-            Group of each user; one value for all where groups are not known yet.
-        test_share (`float`):
-            Share of the users of each group in test, in (0, 1).
-        seed (`int`):
-            Seed of the draw.
+    first part of either list has the groups' shares too, so that a smaller study takes the first users of each. All users have one
+    group where groups are not known yet.
 
     Raises:
         ConfigError: If one of the two would be left without users.
@@ -179,17 +172,7 @@ def _prompt_keys(dataset: Dataset) -> list[str]:
 def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """The rows, and apart from them all rows of a random share of the prompts, or of the pairs where all have one prompt.
 
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Rows with `prompt`; `group` where there are groups.
-        share (`float`):
-            Share of the prompts (pairs) that are held out, in [0, 1); at least one unless it is 0.
-        seed (`int`):
-            Seed of the draw.
-
-    Returns:
-        `tuple[Dataset, Dataset]`: Kept and held-out rows; none are held out, and it is said, where that would leave a group
-        without rows.
+    At least one is held out unless the share is 0. None are held out, and it is said, where that would leave a group without rows.
     """
     fields = telling_fields(dataset)
     keys = [pair_texts(row, fields) for row in read_rows(dataset, fields)]
@@ -278,16 +261,9 @@ def add_support_groups(
 ) -> DatasetDict:
     """Add `support_rate` and `group`, majority or minority, cut at a threshold that the training users alone determine.
 
-    Users without a support rate (NaN) are left out, and their number is said.
-
-    Args:
-        splits ([`~datasets.DatasetDict`]):
-            `train` and `test` with `user`.
-        support (`Mapping`):
-            For each split, the support rate of each user.
-        quantile, threshold (`float`, *optional*):
-            As in [`~trl_pafo.data.groups.assign_groups`]; the quantile is that of the training users. With neither, the
-            minority is the fifth of the training users with the lowest support.
+    `support` has for each split the rate of each user; users without one (NaN) are left out, and their number is said. The cut is
+    as in [`~trl_pafo.data.groups.assign_groups`], the quantile that of the training users. With neither, the minority is the fifth
+    of them with the lowest support.
 
     Raises:
         ConfigError: If both quantile and threshold are given, or a group would have no training user.

@@ -81,23 +81,16 @@ def read_table(
     columns: Mapping[str, str] | None = None,
     preferred: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
-    """Preference pairs of a table with a row a judgment, or a row a rated response.
+    """Preference pairs of a table with a row a judgment, or a row a rated response; a user's are in the order of time unless a
+    column gives it.
 
-    The forms are those of [`FORMS`]. A rating or rank is compared with all others of the same user and prompt; the response with the higher
-    score, or the lower rank, is chosen. Responses may be texts, messages, or conversations that begin with the prompt: what two of them have
-    in common is then the prompt. Left out and counted are ties, rows without a judgment, user, group or text, pairs of equal responses, and
-    pairs that one user gives twice in the same way.
+    The forms are those of [`FORMS`]. A rating or rank is compared with all others of the same user and prompt; the response with
+    the higher score, or the lower rank, is chosen. Responses may be texts, messages, or conversations that begin with the prompt:
+    what two of them have in common is then the prompt. Left out and counted are ties, rows without a judgment, user, group or text,
+    pairs of equal responses, and pairs that one user gives twice in the same way.
 
-    Args:
-        table ([`~datasets.Dataset`] or `pandas.DataFrame`):
-            The rows, a user's in the order of time unless a column gives it.
-        what (`str`):
-            Name of the table, for messages.
-        columns (`Mapping[str, str]`, *optional*):
-            Name of the column for some of the keys of [`NAMES`]; an empty name where the table has none. The others are recognized.
-        preferred (`Mapping[str, Sequence[str]]`, *optional*):
-            Under `"a"`, `"b"` and `"tie"`, values of the column `preferred` in place of those that are understood by themselves
-            ([`PREFERRED`]).
+    `columns` names the column for some of the keys of [`NAMES`], by an empty name where the table has none; the others are
+    recognized. `preferred` has under `"a"`, `"b"` and `"tie"` values of the column `preferred` in place of those of [`PREFERRED`].
 
     Raises:
         ConfigError: If `columns` or `preferred` has a key that is none.

@@ -24,25 +24,14 @@ class AnsweredPrompt:
 
 
 def make_splits(prompts: Sequence[AnsweredPrompt], data: DataArguments, majority: str, minority: str) -> DatasetDict:
-    """Draw users and their pairs; no two splits share a user or a prompt.
+    """Draw users and their pairs from prompts with answers of the same types; no two splits share a user or a prompt.
 
-    Half of the validation users are in the minority, however rare it is: what is chosen by groups is chosen by pairs of each.
+    Half of the validation users are in the minority, however rare it is: what is chosen by groups is chosen by pairs of each. The
+    users of the groups hold the types `majority` and `minority` where the data name none.
 
-    Args:
-        prompts (`Sequence[AnsweredPrompt]`):
-            Different prompts, all with answers of the same types.
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            Who the users are and how many pairs they judge.
-        majority (`str`), minority (`str`):
-            Types that the users of the two groups hold where `data` names none.
-
-    Returns:
-        [`~datasets.DatasetDict`]: `train`, `test`, and, unless `validation_share` is 0, `validation`, each with `prompt`, `chosen`,
-        `rejected`, `user`, `group` and `support_rate` (the share of the training population that holds the user's type). The rows of a user follow each
-        other in the order of time.
-
-    Raises:
-        ConfigError: If the users cannot be made from these prompts.
+    The splits are `train`, `test`, and, unless `validation_share` is 0, `validation`, each with `prompt`, `chosen`, `rejected`,
+    `user`, `group` and `support_rate` (the share of the training population that holds the user's type). The rows of a user follow
+    each other in the order of time. Users that cannot be made from these prompts raise [`ConfigError`].
     """
     held = {"majority": data.majority or [majority], "minority": data.minority or [minority]}
     types = list(prompts[0].responses)

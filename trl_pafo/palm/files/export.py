@@ -108,15 +108,8 @@ def _without_paths(portfolio: Portfolio) -> Portfolio:
 
 
 def member_card(portfolio: Portfolio, base: str, rank: int) -> str:
-    """The card: what the members are, what is certified, how to choose and to load one. Names are escaped.
-
-    Args:
-        portfolio ([`Portfolio`]):
-            With policies as they lie in the folder.
-        base (`str`):
-            Base of the adapters.
-        rank (`int`):
-            The greatest rank of the adapters.
+    """The card: what the members are, what is certified, how to choose and to load one. Names are escaped. `rank` is the adapters'
+    greatest.
     """
     names = [escaped(name) for name in portfolio.reward_names]
     table = replace(portfolio, reward_names=tuple(names)).table()

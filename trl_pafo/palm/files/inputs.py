@@ -32,15 +32,8 @@ class PolicyTable:
     """
     Policies that exist, as an oracle: the best of them for any weights.
 
-    Args:
-        results (`Sequence[OracleResult]`):
-            One a policy.
-        weights (array of shape `(num_policies, num_rewards)`):
-            The weights that each is the best for; NaN where none are known.
-        names (`tuple[str, ...]`):
-            Names of the rewards.
-        beta (`float`, *optional*, defaults to `0.0`):
-            Weight of the KL term.
+    `weights`, of shape `(num_policies, num_rewards)`, are those that each is the best for; NaN where none are known. `names` are
+    those of the rewards.
     """
 
     def __init__(self, results: Sequence[OracleResult], weights: FloatArray, names: tuple[str, ...], beta: float = 0.0):
@@ -114,22 +107,15 @@ def read_table(
     beta: float = 0.0,
     reward_range: Sequence[float] | None = None,
 ) -> PolicyTable:
-    """A table of policies from CSV: a column for each reward, and optionally `policy`, `kl`, and for every reward NAME `w_NAME`, the
-    weights that a policy is the best for.
+    """A table of policies from CSV: a column for each reward, and optionally `policy`, `kl`, and for every reward NAME `w_NAME`,
+    the weights that a policy is the best for.
 
-    Args:
-        path (`str` or `Path`):
-            The file.
-        reward_names (`Sequence[str]`, *optional*):
-            The rewards, in their order; by default all that the file has.
-        beta (`float`, *optional*, defaults to `0.0`):
-            Weight of the KL term; above 0 every policy needs its `kl`.
-        reward_range (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):
-            The least and the greatest value that a reward can have; they become 0 and 1.
+    `reward_names` are the rewards in their order, by default all that the file has. With a `beta` above 0 every policy needs its
+    `kl`. The ends of `reward_range` become 0 and 1.
 
     Raises:
-        DataError: If a column is unknown or missing, holds no numbers or some out of range, or two policies have one name; the message names
-            policy and column.
+        DataError: If a column is unknown or missing, holds no numbers or some out of range, or two policies have one name; the
+            message names policy and column.
         PortfolioError: If weights are off the simplex.
     """
     path = Path(path)

@@ -36,16 +36,8 @@ _SAMPLES = 20_000
 def draw_cells(portfolio: Portfolio, weights: ArrayLike | None = None, groups: Sequence[str] | None = None) -> "Figure":
     """Which member serves which weights: a triangle for 3 rewards, for 2 what every member earns along the line.
 
-    Args:
-        portfolio ([`Portfolio`]):
-            With 2 or 3 rewards.
-        weights (array of shape `(num_users, num_rewards)`, *optional*):
-            Users, drawn as points.
-        groups (`Sequence[str]`, *optional*):
-            Their groups, told apart by marker.
-
-    Raises:
-        PortfolioError: If there are more than 3 rewards, or the users or their groups cannot be used.
+    Users with these weights, of shape `(num_users, num_rewards)`, are points, their groups told apart by marker. More than 3
+    rewards, or users that cannot be used, raise [`PortfolioError`].
     """
     num_rewards = portfolio.values.shape[1]
     if num_rewards > 3:
@@ -90,13 +82,8 @@ def draw_gap(portfolio: Portfolio) -> "Figure":
 
 
 def draw_sizes(rows: Sequence[dict[str, Any]], measure: str) -> "Figure":
-    """Worst gap against the number of members, with the range over draws.
-
-    Args:
-        rows (`Sequence[dict]`):
-            From [`compare_sizes`].
-        measure (`str`):
-            Name of the gap.
+    """Worst gap, by the name of its measure, against the number of members, with the range over draws; rows are from
+    [`compare_sizes`].
     """
     figure, axes = _figure()
     shown = [row for row in rows if np.isfinite(row["gap"])]

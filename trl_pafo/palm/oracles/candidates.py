@@ -80,14 +80,8 @@ class CandidateOracle:
     def evaluate(self, probabilities: np.ndarray, policy: Any = None) -> OracleResult:
         """Values and KL of any policy over the candidates, exact: to compare with, or to start a portfolio from.
 
-        Args:
-            probabilities (`np.ndarray` of shape `(num_prompts, num_candidates)`):
-                Rows that add up to 1.
-            policy (`Any`, *optional*):
-                Goes into the answer as it is.
-
-        Raises:
-            DataError: If the rows are no distributions, or a candidate is chosen that the reference cannot produce.
+        The rows of `probabilities`, of shape `(num_prompts, num_candidates)`, add up to 1. Rows that are no distributions, or a
+        candidate that the reference cannot produce, raise [`DataError`].
         """
         probabilities = _distributions(probabilities, self.reference.shape, "`probabilities`")
         if (probabilities[self.reference == 0] > 0).any():

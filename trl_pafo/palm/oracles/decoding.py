@@ -170,18 +170,11 @@ class MixedPolicy:
     ) -> tuple[list[list[int]], np.ndarray]:
         """Draw a response to each prompt and measure its KL divergence from the reference on the way.
 
-        Args:
-            weights (`np.ndarray` of shape `(num_policies,)`):
-                On the simplex.
-            prompt_ids (`Sequence[Sequence[int]]`):
-                Token ids of the prompts.
-            uniforms (`np.ndarray` of shape `(num_prompts, max_new_tokens)`):
-                Uniform numbers in [0, 1), one a token: equal numbers give equal responses, whatever stands in the same batch.
-
-        Returns:
-            `tuple`: Token ids of each response (an end token, if one was drawn, included), and for each the sum over its tokens
-            of KL(pi_w(. | before) || pi_ref(. | before)), in nats: its mean over responses is an unbiased estimate of the KL
-            divergence a response, never negative, and of less variance than log-ratios of the tokens drawn.
+        `uniforms`, of shape `(num_prompts, max_new_tokens)`, are numbers in [0, 1), one a token: equal numbers give equal
+        responses, whatever stands in the same batch. The results are the token ids of each response (an end token, if one was
+        drawn, included), and for each the sum over its tokens of KL(pi_w(. | before) || pi_ref(. | before)), in nats: its mean over
+        responses is an unbiased estimate of the KL divergence a response, never negative, and of less variance than log-ratios of
+        the tokens drawn.
         """
         weights = check_weights(weights, self.num_policies)
         number, longest = len(prompt_ids), max(map(len, prompt_ids))

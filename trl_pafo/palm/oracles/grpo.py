@@ -129,11 +129,8 @@ class GRPOOracle:
         return self._evaluate("base", self._inputs, [self.base]).result(self.base)
 
     def responses(self, name: str) -> dict[int, list[tuple[str, list[float], float]]]:
-        """What was judged: row of the held-out prompts -> (response, rewards, KL) of each sample.
-
-        Args:
-            name (`str`):
-                [`member_name`] of the weights, or `"base"`.
+        """What was judged: row of the held-out prompts -> (response, rewards, KL) of each sample. The name is [`member_name`] of
+        the weights, or `"base"`.
         """
         saved = json.loads((self.path / "evaluations" / f"{name}.json").read_text(encoding="utf-8"))
         return {int(row): [tuple(answer) for answer in answers] for row, answers in saved["responses"].items()}

@@ -60,14 +60,8 @@ class ScaledReward:
     """
     A saved reward model as a reward function of TRL's trainers, in [0, 1].
 
-    Args:
-        name (`str`):
-            Name of the reward in logs and files.
-        scorer ([`~trl_pafo.models.RewardScorer`]):
-            The reward model.
-        scale ([`RewardScale`]):
-            Fitted on raw rewards of shape `(..., 1)` of typical responses; `"sigmoid"` keeps a slope where a policy goes beyond
-            them.
+    Its scale is fitted on raw rewards of shape `(..., 1)` of typical responses; `"sigmoid"` keeps a slope where a policy goes
+    beyond them.
     """
 
     def __init__(self, name: str, scorer: RewardScorer, scale: RewardScale):

@@ -37,20 +37,11 @@ class UpperBound:
     UB(w) = max { w.v - c : w_k.v - c <= bounds_k for all k, low <= v_i <= high, c >= 0 }      beta > 0, c = beta KL
     ```
 
-    The first is palm's upper bound in our reading. The second is ours: by duality it is the least bound that follows from
-    V* being convex in w and from V*(w) - V*(w') <= |w - w'|_1.
+    The first is palm's upper bound in our reading. The second is ours: by duality it is the least bound that follows from V* being
+    convex in w and from V*(w) - V*(w') <= |w - w'|_1.
 
-    Parameters:
-        weights (array of shape `(num_answers, num_rewards)`):
-            Weights whose optimum is bounded.
-        bounds (array of shape `(num_answers,)`):
-            No policy earns more than this at these weights.
-        beta (`float`, *optional*, defaults to `0.0`):
-            Weight of the KL term in the objective.
-        reward_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
-            Least and greatest value that a reward can have.
-        factor (`float`, *optional*, defaults to `0.0`):
-            Factor of the oracle that the bounds allow for; it is only named.
+    No policy earns more than the `bounds` at the `weights`, of shape `(num_answers, num_rewards)`. The `factor` of the oracle, for
+    which they allow, is only named.
     """
 
     weights: FloatArray
@@ -122,15 +113,7 @@ class UpperBound:
 
 @dataclass(frozen=True)
 class Pool:
-    """
-    The best of a given set of policies.
-
-    Parameters:
-        values (array of shape `(num_policies, num_rewards)`):
-            Their values.
-        costs (array of shape `(num_policies,)`):
-            Their beta KL.
-    """
+    """The best of a given set of policies: their values, of shape `(num_policies, num_rewards)`, and costs, beta times KL."""
 
     values: FloatArray
     costs: FloatArray
@@ -147,12 +130,8 @@ class Pool:
 @dataclass(frozen=True)
 class Optimum:
     """
-    The true optimum, where it is known as a function.
-
-    Parameters:
-        function (`Callable`):
-            V*: weights of shape `(num_weights, num_rewards)` to values of shape `(num_weights,)`. It must be convex, as
-            the maximum of linear functions is.
+    The true optimum, where it is known as a function V* from weights `(num_weights, num_rewards)` to values `(num_weights,)`. It
+    must be convex, as the maximum of linear functions is.
     """
 
     function: Callable[[FloatArray], ArrayLike]

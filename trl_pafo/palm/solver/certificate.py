@@ -25,13 +25,8 @@ RESOLUTION = 1e-8
 @dataclass(frozen=True)
 class Measure:
     """
-    The gap that is to be small.
-
-    Parameters:
-        relative (`bool`):
-            Least epsilon such that LB >= (1 - epsilon) V - delta; otherwise least delta with epsilon = 0.
-        delta (`float`, *optional*, defaults to `0.0`):
-            What is granted beside a relative gap.
+    The gap that is to be small: if `relative`, the least epsilon such that LB >= (1 - epsilon) V - delta; otherwise the least delta
+    with epsilon = 0.
     """
 
     relative: bool

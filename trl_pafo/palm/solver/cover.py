@@ -22,18 +22,10 @@ class Cover(NamedTuple):
 def minimum_cover(covers: BoolArray, nodes: int | None = None, enough: int = 0) -> Cover:
     """The fewest columns that cover all rows: an integer program (HiGHS), or greedy with reverse delete.
 
-    Args:
-        covers (`bool` array of shape `(num_rows, num_columns)`):
-            Whether the column covers the row.
-        nodes (`int`, *optional*):
-            Nodes of the branch and bound tree that the integer program may visit; no limit by default. 0 is greedy, and so
-            is what is returned when the limit is reached; `Cover.exact` says so. (A limit in seconds would make the result
-            depend on the machine.)
-        enough (`int`, *optional*, defaults to `0`):
-            A greedy cover of at most so many columns is good enough.
-
-    Raises:
-        PortfolioError: If a row is covered by no column.
+    `covers`, of shape `(num_rows, num_columns)`, says whether a column covers a row. The integer program may visit so many `nodes`
+    of the branch and bound tree; 0 is greedy, and so is what is returned when the limit is reached; `Cover.exact` says so. (A limit
+    in seconds would make the result depend on the machine.) A greedy cover of at most `enough` columns is good enough. A row that
+    no column covers raises [`PortfolioError`].
     """
     if not covers.any(axis=1).all():
         raise PortfolioError(f"{int((~covers.any(axis=1)).sum())} weights are covered by no policy; widen the tolerance.")

@@ -34,20 +34,10 @@ class Vertices(NamedTuple):
 
 
 def vertices(normals: FloatArray, offsets: FloatArray, interior: FloatArray, movable: int) -> Vertices | None:
-    """Vertices of the bounded polytope {x : normals @ x <= offsets}.
+    """Vertices of the bounded polytope {x : normals @ x <= offsets}, or `None` where no move gave a set that is provably complete.
 
-    Args:
-        normals (array of shape `(num_facets, num_dims)`):
-            Outer normals.
-        offsets (array of shape `(num_facets,)`):
-            Right-hand sides.
-        interior (array of shape `(num_dims,)`):
-            A point well inside.
-        movable (`int`):
-            So many of the first facets may be moved.
-
-    Returns:
-        The vertices, or `None` where no move gave a set that is provably complete.
+    Normals, of shape `(num_facets, num_dims)`, point outward; `interior` is a point well inside. The first `movable` facets may be
+    moved.
     """
     random = np.random.default_rng(0).random(movable)
     for move in _MOVES:
@@ -98,17 +88,9 @@ class Corners(NamedTuple):
 def envelope_corners(values: FloatArray, costs: FloatArray) -> Corners:
     """The weights at which cells meet, a cell being the weights for which one policy is the best of them.
 
-    They are the vertices of {(w, t) : w in the simplex, t >= w.values_k - costs_k for all k}; the corners of the simplex
-    are among them. (The corner weights of optimistic linear support: Roijers, 2016.)
-
-    Args:
-        values (array of shape `(num_policies, num_rewards)`):
-            Values of each policy.
-        costs (array of shape `(num_policies,)`):
-            beta KL of each policy.
-
-    Raises:
-        PortfolioError: If the corners cannot be enumerated.
+    They are the vertices of {(w, t) : w in the simplex, t >= w.values_k - costs_k for all k}; the corners of the simplex are among
+    them. (The corner weights of optimistic linear support: Roijers, 2016.) The costs are beta times KL. Corners that cannot be
+    enumerated raise [`PortfolioError`].
     """
     num_policies, num_rewards = values.shape
     lid = float((values.max(axis=1) - costs).max()) + 1.0

@@ -38,19 +38,10 @@ class Choice(NamedTuple):
 @dataclass
 class Pruner:
     """
-    Chooses among the policies of a pool.
+    Chooses among the policies of a pool, of which it has values and costs (beta times KL).
 
-    Parameters:
-        values (array of shape `(num_policies, num_rewards)`):
-            Values of the pool.
-        costs (array of shape `(num_policies,)`):
-            Their beta KL.
-        reference ([`Reference`]):
-            What the choice is compared with.
-        measure ([`Measure`]):
-            The gap that counts.
-        nodes (`int`, *optional*):
-            Nodes of branch and bound that one choice may take; 0 for greedy covers alone.
+    The choice is compared with the reference by the measure. `nodes` of branch and bound may be taken by one choice; 0 for greedy
+    covers alone.
     """
 
     values: FloatArray

@@ -12,11 +12,7 @@ class WeightRegion:
     """
     A polytope of weights, cut by planes exactly but for rounding.
 
-    Args:
-        points (array of shape `(num_points, num_rewards)`):
-            Weights in it; every corner is one of them.
-        normals (array of shape `(num_constraints, num_rewards)`):
-            Every facet lies on a plane `w.n = 0` of these, with `w.n >= 0` inside.
+    Every corner is one of its points. Every facet lies on a plane `w.n = 0` of the normals, with `w.n >= 0` inside.
     """
 
     def __init__(self, points: FloatArray, normals: FloatArray):
@@ -55,13 +51,8 @@ class WeightRegion:
         return WeightRegion(points / points.sum(axis=1, keepdims=True), np.vstack([self.normals, normal]))
 
     def cells(self, values: FloatArray, costs: FloatArray) -> "list[WeightRegion | None]":
-        """For each policy the part in which none earns more; `None` where it is nowhere among the best.
-
-        Args:
-            values (array of shape `(num_policies, num_rewards)`):
-                Their values.
-            costs (array of shape `(num_policies,)`):
-                Their beta KL.
+        """For each policy, by its values and its cost (beta times KL), the part in which none earns more; `None` where it is
+        nowhere the best.
         """
         net = values - costs[:, None]  # w.net = w.values - cost, since the weights add up to 1
         found: list[WeightRegion | None] = []

@@ -25,17 +25,10 @@ class OracleTooFarError(PortfolioError):
 @dataclass
 class Known:
     """
-    All that is known: the policies so far, and what the oracle's answers say about the optimum.
+    All that is known: the policies so far, in the order in which they became known, and what the oracle's answers say about the
+    optimum.
 
-    Parameters:
-        num_rewards (`int`):
-            Number of rewards.
-        beta (`float`):
-            Weight of the KL term.
-        oracle_factor (`float` or `"estimate"`):
-            The oracle's policy earns at least 1 minus this of the best; `"estimate"` takes the observed factor.
-        calls (`list[OracleCall]`):
-            Policies in the order in which they became known.
+    The oracle's policy earns at least 1 minus `oracle_factor` of the best; `"estimate"` takes the observed factor.
     """
 
     num_rewards: int
@@ -118,19 +111,9 @@ def grid_search(known: Known, epsilon: float, delta: float, grid: tuple[float, f
     violation(w) = (1 - epsilon) UB(w) - delta - LB(w)
     ```
 
-    A call only lowers UB and raises LB, so a violation computed earlier is never too small: the points wait in a heap,
-    and those on top are computed anew until one of them is the greatest (lazy, as the paper's search is; the details are
-    ours).
-
-    Args:
-        known ([`Known`]):
-            Every single reward must have been asked.
-        epsilon (`float`):
-            Relative tolerance on the grid.
-        delta (`float`):
-            Additive tolerance on the grid.
-        grid (`tuple[float, float]`):
-            epsilon and delta of [`weight_grid`].
+    A call only lowers UB and raises LB, so a violation computed earlier is never too small: the points wait in a heap, and those on
+    top are computed anew until one of them is the greatest (lazy, as the paper's search is; the details are ours). `epsilon` and
+    `delta` are the tolerances on the grid, `grid` has those of [`weight_grid`]. Every single reward must have been asked.
     """
     points = weight_grid(known.num_rewards, *grid)
 

@@ -74,14 +74,10 @@ class WeightPosterior:
         return Recommendation(member, float(np.quantile(gaps, level)))
 
     def update(self, differences: ArrayLike) -> None:
-        """Learn from answers.
+        """Learn from answers: rewards of the option that was liked minus rewards of the other, of shape `(num_answers,
+        num_rewards)`.
 
-        Args:
-            differences (array of shape `(num_answers, num_rewards)`):
-                Rewards of the option that was liked minus rewards of the other.
-
-        Raises:
-            PortfolioError: If the shape is another, or a number is NaN.
+        Another shape, or NaN, raises [`PortfolioError`].
         """
         new = checked_questions(differences, self.num_rewards)
         old, done = self.differences, 0.0

@@ -40,17 +40,8 @@ class GroupService(NamedTuple):
 @dataclass(frozen=True)
 class Service:
     """
-    A population and the members that serve it. Made by [`serve`].
-
-    Parameters:
-        portfolio ([`Portfolio`]):
-            The portfolio.
-        weights (array of shape `(num_users, num_rewards)`):
-            The users' weights.
-        groups (`tuple[str, ...]`, *optional*):
-            Group of each user.
-        reference ([`Reference`]):
-            What members are compared with.
+    A population and the members that serve it, made by [`serve`]; weights have the shape `(num_users, num_rewards)`, members are
+    compared with `reference`.
     """
 
     portfolio: Portfolio
@@ -80,16 +71,8 @@ class Service:
         return _perplexity(self.usage)
 
     def by_group(self, num_resamples: int = 1000, seed: int = 0) -> list[GroupService]:
-        """Each group, the worst-served first: by its mean gap.
-
-        Args:
-            num_resamples (`int`, *optional*, defaults to `1000`):
-                Resamples of the users of a group for the interval.
-            seed (`int`, *optional*, defaults to `0`):
-                Seed of the resamples.
-
-        Raises:
-            PortfolioError: If the users have no groups.
+        """Each group, the worst-served first: by its mean gap, with an interval over its users. Users without groups raise
+        [`PortfolioError`].
         """
         if self.groups is None:
             raise PortfolioError("The users have no groups: pass `groups`, one name per user.")
