@@ -44,9 +44,11 @@ def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PN
     return figure
 
 
-def add_axes(figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "both"] = "both") -> "Axes":
-    """Axes in the style of all pictures, with names for both directions."""
-    axes = figure.add_subplot()
+def add_axes(
+    figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "both"] = "both", place: tuple[int, int, int] = (1, 1, 1)
+) -> "Axes":
+    """Axes in the style of all pictures, with names for both directions; `place` as `add_subplot` takes it."""
+    axes = figure.add_subplot(*place)
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color=GRID, linewidth=0.8)

@@ -4,6 +4,7 @@ import pytest
 from helpers.parts import make_pairs
 
 from trl_pafo.audit.counts import count_all
+from trl_pafo.data.people import people_of
 
 
 @pytest.fixture
@@ -13,7 +14,8 @@ def rows():
 
 
 def test_users_pairs_and_groups_are_counted(rows):
-    counts = count_all(rows.select(range(28)))  # the last user has three pairs
+    rows = rows.select(range(28))  # the last user has three pairs
+    counts = count_all(rows, people_of({"train": rows}))
     assert (counts["pairs"], counts["users"]) == (28, 6)
     assert counts["pairs_a_user"] == {"min": 3, "median": 5, "max": 5}
     assert list(counts["groups"]) == ["majority", "minority"]  # the largest first

@@ -9,6 +9,7 @@ from helpers.parts import make_pairs
 
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
+from trl_pafo.data.people import read_people
 
 STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25", "--pairs_per_user", "3"]
 
@@ -38,6 +39,8 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     assert set(result["tastes"]["given"]) == {"majority", "minority"}
     assert "Tastes: " in printed
     assert {path.name for path in out.glob("*.png")} == {"front.png"}
+    assert "No probability of a group is known: the groups come with the data." in printed
+    assert len(read_people(out)) == 24
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
@@ -60,11 +63,21 @@ def test_audit_of_files_without_probes(tmp_path, capsys):
 
 def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     file = tmp_path / "pairs.jsonl"
-    make_pairs(num_users=24, pairs_per_user=4, num_minority=6, history=0).remove_columns("group").to_json(file)
+    rows = make_pairs(num_users=24, pairs_per_user=4, num_minority=6, history=0)
+    rows = rows.add_column("land", ["DE" if group == "minority" else "FR" for group in rows["group"]]).remove_columns("group")
+    rows.to_json(file)
     flags = ["audit", "--data_path", str(file), "--num_history", "1"]
     assert main(flags) == 1
     assert "find groups in the pairs with --infer_groups" in capsys.readouterr().err
-    assert main([*flags, "--infer_groups", encoder, "--output_dir", str(tmp_path / "audit")]) == 0
+    capsys.readouterr()
+    assert main([*flags, "--infer_groups", encoder, "--describe", "land", "--output_dir", str(tmp_path / "audit")]) == 0
+    printed = capsys.readouterr().out
+    assert "The groups were found in the pairs; nobody said who belongs to which." in printed
+    assert "land of 18 majority users: FR (18); of 6 minority users: DE (6)." in printed
+    people = read_people(tmp_path / "audit")
+    assert (people["posterior"] >= 0.5).all()
+    assert set(zip(people["group"], people["land"], strict=True)) == {("majority", "FR"), ("minority", "DE")}
+    assert (tmp_path / "audit/groups.png").is_file()
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     assert (result["front"], result["accuracy"]) == (None, None)
     assert list(result["counts"]["groups"]) == ["all"]

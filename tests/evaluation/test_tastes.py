@@ -61,6 +61,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def groups_of(found, differences, user):
+    return {name: group for name, (group, _) in found.assign(differences, user).items()}
+
+
 def test_the_gradient_equals_finite_differences():
     rng = np.random.default_rng(0)
     differences, weights, head = rng.normal(size=(30, 4)), rng.random(30), rng.normal(size=4)
@@ -120,7 +124,7 @@ def test_groups_are_found():
     differences, user, prompt, group = population([ONE, OTHER], (50, 12))
     found = find_tastes(differences, user, prompt)
     assert found.names == ["majority", "minority"]
-    group_of = found.assign(differences, user)
+    group_of = groups_of(found, differences, user)
     true_of = dict(zip(user, group, strict=True))
     wrong = [name for name in group_of if (group_of[name] == "minority") != (true_of[name] == 1)]
     assert len(wrong) <= 2
@@ -131,13 +135,27 @@ def test_groups_are_found():
     assert found.summary()["users"] == found.num_users
 
 
+def test_the_posterior_of_a_group_equals_plain_loops():
+    differences, user, prompt, _ = population([ONE, OTHER], (30, 12), pairs_a_user=3)
+    found = find_tastes(differences, user, prompt)
+    assert len(found.names) == 2
+    for name, (group, posterior) in found.assign(differences, user).items():
+        own = [i for i, u in enumerate(user) if u == name]
+        joint = [
+            np.exp(share) * np.prod([sigmoid(differences[i] @ head) for i in own])
+            for head, share in zip(found.mixture.heads, found.mixture.log_shares, strict=True)
+        ]
+        assert group == found.names[int(np.argmax(joint))]
+        assert posterior == pytest.approx(max(joint) / sum(joint))
+
+
 def test_three_groups_are_numbered_by_size():
     heads = [ONE, OTHER, np.array([-2.0, -3.0, 0, 1, 0])]
     differences, user, prompt, group = population(heads, (40, 25, 15), pairs_a_user=8)
     found = find_tastes(differences, user, prompt)
     assert found.names == ["group_1", "group_2", "group_3"]
     assert list(found.num_users.values()) == sorted(found.num_users.values(), reverse=True)
-    group_of = found.assign(differences, user)
+    group_of = groups_of(found, differences, user)
     assert adjusted_rand([group_of[name] for name in user], group.tolist()) > 0.8
 
 
@@ -147,7 +165,7 @@ def test_no_groups_where_all_have_one_taste_even_if_some_are_careless(wrong):
     found = find_tastes(differences, user, prompt)
     assert found.num_users == {"all": 53}
     assert found.gains == {}
-    assert set(found.assign(differences, user).values()) == {"all"}
+    assert set(found.assign(differences, user).values()) == {("all", 1.0)}
 
 
 def test_the_order_of_rows_changes_nothing():
@@ -229,7 +247,7 @@ def test_a_sample_of_users_finds_the_groups_of_all(monkeypatch):
     found = find_tastes(differences, user, prompt)
     assert len(found.rows) <= 300 < len(user)
     assert len(found.users) == sum(found.num_users.values()) < 85
-    group_of = found.assign(differences, user)
+    group_of = groups_of(found, differences, user)
     assert adjusted_rand([group_of[name] for name in user], group.tolist()) > 0.8
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.data.people import people_of, write_people
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
@@ -103,7 +104,9 @@ def make_run(
         "data": arguments,
     }
     write_json(folder / "results/results.json", results)
-    Dataset.from_list(rows).to_parquet(folder / "data/test.parquet")
+    test = Dataset.from_list(rows)
+    test.to_parquet(folder / "data/test.parquet")
+    write_people(people_of({"test": test}), folder / "data")
     counts = {"pairs": {g: group.count(g) for g in groups}, "users": dict(zip(groups, users, strict=True))}
     write_json(
         folder / "data/summary.json",

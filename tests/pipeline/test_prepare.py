@@ -9,6 +9,7 @@ from helpers.parts import make_pairs, make_tokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.people import read_people
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
@@ -27,7 +28,7 @@ def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget
     data = DataArguments(source="styles", train_users=12, test_users=10, validation_share=0.2)
     prepare(data, args, tokenizer, tmp_path / "data")
     names = {"train", "validation", "test"}
-    written = {f"{name}.parquet" for name in names} | {"chat_template.jinja", "summary.json"}
+    written = {f"{name}.parquet" for name in names} | {"chat_template.jinja", "summary.json", "groups.csv"}
     assert {path.name for path in (tmp_path / "data").iterdir()} == written
     cutter = HistoryCutter(make_tokenizer("encoder"), 2, budget, ["chosen"])
     loaded = load_prepared(tmp_path / "data")
@@ -78,10 +79,33 @@ def test_groups_are_found_in_training_pairs(named, encoder, tmp_path, monkeypatc
     assert "Tastes: 2 groups found in the pairs alone, majority" in capsys.readouterr().out
     summary = json.loads((tmp_path / "data/summary.json").read_text())
     assert summary["groups"] == ("training pairs" if named else "pairs")
+    people = read_people(tmp_path / "data").set_index("user")
+    assert people["posterior"].isna().to_dict() == {user: named and split == "test" for user, split in people["split"].items()}
+    assert (people["posterior"].dropna() >= 0.5).all()
     for split in load_prepared(tmp_path / "data").values():
         assert {"group", "support_rate"} <= set(split.column_names)
         for user, group in zip(split["user"], split["group"], strict=True):
             assert (group == "minority") == (int(user.removeprefix("user-")) < 12)
+            assert people.loc[user, "group"] == group
+
+
+def test_what_users_are_is_counted_and_stays_out_of_the_pairs(tmp_path, capsys):
+    rows = [
+        {**row, "country": "DE" if row["group"] == "minority" else "FR"}
+        for row in make_pairs(12, pairs_per_user=4, num_minority=4, history=0)
+    ]
+    Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
+    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
+    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), describe=["country"])
+    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    printed = capsys.readouterr().out
+    assert "country of 8 majority users: FR (8); of 4 minority users: DE (4)." in printed
+    assert "No probability of a group is known: the groups come with the data." in printed
+    people = read_people(tmp_path / "data")
+    assert len(people) == 12
+    assert set(zip(people["group"], people["country"], strict=True)) == {("majority", "FR"), ("minority", "DE")}
+    for split in load_prepared(tmp_path / "data").values():
+        assert not {"about", "country"} & set(split.column_names)
 
 
 def few_pairs():

@@ -19,8 +19,9 @@ from trl_pafo.audit.probes import PairFeatures, check_groups, probe_front
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
+from trl_pafo.data.people import GROUPS, crossing_sentences, people_of, sureness_sentence, write_people
 from trl_pafo.data.sources.registry import check_source, load_source
-from trl_pafo.data.sources.splits import in_one_group
+from trl_pafo.data.sources.splits import facts_of, in_one_group
 from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.metrics import fairness_summary
@@ -28,10 +29,12 @@ from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.plotting import write_png
 from trl_pafo.report.front import draw_front
+from trl_pafo.report.people import draw_people
+from trl_pafo.report.record import group_definition
 from trl_pafo.storage.files import json_ready, write_text
 
-FRONT = "front.png"
-_FILES = {"audit.json", "audit.md", FRONT}
+PICTURES = {"front": "front.png", "groups": "groups.png"}
+_FILES = {"audit.json", "audit.md", GROUPS, *PICTURES.values()}
 
 
 def run_audit(args: AuditArguments) -> dict[str, Any]:
@@ -42,9 +45,9 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
             The data and what to look at; `output_dir` is not written here, see [`write_audit`].
 
     Returns:
-        `dict`, ready for JSON: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `noise`,
-        `accuracy` of the shared probe by group and the predicted `front` (both `None` without probes, or with one group), `tastes`
-        (`None` without probes).
+        `dict`: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `noise`, `accuracy` of the shared probe by
+        group and the predicted `front` (both `None` without probes, or with one group), `tastes` (`None` without probes), `groups_from`
+        and `groups` (sentences: how they were made, how sure they are, who is in them), all ready for JSON; and `people`, a row a user.
 
     Raises:
         ConfigError, DataError: If an option or the data cannot be used.
@@ -57,7 +60,9 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         checks.check_pairs(part, f"The {name} data")
     if args.infer_groups:
         splits = DatasetDict({name: in_one_group(part) for name, part in splits.items()})
+    groups_from = "all pairs" if args.infer_groups else facts_of(splits["train"]).get("groups", "data")
     rows = concatenate_datasets([splits["train"], splits["test"]])
+    people = people_of({name: splits[name] for name in ("train", "test")})
     one_group = len(rows.unique("group")) == 1
     if args.probes and not one_group:
         check_groups(rows["user"][:], rows["group"][:])
@@ -65,7 +70,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     result: dict[str, Any] = {
         "data": args.data_inputs(),
         "settings": {name: value for name, value in asdict(args).items() if name not in args.data_inputs()},
-        "counts": count_all(rows),
+        "counts": count_all(rows, people),
         "noise": noise.summary,
         "accuracy": None,
         "front": None,
@@ -81,22 +86,43 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
             majority, minority = largest_and_smallest(rows["group"], rows["user"])
             result["front"] = found | {"majority": majority, "minority": minority}
             result["front"] |= {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
-        result["tastes"] = _tastes(noise, sample, features, args.seed)
+        result["tastes"], found_of = _tastes(noise, sample, features, args.seed)
+        if args.infer_groups:
+            unseen = (None, np.nan)
+            people["group"], people["posterior"] = zip(*(found_of.get(user, unseen) for user in people["user"]), strict=True)
+            people["support_rate"] = np.nan
+    result["groups_from"] = groups_from
+    result["groups"] = [
+        group_definition(result["data"], groups_from),
+        sureness_sentence(people, groups_from),
+        *(
+            [f"{n:,} users are not among the pairs of the probes, and have no group."]
+            if (n := people["group"].isna().sum())
+            else []
+        ),
+        *crossing_sentences(people),
+    ]
     result["verdict"] = verdict_sentence(result)
     result["findings"] = findings(result)
-    return json_ready(result)
+    return json_ready(result) | {"people": people}
 
 
-def _tastes(noise: LabelNoise, rows: Dataset, pairs: PairFeatures, seed: int) -> dict[str, Any]:
-    """Groups that the pairs show by themselves; and what heads of their own gain for the groups that are given, under `given`."""
+def _tastes(
+    noise: LabelNoise, rows: Dataset, pairs: PairFeatures, seed: int
+) -> tuple[dict[str, Any], dict[str, tuple[str, float]]]:
+    """Groups that the pairs show by themselves; and what heads of their own gain for the groups that are given, under `given`.
+
+    Beside it, the found group of each user and its posterior.
+    """
     prompts = noise.keys_of(rows)
     differences = pairs.differences[: len(rows)]
     tastes = find_tastes(differences, pairs.user, prompts, seed=seed, desc="Groups")
     found: dict[str, Any] = tastes.summary() | {"given": {}, "adjusted_rand": None}
     given_of = dict(zip(pairs.user, pairs.group, strict=True))
     names = sorted(set(pairs.group), key=lambda name: -Counter(given_of.values())[name])
+    group_of = tastes.assign(differences, pairs.user)
     if len(names) < 2:
-        return found
+        return found, group_of
     group = np.array([names.index(given_of[user]) for user in tastes.users])
 
     def assign(known: NDArray[np.bool_]) -> IntArray:
@@ -106,9 +132,8 @@ def _tastes(noise: LabelNoise, rows: Dataset, pairs: PairFeatures, seed: int) ->
 
     with suppress(DataError):  # too few votes for support rates without those on held-out prompts
         found["given"] = own_head_gains(tastes.pairs, names, assign, tastes.shared, seed)
-    group_of = tastes.assign(differences, pairs.user)
-    found["adjusted_rand"] = adjusted_rand([group_of[user] for user in given_of], list(given_of.values()))
-    return found
+    found["adjusted_rand"] = adjusted_rand([group_of[user][0] for user in given_of], list(given_of.values()))
+    return found, group_of
 
 
 def _accuracy(noise: LabelNoise, rows: Dataset, correct: FloatArray, seed: int) -> dict[str, Any]:
@@ -154,7 +179,7 @@ def check_output(folder: str | Path) -> Path:
 
 
 def write_audit(result: dict[str, Any], folder: str | Path) -> Path:
-    """Write audit.json, audit.md and, where there is a front, its picture; those of an earlier audit there are replaced, each at once.
+    """Write audit.json, audit.md, groups.csv and the pictures that there are; those of an earlier audit are replaced, each at once.
 
     Raises:
         RunFolderError: If the folder holds something else.
@@ -162,11 +187,15 @@ def write_audit(result: dict[str, Any], folder: str | Path) -> Path:
     out = check_output(folder)
     out.mkdir(parents=True, exist_ok=True)
     front = None if result["front"] is None else draw_front(result["front"])
-    if front is None:
-        (out / FRONT).unlink(missing_ok=True)
-    else:
-        write_png(front, out / FRONT)
-    picture = "" if front is None else f"\n![front]({FRONT})\n"
-    write_text(out / "audit.md", markdown_report(result) + picture)
-    write_text(out / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    figures, shown = {"front": front, "groups": draw_people(result["people"], result["groups_from"])}, ""
+    for name, figure in figures.items():
+        if figure is None:
+            (out / PICTURES[name]).unlink(missing_ok=True)
+        else:
+            write_png(figure, out / PICTURES[name])
+            shown += f"\n![{name}]({PICTURES[name]})\n"
+    write_people(result["people"], out)
+    write_text(out / "audit.md", markdown_report(result) + shown)
+    as_json = {name: value for name, value in result.items() if name != "people"}
+    write_text(out / "audit.json", json.dumps(as_json, indent=2, allow_nan=False) + "\n")
     return out

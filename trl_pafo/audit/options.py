@@ -20,7 +20,7 @@ class AuditArguments(DataArguments):
 
     embedding_model: str = option("minilm", "Frozen features of the probes: Hub id, folder, minilm or smollm2.")
     output_dir: str | None = option(
-        None, "Folder for audit.json, audit.md and front.png; a new folder, or one with an earlier audit."
+        None, "Folder for audit.json, audit.md, groups.csv and pictures; a new folder, or one with an earlier audit."
     )
     probes: bool = option(True, "Fit probes. Without them, nothing is embedded.")
     probe_pairs: int = option(2000, "Maximum number of pairs for the probes: all of some users, groups in their proportions.")

@@ -96,6 +96,7 @@ def markdown_report(result: dict[str, Any]) -> str:
         f"{counts['users']:,} users, {counts['pairs']:,} pairs ({pairs['min']:g} to {pairs['max']:g} a user, median {pairs['median']:g}), "
         f"{counts['prompts']:,} prompts",
         _table(_group_rows(result)),
+        " ".join(result["groups"]),
     ]
     if result["accuracy"] is not None:
         parts += ["## Accuracy of the shared probe, cross-validated", _table(_accuracy_rows(result["accuracy"]))]

@@ -16,11 +16,13 @@ from trl_pafo.evaluation.text_features import embed_texts
 
 
 class InferredGroups(NamedTuple):
-    """Rows with `group` and `support_rate` anew; what was found; whether the test users' groups are named by the data."""
+    """Rows with `group` and `support_rate` anew; what was found; whether the test users' groups are named by the data; and the posterior
+    of the group of each user whose group was found."""
 
     splits: dict[str, Dataset]
     tastes: Tastes
     named: bool
+    posterior: dict[str, float]
 
 
 def infer_groups(splits: Mapping[str, Dataset], embedding_model: str, seed: int = 0) -> InferredGroups:
@@ -60,16 +62,16 @@ def infer_groups(splits: Mapping[str, Dataset], embedding_model: str, seed: int 
     features = embed_texts(texts, embedding_model, num_reference=len(sides) * len(train), desc=f"Features of {embedding_model}")
     differences = features[::2] - features[1::2]
     tastes = find_tastes(differences[: len(train)], users, prompts, seed=seed, desc="Groups")
-    group_of = tastes.assign(differences[: len(train)], users)
-    share_of = {name: number / len(group_of) for name, number in Counter(group_of.values()).items()}
+    found = tastes.assign(differences[: len(train)], users)
+    share_of = {name: number / len(found) for name, number in Counter(group for group, _ in found.values()).items()}
 
     known = set(users)
     tested = {user: group for user, group in zip(test["user"][:], test["group"][:], strict=True) if user not in known}
     named = bool(tested) and set(tested.values()) <= set(tastes.names) and len(tastes.names) > 1 and not is_cut_by_support(test)
-    group_of |= dict.fromkeys(past, tastes.names[0])
+    found |= dict.fromkeys(past, (tastes.names[0], float(np.exp(tastes.mixture.log_shares[0]))))
     if owner := [user for user, history in past.items() for _ in history]:
-        group_of |= tastes.assign(differences[len(train) :], owner)
-    group_of |= tested if named else {}
+        found |= tastes.assign(differences[len(train) :], owner)
+    group_of = {user: group for user, (group, _) in found.items()} | (tested if named else {})
     if len(tastes.names) > 1 and any(not history for user, history in past.items() if not (named and user in tested)):
         raise ConfigError(
             "Groups of users without training pairs follow from their past pairs, of which `num_history=0` shows none. Raise it."
@@ -79,4 +81,5 @@ def infer_groups(splits: Mapping[str, Dataset], embedding_model: str, seed: int 
         group = [group_of[user] for user in rows["user"][:]]
         rows = rows.remove_columns(["group", "support_rate"]).add_column("group", np.array(group))
         built[name] = rows.add_column("support_rate", np.array([share_of[own] for own in group]))
-    return InferredGroups(built, tastes, named)
+    posterior = {user: q for user, (_, q) in found.items() if not (named and user in tested)}
+    return InferredGroups(built, tastes, named, posterior)

@@ -282,11 +282,12 @@ class Tastes:
         """For JSON: `users`, how many each group has, `tried` and `gains`."""
         return {"users": self.num_users, "tried": self.tried, "gains": self.gains}
 
-    def assign(self, differences: FloatArray, user: Sequence[str]) -> dict[str, str]:
-        """The most likely group of each user, from pairs of these users."""
+    def assign(self, differences: FloatArray, user: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """The most likely group of each user, and its posterior, from pairs of these users."""
         users, code = np.unique(np.asarray(user), return_inverse=True)
         log_posterior, _ = self.mixture.log_posterior(Pairs(differences, code, code, len(users)))
-        return {str(name): self.names[place] for name, place in zip(users, log_posterior.argmax(axis=1), strict=True)}
+        places, posterior = log_posterior.argmax(axis=1), np.exp(log_posterior.max(axis=1))
+        return {str(name): (self.names[at], q) for name, at, q in zip(users, places, posterior.tolist(), strict=True)}
 
 
 def find_tastes(

@@ -144,6 +144,7 @@ class Card:
                 history_limits=_limits(self.history or {}, shown),
                 fewest_users=FEWEST_USERS,
                 hides_groups=self._hides_groups,
+                rests_on=self._rests_on,
                 dropped=", ".join(f"{n} pairs of {one_line(g)}" for g, n in self.dropped.items() if n and not self._hides_groups),
                 accuracies=self._accuracies_shown(),
                 hyperparameters=_set_options(self.hyperparameters),
@@ -154,6 +155,14 @@ class Card:
     @property
     def _hides_groups(self) -> bool:
         return hides_groups(self.groups, self.accuracies)
+
+    @property
+    def _rests_on(self) -> str:
+        """`26 users of majority, 6 of minority`; nothing where a number is not known or not shown."""
+        counts = [(one_line(group.name), group.users) for group in self.groups]
+        if self._hides_groups or any(users is None for _, users in counts):
+            return ""
+        return ", ".join(f"{users}{'' if place else ' users'} of {name}" for place, (name, users) in enumerate(counts))
 
     def _accuracies_shown(self) -> list[Accuracy]:
         """Rows with a number: a group without a test pair has none."""

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
@@ -15,9 +16,10 @@ from trl_pafo.data import DEFAULT_NUM_HISTORY, checks
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.people import ABOUT, crossing_sentences, people_of, sureness_sentence, write_people
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import load_source
-from trl_pafo.data.sources.splits import check_test_groups, facts_of, hold_out_prompts, is_cut_by_support
+from trl_pafo.data.sources.splits import check_test_groups, facts_of, hold_out_prompts
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.evaluation.inferred_groups import infer_groups
 from trl_pafo.evaluation.tastes import tastes_sentences
@@ -36,7 +38,7 @@ _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 def prepare(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, with_lengths: bool = False
 ) -> None:
-    """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, and a summary.
+    """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, a summary, and `groups.csv`.
 
     Validation pairs are those of the source's validation users; or, if it has none, the training users' pairs on some prompts, which no
     model is trained on, though a training row may show one as past.
@@ -49,7 +51,7 @@ def prepare(
     folder.mkdir(parents=True)
     # Each pair stands in the histories of others, several times over: on disk, not in memory.
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        summary, facts = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
+        summary, facts, people = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
     # Such as a group of one user, whom training has.
     untested = sorted(set(summary["train"]["users"]) - set(summary["test"]["users"]))
@@ -59,19 +61,22 @@ def prepare(
         print(f"    {name}: {'; '.join(parts)}", flush=True)
     if untested:
         print(f"    no test pairs, so not evaluated: {', '.join(untested)}", flush=True)
+    for sentence in (sureness_sentence(people, facts["groups"]), *crossing_sentences(people)):
+        print(f"    {sentence}", flush=True)
+    write_people(people, folder)
 
 
 def _write_splits(
     data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path, with_lengths: bool
-) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, str]]:
-    """Pairs and users of each split and group; where the `groups` come from, and what is held out (`hold_out`).
+) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, str], pd.DataFrame]:
+    """Pairs and users of each split and group; where the `groups` come from, and what is held out (`hold_out`); and the people.
 
-    Groups come from `"support"` rates, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users, the data.
+    Groups come from `"support"` rates, `"agreement"`, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users,
+    the data.
     """
     num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
     splits = load_source(data, context_pairs=max(1, num_history))
-    groups = "support" if is_cut_by_support(splits["train"]) else "data"
-    held_out = facts_of(splits["train"]).get("hold_out", "users_and_prompts")
+    facts = {"groups": "data", "hold_out": "users_and_prompts"} | facts_of(splits["train"])
     missing = "keep" if data.min_pairs == 1 else "drop"
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
     prepared = {}
@@ -88,26 +93,27 @@ def _write_splits(
         rendered = render_history(rows, cutter, args.dataset_num_proc)
         prepared[name] = concatenate_datasets([rendered, rows.select_columns(["history"])], axis=1)
     for name in prepared.keys() - {"train"}:
-        checks.check_apart(prepared["train"], prepared[name], held_out)
+        checks.check_apart(prepared["train"], prepared[name], facts["hold_out"])
     check_test_groups(DatasetDict(prepared))
     if "validation" not in prepared:  # the source has no users to spare
         train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)
         prepared |= {"train": train, **({"validation": validation} if len(validation) else {})}
     prepared = {name: prepared[name] for name in ("train", "validation", "test") if name in prepared}
+    posterior: dict[str, float] = {}
     if data.infer_groups:
-        prepared, tastes, named = infer_groups(prepared, data.infer_groups, data.population_seed)
-        groups = "training pairs" if named else "pairs"
+        prepared, tastes, named, posterior = infer_groups(prepared, data.infer_groups, data.population_seed)
+        facts["groups"] = "training pairs" if named else "pairs"
         for sentence in tastes_sentences(tastes.summary()):
             print(f"    {sentence}", flush=True)
-    summary = {}
+    people, summary = people_of(prepared, posterior), {}
     for name, rows in prepared.items():
-        rows.to_parquet(folder / f"{name}.parquet")
+        rows.remove_columns([ABOUT] if ABOUT in rows.column_names else []).to_parquet(folder / f"{name}.parquet")
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
     if with_lengths:
         lengths: dict[str, Any] = {name: longest_sequences(rows, tokenizer) for name, rows in prepared.items()}
         np.savez(folder / LENGTHS, allow_pickle=False, **lengths)
-    return summary, {"groups": groups, "hold_out": held_out}
+    return summary, facts, people
 
 
 def load_prepared(folder: Path) -> DatasetDict:

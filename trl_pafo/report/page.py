@@ -10,6 +10,7 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, users
+from trl_pafo.report.people import people
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
@@ -17,6 +18,7 @@ from trl_pafo.storage.files import write_text
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
+    people,
     groups,
     front,
     users,
@@ -67,13 +69,18 @@ def _lead(record: Record) -> list[str]:
     """In a sentence or two, what was run."""
     summary, data, train = next(iter(record.methods.values())), record.results["data"], record.data["train"]
     prepared, evaluated = (record.stages[name] for name in ("prepare", "evaluate"))
-    of_groups = ", ".join(f"{train['users'][group]:,} {group}" for group in record.groups if group in train["users"])
-    pairs, people = sum(train["pairs"].values()), sum(train["users"].values())
+    trained, tested = (
+        ", ".join(
+            f"{record.data[split]['users'][group]:,} {group}" for group in record.groups if group in record.data[split]["users"]
+        )
+        for split in ("train", "test")
+    )
+    pairs, num_users = sum(train["pairs"].values()), sum(train["users"].values())
     return [
         f"Data: {data_name(data)}; population seed {data['population_seed']}; model: {prepared['inputs'].get('tokenizer')}; training seed "
         f"{evaluated['inputs']['seed']}; {evaluated['finished'][:10]}.",
-        f"Trained on {pairs:,} pairs of {people:,} users ({of_groups}). Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} "
-        f"users, {_TESTED[record.data.get('hold_out', 'users_and_prompts')]}.",
+        f"Trained on {pairs:,} pairs of {num_users:,} users ({trained}). Tested on {summary['num_pairs']:,} pairs of {summary['num_users']:,} "
+        f"users ({tested}), {_TESTED[record.data.get('hold_out', 'users_and_prompts')]}.",
         record.group_definition(),
     ]
 

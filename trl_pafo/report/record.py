@@ -1,13 +1,16 @@
 """What a finished run left on disk."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pyarrow.parquet import read_table
 
+from trl_pafo.data.people import GROUPS, RATES, read_people
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.methods import STUDENTS, TITLES
@@ -55,6 +58,8 @@ class Record:
             By method, all over the same pairs.
         pairs (`list[dict]`):
             The test pairs, in the order of the rewards.
+        people (`pandas.DataFrame`, *optional*):
+            A row a user, `groups.csv`; `None` where the data were prepared without it.
     """
 
     folder: Path
@@ -65,6 +70,7 @@ class Record:
     config: str
     rewards: dict[str, Rewards]
     pairs: list[dict[str, Any]]
+    people: pd.DataFrame | None = None
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -125,39 +131,50 @@ class Record:
         return self.stages.get(stage, {}).get("inputs", {})
 
     def group_definition(self, numbers: bool = True) -> str:
-        """How the groups were made, from the options of the data.
+        """How the groups were made; see [`group_definition`]."""
+        return group_definition(self.results["data"], self.data["groups"], numbers)
 
-        Args:
-            numbers (`bool`, *optional*, defaults to `True`):
-                Give shares and thresholds, too. With the size of one group they tell that of the other.
-        """
-        data, cut = self.results["data"], self.data["groups"]
-        source = data["source"]
-        text = f"The data are those of the source {source}."
-        if data.get("infer_groups"):
-            test = "are named by the data" if cut == "training pairs" else "follow from their past pairs"
-            return f"{text} The groups were found in the training pairs; nobody said who belongs to which. Those of test users {test}."
-        if data.get("group_by"):
-            held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
-            return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
-        if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
-            sides = "".join(f"; the {side} {', '.join(data[side])}" for side in ("majority", "minority") if data.get(side))
-            share = f" The share of the minority was set to {data.get('minority_ratio')}." if numbers else ""
-            return f"{text} Its users are simulated: each holds one type, which decides what it chooses{sides}.{share}"
-        if source == "polis":
-            return f"{text} It names no groups: they are clusters of people who vote alike; nobody said which group a user belongs to."
-        if cut == "data":
-            return f"{text} The groups are those that the data name."
-        threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
-        who = "those whose rate is below a threshold" if threshold is not None else "those with the lowest rates"
-        if numbers and threshold is not None:
-            who = f"those whose rate is below {threshold}"
-        elif numbers:
-            who = f"the {MINORITY_QUANTILE if quantile is None else quantile:.0%} of training users with the lowest rates"
+
+def group_definition(data: Mapping[str, Any], groups_from: str, numbers: bool = True) -> str:
+    """How the groups were made, from the options of the data.
+
+    Args:
+        data (`Mapping`):
+            The options of the data.
+        groups_from (`str`):
+            `groups` of the summary of prepared data; of an audit that finds groups, `"all pairs"`.
+        numbers (`bool`, *optional*, defaults to `True`):
+            Give shares and thresholds, too. With the size of one group they tell that of the other.
+    """
+    source = data["source"]
+    text = f"The data are those of the source {source}."
+    if data.get("infer_groups"):
+        test = "are named by the data" if groups_from == "training pairs" else "follow from their past pairs"
+        where = "the pairs" if groups_from == "all pairs" else "the training pairs"
+        of_test = "" if groups_from == "all pairs" else f" Those of test users {test}."
+        return f"{text} The groups were found in {where}; nobody said who belongs to which.{of_test}"
+    if data.get("group_by"):
+        held = f"; the minority: {', '.join(data['minority'])}" if data.get("minority") else ""
+        return f"{text} The answers of users to the field {data['group_by']} of the survey make the groups{held}."
+    if source in ("styles", "dsp") or (source == "personal_llm" and data.get("majority") and data.get("minority")):
+        sides = "".join(f"; the {side} {', '.join(data[side])}" for side in ("majority", "minority") if data.get(side))
+        share = f" The share of the minority was set to {data.get('minority_ratio')}." if numbers else ""
+        return f"{text} Its users are simulated: each holds one type, which decides what it chooses{sides}.{share}"
+    if source == "polis":
         return (
-            f"{text} It names no groups: they were inferred from the users' preference support rates. The minority are {who}; "
-            "nobody said which group a user belongs to."
+            f"{text} It names no groups: they are clusters of people who vote alike; nobody said which group a user belongs to."
         )
+    if groups_from == "data":
+        return f"{text} The groups are those that the data name."
+    threshold, quantile = data.get("minority_threshold"), data.get("minority_quantile")
+    rate = RATES[groups_from]
+    who = f"those with the lowest {rate}"
+    if threshold is not None:
+        who = f"those whose {rate} is below {threshold if numbers else 'a threshold'}"
+    elif numbers:
+        who = f"the {MINORITY_QUANTILE if quantile is None else quantile:.0%} of training users with the lowest {rate}"
+    noise = " They may be annotators who err, not people of another taste." if groups_from == "agreement" else ""
+    return f"{text} It names no groups: they were inferred. The minority are {who}; nobody said which group a user belongs to.{noise}"
 
 
 def series_of(method: str) -> int:
@@ -189,7 +206,8 @@ def read_record(folder: str | Path) -> Record:
                 f"The rewards of {method} in {folder / 'results'} are those of other pairs than data/test.parquet. Evaluate again."
             )
     config = paths[3].read_text(encoding="utf-8")
-    return Record(folder, folder.resolve().name, results, manifest["stages"], summary, config, rewards, pairs)
+    people = read_people(folder / "data") if (folder / "data" / GROUPS).is_file() else None
+    return Record(folder, folder.resolve().name, results, manifest["stages"], summary, config, rewards, pairs, people)
 
 
 def _read_json(path: Path) -> Any:

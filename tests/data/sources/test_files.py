@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from helpers.sources import check_splits, load, write_lines
 
-from trl_pafo.data.sources.splits import is_cut_by_support
+from trl_pafo.data.sources.splits import facts_of, is_cut_by_support
 from trl_pafo.errors import ConfigError, DataError
 
 ORDER = ["prompt", "chosen", "rejected", "user"]
@@ -169,6 +169,7 @@ class TestGroupsFromSupport:
         splits = of(train, test)
         check_splits(splits)
         assert is_cut_by_support(splits["train"])
+        assert facts_of(splits["train"])["groups"] == "agreement"
         for split in splits.values():
             for row in split:
                 assert row["group"] == ("minority" if row["user"] in ("u0", "u1", "u2", "u3") else "majority")
@@ -198,6 +199,7 @@ class TestGroupsFromSupport:
     def test_from_given_rates_cut_on_training_alone(self, of):
         splits = of(rated(), minority_quantile=0.25)
         check_splits(splits)
+        assert facts_of(splits["train"])["groups"] == "support"
         rate_of = {row["user"]: (row["support_rate"], row["group"]) for row in splits["train"]}
         assert [group for _, group in rate_of.values()].count("minority") == 4
         cut = min(rate for rate, group in rate_of.values() if group == "majority")
@@ -221,6 +223,40 @@ class TestGroupsFromSupport:
         for option in ("minority_quantile", "minority_threshold"):
             with pytest.raises(ConfigError, match=r"has the column `group`, so .* have no effect"):
                 of(grouped(), **{option: 0.3})
+
+
+class TestWhatUsersAre:
+    def test_it_goes_with_their_rows_into_every_split(self, of, caplog):
+        caplog.set_level(logging.INFO)
+        rows = [
+            {**row, "age": 20 + int(row["user"][1:]), "land": "DE" if row["prompt"][-1] == "0" else None} for row in grouped()
+        ]
+        splits = of(rows, describe=["age", "land"], infer_groups="minilm")
+        assert [row["about"] for split in splits.values() for row in split] == [
+            {"age": str(20 + int(row["user"][1:])), "land": "DE"} for split in splits.values() for row in split
+        ]
+        assert "; described: age, land" in caplog.text
+        assert "several values" not in caplog.text
+        assert facts_of(splits["train"])["hold_out"] == "users_and_prompts"
+
+    def test_several_values_are_counted_and_named_also_across_two_tables(self, of, caplog):
+        rows = [{**row, "age": 30 + (row["prompt"] == "u4 asks 2")} for row in grouped()]
+        test = [{**row, "age": 31, "prompt": f"new {row['prompt']}"} for row in grouped(2)]
+        splits = of(rows, test, describe=["age"], hold_out="pairs")
+        assert (
+            "3 of 10 users have several values of age and count as such: 'u0' (30, 31), 'u1' (30, 31), 'u4' (30, 31)."
+            in caplog.text
+        )
+        for split in splits.values():
+            for row in split:
+                assert row["about"]["age"] == ("several values" if row["user"] in ("u0", "u1", "u4") else "30")
+
+    def test_an_unknown_column_is_an_error_with_those_that_there_are(self, of):
+        rows = [{**row, "country": "DE"} for row in grouped()]
+        with pytest.raises(
+            DataError, match=r"no column 'contry' .*prompt, chosen, rejected, user, group, country. Did you mean --describe c"
+        ):
+            of(rows, describe=["contry"])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,9 @@ class DataArguments:
         None,
         "Values of the column `preferred` of `files`, where they do not say it: a=first b=second tie=same. A mapping in YAML and Python.",
     )
+    describe: list[str] | None = option(
+        None, "Columns of `files` about its users, such as age country: they are counted by group."
+    )
     majority: list[str] | None = option(
         None, "Types (styles, domains) that the users of the majority hold: thorough; for dsp, academy."
     )

@@ -1,6 +1,7 @@
 """Your own pairs: files, saved datasets and Hub datasets that say who preferred what."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
+from trl_pafo.data.people import SEVERAL, add_about
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.holding_out import hold_out
 from trl_pafo.data.sources.reading import open_dataset, single_split
@@ -20,12 +22,13 @@ from trl_pafo.data.sources.splits import (
     in_one_group,
     one_value_per_user,
 )
-from trl_pafo.data.sources.tables import NAMES, read_table
+from trl_pafo.data.sources.tables import NAMES, Table, read_table
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 OPTIONAL = ("group", "support_rate", "history")
+_MOST_NAMED = 5
 
 
 def load(data: DataArguments) -> DatasetDict:
@@ -43,7 +46,8 @@ def load(data: DataArguments) -> DatasetDict:
         data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
             `data_path`: file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`; JSON and CSV also gzipped), folder written by
             `save_to_disk`, or Hub id of a dataset; if it has a split `test`, that is the test set. `test_data_path`: the same for the
-            test set. `columns`, `preferred_values`: what the columns and their values are. `hold_out`, `test_prompt_share`, `context_pairs`:
+            test set. `columns`, `preferred_values`: what the columns and their values are. `describe`: columns that say something of the
+            users; the rows then have it in the column `about`. `hold_out`, `test_prompt_share`, `context_pairs`:
             what is held out. `min_pairs`: users with fewer pairs are left out. `minority_quantile`, `minority_threshold`: where the groups
             are cut, the quantile 0.2 if neither is given.
 
@@ -97,8 +101,33 @@ def load_table(table: pd.DataFrame | Dataset, test: pd.DataFrame | Dataset | Non
 
 
 def _split(table: Any, test: Any, data: DataArguments, what: str, test_what: str) -> DatasetDict:
-    train, timed = _conform(table, what, data)
-    given = None if test is None else _conform(test, test_what, data)[0]
+    read = [_read(table, what, data)] + ([] if test is None else [_read(test, test_what, data)])
+    splits = _with_groups(read[0].pairs, read[1].pairs if read[1:] else None, read[0].timed, data, what)
+    return add_about(splits, _values_of_users(read, data.describe)) if data.describe else splits
+
+
+def _values_of_users(tables: Sequence[Table], described: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The value of each user in each described column; who has several is counted and named."""
+    value_of: dict[str, dict[str, str]] = {}
+    for name in described:
+        values: dict[str, dict[str, None]] = {}
+        for user, value in chain.from_iterable(table.described[name] for table in tables):
+            if user is not None and value is not None:
+                values.setdefault(user, {})[value] = None
+        value_of[name] = {user: next(iter(own)) if len(own) == 1 else SEVERAL for user, own in values.items()}
+        if several := [f"{user!r} ({', '.join(own)})" for user, own in values.items() if len(own) > 1]:
+            logger.warning(
+                "%d of %d users have several values of %s and count as such: %s%s.",
+                len(several),
+                len(values),
+                name,
+                ", ".join(several[:_MOST_NAMED]),
+                " and others" if several[_MOST_NAMED:] else "",
+            )
+    return value_of
+
+
+def _with_groups(train: Dataset, given: Dataset | None, timed: bool, data: DataArguments, what: str) -> DatasetDict:
     if given is not None:
         for column in OPTIONAL:
             if (column in train.column_names) != (column in given.column_names):
@@ -117,31 +146,31 @@ def _split(table: Any, test: Any, data: DataArguments, what: str, test_what: str
     if data.infer_groups:
         return DatasetDict({split: in_one_group(rows) for split, rows in splits.items()})
     if "support_rate" in train.column_names:
-        support = {split: one_value_per_user(rows, "support_rate") for split, rows in splits.items()}
+        rate, support = "support", {split: one_value_per_user(rows, "support_rate") for split, rows in splits.items()}
         splits = splits.remove_columns("support_rate")
     else:
-        support = {"train": agreement(splits["train"])}
+        rate, support = "agreement", {"train": agreement(splits["train"])}
         # New people are compared with all: their own groups matter in evaluation only.
         new = set(splits["test"]["user"]) - set(splits["train"]["user"])
         everything = train if given is None else concatenate_datasets([train, given])
         support["test"] = agreement(everything) if new else support["train"]
-    return add_support_groups(splits, support, *cut)
+    return add_support_groups(splits, support, *cut, rate)
 
 
 def _open(path: str, data: DataArguments) -> Dataset | DatasetDict:
     named = [name for names in data.named("columns").values() for name in names]
-    return open_dataset(path, {*named, *chain(*NAMES.values())})
+    return open_dataset(path, {*named, *(data.describe or ()), *chain(*NAMES.values())})
 
 
-def _conform(table: Dataset | pd.DataFrame, what: str, data: DataArguments) -> tuple[Dataset, bool]:
-    """The pairs of a table in the columns and types of the schema, and whether they are in the order of known times; says what there is."""
+def _read(table: Dataset | pd.DataFrame, what: str, data: DataArguments) -> Table:
+    """A table whose pairs have the columns and types of the schema; says what there is."""
     columns = data.named("columns")
     if several := [role for role, names in columns.items() if len(names) > 1]:
         raise ConfigError(f"--columns names {several[0]} twice ({' and '.join(columns[several[0]])}). Name one column.")
-    read = read_table(table, what, {role: name for role, [name] in columns.items()}, data.named("preferred_values"))
+    named = {role: name for role, [name] in columns.items()}
+    read = read_table(table, what, named, data.named("preferred_values"), data.describe or ())
     for line in read.look:
         logger.info(line)
-    pairs = read.pairs
-    for name in {"group", "support_rate"} & set(pairs.column_names):
-        one_value_per_user(pairs, name)
-    return pairs, read.timed
+    for name in {"group", "support_rate"} & set(read.pairs.column_names):
+        one_value_per_user(read.pairs, name)
+    return read

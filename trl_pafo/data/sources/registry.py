@@ -31,6 +31,7 @@ SOURCES: dict[str, set[str]] = {
         "test_data_path",
         "columns",
         "preferred_values",
+        "describe",
         "hold_out",
         "min_pairs",
         "context_pairs",

@@ -24,7 +24,7 @@ MINORITY_QUANTILE = 0.2
 
 
 def note(rows: Dataset, **facts: str) -> Dataset:
-    """The rows, which say of themselves what is given: `groups="support"`, where they were cut from support rates, or `hold_out`."""
+    """The rows, which say of themselves what is given: `groups`, the rates that they were cut from, or `hold_out`."""
     rows.info.description = json.dumps(facts_of(rows) | facts)
     return rows
 
@@ -257,13 +257,17 @@ def agreement(dataset: Dataset) -> dict[str, float]:
 
 
 def add_support_groups(
-    splits: DatasetDict, support: Mapping[str, Mapping[str, float]], quantile: float | None = None, threshold: float | None = None
+    splits: DatasetDict,
+    support: Mapping[str, Mapping[str, float]],
+    quantile: float | None = None,
+    threshold: float | None = None,
+    rate: str = "support",
 ) -> DatasetDict:
     """Add `support_rate` and `group`, majority or minority, cut at a threshold that the training users alone determine.
 
     `support` has for each split the rate of each user; users without one (NaN) are left out, and their number is said. The cut is
     as in [`~trl_pafo.data.groups.assign_groups`], the quantile that of the training users. With neither, the minority is the fifth
-    of them with the lowest support.
+    of them with the lowest support. `rate` is what the rates are, of [`~trl_pafo.data.people.RATES`].
 
     Raises:
         ConfigError: If both quantile and threshold are given, or a group would have no training user.
@@ -301,10 +305,10 @@ def add_support_groups(
         rows = rows_by_user(splits[split], rates)
         rows = rows.add_column("group", np.array([group_of[user] for user in rows["user"][:]]))
         rows = rows.add_column("support_rate", np.array([rates[user] for user in rows["user"][:]]))
-        built[split] = note(rows, groups="support")
+        built[split] = note(rows, groups=rate)
     return built
 
 
 def is_cut_by_support(rows: Dataset) -> bool:
     """Whether [`add_support_groups`] made the groups, so that the data named none."""
-    return facts_of(rows).get("groups") == "support"
+    return "groups" in facts_of(rows)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple
@@ -68,11 +68,13 @@ _OF_USER = ("group", "support_rate", "history")
 
 class Table(NamedTuple):
     """Pairs with `prompt`, `chosen`, `rejected`, `user` and, where the table has them, `group`, `support_rate`, `history`; whether they
-    are in the order of a column of times; and what there is and what was left out, in lines for people."""
+    are in the order of a column of times; what there is and what was left out, in lines for people; and for each described
+    column the user and the value of each row, `None` where one is missing."""
 
     pairs: Dataset
     timed: bool
     look: list[str]
+    described: dict[str, list[tuple[str | None, str | None]]]
 
 
 def read_table(
@@ -80,6 +82,7 @@ def read_table(
     what: str,
     columns: Mapping[str, str] | None = None,
     preferred: Mapping[str, Sequence[str]] | None = None,
+    describe: Collection[str] = (),
 ) -> Table:
     """Preference pairs of a table with a row a judgment, or a row a rated response; a user's are in the order of time unless a
     column gives it.
@@ -91,6 +94,7 @@ def read_table(
 
     `columns` names the column for some of the keys of [`NAMES`], by an empty name where the table has none; the others are
     recognized. `preferred` has under `"a"`, `"b"` and `"tie"` values of the column `preferred` in place of those of [`PREFERRED`].
+    `describe` are columns that say something of the users.
 
     Raises:
         ConfigError: If `columns` or `preferred` has a key that is none.
@@ -99,14 +103,19 @@ def read_table(
     """
     names = [str(name) for name in (table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
     column_of, form = _recognize(names, dict(columns or {}), what)
+    for name in describe:
+        _check_column(name, names, what, f"--describe {name}", "--describe {}")
     if preferred and form != "A against B":
         raise ConfigError(
             f"--preferred_values: no effect on {what}, which holds {form}. Leave it out, or name the columns of A and B."
         )
     values = {role: _read_column(table, name, names) for role, name in column_of.items()}
-    for role in {"user", "group"} & set(values):
-        named = None if isinstance(table, pd.DataFrame) else label_names(table.features[column_of[role]])
-        values[role] = normalize_labels(values[role], column_of[role], what, missing="keep", names=named)
+
+    def labels(name: str) -> list[Any]:
+        named = None if isinstance(table, pd.DataFrame) else label_names(table.features[name])
+        return normalize_labels(_read_column(table, name, names), name, what, missing="keep", names=named)
+
+    values |= {role: labels(column_of[role]) for role in {"user", "group"} & set(values)}
     for role in set(_TEXTS) & set(values):
         values[role] = _parse_messages(values[role])
     for role, conform in (("support_rate", _rate), ("history", _history)):
@@ -132,7 +141,8 @@ def read_table(
     kept = [*_PAIR, "user", *(name for name in _OF_USER if name in values)]
     pairs = columns_to_dataset({name: [row[name] for row in rows] for name in kept}, what)
     used = {role: name for role, name in column_of.items() if role in ("user", "prompt", "time", *_OF_USER, *FORMS[form])}
-    return Table(pairs, "time" in column_of, _look(what, form, used, names, len(order), pairs, count))
+    described = {name: list(zip(values["user"], labels(name), strict=True)) for name in describe}
+    return Table(pairs, "time" in column_of, _look(what, form, used, names, len(order), pairs, count, describe), described)
 
 
 def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict[str, str], str]:
@@ -143,10 +153,8 @@ def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict
             f"--columns names {', '.join(unknown)}, which is none of {', '.join(NAMES)}. Write --columns user=COLUMN."
         )
     for role, name in given.items():
-        if name and name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"Did you mean --columns {role}={near[0]}?" if near else f"Write --columns {role}=COLUMN with one of them."
-            raise DataError(f"{what} has no column {name!r} (--columns {role}={name}). {has} {hint}")
+        if name:
+            _check_column(name, names, what, f"--columns {role}={name}", f"--columns {role}={{}}")
     column_of = {role: name for role, name in given.items() if name}
     several = {}
     for role in NAMES:
@@ -168,6 +176,13 @@ def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict
     if "user" not in column_of:
         raise DataError(f"{what}: no column says who judged. {has}{unclear} Name it: --columns user=COLUMN.")
     return column_of, form
+
+
+def _check_column(name: str, names: list[str], what: str, given: str, form: str) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"Did you mean {form.format(near[0])}?" if near else f"Write {form.format('COLUMN')} with one of them."
+        raise DataError(f"{what} has no column {name!r} ({given}). Its columns are {', '.join(names)}. {hint}")
 
 
 def _plain(name: str) -> str:
@@ -360,14 +375,22 @@ def _cleaned(rows: _Rows, values: Mapping[str, list[Any]], count: _LeftOut) -> I
 
 
 def _look(
-    what: str, form: str, used: Mapping[str, str], names: Sequence[str], num_rows: int, pairs: Dataset, count: _LeftOut
+    what: str,
+    form: str,
+    used: Mapping[str, str],
+    names: Sequence[str],
+    num_rows: int,
+    pairs: Dataset,
+    count: _LeftOut,
+    described: Collection[str],
 ) -> list[str]:
     """What the table holds, in lines for people."""
-    unused = [name for name in names if name not in used.values()]
+    unused = [name for name in names if name not in {*used.values(), *described}]
     of_user = sorted(Counter(pairs["user"][:]).values())
     prompts = {content_key(prompt) for prompt in pairs["prompt"][:]}
     return [
         f"{what}: {num_rows:,} rows of {form}; columns {', '.join(f'{role}={name}' for role, name in used.items())}"
+        + (f"; described: {', '.join(described)}" if described else "")
         + (f"; not used: {', '.join(unused)}" if unused else ""),
         f"{what}: {len(of_user):,} users, {len(prompts):,} prompts, {len(pairs):,} pairs; pairs a user: {of_user[0]:,} to {of_user[-1]:,}, "
         f"median {median(of_user):g}",

@@ -56,7 +56,7 @@ def load(data: DataArguments) -> DatasetDict:
     splits = DatasetDict({split: drop_users_without_history(Dataset.from_list(part), MIN_PAIRS) for split, part in parts.items()})
     everything = Dataset.from_list(rows)
     support = {"train": agreement(rows_by_user(everything, train_users)), "test": agreement(everything)}
-    return add_support_groups(splits, support, data.minority_quantile, data.minority_threshold)
+    return add_support_groups(splits, support, data.minority_quantile, data.minority_threshold, "agreement")
 
 
 def read_pairs(folder: Path) -> list[dict[str, str]]:
