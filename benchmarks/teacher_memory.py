@@ -135,13 +135,13 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     )
     torch.zeros(1, device=args.device)
     peak = Peak()
-    score = TeacherModels.score
+    margins = TeacherModels.margins
 
-    def watched_score(self, *args, **kwargs):
+    def watched_margins(self, *args, **kwargs):
         with peak.during("scoring"):
-            return score(self, *args, **kwargs)
+            return margins(self, *args, **kwargs)
 
-    TeacherModels.score = watched_score
+    TeacherModels.margins = watched_margins
     trainer = PAFORewardTrainer(
         str(parts / "student"),
         args,
@@ -152,7 +152,7 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     with peak.during("training"):
         trainer.train()
     peak.is_done = True
-    TeacherModels.score = score
+    TeacherModels.margins = margins
     return {phase: value / 1e6 for phase, value in peak.bytes.items()}
 
 

@@ -15,11 +15,8 @@ BUILT_ON = ("trl", "transformers", "peft", "accelerate")
 def check_versions(requirements: Iterable[str] | None = None) -> None:
     """Raise if a library has a version that this package does not declare: pip keeps to the ranges only while it installs.
 
-    Nothing is imported, and a development version counts as the version that it precedes.
-
-    Args:
-        requirements (`Iterable[str]`, *optional*):
-            Requirements as in a `setup.cfg`. Defaults to those of the installed trl-pafo; none, if it runs from a folder.
+    Nothing is imported, and a development version counts as the version that it precedes. The requirements are those of the
+    installed trl-pafo; none, if it runs from a folder.
 
     Raises:
         ConfigError: If a version is out of its range, or a library is missing. The message has the command that installs another.

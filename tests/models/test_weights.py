@@ -311,8 +311,9 @@ class TestAdapters:
         for part in parts:
             (name,) = part
             with TeacherModels(part, make_tokenizer("decoder"), Accelerator(cpu=True)) as models:
-                found = models.score(name, SEQUENCES)
-            expected = score_sequences(load_reward_model(tmp_path / name), SEQUENCES, 0)
+                found = models.margins(name, SEQUENCES, SEQUENCES[::-1])
+            rewards = score_sequences(load_reward_model(tmp_path / name), SEQUENCES, 0)
+            expected = rewards - rewards[::-1]
             np.testing.assert_allclose(found, expected, atol=rounding(expected))
 
 

@@ -280,7 +280,7 @@ class TestTeachers:
 
     def test_given_teachers_that_do_not_fit_are_refused_before_training(self, run, trained, tmp_path):
         folder = make_model("encoder", tmp_path / "t")
-        with pytest.raises(TeacherError, match="No teacher for the group 'minority'"):
+        with pytest.raises(TeacherError, match="there are teachers for 'majority'"):
             run(teachers={"majority": folder})()
         tokenizer = load_tokenizer(folder)
         HistoryCutter(tokenizer, 2).remember()

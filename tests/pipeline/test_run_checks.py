@@ -73,7 +73,7 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
             ConfigError,
             "The 9 training pairs of the group 'few'",
         ),
-        ({}, {"teachers": {"many": "x"}}, TeacherError, "No teacher for the group 'few'"),
+        ({}, {"teachers": {"many": "x"}}, TeacherError, "'few', 'many', and there are teachers for 'many'"),
         (
             {"methods": ["personalized_bt", "worst_group_bt"]},
             {},

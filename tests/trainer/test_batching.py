@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
-from trl_pafo.trainer.samplers import LengthGroupedSampler, row_lengths
+from trl_pafo.trainer.samplers import DrawnOrder, row_lengths
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 
@@ -37,7 +37,7 @@ def test_lengths_are_those_that_the_collator_lays_out(share, multiple):
 
 def test_order_is_that_of_transformers_for_seed_and_epoch():
     lengths = np.clip(np.random.default_rng(0).lognormal(5.8, 0.6, 1000), 20, 1024).astype(np.int64)
-    sampler = LengthGroupedSampler(lengths, 16, seed=5)
+    sampler = DrawnOrder(1000, 5, lengths, 16)
     orders = []
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
@@ -87,7 +87,7 @@ def test_a_training_that_goes_on_within_an_epoch_sees_the_same_batches_of_simila
     options = {**GROUPED, "max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 9}
     whole = make_trainer(**options)
     seen = batches_of(whole)
-    sampler = LengthGroupedSampler(row_lengths(whole.train_dataset, whole.data_collator), 4, seed=42)
+    sampler = DrawnOrder(30, 42, row_lengths(whole.train_dataset, whole.data_collator), 4)
     expected = by_size(list(sampler), 4)
     sampler.set_epoch(1)
     assert seen == expected + by_size(list(sampler), 4)

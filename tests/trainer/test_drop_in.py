@@ -224,14 +224,13 @@ REFUSED = {
     "train_dataset: DatasetDict": (
         {"train_dataset": lambda: DatasetDict(train=TEXTS, test=TEXTS)},
         DataError,
-        r"`train_dataset` is of type DatasetDict, with the splits train, test\. Give one of them: train_dataset=dataset\['train'\]",
+        "`train_dataset` is of type DatasetDict, with the splits train, test; it must be one Dataset .*: one of several splits",
     ),
     "train_dataset: IterableDatasetDict": (
         {"train_dataset": lambda: IterableDatasetDict(only=TEXTS.to_iterable_dataset())},
         DataError,
-        r"of type IterableDatasetDict, with the splits only\. Give one of them: train_dataset=dataset\['only'\]",
+        "of type IterableDatasetDict, with the splits only; it must be one Dataset or IterableDataset",
     ),
-    "train_dataset: dict": ({"train_dataset": lambda: {}}, DataError, "`train_dataset` is of type dict, with no splits"),
     "train_dataset: list": ({"train_dataset": ROWS}, DataError, "`train_dataset` is of type list; .* Dataset.from_list"),
     "train_dataset: a column is missing": (
         {"train_dataset": TEXTS.remove_columns("rejected")},

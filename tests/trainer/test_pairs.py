@@ -179,8 +179,8 @@ def with_first(**changes) -> Dataset:
 @pytest.mark.parametrize(
     ("rows", "groups", "options", "error", "match"),
     [
-        (FULL, ["majority"], {}, TeacherError, "No teacher for the group 'minority'"),
-        (FULL, [*BOTH, "rare"], {}, TeacherError, "no pairs of the group 'rare'"),
+        (FULL, ["majority"], {}, TeacherError, "'majority', 'minority', and there are teachers for 'majority'"),
+        (FULL, [*BOTH, "rare"], {}, TeacherError, "there are teachers for 'majority', 'minority', 'rare'"),
         (FULL.remove_columns("group"), BOTH, {}, DataError, "lacks the column group"),
         (with_first(rejected=FIRST["chosen"]), BOTH, {}, DataError, "row 0: chosen and rejected are identical"),
         (with_first(chosen=" "), BOTH, {}, DataError, "row 0: the chosen response is empty"),
@@ -215,7 +215,7 @@ def with_first(**changes) -> Dataset:
             (),
             {},
             TeacherError,
-            "No teacher for the group 'minority'",
+            "'majority', 'minority', and there are teachers for 'majority'",
         ),
         (
             WITH_MARGINS,

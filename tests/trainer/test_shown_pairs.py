@@ -9,7 +9,7 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs
-from trl_pafo.trainer.samplers import LengthGroupedSampler, ShuffledRows
+from trl_pafo.trainer.samplers import DrawnOrder
 from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within
 
 
@@ -71,7 +71,7 @@ def test_the_pairs_that_fit_are_those_that_are_short_enough(tokenizer, rendered)
 
 
 def test_a_sampler_numbers_its_rows_by_epoch():
-    for rows in (range(5), ShuffledRows(5, seed=1), LengthGroupedSampler(np.array([3, 1, 2, 5, 4]), 2, seed=1)):
+    for rows in (range(5), DrawnOrder(5, seed=1), DrawnOrder(5, 1, np.array([3, 1, 2, 5, 4]), 2)):
         sampler = ShowingSampler(rows)
         orders = []
         for epoch in (0, 1, 2, 1):

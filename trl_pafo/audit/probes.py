@@ -168,24 +168,12 @@ def probe_front(
 ) -> dict[str, Any]:
     """Cross-validate the probes by users and prompts.
 
-    Args:
-        pairs ([`PairFeatures`]):
-            The pairs.
-        num_history (`int`, *optional*, defaults to `3`):
-            Past pairs that are seen, the newest; 0 for none. In fitting, a history never shows a prompt that is held out.
-        folds (`int`, *optional*, defaults to `4`):
-            Parts of the users, and of the prompts; each of the `folds`^2 combinations is judged once. Lowered where a group has fewer
-            users, or there are fewer prompts.
-        repeats (`int`, *optional*, defaults to `3`):
-            How often the parts are drawn anew.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of all that is drawn.
-        desc (`str`, *optional*):
-            Title of the progress bar; no bar without it.
+    Histories show the newest `num_history` pairs; in fitting never a prompt that is held out. Users and prompts are each divided
+    into so many `folds`, of which each of the `folds`^2 combinations is judged once; fewer where a group has fewer users, or there
+    are fewer prompts. The parts are drawn anew `repeats` times.
 
-    Returns:
-        `dict`: what [`~trl_pafo.evaluation.front.predict_front`] returns, `folds`, `repeats`, and `correct` of shape `(num_pairs,)`, the
-        correctness of the shared probe averaged over the repeats.
+    The result is what [`~trl_pafo.evaluation.front.predict_front`] returns, `folds`, `repeats`, and `correct` of shape
+    `(num_pairs,)`, the correctness of the shared probe averaged over the repeats.
 
     Raises:
         DataError: If a group has fewer than two users, or there are fewer than two prompts.

@@ -33,19 +33,12 @@ def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> N
 
 def check_dataset(dataset: Any, argument: str) -> None:
     """Raise [`DataError`], which names the `argument` of the trainer, unless it is one dataset, with or without an end."""
-    if isinstance(dataset, Dataset | IterableDataset):
-        return
-    kind = type(dataset).__name__
-    if isinstance(dataset, Mapping):
-        names = list(map(str, dataset))
+    if not isinstance(dataset, Dataset | IterableDataset):
+        splits = f", with the splits {', '.join(map(str, dataset))}" if isinstance(dataset, Mapping) else ""
         raise DataError(
-            f"`{argument}` is of type {kind}, with {'the splits ' + ', '.join(names) if names else 'no splits'}. Give one of them: "
-            f"{argument}=dataset[{names[0] if names else 'train'!r}]."
+            f"`{argument}` is of type {type(dataset).__name__}{splits}; it must be one Dataset or IterableDataset of the datasets library: "
+            "one of several splits, or what Dataset.from_list makes of a list of rows."
         )
-    raise DataError(
-        f"`{argument}` is of type {kind}; it must be a Dataset or IterableDataset of the datasets library, as Dataset.from_list "
-        "makes of a list of rows."
-    )
 
 
 def check_filled(dataset: Dataset, what: str) -> None:
@@ -185,15 +178,10 @@ def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> 
     """Raise if groups, which no row lacks, and teachers do not match one to one."""
     check_columns(dataset.column_names, ["group"], what)
     present, given = set(dataset.unique("group")), set(teacher_groups)
-    if present - given:
+    if present != given:
         raise TeacherError(
-            f"No teacher for the group {_names(present - given)} of {what.lower()}; teachers were given for {_names(given)}. "
-            "Add the missing teacher, or leave out the group's pairs."
-        )
-    if given - present:
-        raise TeacherError(
-            f"{what} has no pairs of the group {_names(given - present)}, for which a teacher was given; it has the groups "
-            f"{_names(present)}. Correct the name, or leave the teacher out."
+            f"{what} has pairs of the groups {_names(present)}, and there are teachers for {_names(given)}. Give one teacher to each of "
+            "these groups, by its name, or leave out the pairs of a group."
         )
 
 

@@ -52,30 +52,16 @@ def predict_front(
 ) -> dict[str, Any]:
     """Accuracy and log likelihood by group of mixture and path on held-out pairs, and whether distilling is worth it.
 
-    Args:
-        mixture (`Mapping[float, numpy.ndarray]`):
-            For each tau, margins of shape `(num_pairs,)`, or `(num_draws, num_pairs)` under as many draws of histories, over which means
-            are taken; divided by temperatures.
-        path (`Mapping[float, numpy.ndarray]`):
-            For each multiple of the student's steps, margins of the model that was trained so long, of the same shapes.
-        reference (`float`):
-            The best point of the path.
-        routed (`numpy.ndarray`):
-            Margins of the teacher of each pair's own group, divided by its temperature, of the same shapes.
-        user, group (sequences of `num_pairs`):
-            Whose pair it is, and the user's group.
-        groups (`Sequence[str]`):
-            All groups that have a teacher.
-        shared (`str`, *optional*, defaults to `"personalized BT"`):
-            Name of the model of the path.
-        num_resamples (`int`, *optional*, defaults to `1000`), seed (`int`, *optional*, defaults to `0`):
-            Of the bootstrap over users, which the intervals of the points come from.
+    The mixture has for each tau, the path for each multiple of the student's steps, margins of shape `(num_pairs,)`, or
+    `(num_draws, num_pairs)` under as many draws of histories, over which means are taken; those of the mixture are divided by
+    temperatures, and so are the `routed` ones, of the teacher of each pair's own group. `reference` is the best point of the path,
+    `shared` the name of its model. `groups` are all that have a teacher.
 
-    Returns:
-        `dict`, ready for JSON but for NaN: `points`, from each name to `overall`, `accuracy/{group}`, `log_likelihood/{group}` and the
-        numbers of users and pairs; `mixture`, a list of `tau`, `name`, and `gains` of each group over the reference; `path`, a list
-        of `multiple` and `name`; `reference`, its name; `worth`, whether distilling is; `tau`, the one with the highest group-balanced
-        accuracy, of those that show that it is worth it where there are some; and `sentence`.
+    The result is ready for JSON but for NaN: `points`, from each name to `overall`, `accuracy/{group}`, `log_likelihood/{group}`,
+    with intervals from a bootstrap over users, and the numbers of users and pairs; `mixture`, a list of `tau`, `name`, and `gains`
+    of each group over the reference; `path`, a list of `multiple` and `name`; `reference`, its name; `worth`, whether distilling
+    is; `tau`, the one with the highest group-balanced accuracy, of those that show that it is worth it where there are some; and
+    `sentence`.
     """
     users = Counter(dict(zip(user, group, strict=True)).values())
     few = ", ".join(f"{name} ({users[name]})" for name in groups if users[name] < FEWEST_USERS)

@@ -77,25 +77,11 @@ class HubMixin:
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """
-        Save the model, its tokenizer and a card in `args.output_dir`, and push these and nothing else.
+        """Save the model, its tokenizer and a card in `args.output_dir`, and push these and nothing else.
 
-        Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Return when the push is done; else at once, with a `Future`.
-            token (`str`, *optional*):
-                Token with permission to write. Defaults to `args.hub_token`, then to the one that is logged in.
-            revision (`str`, *optional*):
-                Branch. Defaults to `args.hub_revision`.
-            private (`bool`, *optional*):
-                Whether a new repository is private. Defaults to `args.hub_private_repo`.
-            **kwargs:
-                `model_name`, `dataset_name` and `tags` of the card, see `create_model_card`.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`] or `Future`; `None` on all processes but the first.
+        The arguments are those of [`~transformers.Trainer`], and `private`; what is not given are `args.hub_token`,
+        `args.hub_revision` and `args.hub_private_repo`. `kwargs` are those of [`create_model_card`]. Without `blocking`, a `Future`
+        is returned at once; on all processes but the first, `None`.
 
         Raises:
             HubError: If the Hub refuses or cannot be reached. The model is saved by then.
@@ -143,16 +129,10 @@ class HubMixin:
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """
-        Write the card to `args.output_dir`.
+        """Write the card to `args.output_dir`.
 
-        Args:
-            model_name (`str`, *optional*):
-                Title. Defaults to the name of the repository, or of the folder.
-            dataset_name (`str`, *optional*):
-                Hub id of the training data; a path is left out.
-            tags (`str` or `list[str]`, *optional*):
-                Further tags.
+        The title is the name of the model, by default that of the repository or of the folder. A dataset that is no Hub id is left
+        out.
         """
         self._write_card(self.args.output_dir, model_name, dataset_name, [tags] if isinstance(tags, str) else tags or [])
 

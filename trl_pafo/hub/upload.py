@@ -83,25 +83,11 @@ def upload_model(
     message: str = "Upload model",
     base_model: str | None = None,
 ) -> Any:
-    """Push a saved model with its tokenizer and its card, the README.md of the folder. Weights of another kind that were in the
-    repository are deleted.
+    """Push a saved model with its tokenizer and its card, the README.md of the folder, in which nothing changes. Weights of another
+    kind that were in the repository, an existing one, are deleted.
 
-    Args:
-        folder (`str` or `Path`):
-            A saved reward model or adapter; nothing in it changes.
-        repo_id (`str`):
-            Full name of an existing repository; the snippet of the card names it.
-        token (`str`, *optional*):
-            Token with permission to write. Defaults to the one that is logged in.
-        revision (`str`, *optional*):
-            Branch to push to.
-        message (`str`, *optional*, defaults to `"Upload model"`):
-            Message of the commit.
-        base_model (`str`, *optional*):
-            Hub id of an adapter's base model, in place of a path of this machine, of which else the last name alone is pushed.
-
-    Returns:
-        [`~huggingface_hub.CommitInfo`].
+    The snippet of the card names the repository by its full name. Without a token it is the one that is logged in. `base_model` is
+    the Hub id of an adapter's base model, in place of a path of this machine, of which else the last name alone is pushed.
 
     Raises:
         HubError: If the folder holds no weights, the Hub refuses, or cannot be reached.

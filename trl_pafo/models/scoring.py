@@ -425,22 +425,8 @@ def in_batches(
     """What a forward pass gives for each key, without gradients and dropout: equal keys once, those of similar length together.
 
     The batches are the same however many processes share them, and so are the numbers, to the last bit. Processes that run out of
-    batches repeat the last one: all take equally many forward passes, as sharded weights need.
-
-    Args:
-        model (`torch.nn.Module`):
-            The model; its mode is given back.
-        keys (`Sequence`):
-            What is computed on; hashable.
-        length (`Callable`):
-            Number of tokens of a key.
-        forward (`Callable`):
-            From a list of keys to a tensor of shape `(num_keys, width)`.
-        batch_size (`int`):
-            Keys in a forward pass.
-
-    Returns:
-        `np.ndarray` of shape `(num_keys, width)`, float32, the same on every process.
+    batches repeat the last one: all take equally many forward passes, as sharded weights need. `forward` makes a tensor of shape
+    `(num_keys, width)` of a list of keys, which are hashable; the result has this shape, in float32, the same on every process.
 
     Raises:
         ConfigError: If `batch_size` is no integer above 0.

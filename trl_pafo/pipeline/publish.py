@@ -77,20 +77,9 @@ def push_run(
 ) -> Any:
     """Push one model of a finished run, or a folder with a saved model: the model, its tokenizer and its card, nothing else.
 
-    Args:
-        folder (`str` or `Path`):
-            Folder of a run, or of a saved model.
-        hub_model_id (`str`):
-            `name` or `namespace/name`; made where it does not exist.
-        method (`str`, *optional*):
-            Which model of the run. Defaults to PAFO's.
-        private (`bool`, *optional*):
-            Whether a new repository is private. Defaults to what its owner's settings say.
-        **commit:
-            `token`, `revision`, `message` and `base_model` of [`~trl_pafo.hub.upload.upload_model`].
-
-    Returns:
-        [`~huggingface_hub.CommitInfo`].
+    The repository, `name` or `namespace/name`, is made where it does not exist, private if its owner's settings or `private` say
+    so. `method` is the model of the run, by default PAFO's. `commit` are `token`, `revision`, `message` and `base_model` of
+    [`~trl_pafo.hub.upload.upload_model`].
 
     Raises:
         ConfigError: If the run has no such model, or it is a teacher's.

@@ -42,25 +42,11 @@ def choose_sharing(
     pad_to_multiple_of: int | None = None,
     reason: str | None = None,
 ) -> SharingChoice:
-    """Decide whether the pairs of a run share rows.
+    """Decide whether the pairs of a run share rows; the same on every process that sees the same model and dataset.
 
-    Args:
-        mode (`str`):
-            `"off"`; `"on"`, which shares whatever the lengths are; or `"auto"`, which shares where the model's family is among the
-            tested ones and a sample of the pairs promises a gain of at least [`MIN_GAIN`].
-        model (`torch.nn.Module`):
-            Reward model.
-        dataset ([`~datasets.Dataset`], *optional*):
-            Tokenized pairs; a stream has no lengths to look at.
-        batch_size (`int`):
-            Pairs in a batch.
-        pad_to_multiple_of (`int`, *optional*):
-            As in the collator.
-        reason (`str`, *optional*):
-            Why the caller cannot have shared rows.
-
-    Returns:
-        [`SharingChoice`]. The same on every process that sees the same model and dataset.
+    The mode is `"off"`; `"on"`, which shares whatever the lengths are; or `"auto"`, which shares where the model's family is among
+    the tested ones and a sample of the tokenized pairs promises a gain of at least [`MIN_GAIN`] (a stream has no lengths to look
+    at). The reason is why the caller cannot have shared rows.
 
     Raises:
         ConfigError: With `"on"`, if shared rows would not give the rewards of two rows.

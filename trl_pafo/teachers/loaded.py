@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.scoring import load_reward_model, positions_of, score_pairs, score_sequences
+from trl_pafo.models.scoring import check_positions, load_reward_model, positions_of, score_pairs
 from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.teachers.sharding import in_turn, shard, shards_the_student
@@ -79,17 +79,6 @@ class TeacherModels:
                 shard(model, self.accelerator.device, self.accelerator.num_processes)
         self._model = model if is_quantized else model.to(self.accelerator.device)
 
-    def score(
-        self, group: str, sequences: Sequence[Sequence[int]], *, batch_size: int = 32, desc: str | None = None
-    ) -> np.ndarray:
-        """Rewards of token sequences under a group's teacher, of shape `(num_sequences,)`, float32, the same on every process, of
-        which each computes its share. See [`~trl_pafo.models.scoring.score_sequences`].
-
-        Raises:
-            TeacherError: If a reward is not finite, or a sequence longer than the teacher's positions.
-        """
-        return self._score(score_sequences, group, sequences, batch_size=batch_size, desc=desc, accelerator=self.accelerator)
-
     def margins(
         self,
         group: str,
@@ -100,43 +89,44 @@ class TeacherModels:
         prefix_sharing: str = "off",
         desc: str | None = None,
     ) -> np.ndarray:
-        """Margins of pairs of token sequences, of shape `(num_pairs,)`: see [`~TeacherModels.score`]. `batch_size` counts pairs.
+        """Margins of pairs of token sequences under a group's teacher, of shape `(num_pairs,)`, float32, the same on every process, of which
+        each computes its share. `batch_size` counts pairs.
 
         `prefix_sharing="auto"` computes once what both responses of a pair begin with, where the teacher can and the lengths
         promise a gain ([`~trl_pafo.prefix_sharing.choice.choose_sharing`]); margins are the same to rounding.
-        """
-        pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
-        share = choose_sharing(prefix_sharing, self._open(), pairs, batch_size).share
-        if not share:
-            rewards = self.score(group, [*chosen, *rejected], batch_size=2 * batch_size, desc=desc)
-            return rewards[: len(chosen)] - rewards[len(chosen) :]
-        options: dict[str, Any] = {"batch_size": 2 * batch_size, "desc": desc, "accelerator": self.accelerator}
-        return np.subtract(*self._score(score_pairs, group, chosen, rejected, share_prefix=True, **options))
 
-    def _open(self) -> torch.nn.Module:
+        Raises:
+            TeacherError: If a reward is not finite.
+            DataError: If a sequence is longer than the teacher's positions.
+        """
         if self._model is None:
             raise RuntimeError("These teachers are closed.")
-        return self._model
-
-    def _score(self, score: Callable[..., Any], group: str, *sides: Sequence[Sequence[int]], **options: Any) -> Any:
-        """What `score` gives for token sequences with the model as the teacher of this group."""
-        model, pad_id = self._open(), self.pad_ids[group]
+        model: Any = self._model
         if group in self._adapters:
-            model.set_adapter(self._adapters[group], inference_mode=True)  # type: ignore[operator]
+            model.set_adapter(self._adapters[group], inference_mode=True)
         # Pooling looks for this id, and the base of an adapter may know another one or none.
-        config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-        config.pad_token_id = pad_id
-        longest, positions = max(map(len, chain(*sides)), default=0), positions_of(config)
-        if positions is not None and longest > positions:
-            raise TeacherError(
-                f"The teacher of group {group!r} has {positions} positions, and the student's rows have up to {longest} tokens, "
-                "longer than it can read. Lower `max_length`, `num_history` or `history_max_tokens`, or train it on longer rows."
-            )
-        device = next(model.parameters()).device
+        config = model.config.get_text_config()
+        config.pad_token_id = self.pad_ids[group]
+        check_positions(
+            [*map(len, chain(chosen, rejected))], positions_of(config), "sequences", f"the teacher of group {group!r}"
+        )
+        pairs = Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected}) if prefix_sharing != "off" else None
         try:
-            return score(model, *sides, pad_id, device=device, autocast=_autocast(self.accelerator), **options)
+            of_chosen, of_rejected = score_pairs(
+                model,
+                chosen,
+                rejected,
+                self.pad_ids[group],
+                share_prefix=choose_sharing(prefix_sharing, model, pairs, batch_size).share,
+                batch_size=2 * batch_size,
+                device=next(model.parameters()).device,
+                autocast=_autocast(self.accelerator),
+                desc=desc,
+                accelerator=self.accelerator,
+            )
         except TeacherError as error:
             raise TeacherError(f"The teacher of group {group!r}: {error}") from error
+        return of_chosen - of_rejected
 
     def close(self) -> None:
         """Free the models."""

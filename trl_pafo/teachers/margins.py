@@ -57,7 +57,8 @@ class TeacherMargins:
         `(num_pairs,)`.
 
         Raises:
-            TeacherError: If a reward is not finite, or a pair longer than the teacher's positions.
+            TeacherError: If a reward is not finite.
+            DataError: If a sequence is longer than the teacher's positions.
         """
         files = {group: self._file_of(teacher, pairs[group]) for group, teacher in teachers.items()}
         margins: dict[str, np.ndarray] = {}

@@ -37,34 +37,17 @@ def longest_first(lengths: NDArray[np.int64]) -> list[int]:
     return np.argsort(-lengths, kind="stable").tolist()
 
 
-class LengthGroupedSampler(Sampler[int]):
+class DrawnOrder(Sampler[int]):
     """
-    The order of transformers' `LengthGroupedSampler`, drawn anew each epoch from seed and epoch: `batch_size` rows are of similar
-    length.
+    The order of rows, drawn anew each epoch from seed and epoch alone; given their lengths, that of transformers'
+    `LengthGroupedSampler`, in which `batch_size` rows are of similar length.
 
-    Its own draws from the generator of the process, which differs between processes and after a checkpoint.
+    Those of torch and transformers draw from the generator of the process, which differs between processes and after a checkpoint.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths.tolist(), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order of this epoch from now on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
-class ShuffledRows(Sampler[int]):
-    """Rows in an order that is drawn anew each epoch, from seed and epoch alone."""
-
-    def __init__(self, num_rows: int, seed: int):
+    def __init__(self, num_rows: int, seed: int, lengths: NDArray[np.int64] | None = None, batch_size: int = 1):
         self.num_rows, self.seed, self.epoch = num_rows, seed, 0
+        self.lengths, self.batch_size = None if lengths is None else lengths.tolist(), batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the order of this epoch from now on."""
@@ -75,7 +58,9 @@ class ShuffledRows(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+        if self.lengths is None:
+            return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class EpochOfSampler(TrainerCallback):

@@ -34,7 +34,7 @@ from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.model_card import card_of_training
 from trl_pafo.trainer.pairs import PairPreparer
-from trl_pafo.trainer.samplers import EpochOfSampler, LengthGroupedSampler, ShuffledRows, is_tokenized, row_lengths
+from trl_pafo.trainer.samplers import DrawnOrder, EpochOfSampler, is_tokenized, row_lengths
 from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, shown_pairs
 
 logger = get_logger(__name__)
@@ -256,9 +256,10 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         dataset = given.tokens if isinstance(given, ShownPairs) else given
         if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
             pairs_a_step = self._train_batch_size * self.args.gradient_accumulation_steps
-            sampler: Any = LengthGroupedSampler(row_lengths(dataset, self.data_collator), pairs_a_step, self._data_seed)
+            lengths = row_lengths(dataset, self.data_collator)
+            sampler: Any = DrawnOrder(len(dataset), self._data_seed, lengths, pairs_a_step)
         elif isinstance(given, ShownPairs) and self.args.train_sampling_strategy == "random":
-            sampler = ShuffledRows(len(dataset), self._data_seed)  # the Trainer's own does not tell its epoch
+            sampler = DrawnOrder(len(dataset), self._data_seed)  # the Trainer's own does not tell its epoch
         else:
             sampler = super()._get_train_sampler(train_dataset)
         return ShowingSampler(sampler) if isinstance(given, ShownPairs) else sampler

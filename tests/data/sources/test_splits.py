@@ -10,10 +10,12 @@ from trl_pafo.data.sources.splits import (
     add_support_groups,
     add_type_support,
     agreement,
+    are_new,
     drop_users_without_history,
     hold_out_prompts,
     rows_by_user,
     split_users,
+    without,
 )
 from trl_pafo.errors import ConfigError, DataError
 
@@ -22,6 +24,18 @@ def rows(*pairs, **more):
     """Rows of (user, prompt)."""
     users, prompts = zip(*pairs, strict=True)
     return Dataset.from_dict({"user": users, "prompt": prompts, **more})
+
+
+def test_a_prompt_of_training_is_not_new_be_it_in_a_history(caplog):
+    past = [{"prompt": "b", "chosen": "y", "rejected": "n"}]
+    train = rows(("u", "a"), ("u", "d"), history=[past, None])
+    test = rows(("v", "a"), ("v", "b"), ("v", "c"))
+    new = are_new(train, test, ("prompt",))
+    assert new.tolist() == [False, False, True]
+    assert without(test, new, "whose prompts occur in training")["prompt"] == ["c"]
+    assert "2 of 3 test pairs are left out, whose prompts occur in training" in caplog.text
+    with pytest.raises(DataError, match="None of 2 test pairs is left without those whose prompts occur in training"):
+        without(test.select([0, 1]), new[:2], "whose prompts occur in training")
 
 
 class TestSplitUsers:

@@ -34,27 +34,19 @@ _MOST_NAMED = 5
 def load(data: DataArguments) -> DatasetDict:
     """Pairs of any table of judgments, read by [`~trl_pafo.data.sources.tables.read_table`], with groups.
 
-    A part of them is held out for test: [`~trl_pafo.data.sources.holding_out.hold_out`].
+    A part of them is held out for test: [`~trl_pafo.data.sources.holding_out.hold_out`]. Each path is what
+    [`~trl_pafo.data.sources.reading.open_dataset`] reads; of a dataset with a split `test`, that is the test set.
 
-    Without a `group` column, groups follow from the support rates: those of the column `support_rate`, or else the
-    leave-one-out agreement of users who judged the same pairs. The threshold between the groups is found on the training
-    users alone, and the agreement of a training user comes from training pairs alone. Users who share no pair with others
-    are then left out; with `infer_groups`, all users are in one group until groups are found. With a `group` but no `support_rate`, the
-    latter is the group's share of the training users.
-
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: file (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`; JSON and CSV also gzipped), folder written by
-            `save_to_disk`, or Hub id of a dataset; if it has a split `test`, that is the test set. `test_data_path`: the same for the
-            test set. `columns`, `preferred_values`: what the columns and their values are. `describe`: columns that say something of the
-            users; the rows then have it in the column `about`. `hold_out`, `test_prompt_share`, `context_pairs`:
-            what is held out. `min_pairs`: users with fewer pairs are left out. `minority_quantile`, `minority_threshold`: where the groups
-            are cut, the quantile 0.2 if neither is given.
+    Without a `group` column, groups follow from the support rates: those of the column `support_rate`, or else the leave-one-out
+    agreement of users who judged the same pairs. The threshold between the groups is found on the training users alone, and the
+    agreement of a training user comes from training pairs alone. Users who share no pair with others are then left out; with
+    `infer_groups`, all users are in one group until groups are found. With a `group` but no `support_rate`, the latter is the
+    group's share of the training users. What the columns `describe` say of the users is then in the column `about` of the rows.
 
     Raises:
         ConfigError: If an option has a value that cannot be used.
-        DataError: If a column is missing or a row cannot be used (the message names it), if a given test set has some users of
-            the training set, or if no test pair is left.
+        DataError: If a column is missing or a row cannot be used (the message names it), if a given test set has some users of the
+            training set, or if no test pair is left.
     """
     what = str(data.data_path)
     opened = _open(what, data)

