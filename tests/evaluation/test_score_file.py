@@ -1,21 +1,22 @@
 """Files in, rewards out: every bad line is one clear error, every reward the one that the model gives."""
 
-import io
 import json
+import shutil
 from argparse import Namespace
+from contextlib import suppress
 
 import pytest
-from helpers.parts import make_model
+from helpers.parts import WORDS, make_model
 from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.messages import as_messages
-from trl_pafo.data.sources.reading import parse_json_records
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
-from trl_pafo.evaluation.score_file import check_records, score_file
-from trl_pafo.models.scoring import load_reward_model, score_sequences
+from trl_pafo.evaluation import score_file as score_file_module
+from trl_pafo.evaluation.score_file import score_file
+from trl_pafo.models.scoring import RewardScorer, load_reward_model, score_sequences
 
 MESSAGE = {"role": "assistant", "content": "kindly"}
 PAST = [
@@ -30,19 +31,21 @@ ROWS = [
 ]
 
 
-def parse_lines(lines, where):
-    return [row for _, row in check_records(parse_json_records("\n".join(lines), where), where)]
+def read(path, *lines):
+    """What is said of a file whose model is not there: of the file, if something is wrong with it."""
+    path.write_text("\n".join(lines), encoding="utf-8", newline="")
+    score_file(flags("no/such-model", path))
 
 
 class TestParse:
     @pytest.mark.parametrize(
         ("line", "match"),
         [
-            ("{", "f, line 2: not JSON .*Write one JSON object per line"),
-            ("[1]", "f, line 2: expected a JSON object, got list"),
-            ("null", "f, line 2: expected a JSON object, got NoneType"),
-            ("[" * 100_000, "f, line 2: not JSON .*nested too deeply"),
-            ('{"response": "\\ud800"}', "f, line 2: not JSON .*surrogates not allowed"),
+            ("{", "line 2: not JSON .*Write one JSON object per line"),
+            ("[1]", "line 2: expected a JSON object, got list"),
+            ("null", "line 2: expected a JSON object, got NoneType"),
+            ("[" * 100_000, "line 2: not JSON .*nested too deeply"),
+            ('{"response": "\\ud800"}', "line 2: not JSON .*surrogates not allowed"),
             ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
             ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
             ('{"response": 3}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),
@@ -62,9 +65,9 @@ class TestParse:
             ),
         ],
     )
-    def test_a_bad_line_is_named(self, line, match):
+    def test_a_bad_line_is_named(self, tmp_path, line, match):
         with pytest.raises(DataError, match=match):
-            parse_lines([json.dumps(ROWS[0]), line], "f")
+            read(tmp_path / "f", json.dumps(ROWS[0]), line)
 
     @pytest.mark.parametrize(
         "row",
@@ -73,13 +76,14 @@ class TestParse:
             {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
         ],
     )
-    def test_responses_that_begin_with_their_prompt_need_no_other(self, row):
-        assert parse_lines([json.dumps(row)], "f") == [row]
+    def test_responses_that_begin_with_their_prompt_need_no_other(self, tmp_path, row):
+        with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
+            read(tmp_path / "f", json.dumps(row))
 
     @pytest.mark.parametrize("lines", [[], ["", " \n"]])
-    def test_no_rows(self, lines):
+    def test_no_rows(self, tmp_path, lines):
         with pytest.raises(DataError, match="f holds no rows"):
-            parse_lines(lines, "f")
+            read(tmp_path / "f", *lines)
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def source(tmp_path):
 
 
 def flags(model, source, **changes):
-    options = {"output": None, "batch_size": 2, "bf16": False, "num_history": None, "history_max_tokens": None}
+    options = {"output": None, "users": None, "batch_size": 2, "bf16": False, "num_history": None, "history_max_tokens": None}
     return Namespace(model_name_or_path=str(model), input=str(source), **{**options, "history_fields": None, **changes})
 
 
@@ -139,11 +143,6 @@ class TestScoreFile:
         whole = expected_rows(model)[1]["reward_chosen"]
         assert abs(json.loads(cut.splitlines()[1])["reward_chosen"] - whole) > 1e-3
 
-    def test_standard_input(self, model, monkeypatch, capsys):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(map(json.dumps, ROWS)).encode())))
-        score_file(flags(model, "-"))
-        assert_same(capsys.readouterr().out, expected_rows(model))
-
     def test_an_output_is_never_overwritten(self, encoder, source, tmp_path):
         out = tmp_path / "scored.jsonl"
         out.write_text("precious")
@@ -186,3 +185,117 @@ class TestScoreFile:
     def test_a_model_that_is_not_there(self, source):
         with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
             score_file(flags("no/such-model", source))
+
+
+class TestManyRows:
+    """Parts of two rows, as if they were thousands."""
+
+    @pytest.fixture
+    def model(self, encoder, tmp_path):
+        folder = shutil.copytree(encoder, tmp_path / "model")
+        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+        HistoryCutter(tokenizer, 1).remember()
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    @pytest.fixture
+    def rows(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(score_file_module, "BATCHES_AT_ONCE", 1)
+        rows = [{"prompt": f"how do i {word}", "response": "kindly sir", "history": PAST} for word in WORDS[20:27]]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        return path
+
+    def interrupt(self, monkeypatch, args, after=2):
+        """The number of parts that were scored when it was interrupted."""
+        real, parts = RewardScorer.score, []
+
+        def score(self, rows, **how):
+            if len(parts) == after:
+                raise KeyboardInterrupt
+            parts.append(rows)
+            return real(self, rows, **how)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(RewardScorer, "score", score)
+            score_file(args)
+        return parts
+
+    def test_an_interrupted_file_is_continued_with_the_same_result(self, model, rows, tmp_path, monkeypatch, capsys):
+        score_file(flags(model, rows, output=str(tmp_path / "at once")))
+        args = flags(model, rows, output=str(tmp_path / "out"))
+        assert [len(part) for part in self.interrupt(monkeypatch, args)] == [2, 2]
+        assert not (tmp_path / "out").exists()
+        with open(tmp_path / "out.partial/lines", "a") as file:
+            file.write('{"prompt": "how do')
+        assert [len(part) for part in self.interrupt(monkeypatch, args, 9)] == [2, 1]
+        assert "Going on after 4 of 7 rows" in capsys.readouterr().err
+        assert (tmp_path / "out").read_bytes() == (tmp_path / "at once").read_bytes()
+        assert not (tmp_path / "out.partial").exists()
+
+    def test_rewards_are_the_same_whatever_part_a_row_is_in(self, model, rows, monkeypatch, capsys):
+        score_file(flags(model, rows))
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        monkeypatch.setattr(score_file_module, "BATCHES_AT_ONCE", 9)
+        score_file(flags(model, rows))
+        assert_same(capsys.readouterr().out, found)
+        assert len({row["reward"] for row in found}) == 7
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [({"bf16": True}, "bf16"), ({"batch_size": 4}, "batch_size"), ({"input": "a"}, "input"), ({}, "model")],
+    )
+    def test_other_options_or_files_are_not_mixed_with_what_was_begun(self, model, rows, tmp_path, monkeypatch, change, named):
+        args = flags(model, rows, output=str(tmp_path / "out"))
+        self.interrupt(monkeypatch, args)
+        other = make_model("encoder", tmp_path / "other", seed=3) if named == "model" else model
+        shutil.copy(model / "tokenizer_config.json", other) if named == "model" else None
+        if named == "input":
+            rows.write_text(rows.read_text().replace("kindly", "please"))
+            change = {}
+        with pytest.raises(RunFolderError, match=rf"out.partial holds the beginning of another out, with other {named}\."):
+            score_file(flags(other, rows, output=str(tmp_path / "out"), **change))
+
+    def test_a_row_too_long_in_a_late_part_is_found_before_weights_are_loaded(self, model, rows, tmp_path, monkeypatch):
+        monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)
+        with open(rows, "a") as file:
+            file.write("\n\n" + json.dumps({"prompt": "what", "response": "red " * 300, "history": PAST}))
+        with pytest.raises(
+            DataError, match=r"1 of 8 rows are longer than the 256 positions of the model, the first is .*, line 9"
+        ):
+            score_file(flags(model, rows, output=str(tmp_path / "out")))
+        assert not (tmp_path / "out.partial").exists()
+
+    def test_histories_of_users(self, model, rows, tmp_path, capsys):
+        """Those that each row would bring itself."""
+        store = tmp_path / "history.jsonl"
+        past = {"ada": PAST[1], "bob": PAST[0]}
+        store.write_text("".join(json.dumps({"user": user, **pair}) + "\n" for user, pair in past.items()))
+        given = [json.loads(line) for line in rows.read_text().splitlines()]
+        for row, user in zip(given, ["ada", "bob", "eve"] * 3, strict=False):
+            row["user"] = user
+            row["history"] = [past[user]] if user in past else []
+        rows.write_text("\n".join(map(json.dumps, given)))
+        with pytest.warns(UserWarning, match="2 of 7 rows have no history"):
+            score_file(flags(model, rows))
+        expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        without = [{name: value for name, value in row.items() if name != "history"} for row in given]
+        rows.write_text("\n".join(map(json.dumps, without)))
+        with pytest.warns(
+            UserWarning, match="2 of 7 rows, of 1 users, have no past pairs in .*history.jsonl .the first: .*, line 3"
+        ):
+            score_file(flags(model, rows, users=str(store)))
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert found == [{**row, "reward": wanted["reward"]} for row, wanted in zip(without, expected, strict=True)]
+        assert len({row["reward"] for row in found}) == 7
+
+    def test_a_store_without_effect_is_refused(self, model, rows, encoder, tmp_path):
+        (tmp_path / "history.jsonl").write_text("")
+        store = {"users": str(tmp_path / "history.jsonl")}
+        with pytest.raises(ConfigError, match="--users gives histories, and --num_history 0 shows none"):
+            score_file(flags(model, rows, num_history=0, **store))
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        HistoryCutter(tokenizer, 0).remember()
+        tokenizer.save_pretrained(model)
+        with pytest.raises(ConfigError, match=r"the model was trained without\. Leave it out"):
+            score_file(flags(model, rows, **store))

@@ -47,7 +47,14 @@ def scored(folder, rows, tmp_path, batch_size=32):
     out = tmp_path / "out.jsonl"
     out.unlink(missing_ok=True)
     limits = dict.fromkeys(("num_history", "history_max_tokens", "history_fields"))
-    flags = {"input": str(tmp_path / "in.jsonl"), "output": str(out), "batch_size": batch_size, "bf16": False, **limits}
+    flags = {
+        "input": str(tmp_path / "in.jsonl"),
+        "output": str(out),
+        "batch_size": batch_size,
+        "bf16": False,
+        "users": None,
+        **limits,
+    }
     score_file(Namespace(model_name_or_path=folder, **flags))
     return [json.loads(line) for line in out.read_text().splitlines()]
 

@@ -195,7 +195,7 @@ class TestEverythingThatScores:
         make_pairs(history=0).to_json(str(tmp_path / "pairs.jsonl"))
         flags = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, "batch_size": 2}
         flags |= dict.fromkeys(("num_history", "history_max_tokens", "history_fields")) | {"bf16": False}
-        flags |= {"num_resamples": 10, "seed": 0, "input": str(tmp_path / "pairs.jsonl"), "output": None}
+        flags |= {"num_resamples": 10, "seed": 0, "input": str(tmp_path / "pairs.jsonl"), "output": None, "users": None}
         args = PAFOConfig(str(tmp_path / "out"), num_history=0, **training)
         given = {"majority": headless, "minority": decoder}
         uses = {

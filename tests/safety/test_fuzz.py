@@ -115,9 +115,18 @@ class TestScore:
         else:
             assert error.splitlines()[-1].startswith("trl-pafo score: ")
 
-    def test_standard_input_that_is_no_text(self, model, monkeypatch, capsys):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"response": "\xff"}'), encoding="utf-8"))
-        assert run(capsys, "score", "--model_name_or_path", model, "--input", "-")[0] == 1
+    @settings(fuzz, max_examples=15 * TIMES)
+    @given(FILES | BYTES)
+    @example(DEEP.encode() + b"\n" + MANY_DIGITS.encode())
+    @example(b'{"prompt": "a", "response": "\xff"}\n{"prompt": "a", "response": "yes", "user": {}}')
+    def test_any_line_has_its_answer(self, model, capsys, data):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+            status, out, _ = run(capsys, "score", "-", "--model_name_or_path", model)
+        assert status == 0
+        answers = [json.loads(line) for line in out.split("\n")[:-1]]
+        assert len(answers) == data.count(b"\n") + bool(data.rpartition(b"\n")[2])
+        assert all("error" in row or "reward" in row or {"reward_chosen", "reward_rejected"} <= set(row) for row in answers)
 
     @pytest.mark.parametrize(
         ("flags", "says"),

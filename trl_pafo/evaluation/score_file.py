@@ -1,82 +1,166 @@
-"""JSON Lines of pairs or responses in, raw rewards out."""
+"""Files of pairs or responses in, raw rewards out: in constant memory, and continued where it was interrupted."""
 
 import json
+import os
 import sys
-from collections.abc import Iterable
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from trl_pafo.data.checks import check_responses
-from trl_pafo.data.sources.reading import decode, parse_json_records, read_records
-from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.models.scoring import RewardScorer
-from trl_pafo.storage.files import replacing
+from trl_pafo.data.rendering import Reading
+from trl_pafo.data.sources.reading import iterate_records
+from trl_pafo.data.user_histories import UserHistories
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.safe_loading import identity_of_folder
+from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size, check_positions
+from trl_pafo.storage.files import digest_of_files
+from trl_pafo.storage.growing import growing, refuse_existing
+from trl_pafo.versions import __version__
 
-_SIDES = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
-
-
-def check_records(records: Iterable[tuple[str, dict[str, Any]]], where: str) -> list[tuple[str, dict[str, Any]]]:
-    """Rows to score with their places, checked; `records` are those of [`~trl_pafo.data.sources.reading.read_records`].
-
-    Raises:
-        DataError: If a row has no response, or its texts cannot be scored; the message names the line.
-    """
-    rows = []
-    for at, row in records:
-        check_responses(row, at)
-        rows.append((at, row))
-    if not rows:
-        raise DataError(f"{where} holds no rows.")
-    return rows
+_REWARDS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
 def score_file(args: Any) -> None:
-    """Score a file; `args` are the flags of `trl-pafo score`. The input is checked before the model is loaded.
+    """Score a file; `args` are the flags of `trl-pafo score`. All of it is checked before weights are loaded.
 
     Raises:
         ConfigError: If a flag is missing.
         DataError: If the input cannot be scored.
-        RunFolderError: If the output exists.
+        RunFolderError: If the output exists, or was begun with another input, model or options.
         OSError: If it cannot be written, which is tried before anything is scored.
     """
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
+    check_batch_size(args.batch_size)
+    if args.output:
+        refuse_existing(Path(args.output))
+    users = users_of(args)
+    num_rows = 0
+    for place, row in iterate_records(args.input):
+        check_responses(row, place)
+        num_rows += 1
+    if not num_rows:
+        raise DataError(f"{args.input} holds no rows.")
+    scoring = _Scoring(args, scorer_of(args), users, num_rows)
     if not args.output:
-        sys.stdout.write(_scored(args))
-        sys.stdout.flush()
+        scoring.check_lengths()
+        for text in scoring.lines():
+            sys.stdout.write(text)
+            sys.stdout.flush()
         return
-    output = Path(args.output)
-    if output.exists():
-        raise RunFolderError(f"{output} exists already. Choose another --output; nothing is overwritten.")
-    with replacing(output) as temporary:
-        temporary.touch()
-        text = _scored(args)
-        temporary.write_text(text, encoding="utf-8")
-    print(f"{text.count(chr(10))} rows scored: {output}")
+    with growing(Path(args.output), scoring.identity(), scoring.at_once) as (file, done):
+        if done:
+            print(f"Going on after {done} of {num_rows} rows, which {args.output}.partial holds.", file=sys.stderr)
+        else:
+            scoring.check_lengths()
+        for text in scoring.lines(done):
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    print(f"{num_rows} rows scored: {args.output}")
 
 
-def _read_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
-    if source == "-":
-        where = "standard input"
-        return check_records(parse_json_records(decode(sys.stdin.buffer.read(), where), where), where)
-    return check_records(read_records(source), source)
+def users_of(args: Any) -> UserHistories | None:
+    """The past pairs of `--users`.
+
+    Raises:
+        ConfigError: If none of them would be shown.
+    """
+    if args.users and args.num_history == 0:
+        raise ConfigError("--users gives histories, and --num_history 0 shows none. Leave out one of them.")
+    return UserHistories(args.users) if args.users else None
 
 
-def _scored(args: Any) -> str:
-    """The lines of the input with their rewards."""
-    places, rows = zip(*_read_rows(args.input), strict=True)
-    scorer = RewardScorer.from_pretrained(
-        args.model_name_or_path,
-        bf16=args.bf16,
-        num_history=args.num_history,
-        history_max_tokens=args.history_max_tokens,
-        history_fields=args.history_fields,
-    )
-    scored = scorer.score(
-        rows,
-        batch_size=args.batch_size,
-        desc="Scoring" if args.output else None,
-        name=places.__getitem__,
-    )
-    lines = ({**row, **{_SIDES[side]: reward for side, reward in found.items()}} for row, found in zip(rows, scored, strict=True))
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+def scorer_of(args: Any) -> RewardScorer:
+    """The scorer that the flags of `trl-pafo score` ask for.
+
+    Raises:
+        ConfigError: If it shows no histories, and `--users` gives some.
+    """
+    limits = {name: getattr(args, name) for name in ("num_history", "history_max_tokens", "history_fields")}
+    scorer = RewardScorer.from_pretrained(args.model_name_or_path, bf16=args.bf16, **limits)
+    if args.users and (scorer.renderer.trained or {}).get("num_history") == 0:
+        raise ConfigError("--users gives histories, and the model was trained without. Leave it out.")
+    return scorer
+
+
+def with_rewards(row: Mapping[str, Any], rewards: Mapping[str, float]) -> str:
+    """A line: the row and its rewards."""
+    return json.dumps({**row, **{_REWARDS[side]: reward for side, reward in rewards.items()}}, ensure_ascii=False) + "\n"
+
+
+class _Scoring:
+    """Passes over the rows of a file, each of which holds few of them at once."""
+
+    def __init__(self, args: Any, scorer: RewardScorer, users: UserHistories | None, num_rows: int):
+        self.args, self.scorer, self.users, self.num_rows = args, scorer, users, num_rows
+        self.at_once = BATCHES_AT_ONCE * args.batch_size
+        self.reading = self._read()
+
+    def _rows(self, first: int = 0) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+        """Each row with its place, as it came and with the history of its user."""
+        for place, row in islice(iterate_records(self.args.input), first, None):
+            cutter = self.scorer.renderer.cutter
+            yield place, row, row if self.users is None else self.users.attach(row, cutter.num_history, place)
+
+    def _parts(self, first: int = 0) -> Iterator[tuple[tuple[str, ...], tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]]:
+        rows = self._rows(first)
+        while part := list(islice(rows, self.at_once)):
+            places, given, shown = zip(*part, strict=True)
+            yield places, given, shown
+
+    def _read(self) -> Reading:
+        """How all rows are read together; users without a history are counted."""
+        at = ""
+        lacking: dict[str, str] = {}
+        num_lacking = 0
+
+        def rows() -> Iterable[dict[str, Any]]:
+            nonlocal at, num_lacking
+            for at, _, row in self._rows():  # `at` is the place of the row that is looked at
+                if self.users is not None and not row["history"]:
+                    num_lacking += 1
+                    lacking.setdefault(self.users.user_of(row, at), at)
+                yield row
+
+        reading = self.scorer.renderer.reading(rows(), lambda _: at, allow_no_history=self.users is not None)
+        if lacking:
+            warnings.warn(
+                f"{num_lacking} of {self.num_rows} rows, of {len(lacking)} users, have no past pairs in {self.args.users} (the first: "
+                f"{next(iter(lacking.values()))}): they get the rewards of a user without a history.",
+                stacklevel=3,
+            )
+        return reading
+
+    def check_lengths(self) -> None:
+        """Raise [`DataError`] if a row cannot be tokenized, or is longer than the model's positions."""
+        lengths = array("q")
+        for places, _, shown in self._parts():
+            for ids in self.scorer.renderer.sequences(shown, places.__getitem__, reading=self.reading):
+                lengths.append(max(map(len, ids.values())))
+        check_positions(lengths, self.scorer.positions, "rows", "the model", lambda row: next(self._rows(row))[0])
+
+    def lines(self, done: int = 0) -> Iterator[str]:
+        """The lines of the rows after the first `done`, with their rewards, many in a text."""
+        with tqdm(total=self.num_rows, initial=done, desc="Scoring", unit="row", disable=not self.args.output) as bar:
+            for places, given, shown in self._parts(done):
+                found = self.scorer.score(shown, batch_size=self.args.batch_size, name=places.__getitem__, reading=self.reading)
+                yield "".join(map(with_rewards, given, found))
+                bar.update(len(given))
+
+    def identity(self) -> dict[str, str]:
+        """All that decides the rewards, by name."""
+        flags = ("batch_size", "bf16", "num_history", "history_max_tokens", "history_fields")
+        return {
+            "version": __version__,
+            "input": digest_of_files(self.args.input),
+            "model": identity_of_folder(self.scorer.folder),
+            "users": digest_of_files(self.args.users) if self.args.users else "",
+            **{name: json.dumps(getattr(self.args, name)) for name in flags},
+        }

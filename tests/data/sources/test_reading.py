@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import tracemalloc
 from importlib.util import find_spec
 
 import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split
+from trl_pafo.data.sources.reading import iterate_records, open_dataset, read_records, rows_to_dataset, single_split
 from trl_pafo.errors import DataError
 
 HEADER = "prompt,chosen,rejected,user\n"
@@ -29,6 +30,18 @@ def test_records_of_json_have_their_places(tmp_path, text, places):
         path.write_bytes(data)
         expected = zip(places, [{"a": 1}, {"a": "x\u2028y"}], strict=True)
         assert list(read_records(path)) == [(f"{path}, {place}", row) for place, row in expected]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_memory_holds_a_line_of_json_lines_not_the_file(tmp_path, zipped):
+    data = b"".join(b'{"text": "%d %s"}\n' % (number, b"x" * 200) for number in range(20_000))
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(data) if zipped else data)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in iterate_records(tmp_path / "a.jsonl")) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < len(data) / 8
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

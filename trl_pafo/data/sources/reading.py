@@ -17,7 +17,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from pyarrow import parquet
 
-from trl_pafo.errors import DataError
+from trl_pafo.errors import DataError, TrlPafoError
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,30 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: If the file is missing or is not text, an entry is not a JSON object, or a row has other fields than the header.
             The message names the line.
     """
+    number = 0
+    for record in iterate_records(path):
+        number += 1
+        yield record
+    logger.info("%s: %d rows read.", path, number)
+
+
+def iterate_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same, without a word about it. Of JSON Lines, memory holds one at a time; other files are read whole."""
     path = Path(path)
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        with open(path, "rb") as raw:
+            file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            is_table = _ending(path) in TABLE_ENDINGS
+            if is_table or file.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                yield from (_table_records if is_table else _json_list)(decode(file.read(), str(path)), str(path))
+                return
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", parse_json_line(line, str(path), number)
+    except TrlPafoError:
+        raise
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{str(path)[:200]!r} cannot be read: {error}. Correct the path.") from error
-    parse = _table_records if _ending(path) in TABLE_ENDINGS else parse_json_records
-    yield from parse(decode(data, str(path)), str(path))
 
 
 def file_in(folder: Path, name: str, needed: str) -> Path:
@@ -54,21 +70,21 @@ def file_in(folder: Path, name: str, needed: str) -> Path:
     raise DataError(f"The folder {folder} lacks {name} (or {name}.gz). Give the folder that holds {needed}.")
 
 
-def parse_json_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of JSON Lines or of a JSON list, each with its place; `what` says where the text is from."""
-    entries: Iterable[tuple[str, Any]]
-    if text.lstrip().startswith("["):
-        entries = ((f"{what}, entry {number}", entry) for number, entry in enumerate(_parse_part(text, what, 1), start=1))
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        entries = ((f"{what}, line {number}", _parse_part(line, what, number)) for number, line in lines if line.strip())
-    number = 0
-    for place, entry in entries:
-        if not isinstance(entry, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}. Write one JSON object per line.")
-        number += 1
-        yield place, entry
-    logger.info("%s: %d rows read.", what, number)
+def _json_list(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, entry in enumerate(_parse_part(text, what, 1), start=1):
+        place = f"{what}, entry {number}"
+        yield place, _object(entry, place)
+
+
+def parse_json_line(line: bytes, what: str, number: int) -> dict[str, Any]:
+    """The object of a line of JSON Lines; raises [`DataError`], which names the line, where it is none."""
+    return _object(_parse_part(decode(line, what, number).rstrip("\n"), what, number), f"{what}, line {number}")
+
+
+def _object(entry: Any, place: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}. Write one JSON object per line.")
+    return entry
 
 
 def _parse_part(text: str, what: str, first_line: int) -> Any:
@@ -98,7 +114,6 @@ def _table_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]
     csv.field_size_limit(sys.maxsize)  # of all readers; a prompt may be a book
     separator = max(",;\t|", key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    number = 0
     try:
         header = list(rows.fieldnames or [])
         if len(set(header)) < len(header):
@@ -111,14 +126,12 @@ def _table_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]
                     f"{what}, line {rows.line_num}: {'more' if None in row else 'fewer'} fields than the header names "
                     f"({', '.join(header)}). A text that holds {separator!r} or a line break needs double quotes around it."
                 )
-            number += 1
             yield f"{what}, line {rows.line_num}", row
     except csv.Error as error:
         raise DataError(
             f"{what}, line {rows.reader.line_num}: the quotes do not match ({error}). Close them, and double those within a text that is in "
             'quotes ("").'
         ) from error
-    logger.info("%s: %d rows read.", what, number)
 
 
 def _ending(path: Path) -> str:
@@ -126,12 +139,12 @@ def _ending(path: Path) -> str:
     return endings[-1] if endings else ""
 
 
-def decode(data: bytes, what: str) -> str:
+def decode(data: bytes, what: str, first_line: int = 1) -> str:
     """UTF-8 with or without a mark; raises [`DataError`] with the line where it is something else."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         raise DataError(f"{what}, line {line}: this is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
 
 
