@@ -80,15 +80,11 @@ def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:
 
 
 def as_svg(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an `<svg>` element. Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font lacks.
+    """The figure as an `<svg>` element. Text stays text: it can be selected, and the browser finds glyphs that matplotlib's font
+    lacks.
 
-    Args:
-        figure ([`~matplotlib.figure.Figure`]):
-            The picture.
-        name (`str`):
-            Letters, digits, `-` and `_`; makes the ids in it its own, so that several pictures fit into one page.
-        description (`str`):
-            What a screen reader says.
+    The name, of letters, digits, `-` and `_`, makes the ids in it its own, so that several pictures fit into one page. The
+    description is what a screen reader says.
     """
     import matplotlib
 

@@ -99,19 +99,9 @@ class LabelNoise:
     """
     What the labels that people gave on common pairs say of noise.
 
-    Args:
-        data ([`~trl_pafo.data.sources.arguments.DataArguments`]):
-            Where the pairs come from.
-        rows ([`~datasets.Dataset`]):
-            The pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves out.
-        seed (`int`):
-            Seed of intervals.
-
-    Attributes:
-        minority_share (`float`, *optional*):
-            Where the groups were cut from agreement on these votes, the share of people below the cut.
-        summary (`dict`):
-            `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can be said.
+    `rows` are the pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves
+    out. `minority_share` is the share of people below the cut, where the groups were cut from agreement on these votes. `summary`
+    has `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can be said.
     """
 
     def __init__(self, data: DataArguments, rows: Dataset, seed: int):

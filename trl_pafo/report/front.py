@@ -21,14 +21,11 @@ FRONT_NOTE = (
 
 
 def draw_front(front: Mapping[str, Any]) -> "Figure | None":
-    """Accuracy of the largest against the smallest group: the mixture for each tau, the path as a line, and students once they are there.
+    """Accuracy of the largest against the smallest group: the mixture for each tau, the path as a line, and students once they are
+    there.
 
-    Args:
-        front (`Mapping`):
-            Output of [`~trl_pafo.evaluation.front.predict_front`], with `majority` and `minority`, the names of the two groups.
-
-    Returns:
-        The figure; `None` where one of the two has no held-out pairs, or they are the same.
+    The front is the output of [`~trl_pafo.evaluation.front.predict_front`], with `majority` and `minority`, the names of the two
+    groups. `None` where one of the two has no held-out pairs, or they are the same.
     """
     sides, points = {side: f"accuracy/{front[side]}" for side in ("majority", "minority")}, front["points"]
     if len({*sides.values()}) < 2 or not points or not {*sides.values()} <= {*points[ROUTED]}:

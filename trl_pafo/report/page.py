@@ -32,16 +32,10 @@ _MARK = '<meta name="generator" content="trl-pafo '
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Write the report of a run, or the comparison of several, as one HTML file. An older report of trl-pafo at the same place is replaced.
+    """Write the report of a run, or the comparison of several, as one HTML file. An older report of trl-pafo at the same place is
+    replaced.
 
-    Args:
-        folders (`Sequence[str]` or `Sequence[Path]`):
-            Folders of `trl-pafo run`.
-        output (`str` or `Path`, *optional*):
-            The HTML file. Defaults to `report.html` in the folder of a single run; needed for several.
-
-    Returns:
-        `Path`: The HTML file.
+    By default it is `report.html` in the folder of a single run.
 
     Raises:
         ConfigError: If there is no folder, or no `output` for several.

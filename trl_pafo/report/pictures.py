@@ -47,18 +47,10 @@ def draw_majority_minority(
     whether it is shown says [`~trl_pafo.metrics.compare`]. Each axis has its own scale: majorities lie close together, and whether
     they lose is half the question.
 
-    Args:
-        points (`Sequence[Mapping]`):
-            One a method: `name`, for the legend, `majority` and `minority`, each `{"value", "low", "high"}`, `series`, the number of
-            its color and marker, and optional `label`, a short text at the point.
-        reference (`str`, *optional*):
-            Name of the method whose Pareto region is shaded; `None` for no region.
-        names (`tuple[str, str]`, *optional*):
-            Names of the two groups, for the axes.
-        arrows (`Sequence[tuple[int, int]]`, *optional*):
-            Numbers of points to join, from the first to the second.
-        path (`Sequence[Mapping]`, *optional*):
-            Places on a line in the reference's color, with their `label` and `majority` and `minority`, the accuracies.
+    A point has a `name`, for the legend, `majority` and `minority`, each `{"value", "low", "high"}`, `series`, the number of its
+    color and marker, and optional `label`, a short text. The reference is the name of one; without it no field is shaded. `arrows`
+    are numbers of points to join, from the first to the second, `path` places on a line in the reference's color, with their
+    `label` and both accuracies.
     """
     figure = new_figure(height=4.2)
     axes = add_axes(figure, f"accuracy, {short(names[0], 28)}", f"accuracy, {short(names[1], 28)}")
@@ -148,13 +140,8 @@ def _reach(entry: Interval) -> list[list[float]] | None:
 def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: Mapping[str, int], reference: str) -> "Figure":
     """Accuracy of each method minus that of the reference, group by group, with its interval.
 
-    Args:
-        differences (`Mapping[str, Mapping]`):
-            Group to method to `{"value", "low", "high"}`.
-        series (`Mapping[str, int]`):
-            Method to the number of its color and marker, in the order from top to bottom.
-        reference (`str`):
-            Name of the reference.
+    `differences` has for each group and method `{"value", "low", "high"}`, `series` for each method the number of its color and
+    marker, in the order from top to bottom.
     """
     figure = new_figure(height=1.0 + 0.2 * len(differences) * (len(series) + 1))
     axes = add_axes(figure, f"accuracy minus {reference}'s", grid="x")
@@ -181,11 +168,7 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: 
 def draw_user_support(correct: FloatArray, user: Sequence[str], support: FloatArray, series: int) -> "Figure":
     """User accuracy against support: a disc for the users of equal numbers, its area their number.
 
-    Args:
-        correct, user, support (one a pair):
-            Its correctness, whose it is, and the support rate of that user, in [0, 1].
-        series (`int`):
-            Number of the color.
+    Each pair has its correctness, whose it is, and the support rate of that user, in [0, 1].
     """
     users, accuracy, _ = user_accuracy(correct, user)
     of_user = dict(zip(user, support, strict=True))
