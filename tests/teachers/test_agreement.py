@@ -17,10 +17,13 @@ def test_a_tie_is_half_and_each_group_is_counted_by_itself():
     assert found[0].logs() == {"teacher_accuracy/a": 0.5, "teacher_margin/a": -1.0}
 
 
-def test_without_groups_all_rows_are_counted_together():
-    (found,) = agreement(np.array([1.0, 2.0, -6.0]))
-    assert found.logs() == {"teacher_accuracy": pytest.approx(2 / 3), "teacher_margin": -1.0}
-    assert str(found) == "The teacher margins prefer the chosen response in 66.7% of all 3 labeled pairs (mean margin -1.000)"
+def test_it_is_said_in_a_sentence():
+    (found,) = agreement(np.array([1.0, 2.0, -6.0]), 3 * ["all"])
+    assert found.logs() == {"teacher_accuracy/all": pytest.approx(2 / 3), "teacher_margin/all": -1.0}
+    assert (
+        str(found)
+        == "The teacher of all prefers the chosen response in 66.7% of its group's 3 labeled pairs (mean margin -1.000)"
+    )
 
 
 def test_a_group_whose_teacher_prefers_the_rejected_responses_is_warned_of(caplog):

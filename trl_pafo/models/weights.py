@@ -192,10 +192,9 @@ def is_of_head(name: str, model: Any) -> bool:
     return not name.startswith(backbone) or "pooler" in name.split(".")
 
 
-def name_some(names: list[str], most: int = 4) -> str:
+def name_some(names: list[str]) -> str:
     """Names for a sentence."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 @contextmanager

@@ -67,14 +67,14 @@ class Teacher:
         record = None if self.tokenizer is None else remembered(self.tokenizer)
         return record is not None and record["num_history"] != 0
 
-    def read(self, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, what: str = "The training dataset") -> Dataset:
+    def read(self, pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Pairs as rows of token ids, `chosen_ids` and `rejected_ids`, as the teacher's own training read them.
 
         One that was trained elsewhere is shown no history, and one without a tokenizer of its own gets the student's. Pairs that
         are tokenized already are taken as they are. Pairs that it cannot read raise [`DataError`].
         """
         own = copy.deepcopy(tokenizer) if self.tokenizer is None else self.tokenizer
-        what = f"{what} for the teacher of group {self.group!r}"
+        what = f"The training dataset for the teacher of group {self.group!r}"
         if ID_COLUMNS[0] not in pairs.column_names:
             if self.tokenizer is None:
                 forget(own)

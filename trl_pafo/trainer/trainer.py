@@ -13,6 +13,7 @@ from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
+from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import ConfigError
 from trl_pafo.hub.card import Card
 from trl_pafo.hub.trainer_mixin import HubMixin
@@ -152,7 +153,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         targets = None
         if pairs.distills and "teacher_margin" in get_dataset_column_names(self.train_dataset):
             if isinstance(self.train_dataset, Dataset):
-                self.teacher_agreement = agreement(np.asarray(self.train_dataset["teacher_margin"][:]))
+                given = np.asarray(self.train_dataset["teacher_margin"][:])
+                self.teacher_agreement = agreement(given, len(given) * [ONE_GROUP])  # whose teachers they are is not known
         elif pairs.distills:
             tau = args.tau if pairs.draws_donors and args.conditioning == "posterior" else None
             if rows is not None and teachers:
