@@ -215,3 +215,12 @@ def test_code_of_the_snippet_is_python_for_every_kind():
                 for way in ways:
                     compile(given + way, "card", "exec")
                     assert ("history=history" in way) == (history is not None)
+
+
+def test_how_groups_were_made_and_what_they_rest_on_stand_above_the_first_section():
+    text = card_of("many", "few", group_definition="They were found.").render()
+    assert text.index("They were found. They rest on 10 users of many, 11 of few.") < text.index("## Use")
+    for groups in ([GroupCount("many", 9, 90), GroupCount("few", 3, 9)], [GroupCount("many", None, 90)], []):
+        text = card_of(groups=groups, accuracies=[], group_definition="They were found.").render()
+        assert "They were found." in text
+        assert "rest on" not in text

@@ -1,5 +1,6 @@
 """Files to rows: what is read stays what it is, and what cannot be read is named by file and line."""
 
+import csv
 import gzip
 import json
 import tracemalloc
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.data.sources.reading import iterate_records, open_dataset, read_records, rows_to_dataset, single_split
 from trl_pafo.errors import DataError
 
@@ -152,3 +154,31 @@ def test_which_split():
     assert single_split(DatasetDict(train=one, test=two), "test", "x") is two
     with pytest.raises(DataError, match="x has no split 'train'; it has a, b"):
         single_split(DatasetDict(a=one, b=two), "train", "x")
+
+
+def test_a_survey_in_excel_is_that_in_csv(tmp_path, caplog):
+    openpyxl = pytest.importorskip("openpyxl")
+    header = ["user_id", "age", "prompt", "response_a", "response_b", "preferred"]
+    rows = [
+        [u, 20 + u, f"How {p}?", f"a {p}", f"b {p}", "tie" if p == u else (p + (u % 5 == 0)) % 2 + 1]
+        for u in range(12)
+        for p in range(4)
+    ]
+    book = openpyxl.Workbook()
+    book.active.title = "Answers"
+    for number, row in enumerate([header, *rows]):
+        book.active.append(row)
+        if number in (0, 5):
+            book.active.append([None, "  "])
+    book.create_sheet("Notes").append(["none"])
+    book.save(tmp_path / "survey.xlsx")
+    with open(tmp_path / "survey.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    found = [
+        load_source(DataArguments(data_path=str(tmp_path / f"survey.{ending}"), describe=["age"])) for ending in ("csv", "xlsx")
+    ]
+    assert found[0]["train"].to_list() == found[1]["train"].to_list()
+    assert found[0]["test"].to_list() == found[1]["test"].to_list()
+    assert found[1]["train"]["user"][0].isdigit()
+    assert "the sheet 'Answers' is read, the first; not read: 'Notes'." in caplog.text
+    assert open_dataset(tmp_path / "survey.xlsx").num_rows == len(rows)

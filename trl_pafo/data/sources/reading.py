@@ -173,7 +173,12 @@ def open_dataset(path: str | Path, columns: Collection[str] | None = None, name:
         raise DataError(f"{path}: Excel files are read with openpyxl. Run `pip install openpyxl`, or save the sheet as CSV.")
     try:
         if _ending(local) in EXCEL_ENDINGS:
-            sheet = pd.read_excel(local, dtype=str, keep_default_na=False, na_filter=False)
+            with pd.ExcelFile(local) as book:
+                first, *others = map(str, book.sheet_names)
+                sheet = pd.read_excel(book, first, dtype=str, keep_default_na=False, na_filter=False)
+            if others:
+                logger.warning("%s: the sheet %r is read, the first; not read: %s.", path, first, ", ".join(map(repr, others)))
+            sheet = sheet[(sheet.map(str.strip) != "").any(axis=1)]  # without blank lines, as of a CSV file
             data: Any = columns_to_dataset({str(name): sheet[name].tolist() for name in sheet}, str(path))
         elif _ending(local) == ".parquet":
             data = Dataset(parquet.read_table(local))
