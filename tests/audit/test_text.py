@@ -34,6 +34,7 @@ def make_result(**changes):
             },
         },
         "noise": {"known": 0.9},
+        "models": {},
         "accuracy": {
             "overall": number(0.7),
             "groups": {"a|b": judged, "rare": judged | {"users": 12, "accuracy": number(0.4)}},

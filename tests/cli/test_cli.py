@@ -96,7 +96,7 @@ def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
     assert main([*evaluate, "--output_dir", str(tmp_path / "eval"), "--num_resamples", "50"]) == 0
     assert "worst 10 % of users" in capsys.readouterr().out
     results = json.loads((tmp_path / "eval/results.json").read_text())
-    assert set(results["methods"]) == {"model", "reference"}
+    assert set(results["methods"]) == {"model", "majority"}
     assert main([*evaluate, "--output_dir", str(tmp_path / "eval")]) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
 

@@ -192,8 +192,10 @@ def test_a_model_from_elsewhere_reads_rows_as_they_are():
     with_history = renderer.sequences([{**TEXTS, "history": PAST}, TEXTS])  # then all are messages
     assert with_history[1]["chosen"] == whole
     assert len(with_history[0]["chosen"]) > len(whole)
-    with pytest.raises(DataError, match="these are messages, and the model's tokenizer has no chat template"):
-        InputRenderer(make_tokenizer("encoder")).sequences([MESSAGES])
+    encoder = make_tokenizer("encoder")
+    with pytest.warns(UserWarning, match=r"no chat template: each message is written as its text and '\[SEP\]'"):
+        found = InputRenderer(encoder).sequences([MESSAGES])
+    assert found[0]["chosen"] == encoder("[CLS] how do i sing [SEP] kindly sir [SEP]")["input_ids"]
 
 
 def test_a_record_of_something_else_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 from trl_pafo.cli import main
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.template import add_history_template
+from trl_pafo.errors import DataError
 from trl_pafo.evaluation import evaluate as evaluation
 
 ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "group": "ab"[n % 2]} for n in range(4)]
@@ -36,21 +38,38 @@ def rows_of(*columns: str) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "reason"),
     [
-        ({"prompt": " "}, "row 2: `prompt` must be a text that is not empty"),
-        ({"chosen": None}, "row 2: `chosen` must be a text"),
-        ({"chosen": "no"}, "row 2: chosen and rejected are identical"),
-        ({"user": None}, "row 2: has no `user`. Fill the column"),
-        ({"group": " "}, "row 2: has no `group`. Fill the column"),
+        ({"prompt": " "}, "rows without a prompt or a response"),
+        ({"chosen": None}, "rows without a prompt or a response"),
+        ({"chosen": "no"}, "pairs of two equal responses"),
+        ({"user": None}, "pairs without a user"),
+        ({"group": " "}, "pairs of users without a group"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_bad_row_is_named(refused, tmp_path, changes, message, kind):
+def test_bad_rows_are_left_out_and_counted(tmp_path, changes, reason, kind):
     rows = [{**row, **(changes if n == 2 else {})} for n, row in enumerate(ROWS)]
     write = Dataset.from_list(rows).to_parquet if kind == "parquet" else Dataset.from_list(rows).to_json
     write(str(tmp_path / f"rows.{kind}"))
-    assert message in refused(f"rows.{kind}")
+    results = evaluation.evaluate_models(
+        lambda prompts, completions, **_: [0] * len(prompts), tmp_path / f"rows.{kind}", num_resamples=10
+    )
+    assert results["methods"]["<lambda>"]["num_pairs"] == 3
+    assert f"left out: 1 {reason} (the first: row 2)" in results["read"][2]
+
+
+def test_texts_that_begin_with_their_prompt(tmp_path):
+    shown = []
+
+    def see(prompts, completions, **_):
+        shown.extend(zip(prompts, completions, strict=True))
+        return [0] * len(prompts)
+
+    evaluation.evaluate_models(see, Dataset.from_list([{"chosen": "why so", "rejected": "why no"}]), num_resamples=10)
+    assert shown == [("", "why so"), ("", "why no")]
+    with pytest.raises(DataError, match="`prompt` is missing, and is not the start"):
+        evaluation.evaluate_models(see, Dataset.from_list([{"chosen": "so", "rejected": "no"}]))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +89,9 @@ def test_an_option_without_effect_or_sense_is_named(refused, tmp_path, flags, me
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("group", ["even", "odd"] * 15, "User 'user-0' has pairs in two groups (even, odd)"),
-        ("support_rate", [0.1, 0.2] * 15, "User 'user-0' has more than one value of `support`"),
-        ("support_rate", ["rare"] * 30, "`support` must hold numbers"),
+        ("group", ["even", "odd"] * 15, "The user 'user-0' has several values of `group` ('even' and 'odd')"),
+        ("support_rate", [0.1, 0.2] * 15, "The user 'user-0' has several values of `support_rate` (0.1 and 0.2)"),
+        ("support_rate", ["rare"] * 30, "row 0: `support_rate` must be a number in [0, 1], got 'rare'"),
     ],
 )
 def test_what_cannot_be_summarized_is_not_scored(refused, tmp_path, column, values, message):
@@ -112,8 +131,8 @@ def test_users_and_groups_of_any_kind(encoder, tmp_path):
         flags = ["--dataset_name", name, "--num_resamples", "20", "--output_dir", str(out)]
         assert main(["evaluate", "--model_name_or_path", encoder, *flags]) == 0
         results = json.loads((out / "results.json").read_text())
-        found.append((results["methods"], (out / "model.jsonl").read_text()))
-    assert {"accuracy/0", "accuracy/1"} <= set(found[0][0]["model"])
+        found.append((results["methods"], (out / "encoder.jsonl").read_text()))
+    assert {"accuracy/0", "accuracy/1"} <= set(found[0][0]["encoder"])
     assert found[0] == found[1] == found[2]
 
 
@@ -124,14 +143,15 @@ def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, t
     assert printed.splitlines()[2].split()[:3] == ["method", "overall", "worst"]
     assert "gap" not in printed
     assert "no column `group`, so nothing is said of groups" in printed
-    summary = results["methods"]["model"]
+    summary = results["methods"]["encoder"]
     assert not [name for name in summary if "/" in name or name in ("group_min", "difference", "ratio", "worst_group")]
-    assert list(results["verdicts"]["model"]["differences"]) == ["overall"]
+    assert results["reference"] == "other"
+    assert list(results["verdicts"]["encoder"]["differences"]) == ["overall"]
 
 
 def test_data_without_users_say_nothing_of_users(evaluate):
     results, printed = evaluate(rows_of("group"))
-    assert not [name for name in results["methods"]["model"] if name.startswith(("user_", "num_users"))]
+    assert not [name for name in results["methods"]["encoder"] if name.startswith(("user_", "num_users"))]
     assert "Gini" not in printed
     assert "each pair counts as another person's" in printed
 
@@ -141,7 +161,7 @@ def test_the_interval_of_a_group_of_one_user_is_unknown(evaluate):
     alone = rows["user"][0]
     rows = rows.remove_columns("group").add_column("group", ["one" if user == alone else "many" for user in rows["user"]])
     results, printed = evaluate(rows)
-    entry = results["methods"]["model"]["accuracy/one"]
+    entry = results["methods"]["encoder"]["accuracy/one"]
     assert entry["low"] is None
     assert entry["high"] is None
     assert 0 <= entry["value"] <= 1
@@ -152,7 +172,7 @@ def test_the_interval_of_a_group_of_one_user_is_unknown(evaluate):
 @pytest.mark.parametrize("columns", [("user", "group"), ()])
 def test_a_model_beside_a_copy_of_itself_is_the_same_model(evaluate, encoder, tmp_path, columns):
     results, printed = evaluate(rows_of(*columns), shutil.copytree(encoder, tmp_path / "copy").as_posix())
-    verdict = results["verdicts"]["model"]
+    verdict = results["verdicts"]["encoder"]
     assert verdict["verdict"] == "same"
     assert verdict["sentence"] == "The same model."
     assert "The same model." in printed
@@ -188,7 +208,7 @@ def rewards(tmp_path, capsys):
         argv = [command, "--model_name_or_path", folder, where[0], tmp_path / "rows.jsonl", where[1], out, *flags]
         if main(list(map(str, argv))):
             return capsys.readouterr().err
-        lines = (out / "model.jsonl" if command == "evaluate" else out).read_text().splitlines()
+        lines = (out / f"{Path(folder).name}.jsonl" if command == "evaluate" else out).read_text().splitlines()
         return np.array([json.loads(line)["reward_chosen"] for line in lines])
 
     return run
@@ -231,5 +251,5 @@ def test_a_reference_that_was_trained_without_histories_is_shown_none(model, rew
     fair, plain = model("fair"), model("plain", num_history=0)
     rewards("evaluate", fair, PERSONAL, "--reference", plain)
     (shown,) = (json.loads(p.read_text()) and p.parent for p in tmp_path.glob("out*/results.json"))
-    found = [json.loads(line)["reward_chosen"] for line in (shown / "reference.jsonl").read_text().splitlines()]
+    found = [json.loads(line)["reward_chosen"] for line in (shown / "plain.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(found, rewards("evaluate", plain, PERSONAL, "--num_history", 0), atol=rounding(found))

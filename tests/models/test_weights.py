@@ -193,17 +193,16 @@ class TestEverythingThatScores:
     def test_refuses_a_model_without_a_head_before_any_weight_is_read(self, headless, decoder, training, tmp_path, monkeypatch):
         monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
         make_pairs(history=0).to_json(str(tmp_path / "pairs.jsonl"))
-        flags = {"dataset_name": str(tmp_path / "pairs.jsonl"), "dataset_split": None, "output_dir": None, "batch_size": 2}
-        flags |= dict.fromkeys(("num_history", "history_max_tokens", "history_fields")) | {"bf16": False}
-        flags |= {"num_resamples": 10, "seed": 0, "input": str(tmp_path / "pairs.jsonl"), "output": None, "users": None}
+        unset = ("num_history", "history_max_tokens", "history_fields", "output", "users")
+        flags = dict.fromkeys(unset) | {"bf16": False, "batch_size": 2, "input": str(tmp_path / "pairs.jsonl")}
         args = PAFOConfig(str(tmp_path / "out"), num_history=0, **training)
         given = {"majority": headless, "minority": decoder}
         uses = {
             "load": lambda: load_reward_model(headless),
             "scorer": lambda: RewardScorer.from_pretrained(headless),
             "score": lambda: score_file(Namespace(model_name_or_path=headless, **flags)),
-            "evaluate": lambda: evaluate_models(Namespace(model_name_or_path=headless, reference=None, **flags)),
-            "reference": lambda: evaluate_models(Namespace(model_name_or_path=decoder, reference=headless, **flags)),
+            "evaluate": lambda: evaluate_models(headless, tmp_path / "pairs.jsonl"),
+            "reference": lambda: evaluate_models(decoder, tmp_path / "pairs.jsonl", reference=headless),
             "warm start": lambda: start_of(headless, decoder, ModelConfig()),
             "evaluating trainer": lambda: PAFORewardTrainer(headless, args),
             "teacher": lambda: check_teacher(Teacher("a", headless), make_tokenizer("decoder")),

@@ -20,13 +20,17 @@ from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.people import GROUPS, crossing_sentences, people_of, sureness_sentence, write_people
+from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.data.sources.splits import facts_of, in_one_group
+from trl_pafo.data.sources.tables import REWARDS
 from trl_pafo.errors import DataError, RunFolderError
+from trl_pafo.evaluation.reward_sources import name_sources, score_sources
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
-from trl_pafo.metrics import fairness_summary
+from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
 from trl_pafo.models.base_models import load_tokenizer
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.plotting import write_png
 from trl_pafo.report.front import draw_front
 from trl_pafo.report.people import draw_people
@@ -46,13 +50,14 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
 
     Returns:
         `dict`: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `noise`, `accuracy` of the shared probe by
-        group and the predicted `front` (both `None` without probes, or with one group), `tastes` (`None` without probes), `groups_from`
+        group, the same for the reward models that are given (`models`), and the predicted `front` (both `None` without probes, or with one group), `tastes` (`None` without probes), `groups_from`
         and `groups` (sentences: how they were made, how sure they are, who is in them), all ready for JSON; and `people`, a row a user.
 
     Raises:
-        ConfigError, DataError: If an option or the data cannot be used.
+        ConfigError, DataError: If an option, a model or the data cannot be used.
     """
     check_source(args)
+    models = args.sources()
     if args.probes:
         load_tokenizer(args.embedding_model)  # a model that is not there is an error before the data are read
     splits = load_source(args, context_pairs=max(1, args.num_history))
@@ -72,6 +77,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         "settings": {name: value for name, value in asdict(args).items() if name not in args.data_inputs()},
         "counts": count_all(rows, people),
         "noise": noise.summary,
+        "models": _models(args, models, noise, rows),
         "accuracy": None,
         "front": None,
         "tastes": None,
@@ -82,7 +88,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         features = pair_features(sample, args.embedding_model, desc=title)
         if not one_group:
             found = probe_front(features, num_history=args.num_history, seed=args.seed, desc="Probes")
-            result["accuracy"] = _accuracy(noise, sample, found.pop("correct"), args.seed)
+            result["accuracy"] = accuracy_of(noise, sample, found.pop("correct"), args.seed)
             majority, minority = largest_and_smallest(rows["group"], rows["user"])
             result["front"] = found | {"majority": majority, "minority": minority}
             result["front"] |= {"embedding_model": args.embedding_model, "num_pairs": len(sample)}
@@ -136,7 +142,25 @@ def _tastes(
     return found, group_of
 
 
-def _accuracy(noise: LabelNoise, rows: Dataset, correct: FloatArray, seed: int) -> dict[str, Any]:
+def _models(args: AuditArguments, models: list[Any], noise: LabelNoise, rows: Dataset) -> dict[str, Any]:
+    """The accuracy of each reward model that is given, on all pairs."""
+    if not models:
+        return {}
+    num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
+    sources, _ = name_sources(models, num_in_table=num_in_table)
+
+    def scorer_of(source: str) -> RewardScorer:
+        scorer = RewardScorer.from_pretrained(source, bf16=args.bf16)
+        if scorer.renderer.trained is None:  # nothing says that it was trained with histories
+            scorer.renderer = InputRenderer(scorer.tokenizer, 0)
+        return scorer
+
+    scored, _ = score_sources(sources, rows, "The data", scorer_of, args.batch_size)
+    margins = {name: pairs.chosen - pairs.rejected for name, pairs in scored.items()}
+    return {name: accuracy_of(noise, rows, pair_correctness(margin), args.seed) for name, margin in margins.items()}
+
+
+def accuracy_of(noise: LabelNoise, rows: Dataset, correct: FloatArray, seed: int) -> dict[str, Any]:
     """Accuracy by group, with the noise ceiling where others judged the same pairs, and its rank correlation with support."""
     user, group, ceiling = rows["user"][:], rows["group"][:], noise.ceiling_of(rows)
     summary = fairness_summary(correct, user, group, support=rows["support_rate"][:], seed=seed)

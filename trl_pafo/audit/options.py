@@ -1,18 +1,20 @@
 """What an audit is asked to do, beside the data."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation.options import RewardModelArguments
 
 _OF_PROBES = ("embedding_model", "probe_pairs", "num_history")
 _LEAST = {"probe_pairs": 50, "num_history": 0, "seed": 0}
 
 
 @dataclass
-class AuditArguments(DataArguments):
-    """What an audit looks at, beside the data; each option is described by its `help`.
+class AuditArguments(RewardModelArguments, DataArguments):
+    """What an audit looks at, beside the data: reward models, too, where some are given; each option is described by its `help`.
 
     Raises:
         ConfigError: If an option cannot be used, or has no effect.
@@ -29,6 +31,8 @@ class AuditArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.score_columns and self.source != "files":
+            raise ConfigError(f"--score_columns: no effect on the source {self.source!r}, which is no table. Leave it out.")
         if self.validation_share != DataArguments.validation_share:
             raise ConfigError("--validation_share: no effect on an audit, which holds nothing out for a training. Leave it out.")
         if self.infer_groups:
@@ -48,3 +52,6 @@ class AuditArguments(DataArguments):
             value = getattr(self, name)
             if value < bound:
                 raise ConfigError(f"`{name}` must be at least {bound}, got {value}.")
+
+    def table_options(self) -> dict[str, Any]:
+        return {"scores": self.score_columns or (), "keep_others": bool(self.reward_function)}

@@ -30,22 +30,21 @@ def findings(result: dict[str, Any]) -> list[str]:
     """What else was found, a sentence each: bias, noise, tastes."""
     tastes = result["tastes"]
     return [
+        *(_bias(accuracy, f"Bias of {name}") for name, accuracy in result["models"].items()),
         *([] if result["accuracy"] is None else [_bias(result["accuracy"])]),
         *_noise(result["noise"]),
         *([] if tastes is None else [*tastes_sentences(tastes), *given_sentences(tastes)]),
     ]
 
 
-def _bias(accuracy: dict[str, Any]) -> str:
+def _bias(accuracy: dict[str, Any], title: str = "Bias") -> str:
     trend = accuracy["support_spearman"]
     if not is_known(trend["value"]):
-        return "Bias: accuracy of the shared probe or support does not vary over users, so that there is no trend."
+        return f"{title}: accuracy or support does not vary over users, so that there is no trend."
     if not is_known(trend["low"]):
-        return (
-            f"Bias: too few users to tell whether user accuracy rises with support, Spearman {number_with_interval(trend, True)}."
-        )
+        return f"{title}: too few users to tell whether user accuracy rises with support, Spearman {number_with_interval(trend, True)}."
     word = "rises" if trend["low"] > 0 else "falls" if trend["high"] < 0 else "shows no trend"
-    sentence = f"Bias: user accuracy {word} with support, Spearman {number_with_interval(trend, True)}"
+    sentence = f"{title}: user accuracy {word} with support, Spearman {number_with_interval(trend, True)}"
     if accuracy["support_is_agreement"]:
         sentence += "; but support is agreement on these pairs, where one stray label lowers both: compare each group with its noise ceiling"
     return sentence + "."
@@ -98,6 +97,8 @@ def markdown_report(result: dict[str, Any]) -> str:
         _table(_group_rows(result)),
         " ".join(result["groups"]),
     ]
+    for name, accuracy in result["models"].items():
+        parts += [f"## Accuracy of {name}", _table(_accuracy_rows(accuracy))]
     if result["accuracy"] is not None:
         parts += ["## Accuracy of the shared probe, cross-validated", _table(_accuracy_rows(result["accuracy"]))]
     if (front := result["front"]) is not None:

@@ -1,4 +1,4 @@
-"""`trl-pafo evaluate`: group and user fairness of a saved reward model on test pairs, alone or against another model."""
+"""`trl-pafo evaluate`: group and user fairness of reward models of any training on test pairs, beside each other."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,19 +7,40 @@ from typing import Any
 def make_parser(prog: str | None = None) -> Any:
     from trl import TrlParser
 
+    from trl_pafo.evaluation.options import RewardModelArguments
+
     @dataclass
-    class EvaluateArguments:
-        model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
+    class EvaluateArguments(RewardModelArguments):
         dataset_name: str | None = field(
-            default=None, metadata={"help": "A folder of `trl-pafo prepare`, a JSONL or Parquet file of pairs, or a Hub id."}
+            default=None,
+            metadata={
+                "help": "Pairs: a folder of `trl-pafo prepare`, a file or Hub id of any form that `prepare` reads.",
+                "aliases": ["--data_path"],
+            },
         )
         dataset_split: str | None = field(default=None, metadata={"help": "Split of a folder or Hub id. Default: test."})
-        reference: str | None = field(default=None, metadata={"help": "A second model; the verdict compares the first with it."})
+        columns: list[str] | None = field(
+            default=None, metadata={"help": "What columns are: user=NAME prompt=NAME ...; most are recognized."}
+        )
+        preferred_values: list[str] | None = field(
+            default=None, metadata={"help": "Values of the column `preferred`: a=VALUE b=VALUE tie=VALUE."}
+        )
+        minority_quantile: float | None = field(
+            default=None,
+            metadata={"help": "Without a column group: this share of users, with the lowest support rates, are the minority."},
+        )
+        minority_threshold: float | None = field(
+            default=None, metadata={"help": "Or: users with a support rate below it are the minority."}
+        )
+        reference: str | None = field(
+            default=None,
+            metadata={
+                "help": "One of the models, or a further one, that the others are compared with. Default: the first of several."
+            },
+        )
         output_dir: str | None = field(
             default=None, metadata={"help": "Write results.json and the rewards here; must not exist."}
         )
-        batch_size: int = field(default=32, metadata={"help": "Pairs in a forward pass."})
-        bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
         history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
@@ -29,19 +50,29 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(args: Any) -> None:
+    from trl_pafo.errors import ConfigError
     from trl_pafo.evaluation.evaluate import evaluate_models
     from trl_pafo.report.tables import plain_table
 
-    results = evaluate_models(args)
+    options = vars(args).copy()
+    for name in ("model_name_or_path", "score_columns", "reward_function"):
+        del options[name]
+    data, split = options.pop("dataset_name"), options.pop("dataset_split")
+    if not data:
+        raise ConfigError("Give --dataset_name: a folder of `trl-pafo prepare`, a file, or a Hub id.")
+    results = evaluate_models(args.sources(), data, split=split, **options)
     print(f"Data: {results['dataset']}\n")
-    print(plain_table(results["methods"]))
+    print(plain_table(results["methods"], worst_group=True))
     if results["majority"] is None:
-        print("The data have no column `group`, so nothing is said of groups.")
+        print(
+            "The data have no column `group`, so nothing is said of groups. Name it (--columns group=COLUMN), or make groups of the users' "
+            "agreement (--minority_quantile 0.2)."
+        )
     if "num_users" not in next(iter(results["methods"].values())):
         print(
             "The data have no column `user`, so each pair counts as another person's: intervals are too narrow if people have several."
         )
-    for verdict in results["verdicts"].values():
-        print("\n" + verdict["sentence"])
+    for name, verdict in results["verdicts"].items():
+        print(f"\n{name} against {results['reference']}: {verdict['sentence']}")
     if args.output_dir:
         print(f"\nResults: {args.output_dir}/results.json")

@@ -185,13 +185,16 @@ class InputRenderer:
             num_rows, num_past = num_rows + 1, num_past + bool(history)
             with_history |= bool(history_of(row))
         inputs = self._inputs(first, num_rows, num_past, what, allow_no_history)
-        if inputs == "messages" and with_history:
-            add_history_template(self.tokenizer)  # a model that was trained elsewhere may have none that takes it
-        elif inputs == "messages" and self.tokenizer.chat_template is None:
-            raise DataError(
-                f"{what}: these are messages, and the model's tokenizer has no chat template to write them with. Give texts as in "
-                "its training."
+        if inputs == "messages" and self.tokenizer.chat_template is None:
+            end = self.tokenizer.sep_token or self.tokenizer.eos_token
+            warnings.warn(
+                f"{what} are messages, and the model's tokenizer has no chat template: each message is written as its text and {end!r}. If "
+                "the model was trained otherwise, save its template with its tokenizer, give texts, or score it with a function.",
+                stacklevel=3,
             )
+            add_history_template(self.tokenizer)
+        elif inputs == "messages" and with_history:
+            add_history_template(self.tokenizer)  # a model that was trained elsewhere may have one that takes none
         return Reading(inputs, with_history)
 
     def _inputs(self, first: Mapping[str, str], num_rows: int, num_past: int, what: str, allow_no_history: bool) -> str:

@@ -1,26 +1,30 @@
 """Rewards of pairs under saved models, and what they say about groups and users."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset
 
-from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
-from trl_pafo.data.label_columns import LABEL_COLUMNS, normalize_columns
 from trl_pafo.data.rendering import InputRenderer
-from trl_pafo.data.sources.reading import open_dataset
-from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.evaluation.rewards import ScoredPairs, score_tokenized
+from trl_pafo.data.sources.files import load_pairs
+from trl_pafo.data.sources.tables import REWARDS, ROW
+from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation.reward_sources import columns_in, name_sources, score_sources
+from trl_pafo.evaluation.rewards import ScoredPairs
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.safe_loading import identity_of_folder, local_folder
 from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import json_ready, new_folder, write_text
 
 
@@ -60,15 +64,17 @@ def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int
 
 
 def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
-    """`<name>.jsonl` with user, group and raw rewards of each pair."""
+    """`<name>.jsonl` with user, group and raw rewards of each pair, and the number of its row where that is known."""
     nobody: list[Any] = [None] * len(rows)
+    numbers = {ROW: rows[ROW][:]} if ROW in rows.column_names else {}
     columns = (
+        *numbers.values(),
         _column(rows, "user") or nobody,
         _column(rows, "group") or nobody,
         scored.chosen.tolist(),
         scored.rejected.tolist(),
     )
-    names = ("user", "group", "reward_chosen", "reward_rejected")
+    names = (*numbers, "user", "group", "reward_chosen", "reward_rejected")
     lines = [json.dumps(dict(zip(names, values, strict=True))) + "\n" for values in zip(*columns, strict=True)]
     write_text(out / f"{name}.jsonl", "".join(lines))
 
@@ -77,95 +83,121 @@ def _column(rows: Dataset, name: str) -> list[Any] | None:
     return rows[name][:] if name in rows.column_names else None
 
 
-def load_rows(name: str, split: str | None) -> Dataset:
-    """Pairs to evaluate on: a folder of `trl-pafo prepare`, a file that [`open_dataset`] reads, or a Hub id.
+def evaluate_models(
+    models: Any,
+    data: str | Path | pd.DataFrame | Dataset,
+    *,
+    reference: Any = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | list[str] | None = None,
+    preferred_values: Mapping[str, Any] | list[str] | None = None,
+    minority_quantile: float | None = None,
+    minority_threshold: float | None = None,
+    num_history: int | None = None,
+    history_max_tokens: int | None = None,
+    history_fields: Sequence[str] | None = None,
+    batch_size: int = 32,
+    bf16: bool = False,
+    num_resamples: int = 1000,
+    output_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Score pairs under reward models of any training, and say what that means for groups and users.
+
+    Of data without a column `group` nothing is said of groups, unless they are made of support rates; of data without a `user` nothing of
+    users: each pair then counts as another person's.
+
+    Args:
+        models (`str`, `Path`, `tuple[str, ...]`, `Callable`, `list` or `dict` of these):
+            Folders or Hub ids of reward models or adapters; two columns of the table, with the rewards of the first response (chosen, or A)
+            and of the second; functions in the shape of TRL's, `f(prompts, completions, **columns) -> list[float]`. A `dict` names them.
+        data (`str`, `Path`, `pandas.DataFrame` or [`~datasets.Dataset`]):
+            Rows of judgments, or where they are: a folder of `trl-pafo prepare`, a file, a Hub id; see
+            [`~trl_pafo.data.sources.files.load_pairs`].
+        reference (*optional*):
+            The model that the others are compared with: one of them or its name, or a further folder or Hub id. By default the first of
+            several.
+        split (`str`, *optional*):
+            Split of a folder or Hub id, by default `"test"`.
+        columns, preferred_values (*optional*):
+            What the columns and their values are, as in [`~trl_pafo.data.sources.arguments.DataArguments`].
+        minority_quantile, minority_threshold (`float`, *optional*):
+            Make groups of the users' support rates, where the data have none.
+        num_history, history_max_tokens, history_fields (*optional*):
+            In place of what the models remember of their training.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Pairs in a forward pass.
+        bf16 (`bool`, *optional*, defaults to `False`):
+            Compute in bfloat16 mixed precision.
+        num_resamples (`int`, *optional*, defaults to `1000`):
+            Bootstrap resamples over users.
+        output_dir (`str` or `Path`, *optional*):
+            New folder for `results.json` and the rewards of each pair.
+
+    Returns:
+        `dict`, ready for JSON: `methods` (a summary a model), `verdicts` against the `reference`, `majority` and `minority`, `models` (what
+        each is), `dataset` and what was read of it (`read`).
 
     Raises:
-        ConfigError: If a `split` is given for data that has none; else it is `"test"`.
-        DataError: If there is no such split, or the data cannot be read.
+        ConfigError, DataError, TeacherError: If an option, a model, its rewards or the data cannot be used.
+
+    Example:
+
+    ```python
+    >>> from trl_pafo.evaluation import evaluate_models
+
+    >>> def short(prompts, completions, **columns):
+    ...     return [-len(completion) for completion in completions]
+
+    >>> results = evaluate_models({"theirs": "their-model", "short": short}, "survey.csv", minority_quantile=0.2)
+    >>> print(results["verdicts"]["short"]["sentence"])
+    ```
     """
-    given, split = split, split or "test"
-    path = Path(name)
-    if path.is_dir() and list(path.glob("*.parquet")):
-        if not (path / f"{split}.parquet").exists():
-            found = ", ".join(sorted(file.stem for file in path.glob("*.parquet")))
-            raise DataError(f"{path} holds no {split}.parquet; it has the splits {found}. Give --dataset_split.")
-        return open_dataset(path / f"{split}.parquet")
-    rows = open_dataset(name)
-    if isinstance(rows, Dataset):
-        if given is not None:
-            raise ConfigError(f"{name} has no splits, so --dataset_split {given} has no effect. Leave it out.")
-        return rows
-    if split not in rows:
-        raise DataError(f"{name} has no split {split!r}; it has {', '.join(map(str, rows))}. Give --dataset_split.")
-    return rows[split]
+    for name, value in {"batch_size": batch_size, "num_resamples": num_resamples}.items():
+        if value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, got {value}.")
+    name_sources(models, reference)
+    how = {"num_history": num_history, "history_max_tokens": history_max_tokens, "history_fields": history_fields, "bf16": bf16}
+    table: dict[str, Any] = {"columns": columns, "preferred_values": preferred_values}
+    table |= {"minority_quantile": minority_quantile, "minority_threshold": minority_threshold}
+    with nullcontext() if output_dir is None else new_folder(Path(output_dir)) as out:
+        rows, read = load_pairs(data, split, scores=columns_in(models), **table)
+        what = f"The data {data}" if isinstance(data, str | Path) else "The table"
+        user, group, support = (_column(rows, name) for name in ("user", "group", "support_rate"))
+        encoded = encode_pairs(user, group, len(rows))  # one group a user
+        if user is not None and support is not None:
+            support_of_users(support, encoded)  # and one support rate
+        num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
+        sources, compared = name_sources(models, reference, num_in_table)
+        scored, folders = score_sources(sources, rows, what, partial(_scorer_of, how, len(sources) > 1), batch_size)
+        majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
+        results = json_ready(
+            {
+                "dataset": (str(data) if isinstance(data, str | Path) else "a table") + (f", split {split}" if split else ""),
+                "read": read,
+                "majority": majority,
+                "minority": minority,
+                "models": {name: s if isinstance(s, str) else s._asdict() for name, s in sources.items()},
+                "reference": compared,
+                "methods": {name: summary_of(pairs, rows, num_resamples) for name, pairs in scored.items()},
+                "verdicts": {
+                    name: verdict_of(pairs, scored[compared], rows, [str(folders[n]) for n in (name, compared) if n in folders])
+                    for name, pairs in scored.items()
+                    if compared is not None and name != compared
+                },
+            }
+        )
+        if out is not None:
+            out.mkdir()
+            for name, file in folder_names(scored).items():
+                write_rewards(out, file, rows, scored[name])
+            write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    return results
 
 
-def evaluate_models(args: Any) -> dict[str, Any]:
-    """Score the pairs under a model, and a reference, and summarize; `args` are the flags of `trl-pafo evaluate`.
-
-    Of data without a column `group` nothing is said of groups, of data without a `user` nothing of users: each pair then counts as
-    another person's.
-    """
-    if not args.model_name_or_path or not args.dataset_name:
-        raise ConfigError("Give --model_name_or_path and --dataset_name.")
-    for name, least in {"batch_size": 1, "num_resamples": 1}.items():
-        if getattr(args, name) < least:
-            raise ConfigError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
-    if args.reference == args.model_name_or_path:
-        raise ConfigError(f"--reference is the model itself ({args.reference}). Name another, or leave it out.")
-    if not args.output_dir:
-        return _evaluate_models(args, None)
-    with new_folder(Path(args.output_dir)) as out:
-        return _evaluate_models(args, out)
-
-
-def _scorer_of(source: str, args: Any, is_reference: bool) -> RewardScorer:
-    """Reads rows as the model was trained. A reference that was trained without histories is shown none."""
-    limits = {"history_max_tokens": args.history_max_tokens, "history_fields": args.history_fields}
-    scorer = RewardScorer.from_pretrained(source, bf16=args.bf16, num_history=args.num_history, **limits)
+def _scorer_of(how: Mapping[str, Any], beside_others: bool, source: str) -> RewardScorer:
+    """Reads rows as the model was trained. Beside others, one that was trained without histories is shown none."""
+    scorer = RewardScorer.from_pretrained(source, **how)
     trained = scorer.renderer.trained
-    if is_reference and trained is not None and trained["num_history"] == 0:
+    if beside_others and trained is not None and trained["num_history"] == 0:
         scorer.renderer = InputRenderer(scorer.tokenizer, 0)
     return scorer
-
-
-def _evaluate_models(args: Any, out: Path | None) -> dict[str, Any]:
-    rows = load_rows(args.dataset_name, args.dataset_split)
-    what = f"The data {args.dataset_name}"
-    checks.check_rows(rows, what)
-    rows = normalize_columns(rows, what, LABEL_COLUMNS)
-    user, group, support = (_column(rows, name) for name in ("user", "group", "support_rate"))
-    encoded = encode_pairs(user, group, len(rows))  # one group a user
-    if user is not None and support is not None:
-        support_of_users(support, encoded)  # and one support rate
-    sources = {"model": args.model_name_or_path, **({"reference": args.reference} if args.reference else {})}
-    scorers = {name: _scorer_of(source, args, name == "reference") for name, source in sources.items()}
-    # Rows that cannot be read raise before anything is scored.
-    ids = {name: scorer.tokenize(rows, lambda row: f"{what}, row {row}") for name, scorer in scorers.items()}
-    folders = [str(scorer.folder) for scorer in scorers.values()]
-    scored = {
-        name: score_tokenized(scorers.pop(name), ids.pop(name), batch_size=args.batch_size, desc=f"Pairs, {name}")
-        for name in sources
-    }
-    majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
-    methods = {name: summary_of(s, rows, args.num_resamples) for name, s in scored.items()}
-    verdicts = {}
-    if args.reference:
-        verdicts["model"] = verdict_of(scored["model"], scored["reference"], rows, folders)
-    dataset = args.dataset_name + (f", split {args.dataset_split}" if args.dataset_split else "")
-    results = {
-        "dataset": dataset,
-        "majority": majority,
-        "minority": minority,
-        "models": sources,
-        "methods": methods,
-        "verdicts": verdicts,
-    }
-    results = json_ready(results)
-    if out is not None:
-        out.mkdir()
-        for name, pairs in scored.items():
-            write_rewards(out, name, rows, pairs)
-        write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
-    return results

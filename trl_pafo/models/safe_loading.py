@@ -64,7 +64,12 @@ def base_folder(adapter: Mapping[str, Any]) -> Path:
     Raises:
         TeacherError, ConfigError: As [`local_folder`].
     """
-    return local_folder(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
+    try:
+        return local_folder(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
+    except TeacherError as error:
+        raise TeacherError(
+            f"The base of the adapter is missing. {error} Correct `base_model_name_or_path` in its {ADAPTER_CONFIG}."
+        ) from error
 
 
 def load_config(folder: Path) -> Any:

@@ -104,6 +104,13 @@ def check_reward_model(folder: str | Path) -> None:
     if gaps.missing:
         only_head = set(gaps.missing) <= set(gaps.of_head)
         fix = "Train it with RewardTrainer, and save all of it: model.save_pretrained, not that of a part of it"
+        others = (
+            []
+            if adapter is not None
+            else [name for name, shape in _shapes_in(*weight_files(folder)).items() if shape[0:1] == [1]]
+        )
+        if only_head and others:
+            fix = f"If {name_some(others)} is its head under another name, load it with its own code, and score with a function (--reward_function)"
         if adapter is not None and only_head:
             fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
         raise ConfigError(

@@ -87,7 +87,7 @@ def _as_markdown(parts: _Parts) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) -> str:
+def plain_table(results: dict[str, dict[str, Any]], width: int | None = None, worst_group: bool = False) -> str:
     """The same table in aligned columns. Where it is too wide, the intervals go below their values.
 
     Args:
@@ -95,8 +95,10 @@ def plain_table(results: dict[str, dict[str, Any]], width: int | None = None) ->
             Name of each method and its [`~trl_pafo.metrics.fairness_summary`], in the order of the rows; all on the same pairs.
         width (`int`, *optional*):
             Characters a line; `None` for the width of the terminal.
+        worst_group (`bool`, *optional*, defaults to `False`):
+            Whether the accuracy of each method's worst group is a column.
     """
-    return _as_plain(_parts(results), width)
+    return _as_plain(_parts(results, worst_group), width)
 
 
 def plain_path(path: Mapping[str, Any], width: int | None = None) -> str:
@@ -159,9 +161,13 @@ def splits_of(path: Mapping[str, Any]) -> list[str]:
     return [split for split in SPLITS if len(points) > 1 and points[0][split] is not None]
 
 
-def _parts(results: dict[str, dict[str, Any]]) -> _Parts:
+def _parts(results: dict[str, dict[str, Any]], worst_group: bool = False) -> _Parts:
     first = next(iter(results.values()))
     columns = columns_of(first, {name: name for name in group_names(first)})
+    if worst_group and "group_min" in first and "group_min" not in columns.values():
+        gap = list(columns).index("gap")
+        title = "worst group" if "worst group" not in columns else "worst of all groups"
+        columns = dict([*list(columns.items())[:gap], (title, "group_min"), *list(columns.items())[gap:]])
     methods = [
         (name, [(format_number(summary[key]["value"]), format_interval(summary[key])) for key in columns.values()])
         for name, summary in results.items()

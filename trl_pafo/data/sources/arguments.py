@@ -43,7 +43,13 @@ class DataArguments:
         "styles (the shipped corpus), dsp, swissmetro, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, "
         "else styles.",
     )
-    data_path: str | None = option(None, "File, folder or Hub id of the data; styles and swissmetro need none.")
+    data_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "File, folder or Hub id of the data; styles and swissmetro need none.",
+            "aliases": ["--dataset_name"],
+        },
+    )
     test_data_path: str | None = option(None, "Test pairs for `files`; without it, some are held out.")
     columns: list[str] | None = option(
         None,
@@ -131,6 +137,10 @@ class DataArguments:
     def num_pairs(self) -> int:
         """Pairs that a user judges where users are made, those that only serve as history included."""
         return self.pairs_per_user + (1 if self.context_pairs is None else self.context_pairs)
+
+    def table_options(self) -> dict[str, Any]:
+        """What else is read of a table: options of [`~trl_pafo.data.sources.tables.read_table`]."""
+        return {}
 
     def named(self, option: str) -> dict[str, list[str]]:
         """`columns` or `preferred_values`: the values under each name."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 OPTIONAL = ("group", "support_rate", "history")
 _MOST_NAMED = 5
+_READ_BY_MODELS = ("chat_template_kwargs", "tools")
+_NO_CUT = (
+    "{} has the column `group`, so `minority_quantile` and `minority_threshold` have no effect. Leave them out, or the column."
+)
+_NAME_USER = "Name the column: --columns user=COLUMN."
 
 
 def load(data: DataArguments) -> DatasetDict:
@@ -92,6 +98,47 @@ def load_table(table: pd.DataFrame | Dataset, test: pd.DataFrame | Dataset | Non
     return _split(table, test, data, "The table", "The test table")
 
 
+def load_pairs(table: str | Path | pd.DataFrame | Dataset, split: str | None = None, **options: Any) -> tuple[Dataset, list[str]]:
+    """All pairs of a table, none held out and no user left out, to evaluate models on; and what was read and left out, in lines for people.
+
+    `table` may be a path or Hub id, of which the `split` "test" or the only one is read unless another is named. Nothing but chosen and
+    rejected is needed. `options` are `columns` and `preferred_values`, `minority_quantile` or `minority_threshold`, which make groups of
+    support rates where there is no column `group`, and `scores`, as in [`~trl_pafo.data.sources.tables.read_table`]. The pairs keep the
+    other columns of the table and the number of their `row`.
+
+    Raises:
+        ConfigError: If an option cannot be used, or has no effect.
+        DataError: If the table cannot be read.
+    """
+    scores = options.pop("scores", ())
+    data = DataArguments(source="files", **options)
+    what = "The table"
+    if isinstance(table, str | Path):
+        what, alone = str(table), Path(table) / f"{split or 'test'}.parquet"
+        opened = DatasetDict({split or "test": _open(str(alone), data)}) if alone.is_file() else _open(what, data, scores)
+        if split is not None and isinstance(opened, Dataset):
+            raise ConfigError(f"{table} has no splits, so --dataset_split {split} has no effect. Leave it out.")
+        if isinstance(opened, DatasetDict) and (split or "test") not in opened and (split or len(opened) > 1):
+            found = ", ".join(map(str, opened))
+            raise DataError(f"{table} has no split {split or 'test'!r}; it has {found}. Give --dataset_split.")
+        table = single_split(opened, split or "test", what)
+    read = _read(table, what, data, needed=(), scores=scores, keep_others=True)
+    cut = (data.minority_quantile, data.minority_threshold)
+    if cut == (None, None):
+        return read.pairs, read.look
+    if "group" in read.pairs.column_names:
+        raise ConfigError(_NO_CUT.format(what))
+    if "user" not in read.pairs.column_names:
+        raise ConfigError(f"{what} does not say who judged, so there are no support rates to make groups of. {_NAME_USER}")
+    rows = read.pairs
+    rated = "support_rate" in rows.column_names
+    support = one_value_per_user(rows, "support_rate") if rated else agreement(rows)
+    rows = rows.remove_columns("support_rate") if rated else rows
+    return add_support_groups(DatasetDict(train=rows), {"train": support}, *cut, "support" if rated else "agreement")[
+        "train"
+    ], read.look
+
+
 def _split(table: Any, test: Any, data: DataArguments, what: str, test_what: str) -> DatasetDict:
     read = [_read(table, what, data)] + ([] if test is None else [_read(test, test_what, data)])
     splits = _with_groups(read[0].pairs, read[1].pairs if read[1:] else None, read[0].timed, data, what)
@@ -130,10 +177,7 @@ def _with_groups(train: Dataset, given: Dataset | None, timed: bool, data: DataA
     cut = (data.minority_quantile, data.minority_threshold)
     if "group" in train.column_names:
         if cut != (None, None):
-            raise ConfigError(
-                f"{what} has the column `group`, so `minority_quantile` and `minority_threshold` have no effect. Leave them out, or the "
-                "column."
-            )
+            raise ConfigError(_NO_CUT.format(what))
         return splits if "support_rate" in train.column_names else add_type_support(splits)
     if data.infer_groups:
         return DatasetDict({split: in_one_group(rows) for split, rows in splits.items()})
@@ -149,20 +193,20 @@ def _with_groups(train: Dataset, given: Dataset | None, timed: bool, data: DataA
     return add_support_groups(splits, support, *cut, rate)
 
 
-def _open(path: str, data: DataArguments) -> Dataset | DatasetDict:
+def _open(path: str, data: DataArguments, scores: Sequence[str] = ()) -> Dataset | DatasetDict:
     named = [name for names in data.named("columns").values() for name in names]
-    return open_dataset(path, {*named, *(data.describe or ()), *chain(*NAMES.values())})
+    return open_dataset(path, {*named, *(data.describe or ()), *scores, *_READ_BY_MODELS, *chain(*NAMES.values())})
 
 
-def _read(table: Dataset | pd.DataFrame, what: str, data: DataArguments) -> Table:
-    """A table whose pairs have the columns and types of the schema; says what there is."""
+def _read(table: Dataset | pd.DataFrame, what: str, data: DataArguments, **options: Any) -> Table:
+    """A table whose pairs have the columns and types of the schema; says what there is. `options` are those of [`read_table`]."""
     columns = data.named("columns")
     if several := [role for role, names in columns.items() if len(names) > 1]:
         raise ConfigError(f"--columns names {several[0]} twice ({' and '.join(columns[several[0]])}). Name one column.")
     named = {role: name for role, [name] in columns.items()}
-    read = read_table(table, what, named, data.named("preferred_values"), data.describe or ())
+    read = read_table(table, what, named, data.named("preferred_values"), data.describe or (), **data.table_options(), **options)
     for line in read.look:
         logger.info(line)
-    for name in {"group", "support_rate"} & set(read.pairs.column_names):
+    for name in {"group", "support_rate"} & set(read.pairs.column_names) if "user" in read.pairs.column_names else ():
         one_value_per_user(read.pairs, name)
     return read

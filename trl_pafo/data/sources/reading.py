@@ -157,8 +157,8 @@ def text_of(record: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def open_dataset(path: str | Path, columns: Collection[str] | None = None, name: str | None = None) -> Dataset | DatasetDict:
-    """Rows of a file (JSON Lines, JSON, CSV, TSV, Excel, Parquet), a folder of `save_to_disk`, or a dataset of the Hub with its
-    configuration.
+    """Rows of a file (JSON Lines, JSON, CSV, TSV, Excel, Parquet), a folder of `prepare` or `save_to_disk`, or a dataset of
+    the Hub with its configuration.
 
     JSON and CSV files may be gzipped. Numbers in CSV and Excel files are text. Of an Excel file the first sheet is read. If
     `columns` matter, another field of a JSON file whose type changes from row to row is left out, not refused.
@@ -182,6 +182,8 @@ def open_dataset(path: str | Path, columns: Collection[str] | None = None, name:
             data: Any = columns_to_dataset({str(name): sheet[name].tolist() for name in sheet}, str(path))
         elif _ending(local) == ".parquet":
             data = Dataset(parquet.read_table(local))
+        elif local.is_dir() and (parts := sorted(local.glob("*.parquet"))):
+            data = DatasetDict({part.stem: Dataset(parquet.read_table(part)) for part in parts})
         elif local.is_dir():
             data = load_from_disk(str(local))
         elif local.is_file():
@@ -191,7 +193,7 @@ def open_dataset(path: str | Path, columns: Collection[str] | None = None, name:
     except Exception as error:  # of pyarrow, datasets and the Hub: whatever is wrong with the file, the folder or the connection
         raise DataError(
             f"{str(path)[:200]!r} cannot be read ({str(error)[:500]}). Give a file ({', '.join(FILE_ENDINGS)}), a folder of "
-            "`save_to_disk`, or the id of a dataset on the Hub."
+            "`trl-pafo prepare` or `save_to_disk`, or the id of a dataset on the Hub."
         ) from error
     splits = data if isinstance(data, dict) else {"": data}
     for split, rows in splits.items():

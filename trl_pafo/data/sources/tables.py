@@ -65,6 +65,11 @@ _TEXTS = (*_PAIR, "response_a", "response_b", "response")
 _NO_TEXT = "rows without a prompt or a response"
 _OF_USER = ("group", "support_rate", "history")
 
+REWARDS = "rewards"
+"""Column of the rewards that a table brings: for each model of `scores`, that of the chosen and that of the rejected response."""
+ROW = "row"
+"""Column of the number of the row that a pair is from."""
+
 
 class Table(NamedTuple):
     """Pairs with `prompt`, `chosen`, `rejected`, `user` and, where the table has them, `group`, `support_rate`, `history`; whether they
@@ -83,6 +88,10 @@ def read_table(
     columns: Mapping[str, str] | None = None,
     preferred: Mapping[str, Sequence[str]] | None = None,
     describe: Collection[str] = (),
+    *,
+    needed: Collection[str] = ("user", "prompt"),
+    scores: Sequence[str] = (),
+    keep_others: bool = False,
 ) -> Table:
     """Preference pairs of a table with a row a judgment, or a row a rated response; a user's are in the order of time unless a
     column gives it.
@@ -95,6 +104,10 @@ def read_table(
     `columns` names the column for some of the keys of [`NAMES`], by an empty name where the table has none; the others are
     recognized. `preferred` has under `"a"`, `"b"` and `"tie"` values of the column `preferred` in place of those of [`PREFERRED`].
     `describe` are columns that say something of the users.
+    Of what is `needed`, without `"user"` a table need not say who judged; without `"prompt"`, chosen and rejected texts may begin with
+    it. `scores` are columns with rewards of models, which become [`REWARDS`]: of each model one for the first response of a row (chosen,
+    or A) and one for the second; where a row holds one response, one of each model. If `keep_others`, pairs have the other columns of
+    their row too, and its number ([`ROW`]), but where a row holds one response.
 
     Raises:
         ConfigError: If `columns` or `preferred` has a key that is none.
@@ -102,7 +115,7 @@ def read_table(
             understood, or no pair is left.
     """
     names = [str(name) for name in (table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
-    column_of, form = _recognize(names, dict(columns or {}), what)
+    column_of, form = _recognize(names, dict(columns or {}), what, "user" in needed)
     for name in describe:
         _check_column(name, names, what, f"--describe {name}", "--describe {}")
     if preferred and form != "A against B":
@@ -119,33 +132,45 @@ def read_table(
     for role in set(_TEXTS) & set(values):
         values[role] = _parse_messages(values[role])
     for role, conform in (("support_rate", _rate), ("history", _history)):
-        if role in values:
+        if role in values and not (keep_others and role == "history"):  # which models read as they are
             values[role] = [conform(value, f"{what}, row {row}") for row, value in enumerate(values[role])]
-    if "prompt" not in values and (form in ("ratings", "ranks") or not any(isinstance(v, list) for v in values[FORMS[form][0]])):
+    rated = form in ("ratings", "ranks")
+    starts = form == "chosen and rejected" and "prompt" not in needed
+    if "prompt" not in values and (rated or not (starts or any(isinstance(v, list) for v in values[FORMS[form][0]]))):
         raise DataError(
             f"{what}: no column holds the prompt. Its columns are {', '.join(names)}. Name it: --columns prompt=COLUMN."
         )
-    order = _order(values["time"], what, column_of["time"]) if "time" in values else range(len(values["user"]))
+    given = _Scores(table, names, scores, 1 if rated else 2, what)
+    order = _order(values["time"], what, column_of["time"]) if "time" in values else range(len(values[FORMS[form][0]]))
     count = _LeftOut(what)
     if form == "A against B":
-        made = _ab_pairs(values, order, count, _sides(values, preferred or {}, what, column_of["preferred"]))
+        made = _ab_pairs(values, order, count, _sides(values, preferred or {}, what, column_of["preferred"]), given)
     elif form == "chosen and rejected":
-        made = ((row, {name: values[name][row] for name in FORMS[form]} | _prompt_of(values, row)) for row in order)
+        pair_of = lambda row: {name: values[name][row] for name in FORMS[form]} | _prompt_of(values, row)  # noqa: E731
+        made = ((row, pair_of(row) | given.of_pair(row)) for row in order)
     else:
-        made = _rated_pairs(values, order, count, FORMS[form][1])
-    rows = list(_cleaned(made, values, count))
+        made = _rated_pairs(values, order, count, FORMS[form][1], given)
+    rows = list(_cleaned(made, values, count, given))
     if not rows:
         raise DataError(
             f"{what}: no pair is left of {len(order)} rows. Left out: {count.sentence()}. Correct the table, or --columns."
         )
-    kept = [*_PAIR, "user", *(name for name in _OF_USER if name in values)]
-    pairs = columns_to_dataset({name: [row[name] for row in rows] for name in kept}, what)
+    kept = [*(name for name in _PAIR if name in rows[0]), *(name for name in ("user", *_OF_USER, REWARDS) if name in rows[0])]
+    built = {name: [row[name] for row in rows] for name in kept}
     used = {role: name for role, name in column_of.items() if role in ("user", "prompt", "time", *_OF_USER, *FORMS[form])}
+    left = [name for name in names if name not in {*used.values(), *describe, *scores}]
+    keep_others &= not rated
+    if keep_others:
+        numbers = [row[ROW] for row in rows]
+        others = {name: _read_column(table, name, names) for name in left if name not in (*kept, ROW)}
+        built |= {ROW: numbers} | {name: [column[row] for row in numbers] for name, column in others.items()}
+    pairs = columns_to_dataset(built, what)
     described = {name: list(zip(values["user"], labels(name), strict=True)) for name in describe}
-    return Table(pairs, "time" in column_of, _look(what, form, used, names, len(order), pairs, count, describe), described)
+    notes = {"described": describe, "scores": scores, "also" if keep_others else "not used": left}
+    return Table(pairs, "time" in column_of, _look(what, form, used, notes, len(order), pairs, count), described)
 
 
-def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict[str, str], str]:
+def _recognize(names: list[str], given: dict[str, str], what: str, needs_user: bool) -> tuple[dict[str, str], str]:
     """The column of each role that the table has, and its form."""
     has = f"Its columns are {', '.join(names)}."
     if unknown := [role for role in given if role not in NAMES]:
@@ -173,7 +198,7 @@ def _recognize(names: list[str], given: dict[str, str], what: str) -> tuple[dict
             f"{what}: which columns hold the judgments cannot be told. {has}{unclear} Name them, with --columns user=COLUMN prompt=COLUMN "
             f"and one of: {ways}."
         )
-    if "user" not in column_of:
+    if needs_user and "user" not in column_of:
         raise DataError(f"{what}: no column says who judged. {has}{unclear} Name it: --columns user=COLUMN.")
     return column_of, form
 
@@ -264,6 +289,48 @@ class _LeftOut:
         return "; ".join(f"{n:,} {reason} (the first: row {self._first[reason]})" for reason, n in self._number.items())
 
 
+class _Scores:
+    """The rewards that columns of a table give, of `each` columns a model."""
+
+    def __init__(self, table: Dataset | pd.DataFrame, names: list[str], columns: Sequence[str], each: int, what: str):
+        for name in columns:
+            _check_column(name, names, what, f"--score_columns {name}", "--score_columns {}")
+        if len(columns) % each:
+            raise ConfigError(
+                f"--score_columns needs two columns a model, that of the first response (chosen, or A) and that of the second; got "
+                f"{', '.join(columns)}."
+            )
+        self.what, self._names, self._each = what, columns, each
+        self._values = {name: _read_column(table, name, names) for name in columns}
+
+    def of_pair(self, first: int, second: int | None = None, *, swapped: bool = False) -> dict[str, Any]:
+        """Where the rewards of the chosen and the rejected response of a pair stand: `(column, row)` for each model."""
+        if not self._names:
+            return {}
+        rows = (first, first if second is None else second)
+        places = [
+            [(self._names[n + side * (self._each - 1)], rows[side]) for side in ((1, 0) if swapped else (0, 1))]
+            for n in range(0, len(self._names), self._each)
+        ]
+        return {REWARDS: places}
+
+    def read(self, places: list[list[tuple[str, int]]]) -> list[list[float]]:
+        return [[self._number(name, row) for name, row in sides] for sides in places]
+
+    def _number(self, name: str, row: int) -> float:
+        value = self._values[name][row]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(
+                f"{self.what}, row {row}: the score {name} is {value!r}, which is no finite number. Fill it, or leave such rows out for "
+                "all models."
+            )
+        return number
+
+
 _Rows = Iterable[tuple[int, dict[str, Any]]]
 
 
@@ -271,12 +338,15 @@ def _prompt_of(values: Mapping[str, list[Any]], row: int) -> dict[str, Any]:
     return {"prompt": values["prompt"][row]} if "prompt" in values else {}
 
 
-def _ab_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, read: Callable[[int], str | None]) -> _Rows:
+def _ab_pairs(
+    values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, read: Callable[[int], str | None], given: _Scores
+) -> _Rows:
     for row in order:
         side = read(row)
         if side in ("a", "b"):
             liked, other = (values[f"response_{name}"][row] for name in ("ab" if side == "a" else "ba"))
-            yield row, {"chosen": liked, "rejected": other} | _prompt_of(values, row)
+            pair = {"chosen": liked, "rejected": other} | _prompt_of(values, row)
+            yield row, pair | given.of_pair(row, swapped=side == "b")
         else:
             count("ties" if side else "rows without an answer", row)
 
@@ -311,7 +381,7 @@ def _sides(
     return read
 
 
-def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, name: str) -> _Rows:
+def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _LeftOut, name: str, given: _Scores) -> _Rows:
     """All pairs of different scores (or ranks) among those of one user and prompt."""
     rated: dict[tuple[Any, str], list[tuple[int, float]]] = {}
     for row in order:
@@ -325,7 +395,7 @@ def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _
             raise DataError(
                 f"{count.what}, row {row}: the {name} {value!r} is no number. Correct it, or leave it empty."
             ) from None
-        rated.setdefault((values["user"][row], content_key(prompt)), []).append((row, number if name == "score" else -number))
+        rated.setdefault((_user_of(values, row), content_key(prompt)), []).append((row, number if name == "score" else -number))
     for entries in rated.values():
         if len(entries) == 1:
             count("responses that are the only one of their user and prompt", entries[0][0])
@@ -335,25 +405,30 @@ def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _
                 continue
             liked, other = (one, two) if first > second else (two, one)
             pair = {"chosen": values["response"][liked], "rejected": values["response"][other]}
-            yield one, pair | _prompt_of(values, one)
+            yield one, pair | _prompt_of(values, one) | given.of_pair(liked, other)
+
+
+def _user_of(values: Mapping[str, list[Any]], row: int) -> Any:
+    return values["user"][row] if "user" in values else None
 
 
 def _is_empty(value: Any) -> bool:
     return not value or (isinstance(value, str) and not value.strip())
 
 
-def _cleaned(rows: _Rows, values: Mapping[str, list[Any]], count: _LeftOut) -> Iterator[dict[str, Any]]:
+def _cleaned(rows: _Rows, values: Mapping[str, list[Any]], count: _LeftOut, given: _Scores) -> Iterator[dict[str, Any]]:
     """The rows that are pairs of somebody, with what is known of the user; all as messages where some are."""
     conversational = any(isinstance(value, list) for role in _TEXTS if role in values for value in values[role])
+    parts = _PAIR if conversational or "prompt" in values else _PAIR[1:]
     seen: set[tuple[str, ...]] = set()
     for row, pair in rows:
-        pair = {**pair, "user": values["user"][row], **{name: values[name][row] for name in _OF_USER if name in values}}
+        pair |= {ROW: row} | {name: values[name][row] for name in ("user", *_OF_USER) if name in values}
         talks = [pair["chosen"], pair["rejected"]]
         if all(kind_of(talk) == "messages" and talk[0]["role"] != "assistant" for talk in talks):
             same = next((n for n, (one, two) in enumerate(zip(*talks, strict=False)) if one != two), min(map(len, talks)))
             pair |= {"prompt": talks[0][:same], "chosen": talks[0][same:], "rejected": talks[1][same:]}
-        empty = any(_is_empty(pair.get(name)) for name in _PAIR)
-        if pair["user"] is None:
+        empty = any(_is_empty(pair.get(name)) for name in parts)
+        if "user" in pair and pair["user"] is None:
             count("pairs without a user", row)
         elif "group" in pair and pair["group"] is None:
             count("pairs of users without a group", row)
@@ -363,37 +438,36 @@ def _cleaned(rows: _Rows, values: Mapping[str, list[Any]], count: _LeftOut) -> I
             count(_NO_TEXT, row)
         else:
             if conversational:
-                pair |= {name: as_messages(pair[name], "user" if name == "prompt" else "assistant") for name in _PAIR}
-            check_texts({name: pair[name] for name in _PAIR}, f"{count.what}, row {row}")
-            user, prompt, chosen, rejected = pair["user"], *(content_key(pair[name]) for name in _PAIR)
-            if (user, prompt, chosen, rejected) in seen and "history" not in pair:
-                count("pairs that their user gives twice", row)
-                continue
-            seen.add((user, prompt, chosen, rejected))
-            count.both_ways += (user, prompt, rejected, chosen) in seen
-            yield pair
+                pair |= {name: as_messages(pair[name], "user" if name == "prompt" else "assistant") for name in parts}
+            check_texts({name: pair[name] for name in parts}, f"{count.what}, row {row}")
+            if "user" in pair:  # without, each pair is another person's
+                user, prompt, chosen, rejected = pair["user"], *(content_key(pair.get(name, "")) for name in _PAIR)
+                if (user, prompt, chosen, rejected) in seen and "history" not in pair:
+                    count("pairs that their user gives twice", row)
+                    continue
+                seen.add((user, prompt, chosen, rejected))
+                count.both_ways += (user, prompt, rejected, chosen) in seen
+            yield pair | ({REWARDS: given.read(pair[REWARDS])} if REWARDS in pair else {})
 
 
 def _look(
     what: str,
     form: str,
     used: Mapping[str, str],
-    names: Sequence[str],
+    notes: Mapping[str, Collection[str]],
     num_rows: int,
     pairs: Dataset,
     count: _LeftOut,
-    described: Collection[str],
 ) -> list[str]:
     """What the table holds, in lines for people."""
-    unused = [name for name in names if name not in {*used.values(), *described}]
-    of_user = sorted(Counter(pairs["user"][:]).values())
-    prompts = {content_key(prompt) for prompt in pairs["prompt"][:]}
+    of_user = sorted(Counter(pairs["user"][:]).values()) if "user" in pairs.column_names else []
+    prompts = {content_key(prompt) for prompt in pairs["prompt"][:]} if "prompt" in pairs.column_names else ()
     return [
         f"{what}: {num_rows:,} rows of {form}; columns {', '.join(f'{role}={name}' for role, name in used.items())}"
-        + (f"; described: {', '.join(described)}" if described else "")
-        + (f"; not used: {', '.join(unused)}" if unused else ""),
-        f"{what}: {len(of_user):,} users, {len(prompts):,} prompts, {len(pairs):,} pairs; pairs a user: {of_user[0]:,} to {of_user[-1]:,}, "
-        f"median {median(of_user):g}",
+        + "".join(f"; {note}: {', '.join(columns)}" for note, columns in notes.items() if columns),
+        f"{what}: "
+        + (f"{len(of_user):,} users, {len(prompts):,} prompts, {len(pairs):,} pairs; " if of_user else f"{len(pairs):,} pairs")
+        + (f"pairs a user: {of_user[0]:,} to {of_user[-1]:,}, median {median(of_user):g}" if of_user else ""),
         *([f"{what}: left out: {found}"] if (found := count.sentence()) else []),
         *([f"{what}: {count.both_ways:,} pairs are given both ways round by one user; they stay"] if count.both_ways else []),
     ]
