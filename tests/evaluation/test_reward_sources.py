@@ -170,7 +170,7 @@ class TestColumns:
         [
             (("s1", "gap"), DataError, "The table, row 3: the score gap is nan|None, which is no finite number"),
             (("s1", "word"), DataError, "The table, row 0: the score word is 'high', which is no finite number"),
-            (("s1", "s3"), DataError, r"has no column 's3' .* Did you mean s\d\?"),
+            (("s1", "gapp"), DataError, r"has no column 'gapp' .* Did you mean --score_columns gap\?"),
             (("s1",), ConfigError, "--score_columns needs two columns a model"),
         ],
     )
@@ -181,23 +181,18 @@ class TestColumns:
 
 
 class TestModels:
-    @pytest.mark.parametrize(
-        ("kind", "head"), [("Roberta", "out_proj"), ("DistilBert", "classifier"), ("GPT2", "score"), ("XLNet", "logits_proj")]
-    )
+    @pytest.mark.parametrize(("kind", "head"), [("Roberta", "out_proj"), ("DistilBert", "classifier"), ("GPT2", "score")])
     def test_heads_of_any_name(self, kind, head, tmp_path):
         tokenizer = make_tokenizer("decoder" if kind == "GPT2" else "encoder")
         tokenizer.chat_template = None
-        sizes = {"vocab_size": len(tokenizer), "num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
-        sizes |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        sizes |= {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-        sizes |= {"d_model": 16, "d_inner": 32, "max_position_embeddings": 200}
-        names = {"DistilBert": ["dim", "n_layers", "n_heads", "hidden_dim"], "GPT2": ["n_embd", "n_layer", "n_head"]}
-        names["XLNet"] = ["d_model", "n_layer", "n_head", "d_inner"]
-        own = names.get(kind, ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"])
-        own += [] if kind == "XLNet" else ["max_position_embeddings"]
-        config = getattr(transformers, f"{kind}Config")(
-            **{name: sizes[name] for name in (*own, "vocab_size", "num_labels", "pad_token_id")}
-        )
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "hidden_dim": 32}
+        sizes |= {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "num_labels": 1,
+            "max_position_embeddings": 200,
+        }
+        config = getattr(transformers, f"{kind}Config")(**sizes)
         model = getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
         with torch.no_grad():
             for weight in model.parameters():
@@ -243,6 +238,13 @@ class TestModels:
         config = json.loads((tmp_path / "adapter_config.json").read_text())
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
         with pytest.raises(TeacherError, match=r"base of the adapter .* '/gone/base'"):
+            evaluate_models(str(tmp_path), table())
+
+    def test_a_reward_that_depends_on_padding_is_refused(self, tmp_path):
+        config = transformers.XLNetConfig(vocab_size=60, d_model=16, n_layer=1, n_head=2, d_inner=32, num_labels=1)
+        transformers.XLNetForSequenceClassification(config).save_pretrained(tmp_path)
+        make_tokenizer("encoder").save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match="reads its reward at the last position, which is padding"):
             evaluate_models(str(tmp_path), table())
 
     def test_a_head_under_another_name_is_named(self, tmp_path):

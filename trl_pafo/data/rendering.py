@@ -188,7 +188,7 @@ class InputRenderer:
         if inputs == "messages" and self.tokenizer.chat_template is None:
             end = self.tokenizer.sep_token or self.tokenizer.eos_token
             warnings.warn(
-                f"{what} are messages, and the model's tokenizer has no chat template: each message is written as its text and {end!r}. If "
+                f"{what}: these are messages, and the model's tokenizer has no chat template: each message is written as its text and {end!r}. If "
                 "the model was trained otherwise, save its template with its tokenizer, give texts, or score it with a function.",
                 stacklevel=3,
             )

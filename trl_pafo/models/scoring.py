@@ -271,8 +271,7 @@ def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def positions_of(config: Any) -> int | None:
     """Number of positions of a model of this configuration; `None` if unlimited or unknown."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if found is None or found < 0 else found  # XLNet says -1
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def check_positions(

@@ -88,8 +88,8 @@ def check_reward_model(folder: str | Path) -> None:
     Each weight has to be in the checkpoint, in the adapter, or in the base of the adapter.
 
     Raises:
-        ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, or if it cannot
-            be read. The message names the weights and the fix.
+        ConfigError: If weights are missing, above all those of the reward head, if there is other than one label, if the reward would depend
+            on padding, or if it cannot be read. The message names the weights and the fix.
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -100,15 +100,21 @@ def check_reward_model(folder: str | Path) -> None:
         shapes = {} if adapter is None else _shapes_in(folder / "adapter_model.safetensors")
         brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
         gaps = find_gaps(base, config, brought)
+    if getattr(config, "summary_type", None) == "last":  # XLNet
+        raise ConfigError(
+            f"{folder} reads its reward at the last position, which is padding wherever a sequence is shorter than others. Score it with a "
+            "function (--reward_function) that pads on the left, or use another model."
+        )
     where = f"{folder} holds no" if adapter is None else f"Neither the adapter {folder} nor its base {base} holds"
     if gaps.missing:
         only_head = set(gaps.missing) <= set(gaps.of_head)
         fix = "Train it with RewardTrainer, and save all of it: model.save_pretrained, not that of a part of it"
-        others = (
+        rows = (
             []
             if adapter is not None
-            else [name for name, shape in _shapes_in(*weight_files(folder)).items() if shape[0:1] == [1]]
+            else [name for name, shape in _shapes_in(*weight_files(folder)).items() if shape[:-1] == [1]]
         )
+        others = [name for name in rows if "embed" not in name]
         if only_head and others:
             fix = f"If {name_some(others)} is its head under another name, load it with its own code, and score with a function (--reward_function)"
         if adapter is not None and only_head:
