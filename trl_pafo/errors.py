@@ -21,5 +21,9 @@ class RunFolderError(TrlPafoError):
     """An output folder belongs to another run, or holds something else."""
 
 
+class TrainingError(TrlPafoError):
+    """A training that a run does in a process of its own has failed."""
+
+
 class PortfolioError(TrlPafoError):
     """A portfolio cannot be built, certified, saved or used as asked."""

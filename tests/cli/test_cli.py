@@ -20,7 +20,7 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import unused_options
 from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.methods import RunArguments
-from trl_pafo.pipeline.run import run_config
+from trl_pafo.pipeline.run_options import run_config
 
 TINY = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 TINY += ["--save_strategy", "no", "--gradient_checkpointing", "false"]

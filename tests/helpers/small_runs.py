@@ -8,6 +8,7 @@ import pytest
 from trl import ModelConfig
 
 from trl_pafo.evaluation.methods import RunArguments
+from trl_pafo.pipeline import judged
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
@@ -81,8 +82,8 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
         (out / "results.json").write_text(json.dumps({"methods": list(models), "front": front, "seconds": seconds}))
 
     monkeypatch.setattr(Run, "_train", train)
-    monkeypatch.setattr(stages, "predict_run", predict)
-    monkeypatch.setattr(stages, "score_path", score_path)
+    monkeypatch.setattr(judged, "predict_run", predict)
+    monkeypatch.setattr(judged, "score_path", score_path)
     monkeypatch.setattr(stages, "evaluate_run", evaluate)
     for name in ("write_report", "write_cards"):
         monkeypatch.setattr(stages, name, lambda *args: None)

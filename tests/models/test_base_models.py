@@ -16,6 +16,7 @@ from trl_pafo.models.base_models import (
     locate_model,
     longest_input,
     materialize_model,
+    num_threads,
     set_threads,
 )
 from trl_pafo.models.scoring import load_reward_model
@@ -128,7 +129,8 @@ class TestMachine:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         set_threads()
         assert asked == []
+        assert num_threads() == torch.get_num_threads()
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.setattr(models.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
         set_threads()
-        assert asked == [3]
+        assert asked == [num_threads()] == [3]

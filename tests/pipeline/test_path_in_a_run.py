@@ -12,7 +12,9 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.pipeline import run as stages
-from trl_pafo.pipeline.run import Run, optimizer_steps
+from trl_pafo.pipeline import trainings
+from trl_pafo.pipeline.run import Run
+from trl_pafo.pipeline.run_options import optimizer_steps
 
 PATH = {"methods": ["personalized_bt"], "validation_share": 0.3}
 
@@ -46,7 +48,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(decoder, training, options
 def test_each_training_has_multiples_of_the_steps_of_one_row_a_showing(run, monkeypatch, tmp_path):
     found = {}
     teachers = {group: make_model("encoder", tmp_path / group) for group in ("majority", "minority")}
-    monkeypatch.setattr(stages, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
+    monkeypatch.setattr(trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
     real = Run._train
     train_nothing(monkeypatch)
     monkeypatch.setattr(Run, "_train", real)
@@ -204,13 +206,13 @@ def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(ru
 )
 def test_the_student_has_a_learning_rate_of_its_own(run, monkeypatch, tmp_path, student, rate):
     found = {}
-    save = stages.train_and_save
+    save = trainings.train_and_save
 
     def remember(trainer, out, title):
         found[title] = trainer.args.learning_rate
         save(trainer, out, title)
 
-    monkeypatch.setattr(stages, "train_and_save", remember)
+    monkeypatch.setattr(trainings, "train_and_save", remember)
     options = {"learning_rate": 1e-3, "reference_steps": [1], "validation_share": 0.0, **student}
     run(methods=["personalized_bt", "bradley_terry", "pafo"], **options)()
     assert found.pop("PAFO") == rate

@@ -14,8 +14,10 @@ from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.models import base_models as models
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline import run as stages
+from trl_pafo.pipeline import trainings
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 ALL = ["Bradley-Terry", "personalized BT, x1", "Teacher of majority", "Teacher of minority", "PAFO"]
 PERSONALIZED = {"methods": ["personalized_bt"]}
@@ -78,7 +80,7 @@ class TestRealTrainings:
 
     def test_an_interrupted_training_goes_on_from_its_checkpoint(self, run, monkeypatch, tmp_path, capsys):
         options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "methods": ["personalized_bt", "pafo"]}
-        original = stages.PAFORewardTrainer.training_step
+        original = PAFORewardTrainer.training_step
         steps = []
 
         def interrupted_in_the_fourth(self, *args, **kwargs):
@@ -88,13 +90,13 @@ class TestRealTrainings:
                 raise KeyboardInterrupt
             return original(self, *args, **kwargs)
 
-        monkeypatch.setattr(stages.PAFORewardTrainer, "training_step", interrupted_in_the_fourth)
+        monkeypatch.setattr(PAFORewardTrainer, "training_step", interrupted_in_the_fourth)
         with pytest.raises(KeyboardInterrupt):
             run(**options)()
         run(**options)()
         assert steps == [0, 1, 2, 3, 2, 3]
         said = capsys.readouterr().out
-        assert "[personalized_bt] done before, kept" in said
+        assert "[personalized_bt@1] done before, kept" in said
         assert "resuming after step 2" in said
         files = {p.name for p in (tmp_path / "run/models/pafo").iterdir()}
         assert "model.safetensors" in files
@@ -102,7 +104,7 @@ class TestRealTrainings:
 
     def test_options_of_rounding_make_an_interrupted_training_begin_anew(self, run, monkeypatch, capsys):
         options = {"save_strategy": "steps", "save_steps": 1, **PLAIN}
-        save = stages.PAFORewardTrainer.save_model
+        save = PAFORewardTrainer.save_model
 
         def interrupted_at_the_end(self, output_dir=None, _internal_call=False):
             if not str(output_dir).endswith("checkpoint-1"):
@@ -110,7 +112,7 @@ class TestRealTrainings:
             save(self, output_dir, _internal_call)
 
         with monkeypatch.context() as patch:
-            patch.setattr(stages.PAFORewardTrainer, "save_model", interrupted_at_the_end)
+            patch.setattr(PAFORewardTrainer, "save_model", interrupted_at_the_end)
             with pytest.raises(KeyboardInterrupt):
                 run(**options)()
         run(**options, gradient_checkpointing=True)()  # no input of the stage, yet of the last digits of the losses
@@ -314,7 +316,9 @@ class TestTeachers:
     )
     def test_a_small_group_gets_its_least_number_of_steps(self, run, monkeypatch, options, steps):
         found = {}
-        monkeypatch.setattr(stages, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
+        monkeypatch.setattr(
+            trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps})
+        )
         real = stages.Run._train
         train_nothing(monkeypatch)
         monkeypatch.setattr(stages.Run, "_train", real)

@@ -45,7 +45,7 @@ def make_run(encoder, training, tmp_path):
 
 @pytest.fixture
 def no_trainer(monkeypatch):
-    monkeypatch.setattr(stages, "PAFORewardTrainer", lambda *args, **kwargs: pytest.fail("a trainer was made"))
+    monkeypatch.setattr(stages.Run, "_train", lambda *args, **kwargs: pytest.fail("a training was begun"))
 
 
 LONG = "what " * 300

@@ -7,8 +7,7 @@ from trl_pafo.cli import main
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline import run_options as module
-from trl_pafo.pipeline.run import run_config
-from trl_pafo.pipeline.run_options import RunConfig
+from trl_pafo.pipeline.run_options import RunConfig, run_config
 
 
 @pytest.fixture

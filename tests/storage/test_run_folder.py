@@ -10,6 +10,7 @@ from itertools import count
 import pytest
 
 from trl_pafo.errors import RunFolderError
+from trl_pafo.storage import run_folder
 from trl_pafo.storage.run_folder import KEPT, LOCK, MANIFEST, RunFolder
 
 INPUTS = {"learning_rate": 0.1, "data": "digest"}
@@ -302,6 +303,33 @@ class TestLock:
             pass
         with second.locked():  # the first has ended
             pass
+
+    def test_single_stages_go_beside_each_other_and_beside_no_run(self, path, monkeypatch):
+        monkeypatch.setattr(run_folder, "_SOON", 0.05)
+        run, guest, other = RunFolder(path), RunFolder(path), RunFolder(path)
+
+        def do(folder, stage, work):
+            folder.stage(stage, INPUTS, f"models/{stage}", work)
+
+        def while_the_guest_works(out):
+            with pytest.raises(RunFolderError, match="Another process is doing the stage of models-student"), run.locked():
+                pass
+            with other.beside_others():
+                do(other, "teacher", Work())
+                with pytest.raises(RunFolderError, match="Another process is doing the stage of models-student"):
+                    do(other, "student", Work())
+            Work()(out)
+
+        with guest.beside_others():
+            do(guest, "student", while_the_guest_works)
+            assert list(run.seconds()) == ["teacher", "student"]  # neither has written over what the other wrote
+            with run.locked():
+                do(run, "student", None)  # done
+                with pytest.raises(RunFolderError, match="Another run is running"), other.beside_others():
+                    pass
+                with pytest.raises(RunFolderError, match="Another run is running"):  # it has begun after the guest
+                    do(guest, "late", Work())
+        assert not (path / "models/late").exists()
 
     def test_what_another_run_did_meanwhile_is_seen_and_its_temporary_files_go(self, path):
         late = RunFolder(path)

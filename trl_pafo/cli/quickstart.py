@@ -33,7 +33,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
     parser = run_parser(prog, short)
     left = parser.set_defaults_with_config(**DEFAULTS)
     if short:
-        parser.epilog += f" Set here: {' '.join(left)}; --bf16 and --use_cpu as the machine has it."
+        parser.epilog += f" Set here: {' '.join(left)}; --bf16, --use_cpu and --trainings_at_once as the machine has it."
         return parser
     import torch
 
@@ -45,7 +45,10 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.cli.run import main as run
     from trl_pafo.data.sources.registry import SOURCES, unused_options
+    from trl_pafo.models.base_models import num_threads
 
+    if run_args.trainings_at_once is None:
+        run_args.trainings_at_once = 2 if training_args.use_cpu and num_threads() > 1 else 1
     # The defaults above are for a source that makes its users, and for teachers that are trained.
     if training_args.teachers or not run_args.needs_teachers:
         run_args.teacher_min_steps = 0

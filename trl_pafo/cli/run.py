@@ -26,6 +26,9 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
 
     set_threads()
     run = Run(run_args, training_args, model_args)
+    if run_args.only:
+        run.do_only(run_args.only)
+        return
     results = run()
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}
     print(f"\nData: {data_name(results['data'])}\n\n{plain_table(named)}")

@@ -82,6 +82,14 @@ class RunArguments(DataArguments):
         "Distill whatever the predicted front says. Without it, the reference is the result where held-out pairs show that nothing is to be "
         "had, or a group has too few held-out users to judge.",
     )
+    trainings_at_once: int | None = option(
+        None,
+        "Trainings that do not wait for each other, side by side, each in a process with its share of the threads. Default: 1; quickstart: 2 "
+        "on a CPU with two threads.",
+    )
+    only: list[str] | None = option(
+        None, "Do these stages of a run alone, one after the other, beside other commands that do others; first of all: prepare."
+    )
     num_resamples: int = option(1000, "Bootstrap resamples over users.")
     overwrite: bool = option(False, "Replace results in output_dir that were made with other options.")
 
@@ -115,6 +123,8 @@ class RunArguments(DataArguments):
             raise ConfigError(f"`student_learning_rate` must be above 0, got {self.student_learning_rate}.")
         if self.teacher_folds < 1:
             raise ConfigError(f"`teacher_folds` must be at least 1, got {self.teacher_folds}.")
+        if self.trainings_at_once is not None and self.trainings_at_once < 1:
+            raise ConfigError(f"`trainings_at_once` must be at least 1, got {self.trainings_at_once}.")
         if self.num_resamples < 1:
             raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
         if "teacher_mixture" in self.methods and not self.predicts_front:

@@ -184,7 +184,14 @@ def materialize_model(
     tokenizer.save_pretrained(folder)
 
 
+def num_threads() -> int:
+    """Threads for torch: OMP_NUM_THREADS, else as many as the process may run on."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def set_threads() -> None:
-    """Use the physical cores once: respect OMP_NUM_THREADS, else take what the process may run on."""
+    """Let torch use [`num_threads`]."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+        torch.set_num_threads(num_threads())

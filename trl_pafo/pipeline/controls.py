@@ -29,7 +29,7 @@ def reweighted_bt(run: "Run", train: Dataset) -> Stage:
     def work(out: Path) -> None:
         run._train(out, TITLES[method], train, trainer=ReweightedRewardTrainer, columns=("group",), changes=changes)
 
-    return Stage(method, f"models/{method}", run._inputs(run.model, method=method, **changes), work, trains=True)
+    return Stage(method, f"models/{method}", run._inputs(run.model, method=method, **changes), work, steps=run._steps)
 
 
 def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
@@ -49,7 +49,8 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
             np.save(file, np.mean(margins, axis=0), allow_pickle=False)
 
     made_from = {"members": identities, "max_length": run.args.max_length}
-    mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, derived=True)
+    names = tuple(member.name for member in members)
+    mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, names, derived=True)
     method, changes = "distilled_ensemble", {"max_steps": run._steps}
 
     def work(out: Path) -> None:
@@ -58,7 +59,7 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
 
     options = {name: value for name, value in student_inputs(run.args).items() if name not in DRAWING_OPTIONS}
     inputs = run._inputs(run.model, method=method, members=identities, **options, **changes)
-    return [*members, mean, Stage(method, f"models/{method}", inputs, work, trains=True)]
+    return [*members, mean, Stage(method, f"models/{method}", inputs, work, (mean.name,), steps=run._steps)]
 
 
 def _member(run: "Run", train: Dataset, seed: int) -> Stage:
@@ -68,4 +69,5 @@ def _member(run: "Run", train: Dataset, seed: int) -> Stage:
         run._train(out, f"Ensemble, seed {seed}", train, changes=changes)
 
     name = f"ensemble_seed{seed}"
-    return Stage(name, f"models/{name}", run._inputs(run.model, method="personalized_bt", **changes), work, trains=True)
+    inputs = run._inputs(run.model, method="personalized_bt", **changes)
+    return Stage(name, f"models/{name}", inputs, work, steps=run._steps)

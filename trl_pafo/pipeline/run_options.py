@@ -1,15 +1,22 @@
-"""The options of a run's trainings: those of a training, and in which number format a CPU trains where nothing says it."""
+"""The options of a run: in which number format a CPU trains where nothing says it, the file of the options, how long it trains."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from trl import ModelConfig
 
 from trl_pafo.errors import RunFolderError
+from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.models.number_format import fast_bf16
 from trl_pafo.report.record import RUN_CONFIG
+from trl_pafo.storage.canonical import canonical, default_of
+from trl_pafo.trainer.cache_keys import FREE
 from trl_pafo.trainer.config import PAFOConfig
+
+_NOT_IN_FILE = FREE - {"teachers"} | {"overwrite", "only", "trainings_at_once"}
 
 
 @dataclass
@@ -37,3 +44,26 @@ def kept_bf16(folder: Path) -> bool | None:
         raise RunFolderError(f"{path} is no YAML. Remove it, and pass --bf16 true or false, as the run was trained.") from error
     kept = config.get("bf16") if isinstance(config, dict) else None
     return kept if isinstance(kept, bool) else None
+
+
+def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
+    """The YAML with which `trl-pafo run --config FILE --output_dir OTHER` makes the same run.
+
+    It has each option that is not at its default, but for those that decide no result (where the output is, logging, checkpoints, Hub).
+    """
+    config: dict[str, Any] = {}
+    for options in (run, args, model):
+        for field in fields(options):
+            value = canonical(getattr(options, field.name))
+            if field.name not in _NOT_IN_FILE and value != default_of(field):
+                config[field.name] = value
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+def optimizer_steps(num_pairs: int, args: PAFOConfig) -> int:
+    """Optimizer steps of a training on so many pairs, as the Trainer counts them."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = num_pairs / args.train_batch_size
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))

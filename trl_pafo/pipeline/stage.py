@@ -16,10 +16,15 @@ class Stage:
     output: str
     inputs: dict[str, Any]
     work: Callable[[Path], None]
+    needs: tuple[str, ...] = ()  # names of the stages that must be done before; all need data and base
     derived: bool = False  # cheap, so done again without asking where its inputs change
-    trains: bool = False  # keeps checkpoints
+    steps: int = 0  # of a stage that trains, and so keeps checkpoints: optimizer steps, about
     instead: "Stage | None" = None  # what is done in its place where the teachers are not worth distilling
 
     @property
     def digest(self) -> str:
         return digest_of(self.inputs)
+
+    @property
+    def trains(self) -> bool:
+        return self.steps > 0

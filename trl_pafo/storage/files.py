@@ -65,15 +65,15 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of a folder meanwhile, by the file `LOCK` in it. A process that ends, however it ends, gives the
-    lock back.
+def alone(folder: Path, busy: str, name: str = LOCK, timeout: float = 0) -> Iterator[None]:
+    """Keep other processes out of a folder meanwhile, by the file `name` in it, for which up to `timeout` seconds are waited. A
+    process that ends, however it ends, gives the lock back.
 
     Raises:
         RunFolderError: If another process has it; the message is `busy`.
     """
     try:
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
+        lock = FileLock(folder / name).acquire(timeout=timeout)
     except Timeout as error:
         raise RunFolderError(busy) from error
     with lock:

@@ -18,6 +18,10 @@ _FORMAT = "trl-pafo run 4"
 KEPT = ".kept"
 """Folder in the unfinished output of a stage: what it needs to resume when it was interrupted, and nothing of its output."""
 _KEPT_FOR = "kept_for.json"
+_LOCKS = ".locks"
+"""Folder of a lock a stage, which the process that does the stage has meanwhile."""
+_SOON = 5.0
+"""Seconds in which a lock is given back that is held for a moment, or by a process whose run was killed."""
 # The card of a model is for people to complete.
 _CARD = "README.md"
 
@@ -42,6 +46,7 @@ class RunFolder:
     def __init__(self, folder: str | Path, overwrite: bool = False):
         self.path = Path(folder)
         self.overwrite = overwrite
+        self._is_guest = False
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"The output folder {self.path} is a file. Choose another --output_dir.")
         if not (self.path / MANIFEST).exists():
@@ -53,7 +58,7 @@ class RunFolder:
             with self._alone():
                 if not (self.path / MANIFEST).exists():  # else another run was as quick
                     write_text(self.path / MANIFEST, json.dumps({"format": _FORMAT, "stages": {}}) + "\n")
-        self._manifest = self._read()
+        self._read()
 
     def _read(self) -> dict[str, Any]:
         path = self.path / MANIFEST
@@ -65,19 +70,48 @@ class RunFolder:
             raise RunFolderError(f"{self.path} belongs to another kind or version of run. Choose another --output_dir.")
         return manifest
 
-    def _alone(self) -> Any:
-        return alone(self.path, f"Another run is running in {self.path}. Wait until it ends, or choose another --output_dir.")
+    def _alone(self, timeout: float = 0) -> Any:
+        busy = f"Another run is running in {self.path}. Wait until it ends, or choose another --output_dir."
+        return alone(self.path, busy, timeout=timeout)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs out of the folder meanwhile. A process that ends, however it ends, gives the lock back.
 
         Raises:
-            RunFolderError: If another run is running in the folder.
+            RunFolderError: If another run is running in the folder, or another process does a stage of it.
         """
-        with self._alone():
-            self._manifest = self._read()  # what another run has done since the folder was opened
+        with self._alone(timeout=1):  # a guest has it for a moment
+            for path in sorted((self.path / _LOCKS).glob("*")):
+                with self._stage_lock(path.name):
+                    pass
             remove_temporary_files(self.path)
+            yield
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """Do single stages meanwhile, while other processes may do others, but no run is running.
+
+        Raises:
+            RunFolderError: If a run is running in the folder.
+        """
+        with self._alone(_SOON):
+            pass
+        self._is_guest = True
+        try:
+            yield
+        finally:
+            self._is_guest = False
+
+    @contextmanager
+    def _stage_lock(self, name: str) -> Iterator[None]:
+        folder = self.path / _LOCKS
+        folder.mkdir(exist_ok=True)
+        busy = f"Another process is doing the stage of {name} in {self.path}. Wait until it ends, or choose another --output_dir."
+        with alone(folder, busy, name, _SOON):
+            if self._is_guest:  # a run looks at the locks of stages after it has taken its own
+                with self._alone(_SOON):
+                    pass
             yield
 
     def __truediv__(self, name: str) -> Path:
@@ -89,7 +123,7 @@ class RunFolder:
         Raises:
             RunFolderError: If it was done with other inputs, or its files are damaged, and `overwrite` is not set.
         """
-        done = self._manifest["stages"].get(stage)
+        done = self._read()["stages"].get(stage)
         if done is None or not (self.path / done["output"]).exists():
             return False
         replaces = self.overwrite or derived
@@ -139,10 +173,17 @@ class RunFolder:
                 removed when the stage is done.
         """
         digest = digest_of(inputs)
-        done = self.check(stage, inputs, derived)
-        if done:
+        if self.check(stage, inputs, derived):
             print(f"[{stage}] done before, kept", flush=True)
             return digest
+        with self._stage_lock(output.replace("/", "-")):
+            if not self.check(stage, inputs, derived):  # else another process was as quick
+                self._do(stage, inputs, output, work, keep_for)
+        return digest
+
+    def _do(
+        self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], keep_for: dict[str, Any] | None
+    ) -> None:
         final = self.path / output
         temporary = final.with_name(final.name + ".partial")
         start = time.monotonic()
@@ -161,31 +202,36 @@ class RunFolder:
                         remove(path)
             raise
         # At no moment does the manifest say of an output what is not so: what is half replaced is not in it.
-        if self._manifest["stages"].pop(stage, None) is not None:
-            self._save()
+        if stage in self._read()["stages"]:
+            self._record(stage, None)
         if temporary.is_dir():
             remove(temporary / KEPT)
         remove(final)
         temporary.replace(final)
         seconds = round(time.monotonic() - start, 1)
-        self._manifest["stages"][stage] = {
+        done = {
             "inputs": _plain(inputs),
-            "digest": digest,
+            "digest": digest_of(inputs),
             "output": output,
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": _sizes(final),
         }
-        self._save()
+        self._record(stage, done)
         print(f"[{stage}] {seconds:.0f} s", flush=True)
-        return digest
 
-    def _save(self) -> None:
-        write_text(self.path / MANIFEST, json.dumps(self._manifest, indent=2) + "\n")
+    def _record(self, stage: str, done: dict[str, Any] | None) -> None:
+        """Write to the manifest that a stage is done, or that it is not, whatever other processes write there."""
+        with alone(self.path, f"{self.path / MANIFEST} is locked by another process.", f"{MANIFEST}.lock", timeout=60):
+            manifest = self._read()
+            manifest["stages"].pop(stage, None)
+            if done:
+                manifest["stages"][stage] = done
+            write_text(self.path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     def seconds(self) -> dict[str, float]:
         """Duration of each finished stage."""
-        return {name: stage["seconds"] for name, stage in self._manifest["stages"].items()}
+        return {name: stage["seconds"] for name, stage in self._read()["stages"].items()}
 
 
 def _plain(inputs: dict[str, Any]) -> dict[str, Any]:

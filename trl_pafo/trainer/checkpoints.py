@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_pafo.errors import ConfigError
@@ -92,6 +94,18 @@ class TitledProgress(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+class StepReport(TrainerCallback):
+    """Tells the steps done and the steps in all, at most once a second and at the end."""
+
+    def __init__(self, tell: Callable[[int, int], None]):
+        self.tell, self.last = tell, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self.last >= 1 or state.global_step >= state.max_steps:
+            self.last = time.monotonic()
+            self.tell(state.global_step, state.max_steps)
 
 
 def train_and_save(trainer: Trainer, out: Path, title: str) -> None:

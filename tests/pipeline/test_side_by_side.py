@@ -1,0 +1,99 @@
+"""Trainings side by side, or by several commands: the same results as one after the other, and what is told where something is missing."""
+
+import json
+
+import pytest
+from helpers.small_runs import small_run, train_nothing
+
+from trl_pafo.errors import ConfigError, RunFolderError, TrainingError
+from trl_pafo.pipeline.run import Run
+from trl_pafo.storage.files import alone
+
+OPTIONS = {"reference_steps": [1, 2], "save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.fixture
+def run(encoder, training, tmp_path, short_report):
+    return lambda name="run", **options: small_run(tmp_path / name, training, encoder, **{**OPTIONS, **options})
+
+
+def outcome(folder):
+    """Weights, losses, rewards and digests: all that must be the same."""
+    results = json.loads((folder / "results/results.json").read_text())
+    del results["seconds"]
+    weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
+    logs = {str(p.relative_to(folder)): json.loads(p.read_text())["log_history"] for p in folder.rglob("trainer_state.json")}
+    losses = {name: [log["loss"] for log in log_history if "loss" in log] for name, log_history in logs.items()}
+    stages = {name: done["digest"] for name, done in json.loads((folder / "manifest.json").read_text())["stages"].items()}
+    return results, weights, losses, stages, {p.name: p.read_text() for p in folder.glob("results/*.jsonl")}
+
+
+@pytest.fixture
+def in_turn(run, tmp_path):
+    run("in_turn")()
+    return outcome(tmp_path / "in_turn")
+
+
+def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert len(in_turn[1]) == 7  # two of the path, and that which is chosen
+    first = run(trainings_at_once=2)
+    blocked = folder / "teacher_margins"
+    blocked.write_text("in the way of the student, which is the last training")
+    with pytest.raises(TrainingError, match=r"The training pafo failed: .*logs/models-pafo\.log"):
+        first()
+    assert "Traceback" in (folder / "logs/models-pafo.log").read_text()
+    blocked.unlink()
+    capsys.readouterr()
+    run(trainings_at_once=2)()
+    said = capsys.readouterr().out
+    assert "[personalized_bt@2] done before, kept" in said
+    assert "1 trainings, 1 at once with 1 thread each" in said
+    for found, expected in zip(outcome(folder), in_turn, strict=True):
+        assert found == expected
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_stages_by_several_commands_make_the_same_run(in_turn, run, tmp_path, capsys):
+    run(only=["prepare"]).do_only(["prepare"])
+    said = capsys.readouterr().out
+    assert (
+        "Trainings for --only: personalized_bt@2 teacher:majority teacher:minority bradley_terry personalized_bt@1 pafo" in said
+    )
+    with pytest.raises(
+        ConfigError, match=r"--only pafo: it needs stages that are not done in .*: teacher:majority, teacher:minority"
+    ):
+        run(only=["pafo"]).do_only(["pafo"])
+    names = ["teacher:minority", "teacher:majority", "pafo", "bradley_terry"]
+    run(only=names).do_only(names)
+    run()()
+    assert "[pafo] done before, kept" in capsys.readouterr().out
+    for found, expected in zip(outcome(tmp_path / "run"), in_turn, strict=True):
+        assert found == expected
+
+
+def test_what_cannot_be_done_alone_is_told(run, tmp_path, monkeypatch):
+    trained = train_nothing(monkeypatch)
+    with pytest.raises(ConfigError, match="is not prepared: do the same with --only prepare first"):
+        run().do_only(["pafo"])
+    run().do_only(["prepare", "bradley_terry"])
+    assert trained == ["Bradley-Terry"]
+    with pytest.raises(
+        ConfigError, match=r"--only magic: this run has no such stage. Choose of: prepare, bradley_terry, personal"
+    ):
+        run().do_only(["magic"])
+    monkeypatch.setattr("trl_pafo.storage.run_folder._SOON", 0.05)
+    with alone(tmp_path / "run", ""), pytest.raises(RunFolderError, match="Another run is running in"):
+        run().do_only(["personalized_bt@1"])
+    assert trained == ["Bradley-Terry"]
+
+
+def test_nothing_is_pushed_by_a_single_stage(run, monkeypatch):
+    train_nothing(monkeypatch)
+    monkeypatch.setattr("trl_pafo.pipeline.run.create_repo", lambda *args, **options: pytest.fail("the Hub was asked"))
+    assert isinstance(run(push_to_hub=True, only=["prepare"]), Run)
+
+
+def test_no_training_at_once_is_refused(run):
+    with pytest.raises(ConfigError, match="`trainings_at_once` must be at least 1, got 0"):
+        run(trainings_at_once=0)

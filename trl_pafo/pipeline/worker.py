@@ -1,0 +1,80 @@
+"""What a process does that a run has started for its trainings. It loads what a training needs while its first job is on the way."""
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from trl_pafo.errors import TrlPafoError
+
+
+class Job(NamedTuple):
+    """A training: its stage, the digest of that, and the file that gets all that is said."""
+
+    stage: str
+    digest: str
+    log: str
+
+
+def serve(connection: Connection) -> None:
+    """Read the options of a run and then jobs, do each, and tell steps and its end; end when the other end is closed, or its process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run tells them what to do
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
+    options, opened = connection.recv(), None
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        try:
+            _say_to(job.log)
+            start = time.monotonic()
+            opened = opened or _open(*options)
+            _do(job, *opened, lambda *steps: connection.send(("steps", *steps)))
+        except Exception as error:
+            traceback.print_exc()
+            known = isinstance(error, TrlPafoError | OSError)
+            connection.send(("failed", str(error) if known else f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(("done", time.monotonic() - start))
+
+
+def _open(run: Any, args: Any, model: Any) -> tuple[Any, Any]:
+    from trl_pafo.pipeline.run import Run
+
+    args.device  # noqa: B018  # what a TrainingArguments knows of its process
+    opened = Run(run, args, model)
+    return opened, opened.plan(prepares=False).stages
+
+
+def _do(job: Job, run: Any, stages: Any, report: Callable[[int, int], None]) -> None:
+    run.report = report
+    stage = run.ready(job.stage, stages)
+    if stage.digest != job.digest:
+        raise TrlPafoError("data, model or a file that the options name changed after the run was started. Start it again")
+    run.do(stage)
+
+
+def _say_to(log: str) -> None:
+    """Append all output to a file from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+
+
+def _end_with_parent() -> None:
+    """End at once when the run ends, however it does: what is half-written has no final name, and checkpoints are kept."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
