@@ -24,12 +24,12 @@ STAGES = {
     "bradley_terry": "models/bradley_terry",
     "personalized_bt@1": "models/personalized_bt_x1",
     "personalized_bt@2": "models/personalized_bt_x2",
-    "reference_path": None,
-    "personalized_bt": None,
     "teacher:majority": "teachers/majority",
     "teacher:minority": "teachers/minority",
-    "front": None,
     "pafo": "models/pafo",
+    "reference_path": None,
+    "personalized_bt": None,
+    "front": None,
     "evaluate": None,
 }
 OPTIONS = {
@@ -40,6 +40,7 @@ OPTIONS = {
     "context_pairs": 2,
     "minority_ratio": 0.3,
     "reference_steps": [1, 2],
+    "teacher_folds": 1,
 }
 OPTIONS |= {"validation_share": 0.3, "num_hidden_layers": 1, "num_history": 1, "num_resamples": 50, "max_length": 256}
 OPTIONS |= {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1, "save_steps": 2}
@@ -65,17 +66,17 @@ class Runner:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["trl_pafo.pipeline.run", "trl_pafo.cli.run", "trl"])
 
-    def start(self, folder: Path, attempt: int):
+    def start(self, folder: Path, attempt: int, **options):
         config, log = folder.with_suffix(".yaml"), folder.with_suffix(f".{attempt}.log")
         # JSON is YAML.
-        config.write_text(json.dumps(OPTIONS | {"model_name_or_path": self.model, "output_dir": str(folder)}))
+        config.write_text(json.dumps(OPTIONS | options | {"model_name_or_path": self.model, "output_dir": str(folder)}))
         process = self.context.Process(target=child, args=(str(config), str(log)))
         process.start()
         return process, log
 
-    def finish(self, folder: Path, attempt: int) -> str:
+    def finish(self, folder: Path, attempt: int, **options) -> str:
         """Let a run end; return what it said."""
-        process, log = self.start(folder, attempt)
+        process, log = self.start(folder, attempt, **options)
         process.join()
         assert process.exitcode == 0, said(log)[-3000:]
         return said(log)
@@ -142,3 +143,24 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after
     assert ("resuming after step" in second) == (kept is not None)
     assert (folder / "report.html").exists()
     assert [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT] == []
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_run_with_trainings_side_by_side_ends_as_an_undisturbed_one(undisturbed, number):
+    runner, base, expected = undisturbed
+    folder = base / f"side-by-side-{number}"
+    process, log = runner.start(folder, 1, trainings_at_once=2)
+    while process.is_alive() and not any(folder.glob("*/*.partial")):
+        time.sleep(0.002)
+    stages = json.loads((base / "undisturbed/manifest.json").read_text())["stages"]
+    trainings = sum(done["seconds"] for name, done in stages.items() if STAGES[name])
+    time.sleep(random.Random(number).random() * trainings / 2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    said_again = runner.finish(folder, 2, trainings_at_once=2)
+    found = outcome(folder)
+    for what in expected:
+        assert found[what] == expected[what], what
+    assert "2 at once" in said(log)
+    assert "[evaluate]" in started(said_again)
+    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT]

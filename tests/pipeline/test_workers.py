@@ -26,7 +26,7 @@ if __name__ == "__main__":
     workers.serve = light_worker.serve
     folder = RunFolder(sys.argv[1])
     with folder.locked(), workers.Workers(folder, 2, 1, light_worker.options(folder.path)) as found:
-        found.do([light_worker.stage("waits-1"), light_worker.stage("waits-2")], quiet=True)
+        found.do([light_worker.stage("waits-1"), light_worker.stage("waits-2")])
 """
 
 
@@ -38,7 +38,7 @@ def do(tmp_path, monkeypatch):
 
     def all_of(*stages, num=2):
         with workers.Workers(folder, num, 3, options(folder.path)) as found:
-            found.do(stages, quiet=True)
+            found.do(stages)
         return notes(folder.path)
 
     return all_of
@@ -58,7 +58,8 @@ def test_trainings_go_side_by_side_and_those_that_wait_for_others_after_them(do,
     assert len({pid for *_, pid, _ in begun}) == 2  # a process goes on with the next
     assert {threads for *_, threads in begun} == {"3"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    said = capsys.readouterr().out
+    said, bar = capsys.readouterr()
+    assert "48/48" in bar  # of 12 steps each, where 10 were expected
     assert said.startswith(f"4 trainings, 2 at once with 3 threads each; what they say is in {tmp_path / 'run/logs'}\n")
     assert "[student] 0 s\n" in said
     assert (tmp_path / "run/logs/models-student.log").read_text() == "training student\n"

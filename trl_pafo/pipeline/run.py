@@ -176,7 +176,7 @@ class Run(Trainings):
         if at_once > 1 and left:
             threads = max(1, torch.get_num_threads() // at_once)
             with Workers(self.folder, at_once, threads, (self.run, self._given_args, self._given_model)) as workers:
-                workers.do(longest_first(left), quiet=bool(self.args.disable_tqdm))
+                workers.do(longest_first(left))
 
     def _decided(self, stage: Stage) -> Stage:
         """A stage, or what is done in its place where nothing is to be distilled."""

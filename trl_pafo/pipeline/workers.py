@@ -77,14 +77,8 @@ class Workers:
         for worker in self._workers:
             worker.stop()
 
-    def do(self, stages: Sequence[Stage], quiet: bool = False) -> None:
+    def do(self, stages: Sequence[Stage]) -> None:
         """Do trainings, the first ones first, each when those that it needs are done.
-
-        Args:
-            stages (`Sequence[Stage]`):
-                The trainings.
-            quiet (`bool`, *optional*, defaults to `False`):
-                Show no progress.
 
         Raises:
             TrainingError: If one fails; the others are stopped.
@@ -97,7 +91,7 @@ class Workers:
         )
         self._workers = [Worker(self.threads, self._options) for _ in range(num)]
         (self.folder / LOGS).mkdir(exist_ok=True)
-        waiting, progress = list(stages), Progress(stages, quiet)
+        waiting, progress = list(stages), Progress(stages)
         try:
             while waiting or any(worker.stage for worker in self._workers):
                 for worker in self._workers:
@@ -143,11 +137,11 @@ class Workers:
 class Progress:
     """A bar over the steps of all trainings, with those that are going on, and a line for each that is done."""
 
-    def __init__(self, stages: Sequence[Stage], quiet: bool):
+    def __init__(self, stages: Sequence[Stage]):
         self._at = {stage.name: (0, stage.steps) for stage in stages}
         self._going: set[str] = set()
-        self._bar = tqdm(total=sum(stage.steps for stage in stages), desc="Trainings", unit="step", disable=quiet)
-        if not self._bar.disable and not self._bar.fp.isatty():
+        self._bar = tqdm(total=sum(stage.steps for stage in stages), desc="Trainings", unit="step")
+        if not self._bar.fp.isatty():  # a line now and then
             self._bar.mininterval = 30.0
 
     def steps(self, stage: Stage, step: int, steps: int) -> None:
