@@ -33,7 +33,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
     parser = run_parser(prog, short)
     left = parser.set_defaults_with_config(**DEFAULTS)
     if short:
-        parser.epilog += f" Set here: {' '.join(left)}; --bf16, --use_cpu and --trainings_at_once as the machine has it."
+        parser.epilog += f" Set here: {' '.join(left)}; --bf16 and --use_cpu as the machine has it."
         return parser
     import torch
 
