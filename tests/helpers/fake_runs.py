@@ -107,6 +107,8 @@ def make_run(
     test = Dataset.from_list(rows)
     test.to_parquet(folder / "data/test.parquet")
     write_people(people_of({"test": test}), folder / "data")
+    past = rows if units else [row | {"user": f"old-{row['user']}"} for row in rows]
+    Dataset.from_list(past).to_parquet(folder / "data/train.parquet")
     counts = {"pairs": {g: group.count(g) for g in groups}, "users": dict(zip(groups, users, strict=True))}
     write_json(
         folder / "data/summary.json",

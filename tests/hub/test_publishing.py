@@ -13,8 +13,10 @@ from trl import ModelConfig
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.methods import RunArguments
+from trl_pafo.hub.template import escaped
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run import Run
+from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record
 from trl_pafo.trainer.config import PAFOConfig
 
@@ -74,6 +76,30 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     assert "history=history" in shared.content
     assert "history=history" not in plain.content  # it is never shown one
     assert "It takes no history" in plain.content
+
+
+def test_the_students_card_says_in_plain_words_what_changed_and_what_groups_like(run, monkeypatch):
+    monkeypatch.setattr("trl_pafo.hub.card.FEWEST_USERS", 1)
+    sign = {
+        "sign": "with the word “snow”",
+        "is_word": True,
+        "pairs": 9,
+        "users": 7,
+        "chosen": 8,
+        "other_pairs": 6,
+        "other_chosen": 1,
+    }
+    found = {"found_in": 9, "checked_on": 8, "tried": 7, "groups": {"minority": {"signs": [sign], "examples": [0]}}}
+    monkeypatch.setattr(Record, "likes", found)
+    results = json.loads((run / "results/results.json").read_text())
+    for source in ("styles", "files", "polis"):
+        results["data"]["source"] = source
+        (run / "results/results.json").write_text(json.dumps(results))
+        write_cards(run)
+        pafo, shared = ((run / "models" / method / "README.md").read_text() for method in ("pafo", "personalized_bt"))
+        assert escaped(" ".join(plain_sentences(results))) in pafo
+        assert escaped(plain_sentences(results)[0]) not in shared
+        assert ("snow" in pafo) == ("snow" in shared) == (source == "styles")  # no words of data that may be private
 
 
 def test_teachers_that_were_given_may_have_seen_the_test_pairs(run):

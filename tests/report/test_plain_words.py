@@ -35,10 +35,10 @@ def results_of(accuracies, sizes=OF_SIZES, units=False, **more):
 
 def test_an_improvement():
     assert plain_sentences(results_of({"personalized_bt": (0.97, 0.74), "pafo": (0.975, 0.96)})) == [
-        f"{USUAL}the minority is served worst: 74 of 100 test pairs are judged right, against 97 for the majority; so large a gap is "
+        f"{USUAL}the minority is served worse: 74 of 100 test pairs are judged right, against 97 for the majority; so large a gap is "
         "hardly chance.",
         "With PAFO, 96 of 100 pairs are judged right for the minority (before 74) and 98 for the majority (before 97).",
-        "Shown is a gain for the minority (very likely between 20 and 24 more of 100); no loss was measured for others. This rests on 60 "
+        "The test shows a gain for the minority (very likely between 20 and 24 more of 100); no loss was measured for others. It rests on 60 "
         "people (40 majority, 20 minority) whom no training has seen.",
     ]
 
@@ -46,10 +46,10 @@ def test_an_improvement():
 def test_what_cannot_be_told_on_few_people():
     few = results_of({"personalized_bt": (0.8, 0.7), "pafo": (0.8, 0.9)}, sizes={"majority": 8, "minority": 4})
     assert plain_sentences(few) == [
-        f"{USUAL}the minority is served worst: 70 of 100 test pairs are judged right, against 80 for the majority; whether that is more "
+        f"{USUAL}the minority is served worse: 70 of 100 test pairs are judged right, against 80 for the majority; whether that is more "
         "than chance cannot be told.",
         "With PAFO, 90 of 100 pairs are judged right for the minority (before 70) and 80 for the majority (as before).",
-        "Whether this is more than chance cannot be told. This rests on 12 people (8 majority, 4 minority) whom no training has seen.",
+        "The test cannot tell whether this is more than chance. It rests on 12 people (8 majority, 4 minority) whom no training has seen.",
     ]
 
 
@@ -57,7 +57,7 @@ def test_a_loss_for_a_group():
     assert plain_sentences(results_of({"personalized_bt": (0.9, 0.9), "pafo": (0.9, 0.7)})) == [
         f"{USUAL}90 of 100 test pairs are judged right for every group: none is served worse.",
         "With PAFO, 70 of 100 pairs are judged right for the minority (before 90) and 90 for the majority (as before).",
-        "Shown is a loss for the minority (very likely about 20 fewer of 100); no gain is shown. This rests on 60 people (40 "
+        "The test shows a loss for the minority (very likely about 20 fewer of 100), and no gain. It rests on 60 people (40 "
         "majority, 20 minority) whom no training has seen.",
     ]
 
@@ -65,8 +65,8 @@ def test_a_loss_for_a_group():
 def test_one_group_pays_for_another():
     mixed = plain_sentences(results_of({"personalized_bt": (0.9, 0.7), "pafo": (0.8, 0.8)}))
     assert mixed[2].startswith(
-        "Shown are a gain for the minority (very likely about 10 more of 100), and a loss for the majority (very likely about 10 "
-        "fewer of 100): some pay for others. This rests on 60 people"
+        "The test shows a gain for the minority (very likely about 10 more of 100), and a loss for the majority (very likely about 10 "
+        "fewer of 100): some pay for others. It rests on 60 people"
     )
 
 
@@ -76,7 +76,7 @@ def test_a_gain_whose_price_is_open():
     sentences = plain_sentences(results)
     assert "90 for the majority (about as before)." in sentences[1]
     assert sentences[2].startswith(
-        "Shown is a gain for the minority (very likely about 10 more of 100), but whether the majority then loses cannot be told. "
+        "The test shows a gain for the minority (very likely about 10 more of 100), but cannot tell whether the majority then loses. "
     )
 
 
@@ -94,9 +94,9 @@ def test_a_reference_that_is_kept(front):
 def test_a_reference_without_past_choices():
     sentences = plain_sentences(results_of({"bradley_terry": (0.9, 0.5), "pafo": (0.9, 0.8)}))
     assert sentences[0].startswith(
-        "With a model trained the usual way, without past choices (Bradley-Terry), the minority is served worst: 50 "
+        "With a model trained the usual way, without past choices (Bradley-Terry), the minority is served worse: 50 "
     )
-    assert "others; what past choices alone would bring was not measured. This rests" in sentences[2]
+    assert "others; what past choices alone would bring was not measured. It rests" in sentences[2]
 
 
 def test_bradley_terry_alone():
@@ -112,7 +112,7 @@ def test_groups_that_nobody_knows():
         f"{USUAL}70 of 100 test pairs are judged right, and 70 for the tenth of people whom it serves worst, chance included; no groups are "
         "compared.",
         "With PAFO, 80 of 100 pairs are judged right (before 70).",
-        "Shown is a gain (very likely about 10 more of 100). This rests on 30 people whom no training has seen.",
+        "The test shows a gain (very likely about 10 more of 100). It rests on 30 people whom no training has seen.",
     ]
 
 
@@ -126,8 +126,8 @@ def test_three_groups_and_one_without_test_pairs():
         "the group rail; so large a gap is hardly chance.",
         "With PAFO, 70 of 100 pairs are judged right for the group air (before 60), 90 for the group rail (before 80) and 90 for the group "
         "road (as before).",
-        "Shown is a gain for the group air (very likely about 10 more of 100) and for the group rail (very likely about 10 "
-        "more of 100); no loss was measured for others. This rests on 60 people (30 road, 20 rail, 10 air) whom no training has seen; nothing "
+        "The test shows a gain for the group air (very likely about 10 more of 100) and for the group rail (very likely about 10 "
+        "more of 100); no loss was measured for others. It rests on 60 people (30 road, 20 rail, 10 air) whom no training has seen; nothing "
         "is known of sea, without test pairs.",
     ]
 
@@ -144,13 +144,13 @@ def test_many_groups_are_not_all_listed():
         "With PAFO, 94 of 100 pairs are judged right for the group g7 (before 70), 90 for the group g6 (before 70),"
     )
     assert sentences[1].endswith("; of 8 groups, these change most.")
-    assert sentences[2].endswith("This rests on 56 people whom no training has seen.")
+    assert sentences[2].endswith("It rests on 56 people whom no training has seen.")
 
 
 def test_new_pairs_of_known_people():
     known = results_of({"personalized_bt": (0.9, 0.7), "pafo": (0.9, 0.8)}, units=True)
     assert plain_sentences(known)[2].endswith(
-        "This rests on 120 held-out prompts of 60 people (40 majority, 20 minority) whose other choices are in training."
+        "It rests on 120 held-out prompts of 60 people (40 majority, 20 minority) whose other choices are in training."
     )
 
 

@@ -11,12 +11,16 @@ from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCoun
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.report.likes import likes_sentences
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.tables import over
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.trainer.model_card import reward_model_card
+
+_OWN_DATA = ("files", "polis")
+"""Sources of people's own data, of which a card quotes no word."""
 
 
 def write_cards(folder: str | Path) -> list[Path]:
@@ -63,7 +67,7 @@ def run_card(record: Record, method: str) -> Card:
         title=f"{record.title(method)} reward model",
         tags=("trl", "reward-trainer", *(("pafo",) if method in STUDENTS else ())),
         datasets=hub_ids([data.get("data_path")]),
-        group_definition=record.group_definition(numbers=not hides),
+        group_definition=" ".join([record.group_definition(numbers=not hides), *([] if hides else _likes(record))]),
         groups=groups,
         accuracies=accuracies,
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
@@ -112,6 +116,11 @@ def _model_of(folder: Path, method: str | None) -> Path:
     if name is None or name not in found:
         raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]
+
+
+def _likes(record: Record) -> list[str]:
+    """What each group likes; words only of public data."""
+    return likes_sentences(record.likes, with_words=record.results["data"]["source"] not in _OWN_DATA)
 
 
 def _counts(record: Record, split: str) -> list[GroupCount]:

@@ -85,15 +85,15 @@ def _case(record: Record, row: int) -> dict[str, Any]:
     return {
         "user": str(pair["user"]),
         "row": row,
-        **{name: _text(pair.get(name), _LONGEST[name]) for name in ("prompt", "chosen", "rejected")},
+        **{name: text_of(pair.get(name), _LONGEST[name]) for name in ("prompt", "chosen", "rejected")},
         "history": [
-            {name: _text(value, _LONGEST["history"]) for name, value in entry.items() if value} for entry in history or ()
+            {name: text_of(value, _LONGEST["history"]) for name, value in entry.items() if value} for entry in history or ()
         ],
         "margins": [(record.title(method), f"{rewards.margins[row]:+.2f}") for method, rewards in record.rewards.items()],
     }
 
 
-def _text(value: Any, longest: int) -> str:
+def text_of(value: Any, longest: int) -> str:
     """A text, or messages with their roles; of one that is much too long the beginning, and how much is left out."""
     text = content_text(value or "")
     if isinstance(value, list) and len(value) > 1:

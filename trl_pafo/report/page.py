@@ -10,6 +10,7 @@ from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, users
+from trl_pafo.report.likes import likes
 from trl_pafo.report.people import people
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
@@ -20,6 +21,7 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
     people,
     groups,
+    likes,
     front,
     users,
     cases,

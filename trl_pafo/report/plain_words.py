@@ -55,7 +55,7 @@ def _before(results: Mapping[str, Any], before: Mapping[str, Any], groups: list[
     against = _listed(f"{_of_100(before[f'accuracy/{name}'])} for {_name(name)}" for name in shown)
     sure = is_known(low["high"]) and is_known(high["low"]) and low["high"] < high["low"]
     return (
-        f"With {model}, {_name(worst)} is served worst{f' of {len(groups)} groups' if len(groups) > 2 else ''}: {_of_100(low)} of 100 test pairs "
+        f"With {model}, {_name(worst)} is served {f'worst of {len(groups)} groups' if len(groups) > 2 else 'worse'}: {_of_100(low)} of 100 test pairs "
         f"are judged right, against {against}; "
         + ("so large a gap is hardly chance." if sure else "whether that is more than chance cannot be told.")
     )
@@ -110,17 +110,17 @@ def _shown(results: Mapping[str, Any], before: Mapping[str, Any], verdict: Mappi
     open_to_loss = [_name(name) for name, d in differences.items() if d["low"] <= 0 <= d["high"] and d["value"] < 0]
     gain, loss = f"a gain {_listed(gains)}", f"a loss {_listed(losses)}"
     said = {
-        "improves": f"Shown is {gain}{'; no loss was measured for others' if len(gains) < len(differences) else ''}",
-        "degrades": f"Shown is {loss}; no gain is shown",
-        "mixed": f"Shown are {gain}, and {loss}: some pay for others",
-        "cannot tell": f"Shown is {gain}, but whether {_listed(open_to_loss)} then loses cannot be told"
+        "improves": f"The test shows {gain}{'; no loss was measured for others' if len(gains) < len(differences) else ''}",
+        "degrades": f"The test shows {loss}, and no gain",
+        "mixed": f"The test shows {gain}, and {loss}: some pay for others",
+        "cannot tell": f"The test shows {gain}, but cannot tell whether {_listed(open_to_loss)} then loses"
         if gains
-        else "Whether this is more than chance cannot be told",
+        else "The test cannot tell whether this is more than chance",
     }[verdict["verdict"]]
     alone = ""
     if results["reference"] == "bradley_terry" and "personalized_bt" not in results["methods"]:
         alone = "; what past choices alone would bring was not measured"
-    return f"{said}{alone}. This rests on {basis}."
+    return f"{said}{alone}. It rests on {basis}."
 
 
 def _basis(results: Mapping[str, Any], before: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 from pyarrow.parquet import read_table
 
+from trl_pafo.data.messages import content_text
 from trl_pafo.data.people import GROUPS, RATES, read_people
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
+from trl_pafo.evaluation.likes import Pairs, find_likes
 from trl_pafo.evaluation.methods import STUDENTS, TITLES
 from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
@@ -25,6 +28,7 @@ RUN_CONFIG = "run.yaml"
 """File in the folder of a run: its options, as `--config` takes them."""
 # The number of a method's color, the same in every run.
 _IN_COLOR = ("bradley_terry", "personalized_bt", "pafo", "group_routed", "reweighted_bt", "distilled_ensemble", "worst_group_bt")
+_READ: dict[str, Any] = {"chosen": content_text, "rejected": content_text, "user": str, "group": str}
 _SERIES = {method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture"))}
 
 
@@ -103,6 +107,18 @@ class Record:
         """Whether there are two groups to set against each other."""
         majority, minority = self.results.get("majority"), self.results.get("minority")
         return majority != minority and {majority, minority} <= set(self.groups)
+
+    @cached_property
+    def likes(self) -> dict[str, Any] | None:
+        """What [`~trl_pafo.evaluation.likes.find_likes`] finds in the texts; `None` where the groups of test users were cut by the choices that are
+        to be looked at."""
+        if self.data["groups"] == "support":
+            return None
+        train = read_table(self.folder / "data/train.parquet", columns=[*_READ]).to_pylist()
+        known, judged = (
+            Pairs(*([read(row[name]) for row in rows] for name, read in _READ.items())) for rows in (train, self.pairs)
+        )
+        return find_likes(known, judged)
 
     @property
     def has_given_teachers(self) -> bool:
@@ -189,7 +205,10 @@ def read_record(folder: str | Path) -> Record:
         RunFolderError: If it is none, or a file is missing or cannot be read.
     """
     folder = Path(folder)
-    paths = [folder / name for name in ("results/results.json", MANIFEST, "data/summary.json", RUN_CONFIG, "data/test.parquet")]
+    paths = [
+        folder / name
+        for name in ("results/results.json", MANIFEST, "data/summary.json", RUN_CONFIG, "data/test.parquet", "data/train.parquet")
+    ]
     if missing := [path for path in paths if not path.is_file()]:
         raise RunFolderError(
             f"{folder} is not a finished run of trl-pafo: {missing[0]} is missing. Finish the run with its own command."
