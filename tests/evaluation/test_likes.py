@@ -30,6 +30,10 @@ def only_chance(group, one, other):
     return 0.5
 
 
+def same_taste(group, one, other):
+    return 0.5 + 0.4 * (("sun" in one) - ("sun" in other))
+
+
 def tastes(group, one, other):
     """The few like snow, the many exclamation marks; both like the sun."""
     wanted = "snow" if group == "few" else "!"
@@ -74,10 +78,11 @@ def test_examples_have_the_sign_and_are_of_different_users(planted):
         assert all(test.group[row] == group and sign in test.chosen[row] and sign not in test.rejected[row] for row in rows)
 
 
-def test_chance_is_named_in_at_most_one_of_twenty():
+@pytest.mark.parametrize("chance", [only_chance, same_taste])
+def test_chance_is_named_in_at_most_one_of_twenty(chance):
     named = 0
     for seed in range(30):
-        found = find_likes(*(pairs_of(only_chance, seed=seed, part=part) for part in ("train", "test")), seed=seed)
+        found = find_likes(*(pairs_of(chance, seed=seed, part=part) for part in ("train", "test")), seed=seed)
         named += any(of_group["signs"] for of_group in found["groups"].values())
     assert (
         named <= 3
