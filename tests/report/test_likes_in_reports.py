@@ -54,9 +54,11 @@ def test_where_nothing_can_be_told(record, found):
     record.likes = found | {"groups": {}}
     assert "no two groups" in likes(record).missing[0]
     del record.likes
-    record.data["groups"] = "support"
-    assert record.likes is None
-    assert "cut by how far people agree with others on these very pairs" in likes(record).missing[0]
+    for source, rate in (("agreement", "agreement with others"), ("support", "support rate")):
+        record.data["groups"] = source
+        assert record.likes is None
+        assert f"the groups are cut at a threshold of the {rate}." in likes(record).missing[0]
+        del record.likes
     assert likes_sentences(record.likes, True) == []
 
 

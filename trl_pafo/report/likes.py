@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trl_pafo.data.people import RATES
 from trl_pafo.report.details import text_of
 from trl_pafo.report.record import Record
 from trl_pafo.report.sections import Section
@@ -16,7 +17,8 @@ def likes(record: Record) -> Section:
     section, found = Section("likes", "What each group likes"), record.likes
     if found is None:
         section.missing.append(
-            f"{_NOT_TOLD}the groups were cut by how far people agree with others on these very pairs, so their words would differ by that alone."
+            f"{_NOT_TOLD}the groups are cut at a threshold of the {RATES[record.data['groups']]}. Where that comes from these very pairs, their words "
+            "differ by that alone."
         )
         return section
     if not found["groups"]:

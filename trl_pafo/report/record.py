@@ -110,9 +110,9 @@ class Record:
 
     @cached_property
     def likes(self) -> dict[str, Any] | None:
-        """What [`~trl_pafo.evaluation.likes.find_likes`] finds in the texts; `None` where the groups of test users were cut by the choices that are
+        """What [`~trl_pafo.evaluation.likes.find_likes`] finds in the texts; `None` where the groups may have been cut by the choices that are
         to be looked at."""
-        if self.data["groups"] == "support":
+        if self.data["groups"] in RATES:
             return None
         train = read_table(self.folder / "data/train.parquet", columns=[*_READ]).to_pylist()
         known, judged = (
