@@ -114,7 +114,7 @@ def test_few_people_and_one_group_show_nothing():
 
 def test_log_odds_are_those_of_the_formula():
     counts = [Counter(a=9, b=2, c=5), Counter(a=3, b=4, c=7), Counter(a=1, b=8, c=6), Counter(a=4, b=4, c=4)]
-    found = log_odds(*counts, words=["a", "c"])
+    found = log_odds(counts, ["a", "c"])
     for word, score in zip(["a", "c"], found, strict=True):
         prior = 1000 * sum(of[word] for of in counts) / sum(sum(of.values()) for of in counts)
         delta, variance = 0.0, 0.0

@@ -136,21 +136,18 @@ def _candidates(pairs: Pairs, group: str) -> list[str]:
             for word in _words(chosen) ^ _words(rejected):
                 users.setdefault(word, set()).add(user)
     words = sorted(word for word, owners in users.items() if len(owners) >= FEWEST_USERS)
-    scores = log_odds(*(counts[mine, side] for mine in (True, False) for side in ("chosen", "rejected")), words=words)
+    scores = log_odds([counts[mine, side] for mine in (True, False) for side in ("chosen", "rejected")], words)
     best = np.argsort(-scores, kind="stable")[: _CANDIDATES if words else 0]
     return [words[i] for i in best if scores[i] > 0]
 
 
-def log_odds(
-    chosen: Mapping[str, int],
-    rejected: Mapping[str, int],
-    other_chosen: Mapping[str, int],
-    other_rejected: Mapping[str, int],
-    words: Sequence[str],
-) -> FloatArray:
-    """Of each word the z-score of: log odds among chosen minus among rejected texts, in a group minus in the others, of shape `(num_words,)`."""
-    counts = np.array([[of[word] for word in words] for of in (chosen, rejected, other_chosen, other_rejected)], dtype=np.float64)
-    totals = np.array([sum(of.values()) for of in (chosen, rejected, other_chosen, other_rejected)], dtype=np.float64)[:, None]
+def log_odds(of_texts: Sequence[Mapping[str, int]], words: Sequence[str]) -> FloatArray:
+    """Of each word the z-score of: log odds among chosen minus among rejected texts, in a group minus in the others, of shape `(num_words,)`.
+
+    `of_texts` are counts of words in chosen and rejected texts of the group, and in chosen and rejected texts of the others.
+    """
+    counts = np.array([[of.get(word, 0) for word in words] for of in of_texts], dtype=np.float64)
+    totals = np.array([[sum(of.values())] for of in of_texts], dtype=np.float64)
     prior = _PRIOR * counts.sum(axis=0) / max(totals.sum(), 1.0)
     own = counts + prior
     log = np.log(own) - np.log(totals + _PRIOR - own)
