@@ -5,11 +5,12 @@ import re
 
 import pytest
 from helpers.fake_runs import make_front
-from helpers.parts import full_after
+from helpers.parts import full_after, make_pairs
 
 from trl_pafo.audit import write_audit
 from trl_pafo.audit.audit import check_output
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
+from trl_pafo.data.people import people_of
 from trl_pafo.errors import RunFolderError
 
 
@@ -44,6 +45,9 @@ def make_result(**changes):
         "front": make_front(("a|b", "rare"), shared="shared probe")
         | {"folds": 4, "repeats": 2, "num_pairs": 400, "embedding_model": "minilm"},
         "tastes": None,
+        "groups_from": "data",
+        "groups": ["The data name the groups."],
+        "people": people_of({"train": make_pairs(history=0).add_column("support_rate", [0.5] * 30)}),
         **changes,
     }
     result["verdict"], result["findings"] = verdict_sentence(result), findings(result)
@@ -167,14 +171,14 @@ def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
 def test_an_earlier_audit_is_replaced(tmp_path):
     out = tmp_path / "deep" / "audit"
     write_audit(make_result(), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "front.png"}
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "groups.csv", "front.png"}
     assert "![front](front.png)" in (out / "audit.md").read_text()
     before = (out / "audit.json").read_text()
     with full_after(100), pytest.raises(OSError, match="File too large"):
         write_audit(make_result(), out)
     assert (out / "audit.json").read_text() == before
     write_audit(make_result(front=None), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md"}
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "groups.csv"}
     assert json.loads((out / "audit.json").read_text())["front"] is None
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import sys
 
 import pytest
 from helpers.parts import make_pairs
@@ -10,6 +11,7 @@ from helpers.parts import make_pairs
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
 from trl_pafo.data.people import read_people
+from trl_pafo.models import RewardScorer
 
 STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25", "--pairs_per_user", "3"]
 
@@ -85,6 +87,41 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     assert result["verdict"].startswith("Open: no groups are given, but the pairs show 2")
 
 
+def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(encoder, tmp_path, monkeypatch, capsys):
+    rows = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
+    rows = rows.add_column("support_rate", [0.4 if group == "minority" else 0.6 for group in rows["group"]])
+    (tmp_path / "data").mkdir()
+    for split, users in (("train", range(3, 12)), ("test", range(3))):
+        names = {f"user-{user}" for user in users} | ({"user-11"} if split == "test" else set())
+        kept = [n for n, user in enumerate(rows["user"]) if user in names and (split == "test" or user != "user-11")]
+        rows.select(kept).to_parquet(tmp_path / f"data/{split}.parquet")
+    (tmp_path / "manners.py").write_text(
+        "def polite(prompts, completions, group, **others):\n    return ['sir' in completion for completion in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    flags = [
+        "--dataset_name",
+        "data",
+        "--probes",
+        "false",
+        "--model_name_or_path",
+        encoder,
+        "--reward_function",
+        "manners:polite",
+    ]
+    assert main(["audit", *flags, "--output_dir", "audit"]) == 0
+    result = json.loads((tmp_path / "audit/audit.json").read_text())
+    found = {name: group["accuracy"]["value"] for name, group in result["models"]["manners:polite"]["groups"].items()}
+    assert found == {"majority": 1, "minority": 0}
+    scored = RewardScorer.from_pretrained(encoder).score(rows.to_list())
+    right = [pair["chosen"] > pair["rejected"] for pair in scored]
+    assert result["models"]["encoder"]["overall"]["value"] == pytest.approx(sum(right) / len(right))
+    printed = capsys.readouterr().out
+    assert "## Accuracy of manners:polite\n" in printed
+    assert "- Bias of manners:polite: " in printed
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
@@ -97,6 +134,7 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
         (["--seed", "-1"], "`seed` must be at least 0"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
         (["--data_path", "survey.csv", "--source", "styles"], "--data_path: no effect on the source 'styles'"),
+        (["--score_columns", "a", "b"], "--score_columns: no effect on the source 'styles'"),
         (["--source", "nonsense"], "Unknown source 'nonsense'"),
         (["--source", "dsp"], "give its path with --data_path"),
         (["--embedding_model", "nowhere/x"], "nowhere/x"),
