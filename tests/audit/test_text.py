@@ -3,14 +3,15 @@
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 from helpers.fake_runs import make_front
-from helpers.parts import full_after, make_pairs
+from helpers.parts import full_after
 
 from trl_pafo.audit import write_audit
 from trl_pafo.audit.audit import check_output
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
-from trl_pafo.data.people import people_of
 from trl_pafo.errors import RunFolderError
 
 
@@ -45,9 +46,18 @@ def make_result(**changes):
         "front": make_front(("a|b", "rare"), shared="shared probe")
         | {"folds": 4, "repeats": 2, "num_pairs": 400, "embedding_model": "minilm"},
         "tastes": None,
-        "groups_from": "data",
-        "groups": ["The data name the groups."],
-        "people": people_of({"train": make_pairs(history=0).add_column("support_rate", [0.5] * 30)}),
+        "groups_from": "agreement",
+        "groups": ["So the groups were made.", "So sure they are."],
+        "people": pd.DataFrame(
+            {
+                "user": [f"user {number}" for number in range(60)],
+                "group": ["a|b"] * 48 + ["rare"] * 12,
+                "posterior": np.nan,
+                "support_rate": [0.8] * 48 + [0.1] + [0.2] * 11,
+                "pairs": 4,
+                "split": "train",
+            }
+        ),
         **changes,
     }
     result["verdict"], result["findings"] = verdict_sentence(result), findings(result)
@@ -151,6 +161,7 @@ def test_the_report_holds_all_numbers_in_aligned_tables():
         result["verdict"],
         "a\\|b",
         "users, pairs",
+        "\n\nSo the groups were made. So sure they are.\n\n",
     ):
         assert part in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
@@ -171,13 +182,13 @@ def test_the_ceiling_stands_beside_the_accuracy_where_it_is_known():
 def test_an_earlier_audit_is_replaced(tmp_path):
     out = tmp_path / "deep" / "audit"
     write_audit(make_result(), out)
-    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "groups.csv", "front.png"}
-    assert "![front](front.png)" in (out / "audit.md").read_text()
-    before = (out / "audit.json").read_text()
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "front.png", "groups.csv", "groups.png"}
+    assert "![front](front.png)\n\n![groups](groups.png)" in (out / "audit.md").read_text()
+    before, people = (out / "audit.json").read_text(), (out / "groups.csv").read_text()
     with full_after(100), pytest.raises(OSError, match="File too large"):
         write_audit(make_result(), out)
-    assert (out / "audit.json").read_text() == before
-    write_audit(make_result(front=None), out)
+    assert ((out / "audit.json").read_text(), (out / "groups.csv").read_text()) == (before, people)
+    write_audit(make_result(front=None, groups_from="data"), out)
     assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "groups.csv"}
     assert json.loads((out / "audit.json").read_text())["front"] is None
 

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, Value
 
+from trl_pafo.storage.files import write_text
+
 GROUPS = "groups.csv"
 """File beside prepared data and in the folder of an audit: a row a user."""
 COLUMNS = ("user", "group", "posterior", "support_rate", "pairs", "split")
@@ -70,7 +72,7 @@ def people_of(splits: Mapping[str, Dataset], posterior: Mapping[str, float] | No
 
 def write_people(people: pd.DataFrame, folder: Path) -> None:
     """Write `groups.csv`: four digits, and nothing where a value is not known."""
-    people.to_csv(folder / GROUPS, index=False, float_format="%.4f")
+    write_text(folder / GROUPS, people.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
 
 
 def read_people(folder: Path) -> pd.DataFrame:
