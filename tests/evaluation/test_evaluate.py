@@ -253,3 +253,17 @@ def test_a_reference_that_was_trained_without_histories_is_shown_none(model, rew
     (shown,) = (json.loads(p.read_text()) and p.parent for p in tmp_path.glob("out*/results.json"))
     found = [json.loads(line)["reward_chosen"] for line in (shown / "plain.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(found, rewards("evaluate", plain, PERSONAL, "--num_history", 0), atol=rounding(found))
+
+
+def test_a_model_that_remembers_nothing_is_shown_no_past_pairs_unless_told(model, rewards, tmp_path):
+    fair, foreign = model("fair"), make_model("decoder", tmp_path / "foreign", seed=7)
+    with pytest.warns(UserWarning, match="foreign does not say how it was trained, so it is shown no past pairs"):
+        rewards("evaluate", fair, PERSONAL, "--reference", foreign)
+    (shown,) = (p.parent for p in tmp_path.glob("out*/results.json"))
+    beside = {
+        name: [json.loads(line)["reward_chosen"] for line in (shown / f"{name}.jsonl").open()] for name in ("fair", "foreign")
+    }
+    np.testing.assert_allclose(beside["fair"], rewards("evaluate", fair, PERSONAL), atol=rounding(beside["fair"]))
+    found = rewards("evaluate", foreign, [{name: value for name, value in row.items() if name != "history"} for row in PERSONAL])
+    np.testing.assert_allclose(beside["foreign"], found, atol=rounding(found))
+    assert np.abs(rewards("evaluate", foreign, PERSONAL, "--num_history", 1) - found).max() > 1e-3

@@ -1,6 +1,7 @@
 """Rewards of pairs under saved models, and what they say about groups and users."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -168,7 +169,9 @@ def evaluate_models(
             support_of_users(support, encoded)  # and one support rate
         num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
         sources, compared = name_sources(models, reference, num_in_table)
-        scored, folders = score_sources(sources, rows, what, partial(_scorer_of, how, len(sources) > 1), batch_size)
+        scored, folders = score_sources(
+            sources, rows, what, partial(_scorer_of, how, len(sources) > 1, "history" in rows.column_names), batch_size
+        )
         majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
         results = json_ready(
             {
@@ -194,10 +197,17 @@ def evaluate_models(
     return results
 
 
-def _scorer_of(how: Mapping[str, Any], beside_others: bool, source: str) -> RewardScorer:
-    """Reads rows as the model was trained. Beside others, one that was trained without histories is shown none."""
+def _scorer_of(how: Mapping[str, Any], beside_others: bool, has_history: bool, source: str) -> RewardScorer:
+    """Reads rows as the model was trained. One that was trained without histories, beside others, or remembers nothing is shown none."""
     scorer = RewardScorer.from_pretrained(source, **how)
     trained = scorer.renderer.trained
     if beside_others and trained is not None and trained["num_history"] == 0:
+        scorer.renderer = InputRenderer(scorer.tokenizer, 0)
+    elif trained is None and has_history and how["num_history"] is None:
+        warnings.warn(
+            f"{source} does not say how it was trained, so it is shown no past pairs: text that it has never seen could only confuse it. If it was "
+            "trained with histories, say how many to show with --num_history.",
+            stacklevel=2,
+        )
         scorer.renderer = InputRenderer(scorer.tokenizer, 0)
     return scorer
