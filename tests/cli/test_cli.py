@@ -8,36 +8,21 @@ import sys
 
 import pytest
 import yaml
-from helpers.parts import full_after, make_model, make_pairs
+from helpers.parts import files_of, full_after, make_model, make_pairs, make_teachers, remember_inputs
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 from trl import ModelConfig
 
 from trl_pafo import __version__
 from trl_pafo.cli import COMMANDS, main
 from trl_pafo.cli.training import training_parser
-from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.registry import unused_options
-from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.run_options import run_config
 
 TINY = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 TINY += ["--save_strategy", "no", "--gradient_checkpointing", "false"]
-USERS = [
-    "--train_users",
-    "10",
-    "--test_users",
-    "10",
-    "--minority_ratio",
-    "0.3",
-    "--pairs_per_user",
-    "2",
-    "--context_pairs",
-    "2",
-    "--num_history",
-    "1",
-]
+USERS = ["--train_users", "10", "--test_users", "10", "--minority_ratio", "0.3", "--pairs_per_user", "2"]
+USERS += ["--context_pairs", "2", "--num_history", "1"]
 
 
 def test_version_and_unknown_command(capsys):
@@ -68,10 +53,7 @@ def test_module_is_the_same_command():
 
 
 def test_what_is_read_and_what_is_warned_of_is_said_in_a_line_each(tmp_path):
-    folder = make_model("encoder", tmp_path / "model")
-    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-    HistoryCutter(tokenizer, 1).remember()
-    tokenizer.save_pretrained(folder)
+    folder = remember_inputs(make_model("encoder", tmp_path / "model"), num_history=1)
     make_pairs(1, 2).to_json(tmp_path / "in.jsonl")
     with open(tmp_path / "in.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "what", "response": "yes"}) + "\n")
@@ -87,7 +69,7 @@ def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
     """The commands one after the other, each from the files of the one before."""
     data, out = tmp_path / "data", tmp_path / "model"
     assert main(["prepare", "--model_name_or_path", encoder, "--output_dir", str(data), *USERS]) == 0
-    teachers = {g: make_model("encoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+    teachers = make_teachers("encoder", tmp_path)
     flags = ["--model_name_or_path", encoder, "--dataset_name", str(data), "--max_length", "256"]
     assert main(["reward", *flags, "--teachers", json.dumps(teachers), "--output_dir", str(out), *TINY]) == 0
     assert (out / "model.safetensors").exists()
@@ -114,27 +96,20 @@ def test_prepare_reward_evaluate_score(encoder, tmp_path, capsys):
 class TestFullDisk:
     """What was there is still there: the disk is full after so many bytes a file."""
 
-    def files(self, folder):
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
     def test_run(self, encoder, tmp_path, capsys):
         argv = ["run", "--model_name_or_path", encoder, *USERS, "--num_resamples", "50", *TINY, "--reference", "bradley_terry"]
         argv += ["--output_dir", str(tmp_path / "run"), "--methods", "bradley_terry"]
         assert main(argv) == 0
-        before = self.files(tmp_path / "run")
+        before = files_of(tmp_path / "run")
         del before["run.yaml"]  # the options of the run that was begun last
         with full_after(40_000):  # less than a model
             assert main([*argv, "personalized_bt"]) == 1
         assert "File too large" in capsys.readouterr().err
-        assert self.files(tmp_path / "run") | before == self.files(tmp_path / "run")
+        assert files_of(tmp_path / "run") | before == files_of(tmp_path / "run")
         assert main([*argv, "personalized_bt"]) == 0
         said = capsys.readouterr().out
         assert "[bradley_terry] done before, kept\n[personalized_bt@0.5]\n" in said
-        for line in (
-            "personalized BT, held out  balanced",
-            "personalized BT, test  balanced",
-            "The reference is personalized BT of",
-        ):
+        for line in ("personalized BT, held out  balanced", "personalized BT, test  balanced", "The reference is personalized"):
             assert f"\n{line}" in said
 
     def test_reward(self, encoder, pairs, tmp_path):
@@ -142,11 +117,11 @@ class TestFullDisk:
         argv = ["reward", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "pairs"), "--eos_token", "[SEP]"]
         argv += ["--output_dir", str(tmp_path / "out"), "--max_length", "256", *TINY]
         assert main(argv) == 0
-        before = self.files(tmp_path / "out")
+        before = files_of(tmp_path / "out")
         size = len(before["model.safetensors"]) - 1
         with full_after(size), pytest.raises(SafetensorError, match="File too large"):
             main([*argv, "--learning_rate", "0.1"])
-        assert self.files(tmp_path / "out")["model.safetensors"] == before["model.safetensors"]
+        assert files_of(tmp_path / "out")["model.safetensors"] == before["model.safetensors"]
 
 
 def test_errors_of_the_operating_system_are_one_line(capsys, monkeypatch):
@@ -206,10 +181,7 @@ def test_the_saved_configuration_has_every_option_that_decides(tmp_path):
     ("argv", "match"),
     [
         (["run", "--config", "missing.yaml"], "No such file or directory: .missing.yaml"),
-        (
-            ["score", "--model_name_or_path", "nowhere/x", "--input", "missing.jsonl"],
-            "'missing.jsonl' cannot be read: .*No such file",
-        ),
+        (["score", "--model_name_or_path", "nowhere/x", "--input", "missing.jsonl"], "'missing.jsonl' cannot be read"),
         (["prepare", "--output_dir", "x"], "Give --output_dir and --model_name_or_path"),
         (["reward", "--output_dir", "x", "--use_cpu", "true", "--model_name_or_path", "nowhere/x"], "Give --dataset_name"),
         (["run", "--output_dir", "x", "--use_cpu", "true"], "Give --model_name_or_path"),

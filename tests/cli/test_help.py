@@ -29,6 +29,7 @@ def test_help_of_every_command_loads_no_heavy_library():
     for name in COMMANDS:
         assert f"  {name}" in done.stdout
         assert f"usage: trl-pafo {name}" in done.stdout
+    assert all(f"  {name}" in done.stdout and f"usage: trl-pafo portfolio {name}" in done.stdout for name in PORTFOLIO)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -5,14 +5,10 @@ import json
 import numpy as np
 import pytest
 from helpers.fake_runs import make_run
-from helpers.parts import full_after, make_pairs
+from helpers.parts import files_of, full_after, make_pairs
 
 from trl_pafo.cli import main
 from trl_pafo.report.sections import groups
-
-
-def files(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(argv, capsys, match):
@@ -44,10 +40,10 @@ class TestReport:
         run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
         argv = ["report", run]
         assert main([str(word) for word in argv]) == 0
-        before = files(run)
+        before = files_of(run)
         with full_after(100):
             refused(argv, capsys, "File too large")
-        assert files(run) == before
+        assert files_of(run) == before
 
 
 class TestPortfolio:

@@ -32,10 +32,6 @@ def test_the_report_of_a_real_run_misses_nothing(encoder, tmp_path):
     folder = tmp_path / "run"
     assert main(["run", *flags, "--gradient_checkpointing", "false", "--output_dir", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for said in (
-        "Pairs that flipped",
-        "PAFO against personalized BT",
-        "max_steps: 2",
-    ):
+    for said in ("Pairs that flipped", "PAFO against personalized BT", "max_steps: 2"):
         assert said.lower() in page.lower()
     assert 'class="missing"' not in page

@@ -40,16 +40,6 @@ class TestAttach:
         with pytest.raises(DataError, match=r"The pairs, row 0: has no `user` \(so have 2 of 2 rows\)"):
             attach_history(Dataset.from_list(rows), 1)
 
-    def test_leave_one_out_goes_on_with_the_latest_and_loses_no_row(self):
-        attached = attach_history(Dataset.from_list(user_rows("p", "q", "r", "s")), 2, past_only=False)
-        assert attached["prompt"][:] == ["p", "q", "r", "s"]
-        assert past_prompts(attached) == [["s", "r"], ["p", "s"], ["q", "p"], ["r", "q"]]
-
-    def test_rows_with_fewer_than_min_history_only_serve_as_history(self):
-        dataset = Dataset.from_list(user_rows("p", "q", "r", "s") + user_rows("a", "b", user="v"))
-        attached = attach_history(dataset, 3, min_history=2)
-        assert attached["prompt"][:] == ["r", "s", "b"]  # v never has two, so its longest counts
-
     def test_k_zero_keeps_all_rows_with_empty_histories(self, tmp_path):
         dataset = Dataset.from_list(user_rows("p") + user_rows("a", "b", user="v"))
         attached = attach_history(dataset, 0)

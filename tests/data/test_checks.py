@@ -5,7 +5,7 @@ from datasets import Dataset, concatenate_datasets
 from helpers.parts import make_pairs
 
 from trl_pafo.data import checks
-from trl_pafo.errors import DataError, TeacherError, TrlPafoError
+from trl_pafo.errors import DataError, TeacherError
 
 WHAT = "The training dataset"
 
@@ -16,12 +16,6 @@ def rows(**values):
 
 def said(*contents):
     return [{"role": role, "content": text} for role, text in zip(("user", "assistant"), contents, strict=True)]
-
-
-def test_all_errors_are_ours():
-    assert issubclass(DataError, TrlPafoError)
-    assert issubclass(TeacherError, TrlPafoError)
-    assert issubclass(TrlPafoError, ValueError)
 
 
 def test_missing_columns_are_named():
@@ -55,8 +49,7 @@ class TestFilled:
     @pytest.mark.parametrize(
         ("values", "bad_row"),
         [
-            ([0.0, -3.5], None),
-            ([1, 2], None),
+            ([1, -2], None),
             ([0.5, float("nan")], 1),
             ([0.5, float("inf")], 1),
             ([0.5, None], 1),
@@ -87,8 +80,7 @@ class TestPairs:
             {"chosen": ["a", "好"], "rejected": ["b", "\u200b"]},
             {"chosen": [said("q", "a")], "rejected": [said("q", "b")]},
             {"chosen": [said("q", "a")], "rejected": [said("p", "a")]},
-            {"chosen_ids": [[1, 2]], "rejected_ids": [[1]]},
-            # Tokenized rows are judged by their ids, whatever stands in the texts.
+            # Their ids count, whatever stands in the texts.
             {"chosen_ids": [[1, 2]], "rejected_ids": [[1]], "chosen": ["same"], "rejected": ["same"]},
         ],
     )

@@ -54,11 +54,6 @@ class TestByAgreement:
         for name, rate in expected.items():
             np.testing.assert_allclose(found[name], rate, atol=1e-11)
 
-    def test_closed_form(self):
-        # Pair 0: u, v say +, w says -. Pair 1: only u.
-        rates = support_rate_by_agreement(["u", "v", "w", "u"], [0, 0, 0, 1], [1, 1, -1, 1])
-        assert rates == {"u": 0.5, "v": 0.5, "w": 0.0}
-
     def test_users_and_pairs_of_any_kind(self):
         rates = support_rate_by_agreement(np.array([1.0, 2.0, 3.0, 1.0]), ["p", "p", "p", "q"], [1, 1, -1, 1])
         assert rates == {"1": 0.5, "2": 0.5, "3": 0.0}
@@ -167,37 +162,23 @@ class TestAssignGroups:
         shares = [np.mean(np.array(support) < value) for value in set(support) - {min(support)}]
         assert abs(np.mean(groups == "minority") - quantile) <= min(abs(share - quantile) for share in shares) + 1e-9
 
-    @pytest.mark.parametrize("options", [{}, {"threshold": 0.5, "quantile": 0.1}])
-    def test_exactly_one_of_threshold_and_quantile(self, options):
-        with pytest.raises(ConfigError, match="exactly one of `threshold` and `quantile`"):
-            assign_groups([0.1, 0.9], **options)
 
-    @pytest.mark.parametrize("quantile", [0.0, 1.0, (0.5, 0.2), ()])
-    def test_bad_quantiles(self, quantile):
-        with pytest.raises(ConfigError, match="above 0 and below 1"):
-            assign_groups([0.1, 0.9], quantile=quantile)
-
-    @pytest.mark.parametrize("threshold", [(0.5, 0.2), np.nan, ()])
-    def test_bad_thresholds(self, threshold):
-        with pytest.raises(ConfigError, match="must be finite, and ascend"):
-            assign_groups([0.1, 0.9], threshold=threshold)
-
-    @pytest.mark.parametrize("names", [("one",), ("one", "two", "three"), ("one", "one")])
-    def test_names_must_fit(self, names):
-        with pytest.raises(ConfigError, match="make 2 groups"):
-            assign_groups([0.1, 0.9], threshold=0.5, names=names)
-
-    def test_users_who_all_have_the_same_support(self):
-        with pytest.raises(DataError, match=r"2 groups cannot be cut .* 1 different support rates"):
-            assign_groups([0.5, 0.5, 0.5], quantile=0.2)
-
-    def test_more_groups_than_rates(self):
-        with pytest.raises(DataError, match="3 groups cannot be cut"):
-            assign_groups([0.1, 0.9, 0.9], quantile=(0.2, 0.4), names="abc")
-
-    def test_missing_support_is_refused(self):
-        with pytest.raises(DataError, match="1 of 2 users have no support rate"):
-            assign_groups([0.1, np.nan], threshold=0.5)
+@pytest.mark.parametrize(
+    ("support", "options", "error", "match"),
+    [
+        ([0.1, 0.9], {}, ConfigError, "exactly one of `threshold` and `quantile`"),
+        ([0.1, 0.9], {"threshold": 0.5, "quantile": 0.1}, ConfigError, "exactly one of `threshold` and `quantile`"),
+        *(([0.1, 0.9], {"quantile": q}, ConfigError, "above 0 and below 1") for q in (0.0, 1.0, (0.5, 0.2), ())),
+        *(([0.1, 0.9], {"threshold": t}, ConfigError, "must be finite, and ascend") for t in ((0.5, 0.2), np.nan, ())),
+        *(([0.1, 0.9], {"threshold": 0.5, "names": n}, ConfigError, "make 2 groups") for n in ("a", "abc", "aa")),
+        ([0.5, 0.5, 0.5], {"quantile": 0.2}, DataError, "2 groups cannot be cut .* 1 different support rates"),
+        ([0.1, 0.9, 0.9], {"quantile": (0.2, 0.4), "names": "abc"}, DataError, "3 groups cannot be cut"),
+        ([0.1, np.nan], {"threshold": 0.5}, DataError, "1 of 2 users have no support rate"),
+    ],
+)
+def test_groups_that_cannot_be_cut(support, options, error, match):
+    with pytest.raises(error, match=match):
+        assign_groups(support, **options)
 
 
 def test_rows_are_counted_by_group_where_there_are_groups():

@@ -1,4 +1,4 @@
-"""What a model sees of a user's past: rendered by the chat template and cut to fit. (Which past: test_history_rows.py.)"""
+"""What a model sees of a user's past: rendered by the chat template and cut to fit. (Which past: test_attaching.py.)"""
 
 import importlib.util
 import random
@@ -64,10 +64,13 @@ class TestTemplate:
         assert render(add_history_template(tokenizer), messages, history=PAST) == expected
 
     @pytest.mark.parametrize("kwargs", [{}, {"history": None}, {"history": []}])
-    def test_without_history_the_template_renders_as_before(self, kwargs):
+    @pytest.mark.parametrize("start", ["", "\n", "\n  {% if true %}x{% endif %}"])
+    def test_without_history_the_template_renders_as_before(self, kwargs, start):
         for messages in (MESSAGES, SYSTEM):
-            before = render(make_tokenizer("decoder"), messages)
-            assert render(add_history_template(make_tokenizer("decoder")), messages, **kwargs) == before
+            tokenizer = make_tokenizer("decoder")
+            tokenizer.chat_template = start + tokenizer.chat_template
+            before = render(tokenizer, messages)
+            assert render(add_history_template(tokenizer), messages, **kwargs) == before
         encoder = add_history_template(make_tokenizer("encoder"))
         assert render(encoder, **kwargs) == "[CLS]how do i sing[SEP]kindly[SEP]"
 
@@ -118,9 +121,6 @@ HISTORY = st.lists(st.fixed_dictionaries({name: TEXT for name in HISTORY_FIELDS}
 
 
 class TestCutter:
-    def test_without_limits_nothing_is_cut(self):
-        assert HistoryCutter(make_tokenizer("encoder"))(PAST) == PAST
-
     def test_the_newest_pairs_and_the_shown_fields_are_kept(self):
         cutter = HistoryCutter(make_tokenizer("encoder"), num_history=1, fields=["rejected", "chosen"])
         assert cutter(PAST) == [{"chosen": "the house", "rejected": "haha"}]

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from helpers.parts import make_pairs, make_tokenizer
+from helpers.parts import as_chat, make_pairs, make_tokenizer
 from transformers import AutoTokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data import checks
 from trl_pafo.data.history import HistoryCutter, remembered, render_history
-from trl_pafo.data.messages import as_messages, content_text
+from trl_pafo.data.messages import content_text
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs, tokenize_row
@@ -19,14 +19,12 @@ from trl_pafo.errors import ConfigError, DataError
 
 PAST = [{"prompt": "what is red", "chosen": "the house", "rejected": "lol"}]
 TEXTS = {"prompt": "how do i sing", "chosen": "kindly sir", "rejected": "haha"}
-MESSAGES = {k: as_messages(v, "user" if k == "prompt" else "assistant") for k, v in TEXTS.items()}
+MESSAGES = as_chat(Dataset.from_list([TEXTS]))[0]
 
 FORMS = {
     "texts": make_pairs(history=0),
     "texts without a prompt": make_pairs(history=0).map(lambda r: {s: r["prompt"] + " " + r[s] for s in ("chosen", "rejected")}),
-    "messages": make_pairs(history=0).map(
-        lambda r: {k: as_messages(r[k], "user" if k == "prompt" else "assistant") for k in TEXTS}
-    ),
+    "messages": as_chat(make_pairs(history=0)),
     "histories": make_pairs(),
     "no histories": make_pairs().map(lambda r: {"history": r["history"]}),
     "rendered": render_history(make_pairs(), HistoryCutter(make_tokenizer("encoder"), 1)),
@@ -99,21 +97,10 @@ PLAIN = {"num_history": 0}
 EMPTY = [{**PAST[0], "chosen": " "}]
 LACKS = {**TEXTS, "history": None}
 REFUSED = {
-    "no history at all": (
-        {},
-        None,
-        [TEXTS],
-        "The rows: no row has a history, and the model was trained with .* set num_history to 0",
-    ),
+    "no history at all": ({}, None, [TEXTS], "The rows: no row has a history.* set num_history to 0"),
     "empty histories": ({}, None, [{**TEXTS, "history": []}], "The rows: no row has a history"),
-    "a history for a model without": (
-        PLAIN,
-        None,
-        [LACKS, {**TEXTS, "history": PAST}],
-        "row 1 has a history, .* without histories",
-    ),
+    "a history for a model without": (PLAIN, None, [LACKS, {**TEXTS, "history": PAST}], "row 1 has a history"),
     "even if some are asked for": (PLAIN, 3, [LACKS, {**TEXTS, "history": PAST}], "row 1 has a history"),
-    "a text for a history": ({}, None, [{**TEXTS, "history": "liked tea"}], "row 0: a history must be a list of past pairs"),
     "a past pair for a history": ({}, None, [{**TEXTS, "history": PAST[0]}], "row 0: a history must be a list of past pairs"),
     "an empty field": ({}, None, [{**TEXTS, "history": EMPTY}], "row 0: `chosen` of an entry of the history is empty"),
     "messages for a model of texts": ({"inputs": "text"} | PLAIN, None, [MESSAGES], "row 0 holds messages, .* trained on texts"),
@@ -241,11 +228,7 @@ def as_file(rows, folder):
     return load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=str(folder / "cache"))
 
 
-def as_columns(rows, folder):
-    return Dataset.from_list(rows)
-
-
-@pytest.mark.parametrize("build", [as_columns, as_file])
+@pytest.mark.parametrize("build", [lambda rows, folder: Dataset.from_list(rows), as_file], ids=["columns", "file"])
 class TestMessages:
     @pytest.fixture
     def texts(self, monkeypatch):
@@ -386,18 +369,8 @@ def test_the_template_alone_raises_for_what_is_no_history(kind, history):
     with pytest.raises(TemplateError, match=r"(history|text|content)"):
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], history=history)
     row = {**MESSAGES, "chat_template_kwargs": {"history": history}}
-    with pytest.raises(
-        DataError, match=r"A row, `chosen` .with its prompt.: the chat template cannot render it: .*(history|text|content)"
-    ):
+    with pytest.raises(DataError, match=r"`chosen` .*: the chat template cannot render it: .*(history|text|content)"):
         tokenize_row(tokenizer, row, "chosen")
-
-
-def test_a_template_that_begins_with_white_space_is_written_as_it_was():
-    for start in ("\n", "  ", "\n  {% if true %}x{% endif %}"):
-        tokenizer = make_tokenizer("decoder")
-        tokenizer.chat_template = start + tokenizer.chat_template
-        before = tokenizer.apply_chat_template(MESSAGES["prompt"], tokenize=False)
-        assert add_history_template(tokenizer).apply_chat_template(MESSAGES["prompt"], tokenize=False) == before
 
 
 def test_tools_are_read_in_evaluation_as_in_training():

@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers.parts import make_pairs, make_tokenizer
+from helpers.parts import as_chat, make_pairs, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -167,16 +167,7 @@ def test_special_tokens_that_are_taken_for_text_do_not_cut():
 
 
 def chats(**columns) -> Dataset:
-    turns = (
-        make_pairs(history=0)
-        .select(range(6))
-        .map(
-            lambda row: {
-                key: [{"role": "user" if key == "prompt" else "assistant", "content": row[key]}]
-                for key in ("prompt", "chosen", "rejected")
-            }
-        )
-    )
+    turns = as_chat(make_pairs(history=0).select(range(6)))
     for name, values in columns.items():
         turns = turns.add_column(name, values)
     return turns

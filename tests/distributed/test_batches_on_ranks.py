@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from helpers.parts import make_model, make_pairs
-from helpers.ranks import assert_wrapped, launch, needs_deepspeed, options, with_margins, wrapper_of
+from helpers.parts import make_model, numbered_pairs
+from helpers.ranks import assert_wrapped, launch, needs_deepspeed, options, wrapper_of
 from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -19,14 +18,6 @@ WAYS = {
     "random": {"per_device_train_batch_size": 3},
 }
 RATE = 0.05
-
-
-def numbered_pairs() -> Dataset:
-    """Pairs of unequal length whose `margin` is their number, with margins of a teacher."""
-    rows = make_pairs()
-    words = [row["chosen"] + " soup tea rain" * (3 * (i % 7)) for i, row in enumerate(rows)]
-    rows = rows.remove_columns("chosen").add_column("chosen", words)
-    return with_margins(rows.add_column("margin", [i / 1000 for i in range(len(rows))]))
 
 
 def arguments(out: Path, way: str) -> PAFOConfig:

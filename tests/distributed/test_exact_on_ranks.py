@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 from filelock import FileLock
 from helpers.naive import naive_metrics, naive_pairs
-from helpers.parts import make_model, make_pairs
-from helpers.ranks import launch, options, with_margins
+from helpers.parts import make_model, make_pairs, with_margins
+from helpers.ranks import launch, options
 from helpers.rounding import rounding
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification

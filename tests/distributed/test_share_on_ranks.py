@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.parts import make_model, make_pairs
-from helpers.ranks import assert_wrapped, launch, lora, needs_deepspeed, options, with_margins, wrapper_of
+from helpers.parts import make_model, make_pairs, with_margins
+from helpers.ranks import assert_wrapped, launch, lora, needs_deepspeed, options, wrapper_of
 from helpers.rounding import rounding
 
 from trl_pafo import PAFORewardTrainer

@@ -14,9 +14,8 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 from helpers.naive import naive_pairs
-from helpers.parts import make_pairs
+from helpers.parts import GROUPS, make_pairs
 from helpers.ranks import (
-    GROUPS,
     NUM_STEPS,
     assert_wrapped,
     launch,

@@ -11,7 +11,8 @@ import pytest
 import torch
 import trl
 import yaml
-from helpers.ranks import CPU_AS_GPU, GROUPS, environment, make_parts, training_pairs
+from helpers.parts import GROUPS
+from helpers.ranks import CPU_AS_GPU, environment, make_parts, training_pairs
 from helpers.rounding import rounding
 from safetensors.torch import load_file
 

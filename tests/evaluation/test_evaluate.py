@@ -7,13 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_model, make_pairs, remember_inputs
 from helpers.rounding import rounding
-from transformers import AutoTokenizer
 
 from trl_pafo.cli import main
-from trl_pafo.data.history import HistoryCutter
-from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation import evaluate as evaluation
 
@@ -119,23 +116,6 @@ def evaluate(encoder, tmp_path, capsys):
     return run
 
 
-def test_users_and_groups_of_any_kind(encoder, tmp_path):
-    """Numbers give what the same names as texts give."""
-    found = []
-    for group, user in (("01", "34567"), ([0, 1], [3, 4, 5, 6, 7]), ([0.0, 1.0], [3.0, 4.0, 5.0, 6.0, 7.0])):
-        rows = make_pairs(history=0).to_list()
-        rows = [{**row, "group": group[n % 2], "user": user[n % 2 + 2 * (n % 4 // 2)]} for n, row in enumerate(rows)]
-        name = str(tmp_path / f"{len(found)}.parquet")
-        Dataset.from_list(rows).to_parquet(name)
-        out = tmp_path / f"out{len(found)}"
-        flags = ["--dataset_name", name, "--num_resamples", "20", "--output_dir", str(out)]
-        assert main(["evaluate", "--model_name_or_path", encoder, *flags]) == 0
-        results = json.loads((out / "results.json").read_text())
-        found.append((results["methods"], (out / "encoder.jsonl").read_text()))
-    assert {"accuracy/0", "accuracy/1"} <= set(found[0][0]["encoder"])
-    assert found[0] == found[1] == found[2]
-
-
 def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, tmp_path):
     results, printed = evaluate(rows_of("user"), make_model("encoder", tmp_path / "other", seed=7))
     assert (results["majority"], results["minority"]) == (None, None)
@@ -154,19 +134,6 @@ def test_data_without_users_say_nothing_of_users(evaluate):
     assert not [name for name in results["methods"]["encoder"] if name.startswith(("user_", "num_users"))]
     assert "Gini" not in printed
     assert "each pair counts as another person's" in printed
-
-
-def test_the_interval_of_a_group_of_one_user_is_unknown(evaluate):
-    rows = rows_of("user", "group")
-    alone = rows["user"][0]
-    rows = rows.remove_columns("group").add_column("group", ["one" if user == alone else "many" for user in rows["user"]])
-    results, printed = evaluate(rows)
-    entry = results["methods"]["encoder"]["accuracy/one"]
-    assert entry["low"] is None
-    assert entry["high"] is None
-    assert 0 <= entry["value"] <= 1
-    assert "[unknown]" in printed
-    assert f"1, {list(rows['user']).count(alone)}" in printed
 
 
 @pytest.mark.parametrize("columns", [("user", "group"), ()])
@@ -188,11 +155,7 @@ def model(tmp_path):
     """A model as a training leaves it."""
 
     def save(name, inputs="messages", **history):
-        folder = make_model("decoder", tmp_path / name, seed=len(name))
-        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-        HistoryCutter(tokenizer, **history).remember(inputs)
-        tokenizer.save_pretrained(folder)
-        return folder
+        return remember_inputs(make_model("decoder", tmp_path / name, seed=len(name)), inputs, **history)
 
     return save
 

@@ -19,24 +19,15 @@ from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
         ({"student_learning_rate": 0.0}, "`student_learning_rate` must be above 0, got 0.0"),
         ({"student_start": "personalized_bt"}, "`student_start` must be teachers or base, got 'personalized_bt'"),
         ({"teacher_start": "hot"}, "`teacher_start` must be base or warm, got 'hot'"),
-        (
-            {"teacher_start": "warm", "methods": ["pafo", "bradley_terry"], "reference": "bradley_terry"},
-            "starts from personalized_bt: add it to `methods`",
-        ),
+        ({"teacher_start": "warm", "methods": ["pafo", "bradley_terry"], "reference": "bradley_terry"}, "add it to `methods`"),
         ({"methods": ["pafo", "all"]}, "`methods` must be some of"),
-        (
-            {"methods": ["worst_group_bt"], "reference": "worst_group_bt"},
-            "point of the path of personalized_bt: add that to `methods`",
-        ),
+        ({"methods": ["worst_group_bt"], "reference": "worst_group_bt"}, "add that to `methods`"),
         ({"reference_steps": [0.5, 2]}, r"with 1 among them; got \[0.5, 2.0\]"),
         ({"reference_steps": [1, 1]}, "must be different multiples"),
         ({"reference_steps": [0, 1]}, "must be different multiples of the student's steps, above 0"),
         ({"reference_steps": [1, float("inf")]}, "must be different multiples"),
         ({"num_resamples": 0}, "`num_resamples` must be at least 1"),
-        (
-            {"methods": ["personalized_bt", "teacher_mixture"], "validation_share": 0.0},
-            "teacher_mixture is fitted on held-out pairs",
-        ),
+        ({"methods": ["personalized_bt", "teacher_mixture"], "validation_share": 0.0}, "is fitted on held-out pairs"),
         ({"methods": ["bradley_terry", "teacher_mixture"], "reference": "bradley_terry"}, "beside personalized_bt: add that"),
     ],
 )

@@ -1,14 +1,15 @@
 """Rows of a dataset under saved models: the rewards of a plain loop."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model
+from helpers.parts import make_model, remember_inputs
 from helpers.rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.rewards import score_routed, score_rows
 
@@ -16,12 +17,8 @@ from trl_pafo.evaluation.rewards import score_routed, score_rows
 @pytest.fixture
 def folder(base_model, tmp_path):
     """A model whose tokenizer renders histories, and rows with one past pair each."""
-    tokenizer = AutoTokenizer.from_pretrained(base_model)
-    add_history_template(tokenizer)
-    HistoryCutter(tokenizer, 1).remember()
-    AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+    shutil.copytree(base_model, tmp_path / "model")
+    return remember_inputs(str(tmp_path / "model"), num_history=1)
 
 
 @pytest.fixture

@@ -9,8 +9,14 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, LlamaConfig, PreTrainedTokenizerFast
+
+from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data.template import add_history_template
+
+GROUPS = ("majority", "minority")
 
 WORDS = [
     "asked",
@@ -116,6 +122,31 @@ def make_teacher(kind: str, folder: Path, seed: int, size: float = 10) -> str:
     return str(folder)
 
 
+def make_teachers(kind: str, folder: Path, size: float = 10) -> dict[str, str]:
+    """A teacher a group, by [`make_teacher`]."""
+    return {group: make_teacher(kind, folder / group, seed, size) for seed, group in enumerate(GROUPS, 1)}
+
+
+def make_adapter(base: str, folder: Path, seed: int = 0, **options: object) -> str:
+    """A LoRA adapter on a tiny decoder, with a reward head and random weights of its own, saved with the tokenizer."""
+    torch.manual_seed(seed)
+    options = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
+    model = get_peft_model(AutoModelForSequenceClassification.from_pretrained(base, num_labels=1), LoraConfig(**options))
+    with torch.no_grad():
+        model.score.weight.normal_()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return str(folder)
+
+
+def remember_inputs(folder: str, inputs: str = "messages", **history: object) -> str:
+    """Write into the tokenizer of a saved model what a training on such rows leaves there; return the folder."""
+    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
+    HistoryCutter(tokenizer, **history).remember(inputs)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 MANNERS = {"majority": "please kindly sir", "minority": "haha lol whee"}
 
 
@@ -141,6 +172,35 @@ def make_pairs(num_users: int = 6, pairs_per_user: int = 5, num_minority: int = 
                 row["history"] = [pair(group, 20 + n) for n in range(history)]
             rows.append(row)
     return Dataset.from_list(rows)
+
+
+def as_chat(rows: Dataset) -> Dataset:
+    """The same pairs, each text a message."""
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return rows.map(lambda row: {name: [{"role": role, "content": row[name]}] for name, role in roles.items()})
+
+
+def numbered_pairs(**options: int) -> Dataset:
+    """Pairs of very unequal length whose `margin` is their number, with margins of a teacher."""
+    rows = make_pairs(**options)
+    words = [row["chosen"] + " soup tea rain" * (3 * (i % 7)) for i, row in enumerate(rows)]
+    rows = rows.remove_columns("chosen").add_column("chosen", words)
+    return with_margins(rows.add_column("margin", [i / 1000 for i in range(len(rows))]))
+
+
+def with_margins(rows: Dataset) -> Dataset:
+    """The rows, with margins of a teacher."""
+    return rows.add_column("teacher_margin", [0.5 * (i % 5 - 1) for i in range(len(rows))])
+
+
+def losses(trainer: transformers.Trainer) -> list[float]:
+    """What a training has logged."""
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, by their path in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from peft import LoraConfig
 
 import trl_pafo
-from helpers.parts import make_model, make_pairs
+from helpers.parts import GROUPS, make_adapter, make_model, make_pairs, make_teacher, with_margins
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 TESTS = Path(__file__).parents[1]
@@ -53,7 +52,6 @@ MODES: dict[str, dict[str, str]] = {
     },
 }
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-GROUPS = ("majority", "minority")
 NUM_STEPS = 4
 GLOBAL_BATCH = 8
 
@@ -159,28 +157,12 @@ def lora() -> LoraConfig:
     return LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"])
 
 
-def with_margins(rows: Dataset) -> Dataset:
-    """The rows, with margins of a teacher."""
-    return rows.add_column("teacher_margin", [0.5 * (i % 5 - 1) for i in range(len(rows))])
-
-
 def make_parts(folder: Path) -> None:
     """A student, a teacher a group, and a teacher a group that is an adapter of the student."""
     student = make_model("decoder", folder / "student")
     for seed, group in enumerate(GROUPS, 1):
-        path = make_model("decoder", folder / "checkpoints" / group, seed=seed)
-        teacher = AutoModelForSequenceClassification.from_pretrained(path)
-        with torch.no_grad():
-            teacher.score.weight.mul_(10)  # margins of a size that the loss depends on
-        teacher.save_pretrained(path)
-        torch.manual_seed(10 + seed)
-        model = AutoModelForSequenceClassification.from_pretrained(student)
-        config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        model = get_peft_model(model, config)
-        with torch.no_grad():
-            model.score.weight.normal_()
-        model.save_pretrained(folder / "adapters" / group)
-        AutoTokenizer.from_pretrained(student).save_pretrained(folder / "adapters" / group)
+        make_teacher("decoder", folder / "checkpoints" / group, seed)
+        make_adapter(student, folder / "adapters" / group, 10 + seed, r=4, target_modules=["q_proj", "v_proj"])
 
 
 def training_pairs(teachers: str) -> Dataset:

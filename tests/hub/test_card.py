@@ -197,14 +197,6 @@ def test_repo_and_base_are_put_in_and_the_rest_is_kept():
     assert with_repo("a card of another kind", "lab/fair") == "a card of another kind"
 
 
-def test_of_a_method_its_paper_is_cited():
-    paper = {"title": "A paper", "id": "2401.00001", "citation": "@article{x}", "note": " as **we** read it."}
-    text = Card("fair", how_trained="It was distilled.", paper=paper).render()
-    assert "and trl-pafo. It was distilled.\n" in text
-    assert "of [A paper](https://huggingface.co/papers/2401.00001) as **we** read it." in text
-    assert "```bibtex\n@article{x}\n```" in text
-
-
 def test_code_of_the_snippet_is_python_for_every_kind():
     for adapter in (True, False):
         for history in (None, {"num_history": 1, "max_tokens": 9, "fields": ["chosen"]}):

@@ -185,36 +185,17 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
 @pytest.mark.parametrize(
     ("data", "cut", "says"),
     [
-        (
-            {"source": "prism", "group_by": "age", "minority": ["65+"]},
-            "data",
-            "the field age of the survey make the groups; the minority: 65+",
-        ),
+        ({"source": "prism", "group_by": "age", "minority": ["65+"]}, "data", "the field age of the survey make the groups"),
         ({"source": "files", "minority_threshold": 0.3}, "support", "The minority are those whose support rate is below 0.3"),
-        (
-            {"source": "files", "minority_quantile": 0.1},
-            "support",
-            "they were inferred. The minority are the 10% of training users with the lowest support rate; nobody said",
-        ),
+        ({"source": "files", "minority_quantile": 0.1}, "support", "they were inferred. The minority are the 10% of training"),
         ({"source": "files"}, "support", "It names no groups: they were inferred"),
         ({"source": "polis"}, "data", "they are clusters of people who vote alike; nobody said which group"),
-        (
-            {"source": "ukp_convarg"},
-            "agreement",
-            "the 20% of training users with the lowest agreement with others; nobody said which",
-        ),
+        ({"source": "ukp_convarg"}, "agreement", "the 20% of training users with the lowest agreement with others"),
         ({"source": "files"}, "agreement", "They may be annotators who err, not people of another taste."),
         ({"source": "files", "infer_groups": "minilm"}, "all pairs", "found in the pairs; nobody said who belongs to which."),
-        (
-            {"source": "files", "minority_quantile": 0.1},
-            "data",
-            "The groups are those that the data name.",
-        ),  # the option had no effect
-        (
-            {"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1},
-            "data",
-            "the minority b, c. The share",
-        ),
+        # The option had no effect.
+        ({"source": "files", "minority_quantile": 0.1}, "data", "The groups are those that the data name."),
+        ({"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1}, "data", "minority b, c."),
         ({"source": "styles", "infer_groups": "minilm"}, "training pairs", "Those of test users are named by the data."),
         ({"source": "prism", "infer_groups": "minilm"}, "pairs", "Those of test users follow from their past pairs."),
         ({"source": "swissmetro"}, "data", "The groups are those that the data name."),

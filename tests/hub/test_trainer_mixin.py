@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_pairs, make_teachers
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from transformers import Trainer
@@ -87,11 +87,7 @@ def test_a_checkpoint_without_weights_is_not_pushed_and_nobody_dies(hub, train, 
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        (
-            {"hub_strategy": "checkpoint"},
-            ConfigError,
-            "the optimizer's state, which trl-pafo never does. Use hub_strategy='every",
-        ),
+        ({"hub_strategy": "checkpoint"}, ConfigError, "optimizer's state.* Use hub_strategy='every"),
         ({"hub_strategy": "all_checkpoints"}, ConfigError, "optimizer's state"),
         ({"hub_model_id": "lab/fair", "hub_token": "hf_wrong"}, HubError, "lab/fair cannot be used: 401.*hf auth login"),
     ],
@@ -133,8 +129,7 @@ LORA = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"])
 @pytest.fixture
 def train_pafo(training, tmp_path, encoder):
     def build(model=encoder, rows=None, peft=None, out="out", **options) -> PAFORewardTrainer:
-        kind = "decoder" if peft else "encoder"
-        teachers = {g: make_model(kind, tmp_path / f"teacher-{g}", seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+        teachers = make_teachers("decoder" if peft else "encoder", tmp_path / "teachers")
         return PAFORewardTrainer(
             model=model,
             args=PAFOConfig(str(tmp_path / out), **{**training, "max_steps": 2, "push_to_hub": True, **options}),
@@ -157,9 +152,9 @@ def test_no_user_teacher_path_or_pickle_reaches_the_hub(hub, train_pafo, tmp_pat
     adapter_files = MODEL_FILES - {"config.json", "model.safetensors"} | {"adapter_config.json", "adapter_model.safetensors"}
     assert set(hub.repos["lab/adapter"].files) - {".gitattributes"} == adapter_files
     found = b"\n".join(content for repo in hub.repos.values() for files in repo.commits for content in files.values())
-    for secret in (b"user-0", b"user-8", b"teacher-m", str(tmp_path).encode(), b"PK\x03\x04"):  # the last: a pickle of torch
+    for secret in (b"user-0", b"user-8", b"teachers/m", str(tmp_path).encode(), b"PK\x03\x04"):  # the last: a pickle of torch
         assert secret not in found, secret
-    for teacher in tmp_path.glob("teacher-*"):
+    for teacher in (tmp_path / "teachers").iterdir():
         assert (teacher / "model.safetensors").read_bytes() not in found
 
 

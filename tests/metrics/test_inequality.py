@@ -98,12 +98,6 @@ def test_unusable_benefits_and_weights(name):
             measure([0.5, 1.0], weights)
 
 
-def test_bounds_are_reached_where_one_user_has_everything():
-    b = [0.0, 0.0, 0.0, 1.0]
-    found = [measure(b) for measure in (gini, jain, theil, atkinson, max_min)]
-    assert found == pytest.approx([1 - 1 / 4, 1 / 4, np.log(4), 3 / 4, 1.0])
-
-
 @settings(max_examples=60, deadline=None)
 @given(accuracies, st.integers(1, 100))
 def test_cvar_takes_a_fraction_of_the_user_on_the_border(benefits, percent):

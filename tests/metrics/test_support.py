@@ -23,17 +23,6 @@ def test_it_is_scipys_with_ties(rows):
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
-def test_weights_are_repetitions():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 6, size=15) / 6, rng.random(15)
-    weights = rng.integers(0, 4, size=(2, 5, 15))
-    found = spearman(x, y, weights)
-    assert found.shape == (2, 5)
-    for index in np.ndindex(2, 5):
-        repeated = [np.repeat(values, weights[index]) for values in (x, y)]
-        assert found[index] == pytest.approx(stats.spearmanr(*repeated).statistic, abs=1e-12)
-
-
 @pytest.mark.parametrize(
     ("x", "y", "weights"),
     [

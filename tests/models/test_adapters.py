@@ -24,12 +24,6 @@ from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.scoring import load_reward_model, score_sequences
 
 
-@pytest.fixture
-def student(decoder):
-    model = AutoModelForSequenceClassification.from_pretrained(decoder)
-    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"]))
-
-
 def without_head(folder, base=...):
     """A PeftModel without a task type, which neither trains nor saves the head."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
@@ -122,13 +116,6 @@ def test_all_new_layers_below_the_reward_come_back(training, tmp_path):
     assert_comes_back(trainer, tmp_path / "out")
     heads = sorted(name for name in load_file(tmp_path / "out/adapter_model.safetensors") if "lora" not in name)
     assert [name.split(".")[-3:-1] for name in heads[2:]] == [["pooler", "dense"]] * 2
-
-
-def test_an_adapter_by_its_name_is_not_trained(student, training, tmp_path):
-    """transformers would load it frozen, and train its head alone."""
-    student.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ConfigError, match=r"is an adapter.*PeftModel.from_pretrained\(base, folder, is_trainable=True\)"):
-        PAFORewardTrainer(str(tmp_path / "adapter"), PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs())
 
 
 @pytest.fixture

@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from helpers.parts import make_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from helpers.parts import make_adapter, make_model
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.models import mean_of_models
-
-
-def make_adapter(base: str, folder, seed: int, r: int = 2) -> str:
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(base)
-    adapter = get_peft_model(model, LoraConfig("SEQ_CLS", r=r, target_modules=["q_proj"]))
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    adapter.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
@@ -59,6 +46,6 @@ def test_models_that_have_no_mean(decoder, tmp_path):
     other = make_model("decoder", tmp_path / "wider", hidden_size=32)
     with pytest.raises(ConfigError, match="have no mean: their weights differ in name or shape"):
         mean_of_models([decoder, other])
-    adapters = [make_adapter(decoder, tmp_path / f"r{r}", 0, r) for r in (2, 4)]
+    adapters = [make_adapter(decoder, tmp_path / f"r{r}", r=r) for r in (2, 4)]
     with pytest.raises(ConfigError, match="have no mean"):
         mean_of_models(adapters)

@@ -87,9 +87,7 @@ class TestFamilies:
         assert gaps == (head, [], head)
         _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
         assert sorted(info["missing_keys"]) == head
-        with pytest.raises(
-            ConfigError, match=f"{tmp_path} holds no weights for {head[0]}.*so there is no reward head: they would be"
-        ):
+        with pytest.raises(ConfigError, match=f"{tmp_path} holds no weights for {head[0]}.*so there is no reward head"):
             load_reward_model(tmp_path)
 
     def test_any_other_weight_is_missed_too(self, name, tmp_path):
@@ -128,9 +126,7 @@ class TestGaps:
         shutil.copytree(decoder, tmp_path / "model")
         change_config(tmp_path / "model", intermediate_size=48)
         assert len(gaps_of(tmp_path / "model").misfits) == 6
-        with pytest.raises(
-            ConfigError, match=r"weights of the right shape for model.layers.0.mlp.* and 2 more. Save the model again"
-        ):
+        with pytest.raises(ConfigError, match=r"weights of the right shape for model.layers.0.mlp.*. Save the model again"):
             load_reward_model(tmp_path / "model")
 
     def test_nothing_is_shown_drawn_or_left_behind(self, decoder, tmp_path, capfd, caplog):
@@ -230,9 +226,7 @@ class TestEverythingThatScores:
         options = {**training, "model_init_kwargs": {"ignore_mismatched_sizes": True}}
         PAFORewardTrainer(folder, PAFOConfig(str(tmp_path / "out"), **options), train_dataset=make_pairs(history=0)).save_model()
         check_reward_model(tmp_path / "out")
-        with pytest.raises(
-            ConfigError, match=r"another shape for score\.weight .*model_init_kwargs={'ignore_mismatched_sizes': True}"
-        ):
+        with pytest.raises(ConfigError, match=r"score\.weight .*model_init_kwargs={'ignore_mismatched_sizes': True}"):
             PAFORewardTrainer(folder, PAFOConfig(str(tmp_path), **training), train_dataset=make_pairs(history=0))
 
     def test_a_student_may_have_a_new_head_and_nothing_else(self, language_model, training, tmp_path):
@@ -241,9 +235,7 @@ class TestEverythingThatScores:
         trainer.save_model()
         check_reward_model(tmp_path / "out")
         without(language_model, "model.layers.0.self_attn.q_proj.weight")
-        with pytest.raises(
-            ConfigError, match=r"no weights for model\.layers\.0\.self_attn\.q_proj\.weight: .*not just a new reward head"
-        ):
+        with pytest.raises(ConfigError, match=r"no weights for .*self_attn\.q_proj\.weight: .*not just a new reward head"):
             PAFORewardTrainer(str(language_model), PAFOConfig(str(tmp_path / "out"), **training), train_dataset=pairs)
 
 
@@ -281,9 +273,7 @@ class TestAdapters:
         weights = load_file(path)
         del weights["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
         save_file(weights, path)
-        with pytest.raises(
-            ConfigError, match=r"The adapter .* lacks weights: .*layers\.1\.self_attn\.q_proj\.lora_B.*Save it again"
-        ):
+        with pytest.raises(ConfigError, match=r"The adapter .* lacks weights: .*layers\.1\..*lora_B.*Save it again"):
             load_reward_model(tmp_path / "adapter")
 
         lora(tmp_path / "whole", decoder, task_type="SEQ_CLS")
@@ -296,9 +286,7 @@ class TestAdapters:
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
         tokenizer.add_tokens(["one", "two"])
         tokenizer.save_pretrained(tmp_path / "adapter")
-        with pytest.raises(
-            ConfigError, match=r"has 2 tokens more than its base .*Save the adapter with save_embedding_layers=True"
-        ):
+        with pytest.raises(ConfigError, match=r"has 2 tokens more than its base .* with save_embedding_layers=True"):
             load_reward_model(tmp_path / "adapter")
 
     def test_teachers_that_keep_the_head_of_their_base_stand_alone(self, decoder, tmp_path):

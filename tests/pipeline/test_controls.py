@@ -3,8 +3,7 @@
 import json
 
 import numpy as np
-import pytest
-from helpers.small_runs import small_run, train_nothing
+from helpers.small_runs import train_nothing
 
 from trl_pafo.evaluation.methods import METHODS
 from trl_pafo.evaluation.rewards import score_rows
@@ -14,11 +13,6 @@ from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.reweighted import ReweightedRewardTrainer
 
 ENSEMBLE = {"methods": ["personalized_bt", "distilled_ensemble"]}
-
-
-@pytest.fixture
-def run(encoder, training, tmp_path, short_report):
-    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 
 def test_all_methods_are_trained_and_compared(run, tmp_path, monkeypatch):

@@ -5,19 +5,13 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers.small_runs import small_run, train_nothing
+from helpers.small_runs import train_nothing
 
-from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, score_mixture
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics import group_accuracy, pair_correctness
-from trl_pafo.pipeline.front import KEPT, predict_run
+from trl_pafo.pipeline.front import predict_run
 from trl_pafo.pipeline.prepare import load_prepared
-
-
-@pytest.fixture
-def run(encoder, training, tmp_path, short_report):
-    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 
 def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tmp_path, capsys):
@@ -96,10 +90,3 @@ def test_without_held_out_pairs_nothing_is_worth_it(tmp_path, encoder):
     assert found["worth"] is False
     assert found["sentence"] in (tmp_path / "front/front.md").read_text()
     assert not (tmp_path / "front/front.png").exists()
-
-
-def test_the_mixture_needs_held_out_pairs(run, monkeypatch):
-    train_nothing(monkeypatch)
-    with pytest.raises(ConfigError, match="teacher_mixture is fitted on held-out pairs, beside personalized_bt"):
-        run(methods=["personalized_bt", "teacher_mixture"], validation_share=0.0)
-    assert "--distill_anyway true" in KEPT

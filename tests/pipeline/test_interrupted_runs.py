@@ -32,16 +32,8 @@ STAGES = {
     "front": None,
     "evaluate": None,
 }
-OPTIONS = {
-    "source": "styles",
-    "train_users": 12,
-    "test_users": 10,
-    "pairs_per_user": 2,
-    "context_pairs": 2,
-    "minority_ratio": 0.3,
-    "reference_steps": [1, 2],
-    "teacher_folds": 1,
-}
+OPTIONS = {"source": "styles", "train_users": 12, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2}
+OPTIONS |= {"minority_ratio": 0.3, "reference_steps": [1, 2], "teacher_folds": 1}
 OPTIONS |= {"validation_share": 0.3, "num_hidden_layers": 1, "num_history": 1, "num_resamples": 50, "max_length": 256}
 OPTIONS |= {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0.01, "logging_steps": 1, "save_steps": 2}
 OPTIONS |= {"distill_anyway": True, "gradient_checkpointing": False, "use_cpu": True, "bf16": False, "report_to": "none"}

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from helpers.parts import make_model, make_pairs
-from helpers.small_runs import small_run, train_nothing
+from helpers.parts import make_pairs, make_teachers
+from helpers.small_runs import train_nothing
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import DataError, RunFolderError
@@ -17,11 +17,6 @@ from trl_pafo.pipeline.run import Run
 from trl_pafo.pipeline.run_options import optimizer_steps
 
 PATH = {"methods": ["personalized_bt"], "validation_share": 0.3}
-
-
-@pytest.fixture
-def run(encoder, training, tmp_path, short_report):
-    return lambda model=encoder, **options: small_run(tmp_path / "run", training, model, **options)
 
 
 def weights(folder):
@@ -47,21 +42,15 @@ def test_steps_are_counted_as_the_trainer_counts_them(decoder, training, options
 
 def test_each_training_has_multiples_of_the_steps_of_one_row_a_showing(run, monkeypatch, tmp_path):
     found = {}
-    teachers = {group: make_model("encoder", tmp_path / group) for group in ("majority", "minority")}
+    teachers = make_teachers("encoder", tmp_path)
     monkeypatch.setattr(trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
     real = Run._train
     train_nothing(monkeypatch)
     monkeypatch.setattr(Run, "_train", real)
-    run(
-        reference_steps=[0.3, 1, 2], max_steps=-1, num_train_epochs=1.5, teachers=teachers
-    )()  # 40 pairs in batches of 4: 15 steps
-    assert found == {
-        "Bradley-Terry": 15,
-        "personalized BT, x0.3": 5,
-        "personalized BT, x1": 15,
-        "personalized BT, x2": 30,
-        "PAFO": 15,
-    }
+    # 40 pairs in batches of 4: 15 steps.
+    run(reference_steps=[0.3, 1, 2], max_steps=-1, num_train_epochs=1.5, teachers=teachers)()
+    path = {"personalized BT, x0.3": 5, "personalized BT, x1": 15, "personalized BT, x2": 30}
+    assert found == {"Bradley-Terry": 15, **path, "PAFO": 15}
 
 
 def test_pairs_that_are_too_long_are_not_counted(run, monkeypatch, tmp_path):
@@ -91,23 +80,6 @@ def test_another_multiple_trains_itself_alone(run, monkeypatch, tmp_path):
     assert kept == {"personalized_bt", *(f"personalized_bt_x{multiple}" for multiple in (1, 2, 4))}
     with pytest.raises(RunFolderError, match=r"'personalized_bt@1' of another run \(max_steps: 2 -> 3\)"):
         run(**PATH, reference_steps=[1, 4], max_steps=3)()
-
-
-def test_an_interrupted_path_goes_on_at_its_point(run, monkeypatch):
-    trained = train_nothing(monkeypatch)
-    train = Run._train
-
-    def interrupted(self, out, title, *args, **kwargs):
-        if title.endswith("x2"):
-            raise KeyboardInterrupt
-        return train(self, out, title, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_train", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(**PATH, reference_steps=[1, 2])()
-    run(**PATH, reference_steps=[1, 2])()
-    assert trained == ["personalized BT, x1", "personalized BT, x2"]
 
 
 def test_what_is_chosen_follows_the_rule_and_the_points(run, monkeypatch, tmp_path, capsys):
@@ -177,14 +149,6 @@ def test_held_out_pairs_choose_the_reference_of_all_verdicts(run, tmp_path, caps
     for text in written:
         assert sentence in re.sub("&#39;", "'", text)
     assert "| learning\\_rate | 0.01 |" in (folder / "models/personalized_bt/README.md").read_text()
-
-
-def test_without_held_out_pairs_the_student_s_steps_are_the_reference(run, tmp_path):
-    results = run(methods=["personalized_bt"], reference_steps=[1, 2])()
-    assert "no pairs are held out to choose by" in results["path"]["sentence"]
-    assert results["path"]["chosen"] == 1
-    assert results["path"]["points"][1]["validation"] is None
-    assert weights(tmp_path / "run/models/personalized_bt") == weights(tmp_path / "run/models/personalized_bt_x1")
 
 
 def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(run, monkeypatch):

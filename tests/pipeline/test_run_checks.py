@@ -59,27 +59,10 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
         ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, without which pafo cannot tell"),
         (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
-        ({"num_resamples": 0}, {}, ConfigError, "`num_resamples` must be at least 1"),
         ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
-        (
-            {},
-            {"max_length": 5, "history_max_tokens": 30},
-            ConfigError,
-            "No training pair of the group 'few' is within max_length=5 tokens",
-        ),
-        (
-            {},
-            {"dataloader_drop_last": True, "per_device_train_batch_size": 10},
-            ConfigError,
-            "The 9 training pairs of the group 'few'",
-        ),
+        ({}, {"dataloader_drop_last": True, "per_device_train_batch_size": 10}, ConfigError, "The 9 training pairs of .*few"),
         ({}, {"teachers": {"many": "x"}}, TeacherError, "'few', 'many', and there are teachers for 'many'"),
-        (
-            {"methods": ["personalized_bt", "worst_group_bt"]},
-            {},
-            ConfigError,
-            "worst_group_bt: chosen on held-out pairs, and none",
-        ),
+        ({"methods": ["personalized_bt", "worst_group_bt"]}, {}, ConfigError, "chosen on held-out pairs, and none"),
     ],
 )
 def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, error, match):
@@ -102,12 +85,7 @@ def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, 
             ConfigError,
             "No training pair of the group 'few' is within max_length=256 tokens",
         ),
-        (
-            make_rows("train", many=6),
-            make_rows("test", many=4),
-            DataError,
-            r"only one group \('many'\), so there is nothing to distill",
-        ),
+        (make_rows("train", many=6), make_rows("test", many=4), DataError, "only one group"),
         (None, make_rows("test", many=4, other=2), DataError, "users of the groups 'other', of which training has none"),
     ],
 )

@@ -99,11 +99,6 @@ def test_the_path_is_a_line_through_its_points_with_a_label_at_each():
     assert not any(box.contains(*place) for box in boxes for place in drawn)
 
 
-def test_a_path_of_one_point_is_that_point():
-    figure = pictures.draw_majority_minority(POINTS, path=[{"label": "x1", "majority": 0.98, "minority": 0.44}])
-    assert len(legend_of(figure)) == 4
-
-
 def test_noise_is_not_blown_up_and_perfect_scores_fit():
     axes = pictures.draw_majority_minority([at(1.0, 1.0, "perfect", reach=0.0)]).axes[0]
     for low, high in (axes.get_xlim(), axes.get_ylim()):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import make_model, make_pairs
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from helpers.parts import make_adapter, make_model, make_pairs
+from transformers import AutoModelForSequenceClassification
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.cli import main
@@ -63,13 +62,6 @@ def evil(request, tmp_path, mark, decoder):
         (folder / "model.safetensors").unlink()
         torch.save(Payload(mark), folder / "pytorch_model.bin")
     return adapter
-
-
-def make_adapter(base, folder):
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    lora = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"])
-    get_peft_model(model, lora).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
 def test_the_payload_would_run(tmp_path):

@@ -14,7 +14,6 @@ from trl_pafo.storage.files import (
     digest_of_files,
     new_folder,
     remove_temporary_files,
-    replacing,
     write_text,
 )
 
@@ -25,13 +24,6 @@ class TestReplacing:
         with full_after(1000), pytest.raises(OSError, match="File too large"):
             write_text(tmp_path / "results.json", "x" * 200_000)
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.json", "old")]
-
-    def test_an_error_while_writing_leaves_the_old_file(self, tmp_path):
-        write_text(tmp_path / "a", "old")
-        with pytest.raises(KeyError), replacing(tmp_path / "a") as temporary:  # noqa: PT012
-            temporary.write_text("half")
-            raise KeyError
-        assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "old")]
 
     def test_who_has_begun_to_read_goes_on_with_the_old_file(self, tmp_path):
         write_text(tmp_path / "a", "ä")

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 from accelerate import PartialState
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_pairs, make_teachers
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.teachers.agreement import Agreement, agreement
@@ -37,7 +37,7 @@ def test_a_group_whose_teacher_prefers_the_rejected_responses_is_warned_of(caplo
 
 def test_a_training_on_labels_that_its_teachers_contradict_warns_and_logs_it_once(decoder, training, tmp_path, caplog):
     rows = make_pairs(history=0)
-    teachers = {g: make_model("decoder", tmp_path / g, seed=seed) for seed, g in enumerate(["majority", "minority"], 1)}
+    teachers = make_teachers("decoder", tmp_path)
 
     def make(rows) -> PAFORewardTrainer:
         args = PAFOConfig(str(tmp_path / "out"), num_history=0, **training)

@@ -91,14 +91,6 @@ def test_the_likelihood_has_the_least_loss(num_groups, monkeypatch):
     np.testing.assert_allclose(found.log_likelihood(scores), found.slope * scores + found.bias)
 
 
-def test_groups_count_the_same_in_the_fit():
-    scores, group = drawn(2, 40)
-    doubled = np.flatnonzero(group == 0)
-    several = GroupLikelihood.fit(np.concatenate([scores, scores[doubled]]), np.concatenate([group, group[doubled]]))
-    alone = GroupLikelihood.fit(scores, group)
-    np.testing.assert_allclose(several.bias, alone.bias, atol=0.02)  # the ridge counts rows
-
-
 def test_scores_that_tell_the_groups_without_error_end_well():
     group = np.repeat([0, 1, 2], [50, 5, 2])
     scores = np.where(np.arange(3) == group[:, None], -0.1, -5.0)

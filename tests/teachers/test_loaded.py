@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers.parts import make_model
+from helpers.parts import make_adapter, make_model
 from helpers.rounding import rounding
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 import trl_pafo.teachers.loaded
 from trl_pafo.errors import DataError, TeacherError
@@ -20,21 +19,9 @@ from trl_pafo.teachers.loaded import TeacherModels, by_backbone
 from trl_pafo.teachers.teacher import as_teachers
 
 
-def save_adapter(base: str, folder, seed: int, **options) -> str:
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(base)
-    settings = {"task_type": "SEQ_CLS", "r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
-    model = get_peft_model(model, LoraConfig(**settings))
-    with torch.no_grad():
-        model.score.weight.normal_()
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def adapters(decoder, tmp_path) -> dict[str, str]:
-    return {group: save_adapter(decoder, tmp_path / group, seed) for seed, group in enumerate("abc", 1)}
+    return {group: make_adapter(decoder, tmp_path / group, seed) for seed, group in enumerate("abc", 1)}
 
 
 @pytest.fixture
@@ -95,8 +82,8 @@ def test_what_shares_a_backbone(adapters, decoder, tmp_path):
             **adapters,
             "full": other,
             "again": other,
-            "of another": save_adapter(other, tmp_path / "d", 4),
-            "with biases": save_adapter(decoder, tmp_path / "e", 5, bias="all"),
+            "of another": make_adapter(other, tmp_path / "d", 4),
+            "with biases": make_adapter(decoder, tmp_path / "e", 5, bias="all"),
         }
     )
     groups = [set(together) for together in by_backbone(teachers)]

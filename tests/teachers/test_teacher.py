@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from helpers.parts import make_pairs, make_tokenizer
+from helpers.parts import make_adapter, make_pairs, make_tokenizer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -19,10 +19,7 @@ from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check
 
 @pytest.fixture
 def adapter(decoder, tmp_path) -> str:
-    base = AutoModelForSequenceClassification.from_pretrained(decoder)
-    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
-    return str(tmp_path / "adapter")
+    return make_adapter(decoder, tmp_path / "adapter")
 
 
 def test_paths_become_teachers(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.parts import make_pairs
+from helpers.parts import as_chat, numbered_pairs
 from helpers.rounding import rounding
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -48,15 +48,6 @@ def test_order_is_that_of_transformers_for_seed_and_epoch():
     assert orders[0] != orders[1]
     padded = sum(lengths[batch].max() * len(batch) for batch in by_size(orders[0], 16))
     assert padded < 1.15 * lengths.sum()
-
-
-def numbered_pairs(**options) -> Dataset:
-    """Pairs of very unequal length whose `margin` is their number, with margins of a teacher."""
-    rows = make_pairs(num_users=6, pairs_per_user=5, **options)
-    words = [row["chosen"] + " soup tea rain" * (3 * (i % 7)) for i, row in enumerate(rows)]
-    rows = rows.remove_columns("chosen").add_column("chosen", words)
-    rows = rows.add_column("margin", [i / 1000 for i in range(len(rows))])
-    return rows.add_column("teacher_margin", [0.5 * (i % 5 - 1) for i in range(len(rows))])
 
 
 @pytest.fixture
@@ -153,8 +144,7 @@ def test_a_training_step_waits_for_nothing_that_the_model_does_not_wait_for(deco
             found.append((waits.count, len(gathers)))
         return (found[1][0] - found[0][0]) / 2, (found[1][1] - found[0][1]) / 2
 
-    chat = {side: [[{"role": "user", "content": text}] for text in numbered_pairs()[side]] for side in ("chosen", "rejected")}
-    rows = Dataset.from_dict(chat)
+    rows = as_chat(numbered_pairs()).select_columns(["chosen", "rejected"])
     of_model = counts(RewardTrainer, RewardConfig)
     ours = counts(PAFORewardTrainer, PAFOConfig, **more)
     assert of_model[0] - ours[0] >= 6

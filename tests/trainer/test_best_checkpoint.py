@@ -5,20 +5,20 @@ import math
 
 import pytest
 import torch
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_pairs, make_teachers
 from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import RewardConfig
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
 METRICS = {"group_balanced": "accuracy_group_mean", "worst_group": "accuracy_group_min", "overall": "accuracy"}
 HELD_OUT = make_pairs(num_users=8, seed=1)
+UNGROUPED = HELD_OUT.remove_columns("group")
 
 
 def config(tmp_path, best_checkpoint="group_balanced", **more) -> PAFOConfig:
@@ -66,15 +66,9 @@ def test_what_transformers_needs_is_set_also_after_the_options_were_made(choice,
         ({"save_strategy": "no"}, r"save_strategy='no' writes none\. Leave that option out"),
         ({"greater_is_better": False}, "Leave out greater_is_better=False"),
         ({"metric_for_best_model": "loss"}, "by accuracy_group_mean, not by metric_for_best_model='loss'. Leave out one"),
-        (
-            {"eval_strategy": "epoch", "save_steps": 50},
-            r"eval_strategy='epoch' .* is not save_strategy='steps' \(save_steps=50\)",
-        ),
+        ({"eval_strategy": "epoch", "save_steps": 50}, "'epoch' .* is not save_strategy='steps' .save_steps=50."),
         ({"eval_strategy": "steps", "save_strategy": "epoch"}, r"eval_strategy='steps' .* is not save_strategy='epoch'"),
-        (
-            {"eval_strategy": "steps", "eval_steps": 10, "save_steps": 20},
-            r"\(eval_steps=10\) is not .* Leave out the options of one",
-        ),
+        ({"eval_strategy": "steps", "eval_steps": 10, "save_steps": 20}, "eval_steps=10.* Leave out the options of one"),
     ],
     ids=str,
 )
@@ -87,29 +81,17 @@ def test_options_that_contradict_it_are_refused(given, match, tmp_path):
     ("choice", "metric", "rows", "error", "match"),
     [
         ("overall", None, None, ConfigError, "and there is none. Give one"),
-        ("worst_group", None, HELD_OUT.remove_columns("group"), DataError, "needs the column `group` in `eval_dataset`"),
-        (
-            "worst_group",
-            None,
-            HELD_OUT.remove_columns("group").add_column("group", [None] * len(HELD_OUT)),
-            DataError,
-            "or set 'overall'",
-        ),
+        ("worst_group", None, UNGROUPED, DataError, "needs the column `group` in `eval_dataset`"),
+        ("worst_group", None, UNGROUPED.add_column("group", [None] * len(HELD_OUT)), DataError, "or set 'overall'"),
         (
             "worst_group",
             None,
             {"new": HELD_OUT, "old": HELD_OUT},
             ConfigError,
-            "'eval_accuracy_group_min' is of no .* Set it to .* eval_new_accuracy_group_min or eval_old_accuracy_group_min",
+            "Set it to .* eval_new_accuracy_group_min or eval_old_",
         ),
         ("overall", "user_accuracy", HELD_OUT, ConfigError, "is of no evaluation dataset"),
-        (
-            "worst_group",
-            "new_accuracy_group_min",
-            {"new": HELD_OUT.remove_columns("group"), "old": HELD_OUT},
-            DataError,
-            "needs the column `group`",
-        ),
+        ("worst_group", "new_accuracy_group_min", {"new": UNGROUPED, "old": HELD_OUT}, DataError, "needs the column `group`"),
     ],
 )
 def test_data_that_cannot_choose_are_refused_before_a_model_is_loaded(choice, metric, rows, error, match, tmp_path, pairs):
@@ -174,12 +156,9 @@ def test_of_equals_the_earlier_one_stays_and_two_are_kept(build, tmp_path):
 
 
 def test_with_teachers_an_adapter_and_several_evaluation_sets(build, tmp_path):
-    teachers = {
-        group: make_model("encoder", tmp_path / group, seed=seed) for seed, group in enumerate(("majority", "minority"), 1)
-    }
     trainer = build(
         eval_dataset={"new": HELD_OUT, "old": make_pairs(seed=2)},
-        teachers=teachers,
+        teachers=make_teachers("encoder", tmp_path),
         peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]),
         best_checkpoint="worst_group",
         metric_for_best_model="eval_old_accuracy_group_min",
@@ -217,24 +196,3 @@ def test_resumed_it_ends_with_the_same_weights(build):
     assert resumed.state.best_global_step == unbroken.state.best_global_step < 5
     own = resumed.model.state_dict()
     assert all(torch.equal(own[name], value) for name, value in unbroken.model.state_dict().items())
-
-
-def test_the_command(encoder, tmp_path, capsys):
-    for split, rows in (("train", make_pairs(history=0)), ("test", make_pairs(history=0, seed=1))):
-        rows.to_parquet(tmp_path / f"data/{split}.parquet")
-    command = ["reward", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / "data"), "--use_cpu", "true"]
-    command += ["--output_dir", str(tmp_path / "out"), "--best_checkpoint", "worst_group", "--max_steps", "20", "--bf16", "false"]
-    command += ["--learning_rate", "3e-2", "--save_total_limit", "20", "--eos_token", "[SEP]", "--report_to", "none"]
-    assert main([*command, "--dataset_test_split", "absent"]) == 1
-    assert "no split 'absent'" in capsys.readouterr().err
-    assert main(command) == 0
-    folders = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    assert [path.name for path in folders] == [f"checkpoint-{step}" for step in range(2, 21, 2)]
-    saved = load_file(tmp_path / "out/model.safetensors")
-    same = [path.name for path in folders if _equal(load_file(path / "model.safetensors"), saved)]
-    assert len(same) == 1
-    assert same != ["checkpoint-20"]
-
-
-def _equal(weights, others):
-    return all(torch.equal(weights[name], others[name]) for name in others)

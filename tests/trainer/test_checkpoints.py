@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import make_model
+from helpers.parts import make_model, make_teachers
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -21,8 +21,6 @@ from trl_pafo.trainer.checkpoints import (
     train_and_save,
     write_checkpoints_to,
 )
-
-GROUPS = ("majority", "minority")
 
 
 class KilledAfter(TrainerCallback):
@@ -39,8 +37,7 @@ class KilledAfter(TrainerCallback):
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     base = tmp_path_factory.mktemp("parts")
-    teachers = {group: make_model("encoder", base / group, seed=seed) for seed, group in enumerate(GROUPS, 1)}
-    return make_model("encoder", base / "student"), teachers
+    return make_model("encoder", base / "student"), make_teachers("encoder", base)
 
 
 @pytest.fixture
@@ -198,18 +195,17 @@ class TestCheckpointToResume:
     def test_nothing_to_resume(self, tmp_path):
         assert checkpoint_to_resume(None, tmp_path / "new") is None
         assert checkpoint_to_resume("last", tmp_path / "new") is None
-        with pytest.raises(
-            ConfigError, match=r"holds no complete checkpoint. Leave out --resume_from_checkpoint, or pass `last`"
-        ):
+        with pytest.raises(ConfigError, match="Leave out --resume_from_checkpoint, or pass `last`"):
             checkpoint_to_resume("true", tmp_path)
 
     @pytest.mark.parametrize("value", ["true", "True", True, "last", "checkpoint-4"])
     def test_the_last_one(self, stopped, value):
         assert checkpoint_to_resume(value, stopped) == str(stopped / "checkpoint-4")
 
-    def test_a_folder(self, stopped, tmp_path):
-        other = write_checkpoint(tmp_path / "elsewhere", 2)
+    def test_a_folder_or_a_finished_training_as_for_trl(self, stopped, tmp_path):
+        other = write_checkpoint(tmp_path / "elsewhere", 10)
         assert checkpoint_to_resume(str(other), stopped) == str(other)
+        assert checkpoint_to_resume(None, tmp_path / "elsewhere") is None
 
     @pytest.mark.parametrize("value", [None, ""])
     def test_a_stopped_training_is_not_overwritten_without_a_word(self, stopped, value):
@@ -219,16 +215,10 @@ class TestCheckpointToResume:
         assert checkpoint_to_resume("false", stopped) is None
         assert checkpoint_to_resume(False, stopped) is None
 
-    def test_a_finished_training_is_as_for_trl(self, tmp_path):
-        write_checkpoint(tmp_path, 10)
-        assert checkpoint_to_resume(None, tmp_path) is None
-
     def test_one_that_is_not_there_or_not_complete(self, stopped):
         (stopped / "checkpoint-5").mkdir()
         for name in ("checkpoint-5", "checkpoint-6"):
-            with pytest.raises(
-                ConfigError, match=rf"--resume_from_checkpoint {name}: there is no such folder, or it holds no complete"
-            ):
+            with pytest.raises(ConfigError, match=f"{name}: there is no such folder, or it holds no complete"):
                 checkpoint_to_resume(name, stopped)
 
 

@@ -44,18 +44,6 @@ def test_evaluation_metrics_equal_a_plain_loop(pairs, center):
     assert all(type(value) is (int if key.startswith("count/") else float) for key, value in metrics.items())
 
 
-def test_an_absent_group_is_nan_with_count_zero_and_is_not_the_worst():
-    metrics = evaluation_metrics(scored([{"chosen": 1.0, "rejected": 0.0, "group": "a"}]), ["a", "b"])
-    assert metrics["count/b"] == 0
-    assert metrics["accuracy_group_min"] == 1.0
-    assert all(math.isnan(metrics[key]) for key in ("accuracy/b", "accuracy_difference", "accuracy_ratio"))
-
-
-def test_sets_without_groups_or_users_have_the_plain_keys_alone():
-    metrics = evaluation_metrics(scored([{"chosen": 1.0, "rejected": 0.0}]), ["a", "b"])
-    assert set(metrics) == {"loss", "accuracy", "margin", "min_reward", "mean_reward", "max_reward"}
-
-
 def test_a_nan_reward_makes_all_but_the_counts_nan():
     pairs = [{"chosen": math.nan, "rejected": 0.0, "group": "a", "user": "u"}, {"chosen": 1.0, "rejected": 0.0, "group": "b"}]
     metrics = evaluation_metrics(scored(pairs), ["a", "b", "c"])

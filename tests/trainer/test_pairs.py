@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from datasets import Dataset
-from helpers.parts import make_pairs, make_tokenizer
+from helpers.parts import GROUPS, as_chat, make_pairs, make_tokenizer
 from trl import RewardTrainer
 
 from trl_pafo import PAFOConfig
@@ -15,7 +15,6 @@ from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.trainer import pairs as module
 from trl_pafo.trainer.pairs import PairPreparer
 
-BOTH = ("majority", "minority")
 by_trl = partial(RewardTrainer._prepare_dataset, None)
 
 
@@ -35,18 +34,13 @@ def prepare(preparer: PairPreparer, train, evaluation=None, tokenizer=None):
     return rows[0] if evaluation is None else (*rows, preparer.prepare(evaluation, tokenizer, "eval", by_trl))
 
 
-def as_messages(rows: Dataset) -> Dataset:
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    return rows.map(lambda row: {name: [{"role": role, "content": row[name]}] for name, role in roles.items()})
-
-
 TEXTS = make_pairs(history=0)
 IDS = Dataset.from_dict({"chosen_ids": [[1, 2], [3]], "rejected_ids": [[1], [4, 5]]})
 
 
 @pytest.mark.parametrize(
     "rows",
-    [TEXTS, as_messages(TEXTS), TEXTS.to_iterable_dataset(), IDS],
+    [TEXTS, as_chat(TEXTS), TEXTS.to_iterable_dataset(), IDS],
     ids=["texts", "messages", "stream", "tokens"],
 )
 def test_tokens_are_those_of_reward_trainer(preparer, rows):
@@ -83,9 +77,9 @@ def test_rows_are_kept_for_teachers_and_for_drawn_histories_alone(preparer):
     for groups, options, kept in (
         ((), {}, False),
         ((), {"min_num_history": 1}, True),
-        (BOTH, {}, True),
-        (BOTH, {"conditioning": "own"}, True),
-        (BOTH, {"alpha": 1.0}, False),
+        (GROUPS, {}, True),
+        (GROUPS, {"conditioning": "own"}, True),
+        (GROUPS, {"alpha": 1.0}, False),
     ):
         made = preparer(groups, **options)
         tokenized = prepare(made, rows)
@@ -99,7 +93,7 @@ def test_rows_are_kept_for_teachers_and_for_drawn_histories_alone(preparer):
 def test_a_column_of_margins_names_the_groups(preparer):
     made = preparer()
     made.check(WITH_MARGINS, None)
-    assert made.groups == list(BOTH)
+    assert made.groups == list(GROUPS)
     assert made.draws_donors
     for options in ({"conditioning": "own"}, {"num_history": 0}):
         assert not _checked(preparer(**options), WITH_MARGINS).draws_donors
@@ -114,7 +108,7 @@ def _checked(made, rows):
     ("rows", "options", "read"),
     [
         (TEXTS, {}, ("text", 0)),
-        (as_messages(TEXTS), {}, ("messages", 0)),
+        (as_chat(TEXTS), {}, ("messages", 0)),
         (make_pairs(history=2), {}, ("messages", None)),
         (make_pairs(history=2), {"num_history": 1}, ("messages", 1)),
         (make_pairs(history=2), {"num_history": 0}, ("messages", 0)),
@@ -132,7 +126,7 @@ def test_streams_are_read_as_the_training_was(preparer):
     made = preparer()
     prepare(made, TEXTS.to_iterable_dataset(), tokenizer=tokenizer)
     with pytest.raises(DataError, match="dataset holds messages, and the model was trained on text"):
-        made.prepare(as_messages(TEXTS).to_iterable_dataset(), tokenizer, "eval", by_trl)
+        made.prepare(as_chat(TEXTS).to_iterable_dataset(), tokenizer, "eval", by_trl)
 
 
 def test_groups_become_texts(preparer):
@@ -153,7 +147,7 @@ def test_pairs_dropped_for_length_are_counted_by_group(preparer, caplog):
         for i, (group, chosen) in enumerate(zip(rows["group"], rows["chosen"], strict=True))
     ]
     rows = rows.remove_columns("chosen").add_column("chosen", long)
-    made = preparer(BOTH, max_length=150)
+    made = preparer(GROUPS, max_length=150)
     assert prepare(made, rows)["user"] == made.rows.given["user"][:]
     assert len(made.rows.messages) == 25
     assert made.dropped == {"train": {"minority": 5}}
@@ -166,9 +160,15 @@ def test_pairs_dropped_for_length_are_counted_by_group(preparer, caplog):
 
 
 FULL = make_pairs()
+
+
+def with_margins(margins: dict) -> Dataset:
+    return FULL.add_column("teacher_margins", [margins] * 30)
+
+
 FIRST = FULL[0]
-TOKENIZED = IDS.add_column("group", list(BOTH)).add_column("history", [FIRST["history"]] * 2)
-WITH_MARGINS = FULL.add_column("teacher_margins", [{"majority": 1.0, "minority": -1.0}] * 30)
+TOKENIZED = IDS.add_column("group", list(GROUPS)).add_column("history", [FIRST["history"]] * 2)
+WITH_MARGINS = with_margins({"majority": 1.0, "minority": -1.0})
 RENDERED = TEXTS.add_column("chat_template_kwargs", [{"history": FIRST["history"]}] * 30)
 
 
@@ -179,61 +179,23 @@ def with_first(**changes) -> Dataset:
 @pytest.mark.parametrize(
     ("rows", "groups", "options", "error", "match"),
     [
-        (FULL, ["majority"], {}, TeacherError, "'majority', 'minority', and there are teachers for 'majority'"),
-        (FULL, [*BOTH, "rare"], {}, TeacherError, "there are teachers for 'majority', 'minority', 'rare'"),
-        (FULL.remove_columns("group"), BOTH, {}, DataError, "lacks the column group"),
-        (with_first(rejected=FIRST["chosen"]), BOTH, {}, DataError, "row 0: chosen and rejected are identical"),
-        (with_first(chosen=" "), BOTH, {}, DataError, "row 0: the chosen response is empty"),
-        (with_first(history=[]), BOTH, {}, DataError, "row 0: the history is empty"),
-        (with_first(group=None), BOTH, {}, DataError, "row 0: has no `group`"),
-        (FULL.remove_columns("rejected"), BOTH, {}, DataError, "lacks the column rejected"),
-        (FULL.remove_columns("prompt"), BOTH, {}, DataError, "so it needs an explicit prompt; it lacks the column prompt"),
-        (TEXTS, BOTH, {}, DataError, "has `teachers` and no histories"),
-        (
-            FULL.add_column("teacher_margin", [1.0] * 30),
-            BOTH,
-            {},
-            DataError,
-            "from `teacher_margin` and `teachers`. Give one of them",
-        ),
-        (
-            FULL.add_column("teacher_margin", [float("nan")] * 30),
-            (),
-            {},
-            DataError,
-            "row 0: `teacher_margin` is not a finite number",
-        ),
-        (
-            FULL.add_column("teacher_margins", [{"majority": 1.0, "minority": None}] * 30),
-            (),
-            {},
-            DataError,
-            "row 0: `teacher_margins` must hold a finite number for each group",
-        ),
-        (
-            FULL.add_column("teacher_margins", [{"majority": 1.0}] * 30),
-            (),
-            {},
-            TeacherError,
-            "'majority', 'minority', and there are teachers for 'majority'",
-        ),
-        (
-            WITH_MARGINS,
-            (),
-            {"conditioning": "posterior"},
-            DataError,
-            r"without `teachers`\) lacks the column history_log_likelihood",
-        ),
-        (TOKENIZED, BOTH, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
+        (FULL, ["majority"], {}, TeacherError, "'minority', and there are teachers for 'majority'"),
+        (FULL, [*GROUPS, "rare"], {}, TeacherError, "there are teachers for 'majority', 'minority', 'rare'"),
+        (FULL.remove_columns("group"), GROUPS, {}, DataError, "lacks the column group"),
+        (with_first(rejected=FIRST["chosen"]), GROUPS, {}, DataError, "row 0: chosen and rejected are identical"),
+        (with_first(history=[]), GROUPS, {}, DataError, "row 0: the history is empty"),
+        (with_first(group=None), GROUPS, {}, DataError, "row 0: has no `group`"),
+        (FULL.remove_columns("prompt"), GROUPS, {}, DataError, "so it needs an explicit prompt; it lacks the column prompt"),
+        (TEXTS, GROUPS, {}, DataError, "has `teachers` and no histories"),
+        (FULL.add_column("teacher_margin", [1.0] * 30), GROUPS, {}, DataError, "Give one of them"),
+        (FULL.add_column("teacher_margin", [float("nan")] * 30), (), {}, DataError, "`teacher_margin` is not a finite"),
+        (with_margins({"majority": 1.0, "minority": None}), (), {}, DataError, "must hold a finite number for each group"),
+        (with_margins({"majority": 1.0}), (), {}, TeacherError, "there are teachers for 'majority'"),
+        (WITH_MARGINS, (), {"conditioning": "posterior"}, DataError, "lacks the column history_log_likelihood"),
+        (TOKENIZED, GROUPS, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
         (TOKENIZED, (), {"min_num_history": 0}, DataError, "is tokenized, so the number of past pairs cannot be drawn"),
-        (
-            RENDERED,
-            BOTH,
-            {},
-            DataError,
-            r"to be shown under other histories; or set conditioning='own'\) lacks the column history",
-        ),
-        (FULL.to_iterable_dataset(), BOTH, {}, DataError, "is a stream, whose pairs no teacher can score before"),
+        (RENDERED, GROUPS, {}, DataError, "or set conditioning='own'.* lacks the column history"),
+        (FULL.to_iterable_dataset(), GROUPS, {}, DataError, "is a stream, whose pairs no teacher can score before"),
         (TEXTS.to_iterable_dataset(), (), {"min_num_history": 1}, ConfigError, "which a stream cannot do"),
         (FULL.to_iterable_dataset(), (), {}, DataError, "write it into `chat_template_kwargs` first"),
         (RENDERED.to_iterable_dataset(), (), {}, DataError, "holds texts with a `history` .*, which only messages show"),
@@ -255,13 +217,13 @@ def test_with_alpha_one_nothing_is_asked_of_teachers(preparer):
     [
         (FULL, {}, {"shares_tokens": False, "alone": True}),
         (FULL, {"conditioning": "own"}, {"shares_tokens": False, "alone": False}),
-        (IDS.add_column("group", list(BOTH)), {"conditioning": "own"}, {"shares_tokens": True, "alone": False}),
+        (IDS.add_column("group", list(GROUPS)), {"conditioning": "own"}, {"shares_tokens": True, "alone": False}),
     ],
 )
 def test_teachers_are_asked_whether_they_can_score_such_rows(preparer, monkeypatch, rows, options, expected):
     asked = []
     monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer, **how: asked.append((teacher, how)))
-    made = preparer(BOTH, **options)
+    made = preparer(GROUPS, **options)
     made.check(rows, None)
     made.check_teachers({"majority": "A", "minority": "B"}, make_tokenizer("decoder"))
     assert asked == [("A", expected), ("B", expected)]

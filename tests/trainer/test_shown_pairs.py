@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.parts import make_pairs, make_teacher, make_tokenizer
+from helpers.parts import make_pairs, make_teachers, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
@@ -25,7 +25,7 @@ def rendered(tokenizer):
 
 @pytest.fixture
 def build(decoder, training, tmp_path):
-    teachers = {g: make_teacher("decoder", tmp_path / g, seed=s) for s, g in enumerate(("majority", "minority"), 1)}
+    teachers = make_teachers("decoder", tmp_path)
 
     def make(out="out", rows=None, with_teachers=True, **options):
         args = PAFOConfig(str(tmp_path / out), **{**training, **options})

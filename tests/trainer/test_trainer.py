@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from helpers.naive import naive_metrics, naive_pairs
-from helpers.parts import make_model, make_pairs, make_teacher
+from helpers.parts import GROUPS, as_chat, losses, make_pairs, make_teachers
 from helpers.rounding import rounding
+from helpers.tiny_policies import make_policy, prompt_rows
+from helpers.tiny_policies import training as grpo_config
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from trl import GRPOTrainer, RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -21,12 +22,6 @@ from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.teachers.posterior import GroupLikelihood
 from trl_pafo.trainer import ExactRewardTrainer
 from trl_pafo.trainer.losses import pafo_loss
-
-GROUPS = ("majority", "minority")
-
-
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def lora() -> LoraConfig:
@@ -36,9 +31,7 @@ def lora() -> LoraConfig:
 @pytest.fixture
 def teachers(encoder, tmp_path) -> dict[str, str]:
     """Two teachers with different random weights and margins of some size, on the student's tokenizer."""
-    return {
-        g: make_teacher("encoder", tmp_path / "teachers" / g, seed=s, size=100) for s, g in enumerate(["majority", "minority"], 1)
-    }
+    return make_teachers("encoder", tmp_path / "teachers", size=100)
 
 
 @pytest.fixture
@@ -57,11 +50,7 @@ def test_equals_reward_trainer_bit_for_bit(base_model, training, teachers, tmp_p
     rows = make_pairs(history=0)
     # Rows of a templated decoder are conversational, those of an encoder without a template are texts that need an eos.
     if base_model.endswith("decoder"):
-        rows = rows.map(
-            lambda r: {
-                k: [{"role": "user" if k == "prompt" else "assistant", "content": r[k]}] for k in ("prompt", "chosen", "rejected")
-            }
-        )
+        rows = as_chat(rows)
     else:
         training["eos_token"] = "[SEP]"
     config = lora() if peft else None
@@ -186,45 +175,7 @@ def test_margins_in_a_column_are_those_of_the_teachers(encoder, pairs, teachers,
     assert [found.share for found in trainer.teacher_agreement] == [1.0, 0.0]
 
 
-def test_student_learns_what_the_teachers_say(encoder, training, tmp_path):
-    """With good margins as a column the student serves both groups; no teacher is needed."""
-    rows = make_pairs(num_users=10, num_minority=1, pairs_per_user=6)
-    rows = rows.add_column("teacher_margin", [3.0] * len(rows))
-    training["max_steps"] = 60
-    args = PAFOConfig(str(tmp_path), **training)
-    trainer = PAFORewardTrainer(encoder, args, train_dataset=rows)
-    trainer.train()
-    assert losses(trainer)[-1] < 0.3 * losses(trainer)[0]
-
-
 # --- training logs
-
-
-def first_log(trainer, batch) -> dict:
-    """What is logged after one step on a batch."""
-    trainer.model.train()
-    trainer.compute_loss(trainer.model, dict(batch))
-    logs = {"loss": 0.0}
-    trainer.log(logs)
-    return logs
-
-
-def test_logged_parts_are_means_over_the_rows_that_count(trainer):
-    """Rows without a label do not make the Bradley-Terry part smaller; the loss divides both parts by all rows, as ever."""
-    batch = next(iter(trainer.get_train_dataloader()))
-    batch["has_label"] = torch.tensor([True, False, True, False])
-    batch["teacher_margin"] = torch.tensor([2.0, -1.0, -3.0, 0.5])
-    with torch.no_grad():
-        rewards = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).double()
-    margin = (rewards[:4] - rewards[4:]).tolist()
-    bradley_terry = [math.log1p(math.exp(-d)) for d in margin]
-    distilled = [(d - t) ** 2 for d, t in zip(margin, batch["teacher_margin"].tolist(), strict=True)]
-    logs = first_log(trainer, batch)
-    assert logs["bradley_terry_loss"] == pytest.approx((bradley_terry[0] + bradley_terry[2]) / 2, rel=rounding())
-    assert logs["distillation_loss"] == pytest.approx(sum(distilled) / 4, rel=rounding())
-    alpha = trainer.args.alpha
-    loss = alpha * (bradley_terry[0] + bradley_terry[2]) / 4 + (1 - alpha) * sum(distilled) / 4
-    assert trainer.compute_loss(trainer.model, dict(batch)).item() == pytest.approx(loss, rel=rounding())
 
 
 def test_logs_have_every_key_of_reward_trainer_with_its_values(encoder, training, tmp_path):
@@ -311,16 +262,6 @@ def test_evaluation_equals_a_plain_loop_for_any_batch_size(scorer, batch_size):
     assert numbers(trainer.evaluate()) == pytest.approx(expected, abs=rounding())
 
 
-def test_evaluation_is_bradley_terry(encoder, pairs, teachers, training, tmp_path):
-    trainer = PAFORewardTrainer(
-        encoder, PAFOConfig(str(tmp_path / "a"), **training), train_dataset=pairs, eval_dataset=pairs, teachers=teachers
-    )
-    metrics = trainer.evaluate()
-    expected = naive_metrics(naive_pairs(trainer.model, trainer.eval_dataset))
-    assert metrics["eval_loss"] == pytest.approx(expected["loss"], abs=rounding())
-    assert "eval_distillation_loss" not in metrics
-
-
 def test_works_without_a_training_set(scorer):
     trainer = scorer()
     assert trainer.train_dataset is None
@@ -389,17 +330,6 @@ def test_prediction_loss_only_gives_metrics_and_no_predictions(scorer):
     assert output.metrics["test_count/minority"] == 8
 
 
-def test_predict_takes_rows_that_are_not_tokenized(scorer):
-    trainer = scorer()
-    output = trainer.predict(make_pairs(history=0).select(range(7)))
-    assert output.predictions.shape == (7, 2)
-    assert output.label_ids["user"].tolist() == ["user-0"] * 5 + ["user-1"] * 2
-    pairs = naive_pairs(trainer.model, trainer.eval_dataset.select(range(7)))  # the same pairs, tokenized
-    np.testing.assert_allclose(
-        output.predictions, [[p["chosen"], p["rejected"]] for p in pairs], atol=rounding(output.predictions)
-    )
-
-
 def test_predict_takes_any_dataset_of_tokenized_rows(scorer):
     trainer = scorer()
     expected = trainer.predict(trainer.eval_dataset)
@@ -420,15 +350,6 @@ def test_metrics_of_bfloat16_are_exact_for_its_rewards(scorer):
     metrics = {k.removeprefix("test_"): v for k, v in output.metrics.items()}
     assert {k: metrics[k] for k in naive_metrics(pairs)} == pytest.approx(naive_metrics(pairs), abs=1e-9)
     assert all(math.isfinite(v) for v in output.predictions.flat)
-
-
-def test_a_model_that_broke_is_reported_as_nan(scorer):
-    trainer = scorer()
-    with torch.no_grad():
-        trainer.model.classifier.weight.fill_(math.nan)
-    metrics = numbers(trainer.evaluate())
-    assert metrics["count/minority"] == 8
-    assert all(math.isnan(value) for key, value in metrics.items() if not key.startswith("count/"))
 
 
 @pytest.mark.parametrize(
@@ -462,14 +383,12 @@ def test_a_dataset_sharded_by_dispatch_is_not(encoder, pairs, training, tmp_path
 
 @pytest.mark.parametrize("peft", [False, True], ids=["full", "lora"])
 def test_saved_model_is_plain_and_gives_the_same_rewards(base_model, training, tmp_path, peft):
-    kind = Path(base_model).name
-    teachers = {g: make_model(kind, tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
     out = tmp_path / "out"
     trainer = PAFORewardTrainer(
         base_model,
         PAFOConfig(str(out), **training),
         train_dataset=make_pairs(),
-        teachers=teachers,
+        teachers=make_teachers(Path(base_model).name, tmp_path),
         peft_config=lora() if peft else None,
     )
     trainer.train()
@@ -485,48 +404,20 @@ def test_saved_model_is_plain_and_gives_the_same_rewards(base_model, training, t
         assert model(torch.tensor([ids])).logits.item() == pytest.approx(inner(torch.tensor([ids])).logits.item(), abs=rounding())
 
 
-def test_saved_model_is_a_reward_function_of_grpo(decoder, trainer, training, tmp_path):
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-    from trl import GRPOConfig, GRPOTrainer
-
-    teachers = {g: make_model("decoder", tmp_path / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
+def test_saved_model_is_a_reward_function_of_grpo(decoder, training, tmp_path):
     student = PAFORewardTrainer(
-        decoder, PAFOConfig(str(tmp_path / "rm"), **training), train_dataset=make_pairs(), teachers=teachers
+        decoder,
+        PAFOConfig(str(tmp_path / "rm"), **training),
+        train_dataset=make_pairs(),
+        teachers=make_teachers("decoder", tmp_path),
     )
     student.train()
     student.save_model()
-    tokenizer = AutoTokenizer.from_pretrained(decoder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    policy = tmp_path / "policy"
-    LlamaForCausalLM(config).save_pretrained(policy)
-    tokenizer.save_pretrained(policy)
-    prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": "the cat can sing"}]}] * 4)
     grpo = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(policy),
+        model=make_policy(tmp_path / "policy"),
         reward_funcs=str(tmp_path / "rm"),
-        args=GRPOConfig(
-            str(tmp_path / "grpo"),
-            max_steps=1,
-            per_device_train_batch_size=2,
-            num_generations=2,
-            max_completion_length=4,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1,
-            gradient_checkpointing=False,
-        ),
-        train_dataset=prompts,
-        processing_class=tokenizer,
+        args=grpo_config(tmp_path / "grpo", logging_strategy="steps", logging_steps=1),
+        train_dataset=prompt_rows(),
     )
     grpo.train()
     assert np.isfinite(grpo.state.log_history[0]["reward"])

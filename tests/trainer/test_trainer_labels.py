@@ -2,7 +2,6 @@
 
 import math
 
-import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Value
@@ -10,7 +9,6 @@ from helpers.parts import make_pairs, make_teacher
 from helpers.rounding import rounding
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.errors import DataError
 
 NAMES = {"majority": "0", "minority": "1"}
 KINDS = {  # from the texts "0" and "1"; the columns of a file with gaps are floats
@@ -91,35 +89,3 @@ def test_training_and_evaluation(build, teachers, streams):
     renamed = [{key.replace("/zero", "/0").replace("/one", "/1"): value for key, value in log.items()} for log in named]
     for log, other in zip(renamed, expected, strict=True):
         assert log == pytest.approx(other, rel=rounding(), abs=rounding(), nan_ok=True)
-
-
-@pytest.mark.parametrize("missing", [None, float("nan"), "", " "])
-@pytest.mark.parametrize("streams", [False, True])
-def test_a_user_who_is_missing_is_nobody(build, missing, streams):
-    """Its pairs count for the model, and not as those of one person of the name nan or None."""
-    rows = make_pairs(history=0)
-    users = pd.Series([missing if number < 5 else f"user-{number // 5}" for number in range(len(rows))], dtype=object)
-    if isinstance(missing, float):
-        users = pd.Series([missing if number < 5 else number // 5 for number in range(len(rows))])
-    evaluation = rows.remove_columns("user").add_column("user", users.tolist())
-    trainer = build(rows, evaluation.to_iterable_dataset() if streams else evaluation)
-    found = trainer.predict(trainer.eval_dataset)
-    assert found.label_ids["user"].tolist()[:5] == [""] * 5
-    named = trainer.evaluate(rows.select(range(5, 30)))
-    metrics = trainer.evaluate()
-    assert metrics["eval_user_accuracy_mean"] == pytest.approx(named["eval_user_accuracy_mean"])
-    assert metrics["eval_count/majority"] + metrics["eval_count/minority"] == 30
-
-
-@pytest.mark.parametrize("missing", [None, float("nan"), ""])
-def test_a_group_that_is_missing_has_no_teacher(build, teachers, missing):
-    group = [missing if number == 7 else number % 2 for number in range(30)]
-    if missing == "":
-        group = [str(value) for value in group]
-    rows = make_pairs(history=0).remove_columns("group").add_column("group", group)
-    message = r"The training dataset, row 7: has no `group`\. Fill the column, or leave such rows out"
-    with pytest.raises(DataError, match=message):  # before a model is looked for
-        build(rows, teachers={0: teachers[0], 1: teachers[1]}, model="/nowhere")
-    with_margins = rows.add_column("teacher_margin", [1.0] * 30)
-    trainer = build(with_margins)
-    assert trainer.groups == ["0", "1"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from helpers.parts import make_pairs, make_teacher
+from helpers.parts import losses, make_pairs, make_teachers
 from helpers.rounding import rounding
 from peft import LoraConfig
 
@@ -12,13 +12,9 @@ from trl_pafo.errors import ConfigError
 
 
 @pytest.fixture
-def teachers(tmp_path) -> dict[str, str]:
-    return {g: make_teacher("decoder", tmp_path / "teachers" / g, seed=s) for s, g in enumerate(["majority", "minority"], 1)}
-
-
-@pytest.fixture
-def train(decoder, training, teachers, tmp_path):
+def train(decoder, training, tmp_path):
     """Losses and weights of a training with teachers."""
+    teachers = make_teachers("decoder", tmp_path / "teachers")
 
     def run(name: str, peft: bool = False, **more):
         options = {**training, "distillation_loss": "mse", "learning_rate": 2e-3, "adam_epsilon": 1e-5, **more}
@@ -30,9 +26,8 @@ def train(decoder, training, teachers, tmp_path):
             peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"]) if peft else None,
         )
         trainer.train()
-        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
-        return trainer, losses, weights
+        return trainer, losses(trainer), weights
 
     return run
 

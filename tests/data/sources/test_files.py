@@ -265,10 +265,8 @@ class TestWhatUsersAre:
         ({"prompt": {"role": "user"}}, "`prompt` changes its type from row to row, first in row 1"),
         ({"support_rate": 1.5}, "row 1: `support_rate` must be a number in"),
         ({"support_rate": None}, "row 1: `support_rate` must be a number in"),
-        ({"support_rate": 0.4}, "The user 'u0' has several values of `support_rate`"),
         ({"group": "other"}, "The user 'u0' has several values of `group`"),
         ({"history": [{"prompt": "p"}]}, "row 1: an entry of the history lacks chosen, rejected"),
-        ({"prompt": [{"role": "user", "content": "hi"}]}, "`prompt` changes its type from row to row, first in row 1"),
     ],
 )
 def test_a_bad_row_is_named(of, changes, message):
@@ -282,11 +280,7 @@ def test_a_bad_row_is_named(of, changes, message):
     [
         ({"columns": ["user"]}, ConfigError, "--columns must be of the form NAME=VALUE, got 'user'"),
         ({"columns": ["user=a", "user=b"]}, ConfigError, r"--columns names user twice \(a and b\)"),
-        (
-            {"preferred_values": {"a": 0, "b": 1}},
-            ConfigError,
-            "--preferred_values: no effect on .*, which holds chosen and rejected",
-        ),
+        ({"preferred_values": {"a": 0, "b": 1}}, ConfigError, "--preferred_values: no effect on .*"),
     ],
 )
 def test_options_that_do_not_fit_the_table(of, options, error, match):
@@ -298,11 +292,3 @@ def test_names_of_columns_as_flags_and_as_a_mapping(of):
     rows = [{"who": row.pop("user"), **row} for row in grouped()]
     for columns in (["user=who"], {"user": "who"}):
         assert len(of(rows, columns=columns)["train"]) == 21
-
-
-def test_what_a_file_holds_is_said(of, caplog):
-    with caplog.at_level("INFO"):
-        of([*grouped(), {**grouped()[0], "chosen": None}])
-    assert "31 rows of chosen and rejected; columns user=user, prompt=prompt, chosen=chosen" in caplog.text
-    assert "10 users, 30 prompts, 30 pairs; pairs a user: 3 to 3, median 3" in caplog.text
-    assert "left out: 1 rows without a prompt or a response (the first: row 30)" in caplog.text

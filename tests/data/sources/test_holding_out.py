@@ -56,11 +56,7 @@ def judged(rows):
     ("rows", "how", "reason"),
     [
         (people(40, 5), "users", "since people share their prompts: 40 of 40 pairs of test people are on prompts of training"),
-        (
-            people(40, 5, shared=False),
-            "users_and_prompts",
-            "since 40 of 40 pairs of test people are on prompts that nobody in training",
-        ),
+        (people(40, 5, shared=False), "users_and_prompts", "since 40 of 40 pairs of test people are on prompts"),
         (people(12, 8), "pairs", r"since a fifth of 12 people are 2, of whom nothing could be shown \(6 at least\)"),
         (people(12, 3), "users", "since people share their prompts"),
     ],
@@ -145,9 +141,7 @@ class TestGivenTestPairs:
 
     def test_only_some_are_known(self, of, caplog):
         train, test = people(12, 4), [{**row, "prompt": f"new {row['prompt']}"} for row in people(12, 2, first=10)]
-        with pytest.raises(
-            DataError, match=r"2 of 12 users of the test data are in the training data too .*: --hold_out pairs\."
-        ):
+        with pytest.raises(DataError, match=r"2 of 12 users of the test data are in .*: --hold_out pairs\."):
             of(train, test)
         assert set(of(train, test, hold_out="pairs")["test"]["user"]) == {"u10", "u11"}
         assert "20 of 24 test pairs are left out, whose people have no training pairs" in caplog.text

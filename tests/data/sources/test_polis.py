@@ -268,9 +268,7 @@ class TestClusters:
 
 class TestErrors:
     def test_a_missing_file(self, tmp_path):
-        with pytest.raises(
-            DataError, match=r"lacks comments\.csv .*Give the folder that holds comments\.csv and participants-votes"
-        ):
+        with pytest.raises(DataError, match=r"lacks comments\.csv .*Give the folder that holds"):
             load("polis", tmp_path)
         (write(tmp_path / "x") / "participants-votes.csv").unlink()
         with pytest.raises(DataError, match=r"lacks participants-votes\.csv"):
@@ -285,7 +283,6 @@ class TestErrors:
             ({}, {"participant": ""}, "line 2: the field `participant` must be a text"),
             ({}, {"participant": 3}, "has a participant twice"),
             ({}, {5: 2}, "line 2: the vote on 5 must be 1, 0, -1 or empty, got '2'"),
-            ({}, {5: "agree"}, "line 2: the vote on 5 must be 1, 0, -1 or empty, got 'agree'"),
         ],
     )
     def test_a_bad_row_is_named(self, tmp_path, comment, vote, message):
@@ -306,9 +303,7 @@ class TestErrors:
 
     def test_too_few_people_who_agree_and_disagree(self, tmp_path):
         rows = [row | dict.fromkeys(range(NUM), 1) | {0: -1} for row in votes()]
-        with pytest.raises(
-            DataError, match="only 0 of 60 people agreed with 2 statements and disagreed with as many; it takes 20"
-        ):
+        with pytest.raises(DataError, match=r"only 0 of 60 people agreed with 2 statements .*; it takes 20"):
             load("polis", write(tmp_path / "x", vote_rows=rows))
         with pytest.raises(DataError, match="only 19 of 19 people"):
             load("polis", write(tmp_path / "few", vote_rows=votes()[:19]))

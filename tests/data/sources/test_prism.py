@@ -82,21 +82,20 @@ class TestPairs:
         }
         assert rejected == {"low", "lower"}
 
-    def test_turns_without_a_lower_answer_are_left_out_but_remembered(self, tmp_path):
-        history = turn(0, "first", ("same", 50, True), ("other", 50, False)) + turn(1, "second", ("a", 9, True), ("b", 1, False))
+    @pytest.mark.parametrize(
+        ("first", "last"),
+        [
+            ([("same", 50, True), ("other", 50, False)], ["first", "same", "second"]),  # no lower answer: left out but remembered
+            ([("a", 50, False), ("b", 40, False)], None),  # no chosen answer: the conversation ends
+        ],
+    )
+    def test_turns_that_are_no_pair(self, tmp_path, first, last):
+        history = turn(0, "first", *first) + turn(1, "second", ("a", 9, True), ("b", 1, False))
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
         talks[0] = {**talks[0], "conversation_history": history}
         splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
-        own = [row for split in splits.values() for row in split if row["user"] == "user0"]
-        assert [message["content"] for message in own[-1]["prompt"]] == ["first", "same", "second"]
-        assert len(own) == 3
-
-    def test_a_turn_without_a_chosen_answer_ends_the_conversation(self, tmp_path):
-        history = turn(0, "first", ("a", 50, False), ("b", 40, False)) + turn(1, "second", ("a", 9, True), ("b", 1, False))
-        talks = [conversation(user, n) for user in USERS for n in (1, 2)]
-        talks[0] = {**talks[0], "conversation_history": history}
-        splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
-        assert not any(row["prompt"][0]["content"] == "first" for split in splits.values() for row in split)
+        said = [[message["content"] for message in row["prompt"]] for split in splits.values() for row in split]
+        assert [prompt for prompt in said if "asks" not in prompt[0]] == ([last] if last else [])
 
 
 class TestSplits:
@@ -129,13 +128,6 @@ class TestSplits:
         splits = load("prism", write(tmp_path / "prism", talks, people), group_by="religion.simplified")
         assert {user for split in splits.values() for user in split["user"]} == set(USERS) - {"user5"}
 
-    def test_fewer_people(self, folder):
-        splits = load("prism", folder, group_by="age", train_users=3, test_users=2)
-        assert len(set(splits["train"]["user"])) == 3
-        assert len(set(splits["test"]["user"])) == 2
-        with pytest.raises(ConfigError, match="`train_users` must be between 1 and 8"):
-            load("prism", folder, group_by="age", train_users=9)
-
 
 class TestErrors:
     def test_missing_files(self, tmp_path):
@@ -154,18 +146,18 @@ class TestErrors:
         with pytest.raises(DataError, match=message):
             load("prism", folder, group_by=group_by)
 
+    @pytest.mark.parametrize(
+        ("history", "message"),
+        [
+            ([{"role": "user", "text": "hi"}], "line 1: `conversation_history` must hold messages"),
+            ([], "no conversation has a chosen answer"),
+        ],
+    )
+    def test_conversations_that_cannot_be_used(self, tmp_path, history, message):
+        talk = {**conversation("user0", 1), "conversation_history": history}
+        with pytest.raises(DataError, match=message):
+            load("prism", write(tmp_path / "prism", [talk], survey(USERS)), group_by="age")
+
     def test_values_that_do_not_occur(self, folder):
-        with pytest.raises(
-            ConfigError, match=r"names \['None'\], but the values of religion\.simplified are \['Common', 'Rare'\]"
-        ):
+        with pytest.raises(ConfigError, match=r"the values of religion\.simplified are \['Common', 'Rare'\]"):
             load("prism", folder, group_by="religion.simplified", minority=["None"])
-
-    def test_a_message_of_another_form(self, tmp_path):
-        talk = {**conversation("user0", 1), "conversation_history": [{"role": "user", "text": "hi"}]}
-        with pytest.raises(DataError, match="line 1: `conversation_history` must hold messages"):
-            load("prism", write(tmp_path / "prism", [talk], survey(USERS)), group_by="age")
-
-    def test_no_pairs(self, tmp_path):
-        talk = {**conversation("user0", 1), "conversation_history": []}
-        with pytest.raises(DataError, match="no conversation has a chosen answer"):
-            load("prism", write(tmp_path / "prism", [talk], survey(USERS)), group_by="age")

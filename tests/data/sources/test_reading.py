@@ -85,18 +85,10 @@ def test_values_of_a_table_stay_text(tmp_path):
         ("a.jsonl", b"", "holds no rows"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "cannot be read"),
         # Pandas takes the first column of these as an index, and shifts all others.
-        (
-            "a.csv",
-            HEADER.encode() + b"a,b,c,u1,\n" * 3,
-            r"line 2: more fields than the header names \(prompt, chosen, rejected, user",
-        ),
+        ("a.csv", HEADER.encode() + b"a,b,c,u1,\n" * 3, "line 2: more fields than the header names"),
         ("a.csv", HEADER.encode() + b"a,b,c,u1\n\na,b, and c,d,u2\n", "line 4: more fields"),
         ("a.csv", HEADER.encode() + b"a,b,c,u1\na,b,c\n", "line 3: fewer fields .*holds ',' or a line break needs double quotes"),
-        (
-            "a.csv",
-            HEADER.encode() + b'a,b,c,u1\n"a,b,c,u2\na,b,c,u3\n',
-            "line 4: the quotes do not match .*unexpected end of data",
-        ),
+        ("a.csv", HEADER.encode() + b'a,b,c,u1\n"a,b,c,u2\na,b,c,u3\n', "line 4: the quotes do not match"),
         ("a.csv", HEADER.encode() + b'"a,b,c,u1\n"a",b,c,u2\n', "line 3: the quotes do not match"),
         ("a.csv", b"prompt,user,user\na,b,c\n", r"line 1: the header names a column twice \(prompt, user, user\)"),
         ("a.csv", b"PK\x03\x04\0\xff", "line 1: this is not UTF-8 text"),
@@ -128,15 +120,6 @@ def test_nothing_there(path, monkeypatch, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=f"{path}' cannot be read"):
         open_dataset(path)
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_the_number_of_rows_is_said(tmp_path, caplog, name):
-    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "user": ["u"] * 3})
-    getattr(rows, {"a.csv": "to_csv", "a.jsonl": "to_json", "a.parquet": "to_parquet"}[name])(tmp_path / name)
-    with caplog.at_level("INFO", logger="trl_pafo.data.sources"):
-        assert open_dataset(tmp_path / name).to_list() == rows.to_list()
-    assert f"{tmp_path / name}: 3 rows read" in caplog.text
 
 
 def test_rows_with_other_fields_and_other_types():

@@ -135,6 +135,7 @@ class TestTastes:
         ({"minority_ratio": 0.0}, "`minority_ratio` must be above 0 and below 1, got 0.0"),
         ({"minority_ratio": 1.0}, "`minority_ratio` must be above 0 and below 1, got 1.0"),
         ({"test_prompt_share": 1.0}, "`test_prompt_share` must be above 0 and below 1, got 1.0"),
+        ({"validation_share": 1.0}, "`validation_share` must be at least 0 and below 1, got 1.0"),
         ({"taste_mix": 1.1}, r"`taste_mix` must be in \[0, 1\], got 1.1"),
         ({"label_noise": 0.5}, r"`label_noise` must be in \[0, 0.5\), got 0.5"),
         ({"pairs_per_user": 0}, "`pairs_per_user` must be at least 1, got 0"),

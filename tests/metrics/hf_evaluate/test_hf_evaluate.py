@@ -111,11 +111,6 @@ class TestGroupFairness:
         assert metric.compute(predictions=rewards[:, 0] - rewards[:, 1], groups=groups) == of_rewards
         assert metric.compute(predictions=torch.tensor(rewards), groups=list(groups)) == of_rewards
 
-    @pytest.mark.parametrize("labels", [[7, 7, 10], np.array([7, 7, 10]), torch.tensor([7, 7, 10]), ["7", "7", "10"]])
-    def test_labels_of_any_type(self, labels):
-        results = hf_evaluate.load("group_fairness").compute(predictions=[1.0, -1.0, 1.0], groups=labels)
-        assert (results["accuracy/7"], results["accuracy/10"], results["worst_group"]) == (0.5, 1.0, "7")
-
     def test_keys_stay_where_groups_are_named(self):
         metric = hf_evaluate.load("group_fairness")
         results = metric.compute(predictions=[1.0, 0.0], groups=[1, 2], group_names=[1, 2, 3])
@@ -199,39 +194,21 @@ class TestAdding:
             both.add(prediction=reward, groups=group, users=user)
         assert both.compute() == expected
 
-    def test_all_three_combined(self, pairs):
-        rewards, groups, users = pairs
-        columns = {"groups": groups, "users": users, "predictions1": rewards, "predictions2": rewards[:, ::-1]}
-        combined = evaluate.combine([hf_evaluate.load(name) for name in hf_evaluate.NAMES])
-        results = combined.compute(predictions=rewards, **columns)
-        assert results["verdict"] == hf_evaluate.load("pareto_verdict").compute(**columns)["verdict"]
-        assert expected_groups(rewards, groups).items() <= results.items()
-
     @pytest.mark.parametrize(
         ("columns", "match"),
         [
             ({"predictions": [1.0]}, "takes the columns predictions, groups, one value per pair; got predictions"),
-            ({"groups": ["a"]}, "one value per pair; got groups"),
             ({"predictions": [1.0], "groups": ["a"], "group": ["a"]}, "got predictions, groups, group"),
-            (
-                {"predictions": [1.0], "groups": ["a"], "references": [1]},
-                "takes no references: .* Give the columns predictions, groups",
-            ),
+            ({"predictions": [1.0], "groups": ["a"], "references": [1]}, "takes no references: .* Give the columns"),
             ({"predictions": [1.0, 2.0], "groups": ["a"]}, "their lengths are {'predictions': 2, 'groups': 1}"),
             ({"predictions": [1.0, np.nan], "groups": ["a", "b"]}, "1 of 2 margins are NaN"),
-            ({"predictions": [1.0, None], "groups": ["a", "b"]}, "1 of 2 margins are NaN"),
             ({"predictions": [[np.inf, np.inf]], "groups": ["a"]}, "1 of 1 margins are NaN"),
             ({"predictions": [True], "groups": ["a"]}, r"`predictions` must be margins of shape .* got shape \(1,\) of bool"),
-            ({"predictions": ["1"], "groups": ["a"]}, "`predictions` must be margins"),
             ({"predictions": [[1.0]], "groups": ["a"]}, r"the chosen response's first; got shape \(1, 1\)"),
             ({"predictions": [{}], "groups": ["a"]}, "`predictions` cannot be read as numbers"),
-            (
-                {"predictions": torch.ones(1, requires_grad=True), "groups": ["a"]},
-                r"of a tensor, `.detach\(\).float\(\).cpu\(\)`",
-            ),
+            ({"predictions": torch.ones(1, requires_grad=True), "groups": ["a"]}, r"`.detach\(\).float\(\).cpu\(\)`"),
             ({"predictions": torch.ones(1, dtype=torch.bfloat16), "groups": ["a"]}, r"of a tensor, `.detach\(\)"),
             ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "row 1: has no `groups`. Fill the column"),
-            ({"predictions": [1.0, 2.0], "groups": ["a", np.nan]}, "row 1: has no `groups`"),
             ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label per row, got the text 'ab'"),
         ],
     )

@@ -191,22 +191,9 @@ def test_two_processes_train_one_member_and_only_one_writes(base, tmp_path):
     tests = Path(__file__).parents[2]
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
     # What `accelerate launch` starts on several GPUs; on a CPU it starts one process, whatever it is told.
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(tmp_path / "script.py"),
-    ]
-    done = subprocess.run(
-        [*command, base, str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], tmp_path / "script.py"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, base, tmp_path / "run"], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     # Two processes write to one pipe, so that a line may begin in the middle of another's.
     lines = sorted(re.findall(r"(?:RESULT|REFUSED)(?: (?!RESULT|REFUSED)\S+)+", done.stdout))

