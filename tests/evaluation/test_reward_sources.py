@@ -307,7 +307,8 @@ def test_one_table_and_the_verdicts_against_the_reference(capsys, tmp_path, monk
         "--num_resamples",
         "50",
     ]
-    argv += ["--reward_function", "rewards_of_tests:polite", "rewards_of_tests:rude", "--reference", "rewards_of_tests:polite"]
+    argv += ["--reward_function", "rewards_of_tests:polite", "rewards_of_tests:rude", "--reference", "rewards_of_tests:rude"]
+    monkeypatch.setenv("COLUMNS", "250")
     assert main([*argv, "--output_dir", "out"]) == 0
     printed = capsys.readouterr().out
     header = next(line for line in printed.splitlines() if line.startswith("method"))
@@ -315,10 +316,12 @@ def test_one_table_and_the_verdicts_against_the_reference(capsys, tmp_path, monk
     assert header.index("minority") < header.index("worst group") < header.index("gap")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert accuracies(results, "rewards_of_tests:rude") == [12 / 32, 0.0, 1.0, 0.0]
-    assert set(results["verdicts"]) == {"score_left, score_right", "rewards_of_tests:rude"}
-    assert results["verdicts"]["rewards_of_tests:rude"]["verdict"] == "mixed"
+    [row] = [line for line in printed.splitlines() if line.startswith("rewards_of_tests:rude  ")]
+    assert re.findall(r"(\d?\.\d{3}) \[", row)[:4] == [".375", ".000", "1.000", ".000"]
+    assert set(results["verdicts"]) == {"score_left, score_right", "rewards_of_tests:polite"}
+    assert {verdict["verdict"] for verdict in results["verdicts"].values()} == {"mixed"}
     for name, verdict in results["verdicts"].items():
-        assert f"\n{name} against rewards_of_tests:polite: {verdict['sentence']}\n" in printed
+        assert f"\n{name} against rewards_of_tests:rude: {verdict['sentence']}\n" in printed
     assert len(list((tmp_path / "out").glob("*.jsonl"))) == 3
 
 
