@@ -53,6 +53,14 @@ def test_what_cannot_be_told_on_few_people():
     ]
 
 
+def test_a_gap_between_intervals_that_overlap_is_not_shown():
+    results = results_of({"personalized_bt": (0.8, 0.75)})
+    low, high = (results["methods"]["personalized_bt"][f"accuracy/{name}"] for name in ("minority", "majority"))
+    assert low["value"] < high["value"]
+    assert high["low"] < low["high"]
+    assert plain_sentences(results)[0].endswith("against 80 for the majority; whether that is more than chance cannot be told.")
+
+
 def test_a_loss_for_a_group():
     assert plain_sentences(results_of({"personalized_bt": (0.9, 0.9), "pafo": (0.9, 0.7)})) == [
         f"{USUAL}90 of 100 test pairs are judged right for every group: none is served worse.",
