@@ -24,12 +24,12 @@ STAGES = {
     "bradley_terry": "models/bradley_terry",
     "personalized_bt@1": "models/personalized_bt_x1",
     "personalized_bt@2": "models/personalized_bt_x2",
-    "teacher:majority": "teachers/majority",
-    "teacher:minority": "teachers/minority",
-    "pafo": "models/pafo",
     "reference_path": None,
     "personalized_bt": None,
+    "teacher:majority": "teachers/majority",
+    "teacher:minority": "teachers/minority",
     "front": None,
+    "pafo": "models/pafo",
     "evaluate": None,
 }
 OPTIONS = {"source": "styles", "train_users": 12, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2}

@@ -32,7 +32,7 @@ from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepa
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
 from trl_pafo.pipeline.run_options import optimizer_steps, run_config
-from trl_pafo.pipeline.schedule import longest_first, rounds
+from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import is_quantized, student_model, teacher_model
 from trl_pafo.pipeline.trainings import Trainings
@@ -152,7 +152,8 @@ class Run(Trainings):
     def _do_stages(self) -> dict[str, Any]:
         stages, evaluation = self.plan()
         done: dict[str, str] = {}
-        for cheap, trainings in rounds(stages):
+        at_once = (self.run.trainings_at_once or 1) > 1
+        for cheap, trainings in rounds(stages) if at_once else in_turn(stages):
             for stage in cheap:
                 self.do(stage)
                 if stage.name == "reference_path":

@@ -35,6 +35,11 @@ def rounds(stages: Sequence[Stage]) -> list[Round]:
     return found
 
 
+def in_turn(stages: Sequence[Stage]) -> list[Round]:
+    """A round a stage, so that each result is told before the next training."""
+    return [Round([], [stage]) if stage.trains else Round([stage], []) for stage in stages]
+
+
 def longest_first(trainings: Sequence[Stage]) -> list[Stage]:
     """Trainings by their steps and those of the trainings that wait for them, so that what ends last begins first."""
 
