@@ -42,7 +42,7 @@ class LightRun:
             while kind == "meets" and f"begin {other}" not in self.notes.read_text():
                 time.sleep(0.01)
             if kind == "waits":
-                time.sleep(60)
+                time.sleep(600)
         except SystemExit:
             self.note(f"removed {job.name}")
             raise

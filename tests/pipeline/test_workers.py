@@ -98,15 +98,15 @@ def test_none_outlives_its_run(tmp_path, number):
     pids = [int(note.split()[2]) for note in notes(folder) if note.startswith("begin")]
     assert len(pids) == 2
     for pid in pids:
-        wait_until(lambda pid=pid: not is_alive(pid))
+        wait_until(lambda pid=pid: not is_alive(pid), seconds=30)
     removed = [note for note in notes(folder) if note.startswith("removed")]
     assert len(removed) == (2 if number == signal.SIGINT else 0)
     with RunFolder(folder).locked():  # nothing is in the way of the next run
         pass
 
 
-def wait_until(happened) -> None:
-    end = time.monotonic() + 120
+def wait_until(happened, seconds=120) -> None:
+    end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.02)
