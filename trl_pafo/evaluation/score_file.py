@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from trl_pafo.data.checks import check_responses
 from trl_pafo.data.rendering import Reading
-from trl_pafo.data.sources.reading import iterate_records
+from trl_pafo.data.sources.reading import iterate_records, read_records
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.safe_loading import identity_of_folder
@@ -42,7 +42,7 @@ def score_file(args: Any) -> None:
         refuse_existing(Path(args.output))
     users = users_of(args)
     num_rows = 0
-    for place, row in iterate_records(args.input):
+    for place, row in read_records(args.input):
         check_responses(row, place)
         num_rows += 1
     if not num_rows:

@@ -86,8 +86,7 @@ class TestScore:
         past = [{"prompt": "what", "chosen": "haha lol", "rejected": "yes sir"}]
         prompts, answers = ["how do i sing", "can i run"], ["kindly", "ok"]
         rows = [{"prompt": p, "response": a, "history": h} for p, a, h in zip(prompts, answers, [past, []], strict=True)]
-        with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
-            found = reward(prompts, answers, history=[past, []], note=["a", "b"])
+        found = reward(prompts, answers, history=[past, []], note=["a", "b"])  # [] says that a user has none
         with pytest.warns(UserWarning, match="1 of 2 rows have no history"):
             raw = [[row["response"]] for row in RewardScorer(folder).score(rows)]
         np.testing.assert_allclose(found, reward.scale(np.array(raw))[:, 0], atol=rounding(np.array(raw)))
