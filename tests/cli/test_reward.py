@@ -1,6 +1,7 @@
 """`trl-pafo reward` that was stopped: it resumes, is never overwritten without a word, and is alone in its folder."""
 
 import json
+import os
 import re
 import shutil
 
@@ -86,6 +87,8 @@ def test_begun_anew_it_never_goes_on_with_what_was_there(base, stopped):
 
 def test_a_finished_training_is_done_again_as_by_trl(base, tmp_path):
     shutil.copytree(base / "unbroken", tmp_path / "out")
+    for path in (tmp_path / "out").glob("checkpoint-*"):
+        os.utime(path, (0, 0))  # of two that were written within a second, transformers takes the higher number for the newer
     assert main(command(base, tmp_path / "out", "--max_steps", "2", "--save_total_limit", "1")) == 0
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
