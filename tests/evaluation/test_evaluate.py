@@ -230,3 +230,16 @@ def test_a_model_that_remembers_nothing_is_shown_no_past_pairs_unless_told(model
     found = rewards("evaluate", foreign, [{name: value for name, value in row.items() if name != "history"} for row in PERSONAL])
     np.testing.assert_allclose(beside["foreign"], found, atol=rounding(found))
     assert np.abs(rewards("evaluate", foreign, PERSONAL, "--num_history", 1) - found).max() > 1e-3
+
+
+def test_a_reference_alone_is_shown_as_many_past_pairs_as_are_named(model, rewards, tmp_path, capsys):
+    fair, foreign = model("fair"), make_model("decoder", tmp_path / "foreign", seed=7)
+    rewards("evaluate", fair, PERSONAL, "--reference", foreign, "--reference_num_history", 1)
+    (shown,) = (p.parent for p in tmp_path.glob("out*/results.json"))
+    beside = {
+        name: [json.loads(line)["reward_chosen"] for line in (shown / f"{name}.jsonl").open()] for name in ("fair", "foreign")
+    }
+    np.testing.assert_allclose(beside["fair"], rewards("evaluate", fair, PERSONAL), atol=rounding(beside["fair"]))
+    found = rewards("evaluate", foreign, PERSONAL, "--num_history", 1)
+    np.testing.assert_allclose(beside["foreign"], found, atol=rounding(found))
+    assert "--reference_num_history is for a --reference" in rewards("evaluate", fair, PERSONAL, "--reference_num_history", 1)

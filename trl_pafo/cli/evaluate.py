@@ -42,6 +42,9 @@ def make_parser(prog: str | None = None) -> Any:
             default=None, metadata={"help": "Write results.json and the rewards here; must not exist."}
         )
         num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
+        reference_num_history: int | None = field(
+            default=None, metadata={"help": "Past pairs that the reference alone is shown."}
+        )
         history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
         history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
         num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples over users."})

@@ -95,6 +95,7 @@ def evaluate_models(
     minority_quantile: float | None = None,
     minority_threshold: float | None = None,
     num_history: int | None = None,
+    reference_num_history: int | None = None,
     history_max_tokens: int | None = None,
     history_fields: Sequence[str] | None = None,
     batch_size: int = 32,
@@ -125,6 +126,8 @@ def evaluate_models(
             Make groups of the users' support rates, where the data have none.
         num_history, history_max_tokens, history_fields (*optional*):
             In place of what the models remember of their training.
+        reference_num_history (`int`, *optional*):
+            Past pairs that the reference is shown, in place of `num_history`: a model of others is then compared as it was trained.
         batch_size (`int`, *optional*, defaults to `32`):
             Pairs in a forward pass.
         bf16 (`bool`, *optional*, defaults to `False`):
@@ -169,9 +172,15 @@ def evaluate_models(
             support_of_users(support, encoded)  # and one support rate
         num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
         sources, compared = name_sources(models, reference, num_in_table)
-        scored, folders = score_sources(
-            sources, rows, what, partial(_scorer_of, how, len(sources) > 1, "history" in rows.column_names), batch_size
-        )
+        own = {}
+        if reference_num_history is not None:
+            if compared is None or not isinstance(sources[compared], str):
+                raise ConfigError(
+                    "--reference_num_history is for a --reference that is a saved model. Name one, or leave it out."
+                )
+            own[sources[compared]] = {**how, "num_history": reference_num_history}
+        scorer_of = partial(_scorer_of, own, how, len(sources) > 1, "history" in rows.column_names)
+        scored, folders = score_sources(sources, rows, what, scorer_of, batch_size)
         majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
         results = json_ready(
             {
@@ -197,8 +206,11 @@ def evaluate_models(
     return results
 
 
-def _scorer_of(how: Mapping[str, Any], beside_others: bool, has_history: bool, source: str) -> RewardScorer:
+def _scorer_of(
+    own: Mapping[Any, Mapping[str, Any]], how: Mapping[str, Any], beside_others: bool, has_history: bool, source: str
+) -> RewardScorer:
     """Reads rows as the model was trained. One that was trained without histories, beside others, or remembers nothing is shown none."""
+    how = own.get(source, how)
     scorer = RewardScorer.from_pretrained(source, **how)
     trained = scorer.renderer.trained
     if beside_others and trained is not None and trained["num_history"] == 0:
@@ -206,7 +218,7 @@ def _scorer_of(how: Mapping[str, Any], beside_others: bool, has_history: bool, s
     elif trained is None and has_history and how["num_history"] is None:
         warnings.warn(
             f"{source} does not say how it was trained, so it is shown no past pairs: text that it has never seen could only confuse it. If it was "
-            "trained with histories, say how many to show with --num_history.",
+            "trained with histories, say how many to show with --num_history (of a reference alone: --reference_num_history).",
             stacklevel=2,
         )
         scorer.renderer = InputRenderer(scorer.tokenizer, 0)
