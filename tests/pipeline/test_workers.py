@@ -16,6 +16,7 @@ from trl_pafo.pipeline import workers
 from trl_pafo.storage.run_folder import RunFolder
 
 RUN = """
+import signal
 import sys
 from pathlib import Path
 from helpers import light_worker
@@ -23,6 +24,7 @@ from trl_pafo.pipeline import workers
 from trl_pafo.storage.run_folder import RunFolder
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where a shell starts the tests in the background
     workers.serve = light_worker.serve
     folder = RunFolder(sys.argv[1])
     with folder.locked(), workers.Workers(folder, 2, 1, light_worker.options(folder.path)) as found:
