@@ -142,11 +142,11 @@ def make_parser(prog: str | None = None) -> _Parser:
 
 def main(name: str, args: Any) -> None:
     from trl_pafo.palm import commands
-    from trl_pafo.storage.files import write_text
+    from trl_pafo.storage.files import refuse_existing, write_text
 
     output = getattr(args, "output", None)
     if output:
-        commands.refuse_existing(output)
+        refuse_existing(output)
     text, result = getattr(commands, name)(args)
     inputs = {name: getattr(args, name, None) for name in _INPUTS}
     print(f"Data: {', '.join(f'{name} {path}' for name, path in inputs.items() if path)}\n\n{text}")

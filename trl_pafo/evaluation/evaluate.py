@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +169,20 @@ def evaluate_models(
         encoded = encode_pairs(user, group, len(rows))  # one group a user
         if user is not None and support is not None:
             support_of_users(support, encoded)  # and one support rate
+        has_history = "history" in rows.column_names
         num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
         sources, compared = name_sources(models, reference, num_in_table)
-        own = {}
+        of_reference, how_reference = sources.get(compared or ""), how
         if reference_num_history is not None:
-            if compared is None or not isinstance(sources[compared], str):
+            if not isinstance(of_reference, str):
                 raise ConfigError(
                     "--reference_num_history is for a --reference that is a saved model. Name one, or leave it out."
                 )
-            own[sources[compared]] = {**how, "num_history": reference_num_history}
-        scorer_of = partial(_scorer_of, own, how, len(sources) > 1, "history" in rows.column_names)
+            how_reference = {**how, "num_history": reference_num_history}
+
+        def scorer_of(source: str) -> RewardScorer:
+            return _scorer_of(source, how_reference if source == of_reference else how, len(sources) > 1, has_history)
+
         scored, folders = score_sources(sources, rows, what, scorer_of, batch_size)
         majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
         results = json_ready(
@@ -206,11 +209,8 @@ def evaluate_models(
     return results
 
 
-def _scorer_of(
-    own: Mapping[Any, Mapping[str, Any]], how: Mapping[str, Any], beside_others: bool, has_history: bool, source: str
-) -> RewardScorer:
+def _scorer_of(source: str, how: Mapping[str, Any], beside_others: bool, has_history: bool) -> RewardScorer:
     """Reads rows as the model was trained. One that was trained without histories, beside others, or remembers nothing is shown none."""
-    how = own.get(source, how)
     scorer = RewardScorer.from_pretrained(source, **how)
     trained = scorer.renderer.trained
     if beside_others and trained is not None and trained["num_history"] == 0:

@@ -19,8 +19,8 @@ from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.safe_loading import identity_of_folder
 from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size, check_positions
-from trl_pafo.storage.files import digest_of_files
-from trl_pafo.storage.growing import growing, refuse_existing
+from trl_pafo.storage.files import digest_of_files, refuse_existing
+from trl_pafo.storage.growing import growing
 from trl_pafo.versions import __version__
 
 _REWARDS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
@@ -39,7 +39,7 @@ def score_file(args: Any) -> None:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
     check_batch_size(args.batch_size)
     if args.output:
-        refuse_existing(Path(args.output))
+        refuse_existing(args.output)
     users = users_of(args)
     num_rows = 0
     for place, row in read_records(args.input):

@@ -159,12 +159,6 @@ def export(args: Any) -> Result:
     return f"{len(portfolio)} members and their card: {out}", {}
 
 
-def refuse_existing(path: str) -> None:
-    """Raise [`RunFolderError`] if a result was written there already."""
-    if Path(path).exists():
-        raise RunFolderError(f"{path} exists already. Choose another --output; nothing is overwritten.")
-
-
 def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[Any], RewardScale | None]:
     """The oracle of the flags, names of the rewards, policies known beforehand, and the scale of raw rewards."""
     if not args.candidates and not args.policies:

@@ -1,7 +1,7 @@
 """What held-out pairs say in a run: which point of the path is the reference, and what can be had from the teachers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,18 +54,23 @@ def chosen_point(run: "Run", method: str, path: Stage) -> Stage:
 
 
 def front_of(
-    run: "Run", teachers: Mapping[str, list[str]], identities: dict[str, str], data: DatasetDict, *needs: Stage
+    run: "Run",
+    teachers: Mapping[str, list[str]],
+    identities: dict[str, str],
+    data: DatasetDict,
+    path: Stage,
+    of_groups: Sequence[Stage],
 ) -> Stage:
-    """What can be had from the teachers on held-out pairs; the last of the stages that it `needs` is the path."""
+    """What can be had from the teachers, which the stages `of_groups` train, on held-out pairs, beside the path."""
     held_out = data["validation"] if "validation" in data else data["test"].select([])
     options: dict[str, Any] = {"tau": run.args.tau, "num_resamples": run.run.num_resamples, "seed": run.args.seed}
 
     def work(out: Path) -> None:
         predict_run(out, held_out, data["train"], teachers, read_path(run.folder), **options, **run._scoring())
 
-    inputs = {"teachers": identities, "path": needs[-1].digest, "data": run._made_from["data"], **options}
-    names = tuple(stage.name for stage in needs)
-    return Stage("front", "front", inputs | run._inputs_of_scoring(), work, names, derived=True)
+    inputs = {"teachers": identities, "path": path.digest, "data": run._made_from["data"], **options}
+    needs = tuple(stage.name for stage in (*of_groups, path))
+    return Stage("front", "front", inputs | run._inputs_of_scoring(), work, needs, derived=True)
 
 
 def read_front(folder: RunFolder) -> dict[str, Any]:

@@ -215,16 +215,14 @@ class Run(Trainings):
         identities |= {group: " ".join(stage.digest for stage in stages) for group, stages in trained.items()}
         needs = tuple(stage.name for stage in of_groups)
         students = [self._student(m, train, teachers, identities, shared, needs) for m in STUDENTS if m in run.methods]
-        front = front_of(self, teachers, identities, data, *of_groups, path) if path and run.predicts_front else None
+        front = front_of(self, teachers, identities, data, path, of_groups) if path and run.predicts_front else None
         reweighted = reweighted_bt(self, train) if "reweighted_bt" in run.methods else None
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
         in_order = (plain, *points.values(), path, *chosen, reweighted, *of_groups, front, *students, *ensemble)
         stages = [stage for stage in in_order if stage is not None]
 
-        for stage in (
-            *([base] if base else []),
-            *stages,
-        ):  # what is in the way is told before the first training, not between two
+        # What is in the way is told before the first training, not between two.
+        for stage in chain([base] if base else [], stages):
             self._check_folder(stage)
         if prepares:
             write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model))

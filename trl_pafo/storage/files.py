@@ -80,6 +80,12 @@ def alone(folder: Path, busy: str, name: str = LOCK, timeout: float = 0) -> Iter
         yield
 
 
+def refuse_existing(path: str | Path, option: str = "--output") -> None:
+    """Raise [`RunFolderError`] where an output is there already; the message names the option."""
+    if Path(path).exists():
+        raise RunFolderError(f"{path} exists already. Choose another {option}; nothing is overwritten.")
+
+
 @contextmanager
 def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
     """A path to write a new folder to; on leaving, it takes the name `path`. Where something is raised, nothing is left.
@@ -87,16 +93,11 @@ def new_folder(path: Path, option: str = "--output_dir") -> Iterator[Path]:
     Raises:
         RunFolderError: If it exists, by now or at the end; the message names the option.
     """
-
-    def refuse_existing() -> None:
-        if path.exists():
-            raise RunFolderError(f"{path} exists already. Choose another {option}; nothing is overwritten.")
-
-    refuse_existing()
+    refuse_existing(path, option)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as outer:
         yield Path(outer) / path.name
-        refuse_existing()
+        refuse_existing(path, option)
         os.rename(Path(outer) / path.name, path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trl_pafo.errors import RunFolderError
-from trl_pafo.storage.files import alone, write_text
+from trl_pafo.storage.files import alone, refuse_existing, write_text
 
 
 @contextmanager
@@ -67,9 +67,3 @@ def _keep(file: BinaryIO, at_once: int) -> int:
             kept, size = number, position
     file.truncate(size)
     return kept
-
-
-def refuse_existing(path: Path) -> None:
-    """Raise [`RunFolderError`] where an output is there already."""
-    if path.exists():
-        raise RunFolderError(f"{path} exists already. Choose another --output; nothing is overwritten.")

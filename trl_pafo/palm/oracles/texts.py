@@ -12,13 +12,13 @@ from scipy.special import expit
 
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
-from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.safe_loading import load_saved_tokenizer
 from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences
 from trl_pafo.palm.oracles.candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
-from trl_pafo.storage.files import new_folder
+from trl_pafo.storage.files import new_folder, refuse_existing
 
 
 def score_candidates(
@@ -123,8 +123,7 @@ def fit_reward_models(
         raise ConfigError(f"`types` must be types of the prompts ({', '.join(known)}), got {', '.join(unknown)}.")
     folders = {t: Path(output_dir) / name for t, name in folder_names(types or known).items()}
     for folder in folders.values():
-        if folder.exists():
-            raise RunFolderError(f"{folder} exists already. Choose another `output_dir`; nothing is overwritten.")
+        refuse_existing(folder, "`output_dir`")
     with tempfile.TemporaryDirectory() as backbone:
         materialize_model(model, backbone, num_hidden_layers, seed=0)
         tokenizer = load_saved_tokenizer(backbone)
