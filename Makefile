@@ -8,12 +8,13 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format clean
+.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format docs clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
+	@echo "make docs         the documentation as a site: site/README.html"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-processors  the tests as they run on other processors: older instructions, two threads, other rounding"
 	@echo "make test-launchers  DDP, FSDP2, ZeRO-1 to 3 on two processes, with DeepSpeed (tens of minutes)"
@@ -35,6 +36,11 @@ quickstart: setup
 
 test: setup lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/site/build.py
+	@echo "Open site/README.html"
 
 test-slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m slow

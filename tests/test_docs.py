@@ -1,9 +1,13 @@
 """The links of the documentation lead somewhere, and the index names every page."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+import trl_pafo
+from trl_pafo.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,3 +56,20 @@ def test_the_pages_that_code_names_exist() -> None:
             if file.suffix in {".py", ".yaml"}:
                 for name in re.findall(r"\bdocs/[\w/]+\.(?:md|png)\b", file.read_text(encoding="utf-8")):
                     assert (ROOT / name).exists(), f"{file} names {name}"
+
+
+def test_the_site_shows_every_page_every_command_and_every_public_name(tmp_path: Path) -> None:
+    build = runpy.run_path(str(DOCS / "site/build.py"))
+    build["assemble"](tmp_path)
+    shown = re.findall(r"^docs/(\w+)$", (tmp_path / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*shown, "README"} == {page.stem for page in (tmp_path / "docs").glob("*.md")}
+    assert len(shown) == len(set(shown))
+    options = (tmp_path / "docs" / "options.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        section = options.partition(f"\n## trl-pafo {command}")[2].partition("\n## ")[0]
+        assert "| `--" in section, command
+    assert "| `--distillation_loss` | `" in options
+    assert "| `--label_noise` | `0.0` | Share of labels that are flipped. |" in options
+    api = (tmp_path / "docs" / "api.md").read_text(encoding="utf-8")
+    for name in trl_pafo.__all__:
+        assert name.startswith("__") or f":: trl_pafo.{name}\n" in api

@@ -117,9 +117,13 @@ class _Parser:
     def __init__(self, prog: str):
         self.prog = prog
 
-    def parse_args_and_config(self, argv: list[str]) -> tuple[str, Any]:
+    def of(self, name: str) -> Any:
+        """The parser of a command behind `portfolio`."""
         from trl import TrlParser
 
+        return TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
+
+    def parse_args_and_config(self, argv: list[str]) -> tuple[str, Any]:
         from trl_pafo.cli import refuse
 
         if not argv or argv[0] in ("-h", "--help", "help"):
@@ -131,8 +135,8 @@ class _Parser:
         name = argv[0]
         if name not in COMMANDS:
             raise ValueError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
-        parser = TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
-        parser.error = refuse  # type: ignore[method-assign]
+        parser = self.of(name)
+        parser.error = refuse
         return name, *parser.parse_args_and_config(argv[1:])  # type: ignore[return-value]
 
 

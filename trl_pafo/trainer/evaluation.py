@@ -37,7 +37,7 @@ class ExactRewardTrainer(RewardTrainer):
     with accuracies of groups and users. The losses of a training are those of [`~trl.RewardTrainer`], bit for bit.
 
     Args:
-        model, args, data_collator, train_dataset, eval_dataset, *positional, **kwargs:
+        model, args, data_collator, train_dataset, eval_dataset and all others:
             As for [`~trl.RewardTrainer`]; no training set is needed to evaluate. With the columns `group` and `user` (str), accuracies
             of groups and users are reported ([`~trl_pafo.trainer.pair_metrics.evaluation_metrics`]).
         groups (`Iterable[str]`, *optional*):
