@@ -18,6 +18,7 @@ ROOMS = (
     "report",
     "palm",
     "evaluation",
+    "baselines",
     "trainer",
     "teachers",
     "hub",

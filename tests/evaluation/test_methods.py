@@ -6,13 +6,16 @@ import pytest
 
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.methods import METHODS, TITLES, RunArguments
+from trl_pafo.evaluation.methods import METHODS, RIVALS, TITLES, RunArguments
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"methods": ["pafo", "magic", "personalized_bt"]}, f"`methods` must be some of {', '.join(METHODS)}, or all, got"),
+        (
+            {"methods": ["pafo", "magic", "personalized_bt"]},
+            f"`methods` must be some of {', '.join((*METHODS, *RIVALS))}, rivals, or all, got",
+        ),
         ({"methods": []}, "`methods` must be some of"),
         ({"methods": ["pafo", "group_routed"]}, r"`reference` must be one of the methods \(pafo, group_routed\), got 'personal"),
         ({"teacher_kind": "half"}, "`teacher_kind` must be auto, adapter or full, got 'half'"),
@@ -38,8 +41,18 @@ def test_what_cannot_stand_together(options, match):
 
 
 def test_every_method_has_a_title():
-    assert list(TITLES) == list(METHODS) == RunArguments(methods=["all"]).methods
-    assert all(name in RunArguments.__dataclass_fields__["methods"].metadata["help"] for name in METHODS)
+    assert RunArguments(methods=["all"]).methods == list(METHODS)
+    assert set(TITLES) == {*METHODS, *RIVALS}
+    assert all(name in RunArguments.__dataclass_fields__["methods"].metadata["help"] for name in TITLES)
+
+
+def test_rivals_are_all_methods_of_other_papers_each_once():
+    assert "group_dro" in RIVALS
+    assert not set(RIVALS) & set(METHODS)
+    assert RunArguments(methods=["personalized_bt", "group_dro", "rivals"]).methods[:2] == ["personalized_bt", "group_dro"]
+    assert sorted(RunArguments(methods=["personalized_bt", "group_dro", "rivals"]).methods) == sorted(
+        ["personalized_bt", *RIVALS]
+    )
 
 
 def test_each_option_of_the_data_decides_them_and_none_of_the_run():

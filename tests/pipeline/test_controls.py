@@ -5,12 +5,13 @@ import json
 import numpy as np
 from helpers.small_runs import train_nothing
 
-from trl_pafo.evaluation.methods import METHODS
+from trl_pafo.baselines import ReweightedRewardTrainer
+from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.evaluation.methods import METHODS, RIVALS, TITLES
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.pipeline.controls import MARGINS
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
-from trl_pafo.trainer.reweighted import ReweightedRewardTrainer
 
 ENSEMBLE = {"methods": ["personalized_bt", "distilled_ensemble"]}
 
@@ -48,6 +49,30 @@ def test_all_methods_are_trained_and_compared(run, tmp_path, monkeypatch):
     assert log[0]["distillation_loss"] > 0
     for method in ("reweighted_bt", "distilled_ensemble"):
         assert "It was trained by" in (folder / f"models/{method}/README.md").read_text() or method == "distilled_ensemble"
+
+
+def test_rivals_are_trained_on_the_pairs_of_the_reference_for_the_students_steps(run, tmp_path, monkeypatch):
+    seen = {}
+    train = Run._train
+
+    def spy(self, out, title, rows, **options):
+        seen[title] = rows["prompt"][:], rows["chat_template_kwargs"][:], options
+        return train(self, out, title, rows, **options)
+
+    monkeypatch.setattr(Run, "_train", spy)
+    results = run(methods=["personalized_bt", "rivals"])()
+    assert list(results["methods"]) == ["personalized_bt", *RIVALS]
+    for method in RIVALS:
+        trainer = TRAINERS[method].load()
+        assert seen[TITLES[method]][:2] == seen["personalized BT, x1"][:2]
+        assert seen[TITLES[method]][2] == {"trainer": trainer, "columns": trainer.columns, "changes": {"max_steps": 2}}
+        folder = tmp_path / "run/models" / method
+        state = json.loads((folder / "trainer_state.json").read_text())
+        assert state["global_step"] == 2
+        assert trainer.how_trained.split(" (")[0] in (folder / "README.md").read_text()
+        assert (folder / "model.safetensors").read_bytes() != (
+            tmp_path / "run/models/personalized_bt/model.safetensors"
+        ).read_bytes()
 
 
 def test_only_what_an_option_decides_is_redone(run, monkeypatch):

@@ -74,6 +74,7 @@ def test_training_metrics_equal_a_plain_loop(batches):
             group_id=torch.tensor([row["group"] for row in rows]),
             bradley_terry=torch.tensor([float(number)]),
             distillation=torch.tensor([2.0]),
+            **{"weight/a": torch.tensor([float(number + 1)])},
         )
     rows = [row for batch in batches for row in batch]
     assert len(steps) == len(rows)
@@ -95,6 +96,7 @@ def test_training_metrics_equal_a_plain_loop(batches):
         "margin": mean([row["chosen"] - row["rejected"] for row in labeled]),
         "bradley_terry_loss": of_losses / len(labeled) if labeled else math.inf if of_losses else math.nan,
         "distillation_loss": 2.0 * len(batches) / len(rows),
+        "weight/a": (of_losses + len(batches)) / len(rows),
     }
     for number, group in enumerate(["b", "a", "never"]):
         expected[f"accuracy/{group}"] = mean([r for r, row in zip(right, labeled, strict=True) if row["group"] == number])

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import chain
 
+from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
@@ -12,6 +14,9 @@ METHODS = (
     *("pafo", "group_routed", "teacher_mixture"),
 )
 """Those of `methods: [all]`, in this order."""
+
+RIVALS = tuple(method for method in TRAINERS if method not in METHODS)
+"""Losses and weights of other papers, those of `rivals`."""
 
 STUDENTS = ("pafo",)
 """Methods that distill teachers."""
@@ -23,7 +28,7 @@ TITLES = {
     "bradley_terry": "Bradley-Terry",
     "personalized_bt": "personalized BT",
     "worst_group_bt": "worst-group BT",
-    "reweighted_bt": "reweighted BT",
+    **{method: entry.title for method, entry in TRAINERS.items()},
     "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
     "group_routed": "group-routed teachers",
@@ -43,7 +48,9 @@ class RunArguments(DataArguments):
             "help": "Methods to train and compare: bradley_terry, personalized_bt, pafo, group_routed (the teachers, each for its own group); "
             "as controls teacher_mixture, worst_group_bt (the point of the path of personalized_bt that serves its worst group best), "
             "reweighted_bt (each group counts the same) and distilled_ensemble (five models of other seeds, distilled into one without "
-            "groups); or all."
+            "groups); all of these: all. Losses of other papers (docs/baselines.md): "
+            + ", ".join(RIVALS)
+            + "; all of these: rivals."
         },
     )
     reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")
@@ -97,9 +104,10 @@ class RunArguments(DataArguments):
         super().__post_init__()
         if self.methods == ["all"]:
             self.methods = list(METHODS)
-        unknown = sorted(set(self.methods) - set(METHODS))
-        if unknown or not self.methods:
-            raise ConfigError(f"`methods` must be some of {', '.join(METHODS)}, or all, got {self.methods}.")
+        self.methods = list(dict.fromkeys(chain(*(RIVALS if name == "rivals" else (name,) for name in self.methods))))
+        known = (*METHODS, *RIVALS)
+        if not self.methods or not set(self.methods) <= set(known):
+            raise ConfigError(f"`methods` must be some of {', '.join(known)}, rivals, or all, got {self.methods}.")
         if self.reference not in self.methods:
             raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
         if self.teacher_kind not in TEACHER_KINDS:

@@ -1,4 +1,4 @@
-"""Methods of a run that show what can be had without teachers of groups: reweighting, and an ensemble distilled into one model."""
+"""Methods of a run that show what can be had without teachers of groups: other losses, and an ensemble distilled into one model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.storage.files import replacing
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, student_inputs
-from trl_pafo.trainer.reweighted import ReweightedRewardTrainer
 
 if TYPE_CHECKING:
     from trl_pafo.pipeline.run import Run
@@ -22,12 +22,13 @@ MARGINS = "ensemble_margins.npy"
 """File in the folder of a run: the mean margin of the members of the ensemble for each training pair, float64."""
 
 
-def reweighted_bt(run: "Run", train: Dataset) -> Stage:
-    """Personalized Bradley-Terry in which each group counts the same."""
-    method, changes = "reweighted_bt", {"max_steps": run._steps}
+def baseline(run: "Run", method: str, train: Dataset) -> Stage:
+    """A trainer of `TRAINERS` in the place of personalized Bradley-Terry: the student's steps, from the base, on the same pairs."""
+    changes = {"max_steps": run._steps}
 
     def work(out: Path) -> None:
-        run._train(out, TITLES[method], train, trainer=ReweightedRewardTrainer, columns=("group",), changes=changes)
+        trainer = TRAINERS[method].load()
+        run._train(out, TITLES[method], train, trainer=trainer, columns=trainer.columns, changes=changes)
 
     return Stage(method, f"models/{method}", run._inputs(run.model, method=method, **changes), work, steps=run._steps)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
 from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCount, hides_groups, hub_ids
@@ -64,6 +65,7 @@ def run_card(record: Record, method: str) -> Card:
         options,
         options.get("model_name_or_path"),
         (folder / ADAPTER_CONFIG).is_file(),
+        TRAINERS[method].load().how_trained if method in TRAINERS else None,
         title=f"{record.title(method)} reward model",
         tags=("trl", "reward-trainer", *(("pafo",) if method in STUDENTS else ())),
         datasets=hub_ids([data.get("data_path")]),

@@ -16,6 +16,7 @@ import torch
 from datasets import DatasetDict
 from trl import ModelConfig
 
+from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
@@ -25,7 +26,7 @@ from trl_pafo.hub.card import base_id
 from trl_pafo.hub.trainer_mixin import check_strategy
 from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
-from trl_pafo.pipeline.controls import distilled_ensemble, reweighted_bt
+from trl_pafo.pipeline.controls import baseline, distilled_ensemble
 from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front, read_path, say_front
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
@@ -216,9 +217,9 @@ class Run(Trainings):
         needs = tuple(stage.name for stage in of_groups)
         students = [self._student(m, train, teachers, identities, shared, needs) for m in STUDENTS if m in run.methods]
         front = front_of(self, teachers, identities, data, path, of_groups) if path and run.predicts_front else None
-        reweighted = reweighted_bt(self, train) if "reweighted_bt" in run.methods else None
+        baselines = [baseline(self, method, train) for method in TRAINERS if method in run.methods]
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
-        in_order = (plain, *points.values(), path, *chosen, reweighted, *of_groups, front, *students, *ensemble)
+        in_order = (plain, *points.values(), path, *chosen, *baselines, *of_groups, front, *students, *ensemble)
         stages = [stage for stage in in_order if stage is not None]
 
         # What is in the way is told before the first training, not between two.

@@ -16,7 +16,7 @@ from trl_pafo.data.people import GROUPS, RATES, read_people
 from trl_pafo.data.sources.splits import MINORITY_QUANTILE
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.likes import Pairs, find_likes
-from trl_pafo.evaluation.methods import STUDENTS, TITLES
+from trl_pafo.evaluation.methods import RIVALS, STUDENTS, TITLES
 from trl_pafo.evaluation.reference_path import CHOSEN, multiple_of, stage_of
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray
@@ -29,7 +29,7 @@ RUN_CONFIG = "run.yaml"
 # The number of a method's color, the same in every run.
 _IN_COLOR = ("bradley_terry", "personalized_bt", "pafo", "group_routed", "reweighted_bt", "distilled_ensemble", "worst_group_bt")
 _READ: dict[str, Any] = {"chosen": content_text, "rejected": content_text, "user": str, "group": str}
-_SERIES = {method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture"))}
+_SERIES = {method: i for i, method in enumerate((*_IN_COLOR, "teacher_mixture", *RIVALS))}
 
 
 @dataclass(frozen=True)

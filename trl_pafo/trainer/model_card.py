@@ -32,9 +32,6 @@ HOW_TRAINED = {
         "It was trained by the Bradley-Terry loss alone, on the pairs of all groups; of several lengths of training it is the one that "
         "served its worst group best on held-out pairs."
     ),
-    "reweighted_bt": (
-        "It was trained by the Bradley-Terry loss alone, on the pairs of all groups, each weighed by one over the number of its group's pairs."
-    ),
     "distilled_ensemble": (
         "Five models of all groups were trained by the Bradley-Terry loss with other seeds. The mean of their margins was distilled into this "
         "one model, without groups."
@@ -61,9 +58,15 @@ _OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "
 
 
 def reward_model_card(
-    method: str, tokenizer: Any, options: Mapping[str, Any], base: str | None, is_adapter: bool, **known: Any
+    method: str,
+    tokenizer: Any,
+    options: Mapping[str, Any],
+    base: str | None,
+    is_adapter: bool,
+    how_trained: str | None = None,
+    **known: Any,
 ) -> Card:
-    """The card of a model that was trained by a method of this package, a key of `HOW_TRAINED`.
+    """The card of a model that was trained by a method of this package, a key of `HOW_TRAINED` or one that `how_trained` tells of.
 
     The tokenizer remembers how the training pairs were read. Of the options of the training some are shown, and its `base` only if
     it is on the Hub. `known` are other attributes of [`~trl_pafo.hub.card.Card`].
@@ -77,7 +80,7 @@ def reward_model_card(
         }
     names = (*(_OF_STUDENTS if method == "pafo" else ()), *_OF_ALL, *(_OF_ADAPTERS if is_adapter else ()))
     return Card(
-        how_trained=HOW_TRAINED[method],
+        how_trained=how_trained or HOW_TRAINED[method],
         base_model=base_id(base),
         is_adapter=is_adapter,
         is_conversational=bool(tokenizer.chat_template) if read is None else read["inputs"] == "messages",
@@ -117,6 +120,7 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
         options,
         base,
         is_adapter,
+        how_trained=getattr(trainer, "how_trained", None),
         tags=[*trainer._tag_names, *(getattr(model, "model_tags", None) or ())],
         group_definition=definition if groups else "The training data name no groups.",
         groups=groups,

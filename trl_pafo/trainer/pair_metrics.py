@@ -15,6 +15,8 @@ from trl_pafo.metrics.accuracy import group_gap
 Columns = dict[str, NDArray[Any]]
 """Arrays by name, one row a pair: `rewards` of shape `(num_pairs, 2)`, chosen and rejected, and others of shape `(num_pairs,)`."""
 
+_OF_STEPS = {"rewards", "num_tokens", "has_label", "group_id", "bradley_terry", "distillation"}
+"""Columns of training steps that are not reported by their own name."""
 # What the Trainer pads token ids with where it joins batches; never a token.
 _NO_TOKEN = -100
 
@@ -172,11 +174,11 @@ def training_metrics(pairs: Mapping[str, NDArray[Any]], groups: Sequence[str] = 
 
     The pairs have `rewards` of shape `(num_pairs, 2)`; optionally, of shape `(num_pairs,)`, `has_label` (false on pairs under the
     history of another user) and `group_id`, the place in `groups`; and, of shape `(num_batches,)`, sums over the pairs of a batch:
-    `bradley_terry` and `distillation`, the two losses.
+    `bradley_terry` and `distillation`, the two losses, and others by any name.
 
     Reported are `min_reward`, `mean_reward`, `max_reward` over all pairs, `accuracy`, `margin` and `accuracy/{group}` over the
     labeled ones (NaN if there are none; a tie is half right), and, if the sums are given, `bradley_terry_loss` over the labeled
-    pairs and `distillation_loss` over all.
+    pairs and `distillation_loss` over all; other sums by their names, over all.
     """
     rewards = pairs["rewards"].astype(np.float64)
     margin = rewards[:, 0] - rewards[:, 1]
@@ -188,6 +190,8 @@ def training_metrics(pairs: Mapping[str, NDArray[Any]], groups: Sequence[str] = 
         with np.errstate(invalid="ignore", divide="ignore"):  # no row may be labeled
             metrics["bradley_terry_loss"] = np.divide(pairs["bradley_terry"].sum(dtype=np.float64), label.sum())
         metrics["distillation_loss"] = pairs["distillation"].sum(dtype=np.float64) / len(margin)
+    others = pairs.keys() - _OF_STEPS
+    metrics |= {name: pairs[name].sum(dtype=np.float64) / len(margin) for name in sorted(others)}
     metrics |= {f"accuracy/{name}": _mean(correct[label & (group_id == number)]) for number, name in enumerate(groups)}
     return {key: float(value) for key, value in metrics.items()}
 

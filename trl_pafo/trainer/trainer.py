@@ -98,6 +98,9 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
 
     args: PAFOConfig
 
+    how_trained: str | None = None
+    """A sentence for the card, of a method of its own."""
+
     _tag_names = ["trl", "reward-trainer", "pafo"]
     _name = "PAFO"
     train_dataset: Any

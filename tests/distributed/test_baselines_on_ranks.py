@@ -1,0 +1,49 @@
+"""Baselines on one and two processes: the same losses, weights of groups and trained weights."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.parts import make_model, make_pairs
+from helpers.ranks import launch, options
+from helpers.rounding import rounding
+
+from trl_pafo.baselines.table import TRAINERS
+
+NUM_STEPS = 5
+
+
+def train(out: Path, model: str) -> dict:
+    found = {}
+    for method, entry in TRAINERS.items():
+        # Two processes draw the same pairs as one: the batches of a step are dealt out in turn.
+        args = options(
+            out / method, max_steps=NUM_STEPS, learning_rate=1e-2, max_grad_norm=0.0, train_sampling_strategy="sequential"
+        )
+        trainer = entry.load()(model, args, train_dataset=make_pairs(num_users=8, history=0, pairs_per_user=5).shuffle(seed=3))
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+        found[method] = {
+            "losses": [log["loss"] for log in logs],
+            "group_weights": [[value for key, value in log.items() if key.startswith("group_weight/")] for log in logs],
+            "weights": np.concatenate([p.detach().double().flatten().numpy() for p in unwrapped.parameters()]).tolist(),
+        }
+    found["processes"] = int(os.environ["WORLD_SIZE"])
+    return found
+
+
+def test_losses_and_weights_are_the_same_on_any_number_of_processes(tmp_path):
+    model = make_model("decoder", tmp_path / "model")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (alone,) = launch(train, 1, tmp_path / "one", model)
+    first, second = launch(train, 2, tmp_path / "two", model)
+    assert (alone.pop("processes"), first.pop("processes"), second.pop("processes")) == (1, 2, 2)
+    for method, expected in alone.items():
+        for found in (first[method], second[method]):
+            assert found["losses"] == pytest.approx(expected["losses"], abs=10 * rounding()), method
+            np.testing.assert_allclose(found["group_weights"], expected["group_weights"], rtol=1e-4, err_msg=method)
+            np.testing.assert_allclose(found["weights"], expected["weights"], atol=2e-3, err_msg=method)
+    assert len({tuple(np.round(each["losses"], 4)) for each in alone.values()}) == len(alone)
