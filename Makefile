@@ -8,13 +8,14 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format docs clean
+.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format docs examples clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make docs         the documentation as a site: site/README.html"
+	@echo "make examples     the examples of the shipped corpus, one after the other (an hour)"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-processors  the tests as they run on other processors: older instructions, two threads, other rounding"
 	@echo "make test-launchers  DDP, FSDP2, ZeRO-1 to 3 on two processes, with DeepSpeed (tens of minutes)"
@@ -36,6 +37,12 @@ quickstart: setup
 
 test: setup lint
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
+
+examples: quickstart
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/best_of_n.py $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/grpo_fair_reward.py --run $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/trl-pafo run --config examples/lora.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/portfolio_grpo.py
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock

@@ -1,0 +1,97 @@
+"""The scripts and configurations of examples/, and the benchmark of a run's downstream use, on tiny models."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.guides import TINY
+from helpers.small_runs import small_run
+from helpers.tiny_policies import make_policy
+
+from trl_pafo.cli import main
+from trl_pafo.data.messages import content_text
+from trl_pafo.data.sources.styles import load_styles
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(script: str, *flags: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *flags])
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> str:
+    folder = tmp_path_factory.mktemp("examples") / "run"
+    training = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
+    small_run(folder, training, encoder, methods=["personalized_bt", "pafo"], history_fields=["chosen"], test_users=40)()
+    return str(folder)
+
+
+def test_a_policy_is_trained_with_a_fair_reward_and_judged_by_the_teachers(finished_run, tmp_path, capsys):
+    flags = {
+        "run": finished_run,
+        "policy": make_policy(tmp_path / "policy"),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": "1",
+        "per_device_train_batch_size": "2",
+        "num_generations": "2",
+        "max_completion_length": "4",
+        "num_test": "3",
+        "bf16": "false",
+    }
+    run_script("examples/grpo_fair_reward.py", *(text for name, value in flags.items() for text in (f"--{name}", value)))
+    printed = capsys.readouterr().out
+    assert "rewarded by pafo in training" in printed
+    number = r"[+-]\d+\.\d{3}"
+    for group in ("majority", "minority"):
+        assert re.search(rf"{group}: {number} -> {number}, gain {number} \[{number}, {number}\]", printed)
+    assert (tmp_path / "out/model.safetensors").exists()
+
+
+def test_the_best_of_n_is_counted_by_group(finished_run, capsys):
+    run_script("benchmarks/best_of_n.py", finished_run)
+    printed = capsys.readouterr().out
+    assert "Best of 5: 120 prompts of 40 test users; by chance 0.200" in printed
+    found = json.loads((Path(finished_run) / "results/best_of_n.json").read_text())
+    assert list(found) == ["personalized_bt", "pafo"]
+    for of_model in found.values():
+        for group in ("majority", "minority"):
+            assert 0 <= of_model[group]["low"] <= of_model[group]["value"] <= of_model[group]["high"] <= 1
+    assert found["pafo"]["verdict"] in printed
+
+
+def test_a_model_that_likes_thorough_answers_picks_for_the_majority_alone(finished_run, capsys, monkeypatch):
+    thorough = {answered.responses["thorough"] for answered in load_styles()}
+
+    def score_batch(self, requests):
+        return [[float(content_text(response) in thorough) for response in request["responses"]] for request in requests]
+
+    monkeypatch.setattr("trl_pafo.models.fair_reward_model.FairRewardModel.score_batch", score_batch)
+    run_script("benchmarks/best_of_n.py", finished_run, "--methods", "pafo")
+    found = json.loads((Path(finished_run) / "results/best_of_n.json").read_text())["pafo"]
+    assert (found["majority"]["value"], found["minority"]["value"]) == (1, 0)
+
+
+def test_adapters_of_one_base(decoder, tmp_path, short_report):
+    config = ["--config", str(ROOT / "examples/lora.yaml"), "--model_name_or_path", decoder, "--num_hidden_layers", "1"]
+    sizes = [
+        "--train_users",
+        "10",
+        "--test_users",
+        "10",
+        "--minority_ratio",
+        "0.3",
+        "--validation_share",
+        "0",
+        "--teacher_min_steps",
+        "1",
+    ]
+    assert main(["run", *config, *sizes, *TINY, "--output_dir", str(tmp_path / "run"), "--teacher_folds", "1"]) == 0
+    assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
+    assert len(list((tmp_path / "run/teachers").rglob("adapter_model.safetensors"))) == 2
+    assert not list((tmp_path / "run/teachers").rglob("model.safetensors"))
