@@ -13,6 +13,7 @@ PAGE = PACKAGE.parent / "docs/architecture.md"
 
 ROOMS = (
     "cli",
+    "study",
     "pipeline",
     "audit",
     "report",

@@ -27,3 +27,7 @@ class TrainingError(TrlPafoError):
 
 class PortfolioError(TrlPafoError):
     """A portfolio cannot be built, certified, saved or used as asked."""
+
+
+class StudyError(TrlPafoError):
+    """A method or a cell of a study failed, and the others went on."""

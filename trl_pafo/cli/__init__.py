@@ -16,6 +16,7 @@ COMMANDS = {
     "prepare": "groups, histories and splits: write training and test pairs that any RewardTrainer reads",
     "reward": "train a reward model: `trl reward` with PAFO's flags",
     "run": "all stages: prepare, baselines, teachers, margins, the unified model, evaluation",
+    "study": "methods x data x seeds x settings, each cell a run, in one table",
     "evaluate": "group and user fairness of reward models of any training on test pairs, in one table",
     "report": "the results of a run as one HTML file with pictures, or several runs compared",
     "score": "raw rewards for a JSONL file of pairs or responses (with histories)",

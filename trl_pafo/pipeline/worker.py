@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 def serve(connection: Connection) -> None:
     """Read the options of a run and then jobs, do each, and tell steps and its end; end when the other end is closed, or its process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run tells them what to do
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
     options, opened = connection.recv(), None
@@ -34,7 +34,7 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            _say_to(job.log)
+            say_to(job.log)
             start = time.monotonic()
             opened = opened or _open(*options)
             _do(job, *opened, lambda *steps: connection.send(("steps", *steps)))
@@ -62,7 +62,7 @@ def _do(job: Job, run: Any, stages: Any, report: Callable[[int, int], None]) -> 
     run.do(stage)
 
 
-def _say_to(log: str) -> None:
+def say_to(log: str) -> None:
     """Append all output to a file from now on."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -72,7 +72,7 @@ def _say_to(log: str) -> None:
     os.close(file)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End at once when the run ends, however it does: what is half-written has no final name, and checkpoints are kept."""
     parent = parent_process()
     if parent is not None:

@@ -1,0 +1,53 @@
+"""`trl-pafo study`: methods x data x seeds x settings, each cell a run, in one table."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def make_parser(prog: str | None = None) -> Any:
+    from transformers import HfArgumentParser
+
+    @dataclass
+    class StudyArguments:
+        config: str | None = field(
+            default=None, metadata={"help": "YAML file of the study: methods, data, seeds (docs/study.md)."}
+        )
+        output_dir: str | None = field(default=None, metadata={"help": "Folder of the study, in place of the file's output_dir."})
+        cells: str | None = field(
+            default=None, metadata={"help": "Do a part of the cells, such as 3/10, the third of ten. Default: all."}
+        )
+        cells_from: list[str] | None = field(
+            default=None,
+            metadata={
+                "help": "Cells that are done already: cell.csv files, folders of runs, or folders with these in them. Without --config: make the "
+                "table of these alone."
+            },
+        )
+
+    class Parser(HfArgumentParser):
+        """`--config` is a file of its own here, not of flags."""
+
+        def parse_args_and_config(self, argv: list[str]) -> tuple[Any, ...]:
+            return self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+
+    return Parser(StudyArguments, prog=prog)  # type: ignore[arg-type]
+
+
+def main(args: Any) -> None:
+    from trl_pafo.errors import ConfigError
+    from trl_pafo.study.config import StudyConfig
+    from trl_pafo.study.study import TABLE, Study, join_cells
+
+    if args.config is None:
+        if not args.cells_from or not args.output_dir:
+            raise ConfigError(
+                "Give --config: the YAML file of a study; or --cells_from and --output_dir, to join cells that are done."
+            )
+        if args.cells:
+            raise ConfigError("--cells: no effect without --config. Leave it out.")
+        join_cells(args.cells_from, args.output_dir)
+        print(f"Table: {args.output_dir}/{TABLE}")
+        return
+    study = Study(StudyConfig.read(args.config, args.output_dir), args.cells, args.cells_from or ())
+    study()
+    print(f"Table: {study.folder / TABLE}")

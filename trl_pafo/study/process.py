@@ -1,0 +1,76 @@
+"""A run in a process of its own, so that one that fails, or for which memory runs out, takes nothing else with it."""
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from trl_pafo.errors import TrlPafoError
+from trl_pafo.pipeline.worker import end_with_parent, say_to
+
+_PATIENCE = 10.0
+"""Seconds that a process has to remove what it has half written."""
+
+
+def run_apart(options: Mapping[str, Any], log: Path) -> str | None:
+    """Do a run; return what went wrong, `None` where nothing did. All that it says is appended to the file `log`.
+
+    The process ends when this one does, however it does.
+    """
+    context = get_context("spawn")  # a process that has used threads cannot be forked
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(theirs, dict(options), str(log)))
+    process.start()
+    theirs.close()
+    try:
+        try:
+            error: str | None = ours.recv()
+        except EOFError:
+            process.join()
+            error = f"its process ended with status {process.exitcode}"
+            if process.exitcode == -signal.SIGKILL:
+                error = "its process was killed, as where memory runs out"
+        process.join()
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join(_PATIENCE)
+            process.kill()
+            process.join()
+        ours.close()
+    return error
+
+
+def _run(connection: Connection, options: dict[str, Any], log: str) -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the study tells this one what to do
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
+    say_to(log)
+    try:
+        do_run(options)
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(what_went_wrong(error))
+    else:
+        connection.send(None)
+
+
+def do_run(options: Mapping[str, Any]) -> None:
+    """Do a run with these options."""
+    from trl_pafo.models.base_models import set_threads
+    from trl_pafo.pipeline.run import Run
+    from trl_pafo.study.config import parse
+
+    set_threads()
+    Run(*parse(options))()
+
+
+def what_went_wrong(error: Exception) -> str:
+    """An error in a line."""
+    known = isinstance(error, TrlPafoError | OSError)
+    return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())

@@ -1,0 +1,166 @@
+"""What a finished run says as rows of a table: a row a method and group. They are all that tables and pictures of a study are made of."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trl_pafo.errors import DataError
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS
+from trl_pafo.evaluation.reference_path import CHOSEN, stage_of
+from trl_pafo.storage.files import write_text
+from trl_pafo.storage.run_folder import MANIFEST
+
+ROWS = "cell.csv"
+"""File of a cell's rows."""
+_KEY = {"data": str, "setting": str, "population_seed": int, "seed": int}
+KEY = tuple(_KEY)
+"""The columns that name a cell."""
+_TEXTS = ("method", "role", "group", "verdict", "tuned", "options", "error")
+_NUMBERS = (
+    *("accuracy", "low", "high", "users", "pairs", "difference", "difference_low", "difference_high"),
+    *("steps", "steps_in_all", "trials", "seconds"),
+)
+COLUMNS = (
+    *(*KEY, "method", "role", "group", "accuracy", "low", "high", "users", "pairs"),
+    *("difference", "difference_low", "difference_high", "verdict", "steps", "steps_in_all", "seconds", "trials", "tuned"),
+    *("options", "error"),
+)
+ROLES = ("majority", "minority", "worst", "overall")
+"""What `role` says, beside `other`, of further groups: the largest and the smallest group in training, the group that the method serves
+worst, and all pairs together."""
+
+Row = dict[str, Any]
+
+
+def rows_of_run(folder: Path) -> list[Row]:
+    """The rows of the methods of a finished run, and of the points of the reference's path (`personalized_bt@2`).
+
+    `accuracy` has its 95 % bootstrap interval over users, `difference` is that to the reference on the same pairs, with the simultaneous
+    interval of the verdict where it is that of a group, `steps` are those of the method's own model, `steps_in_all` and `seconds` those of
+    all trainings that it needs.
+
+    Raises:
+        DataError: If the run is not finished.
+    """
+    try:
+        results = json.loads((folder / "results/results.json").read_text(encoding="utf-8"))
+        stages = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder} is no finished run of trl-pafo ({error}). Finish it with its own command.") from error
+    steps = {name: _steps(folder / stage["output"]) for name, stage in stages.items()}
+    rows: list[Row] = []
+    of_reference = results["methods"][results["reference"]]
+    path = results.get("path") or {}
+    steps |= {stage_of(point["multiple"]): point["steps"] for point in path.get("points", ())}
+    for method, summary in results["methods"].items():
+        needed = [name for name in stages if _needs(method, name)]
+        in_all = sum(steps[name] for name in needed if not math.isnan(steps[name]))
+        cost = {
+            "steps": in_all if method in OF_TEACHERS else steps.get(method, math.nan),
+            "steps_in_all": in_all,
+            "seconds": sum(stages[name]["seconds"] for name in needed),
+        }
+        verdict = results["verdicts"].get(method, {})
+        rows += [cost | {"method": method} | row for row in _of_groups(summary, of_reference, verdict, results)]
+    for point in path.get("points", ()):
+        name = stage_of(point["multiple"])
+        cost = {"method": name, "steps": point["steps"], "steps_in_all": point["steps"]}
+        cost["seconds"] = stages.get(name, {}).get("seconds", math.nan)
+        rows += [cost | row for row in _of_groups(point["test"], of_reference, {}, results)]
+    return rows
+
+
+def _steps(output: Path) -> float:
+    """Optimizer steps of the model in a folder, NaN of anything else."""
+    state = output / "trainer_state.json"
+    return float(json.loads(state.read_text(encoding="utf-8"))["global_step"]) if state.is_file() else math.nan
+
+
+def _needs(method: str, stage: str) -> bool:
+    """Whether a method needs the training of a stage: of the path all points, since the best is chosen among them."""
+    if method in CHOSEN:
+        return stage.startswith("personalized_bt@")
+    of_teachers = method in (*STUDENTS, *OF_TEACHERS) and stage.startswith("teacher")
+    of_ensemble = method == "distilled_ensemble" and stage.startswith("ensemble_seed")
+    return stage == method or of_teachers or of_ensemble
+
+
+def _of_groups(
+    summary: Mapping[str, Any], reference: Mapping[str, Any], verdict: Mapping[str, Any], results: Mapping[str, Any]
+) -> Iterator[Row]:
+    said, differences = verdict.get("verdict", ""), verdict.get("differences", {})
+    named = {results["majority"]: "majority", results["minority"]: "minority"}
+    roles = named if len(named) == 2 else {}
+    groups = {key.removeprefix("accuracy/"): key for key in summary if key.startswith("accuracy/")}
+    places = [(roles.get(group, "other"), group, key) for group, key in groups.items()]
+    known = [group for group, key in groups.items() if _number(summary[key]["value"]) == _number(summary[key]["value"])]
+    if known:  # of a point of the path, which has no numbers of its own for it
+        worst = min(known, key=lambda group: summary[groups[group]]["value"])
+        places.append(("worst", worst, groups[worst]))
+    for role, group, key in [*places, ("overall", "", "overall")]:
+        entry = summary[key]
+        if role == "worst":
+            before = min(_number(reference[other]["value"]) for other in groups.values() if reference[other]["value"] is not None)
+            difference = {"value": entry["value"] - before}
+        else:
+            before = _number(reference[key]["value"])
+            difference = differences.get(group, {"value": _number(entry["value"]) - before})
+        yield {
+            "role": role,
+            "group": group,
+            "accuracy": _number(entry["value"]),
+            "low": _number(entry["low"]),
+            "high": _number(entry["high"]),
+            "users": _number(summary.get(f"num_users/{group}" if group else "num_users")),
+            "pairs": _number(summary.get(f"num_pairs/{group}" if group else "num_pairs")),
+            "difference": _number(difference["value"]),
+            "difference_low": _number(difference.get("low")),
+            "difference_high": _number(difference.get("high")),
+            "verdict": said,
+        }
+
+
+def _number(value: float | None) -> float:
+    """What is not known is `None` in JSON."""
+    return math.nan if value is None else float(value)
+
+
+def as_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a table with all [`COLUMNS`]."""
+    table = pd.DataFrame([dict.fromkeys(_TEXTS, "") | row for row in rows], columns=list(COLUMNS))
+    for name in _NUMBERS:
+        table[name] = table[name].astype(float)
+    return table
+
+
+def write_rows(path: Path, table: pd.DataFrame) -> None:
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows that [`write_rows`] wrote, to the last digit.
+
+    Raises:
+        DataError: If the file holds something else.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no table of the cell of a study: {error}.") from error
+    if tuple(table.columns) != COLUMNS:
+        lacking = ", ".join(sorted(set(COLUMNS) ^ set(table.columns)))
+        raise DataError(
+            f"{path} is no table of the cell of a study of this version: its columns differ in {lacking or 'their order'}."
+        )
+    try:
+        for name, kind in _KEY.items():
+            table[name] = table[name].astype(kind)
+        for name in _NUMBERS:  # by Python, which reads what it wrote to the last digit
+            table[name] = [float(text) if text else math.nan for text in table[name]]
+    except ValueError as error:
+        raise DataError(f"{path} is no table of the cell of a study: {error}.") from error
+    return table

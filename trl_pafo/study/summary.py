@@ -1,0 +1,131 @@
+"""Means over the runs of a study, with intervals over runs. (Not from the paper.)
+
+A run is a cell: one population and one training seed. Intervals are Student's t over the runs, 95 %, as if runs were independent; those of one
+population share their test users, so that of few populations they say more of seeds than of people.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+from trl_pafo.study.config import REFERENCE
+from trl_pafo.study.rows import KEY, ROLES
+
+ROUTED = "group_routed"
+"""The method whose accuracies are the end of the way: teachers that are told the group."""
+CONFIDENCE = 0.95
+
+Entry = dict[str, float]
+
+
+def mean_with_interval(values: Sequence[float]) -> Entry:
+    """`value`, the mean of what is known, and `low` and `high` of its interval over runs: NaN with fewer than two."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not len(known):
+        return dict.fromkeys(("value", "low", "high"), math.nan)
+    mean = float(known.mean())
+    if len(known) < 2:
+        return {"value": mean, "low": math.nan, "high": math.nan}
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    A method, or a point of the reference's path, over the runs of one data set and setting.
+
+    Attributes:
+        data, setting, method (`str`):
+            Which.
+        accuracy, difference (`dict[str, dict]`):
+            By role (majority, minority, worst, overall), the mean over runs with its interval: of the accuracy, and of the difference to the
+            reference of the same run. That of `worst` compares the worst groups, which need not be the same.
+        way (`float`):
+            Share of the way from the reference to the group-routed teachers: the mean difference, added up over majority and minority, over
+            that of the teachers in the same runs. NaN without them, or where they gain nothing.
+        runs, failed (`int`):
+            How many runs stand behind the numbers, and in how many more the method failed.
+        verdicts (`dict[str, int]`):
+            How many runs have which verdict.
+        steps, steps_in_all, seconds (`float`):
+            Means over runs: optimizer steps of the method's model, those of all trainings that it needs, and what these took.
+        trials (`float`):
+            Sets of options that were tried; 0 without tuning.
+    """
+
+    data: str
+    setting: str
+    method: str
+    accuracy: dict[str, Entry]
+    difference: dict[str, Entry]
+    way: float
+    runs: int
+    failed: int
+    verdicts: dict[str, int]
+    steps: float
+    steps_in_all: float
+    seconds: float
+    trials: float
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it is a point of the reference's path."""
+        return self.method.startswith(f"{REFERENCE}@")
+
+
+def summarize(table: pd.DataFrame) -> list[Summary]:
+    """Summaries of the rows of cells: by data and setting, methods in the order of the rows, then the points of the path."""
+    found = []
+    for (data, setting), of_block in table.groupby(["data", "setting"], sort=False):
+        of_block = of_block.sort_values(
+            ["population_seed", "seed"], kind="stable"
+        )  # sums are the same in whichever order cells came
+        summaries = [_summary(str(data), str(setting), method, of_block) for method in of_block["method"].unique()]
+        found += sorted(summaries, key=lambda summary: summary.is_point)
+    return found
+
+
+def _summary(data: str, setting: str, method: str, block: pd.DataFrame) -> Summary:
+    own = block[block["method"] == method]
+    done = own[own["error"] == ""]
+    by_role = {role: done[done["role"] == role] for role in ROLES}
+    overall = by_role["overall"]
+    return Summary(
+        data,
+        setting,
+        method,
+        {role: mean_with_interval(rows["accuracy"].tolist()) for role, rows in by_role.items()},
+        {role: mean_with_interval(rows["difference"].tolist()) for role, rows in by_role.items()},
+        _way(done, block),
+        len(overall),
+        int((own["error"] != "").sum()),
+        dict(Counter(verdict for verdict in overall["verdict"] if verdict)),
+        *(_mean(overall[name]) for name in ("steps", "steps_in_all", "seconds", "trials")),
+    )
+
+
+def _way(done: pd.DataFrame, block: pd.DataFrame) -> float:
+    routed = block[(block["method"] == ROUTED) & (block["error"] == "")]
+    places = [*KEY, "role"]
+    both = done.merge(routed, on=places, suffixes=("", "_routed"))
+    both = both[both["role"].isin(ROLES[:2])]
+    whole = both["difference_routed"].sum()
+    return float(both["difference"].sum() / whole) if whole > 0 else math.nan
+
+
+def _mean(values: pd.Series) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def failures(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """What failed, and how: the cell with its method, and the error."""
+    for row in table[table["error"] != ""].to_dict("records"):
+        place = f"{row['data']}, {row['setting']}, population {row['population_seed']}, seed {row['seed']}"
+        yield f"{place}: {row['method']}", row["error"]

@@ -1,0 +1,153 @@
+"""The table of a study: Markdown, CSV and LaTeX, all from the same summaries."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.metrics.verdict import format_number, number_with_interval
+from trl_pafo.study.config import DEFAULT, REFERENCE
+from trl_pafo.study.rows import KEY, ROLES
+from trl_pafo.study.summary import Summary, failures, summarize
+
+_WORST = "worst group"
+
+
+def title_of(method: str) -> str:
+    """A method, or a point of the reference's path, for people."""
+    name, _, multiple = method.partition("@")
+    title = TITLES.get(name, name)
+    return f"{title}, x{multiple}" if multiple else title
+
+
+def title_of_block(data: str, setting: str) -> str:
+    return data if setting == DEFAULT else f"{data}, {setting}"
+
+
+def role_titles(table: pd.DataFrame) -> dict[str, str]:
+    """What the columns of roles are called: with the name of the group, where it is one and says more."""
+    titles = {}
+    for role in ROLES:
+        groups = set(table[table["role"] == role]["group"])
+        name = groups.pop() if len(groups) == 1 and role in ROLES[:2] else role
+        titles[role] = _WORST if role == "worst" else role if name == role else f"{name} ({role})"
+    return titles
+
+
+def cells_of(summary: Summary, titles: Mapping[str, str]) -> dict[str, str]:
+    """A row of the table for people, by column."""
+    is_reference = summary.method == REFERENCE
+    cells = {"method": title_of(summary.method)}
+    cells |= {title: number_with_interval(summary.accuracy[role]) for role, title in titles.items()}
+    for role in ROLES[:2]:
+        found = "the reference" if is_reference else number_with_interval(summary.difference[role], signed=True)
+        cells[f"difference, {titles[role]}"] = found.replace("unknown", "-") if found == "unknown" else found
+    cells["way"] = "-" if is_reference or math.isnan(summary.way) else f"{summary.way:.0%}"
+    failed = f", {summary.failed} failed" if summary.failed else ""
+    cells["runs"] = f"{summary.runs}{failed}"
+    cells["verdicts"] = ", ".join(f"{number} {name}" for name, number in summary.verdicts.items()) or "-"
+    cells["steps"], cells["steps in all"] = (_whole(steps) for steps in (summary.steps, summary.steps_in_all))
+    cells["tuning trials"] = _whole(summary.trials)
+    return cells
+
+
+def _whole(number: float) -> str:
+    return "-" if math.isnan(number) else f"{number:,.0f}"
+
+
+def markdown_of(table: pd.DataFrame, num_cells: int | None = None) -> str:
+    """The tables of all data sets and settings, how to read them, and what failed.
+
+    Args:
+        table (`pandas.DataFrame`):
+            The rows of all cells.
+        num_cells (`int`, *optional*):
+            How many cells the study has, where that is known.
+    """
+    done = len(table[list(KEY)].drop_duplicates())
+    counted = f"{done} cells" if num_cells is None else f"{done} of {num_cells} cells are done"
+    parts = [f"# Study\n\n{counted}. {_HOW_TO_READ}"]
+    summaries = summarize(table)
+    for (data, setting), block in table.groupby(["data", "setting"], sort=False):
+        titles = role_titles(block)
+        of_block = [summary for summary in summaries if (summary.data, summary.setting) == (data, setting)]
+        rows = [cells_of(summary, titles) for summary in of_block]
+        runs = block[["population_seed", "seed"]].drop_duplicates()
+        seeds = ", ".join(f"{population}/{seed}" for population, seed in runs.itertuples(index=False))
+        parts.append(f"## {title_of_block(str(data), str(setting))}\n\nPopulation/training seeds: {seeds}.\n\n{_markdown(rows)}")
+    failed = [f"- {place}: {error}" for place, error in failures(table)]
+    if failed:
+        parts.append("## What failed\n\n" + "\n".join(failed))
+    return "\n\n".join(parts) + "\n"
+
+
+_HOW_TO_READ = (
+    "Accuracies on test users are means over runs; brackets are 95 % intervals over runs (Student's t). A difference is to the reference of the "
+    "same run: personalized BT, the best point of its path by group-balanced accuracy on validation users. *Way* is the share of the way from the "
+    "reference to the group-routed teachers, who are told the group; verdicts are those of single runs, over their users. *Steps* are optimizer steps of the "
+    "model, *steps in all* those of all trainings that it needs. Rows with a multiple are points of the reference's path."
+)
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    header = list(rows[0])
+    lines = [header, ["---", *("---:" for _ in header[1:])], *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def csv_of(table: pd.DataFrame) -> str:
+    """A line a data set, setting and method, with numbers."""
+    return pd.DataFrame([_numbers(summary) for summary in summarize(table)]).to_csv(index=False, lineterminator="\n")
+
+
+def _numbers(summary: Summary) -> dict[str, Any]:
+    found: dict[str, Any] = {"data": summary.data, "setting": summary.setting, "method": summary.method}
+    for kind, entries in (("accuracy", summary.accuracy), ("difference", summary.difference)):
+        for role, entry in entries.items():
+            found |= {f"{kind}_{role}{'' if end == 'value' else f'_{end}'}": number for end, number in entry.items()}
+    found |= {"way": summary.way, "runs": summary.runs, "failed": summary.failed}
+    found |= {verdict.replace(" ", "_"): summary.verdicts.get(verdict, 0) for verdict in VERDICTS}
+    return found | {name: getattr(summary, name) for name in ("steps", "steps_in_all", "trials", "seconds")}
+
+
+VERDICTS = ("improves", "cannot tell", "same", "mixed", "degrades")
+
+
+def latex_of(table: pd.DataFrame) -> str:
+    """The tables of all data sets and settings for a paper, with booktabs; points of the path are left out."""
+    parts = []
+    summaries = summarize(table)
+    for (data, setting), block in table.groupby(["data", "setting"], sort=False):
+        titles = role_titles(block)
+        rows = [
+            cells_of(summary, titles)
+            for summary in summaries
+            if (summary.data, summary.setting) == (data, setting) and not summary.is_point
+        ]
+        caption = f"% {title_of_block(str(data), str(setting))}\n"
+        frame = pd.DataFrame(rows)
+        parts.append(caption + frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1)))
+    return "\n".join(parts)
+
+
+def seconds_in_words(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 5 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+__all__ = [
+    "cells_of",
+    "csv_of",
+    "format_number",
+    "latex_of",
+    "markdown_of",
+    "role_titles",
+    "seconds_in_words",
+    "title_of",
+    "title_of_block",
+]
