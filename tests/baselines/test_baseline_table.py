@@ -7,7 +7,7 @@ import pytest
 
 import trl_pafo.baselines
 from trl_pafo.baselines.table import TRAINERS
-from trl_pafo.baselines.trainer import BaselineTrainer
+from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
 @pytest.mark.parametrize("method", TRAINERS)
@@ -15,7 +15,7 @@ def test_every_entry_is_a_trainer_with_a_card(method):
     entry = TRAINERS[method]
     trainer = entry.load()
     assert trainer is getattr(trl_pafo.baselines, entry.name)
-    assert issubclass(trainer, BaselineTrainer)
+    assert issubclass(trainer, PAFORewardTrainer)
     assert trainer.how_trained.startswith("It was trained by ")
     assert "pafo" not in trainer._tag_names
     assert set(trainer.columns) <= {"group", "user"}

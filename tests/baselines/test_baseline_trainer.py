@@ -8,9 +8,10 @@ from peft import LoraConfig
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig
 from trl_pafo.baselines import GroupDRORewardTrainer
 from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.baselines.trainer import BaselineTrainer
 from trl_pafo.errors import ConfigError, DataError
 
-ALL = [entry.load() for entry in TRAINERS.values()]
+ALL = [kind for kind in (entry.load() for entry in TRAINERS.values()) if issubclass(kind, BaselineTrainer)]
 OF_GROUPS = [kind for kind in ALL if "group" in kind.columns]
 NO_MODEL = "does/not-exist"
 

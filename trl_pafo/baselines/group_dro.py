@@ -1,4 +1,4 @@
-"""Group DRO: the groups with the largest loss weigh most (Sagawa et al., 2020)."""
+"""Group DRO, and its form on another scale: the groups with the largest loss weigh most."""
 
 from typing import Any
 
@@ -57,16 +57,56 @@ class GroupDRORewardTrainer(GroupTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(GroupWeights(self.group_names))
 
+    def group_loss(self, sums: torch.Tensor, counts: torch.Tensor) -> Loss:
+        return self.weighted(mean_of_groups(sums, counts))
+
+    def weighted(self, losses: torch.Tensor) -> Loss:
+        """Move the weights, then `sum_g q_g L_g`, with the losses `L_g` of the groups, of shape `(num_groups,)`."""
+        steps = dro_steps(losses, self.group_sizes.to(losses), self.eta, self.adjustment)
+        weights = self.group_weights.multiply(steps)
+        return (weights * losses).sum(), self.named(weights)
+
     @property
     def group_weights(self) -> GroupWeights:
         """The weights of the groups; transformers may put others in the place of a callback when a training resumes."""
         return next(each for each in self.callback_handler.callbacks if isinstance(each, GroupWeights))
 
+
+class GroupRobustRewardTrainer(GroupDRORewardTrainer):
+    r"""
+    Group robust preference optimization: group DRO with `L_g = (N / N_g) * sum` of the losses of the pairs of group g in the batch, for `N`
+    training pairs, `N_g` of the group. A batch that is drawn evenly from them has a sum that grows with the group, which the
+    factor undoes; the weights move whatever a group happens to have in a batch.
+
+    Ramesh, Hu, Chaimalas, Mehta, Sessa, Bou Ammar and Bogunovic: *Group Robust Preference Optimization in Reward-free RLHF* (NeurIPS
+    2024), Algorithm 1; eta = 5e-7 is that of their script. It is not the GRPO of group *relative* policy optimization. What is
+    adapted: the loss is Bradley-Terry in the place of DPO or IPO; `sum_g q_g L_g` is divided by the number of pairs of the batch, so
+    that learning rate and clipping mean what they do for `RewardTrainer`, while the weights move by `L_g` as it is; and all
+    processes have the same weights.
+
+    Args:
+        *args, eta (`float`, *optional*, defaults to `5e-7`), adjustment, **kwargs:
+            As for [`GroupDRORewardTrainer`].
+    """
+
+    _name = "Group robust preference optimization"
+    _tag_names = ["trl", "reward-trainer", "group-robust"]
+    how_trained = (
+        "It was trained by group robust preference optimization (Ramesh et al., 2024) on the Bradley-Terry loss, on the pairs of all groups: "
+        "the groups with the largest loss weigh most."
+    )
+
+    def __init__(self, *args: Any, eta: float = 5e-7, **kwargs: Any):
+        super().__init__(*args, eta=eta, **kwargs)
+
     def group_loss(self, sums: torch.Tensor, counts: torch.Tensor) -> Loss:
-        losses = mean_of_groups(sums, counts)
-        sizes = self.group_sizes.to(losses)
-        weights = self.group_weights.multiply(dro_steps(losses, sizes, self.eta, self.adjustment))
-        return (weights * losses).sum(), self.named(weights)
+        loss, parts = self.weighted(scaled_sums(sums, self.group_sizes.to(sums)))
+        return loss / counts.sum(), parts
+
+
+def scaled_sums(sums: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """`(N / N_g) * sum` of each group, of shape `(num_groups,)`; `sizes` has the training pairs `N_g`."""
+    return sizes.sum() / sizes.clamp(min=1) * sums
 
 
 def dro_steps(losses: torch.Tensor, sizes: torch.Tensor, eta: float, adjustment: float = 0.0) -> torch.Tensor:

@@ -23,5 +23,10 @@ class Entry(NamedTuple):
 TRAINERS: dict[str, Entry] = {
     "reweighted_bt": Entry("reweighted BT", "reweighted", "ReweightedRewardTrainer"),
     "group_dro": Entry("group DRO", "group_dro", "GroupDRORewardTrainer"),
+    "grpo_robust": Entry("GRPO-robust", "group_dro", "GroupRobustRewardTrainer"),
+    "fairness_regularized": Entry("fairness regularization", "fairness", "FairnessRegularizedRewardTrainer"),
+    "fairness_coefficient": Entry("fairness coefficient", "fairness", "FairnessCoefficientRewardTrainer"),
+    "soft_tail": Entry("soft tail", "soft_tail", "SoftTailRewardTrainer"),
+    "mgda": Entry("MGDA", "mgda", "MGDARewardTrainer"),
 }
 """By the name of the method in a run."""

@@ -56,6 +56,10 @@ class BaselineTrainer(PAFORewardTrainer):
             if not isinstance(rows, Dataset) or not {*self.columns} <= {*rows.column_names}:
                 raise DataError(f"{_WHAT} must have the column {needed} and be no stream: {type(self).__name__} reads it.")
             rows = normalize_columns(rows, _WHAT, self.columns)
+        if "user" in self.columns and collator is not None and not hasattr(collator, "users"):
+            raise ConfigError(
+                "`data_collator` does not tell the users of the pairs. Use DataCollatorForGroupPreference, or leave it out."
+            )
         if "group" in self.columns and collator is not None and not group_names(rows) <= {*getattr(collator, "groups", ())}:
             raise ConfigError(
                 "`data_collator` does not tell the groups of the pairs. Use DataCollatorForGroupPreference with "
@@ -68,10 +72,17 @@ class BaselineTrainer(PAFORewardTrainer):
     def pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> Loss:
         if not self.model.training:
             return super().pair_loss(difference, batch)
-        return self.training_loss(difference.float(), batch)
+        return self.training_loss(bradley_terry(difference.float(), 0.0 if batch.margin is None else batch.margin), batch)
 
-    def training_loss(self, difference: torch.Tensor, batch: PairBatch) -> Loss:
-        """The loss of a batch in training, and the parts that are logged; arguments as those of `pair_loss`, in float32."""
+    def training_loss(self, losses: torch.Tensor, batch: PairBatch) -> Loss:
+        """The loss of a batch in training, and the parts that are logged.
+
+        Args:
+            losses (`torch.Tensor` of shape `(num_pairs,)`):
+                Bradley-Terry loss of each pair of this process, in nats, float32.
+            batch ([`~trl_pafo.trainer.collator.PairBatch`]):
+                What else is known of the pairs.
+        """
         raise NotImplementedError
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
@@ -100,8 +111,7 @@ class GroupTrainer(BaselineTrainer):
             counts = count_by_group(self.train_dataset)
             self.group_sizes = torch.tensor([float(counts[name]) for name in self.group_names])
 
-    def training_loss(self, difference: torch.Tensor, batch: PairBatch) -> Loss:
-        losses = bradley_terry(difference, 0.0 if batch.margin is None else batch.margin)
+    def training_loss(self, losses: torch.Tensor, batch: PairBatch) -> Loss:
         return self.group_loss(*self.sums(losses, batch.group_id, len(self.group_names)))
 
     def group_loss(self, sums: torch.Tensor, counts: torch.Tensor) -> Loss:

@@ -27,6 +27,7 @@ class PairBatch:
     teacher_margin: Any = None
     has_label: Any = None
     group_id: Any = None
+    user_id: Any = None
     pair_lengths: Any = None
     """Of shared rows, see [`~trl_pafo.prefix_sharing.rows.PAIR_LENGTHS`]."""
     pair_number: Any = None
@@ -50,6 +51,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
     - `"has_label"`: bool tensor of shape `(num_pairs,)`, false on pairs under the history of another user.
     - `"group_id"`: int tensor of shape `(num_pairs,)`, the position of the row's group in `groups`, -1 for a group that
       is not in it. Only if `groups` is set.
+    - `"user_id"`: int tensor of shape `(num_pairs,)`, the number of the row's user in `users`, -1 for one that is not in it.
+      Only if `users` is set.
     - `"pair_lengths"`: int tensor of shape `(num_pairs, 3)`. Only if `share_prefix` is set, and `"input_ids"` then has one
       row a pair ([`~trl_pafo.prefix_sharing.rows.collate_pairs`]).
 
@@ -62,6 +65,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
             Type of Tensor to return. Only `"pt"` is currently supported.
         groups (`list[str]`, *optional*):
             Names of the groups, in the order of their ids.
+        users (`dict[str, int]`, *optional*):
+            The number of each user.
         share_prefix (`bool`, *optional*, defaults to `False`):
             One row a pair, `[prefix | rest of chosen | rest of rejected]`, in the place of two.
 
@@ -77,6 +82,7 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
     """
 
     groups: list[str] = field(default_factory=list)
+    users: dict[str, int] = field(default_factory=dict)
     share_prefix: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,6 +101,8 @@ class DataCollatorForGroupPreference(DataCollatorForPreference):
         if self.groups and "group" in first:
             ids = {as_label(group): position for position, group in enumerate(self.groups)}
             output["group_id"] = torch.tensor([ids.get(as_label(example["group"]), -1) for example in examples])
+        if self.users and "user" in first:
+            output["user_id"] = torch.tensor([self.users.get(as_label(row["user"]) or "", -1) for row in examples])
         return output
 
 
