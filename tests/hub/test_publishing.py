@@ -73,6 +73,7 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     assert "pafo" not in shared.data.tags
     assert "PAFO" not in shared.content
     assert "alpha" not in shared.content
+    assert not list(run.glob("models/*/accuracy.png"))
     assert "history=history" in shared.content
     assert "history=history" not in plain.content  # it is never shown one
     assert "It takes no history" in plain.content
@@ -100,6 +101,21 @@ def test_the_students_card_says_in_plain_words_what_changed_and_what_groups_like
         assert escaped(" ".join(plain_sentences(results))) in pafo
         assert escaped(plain_sentences(results)[0]) not in shared
         assert ("snow" in pafo) == ("snow" in shared) == (source == "styles")  # no words of data that may be private
+
+
+def test_the_students_card_shows_the_picture_of_the_run_while_groups_may_be_told(run, monkeypatch, hub: FakeHub):
+    with monkeypatch.context() as patch:
+        patch.setattr("trl_pafo.hub.card.FEWEST_USERS", 1)
+        write_cards(run)
+    picture = (run / "results/majority_minority.png").read_bytes()
+    assert {path.parent.name: path.read_bytes() for path in run.glob("models/*/accuracy.png")} == {"pafo": picture}
+    shown = r"!\[Accuracy on test pairs, majority against minority, .+]\(accuracy\.png\)"
+    assert re.search(shown, (run / "models/pafo/README.md").read_text())
+    assert main(["push", str(run), "--hub_model_id", "lab/fair"]) == 0
+    assert hub.repos["lab/fair"].files["accuracy.png"] == picture
+    write_cards(run)  # the minority has three users
+    assert not list(run.glob("models/*/accuracy.png"))
+    assert "accuracy.png" not in (run / "models/pafo/README.md").read_text()
 
 
 def test_teachers_that_were_given_may_have_seen_the_test_pairs(run):

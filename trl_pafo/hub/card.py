@@ -20,6 +20,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from trl_pafo.hub.template import Raw, card_environment, one_line
 
 CARD_NAME = "README.md"
+PICTURE = "accuracy.png"
+"""File beside a card: accuracies as a picture, where they are known by group."""
 FEWEST_USERS = 5
 """Where a group has fewer users, a card gives no number by group, nor one from which theirs could be worked out."""
 
@@ -106,6 +108,8 @@ class Card:
             Name in the `model-index`.
         findings (`Sequence[str]`):
             Further sentences, such as a verdict.
+        picture (`str`, *optional*):
+            What the picture [`PICTURE`] beside the card shows.
         hyperparameters (`Mapping[str, Any]`):
             Options by name; those that are not set are left out.
         paper (`Mapping[str, str]`, *optional*):
@@ -128,6 +132,7 @@ class Card:
     evaluated_on: str = ""
     eval_dataset: str = "held-out preference pairs"
     findings: Sequence[str] = ()
+    picture: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, str] | None = None
 
@@ -143,6 +148,7 @@ class Card:
                 history_entry={name: _HISTORY_ENTRY[name] for name in shown},
                 history_limits=_limits(self.history or {}, shown),
                 fewest_users=FEWEST_USERS,
+                picture_name=PICTURE,
                 hides_groups=self._hides_groups,
                 rests_on=self._rests_on,
                 dropped=", ".join(f"{n} pairs of {one_line(g)}" for g, n in self.dropped.items() if n and not self._hides_groups),

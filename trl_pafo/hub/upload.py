@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.hub.card import CARD_NAME, with_base, with_repo
+from trl_pafo.hub.card import CARD_NAME, PICTURE, with_base, with_repo
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ PUSHED = (
     *_OF_ADAPTERS,
     *_OF_FULL_MODELS,
     CARD_NAME,
+    PICTURE,
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )

@@ -1,5 +1,6 @@
 """The models of a finished run: a card beside each, and one of them to the Hub."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,20 @@ from transformers import AutoTokenizer
 from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
-from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, Accuracy, Card, GroupCount, hides_groups, hub_ids
+from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, PICTURE, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 from trl_pafo.report.likes import likes_sentences
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
+from trl_pafo.report.results import MAJORITY_MINORITY
 from trl_pafo.report.tables import over
-from trl_pafo.storage.files import write_text
+from trl_pafo.storage.files import replacing, write_text
 from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.trainer.model_card import reward_model_card
 
+_PICTURE = f"results/{MAJORITY_MINORITY}"
 _OWN_DATA = ("files", "polis")
 """Sources of people's own data, of which a card quotes no word."""
 
@@ -35,7 +38,13 @@ def write_cards(folder: str | Path) -> list[Path]:
     for method in record.methods:
         model = record.folder / "models" / method
         if model.is_dir():  # the group-routed teachers are not one model
-            write_text(model / CARD_NAME, run_card(record, method).render())
+            card = run_card(record, method)
+            if card.picture:
+                with replacing(model / PICTURE) as temporary:
+                    shutil.copyfile(record.folder / _PICTURE, temporary)
+            else:
+                (model / PICTURE).unlink(missing_ok=True)
+            write_text(model / CARD_NAME, card.render())
             written.append(model / CARD_NAME)
     return written
 
@@ -48,12 +57,13 @@ def run_card(record: Record, method: str) -> Card:
     is_distilled = method in STUDENTS and "instead" not in options
     groups, accuracies = _counts(record, "train"), _accuracies(record, method)
     hides = hides_groups(groups, accuracies)
+    tells = method == record.student and not hides
     findings = []
     if verdict := record.results.get("verdicts", {}).get(method):
         sentence = verdict["sentence"]
         if hides and verdict["verdict"] != "same":  # differences and numbers of users would give it away
             sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} users."
-        said = [] if hides or method != record.student else [" ".join(plain_sentences(record.results))]
+        said = [" ".join(plain_sentences(record.results))] if tells else []
         findings = [*said, f"Against {record.title(str(record.reference))}: {sentence}"]
     how = over(next(iter(record.methods.values())))
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
@@ -75,6 +85,7 @@ def run_card(record: Record, method: str) -> Card:
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
+        picture=_what_is_seen(record) if tells and (record.folder / _PICTURE).is_file() else None,
     )
 
 
@@ -118,6 +129,12 @@ def _model_of(folder: Path, method: str | None) -> Path:
     if name is None or name not in found:
         raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]
+
+
+def _what_is_seen(record: Record) -> str:
+    """The picture of a run's results in words, for those who do not see it."""
+    sides = [record.group_title(str(record.results[role])) for role in ("majority", "minority")]
+    return f"Accuracy on test pairs, {sides[0]} against {sides[1]}, with 95 % intervals: each method, and the path of personalized BT"
 
 
 def _likes(record: Record) -> list[str]:

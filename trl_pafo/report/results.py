@@ -13,6 +13,9 @@ from trl_pafo.storage.files import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MAJORITY_MINORITY = "majority_minority.png"
+"""The picture of the results of a run."""
+
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """The plain sentences and the table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
@@ -32,7 +35,7 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     sides = {f"accuracy/{majority}", f"accuracy/{minority}"}
     if len(sides) < 2 or not all(sides <= set(summary) for summary in named.values()):
         return  # nothing to set against each other: one group, or one without test pairs
-    write_png(draw_results(results, (majority, minority)), out / "majority_minority.png")
+    write_png(draw_results(results, (majority, minority)), out / MAJORITY_MINORITY)
 
 
 def draw_results(results: dict[str, Any], names: tuple[str, str]) -> "Figure":
