@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.guides import TINY
@@ -95,3 +96,22 @@ def test_adapters_of_one_base(decoder, tmp_path, short_report):
     assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
     assert len(list((tmp_path / "run/teachers").rglob("adapter_model.safetensors"))) == 2
     assert not list((tmp_path / "run/teachers").rglob("model.safetensors"))
+
+
+def test_the_notebook_tells_the_story_of_a_run(finished_run, monkeypatch, capsys):
+    display = SimpleNamespace(Image=lambda path: path, display=lambda thing: print(thing))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    cells = json.loads((ROOT / "examples/story.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code.count('Path("runs/quickstart")') == 1
+    exec(code.replace("runs/quickstart", finished_run), {})
+    printed = capsys.readouterr().out
+    assert f"{finished_run}/results/majority_minority.png" in printed
+    results = json.loads((Path(finished_run) / "results/results.json").read_text())
+    for method, title in (("personalized_bt", "personalized BT"), ("pafo", "PAFO")):
+        shown = [
+            f"{results['methods'][method][f'accuracy/{group}']['value']:.3f}".rstrip("0") for group in ("majority", "minority")
+        ]
+        assert re.search(rf"^{title} +{shown[0]}\d* +{shown[1]}\d*$", printed, re.MULTILINE)
+    assert "mended  broken" in printed
