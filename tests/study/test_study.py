@@ -8,7 +8,7 @@ import pytest
 from helpers.studies import make_config, pretend
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, StudyError
-from trl_pafo.study.rows import KEY, ROWS, read_rows, rows_of_run
+from trl_pafo.study.rows import ROWS, key_of, read_rows, rows_of_run
 from trl_pafo.study.study import Study, join_cells, part_of
 
 
@@ -25,9 +25,9 @@ class TestCells:
             assert (folder / "cell.yaml").read_text() == cell.config
             assert (folder / "run.log").read_text() == "[evaluate]\n"
             rows = read_rows(folder / ROWS)
-            assert set(rows[list(KEY)].itertuples(index=False, name=None)) == {cell.key}
-            assert set(rows["options"]) == {cell.digest}
-            assert set(rows["method"]) >= set(cell.methods)
+            assert {key_of(row) for row in rows} == {cell.key}
+            assert {row["options"] for row in rows} == {cell.digest}
+            assert {row["method"] for row in rows} >= set(cell.methods)
 
     def test_a_cell_that_is_done_is_not_done_again(self, tmp_path, capsys):
         done = []
@@ -134,7 +134,7 @@ class TestFailures:
         with pytest.raises(StudyError, match="4 of 8 cells"):
             Study(config, attempt=pretend(fails))()
         rows = read_rows(tmp_path / "study" / config.cells[0].folder / ROWS)
-        assert dict(zip(rows["method"], rows["error"], strict=True)) == dict.fromkeys(config.cells[0].methods, "No space left.")
+        assert {row["method"]: row["error"] for row in rows} == dict.fromkeys(config.cells[0].methods, "No space left.")
         assert set(pd.read_csv(tmp_path / "study/study.csv")["runs"]) == {2}
 
 

@@ -5,7 +5,7 @@ import yaml
 from helpers.studies import STYLES, make_config
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.methods import METHODS
+from trl_pafo.evaluation.methods import METHODS, RIVALS
 from trl_pafo.study.config import StudyConfig, parse
 
 
@@ -41,7 +41,7 @@ def test_the_reference_is_in_every_cell_and_a_setting_may_have_methods_of_its_ow
         "default": ["personalized_bt", "pafo"],
         "few": ["personalized_bt", "bradley_terry"],
     }
-    assert make_config(tmp_path, methods=["all"]).cells[0].methods == list(METHODS)
+    assert make_config(tmp_path, methods=["all", "rivals"]).cells[0].methods == [*METHODS, *RIVALS]
 
 
 def test_the_file_of_a_cell_makes_the_same_run(tmp_path):

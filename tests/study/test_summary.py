@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trl_pafo.study.rows import as_table
+from trl_pafo.study.rows import complete
 from trl_pafo.study.summary import failures, mean_with_interval, summarize
 
 
@@ -25,6 +25,10 @@ def test_what_is_not_known_does_not_count_and_one_run_has_no_interval():
     assert math.isnan(mean_with_interval([])["value"])
 
 
+def as_table(rows):
+    return [complete(row) for row in rows]
+
+
 def rows(method, seed, accuracies, differences, verdict="", **more):
     """Of a run: majority, minority and all pairs."""
     of_run = {"data": "d", "setting": "s", "population_seed": 1, "seed": seed, "method": method, "verdict": verdict, **more}
@@ -36,7 +40,7 @@ def rows(method, seed, accuracies, differences, verdict="", **more):
 
 
 def test_a_summary_is_over_the_runs_of_a_method():
-    found = summarize(
+    [found] = summarize(
         as_table(
             [
                 *rows("personalized_bt", 1, (0.9, 0.5, 0.8), (0, 0, 0), steps=10),
@@ -50,7 +54,7 @@ def test_a_summary_is_over_the_runs_of_a_method():
                 {"data": "d", "setting": "s", "population_seed": 1, "seed": 3, "method": "pafo", "error": "no memory"},
             ]
         )
-    )
+    ).values()
     assert [summary.method for summary in found] == ["personalized_bt", "pafo", "group_routed", "personalized_bt@1"]
     pafo = found[1]
     assert (pafo.runs, pafo.failed, pafo.verdicts) == (2, 1, {"improves": 1, "cannot tell": 1})
@@ -65,7 +69,7 @@ def test_a_summary_is_over_the_runs_of_a_method():
 
 def test_teachers_that_gain_nothing_are_the_end_of_no_way():
     table = as_table([*rows("pafo", 1, (1, 1, 1), (0.1, 0, 0)), *rows("group_routed", 1, (1, 1, 1), (-0.1, 0, 0))])
-    assert math.isnan(summarize(table)[0].way)
+    assert math.isnan(summarize(table)["d", "s"][0].way)
 
 
 def test_failures_name_cell_method_and_error():

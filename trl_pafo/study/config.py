@@ -14,7 +14,7 @@ from trl import ModelConfig, TrlParser
 
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.methods import METHODS, RunArguments
+from trl_pafo.evaluation.methods import METHODS, RIVALS, RunArguments
 from trl_pafo.pipeline.run_checks import check_run_options
 from trl_pafo.pipeline.run_options import run_config
 from trl_pafo.storage.run_folder import digest_of
@@ -242,15 +242,16 @@ def _check(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _methods(given: Mapping[str, Any], wrong: list[str]) -> list[str]:
     """The methods with the reference among them."""
+    known = (*METHODS, *RIVALS)
     methods = given.get("methods")
     if not isinstance(methods, list) or not methods:
-        wrong.append(f"give `methods`, a list of {', '.join(METHODS)}, or [all]")
+        wrong.append(f"give `methods`, a list of {', '.join(known)}; all and rivals stand for many")
         return []
-    if methods == ["all"]:
-        return list(METHODS)
-    wrong += [_unknown(str(m), METHODS, "method") + f"; choose of {', '.join(METHODS)}" for m in methods if m not in METHODS]
-    known = [method for method in methods if method in METHODS]
-    return list(dict.fromkeys([*([] if REFERENCE in known else [REFERENCE]), *known]))
+    several = {"all": METHODS, "rivals": RIVALS}
+    methods = [method for name in methods for method in several.get(str(name), (name,))]
+    wrong += [_unknown(str(m), known, "method") + f"; choose of {', '.join(known)}" for m in methods if m not in known]
+    methods = [method for method in methods if method in known]
+    return list(dict.fromkeys([*([] if REFERENCE in methods else [REFERENCE]), *methods]))
 
 
 def _mapping(given: Mapping[str, Any], key: str, wrong: list[str]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """What a finished run says as rows of a table: a row a method and group. They are all that tables and pictures of a study are made of."""
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS
@@ -129,38 +129,46 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a table with all [`COLUMNS`]."""
-    table = pd.DataFrame([dict.fromkeys(_TEXTS, "") | row for row in rows], columns=list(COLUMNS))
-    for name in _NUMBERS:
-        table[name] = table[name].astype(float)
-    return table
+def complete(row: Row) -> Row:
+    """A row with all [`COLUMNS`]: of what is not given, texts are empty and numbers NaN."""
+    return {name: row.get(name, "" if name in _TEXTS else math.nan) for name in COLUMNS}
 
 
-def write_rows(path: Path, table: pd.DataFrame) -> None:
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+def key_of(row: Row) -> tuple[Any, ...]:
+    """The cell that a row is of."""
+    return tuple(row[name] for name in KEY)
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write a CSV file; a number that is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in map(complete, rows))
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[Row]:
     """The rows that [`write_rows`] wrote, to the last digit.
 
     Raises:
         DataError: If the file holds something else.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                differ = ", ".join(sorted(set(COLUMNS) ^ set(reader.fieldnames or ())))
+                raise DataError(
+                    f"{path} is no table of the cell of a study of this version: its columns differ in {differ or 'their order'}."
+                )
+            return [_typed(row) for row in reader]
+    except DataError:
+        raise
+    except (ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path} is no table of the cell of a study: {error}.") from error
-    if tuple(table.columns) != COLUMNS:
-        lacking = ", ".join(sorted(set(COLUMNS) ^ set(table.columns)))
-        raise DataError(
-            f"{path} is no table of the cell of a study of this version: its columns differ in {lacking or 'their order'}."
-        )
-    try:
-        for name, kind in _KEY.items():
-            table[name] = table[name].astype(kind)
-        for name in _NUMBERS:  # by Python, which reads what it wrote to the last digit
-            table[name] = [float(text) if text else math.nan for text in table[name]]
-    except ValueError as error:
-        raise DataError(f"{path} is no table of the cell of a study: {error}.") from error
-    return table
+
+
+def _typed(row: dict[str, str]) -> Row:
+    numbers = {name: float(row[name]) if row[name] else math.nan for name in _NUMBERS}
+    return {**row, **{name: kind(row[name]) for name, kind in _KEY.items()}, **numbers}

@@ -1,19 +1,22 @@
 """A study: its cells one after the other, those that are done skipped, and the table after each."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, StudyError
+from trl_pafo.plotting import write_png
 from trl_pafo.storage.files import alone, write_text
 from trl_pafo.storage.run_folder import MANIFEST
 from trl_pafo.study.config import DEFAULT, REFERENCE, Cell, StudyConfig
+from trl_pafo.study.pictures import can_draw, draw_front, draw_intervals
 from trl_pafo.study.process import run_apart
-from trl_pafo.study.rows import KEY, ROWS, as_table, read_rows, rows_of_run, write_rows
+from trl_pafo.study.rows import KEY, ROWS, Row, complete, key_of, read_rows, rows_of_run, write_rows
 from trl_pafo.study.tables import csv_of, latex_of, markdown_of, seconds_in_words
 
 TABLE = "study.md"
@@ -53,7 +56,7 @@ class Study:
         self.joined = read_cells(cells_from)
         self._refuse_others()
 
-    def __call__(self) -> pd.DataFrame:
+    def __call__(self) -> list[Row]:
         """Do the cells that are not done and write the table after each; return its rows.
 
         Raises:
@@ -72,24 +75,24 @@ class Study:
                 print(f"    {left} cells left, about {seconds_in_words(taken * left)}", flush=True)
             self.write()
         table = self.write()
-        failed = table[(table["error"] != "") & self._of_part(table)]
-        if len(failed):
-            cells = len(failed[list(KEY)].drop_duplicates())
+        here = {cell.key for cell in self.cells}
+        failed = {key_of(row) for row in table if row["error"]} & here
+        if failed:
             raise StudyError(
-                f"{cells} of {len(self.cells)} cells have a method that failed; {self.folder / TABLE} says which and how, {LOG} in the "
+                f"{len(failed)} of {len(self.cells)} cells have a method that failed; {self.folder / TABLE} says which and how, {LOG} in the "
                 "folder of a cell all that it said. Start the same command again: what is done is kept, and the rest is tried again."
             )
         return table
 
-    def rows(self) -> pd.DataFrame:
+    def rows(self) -> list[Row]:
         """The rows of all cells that are done, by this process or another, and of those that were joined."""
         found = [read_rows(self.folder / cell.folder / ROWS) for cell in self.config.cells if self._has_rows(cell)]
-        return _together([*found, self.joined])
+        return [*chain(*found), *self.joined]
 
-    def write(self) -> pd.DataFrame:
+    def write(self) -> list[Row]:
         """Write the table and the pictures; return the rows."""
         table = self.rows()
-        if len(table):
+        if table:
             write_study(self.folder, table, len(self.config.cells))
         return table
 
@@ -105,7 +108,7 @@ class Study:
                 rows = [] if set(errors) == set(cell.methods) else rows_of_run(folder / RUN)
                 rows += [{"method": method, "error": error} for method, error in errors.items()]
                 of_cell = {**dict(zip(KEY, cell.key, strict=True)), "trials": 0, "options": cell.digest}
-                write_rows(folder / ROWS, as_table([row | of_cell for row in rows]))
+                write_rows(folder / ROWS, [row | of_cell for row in rows])
                 for method, error in errors.items():
                     print(f"    {method} failed: {error}", flush=True)
                 print(f"    {seconds_in_words(time.monotonic() - began)}", flush=True)
@@ -137,31 +140,25 @@ class Study:
     def _is_done(self, cell: Cell) -> bool:
         """Whether all methods of a cell are done, here or among the cells that were joined."""
         own = [read_rows(self.folder / cell.folder / ROWS)] if self._has_rows(cell) else []
-        for table in [*own, self.joined]:
-            rows = table[(table[list(KEY)] == list(cell.key)).all(axis=1) & (table["options"] == cell.digest)]
-            if set(cell.methods) <= set(rows[rows["error"] == ""]["method"]):
-                return True
-        return False
-
-    def _of_part(self, table: pd.DataFrame) -> pd.Series:
-        keys = {cell.key for cell in self.cells}
-        return pd.Series([key in keys for key in table[list(KEY)].itertuples(index=False, name=None)], index=table.index)
+        place = (cell.key, cell.digest)
+        done = {row["method"] for row in chain(*own, self.joined) if (key_of(row), row["options"]) == place and not row["error"]}
+        return set(cell.methods) <= done
 
     def _refuse_others(self) -> None:
         """What is in the way is told before the first run."""
         cells = {cell.key: cell for cell in self.config.cells}
         for cell in self.config.cells:
             if self._has_rows(cell):
-                made = set(read_rows(self.folder / cell.folder / ROWS)["options"])
+                made = {row["options"] for row in read_rows(self.folder / cell.folder / ROWS)}
                 if made != {cell.digest}:
                     changed = _changed(self.folder / cell.folder / CONFIG, cell)
                     raise ConfigError(
                         f"{self.folder / cell.folder} was done with other options ({changed}). Choose another output_dir, or remove it to do "
                         "it anew."
                     )
-        for row in self.joined[[*KEY, "options"]].drop_duplicates().itertuples(index=False, name=None):
-            of_study = cells.get(row[:-1])
-            if of_study is not None and row[-1] != of_study.digest:
+        for key, made_from in {(key_of(row), row["options"]) for row in self.joined}:
+            of_study = cells.get(key)  # type: ignore[arg-type]
+            if of_study is not None and made_from != of_study.digest:
                 raise ConfigError(
                     f"--cells_from has a cell {of_study.title} of other options than the study's. Leave it out, or give its data or setting "
                     "another name."
@@ -205,7 +202,7 @@ def check_folder(folder: Path) -> None:
         raise RunFolderError(f"The output folder {folder} is not empty and is no study of trl-pafo. Choose another --output_dir.")
 
 
-def read_cells(paths: Sequence[str]) -> pd.DataFrame:
+def read_cells(paths: Sequence[str]) -> list[Row]:
     """The rows of cells that are done: of each path a table of a cell (a CSV file), the folder of a run, or a folder with these in it.
 
     A run that is no cell of a study is one of the data of its source, in the setting `default`.
@@ -219,18 +216,16 @@ def read_cells(paths: Sequence[str]) -> pd.DataFrame:
         if not found:
             raise DataError(f"--cells_from {path} has no {ROWS} and no finished run.")
         tables += found
-    table = _together(tables)
-    keys = [table_[list(KEY)].drop_duplicates() for table_ in tables]
-    counts = pd.concat(keys).value_counts() if keys else pd.Series(dtype=int)
-    if len(twice := counts[counts > 1]):
-        data, setting, population, seed = twice.index[0]
+    counts = Counter(key for table in tables for key in {key_of(row) for row in table})
+    if twice := [key for key, count in counts.items() if count > 1]:
+        data, setting, population, seed = twice[0]
         raise DataError(
             f"--cells_from has the cell {data}, {setting}, population {population}, seed {seed} twice. Leave one out."
         )
-    return table
+    return list(chain(*tables))
 
 
-def _tables_in(path: Path) -> Iterator[pd.DataFrame]:
+def _tables_in(path: Path) -> Iterator[list[Row]]:
     if path.is_file():
         yield read_rows(path)
         return
@@ -252,19 +247,14 @@ def _is_table(path: Path) -> bool:
         return file.readline().startswith(",".join(KEY))
 
 
-def _table_of_run(folder: Path) -> pd.DataFrame:
+def _table_of_run(folder: Path) -> list[Row]:
     config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     of_run = {"data": config.get("source", "styles"), "setting": DEFAULT, "trials": 0}
     of_run |= {"population_seed": config.get("population_seed", 0), "seed": config.get("seed", 42)}
-    return as_table([row | of_run for row in rows_of_run(folder)])
+    return [complete(row | of_run) for row in rows_of_run(folder)]
 
 
-def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    tables = [table for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else as_table([])
-
-
-def join_cells(paths: Sequence[str], output_dir: str) -> pd.DataFrame:
+def join_cells(paths: Sequence[str], output_dir: str) -> list[Row]:
     """Make the table of cells that are done, as [`read_cells`] reads them, without doing any; return its rows.
 
     Raises:
@@ -278,8 +268,11 @@ def join_cells(paths: Sequence[str], output_dir: str) -> pd.DataFrame:
     return table
 
 
-def write_study(folder: Path, table: pd.DataFrame, num_cells: int | None = None) -> None:
+def write_study(folder: Path, table: Sequence[Row], num_cells: int | None = None) -> None:
     """Write the table in its three forms, and the pictures, from the rows of cells alone."""
     write_text(folder / TABLE, markdown_of(table, num_cells))
     write_text(folder / "study.csv", csv_of(table))
     write_text(folder / "study.tex", latex_of(table))
+    if can_draw(table):
+        write_png(draw_front(table), folder / "front.png")
+        write_png(draw_intervals(table), folder / "intervals.png")

@@ -6,15 +6,15 @@ population share their test users, so that of few populations they say more of s
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.stats import t as student_t
 
 from trl_pafo.study.config import REFERENCE
-from trl_pafo.study.rows import KEY, ROLES
+from trl_pafo.study.rows import ROLES, Row, key_of
 
 ROUTED = "group_routed"
 """The method whose accuracies are the end of the way: teachers that are told the group."""
@@ -80,52 +80,58 @@ class Summary:
         return self.method.startswith(f"{REFERENCE}@")
 
 
-def summarize(table: pd.DataFrame) -> list[Summary]:
+def blocks_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The rows of each data set and setting, in the order in which these come; within, by population and seed."""
+    blocks: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        blocks.setdefault((row["data"], row["setting"]), []).append(row)
+    # So that sums are the same in whichever order cells came.
+    return {name: sorted(block, key=lambda row: (row["population_seed"], row["seed"])) for name, block in blocks.items()}
+
+
+def summarize(rows: Sequence[Row]) -> dict[tuple[str, str], list[Summary]]:
     """Summaries of the rows of cells: by data and setting, methods in the order of the rows, then the points of the path."""
-    found = []
-    for (data, setting), of_block in table.groupby(["data", "setting"], sort=False):
-        of_block = of_block.sort_values(
-            ["population_seed", "seed"], kind="stable"
-        )  # sums are the same in whichever order cells came
-        summaries = [_summary(str(data), str(setting), method, of_block) for method in of_block["method"].unique()]
-        found += sorted(summaries, key=lambda summary: summary.is_point)
+    found = {}
+    for (data, setting), block in blocks_of(rows).items():
+        methods = list(dict.fromkeys(row["method"] for row in block))
+        routed = _differences(row for row in block if row["method"] == ROUTED)
+        summaries = [_summary(data, setting, m, [row for row in block if row["method"] == m], routed) for m in methods]
+        found[data, setting] = sorted(summaries, key=lambda summary: summary.is_point)
     return found
 
 
-def _summary(data: str, setting: str, method: str, block: pd.DataFrame) -> Summary:
-    own = block[block["method"] == method]
-    done = own[own["error"] == ""]
-    by_role = {role: done[done["role"] == role] for role in ROLES}
+def _summary(data: str, setting: str, method: str, rows: list[Row], routed: Mapping[Any, float]) -> Summary:
+    done = [row for row in rows if not row["error"]]
+    by_role = {role: [row for row in done if row["role"] == role] for role in ROLES}
     overall = by_role["overall"]
     return Summary(
         data,
         setting,
         method,
-        {role: mean_with_interval(rows["accuracy"].tolist()) for role, rows in by_role.items()},
-        {role: mean_with_interval(rows["difference"].tolist()) for role, rows in by_role.items()},
-        _way(done, block),
+        {role: mean_with_interval([row["accuracy"] for row in of_role]) for role, of_role in by_role.items()},
+        {role: mean_with_interval([row["difference"] for row in of_role]) for role, of_role in by_role.items()},
+        _way(_differences(done), routed),
         len(overall),
-        int((own["error"] != "").sum()),
-        dict(Counter(verdict for verdict in overall["verdict"] if verdict)),
-        *(_mean(overall[name]) for name in ("steps", "steps_in_all", "seconds", "trials")),
+        len(rows) - len(done),
+        dict(Counter(row["verdict"] for row in overall if row["verdict"])),
+        *(mean_with_interval([row[name] for row in overall])["value"] for name in ("steps", "steps_in_all", "seconds", "trials")),
     )
 
 
-def _way(done: pd.DataFrame, block: pd.DataFrame) -> float:
-    routed = block[(block["method"] == ROUTED) & (block["error"] == "")]
-    places = [*KEY, "role"]
-    both = done.merge(routed, on=places, suffixes=("", "_routed"))
-    both = both[both["role"].isin(ROLES[:2])]
-    whole = both["difference_routed"].sum()
-    return float(both["difference"].sum() / whole) if whole > 0 else math.nan
+def _differences(rows: Iterable[Row]) -> dict[Any, float]:
+    """Differences of majority and minority by cell and role."""
+    return {(*key_of(row), row["role"]): row["difference"] for row in rows if row["role"] in ROLES[:2]}
 
 
-def _mean(values: pd.Series) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _way(differences: Mapping[Any, float], routed: Mapping[Any, float]) -> float:
+    both = [place for place in differences if place in routed]
+    whole = sum(routed[place] for place in both)
+    return sum(differences[place] for place in both) / whole if whole > 0 else math.nan
 
 
-def failures(table: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def failures(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """What failed, and how: the cell with its method, and the error."""
-    for row in table[table["error"] != ""].to_dict("records"):
-        place = f"{row['data']}, {row['setting']}, population {row['population_seed']}, seed {row['seed']}"
-        yield f"{place}: {row['method']}", row["error"]
+    for row in rows:
+        if row["error"]:
+            place = f"{row['data']}, {row['setting']}, population {row['population_seed']}, seed {row['seed']}"
+            yield f"{place}: {row['method']}", row["error"]

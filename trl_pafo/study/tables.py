@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from trl_pafo.evaluation.methods import TITLES
-from trl_pafo.metrics.verdict import format_number, number_with_interval
+from trl_pafo.metrics.verdict import number_with_interval
 from trl_pafo.study.config import DEFAULT, REFERENCE
-from trl_pafo.study.rows import KEY, ROLES
-from trl_pafo.study.summary import Summary, failures, summarize
+from trl_pafo.study.rows import ROLES, Row, key_of
+from trl_pafo.study.summary import Summary, blocks_of, failures, summarize
 
 _WORST = "worst group"
 
@@ -26,11 +26,11 @@ def title_of_block(data: str, setting: str) -> str:
     return data if setting == DEFAULT else f"{data}, {setting}"
 
 
-def role_titles(table: pd.DataFrame) -> dict[str, str]:
+def role_titles(rows: Sequence[Row]) -> dict[str, str]:
     """What the columns of roles are called: with the name of the group, where it is one and says more."""
     titles = {}
     for role in ROLES:
-        groups = set(table[table["role"] == role]["group"])
+        groups = {row["group"] for row in rows if row["role"] == role}
         name = groups.pop() if len(groups) == 1 and role in ROLES[:2] else role
         titles[role] = _WORST if role == "worst" else role if name == role else f"{name} ({role})"
     return titles
@@ -57,27 +57,25 @@ def _whole(number: float) -> str:
     return "-" if math.isnan(number) else f"{number:,.0f}"
 
 
-def markdown_of(table: pd.DataFrame, num_cells: int | None = None) -> str:
+def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
     """The tables of all data sets and settings, how to read them, and what failed.
 
     Args:
-        table (`pandas.DataFrame`):
+        rows (`Sequence[dict]`):
             The rows of all cells.
         num_cells (`int`, *optional*):
             How many cells the study has, where that is known.
     """
-    done = len(table[list(KEY)].drop_duplicates())
+    done = len({key_of(row) for row in rows})
     counted = f"{done} cells" if num_cells is None else f"{done} of {num_cells} cells are done"
     parts = [f"# Study\n\n{counted}. {_HOW_TO_READ}"]
-    summaries = summarize(table)
-    for (data, setting), block in table.groupby(["data", "setting"], sort=False):
-        titles = role_titles(block)
-        of_block = [summary for summary in summaries if (summary.data, summary.setting) == (data, setting)]
-        rows = [cells_of(summary, titles) for summary in of_block]
-        runs = block[["population_seed", "seed"]].drop_duplicates()
-        seeds = ", ".join(f"{population}/{seed}" for population, seed in runs.itertuples(index=False))
-        parts.append(f"## {title_of_block(str(data), str(setting))}\n\nPopulation/training seeds: {seeds}.\n\n{_markdown(rows)}")
-    failed = [f"- {place}: {error}" for place, error in failures(table)]
+    blocks = blocks_of(rows)
+    for place, summaries in summarize(rows).items():
+        titles = role_titles(blocks[place])
+        runs = dict.fromkeys(f"{row['population_seed']}/{row['seed']}" for row in blocks[place])
+        table = _markdown([cells_of(summary, titles) for summary in summaries])
+        parts.append(f"## {title_of_block(*place)}\n\nPopulation/training seeds: {', '.join(runs)}.\n\n{table}")
+    failed = [f"- {place}: {error}" for place, error in failures(rows)]
     if failed:
         parts.append("## What failed\n\n" + "\n".join(failed))
     return "\n\n".join(parts) + "\n"
@@ -97,9 +95,10 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def csv_of(table: pd.DataFrame) -> str:
+def csv_of(rows: Sequence[Row]) -> str:
     """A line a data set, setting and method, with numbers."""
-    return pd.DataFrame([_numbers(summary) for summary in summarize(table)]).to_csv(index=False, lineterminator="\n")
+    lines = [_numbers(summary) for summaries in summarize(rows).values() for summary in summaries]
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def _numbers(summary: Summary) -> dict[str, Any]:
@@ -115,20 +114,14 @@ def _numbers(summary: Summary) -> dict[str, Any]:
 VERDICTS = ("improves", "cannot tell", "same", "mixed", "degrades")
 
 
-def latex_of(table: pd.DataFrame) -> str:
+def latex_of(rows: Sequence[Row]) -> str:
     """The tables of all data sets and settings for a paper, with booktabs; points of the path are left out."""
-    parts = []
-    summaries = summarize(table)
-    for (data, setting), block in table.groupby(["data", "setting"], sort=False):
-        titles = role_titles(block)
-        rows = [
-            cells_of(summary, titles)
-            for summary in summaries
-            if (summary.data, summary.setting) == (data, setting) and not summary.is_point
-        ]
-        caption = f"% {title_of_block(str(data), str(setting))}\n"
-        frame = pd.DataFrame(rows)
-        parts.append(caption + frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1)))
+    parts, blocks = [], blocks_of(rows)
+    for place, summaries in summarize(rows).items():
+        titles = role_titles(blocks[place])
+        frame = pd.DataFrame([cells_of(summary, titles) for summary in summaries if not summary.is_point])
+        table = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
+        parts.append(f"% {title_of_block(*place)}\n{table}")
     return "\n".join(parts)
 
 
@@ -138,16 +131,3 @@ def seconds_in_words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-__all__ = [
-    "cells_of",
-    "csv_of",
-    "format_number",
-    "latex_of",
-    "markdown_of",
-    "role_titles",
-    "seconds_in_words",
-    "title_of",
-    "title_of_block",
-]

@@ -1,0 +1,116 @@
+"""The pictures of a study: all methods and the reference's path, and the differences to the reference, with intervals over runs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trl_pafo.metrics.verdict import is_known
+from trl_pafo.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
+from trl_pafo.report.record import series_of
+from trl_pafo.study.config import REFERENCE
+from trl_pafo.study.rows import ROLES, Row
+from trl_pafo.study.summary import Summary, blocks_of, summarize
+from trl_pafo.study.tables import role_titles, title_of, title_of_block
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIDES = ROLES[:2]
+_PANEL = 3.4
+"""Inches of a panel."""
+_DASHES = (0, (4, 3))
+_SPARE = 0.08
+"""Share of an axis that stays free beyond what is drawn."""
+
+
+def draw_front(rows: Sequence[Row]) -> "Figure":
+    """Accuracy of the majority against that of the minority, a panel a data set and setting: every method, and the path as a line."""
+    panels = _panels(rows)
+    figure, places = _figure(len(panels))
+    handles: dict[str, Any] = {}
+    for place, (title, titles, summaries) in zip(places, panels, strict=True):
+        axes = add_axes(figure, f"accuracy, {titles['majority']}", f"accuracy, {titles['minority']}", place=place)
+        axes.set_title(title, fontsize=FONT, color=TEXT, parse_math=False)
+        path = [summary for summary in summaries if summary.is_point]
+        if path:
+            along = [[summary.accuracy[side]["value"] for summary in path] for side in _SIDES]
+            (handles["its path"],) = axes.plot(
+                *along, "-o", color=COLORS[series_of(REFERENCE)], linewidth=1, markersize=3.5, markerfacecolor=PAPER, zorder=2
+            )
+            for summary, x, y in zip(path, *along, strict=True):
+                label = f"x{summary.method.partition('@')[2]}"
+                axes.annotate(label, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=FONT - 2.5, color=MUTED)
+        for summary in summaries:
+            if not summary.is_point:
+                handles[title_of(summary.method)] = _draw_method(axes, summary)
+        axes.margins(_SPARE)
+    first = [title_of(REFERENCE), "its path"]
+    names = [*(name for name in first if name in handles), *(name for name in handles if name not in first)]
+    add_legend(figure, [handles[name] for name in names], names)
+    return figure
+
+
+def _draw_method(axes: "Axes", summary: Summary) -> Any:
+    x, y = (summary.accuracy[side] for side in _SIDES)
+    color, marker = _look(summary.method)
+    for entry, bars in ((x, "xerr"), (y, "yerr")):
+        low, high = ends_of(entry)
+        reach: dict[str, Any] = {bars: [[entry["value"] - low], [high - entry["value"]]]}
+        axes.errorbar(x["value"], y["value"], **reach, color=color, linestyle="none", linewidth=1, alpha=0.5, zorder=3)
+    (drawn,) = axes.plot(x["value"], y["value"], marker, color=color, markersize=7, markeredgecolor=PAPER, zorder=4)
+    return drawn
+
+
+def draw_intervals(rows: Sequence[Row]) -> "Figure":
+    """Difference of each method to the reference with its interval over runs: a panel a data set and setting, a line a method."""
+    panels = _panels(rows)
+    most = max(len(_others(summaries)) for _, _, summaries in panels)
+    figure, places = _figure(len(panels), height=0.9 + 0.36 * most)
+    handles: dict[str, Any] = {}
+    for place, (title, titles, summaries) in zip(places, panels, strict=True):
+        axes = add_axes(figure, f"accuracy minus {title_of(REFERENCE)}'s", grid="x", place=place)
+        axes.set_title(title, fontsize=FONT, color=TEXT, parse_math=False)
+        others = _others(summaries)
+        for number, summary in enumerate(others):
+            for side, shift, color, marker in zip(_SIDES, (-0.15, 0.15), (COLORS[0], COLORS[1]), MARKERS, strict=False):
+                entry = summary.difference[side]
+                low, high = ends_of(entry)
+                axes.plot([low, high], [number + shift] * 2, color=color, linewidth=1.6, solid_capstyle="butt")
+                (handles[titles[side]],) = axes.plot(entry["value"], number + shift, marker, color=color, markersize=5)
+        axes.axvline(0, color=MUTED, linewidth=1, linestyle=_DASHES)
+        axes.set_yticks(range(len(others)), [title_of(summary.method) for summary in others], parse_math=False)
+        axes.set_ylim(len(others) - 0.5, -0.5)
+    add_legend(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def _others(summaries: Sequence[Summary]) -> list[Summary]:
+    """Methods beside the reference."""
+    return [summary for summary in summaries if summary.method != REFERENCE and not summary.is_point]
+
+
+def can_draw(rows: Sequence[Row]) -> bool:
+    """Whether a data set has two groups to set against each other, and a method beside the reference."""
+    return bool(_panels(rows))
+
+
+def _panels(rows: Sequence[Row]) -> list[tuple[str, dict[str, str], list[Summary]]]:
+    """By data set and setting: the title, those of the roles, and what was done in some run."""
+    panels, blocks = [], blocks_of(rows)
+    for place, summaries in summarize(rows).items():
+        done = [summary for summary in summaries if is_known(summary.accuracy["minority"]["value"])]
+        if _others(done):
+            panels.append((title_of_block(*place), role_titles(blocks[place]), done))
+    return panels
+
+
+def _look(method: str) -> tuple[str, str]:
+    number = series_of(method)
+    return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+
+
+def _figure(panels: int, height: float = _PANEL) -> tuple["Figure", list[tuple[int, int, int]]]:
+    """A figure, and the places of its panels, at most two beside each other."""
+    columns = min(panels, 2)
+    lines = -(-panels // columns)
+    return new_figure(0.9 + _PANEL * columns, 0.6 + height * lines), [(lines, columns, n) for n in range(1, panels + 1)]
