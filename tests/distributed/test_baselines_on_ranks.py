@@ -6,22 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.parts import make_model, make_pairs
-from helpers.ranks import launch, options
+from helpers.ranks import assert_wrapped, launch, needs_deepspeed, options, wrapper_of
 from helpers.rounding import rounding
 
+from trl_pafo.baselines import MGDARewardTrainer
 from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.baselines.trainer import BaselineTrainer
+from trl_pafo.errors import ConfigError
 
 NUM_STEPS = 5
 # Large steps, so that weights of groups matter within these few.
 CONSTANTS = {"group_dro": {"eta": 0.5}, "grpo_robust": {"eta": 0.05}}
 
 
-def train(out: Path, model: str) -> dict:
+def train(out: Path, model: str, mode: str) -> dict:
     found = {}
     kinds = {method: entry.load() for method, entry in TRAINERS.items()}
     for method, kind in kinds.items():
         if not issubclass(kind, BaselineTrainer):
+            continue
+        if mode != "ddp" and kind is MGDARewardTrainer:
+            with pytest.raises(ConfigError, match="MGDA needs the gradient of each group by itself"):
+                kind(model, options(out / method), train_dataset=make_pairs())
             continue
         # Two processes draw the same pairs as one: the batches of a step are dealt out in turn.
         args = options(
@@ -34,25 +40,41 @@ def train(out: Path, model: str) -> dict:
         unwrapped = trainer.accelerator.unwrap_model(trainer.model)
         found[method] = {
             "losses": [log["loss"] for log in logs],
-            "gradients": [log["grad_norm"] for log in logs],
             "group_weights": [[value for key, value in log.items() if key.startswith("group_weight/")] for log in logs],
-            "weights": np.concatenate([p.detach().double().flatten().numpy() for p in unwrapped.parameters()]).tolist(),
+            "wrapper": wrapper_of(trainer),
         }
+        if mode == "ddp":
+            found[method]["gradients"] = [log["grad_norm"] for log in logs]
+            weights = np.concatenate([p.detach().double().flatten().numpy() for p in unwrapped.parameters()])
+            found[method]["weights"] = weights.tolist()
     found["processes"] = int(os.environ["WORLD_SIZE"])
     return found
 
 
-def test_losses_and_weights_are_the_same_on_any_number_of_processes(tmp_path):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "ddp",
+        pytest.param("fsdp2", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=[pytest.mark.slow, needs_deepspeed]),
+        pytest.param("zero3", marks=[pytest.mark.slow, needs_deepspeed]),
+    ],
+)
+def test_losses_and_weights_are_the_same_on_any_number_of_processes(mode, tmp_path):
     model = make_model("decoder", tmp_path / "model")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    (alone,) = launch(train, 1, tmp_path / "one", model)
-    first, second = launch(train, 2, tmp_path / "two", model)
+    (alone,) = launch(train, 1, tmp_path / "one", model, "ddp")
+    first, second = launch(train, 2, tmp_path / "two", model, mode, mode=mode)
     assert (alone.pop("processes"), first.pop("processes"), second.pop("processes")) == (1, 2, 2)
-    for method, expected in alone.items():
+    assert first.keys() == second.keys() == alone.keys() - ({"mgda"} if mode != "ddp" else set())
+    for method in first:
+        expected = alone[method]
         for found in (first[method], second[method]):
             assert found["losses"] == pytest.approx(expected["losses"], abs=10 * rounding()), method
-            assert found["gradients"] == pytest.approx(expected["gradients"], rel=1e-2), method
+            assert_wrapped(found["wrapper"], mode)
             np.testing.assert_allclose(found["group_weights"], expected["group_weights"], rtol=1e-4, err_msg=method)
-            np.testing.assert_allclose(found["weights"], expected["weights"], atol=2e-3, err_msg=method)
+            if mode == "ddp":
+                assert found["gradients"] == pytest.approx(expected["gradients"], rel=1e-2), method
+                np.testing.assert_allclose(found["weights"], expected["weights"], atol=2e-3, err_msg=method)
     assert len({tuple(np.round(each["losses"], 4)) for each in alone.values()}) == len(alone)

@@ -43,6 +43,16 @@ def test_rows_bring_margins_labels_and_the_position_of_their_group():
     assert set(collator(without("teacher_margin", "group"))) == set(batch)
 
 
+def test_rows_bring_the_number_of_their_user():
+    rows = [{**row, "user": user} for row, user in zip(ROWS, ("b", 7, "unknown"), strict=True)]
+    collator = DataCollatorForGroupPreference(pad_token_id=0, users={"a": 0, "b": 1, "7": 2})
+    batch = collator(rows)
+    assert PairBatch.pop_from(batch).user_id.tolist() == [1, 2, -1]
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert "user_id" not in collator(ROWS)
+    assert "user_id" not in DataCollatorForGroupPreference(pad_token_id=0)(rows)
+
+
 @pytest.mark.parametrize("multiple", [None, 4])
 def test_shared_rows_bring_the_same_columns(multiple):
     rows = [{**row, "margin": float(i)} for i, row in enumerate(ROWS)]
