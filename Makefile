@@ -76,13 +76,13 @@ test-launchers:
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-lowest.txt -e ".[dev,gguf]"
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-lowest.txt -e ".[dev,gguf,serve]"
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
 	$(TEST_ENV) .venv-lowest/bin/python -m pytest -n 2 -q
 
 test-highest:
 	$(PYTHON) -m venv .venv-highest
-	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch==2.13.0 -e ".[dev,gguf]"
+	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch==2.13.0 -e ".[dev,gguf,serve]"
 	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
 	$(TEST_ENV) .venv-highest/bin/python -m pytest -n 2 -q
 

@@ -18,6 +18,7 @@ ROOMS = (
     "audit",
     "report",
     "palm",
+    "serving",
     "evaluation",
     "baselines",
     "trainer",

@@ -19,10 +19,11 @@ NOT_TRIED = {"torch"}
 
 
 def declared() -> dict[str, Requirement]:
-    """What the package needs, and what reads the models in wheels that the tests use."""
+    """What the package needs, what reads the models in wheels that the tests use, and what a service needs."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = [*config["options"]["install_requires"].split(), *config["options.extras_require"]["gguf"].split()]
+    extras = config["options.extras_require"]
+    lines = [*config["options"]["install_requires"].split(), *extras["gguf"].split(), *extras["serve"].split()]
     return {requirement.name.lower(): requirement for requirement in map(Requirement, lines)}
 
 

@@ -142,6 +142,14 @@ def test_a_line_that_is_no_past_pair_is_named(path, line, message):
         UserHistories(path)
 
 
+def test_a_store_that_was_changed_shows_nobody_the_past_of_another(path):
+    users = UserHistories(path)
+    path.write_text(path.read_text(encoding="utf-8").replace('"bob"', '"eve"'), encoding="utf-8")
+    users.read_on()  # as long as it was
+    with pytest.raises(DataError, match=r"was changed since it was read\. Only append to it; start again"):
+        users.attach({**ROW, "user": "bob"}, None, "line 1")
+
+
 def test_a_store_that_is_not_there_or_becomes_shorter(path):
     with pytest.raises(DataError, match=r"cannot be read: .*Correct --users"):
         UserHistories(path.with_name("no.jsonl"))

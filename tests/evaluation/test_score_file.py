@@ -45,6 +45,7 @@ class TestParse:
             ("[1]", "line 2: expected a JSON object, got list"),
             ("null", "line 2: expected a JSON object, got NoneType"),
             ("[" * 100_000, "line 2: not JSON .*nested too deeply"),
+            ('{"other": ' + "[" * 600 + "]" * 600 + "}", "line 2: not JSON .*nested too deeply"),
             ('{"response": "\\ud800"}', "line 2: not JSON .*surrogates not allowed"),
             ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
             ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "group and user fairness of reward models of any training on test pairs, in one table",
     "report": "the results of a run as one HTML file with pictures, or several runs compared",
     "score": "raw rewards for a JSONL file of pairs or responses (with histories)",
+    "serve": "the same rewards over HTTP (needs the extra `serve`)",
     "push": "upload a saved model, or a run's, to the Hub: weights, tokenizer and card, nothing else",
     "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }

@@ -5,12 +5,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+@dataclass
+class ScorerArguments:
+    """Which model gives rewards, and what of the users it is shown."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
+    users: str | None = field(
+        default=None,
+        metadata={"help": "JSONL of past pairs (user, prompt, chosen, rejected), newest last. Rows then name their user."},
+    )
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
+    num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
+    history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
+    history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
+
+
 def make_parser(prog: str | None = None) -> Any:
     from trl import TrlParser
 
     @dataclass
-    class ScoreArguments:
-        model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
+    class ScoreArguments(ScorerArguments):
         input: str | None = field(
             default=None,
             metadata={
@@ -18,15 +32,7 @@ def make_parser(prog: str | None = None) -> Any:
             },
         )
         output: str | None = field(default=None, metadata={"help": "JSONL to write; must not exist. Default: standard output."})
-        users: str | None = field(
-            default=None,
-            metadata={"help": "JSONL of past pairs (user, prompt, chosen, rejected), newest last. Rows then name their user."},
-        )
         batch_size: int = field(default=32, metadata={"help": "Responses in a forward pass."})
-        bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
-        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
-        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
-        history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
 
     parser = TrlParser(ScoreArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("input", nargs="?", default=SUPPRESS, metavar="INPUT", help="The same as --input.")

@@ -122,5 +122,7 @@ class UserHistories:
         for start in reversed(self._starts.get(user, ())):
             self._file.seek(start)
             past = parse_json_line(self._file.readline(), str(self.path), 0)
+            if self.user_of(past, str(self.path)) != user:
+                raise DataError(f"{self.path} was changed since it was read. Only append to it; start again.")
             if own.isdisjoint(pair_texts(past, fields)):
                 yield {name: past[name] for name in TEXTS}

@@ -23,7 +23,7 @@ from trl_pafo.storage.files import digest_of_files, refuse_existing
 from trl_pafo.storage.growing import growing
 from trl_pafo.versions import __version__
 
-_REWARDS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
+REWARD_KEYS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
 def score_file(args: Any) -> None:
@@ -92,7 +92,7 @@ def scorer_of(args: Any) -> RewardScorer:
 
 def with_rewards(row: Mapping[str, Any], rewards: Mapping[str, float]) -> str:
     """A line: the row and its rewards."""
-    return json.dumps({**row, **{_REWARDS[side]: reward for side, reward in rewards.items()}}, ensure_ascii=False) + "\n"
+    return json.dumps({**row, **{REWARD_KEYS[side]: reward for side, reward in rewards.items()}}, ensure_ascii=False) + "\n"
 
 
 class _Scoring:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, BinaryIO
 
@@ -60,37 +60,53 @@ def _answers(
     scorer: RewardScorer, users: UserHistories | None, lines: Sequence[bytes], before: int, batch_size: int, counts: Counter[str]
 ) -> list[str]:
     rows: list[dict[str, Any]] = [{} for _ in lines]
-    found: list[dict[str, float] | TrlPafoError] = []
+    found: list[dict[str, float] | Exception] = []
     ids: list[dict[str, list[int]]] = []
     for number, line in enumerate(lines):
         place = f"line {before + number + 1}"
         try:
             row = rows[number] = parse_json_line(line, "standard input", before + number + 1)
-            check_responses(row, place)
             if users is not None:
                 users.read_on()
-                row = users.attach(row, scorer.renderer.cutter.num_history, place)
-            scorer.renderer.check_told(row, place)
-            (tokens,) = scorer.tokenize([row], lambda _, place=place: place, allow_no_history=True)  # type: ignore[misc]
+            row, tokens = tokens_alone(scorer, users, row, place)
             counts["new"] += (users is not None or scorer.renderer.needs_history) and not history_of(row)
             ids.append(tokens)
             found.append({})
         except TrlPafoError as error:
             found.append(error)
-    rewards = iter(_scored(scorer, ids, batch_size))
-    found = [answer if isinstance(answer, TrlPafoError) else next(rewards) for answer in found]
-    counts["error"] += sum(isinstance(answer, TrlPafoError) for answer in found)
+    rewards = iter(score_apart(scorer, ids, batch_size))
+    found = [answer if isinstance(answer, Exception) else next(rewards) for answer in found]
+    counts["error"] += sum(isinstance(answer, Exception) for answer in found)
     return [
         json.dumps({**row, "line": before + number, "error": str(answer)}, ensure_ascii=False) + "\n"
-        if isinstance(answer, TrlPafoError)
+        if isinstance(answer, Exception)
         else with_rewards(row, answer)
         for number, (row, answer) in enumerate(zip(rows, found, strict=True), start=1)
     ]
 
 
-def _scored(scorer: RewardScorer, ids: list[dict[str, list[int]]], batch_size: int) -> list[dict[str, float] | TrlPafoError]:
-    """Rewards; where one of them is not finite, each on its own, so that it is no other's error."""
+def tokens_alone(
+    scorer: RewardScorer, users: UserHistories | None, row: dict[str, Any], place: str
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """A row that comes alone with the history of its user, and the token ids of its responses; `place` names it in errors.
+
+    Raises:
+        DataError: If it cannot be scored.
+    """
+    check_responses(row, place)
+    if users is not None:
+        row = users.attach(row, scorer.renderer.cutter.num_history, place)
+    scorer.renderer.check_told(row, place)
+    return row, scorer.tokenize([row], lambda _: place, allow_no_history=True)[0]
+
+
+def score_apart(
+    scorer: RewardScorer, ids: Sequence[Mapping[str, Sequence[int]]], batch_size: int, caught: type[Exception] = TeacherError
+) -> list[dict[str, float] | Exception]:
+    """Rewards; where one of them is not finite, or another error is `caught`, in halves, so that it is no other's error."""
     try:
         return list(scorer.score_tokens(ids, batch_size=batch_size))
-    except TeacherError as error:
-        return [error] if len(ids) == 1 else [_scored(scorer, [one], batch_size)[0] for one in ids]
+    except caught as error:
+        half = len(ids) // 2
+        parts = (ids[:half], ids[half:]) if half else ()
+        return [found for part in parts for found in score_apart(scorer, part, batch_size, caught)] or [error]

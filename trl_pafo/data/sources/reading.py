@@ -26,6 +26,9 @@ TABLE_ENDINGS = (".csv", ".tsv")
 EXCEL_ENDINGS = (".xlsx", ".xlsm")
 FILE_ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, *EXCEL_ENDINGS, ".parquet")
 
+# So many levels of lists and objects in each other can be walked through, rendered and written wherever that is done.
+_LEVELS = 100
+
 
 def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a CSV or TSV file, or the objects of a JSON Lines file or of a JSON list, each with its place for error messages.
@@ -104,9 +107,19 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which an escape may hold
+        if text.count("[") + text.count("{") > _LEVELS and _deeper_than(value, _LEVELS):
+            raise RecursionError
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    inner = [value]
+    for _ in range(levels):
+        inner = [part for each in inner for part in (each.values() if isinstance(each, dict) else each)]
+        inner = [each for each in inner if isinstance(each, dict | list)]
+    return bool(inner)
 
 
 def _table_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
