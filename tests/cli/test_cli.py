@@ -47,6 +47,17 @@ def test_a_flag_that_cannot_be_read_is_one_line(argv, match, capsys):
     assert line.startswith(f"trl-pafo {argv[0]}: {match}")
 
 
+@pytest.mark.parametrize("command", ["audit", "evaluate", "prepare", "push", "report", "score"])
+def test_what_works_in_one_process_says_so_under_a_launcher(command, capsys, monkeypatch, tmp_path):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command, "--output_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"trl-pafo {command} works in one process. Start it without a launcher")
+    monkeypatch.delenv("LOCAL_RANK")  # some clusters set the others for a machine
+    main([command, "--no_such_flag"])
+    assert "launcher" not in capsys.readouterr().err
+
+
 def test_module_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "trl_pafo.cli", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"trl-pafo {__version__}"

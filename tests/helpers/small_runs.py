@@ -76,7 +76,16 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
         (out / "front.json").write_text(json.dumps(front))
 
     def evaluate(
-        out: Path, models: dict[str, Any], data: Any, run: Any, args: Any, seconds: Any, path: Any, front: Any, at: Any
+        out: Path,
+        models: dict[str, Any],
+        data: Any,
+        run: Any,
+        args: Any,
+        seconds: Any,
+        path: Any,
+        front: Any,
+        at: Any,
+        **how: Any,
     ) -> None:
         out.mkdir()
         (out / "results.json").write_text(json.dumps({"methods": list(models), "front": front, "seconds": seconds}))

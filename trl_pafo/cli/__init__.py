@@ -4,6 +4,7 @@ Each command module has `make_parser()` and `main(...)`; it is imported only whe
 command loads neither torch nor transformers, so that it comes at once.
 """
 
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -26,6 +27,7 @@ COMMANDS = {
 }
 
 TRAINING = ("quickstart", "reward", "run")  # Commands that also take the flags of a training.
+_OF_SEVERAL = (*TRAINING, "portfolio")  # Commands that the processes of a launcher do together.
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         print(f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    if name not in _OF_SEVERAL and "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(f"trl-pafo {name} works in one process. Start it without a launcher: trl-pafo {name} ...", file=sys.stderr)
         return 2
     import yaml
 

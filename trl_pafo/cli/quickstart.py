@@ -48,7 +48,7 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.models.base_models import num_threads
 
     if run_args.trainings_at_once is None:
-        run_args.trainings_at_once = 2 if training_args.use_cpu and num_threads() > 1 else 1
+        run_args.trainings_at_once = 2 if training_args.use_cpu and training_args.world_size == 1 and num_threads() > 1 else 1
     # The defaults above are for a source that makes its users, and for teachers that are trained.
     if training_args.teachers or not run_args.needs_teachers:
         run_args.teacher_min_steps = 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 
 from trl_pafo.data.history import remembered, without_history
@@ -24,7 +25,13 @@ class ScoredPairs(NamedTuple):
 
 
 def score_rows(
-    folder: str | Path, rows: Dataset, *, batch_size: int = 32, bf16: bool = False, desc: str | None = None
+    folder: str | Path,
+    rows: Dataset,
+    *,
+    batch_size: int = 32,
+    bf16: bool = False,
+    desc: str | None = None,
+    processes: PartialState | None = None,
 ) -> ScoredPairs:
     """Score pairs under a saved model.
 
@@ -40,6 +47,8 @@ def score_rows(
             Compute in bfloat16 mixed precision.
         desc (`str`, *optional*):
             Title of the progress bar; no bar without it.
+        processes ([`~accelerate.PartialState`], *optional*):
+            All of them call this with the same rows, and share the work; see [`~trl_pafo.models.scoring.in_batches`].
 
     Raises:
         DataError: If a pair is longer than the model's positions.
@@ -47,7 +56,7 @@ def score_rows(
     scorer = RewardScorer(folder, bf16=bf16)
     ids = tokenize_rendered(scorer, rows)
     check_positions([max(map(len, row.values())) for row in ids], scorer.positions, "pairs", "the model")
-    return score_tokenized(scorer, ids, batch_size=batch_size, desc=desc)
+    return score_tokenized(scorer, ids, batch_size=batch_size, desc=desc, processes=processes)
 
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
@@ -62,10 +71,15 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
 
 
 def score_tokenized(
-    scorer: RewardScorer, ids: list[dict[str, list[int]]], *, batch_size: int = 32, desc: str | None = None
+    scorer: RewardScorer,
+    ids: list[dict[str, list[int]]],
+    *,
+    batch_size: int = 32,
+    desc: str | None = None,
+    processes: PartialState | None = None,
 ) -> ScoredPairs:
     """Score pairs that are tokenized, `batch_size` of them in a forward pass."""
-    rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc)
+    rewards = scorer.score_tokens(ids, batch_size=2 * batch_size, desc=desc, processes=processes)
     return ScoredPairs(*(np.array([row[side] for row in rewards], dtype=np.float32) for side in SIDES))
 
 

@@ -28,7 +28,7 @@ from trl_pafo.models.safe_loading import (
     local_folder,
     reason,
 )
-from trl_pafo.models.weights import check_reward_model
+from trl_pafo.models.weights import check_reward_model, complete_weights
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.packing import forward_packed
 from trl_pafo.prefix_sharing.packing_choice import choose_packing
@@ -103,7 +103,9 @@ class RewardScorer:
     @cached_property
     def model(self) -> Any:
         """The model, frozen, in evaluation mode."""
-        return load_reward_model(self.folder, self.dtype).requires_grad_(False).to(self.device)
+        with complete_weights():
+            model = load_reward_model(self.folder, self.dtype)
+        return model.requires_grad_(False).to(self.device)
 
     @cached_property
     def positions(self) -> int | None:
@@ -161,9 +163,17 @@ class RewardScorer:
         return sequences
 
     def score_tokens(
-        self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
+        self,
+        sequences: Sequence[Mapping[str, Sequence[int]]],
+        *,
+        batch_size: int = 32,
+        desc: str | None = None,
+        processes: PartialState | None = None,
     ) -> list[dict[str, float]]:
-        """Rewards of rows that are tokenized, as [`~RewardScorer.tokenize`] returns them; see [`~RewardScorer.score`]."""
+        """Rewards of rows that are tokenized, as [`~RewardScorer.tokenize`] returns them; see [`~RewardScorer.score`].
+
+        The `processes`, all of which call this with the same rows, share the work.
+        """
         rewards = score_sequences(
             self.model,
             [ids for row in sequences for ids in row.values()],
@@ -172,6 +182,7 @@ class RewardScorer:
             device=self.device,
             autocast=self.autocast,
             desc=desc,
+            accelerator=processes,
         )
         found = iter(rewards.tolist())
         return [{side: next(found) for side in row} for row in sequences]
@@ -330,7 +341,7 @@ def score_sequences(
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
 ) -> np.ndarray:
     """Rewards of token sequences, each independent of its neighbors, raw (no sigmoid).
 
@@ -352,7 +363,7 @@ def score_sequences(
             Makes the context manager of a forward pass, as `Accelerator.autocast` does.
         desc (`str`, *optional*):
             Title of the progress bar; no bar without it.
-        accelerator ([`~accelerate.Accelerator`], *optional*):
+        accelerator ([`~accelerate.Accelerator`] or [`~accelerate.PartialState`], *optional*):
             Its processes, all of which call this with the same sequences, share the batches; see [`in_batches`].
 
     Returns:
@@ -383,7 +394,7 @@ def score_pairs(
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. See [`score_sequences`].
 
@@ -420,7 +431,7 @@ def in_batches(
     width: int = 1,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     desc: str | None = None,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
 ) -> np.ndarray:
     """What a forward pass gives for each key, without gradients and dropout: equal keys once, those of similar length together.
 

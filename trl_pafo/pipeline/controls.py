@@ -51,7 +51,7 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
 
     made_from = {"members": identities, "max_length": run.args.max_length}
     names = tuple(member.name for member in members)
-    mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, names, derived=True)
+    mean = Stage("ensemble_margins", MARGINS, made_from | run._inputs_of_scoring(), average, names, derived=True, scores=True)
     method, changes = "distilled_ensemble", {"max_steps": run._steps}
 
     def work(out: Path) -> None:

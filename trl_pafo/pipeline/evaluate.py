@@ -31,11 +31,12 @@ def evaluate_run(
     path: dict[str, Any],
     front: dict[str, Any] | None,
     points: Mapping[float, str],
+    **how: Any,
 ) -> None:
     """Score the test pairs under each method and write rewards, tables, verdicts and pictures to `out`.
 
     `path` is what [`~trl_pafo.evaluation.reference_path.score_path`] found, `front` what [`~trl_pafo.pipeline.front.predict_run`] did,
-    `points` the model of each multiple. Students that were distilled are added to the front, judged on the same held-out pairs.
+    `points` the model of each multiple, `how` are options of [`~trl_pafo.evaluation.rewards.score_rows`]. Students that were distilled are added to the front, judged on the same held-out pairs.
     """
     train, test = data["train"], data["test"]
     tested = set(test["group"])
@@ -45,7 +46,6 @@ def evaluate_run(
     out.mkdir(parents=True)
     rewards: dict[str, ScoredPairs] = {}
     summaries: dict[str, Any] = {}
-    how: dict[str, Any] = {"batch_size": args.per_device_eval_batch_size, "bf16": bool(args.bf16)}
 
     def summarize(scored: ScoredPairs) -> dict[str, Any]:
         return summary_of(scored, test, run.num_resamples, args.seed) | _unknown(untested)

@@ -37,7 +37,7 @@ def path_of(run: "Run", points: Mapping[Point, Stage], data: DatasetDict) -> Sta
     }
     inputs |= {"rule": rule, "num_resamples": num_resamples, "seed": seed, **run._inputs_of_scoring()}
     needs = tuple(stage.name for stage in points.values())
-    return Stage("reference_path", PATH, inputs, work, needs, derived=True)
+    return Stage("reference_path", PATH, inputs, work, needs, derived=True, scores=True)
 
 
 def read_path(folder: RunFolder) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def front_of(
 
     inputs = {"teachers": identities, "path": path.digest, "data": run._made_from["data"], **options}
     needs = tuple(stage.name for stage in (*of_groups, path))
-    return Stage("front", "front", inputs | run._inputs_of_scoring(), work, needs, derived=True)
+    return Stage("front", "front", inputs | run._inputs_of_scoring(), work, needs, derived=True, scores=True)
 
 
 def read_front(folder: RunFolder) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,7 @@ from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front, read_path, say_front
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
+from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
 from trl_pafo.pipeline.run_options import optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
@@ -81,16 +82,16 @@ class Run(Trainings):
         check_run_options(run, args)
         self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
         self.teacher_model = teacher_model(self.model, run.teacher_kind)
-        if args.world_size > 1:
+        if args.world_size > 1 and (run.trainings_at_once or 1) > 1:
             raise ConfigError(
-                "`run` works in one process. On several, prepare the data with `trl-pafo prepare` and launch each training with "
-                "`accelerate launch -m trl_pafo.cli reward`."
+                f"`trainings_at_once={run.trainings_at_once}` gives each training a process of its own, and the launcher started "
+                f"{args.world_size} for each. Leave it out, or start the run without a launcher."
             )
         fit_lengths(args, model.model_name_or_path, model.model_revision)
         if args.push_to_hub and not run.only:  # hours of training must not end at a missing token
             check_strategy(args.hub_strategy)
             name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
-            args.hub_model_id = create_repo(name, token=args.hub_token, private=args.hub_private_repo)
+            args.hub_model_id = on_first(lambda: create_repo(name, token=args.hub_token, private=args.hub_private_repo))
         self.rule = args.best_checkpoint or CHOSEN["personalized_bt"]
         """By which the point of the path is chosen that is the reference."""
         self._given_args, self._given_model = args, model
@@ -98,25 +99,33 @@ class Run(Trainings):
             self.args = copy.deepcopy(args)
             for name in ("best_checkpoint", "eval_strategy", "eval_steps", *_BY_WHICH):
                 setattr(self.args, name, PAFOConfig.__dataclass_fields__[name].default)
-        self.folder = RunFolder(str(args.output_dir), run.overwrite)
-        refuse_foreign(self.folder / "report.html")
+        self.folder = on_first(lambda: RunFolder(str(args.output_dir), run.overwrite))
+        check_same_folder(self.folder.path)
+        on_first(lambda: refuse_foreign(self.folder / "report.html"))
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
-        self._base_identity = identity_of(model.model_name_or_path, model.model_revision)
+        self._base_identity = on_first(lambda: identity_of(str(model.model_name_or_path), model.model_revision))
 
     def __call__(self) -> dict[str, Any]:
         """Do all stages that are not done, write `report.html`; return the results."""
-        with self.folder.locked():
+        with ExitStack() as lock:
+            on_first(lambda: lock.enter_context(self.folder.locked()))
             results = self._do_stages()
-            write_report([self.folder.path])
-            write_cards(self.folder.path)
+            on_first(self._describe)
         if self.args.push_to_hub:
-            args = self.args
-            # A base that was quantized here is the one of the Hub to whoever loads the adapter.
-            whole = is_quantized(self.model) and self.run.num_hidden_layers is None
-            base = base_id(self.model.model_name_or_path) if whole else None
-            name = str(args.hub_model_id)
-            push_run(self.folder.path, name, token=args.hub_token, revision=args.hub_revision, base_model=base)
+            on_first(self._push)
         return results
+
+    def _describe(self) -> None:
+        write_report([self.folder.path])
+        write_cards(self.folder.path)
+
+    def _push(self) -> None:
+        args = self.args
+        # A base that was quantized here is the one of the Hub to whoever loads the adapter.
+        whole = is_quantized(self.model) and self.run.num_hidden_layers is None
+        base = base_id(self.model.model_name_or_path) if whole else None
+        name = str(args.hub_model_id)
+        push_run(self.folder.path, name, token=args.hub_token, revision=args.hub_revision, base_model=base)
 
     def do_only(self, names: Sequence[str]) -> None:
         """Do single stages, in this order, while other processes may do others. `prepare`, with the base, comes before all.
@@ -126,7 +135,8 @@ class Run(Trainings):
             RunFolderError: If a run is running in the folder, or another process does one of the stages.
         """
         prepares = "prepare" in names
-        with self.folder.locked() if prepares else self.folder.beside_others():
+        with ExitStack() as lock:
+            on_first(lambda: lock.enter_context(self.folder.locked() if prepares else self.folder.beside_others()))
             stages = self.plan(prepares).stages
             for name in names:
                 if name != "prepare":
@@ -145,7 +155,7 @@ class Run(Trainings):
         if name not in by_name:
             raise ConfigError(f"--only {name}: this run has no such stage. Choose of: prepare, {', '.join(by_name)}.")
         needed = [by_name[need] for need in by_name[name].needs]
-        missing = [stage.name for stage in needed if not self.folder.check(stage.name, stage.inputs, stage.derived)]
+        missing = on_first(lambda: [s.name for s in needed if not self.folder.check(s.name, s.inputs, s.derived)])
         if missing:
             raise ConfigError(f"--only {name}: it needs stages that are not done in {self.folder.path}: {', '.join(missing)}.")
         return self._decided(by_name[name])
@@ -165,7 +175,7 @@ class Run(Trainings):
             self._do_all(decided)
             done |= {stage.name: stage.digest for stage in (*cheap, *decided)}
         self.do(evaluation(done))
-        return json.loads((self.folder / "results/results.json").read_text(encoding="utf-8"))
+        return on_first(lambda: json.loads((self.folder / "results/results.json").read_text(encoding="utf-8")))
 
     def _do_all(self, stages: list[Stage]) -> None:
         """Trainings, which wait for nothing but each other: in this process, or side by side in others."""
@@ -182,14 +192,14 @@ class Run(Trainings):
 
     def _decided(self, stage: Stage) -> Stage:
         """A stage, or what is done in its place where nothing is to be distilled."""
-        return stage if stage.instead is None or read_front(self.folder)["worth"] else stage.instead
+        return stage if stage.instead is None or on_first(lambda: read_front(self.folder)["worth"]) else stage.instead
 
     def plan(self, prepares: bool = True) -> Plan:
         """All stages of the run, from its data, which are prepared with the base, or, with `prepares=False`, must be."""
         run, args = self.run, self.args
         prepared = self._prepare()
         self._do_or_require(prepared, prepares)
-        data = load_prepared(self.folder / "data")
+        data = after_first(lambda: load_prepared(self.folder / "data"))
         train = data["train"]
         given = as_teachers(args.teachers)  # type: ignore[arg-type]
         self._check(data, given)
@@ -212,7 +222,7 @@ class Run(Trainings):
         of_groups = list(chain(*trained.values()))
         teachers = {group: [str(teacher.source)] for group, teacher in given.items()}
         teachers |= {group: [str(self.folder / stage.output) for stage in stages] for group, stages in trained.items()}
-        identities = {group: str(teacher.identity()) for group, teacher in given.items()}
+        identities = on_first(lambda: {group: str(teacher.identity()) for group, teacher in given.items()})
         identities |= {group: " ".join(stage.digest for stage in stages) for group, stages in trained.items()}
         needs = tuple(stage.name for stage in of_groups)
         students = [self._student(m, train, teachers, identities, shared, needs) for m in STUDENTS if m in run.methods]
@@ -223,10 +233,9 @@ class Run(Trainings):
         stages = [stage for stage in in_order if stage is not None]
 
         # What is in the way is told before the first training, not between two.
-        for stage in chain([base] if base else [], stages):
-            self._check_folder(stage)
+        on_first(lambda: self._check_folder(*([base] if base else []), *stages))
         if prepares:
-            write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model))
+            on_first(lambda: write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model)))
         if base:
             self._do_or_require(base, prepares)
         models: dict[str, Any] = {m: teachers if m in OF_TEACHERS else str(self.folder / f"models/{m}") for m in run.methods}
@@ -236,7 +245,7 @@ class Run(Trainings):
     def _do_or_require(self, stage: Stage, does: bool) -> None:
         if does:
             self.do(stage)
-        elif not self.folder.check(stage.name, stage.inputs):
+        elif not on_first(lambda: self.folder.check(stage.name, stage.inputs)):
             raise ConfigError(f"{self.folder.path} is not prepared: do the same with --only prepare first.")
 
     def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
@@ -246,18 +255,26 @@ class Run(Trainings):
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
             check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
 
-    def _check_folder(self, stage: Stage) -> None:
+    def _check_folder(self, *stages: Stage) -> None:
         """Raise [`RunFolderError`] if another result is where a stage writes, whichever of the two a student will be."""
-        if stage.instead is not None:
-            with suppress(RunFolderError):
-                self.folder.check(stage.instead.name, stage.instead.inputs)
-                return
-        self.folder.check(stage.name, stage.inputs, stage.derived)
+        for stage in stages:
+            if stage.instead is not None:
+                with suppress(RunFolderError):
+                    self.folder.check(stage.instead.name, stage.instead.inputs)
+                    continue
+            self.folder.check(stage.name, stage.inputs, stage.derived)
 
     def do(self, stage: Stage) -> None:
-        """Do a stage, unless it is done."""
+        """Do a stage, unless it is done: all processes together, or the first alone."""
         kept = keep_for(self.args) if stage.trains else None
-        self.folder.stage(stage.name, stage.inputs, stage.output, stage.work, derived=stage.derived, keep_for=kept)
+
+        def lead(work: Callable[[Path], None]) -> None:
+            self.folder.stage(stage.name, stage.inputs, stage.output, work, derived=stage.derived, keep_for=kept)
+
+        if stage.trains or stage.scores:
+            together(lead, stage.work, one_output=stage.trains)
+        else:
+            on_first(lambda: lead(stage.work))
 
     def _prepare(self) -> Stage:
         options = ("num_history", "history_max_tokens", "history_fields")
@@ -265,9 +282,9 @@ class Run(Trainings):
         inputs |= {"tokenizer": self.model.model_name_or_path, **self._revision(), "identity": self._base_identity}
         # What the package itself brings: how rows are made, and how a history is rendered.
         template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:16]
-        inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": data_identity(self.run)}
-        if self.run.infer_groups:
-            inputs["features"] = identity_of(self.run.infer_groups)
+        inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": on_first(lambda: data_identity(self.run))}
+        if features := self.run.infer_groups:
+            inputs["features"] = on_first(lambda: identity_of(features))
         work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True)
         return Stage("prepare", "data", inputs, work)
 
@@ -291,6 +308,6 @@ class Run(Trainings):
 
         def work(out: Path) -> None:
             found = (read_path(self.folder) if points else {}, read_front(self.folder) if front else None)
-            evaluate_run(out, models, data, self.run, self.args, self.folder.seconds(), *found, points)
+            evaluate_run(out, models, data, self.run, self.args, self.folder.seconds(), *found, points, **self._scoring())
 
-        return Stage("evaluate", "results", inputs, work, derived=True)
+        return Stage("evaluate", "results", inputs, work, derived=True, scores=True)

@@ -87,10 +87,10 @@ def check_run_data(
                 f"No training pair of the group {group!r} is within max_length={args.max_length} tokens. Raise `max_length`, or "
                 "lower `num_history` or `history_max_tokens`."
             )
-        if run.needs_teachers and args.dataloader_drop_last and kept[group] < args.per_device_train_batch_size:
+        if run.needs_teachers and args.dataloader_drop_last and kept[group] < args.pairs_at_once:
             raise ConfigError(
                 f"The {kept[group]} training pairs of the group {group!r} are fewer than a batch of "
-                f"{args.per_device_train_batch_size}, and `dataloader_drop_last` drops smaller batches, so its teacher would not be trained. Leave that option out."
+                f"{args.pairs_at_once}, and `dataloader_drop_last` drops smaller batches, so its teacher would not be trained. Leave that option out."
             )
     needy = [name for name in ("worst_group_bt", "teacher_mixture") if name in run.methods]
     if needy and "validation" not in data:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from trl import ModelConfig
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.models.number_format import fast_bf16
+from trl_pafo.pipeline.ranks import on_first
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import FREE
@@ -28,9 +30,13 @@ class RunConfig(PAFOConfig):
 
     def __post_init__(self) -> None:
         if self.bf16 is None and self.use_cpu and not self.fp16:
-            kept = kept_bf16(Path(str(self.output_dir)))
-            self.bf16 = fast_bf16() if kept is None else kept
+            PartialState(cpu=True, backend=self.ddp_backend)  # of several processes, one measures for all
+            self.bf16 = on_first(self._kept_or_fast_bf16)
         super().__post_init__()
+
+    def _kept_or_fast_bf16(self) -> bool:
+        kept = kept_bf16(Path(str(self.output_dir)))
+        return fast_bf16() if kept is None else kept
 
 
 def kept_bf16(folder: Path) -> bool | None:
@@ -50,6 +56,7 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
     """The YAML with which `trl-pafo run --config FILE --output_dir OTHER` makes the same run.
 
     It has each option that is not at its default, but for those that decide no result (where the output is, logging, checkpoints, Hub).
+    Of a run on several processes it says how many, as a batch is that of each.
     """
     config: dict[str, Any] = {}
     for options in (run, args, model):
@@ -57,13 +64,14 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
             value = canonical(getattr(options, field.name))
             if field.name not in _NOT_IN_FILE and value != default_of(field):
                 config[field.name] = value
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    launched = f"# On {args.world_size} processes.\n" if args.world_size > 1 else ""
+    return launched + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def optimizer_steps(num_pairs: int, args: PAFOConfig) -> int:
     """Optimizer steps of a training on so many pairs, as the Trainer counts them."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = num_pairs / args.train_batch_size
+    batches = num_pairs / args.pairs_at_once
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / args.gradient_accumulation_steps)))

@@ -18,6 +18,7 @@ class Stage:
     work: Callable[[Path], None]
     needs: tuple[str, ...] = ()  # names of the stages that must be done before; all need data and base
     derived: bool = False  # cheap, so done again without asking where its inputs change
+    scores: bool = False  # pairs, of which each of several processes scores its share
     steps: int = 0  # of a stage that trains, and so keeps checkpoints: optimizer steps, about
     instead: "Stage | None" = None  # what is done in its place where the teachers are not worth distilling
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import set_seed
@@ -21,6 +22,7 @@ from trl_pafo.evaluation.reference_path import Point
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 from trl_pafo.pipeline.front import KEPT
+from trl_pafo.pipeline.ranks import num_processes
 from trl_pafo.pipeline.run_options import optimizer_steps
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base
@@ -234,9 +236,13 @@ class Trainings:
         HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         return tokenizer
 
-    def _scoring(self) -> dict[str, Any]:
+    def _precision(self) -> dict[str, Any]:
         return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}
+
+    def _scoring(self) -> dict[str, Any]:
+        """How pairs are scored, by all processes of the run."""
+        return {**self._precision(), "processes": PartialState() if num_processes() > 1 else None}
 
     def _inputs_of_scoring(self) -> dict[str, Any]:
         """What decides rewards to the last digit, and which files hold them: scoring again costs little."""
-        return {**self._scoring(), "use_cpu": self.args.use_cpu, "version": __version__}
+        return {**self._precision(), "use_cpu": self.args.use_cpu, "version": __version__}

@@ -87,8 +87,9 @@ def rounding_options(options: Any) -> dict[str, Any]:
 
 
 def training_inputs(args: PAFOConfig, model: ModelConfig) -> dict[str, Any]:
-    """Inputs of a stage that trains without teachers, by name."""
-    return {n: v for n, v in (deciding_options(args) | deciding_options(model)).items() if n not in STUDENT_OPTIONS}
+    """Inputs of a stage that trains without teachers, by name. A batch counts with its pairs on all processes, however many these are."""
+    inputs = deciding_options(args) | {"per_device_train_batch_size": args.pairs_at_once} | deciding_options(model)
+    return {name: value for name, value in inputs.items() if name not in STUDENT_OPTIONS}
 
 
 def student_inputs(args: PAFOConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Trainings that resume where they were interrupted: which checkpoints are complete, and which of them is the last."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -19,6 +21,8 @@ from trl_pafo.trainer.cache_keys import rounding_options
 from trl_pafo.versions import __version__
 
 _STATE = "trainer_state.json"
+_LAUNCHER = ("ACCELERATE_USE_", "ACCELERATE_DEEPSPEED_", "FSDP_")
+"""Beginnings of the variables by which `accelerate launch` says how a student is wrapped."""
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -68,15 +72,21 @@ def checkpoint_to_resume(value: str | bool | None, folder: Path) -> str | None:
 
 
 def keep_for(args: TrainingArguments) -> dict[str, Any]:
-    """What must be the same for a stage to resume from a checkpoint, beside its inputs: options of rounding, versions of libraries."""
+    """What must be the same for a stage to resume from a checkpoint, beside its inputs: options of rounding, versions of libraries,
+    and the launcher of several processes, each of which has a part in a checkpoint."""
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "accelerate", "peft")}
-    return {"options": rounding_options(args), "versions": {**versions, "trl-pafo": __version__}}
+    kept: dict[str, Any] = {"options": rounding_options(args), "versions": {**versions, "trl-pafo": __version__}}
+    if args.world_size > 1:
+        kept["processes"] = args.world_size
+        kept["launcher"] = {name: value for name, value in os.environ.items() if name.startswith(_LAUNCHER)}
+    return kept
 
 
 def write_checkpoints_to(args: TrainingArguments, out: Path) -> None:
     """Let a training that makes the folder `out` keep its checkpoints in `out/KEPT`, as many as `save_total_limit` says, or one."""
     args.output_dir = str(out / KEPT)
     args.save_only_model = False  # nothing could resume from a checkpoint without the optimizer's state
+    args.save_on_each_node = False  # the folder is one
     args.save_total_limit = args.save_total_limit or 1
 
 
@@ -114,8 +124,8 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
         trainer.remove_callback(callback)
     progress = TitledProgress(title)
     trainer.add_callback(progress)
-    last = last_checkpoint(out / KEPT)
-    if last is not None:
+    (last,) = broadcast_object_list([last_checkpoint(out / KEPT)])
+    if last is not None and trainer.args.should_save:
         print(f"    resuming after step {last.name.removeprefix('checkpoint-')}", flush=True)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -123,10 +133,11 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
         if progress.training_bar is not None:  # else an error would stand in the line of the bar
             progress.training_bar.close()
     trainer.save_model(str(out), _internal_call=True)  # without a card: that of a run holds the evaluation, too
-    trainer.state.save_to_json(str(out / _STATE))
-    for path in (out / KEPT).iterdir():  # such as what a tracker has written
-        if path.is_dir() and not path.name.startswith("checkpoint-"):
-            shutil.copytree(path, out / path.name, dirs_exist_ok=True)
+    if trainer.args.should_save:
+        trainer.state.save_to_json(str(out / _STATE))
+        for path in (out / KEPT).iterdir():  # such as what a tracker has written
+            if path.is_dir() and not path.name.startswith("checkpoint-"):
+                shutil.copytree(path, out / path.name, dirs_exist_ok=True)
 
 
 def save_complete(trainer: Trainer, out: Path) -> None:

@@ -42,6 +42,11 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         super().__post_init__()
         self.check()
 
+    @property
+    def pairs_at_once(self) -> int:
+        """Pairs of the forward passes that all processes make at the same time; with `gradient_accumulation_steps`, those of a step."""
+        return self.train_batch_size * self.world_size
+
     def check(self) -> None:
         """Raise [`ConfigError`] where an option has a value that cannot be used."""
         for name in ("alpha", "tau"):

@@ -260,7 +260,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         given = self.train_dataset if train_dataset is None else train_dataset
         dataset = given.tokens if isinstance(given, ShownPairs) else given
         if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
-            pairs_a_step = self._train_batch_size * self.args.gradient_accumulation_steps
+            pairs_a_step = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
             lengths = row_lengths(dataset, self.data_collator)
             sampler: Any = DrawnOrder(len(dataset), self._data_seed, lengths, pairs_a_step)
         elif isinstance(given, ShownPairs) and self.args.train_sampling_strategy == "random":

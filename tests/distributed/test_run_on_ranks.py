@@ -1,0 +1,143 @@
+"""A whole run on two processes: what one process makes, no stage done twice, and an error of one is told by all."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.ranks import launch
+from helpers.small_runs import small_run
+from safetensors.torch import load_file
+
+from trl_pafo.errors import TrlPafoError
+from trl_pafo.pipeline import ranks
+from trl_pafo.report import page
+
+# No training comes to the end of its pairs, whose last batch accelerate fills up with copies.
+OPTIONS = {"train_users": 16, "minority_ratio": 0.4, "teacher_folds": 2}
+DONE_BEFORE = ["prepare", "bradley_terry"]
+
+
+def make_run(folder: Path, training: dict, model: str, **options):
+    batch = 4 // int(os.environ.get("WORLD_SIZE", "1"))
+    return small_run(folder, training | {"per_device_train_batch_size": batch}, model, **OPTIONS | options)
+
+
+def error_of(work) -> str:
+    try:
+        work()
+    except (TrlPafoError, ZeroDivisionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def fail() -> None:
+    raise ZeroDivisionError("on the first")
+
+
+def run_on_rank(out: Path, model: str, training: str) -> dict:
+    training = json.loads(training)
+    rank = os.environ["RANK"]
+    page.SECTIONS = page.SECTIONS[:1]
+    found = {"results": make_run(out / "two", training, model)()}
+    make_run(out / "three", training, model, only=["prepare"]).do_only(["prepare"])
+    found["alone"] = ranks.on_first(lambda: f"rank {rank}")
+    found["in_turn"] = ranks.after_first(lambda: f"rank {rank}")
+    found["failed"] = error_of(lambda: ranks.on_first(fail))
+    found["no_folder"] = error_of(lambda: make_run(Path(model) / "config.json", training, model))
+    found["side_by_side"] = error_of(lambda: make_run(out / "three", training, model, trainings_at_once=2))
+    found["other_options"] = error_of(make_run(out / "two", training, model, learning_rate=0.5))
+    (out / f"disk_of_{rank}").mkdir()
+    os.chdir(out / f"disk_of_{rank}")
+    ranks._SEEN_WITHIN = 0.2
+    found["other_folder"] = error_of(lambda: make_run(Path("run"), training, model))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(encoder, tmp_path_factory):
+    """The folder of a run in one process, of one that two have ended, what these saw, and when its first stages were done."""
+    out = tmp_path_factory.mktemp("ranks")
+    training = {"learning_rate": 1e-2, "adam_epsilon": 1e-5, "logging_steps": 1, "max_length": 256, "use_cpu": True}
+    training |= {"bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl_pafo.pipeline.run.write_report", lambda folders: None)
+        make_run(out / "one", training, encoder)()
+        make_run(out / "two", training, encoder, only=DONE_BEFORE).do_only(DONE_BEFORE)
+    before = manifest(out / "two")
+    return out, before, launch(run_on_rank, 2, out, encoder, json.dumps(training))
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["stages"]
+
+
+def test_the_run_is_that_of_one_process(runs):
+    out, _, seen = runs
+    one, two = manifest(out / "one"), manifest(out / "two")
+    assert {name: stage["digest"] for name, stage in two.items()} == {name: stage["digest"] for name, stage in one.items()}
+    models = sorted(path.relative_to(out / "one") for path in (out / "one").rglob("model.safetensors"))
+    assert len(models) == 8  # bradley_terry, the point of the path and the chosen one, four teachers, the student
+    assert models == sorted(path.relative_to(out / "two") for path in (out / "two").rglob("model.safetensors"))
+    for path in models:
+        expected = load_file(out / "one" / path)
+        got = load_file(out / "two" / path)
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(got[name], tensor, atol=1e-4, err_msg=f"{path}: {name}")
+    for path in (out / "one/results").glob("*.jsonl"):
+        rows, others = (
+            [json.loads(line) for line in (out / n / "results" / path.name).read_text().splitlines()] for n in ("one", "two")
+        )
+        assert [row["user"] for row in rows] == [row["user"] for row in others]
+        for side in ("reward_chosen", "reward_rejected"):
+            expected = np.array([row[side] for row in rows])
+            np.testing.assert_allclose([row[side] for row in others], expected, atol=1e-3)
+    assert seen[0]["results"] == seen[1]["results"] == json.loads((out / "two/results/results.json").read_text())
+
+
+def test_stages_that_one_process_has_done_are_kept(runs):
+    out, before, _ = runs
+    after = manifest(out / "two")
+    assert set(before) == set(DONE_BEFORE) < set(after)
+    assert {name: after[name] for name in before} == before
+    options = (out / "two/run.yaml").read_text()
+    assert options.startswith("# On 2 processes.\n")
+    assert "per_device_train_batch_size: 2\n" in options
+
+
+def test_the_first_prepares_what_one_process_prepares(runs):
+    out, *_ = runs
+    assert manifest(out / "three").keys() == {"prepare"}
+    for name in ("train.parquet", "test.parquet", "lengths.npz"):
+        assert (out / "three/data" / name).read_bytes() == (out / "one/data" / name).read_bytes()
+
+
+def test_nothing_half_written_is_left(runs):
+    out, *_ = runs
+    assert not [path for path in (out / "two").rglob("*") if path.suffix in (".tmp", ".partial")]
+    assert (out / "two/report.html").is_file()
+    assert (out / "two/models/pafo/README.md").is_file()
+
+
+def test_what_the_first_does_alone_is_known_to_all(runs):
+    *_, seen = runs
+    assert [found["alone"] for found in seen] == ["rank 0", "rank 0"]
+    assert [found["in_turn"] for found in seen] == ["rank 0", "rank 1"]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("failed", "ZeroDivisionError: on the first"),
+        ("no_folder", "RunFolderError: The output folder .* is a file"),
+        ("other_folder", "RunFolderError: .*, in which process 0 on .* writes, is not what process 1 on .* sees there"),
+        ("side_by_side", "ConfigError: `trainings_at_once=2` gives each training a process of its own"),
+        ("other_options", "RunFolderError: .* holds the stage .* of another run .*learning_rate: 0.01 -> 0.5"),
+    ],
+)
+def test_an_error_is_that_of_all(runs, what, told):
+    *_, seen = runs
+    for found in seen:
+        assert re.match(told, found[what])

@@ -1,0 +1,186 @@
+"""The processes that a launcher starts for a run: the first decides and writes, the others follow. Stages know nothing of it.
+
+`PartialState` of accelerate waits no longer than `ddp_timeout`, half an hour, and leaves the others waiting where the first fails. Here
+what the first does alone takes as long as it takes, and its error is that of all.
+"""
+
+import gc
+import os
+import pickle
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import DistributedType, gather_object
+
+from trl_pafo.errors import RunFolderError, TrainingError
+from trl_pafo.models.weights import complete_weights
+from trl_pafo.trainer.evaluation import replaced
+
+_Found = TypeVar("_Found")
+_ONE = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0, "local_process_index": 0}
+_SEEN_WITHIN = 10.0
+"""Seconds in which all machines see a file that one has written."""
+
+
+def num_processes() -> int:
+    """How many processes do the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process decides and writes."""
+    return num_processes() == 1 or dist.get_rank() == 0
+
+
+def on_first(work: Callable[[], _Found]) -> _Found:
+    """What `work` returns, on all processes; the first alone calls it, and the others wait, however long that takes.
+
+    An error is raised on all. What is returned is pickled. Meanwhile accelerate knows of one process: what usually waits for others does
+    not, and a model that is loaded is not shared among them.
+    """
+    if num_processes() == 1:
+        return work()
+    if not is_first():
+        return _hear()
+    try:
+        with replaced(PartialState(), **_ONE), complete_weights():
+            found = work()
+    except Exception as error:
+        _tell_error(error)
+        raise
+    _tell(found)
+    return found
+
+
+def after_first(work: Callable[[], _Found]) -> _Found:
+    """What `work` returns, called on each process, on the first before the others: they find what it leaves on the disk."""
+    if not is_first():
+        on_first(work)
+        return work()
+    found: list[_Found] = []
+    on_first(lambda: found.append(work()))
+    return found[0]
+
+
+def together(lead: Callable[[Callable[[Path], None]], Any], work: Callable[[Path], None], *, one_output: bool) -> None:
+    """Work that all processes do, if the first wants it done.
+
+    Args:
+        lead (`Callable`):
+            Called on the first process alone, with a function of a path, which it may call once: then all call `work`.
+        work (`Callable`):
+            Called with that path; with one of a temporary folder on the other processes, if they do not write to `one_output` as a
+            Trainer does, but would all write the same.
+    """
+    if num_processes() == 1:
+        lead(work)
+        return
+    if not is_first():
+        out = _hear()
+        if out is not None:
+            with TemporaryDirectory() as scratch:
+                work(out if one_output else Path(scratch) / "output")
+            PartialState().wait_for_everyone()
+            _hear()
+        return
+    others_work = False
+
+    def work_with_others(out: Path) -> None:
+        nonlocal others_work
+        _tell(out)
+        others_work = True
+        work(out)
+        PartialState().wait_for_everyone()
+        others_work = False
+
+    try:
+        lead(work_with_others)
+    except Exception as error:
+        if not others_work:  # else they do not listen: they have the same error, or the launcher ends them when this process ends
+            _tell_error(error)
+        raise
+    _tell(None)
+
+
+def check_same_folder(folder: Path) -> None:
+    """Raise [`RunFolderError`] on all processes where one does not see what the first writes to a folder."""
+    if num_processes() == 1:
+        return
+
+    def write() -> Path:
+        path = folder / f"processes.{secrets.randbelow(10**12)}.tmp"
+        path.touch()
+        return path
+
+    path = on_first(write)
+    until = time.monotonic() + _SEEN_WITHIN
+    while not (sees := path.exists()) and time.monotonic() < until:
+        time.sleep(0.1)
+    seen = gather_object([(sees, f"process {dist.get_rank()} on {socket.gethostname()}")])
+    on_first(path.unlink)
+    blind = [name for sees, name in seen if not sees]
+    if blind:
+        raise RunFolderError(
+            f"{folder}, in which {seen[0][1]} writes, is not what {', '.join(blind)} sees there. Give an --output_dir on a disk that all "
+            "machines share, by its absolute path."
+        )
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """What is printed meanwhile, the first process alone prints."""
+    if is_first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def leave() -> None:
+    """End the group of the processes, all at once: as the interpreter ends, models that hold it would be in the way."""
+    if num_processes() > 1:
+        gc.collect()
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
+        _group.cache_clear()
+
+
+@cache
+def _group() -> Any:
+    """A way between the processes without the time limit of trainings. One that ends closes it, which ends the waiting of others."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+
+def _exchange(message: tuple[bool, Any] | None) -> tuple[bool, Any]:
+    box = [message]
+    dist.broadcast_object_list(box, src=0, group=_group())
+    return box[0]  # type: ignore[return-value]
+
+
+def _tell(found: Any) -> None:
+    _exchange((True, found))
+
+
+def _tell_error(error: Exception) -> None:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of another library
+        error = TrainingError(f"{type(error).__name__}: {error}")
+    _exchange((False, error))
+
+
+def _hear() -> Any:
+    fine, found = _exchange(None)
+    if not fine:
+        raise found
+    return found
