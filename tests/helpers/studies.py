@@ -28,19 +28,24 @@ def make_config(folder: Path, **given: Any) -> StudyConfig:
     return StudyConfig.make(config | given)
 
 
+def _seed(options: Mapping[str, Any]) -> int:
+    """Of made-up rewards: other training seeds and learning rates give others."""
+    return 10 * options["population_seed"] + options["seed"] + int(1e6 * options.get("learning_rate", 0))
+
+
 @cache
 def _made_up(methods: tuple[str, ...], population: int, seed: int) -> Path:
-    """A run, made once, whose rewards depend on the seeds."""
+    """A run, made once, of these rewards."""
     folder = Path(tempfile.mkdtemp(prefix="made-up-runs-")) / "run"
-    return make_run(folder, methods, users=(6, 4), seed=10 * population + seed, population_seed=population)
+    return make_run(folder, methods, users=(6, 4), seed=seed, population_seed=population)
 
 
 def pretend(
     fails: Callable[[Mapping[str, Any]], str | None] = lambda options: None, done: list[Mapping[str, Any]] | None = None
-) -> Callable[[Mapping[str, Any], Path], str | None]:
+) -> Callable[[Mapping[str, Any], Path, bool], str | None]:
     """Does a run by making up its rewards; `fails` says what goes wrong, `done` gets the options of each try."""
 
-    def attempt(options: Mapping[str, Any], log: Path) -> str | None:
+    def attempt(options: Mapping[str, Any], log: Path, trial: bool = False) -> str | None:
         if done is not None:
             done.append(options)
         with open(log, "a", encoding="utf-8") as file:
@@ -49,7 +54,7 @@ def pretend(
             return error
         folder = Path(options["output_dir"])
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(_made_up(tuple(options["methods"]), options["population_seed"], options["seed"]), folder)
+        shutil.copytree(_made_up(tuple(options["methods"]), options["population_seed"], _seed(options)), folder)
         return None
 
     return attempt

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from trl import ModelConfig, TrlParser
 
+from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.methods import METHODS, RIVALS, RunArguments
@@ -41,7 +42,7 @@ _FROM_HUB = ("files", "personal_llm")
 """Sources whose data may be a Hub id, which is no file here."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One run of a study: its place in the table, and the options of the run."""
 
@@ -49,7 +50,8 @@ class Cell:
     setting: str
     population_seed: int
     seed: int
-    options: Mapping[str, Any] = field(compare=False, repr=False, default_factory=dict)
+    options: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    tuning: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, int, int]:
@@ -80,7 +82,28 @@ class Cell:
         decides = yaml.safe_load(self.config)
         for name in ("methods", "data_path", "test_data_path"):  # data are known by their content
             decides.pop(name, None)
-        return digest_of({"options": decides, "files": _files_of(self.options["source"], *_paths(self.options))})
+        tuned = {"tuning": dict(self.tuning)} if self.tuning else {}
+        return digest_of({"options": decides, "files": _files_of(self.options["source"], *_paths(self.options)), **tuned})
+
+
+@dataclass(frozen=True, eq=False)
+class Trial(Cell):
+    """A run by which options are chosen: all methods with the same `values`, judged on validation users alone."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        return f"tuning/{self.data}/{self.setting}/{name_of(self.values)}/population{self.population_seed}-seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        return f"trial {name_of(self.values)}, {super().title}"
+
+
+def name_of(values: Mapping[str, Any]) -> str:
+    """Values of options as one name, of a folder too."""
+    return re.sub(r"[^\w.,=+-]", "_", ",".join(f"{name}={value}" for name, value in values.items()), flags=re.ASCII)
 
 
 def _paths(options: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -135,10 +158,13 @@ class StudyConfig:
             Folder of the study.
         cells (`tuple[Cell, ...]`):
             All its cells: by population and seed, then data, then settings.
+        trials (`tuple[Trial, ...]`, *optional*):
+            The runs by which options are chosen, for each data set, setting and method apart.
     """
 
     output_dir: str
     cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...] = ()
 
     @classmethod
     def read(cls, path: str | Path, output_dir: str | None = None) -> "StudyConfig":
@@ -177,6 +203,7 @@ class StudyConfig:
             wrong.append("give `data`: a name and options of the data for each set, such as `styles: {source: styles}`")
         settings = _named(given, "settings", {DEFAULT: {}}, wrong)
         populations, seeds = _seeds(given, "population_seeds", [0], wrong), _seeds(given, "seeds", [42], wrong)
+        tuning = _tuning(given, populations, seeds, wrong)
         wrong += _refused(shared, "")
         for name, block in [*data.items(), *settings.items()]:
             wrong += _refused(block, f"{name}: ")
@@ -185,23 +212,27 @@ class StudyConfig:
                 options = _options(shared, of_data, of_setting, methods, wrong)
                 where = name if setting == DEFAULT else f"{name}, {setting}"
                 wrong += [f"{where}: {error}" for error in _check(options)]
+                for values in tuning.get("grid", ()):
+                    wrong += [f"{where}, {name_of(values)}: {error}" for error in _check(options | values, warn=False)]
         if wrong:
             raise ConfigError("The study cannot be done:\n" + "\n".join(f"- {line}" for line in dict.fromkeys(wrong)))
-        return cls(str(given["output_dir"]), tuple(_cells(shared, data, settings, methods, populations, seeds)))
-
-
-def _cells(
-    shared: Mapping[str, Any],
-    data: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Mapping[str, Any]],
-    methods: list[str],
-    populations: list[int],
-    seeds: list[int],
-) -> Iterator[Cell]:
-    for seed, population in product(seeds, populations):
-        for (name, of_data), (setting, of_setting) in product(data.items(), settings.items()):
-            options = _options(shared, of_data, of_setting, methods, [])
-            yield Cell(name, setting, population, seed, options | {"population_seed": population, "seed": seed})
+        cells, trials = [], []
+        for seed, population, (name, of_data), (setting, of_setting) in product(
+            seeds, populations, data.items(), settings.items()
+        ):
+            options = _options(shared, of_data, of_setting, methods, []) | {"population_seed": population, "seed": seed}
+            cells.append(Cell(name, setting, population, seed, options, tuning))
+        for seed, population, (name, of_data), (setting, of_setting), values in product(
+            *(tuning.get(key, ()) for key in ("seeds", "population_seeds")),
+            data.items(),
+            settings.items(),
+            tuning.get("grid", ()),
+        ):
+            options = _options(shared, of_data, of_setting, methods, []) | values
+            trials.append(
+                Trial(name, setting, population, seed, options | {"population_seed": population, "seed": seed}, {}, values)
+            )
+        return cls(str(given["output_dir"]), tuple(cells), tuple(trials))
 
 
 def _options(
@@ -217,12 +248,13 @@ def _options(
     return options | {"reference": REFERENCE}
 
 
-def _check(options: Mapping[str, Any]) -> Iterator[str]:
+def _check(options: Mapping[str, Any], warn: bool = True) -> Iterator[str]:
     """What is wrong with the options of a run, as far as it can be told without its data and its model."""
     try:
         run, args, model = parse(options)
         check_source(run)
-        check_run_options(run, args)
+        if warn:  # of options without effect, too
+            check_run_options(run, args)
     except ConfigError as error:
         yield str(error)
         return
@@ -252,6 +284,28 @@ def _methods(given: Mapping[str, Any], wrong: list[str]) -> list[str]:
     wrong += [_unknown(str(m), known, "method") + f"; choose of {', '.join(known)}" for m in methods if m not in known]
     methods = [method for method in methods if method in known]
     return list(dict.fromkeys([*([] if REFERENCE in methods else [REFERENCE]), *methods]))
+
+
+def _tuning(given: Mapping[str, Any], populations: list[int], seeds: list[int], wrong: list[str]) -> dict[str, Any]:
+    """`grid`, the values of options that are tried, each with each; `population_seeds` and `seeds` of the trials. Empty without tuning."""
+    block = _mapping(given, "tuning", wrong)
+    lists = {name: values for name, values in block.items() if name not in ("population_seeds", "seeds")}
+    if not block:
+        return {}
+    if not lists:
+        wrong.append("`tuning` must name an option and the values to try, such as learning_rate: [2e-4, 4e-4]")
+    wrong += _refused(lists, "tuning: ")
+    of_data = sorted(set(lists) & {*DataArguments.__dataclass_fields__, "num_history", "methods"})
+    wrong += [f"tuning: {name}: all methods of a cell see the same pairs; make it a setting" for name in of_data]
+    for name, values in lists.items():
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            wrong.append(f"tuning: {name} must be a list of different values to try, got {values!r}")
+            return {}
+    return {
+        "grid": [dict(zip(lists, values, strict=True)) for values in product(*lists.values())],
+        "population_seeds": _seeds(block, "population_seeds", populations, wrong),
+        "seeds": _seeds(block, "seeds", seeds[:1], wrong),
+    }
 
 
 def _mapping(given: Mapping[str, Any], key: str, wrong: list[str]) -> dict[str, Any]:

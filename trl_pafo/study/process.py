@@ -17,14 +17,16 @@ _PATIENCE = 10.0
 """Seconds that a process has to remove what it has half written."""
 
 
-def run_apart(options: Mapping[str, Any], log: Path) -> str | None:
-    """Do a run; return what went wrong, `None` where nothing did. All that it says is appended to the file `log`.
+def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str | None:
+    """Do a run, or a trial, which is judged on validation pairs; return what went wrong, `None` where nothing did.
+
+    All that it says is appended to the file `log`.
 
     The process ends when this one does, however it does.
     """
     context = get_context("spawn")  # a process that has used threads cannot be forked
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(theirs, dict(options), str(log)))
+    process = context.Process(target=_run, args=(theirs, dict(options), str(log), trial))
     process.start()
     theirs.close()
     try:
@@ -46,13 +48,13 @@ def run_apart(options: Mapping[str, Any], log: Path) -> str | None:
     return error
 
 
-def _run(connection: Connection, options: dict[str, Any], log: str) -> None:
+def _run(connection: Connection, options: dict[str, Any], log: str, trial: bool) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the study tells this one what to do
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
     say_to(log)
     try:
-        do_run(options)
+        do_run(options, trial)
     except Exception as error:
         traceback.print_exc()
         connection.send(what_went_wrong(error))
@@ -60,14 +62,15 @@ def _run(connection: Connection, options: dict[str, Any], log: str) -> None:
         connection.send(None)
 
 
-def do_run(options: Mapping[str, Any]) -> None:
-    """Do a run with these options."""
+def do_run(options: Mapping[str, Any], trial: bool = False) -> None:
+    """Do a run with these options, or a trial."""
     from trl_pafo.models.base_models import set_threads
     from trl_pafo.pipeline.run import Run
     from trl_pafo.study.config import parse
+    from trl_pafo.study.tuning import TrialRun
 
     set_threads()
-    Run(*parse(options))()
+    (TrialRun if trial else Run)(*parse(options))()
 
 
 def what_went_wrong(error: Exception) -> str:

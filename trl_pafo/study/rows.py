@@ -8,9 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
+
 from trl_pafo.errors import DataError
+from trl_pafo.evaluation.evaluate import verdict_of
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS
 from trl_pafo.evaluation.reference_path import CHOSEN, stage_of
+from trl_pafo.evaluation.rewards import ScoredPairs
+from trl_pafo.report.record import Rewards, read_record
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import MANIFEST
 
@@ -36,8 +42,10 @@ worst, and all pairs together."""
 Row = dict[str, Any]
 
 
-def rows_of_run(folder: Path) -> list[Row]:
+def rows_of_run(folder: Path, reference: Path | None = None, seed: int = 0) -> list[Row]:
     """The rows of the methods of a finished run, and of the points of the reference's path (`personalized_bt@2`).
+
+    The reference is that of the run, or of another run on the same test pairs, whose folder is given; `seed` is that of its verdicts.
 
     `accuracy` has its 95 % bootstrap interval over users, `difference` is that to the reference on the same pairs, with the simultaneous
     interval of the verdict where it is that of a group, `steps` are those of the method's own model, `steps_in_all` and `seconds` those of
@@ -53,7 +61,9 @@ def rows_of_run(folder: Path) -> list[Row]:
         raise DataError(f"{folder} is no finished run of trl-pafo ({error}). Finish it with its own command.") from error
     steps = {name: _steps(folder / stage["output"]) for name, stage in stages.items()}
     rows: list[Row] = []
-    of_reference = results["methods"][results["reference"]]
+    of_reference, verdicts = results["methods"][results["reference"]], results["verdicts"]
+    if reference is not None:
+        of_reference, verdicts = _against(folder, reference, list(results["methods"]), seed)
     path = results.get("path") or {}
     steps |= {stage_of(point["multiple"]): point["steps"] for point in path.get("points", ())}
     for method, summary in results["methods"].items():
@@ -64,7 +74,7 @@ def rows_of_run(folder: Path) -> list[Row]:
             "steps_in_all": in_all,
             "seconds": sum(stages[name]["seconds"] for name in needed),
         }
-        verdict = results["verdicts"].get(method, {})
+        verdict = verdicts.get(method, {})
         rows += [cost | {"method": method} | row for row in _of_groups(summary, of_reference, verdict, results)]
     for point in path.get("points", ()):
         name = stage_of(point["multiple"])
@@ -72,6 +82,24 @@ def rows_of_run(folder: Path) -> list[Row]:
         cost["seconds"] = stages.get(name, {}).get("seconds", math.nan)
         rows += [cost | row for row in _of_groups(point["test"], of_reference, {}, results)]
     return rows
+
+
+def _against(folder: Path, reference: Path, methods: Sequence[str], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The summary of the reference of another run, and the verdicts on the methods of a run against it, pair by pair."""
+    ours, theirs = read_record(folder), read_record(reference)
+    same = ("user", "group", "prompt", "chosen", "rejected")
+    if [[row[name] for name in same] for row in ours.pairs] != [[row[name] for name in same] for row in theirs.pairs]:
+        raise DataError(f"{folder} and {reference} have other test pairs, so their methods cannot be compared.")
+    rewards, rows = theirs.rewards[theirs.reference], Dataset.from_list(ours.pairs)
+    verdicts = {
+        method: verdict_of(_as_scored(ours.rewards[method]), _as_scored(rewards), rows, (), seed=seed) for method in methods
+    }
+    return theirs.methods[theirs.reference], verdicts
+
+
+def _as_scored(rewards: Rewards) -> ScoredPairs:
+    """Rewards of which only differences are known."""
+    return ScoredPairs(rewards.margins, np.zeros_like(rewards.margins))
 
 
 def _steps(output: Path) -> float:

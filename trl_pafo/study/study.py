@@ -1,31 +1,30 @@
 """A study: its cells one after the other, those that are done skipped, and the table after each."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from trl_pafo.errors import ConfigError, DataError, RunFolderError, StudyError
+from trl_pafo.errors import ConfigError, RunFolderError, StudyError
 from trl_pafo.plotting import write_png
 from trl_pafo.storage.files import alone, write_text
-from trl_pafo.storage.run_folder import MANIFEST
-from trl_pafo.study.config import DEFAULT, REFERENCE, Cell, StudyConfig
+from trl_pafo.study.config import Cell, StudyConfig, Trial
+from trl_pafo.study.doing import LOG, Attempt, do_cell, with_place
+from trl_pafo.study.joining import read_cells
 from trl_pafo.study.pictures import can_draw, draw_front, draw_intervals
 from trl_pafo.study.process import run_apart
-from trl_pafo.study.rows import KEY, ROWS, Row, complete, key_of, read_rows, rows_of_run, write_rows
+from trl_pafo.study.rows import ROWS, Row, key_of, read_rows, write_rows
 from trl_pafo.study.tables import csv_of, latex_of, markdown_of, seconds_in_words
+from trl_pafo.study.tuning import choose
+
+_Cell = TypeVar("_Cell", bound=Cell)
 
 TABLE = "study.md"
 CONFIG = "cell.yaml"
 """File of a cell: the options of its run."""
-RUN, LOG = "run", "run.log"
-"""In the folder of a cell: that of its run, and all that the run said."""
-
-Attempt = Callable[[Mapping[str, Any], Path], str | None]
 
 
 class Study:
@@ -40,7 +39,7 @@ class Study:
         cells_from (`Sequence[str]`, *optional*):
             Folders of cells that are done already, as [`join_cells`] reads them: they are not done again, and stand in the table.
         attempt (`Callable`, *optional*):
-            What does a run: takes its options and the file of its log, returns what went wrong or `None`.
+            What does a run, see [`~trl_pafo.study.doing.Attempt`].
 
     Raises:
         ConfigError: If the part is none, or cells that are there were made with other options.
@@ -51,7 +50,7 @@ class Study:
         self, config: StudyConfig, cells: str | None = None, cells_from: Sequence[str] = (), attempt: Attempt = run_apart
     ):
         self.config, self.folder, self.attempt = config, Path(config.output_dir), attempt
-        self.cells = part_of(config.cells, cells)
+        self.cells, self.trials = part_of(config.cells, cells), part_of(config.trials, cells)
         check_folder(self.folder)
         self.joined = read_cells(cells_from)
         self._refuse_others()
@@ -63,17 +62,14 @@ class Study:
             StudyError: At the end, if a method or a cell failed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        waiting = [cell for cell in self.cells if not self._is_done(cell)]
-        if len(waiting) < len(self.cells):
-            print(f"{len(self.cells) - len(waiting)} of {len(self.cells)} cells done before, kept", flush=True)
-        began = time.monotonic()
-        for number, cell in enumerate(waiting, start=1):
-            self._do(cell, f"[{number} of {len(waiting)}] {cell.title}")
-            taken = (time.monotonic() - began) / number
-            left = len(waiting) - number
-            if left:
-                print(f"    {left} cells left, about {seconds_in_words(taken * left)}", flush=True)
-            self.write()
+        needed = {place for cell in self.cells if not self._is_done(cell) for place in self._trials_of(cell)}
+        self._do_all([trial for trial in self.trials if trial in needed], "trials")
+        if missing := sum(not self._has_rows(trial) for trial in needed):
+            raise StudyError(
+                f"{missing} trials of tuning are those of other parts and not done yet. Start the same command again when they are: cells wait for "
+                "all trials of their data."
+            )
+        self._do_all(self.cells, "cells")
         table = self.write()
         here = {cell.key for cell in self.cells}
         failed = {key_of(row) for row in table if row["error"]} & here
@@ -96,6 +92,19 @@ class Study:
             write_study(self.folder, table, len(self.config.cells))
         return table
 
+    def _do_all(self, cells: Sequence[Cell], what: str) -> None:
+        """Do cells or trials that are not done, and say how long it takes."""
+        waiting = [cell for cell in cells if not self._is_done(cell)]
+        if len(waiting) < len(cells):
+            print(f"{len(cells) - len(waiting)} of {len(cells)} {what} done before, kept", flush=True)
+        began = time.monotonic()
+        for number, cell in enumerate(waiting, start=1):
+            self._do(cell, f"[{number} of {len(waiting)}] {cell.title}")
+            left, taken = len(waiting) - number, (time.monotonic() - began) / number
+            if left:
+                print(f"    {left} {what} left, about {seconds_in_words(taken * left)}", flush=True)
+            self.write()
+
     def _do(self, cell: Cell, title: str) -> None:
         folder = self.folder / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,35 +113,21 @@ class Study:
                 print(title, flush=True)
                 write_text(folder / CONFIG, cell.config)
                 began = time.monotonic()
-                errors = self._errors_of(cell, folder)
-                rows = [] if set(errors) == set(cell.methods) else rows_of_run(folder / RUN)
-                rows += [{"method": method, "error": error} for method, error in errors.items()]
-                of_cell = {**dict(zip(KEY, cell.key, strict=True)), "trials": 0, "options": cell.digest}
-                write_rows(folder / ROWS, [row | of_cell for row in rows])
-                for method, error in errors.items():
-                    print(f"    {method} failed: {error}", flush=True)
+                rows = do_cell(cell, folder, self.attempt, self._chosen_for(cell) if cell.tuning else None)
+                write_rows(folder / ROWS, with_place(cell, rows))
+                for row in rows:
+                    if row.get("error"):
+                        print(f"    {row['method']} failed: {row['error']}", flush=True)
                 print(f"    {seconds_in_words(time.monotonic() - began)}", flush=True)
         except RunFolderError as error:
             print(error, flush=True)
 
-    def _errors_of(self, cell: Cell, folder: Path) -> dict[str, str]:
-        """Do the run of a cell; return the methods that failed, and how. One that fails is found by doing each alone beside the reference."""
+    def _trials_of(self, cell: Cell) -> list[Trial]:
+        return [trial for trial in self.config.trials if (trial.data, trial.setting) == (cell.data, cell.setting)]
 
-        def attempt(methods: Sequence[str]) -> str | None:
-            options = {**cell.options, "methods": list(methods), "output_dir": str(folder / RUN)}
-            return self.attempt(options, folder / LOG)
-
-        if (error := attempt(cell.methods)) is None:
-            return {}
-        if len(cell.methods) == 1 or (error := attempt([REFERENCE])) is not None:
-            return dict.fromkeys(cell.methods, str(error))
-        errors = {}
-        for method in cell.methods:
-            if method != REFERENCE and (error := attempt([REFERENCE, method])) is not None:
-                errors[method] = error
-        if (error := attempt([method for method in cell.methods if method not in errors])) is not None:
-            return dict.fromkeys(cell.methods, error)
-        return errors
+    def _chosen_for(self, cell: Cell) -> dict[str, Mapping[str, Any]]:
+        trials = {trial: read_rows(self.folder / trial.folder / ROWS) for trial in self._trials_of(cell)}
+        return choose(trials, cell.methods)
 
     def _has_rows(self, cell: Cell) -> bool:
         return (self.folder / cell.folder / ROWS).is_file()
@@ -147,7 +142,7 @@ class Study:
     def _refuse_others(self) -> None:
         """What is in the way is told before the first run."""
         cells = {cell.key: cell for cell in self.config.cells}
-        for cell in self.config.cells:
+        for cell in (*self.config.cells, *self.config.trials):
             if self._has_rows(cell):
                 made = {row["options"] for row in read_rows(self.folder / cell.folder / ROWS)}
                 if made != {cell.digest}:
@@ -178,7 +173,7 @@ def _changed(path: Path, cell: Cell) -> str:
     )
 
 
-def part_of(cells: Sequence[Cell], part: str | None) -> tuple[Cell, ...]:
+def part_of(cells: Sequence[_Cell], part: str | None) -> tuple[_Cell, ...]:
     """The part `"3/10"` of the cells: neighbors, and as many as in the other parts, or one more.
 
     Raises:
@@ -197,61 +192,9 @@ def check_folder(folder: Path) -> None:
     """Raise [`RunFolderError`] if the folder of a study holds something else."""
     if folder.is_file():
         raise RunFolderError(f"The output folder {folder} is a file. Choose another --output_dir.")
-    known = ("cells", TABLE)
+    known = ("cells", "tuning", TABLE)
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in known):
         raise RunFolderError(f"The output folder {folder} is not empty and is no study of trl-pafo. Choose another --output_dir.")
-
-
-def read_cells(paths: Sequence[str]) -> list[Row]:
-    """The rows of cells that are done: of each path a table of a cell (a CSV file), the folder of a run, or a folder with these in it.
-
-    A run that is no cell of a study is one of the data of its source, in the setting `default`.
-
-    Raises:
-        DataError: If a path holds none, or a cell is there twice.
-    """
-    tables = []
-    for path in paths:
-        found = list(_tables_in(Path(path)))
-        if not found:
-            raise DataError(f"--cells_from {path} has no {ROWS} and no finished run.")
-        tables += found
-    counts = Counter(key for table in tables for key in {key_of(row) for row in table})
-    if twice := [key for key, count in counts.items() if count > 1]:
-        data, setting, population, seed = twice[0]
-        raise DataError(
-            f"--cells_from has the cell {data}, {setting}, population {population}, seed {seed} twice. Leave one out."
-        )
-    return list(chain(*tables))
-
-
-def _tables_in(path: Path) -> Iterator[list[Row]]:
-    if path.is_file():
-        yield read_rows(path)
-        return
-    if (path / MANIFEST).is_file():
-        yield _table_of_run(path)
-        return
-    for file in sorted(path.rglob("*.csv")):
-        if file.name == ROWS or (file.parent == path and _is_table(file)):
-            yield read_rows(file)
-    if path.is_dir():
-        inside = [folder for folder in sorted(path.iterdir()) if (folder / MANIFEST).is_file()]
-        for folder in inside if not (path / ROWS).is_file() else ():
-            yield _table_of_run(folder)
-
-
-def _is_table(path: Path) -> bool:
-    """Whether a CSV file is a table of cells under another name."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.readline().startswith(",".join(KEY))
-
-
-def _table_of_run(folder: Path) -> list[Row]:
-    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    of_run = {"data": config.get("source", "styles"), "setting": DEFAULT, "trials": 0}
-    of_run |= {"population_seed": config.get("population_seed", 0), "seed": config.get("seed", 42)}
-    return [complete(row | of_run) for row in rows_of_run(folder)]
 
 
 def join_cells(paths: Sequence[str], output_dir: str) -> list[Row]:
