@@ -1,4 +1,4 @@
-"""The list of the trainers: what can be imported, and which methods a run has."""
+"""The lists of the wing: what can be imported, and which methods a run has."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import trl_pafo.baselines
-from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.baselines.table import TRAINERS, USER_MODELS
+from trl_pafo.baselines.user_model import UserModel
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
@@ -21,8 +22,16 @@ def test_every_entry_is_a_trainer_with_a_card(method):
     assert set(trainer.columns) <= {"group", "user"}
 
 
+@pytest.mark.parametrize("method", USER_MODELS)
+def test_every_other_entry_is_fitted_to_features(method):
+    entry = USER_MODELS[method]
+    assert issubclass(entry.load(), UserModel)
+    assert entry.load() is getattr(trl_pafo.baselines, entry.name)
+
+
 def test_titles_tell_methods_apart():
-    assert len({entry.title for entry in TRAINERS.values()}) == len(TRAINERS)
+    titles = {entry.title for entry in (TRAINERS | USER_MODELS).values()}
+    assert len(titles) == len(TRAINERS) + len(USER_MODELS)
 
 
 def test_the_list_loads_no_heavy_library():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model
+from helpers.parts import make_adapter, make_model
 from helpers.rounding import rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
-from trl_pafo.models.scoring import RewardScorer, load_reward_model, score_pairs, score_sequences
+from trl_pafo.models.scoring import RewardScorer, load_reward_model, pool_sequences, score_pairs, score_sequences
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
@@ -110,6 +110,44 @@ class TestScoreSequences:
         chosen, rejected = score_pairs(model, SEQUENCES[:3], SEQUENCES[2:5], PAD, batch_size=2)
         np.testing.assert_allclose(chosen, one_at_a_time(model, SEQUENCES[:3]), atol=rounding(chosen), rtol=0)
         np.testing.assert_allclose(rejected, one_at_a_time(model, SEQUENCES[2:5]), atol=rounding(rejected), rtol=0)
+
+
+class TestPoolSequences:
+    def test_the_head_makes_the_rewards_of_them(self, model):
+        """Weights and bias of the head on the features give the reward of each sequence alone; so they are what it reads."""
+        head = getattr(model, "score", None) or model.classifier
+        found = pool_sequences(model, SEQUENCES, PAD, batch_size=2)
+        assert found.shape == (len(SEQUENCES), model.config.hidden_size)
+        bias = 0.0 if head.bias is None else head.bias.item()
+        rewards = found @ head.weight[0].detach().numpy() + bias
+        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), atol=rounding(*rewards), rtol=0)
+
+    def test_they_are_the_hidden_states_of_a_plain_loop(self, model):
+        found = pool_sequences(model, SEQUENCES, PAD, batch_size=3)
+        for ids, features in zip(SEQUENCES, found, strict=True):
+            with torch.no_grad():
+                outputs = model.base_model(input_ids=torch.tensor([ids]))
+            expected = outputs.last_hidden_state[0, -1] if hasattr(model, "score") else outputs.pooler_output[0]
+            np.testing.assert_allclose(features, expected, atol=rounding(expected), rtol=0)
+
+    def test_the_model_is_as_before(self, model):
+        expected = score_sequences(model, SEQUENCES, PAD)
+        pool_sequences(model, SEQUENCES, PAD)
+        np.testing.assert_array_equal(score_sequences(model, SEQUENCES, PAD), expected)
+
+    def test_an_adapter_has_a_head_of_its_own(self, tmp_path):
+        model = load_reward_model(make_adapter(make_model("decoder", tmp_path / "base"), tmp_path / "adapter", seed=1))
+        found = pool_sequences(model, SEQUENCES, PAD)
+        head = dict(model.named_parameters())["base_model.model.score.modules_to_save.default.weight"]
+        rewards = found @ head[0].detach().numpy()
+        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), atol=rounding(*rewards), rtol=0)
+
+    def test_no_head(self, model):
+        with pytest.raises(ConfigError, match=r"has no linear reward head with one output to take features from. Use another"):
+            pool_sequences(model.base_model, SEQUENCES, PAD)
+
+    def test_no_sequences(self, model):
+        assert pool_sequences(model, [], PAD).shape == (0, model.config.hidden_size)
 
 
 USER = [{"role": "user", "content": "how do i sing"}]

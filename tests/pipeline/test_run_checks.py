@@ -57,6 +57,12 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
     [
         (BASELINES, {"teachers": {"many": "x"}}, ConfigError, "--teachers: no effect, as none of the methods has teachers"),
         ({}, {"num_history": 0}, ConfigError, "--num_history 0 shows no histories, without which pafo cannot tell"),
+        (
+            {"methods": ["personalized_bt", "vpl", "mrm"]},
+            {"num_history": 0},
+            ConfigError,
+            "--num_history 0 shows no histories, and VPL and MRM would know nothing of a user. Raise it, or leave them out",
+        ),
         (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
         ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
@@ -92,6 +98,16 @@ def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, 
 def test_data_that_no_run_could_end_with(make_run, no_trainer, train, test, error, match):
     with pytest.raises(error, match=match):
         make_run(train, test)()
+
+
+def test_past_pairs_that_are_read_whole_and_have_too_many_tokens(make_run, no_trainer):
+    """Other methods cut them to their budget."""
+    rows = [*make_rows("train", many=6, few=3), row(0, "many", 9, "train", chosen=LONG)]
+    options = {"history_max_tokens": 20, "run": {"methods": ["personalized_bt", "lore"]}}
+    with pytest.raises(
+        DataError, match="1 of 28 past pairs in the histories of the train data are longer than the 256 positions"
+    ):
+        make_run(rows, **options)()
 
 
 def test_groups_of_test_pairs_are_known_whatever_support_rates_say(make_run, no_trainer):

@@ -1,6 +1,10 @@
-"""Rivals from other papers, each a trainer with a loss or weights of its own. They know no run and no report."""
+"""Rivals from other papers: trainers with a loss or weights of their own, and models that describe a user by a vector. They know no
+run and no report."""
 
 from trl_pafo import lazily
-from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 
-__all__, __getattr__, __dir__ = lazily(__name__, {entry.name: entry.module for entry in TRAINERS.values()})
+_FEATURES = {"FeaturePairs": "features", "pair_features": "features", "UserModel": "user_model"}
+__all__, __getattr__, __dir__ = lazily(
+    __name__, {entry.name: entry.module for entry in (*TRAINERS.values(), *USER_MODELS.values())} | _FEATURES
+)

@@ -1,21 +1,18 @@
-"""The one list of the trainers of this wing. Methods of a run, names for people and what can be imported follow from it."""
+"""The lists of what is in this wing. Methods of a run, names for people and what can be imported follow from them."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from trl_pafo.baselines.trainer import BaselineTrainer
+from typing import Any, NamedTuple
 
 
 class Entry(NamedTuple):
-    """A trainer by its module in this wing and its name there, so that the list loads neither torch nor transformers."""
+    """A class by its module in this wing and its name there, so that the list loads neither torch nor transformers."""
 
     title: str
     """Name of the method for people."""
     module: str
     name: str
 
-    def load(self) -> "type[BaselineTrainer]":
+    def load(self) -> Any:
         """The class."""
         return getattr(import_module(f"trl_pafo.baselines.{self.module}"), self.name)
 
@@ -29,4 +26,12 @@ TRAINERS: dict[str, Entry] = {
     "soft_tail": Entry("soft tail", "soft_tail", "SoftTailRewardTrainer"),
     "mgda": Entry("MGDA", "mgda", "MGDARewardTrainer"),
 }
-"""By the name of the method in a run."""
+"""Trainers, by the name of the method in a run."""
+
+USER_MODELS: dict[str, Entry] = {
+    "vpl": Entry("VPL", "vpl", "VPL"),
+    "gpo": Entry("GPO", "gpo", "GPO"),
+    "lore": Entry("LoRe", "lore", "LoRe"),
+    "mrm": Entry("MRM", "mrm", "MRM"),
+}
+"""What describes a user by a vector, from features of a reward model; by the name of the method in a run."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import chain
 
-from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
@@ -15,8 +15,8 @@ METHODS = (
 )
 """Those of `methods: [all]`, in this order."""
 
-RIVALS = tuple(method for method in TRAINERS if method not in METHODS)
-"""Losses and weights of other papers, those of `rivals`."""
+RIVALS = tuple(method for method in (*TRAINERS, *USER_MODELS) if method not in METHODS)
+"""Losses and models of other papers, those of `rivals`."""
 
 STUDENTS = ("pafo",)
 """Methods that distill teachers."""
@@ -28,7 +28,7 @@ TITLES = {
     "bradley_terry": "Bradley-Terry",
     "personalized_bt": "personalized BT",
     "worst_group_bt": "worst-group BT",
-    **{method: entry.title for method, entry in TRAINERS.items()},
+    **{method: entry.title for method, entry in (TRAINERS | USER_MODELS).items()},
     "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
     "group_routed": "group-routed teachers",
@@ -48,9 +48,7 @@ class RunArguments(DataArguments):
             "help": "Methods to train and compare: bradley_terry, personalized_bt, pafo, group_routed (the teachers, each for its own group); "
             "as controls teacher_mixture, worst_group_bt (the point of the path of personalized_bt that serves its worst group best), "
             "reweighted_bt (each group counts the same) and distilled_ensemble (five models of other seeds, distilled into one without "
-            "groups); all of these: all. Losses of other papers (docs/baselines.md): "
-            + ", ".join(RIVALS)
-            + "; all of these: rivals."
+            "groups); all of these: all. Of other papers (docs/baselines.md): " + ", ".join(RIVALS) + "; all of these: rivals."
         },
     )
     reference: str = option("personalized_bt", "Method that the others are compared with in the verdict.")

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_pafo.data.rendering import InputRenderer, Reading
 from trl_pafo.errors import ConfigError, DataError, TeacherError, TrlPafoError
@@ -185,6 +185,22 @@ class RewardScorer:
             accelerator=processes,
         )
         found = iter(rewards.tolist())
+        return [{side: next(found) for side in row} for row in sequences]
+
+    def features(
+        self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """What the reward head reads of rows that are tokenized, each of shape `(hidden_size,)`; see [`pool_sequences`]."""
+        pooled = pool_sequences(
+            self.model,
+            [ids for row in sequences for ids in row.values()],
+            pad_id_of(self.model.config, self.tokenizer),
+            batch_size=batch_size,
+            device=self.device,
+            autocast=self.autocast,
+            desc=desc,
+        )
+        found = iter(pooled)
         return [{side: next(found) for side in row} for row in sequences]
 
     def autocast(self) -> AbstractContextManager:
@@ -373,14 +389,67 @@ def score_sequences(
         ConfigError: If `batch_size` is no integer above 0.
         TeacherError: If a reward is not finite.
     """
+    how: dict[str, Any] = {"autocast": autocast, "desc": desc, "accelerator": accelerator}
+    read = lambda outputs: reward_of(outputs)[:, None]  # noqa: E731
+    return _read_sequences(model, sequences, pad_token_id, read, 1, batch_size, device, how)[:, 0]
+
+
+def pool_sequences(
+    model: torch.nn.Module,
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    desc: str | None = None,
+) -> np.ndarray:
+    """The hidden state of each token sequence that the reward head makes its reward of: of a decoder that of the last token, of an
+    encoder what its head has pooled. The arguments are those of [`score_sequences`].
+
+    Returns:
+        `np.ndarray` of shape `(num_sequences, hidden_size)`, float32.
+
+    Raises:
+        ConfigError: If the model has no linear reward head with one output.
+    """
+    inner: Any = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    backbone = f"{getattr(inner, 'base_model_prefix', '')}."
+    heads = [name for name, m in inner.named_modules() if getattr(m, "out_features", 0) == 1 and not name.startswith(backbone)]
+    heads = [name for name in heads if not any(name.startswith(f"{other}.") for other in heads)]  # within adapted ones
+    if not heads:
+        raise ConfigError(
+            f"{type(inner).__name__} has no linear reward head with one output to take features from. Use another model."
+        )
+    width = inner.get_submodule(heads[0]).in_features
+    # The head gives back what it reads, so that the model's own forward pass pools it.
+    hooks = [inner.get_submodule(name).register_forward_hook(lambda module, args, output: args[0]) for name in heads]
+    how: dict[str, Any] = {"autocast": autocast, "desc": desc}
+    try:
+        return _read_sequences(model, sequences, pad_token_id, lambda outputs: outputs.logits, width, batch_size, device, how)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _read_sequences(
+    model: torch.nn.Module,
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    read: Callable[[Any], torch.Tensor],
+    width: int,
+    batch_size: int,
+    device: torch.device | str,
+    how: Mapping[str, Any],
+) -> np.ndarray:
+    """What `read` takes from the output for each sequence, see [`in_batches`]."""
     call: Callable[..., Any] = partial(forward_packed, model) if choose_packing("auto", model).pack else model
 
     def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
         ids, mask = pad_sequences(batch, pad_token_id)
-        return reward_of(call(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))[:, None]
+        return read(call(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False))
 
-    keys = [tuple(sequence) for sequence in sequences]
-    return in_batches(model, keys, len, forward, batch_size, autocast=autocast, desc=desc, accelerator=accelerator)[:, 0]
+    return in_batches(model, [tuple(sequence) for sequence in sequences], len, forward, batch_size, width=width, **how)
 
 
 def score_pairs(

@@ -15,6 +15,7 @@ from trl_pafo.evaluation.methods import STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
 from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
+from trl_pafo.pipeline.user_models import FittedUserModel
 from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
@@ -55,6 +56,8 @@ def evaluate_run(
         if method == "teacher_mixture" and front is not None:
             mixture = TeacherMixture.from_json(front["fitted"])
             scored = score_mixture(mixture, front["tau"], source, test, desc=desc, **how)
+        elif isinstance(source, FittedUserModel):
+            scored = source.score()
         else:
             score = score_routed if isinstance(source, dict) else score_rows
             scored = score(source, test, desc=desc, **how)

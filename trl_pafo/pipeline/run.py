@@ -16,7 +16,7 @@ import torch
 from datasets import DatasetDict
 from trl import ModelConfig
 
-from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
@@ -38,6 +38,7 @@ from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import is_quantized, student_model, teacher_model
 from trl_pafo.pipeline.trainings import Trainings
+from trl_pafo.pipeline.user_models import FOLDER, FittedUserModel, user_models
 from trl_pafo.pipeline.workers import Workers
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.report.record import RUN_CONFIG
@@ -207,7 +208,8 @@ class Run(Trainings):
         base = self._base()
         self.base = str(self.folder / base.output) if base else str(self.model.model_name_or_path)
         self._made_from = {"data": prepared.digest, "base": base.digest if base else self._base_identity}
-        plain = self._bradley_terry(train) if "bradley_terry" in run.methods else None
+        of_users = [method for method in USER_MODELS if method in run.methods]
+        plain = self._bradley_terry(train) if "bradley_terry" in run.methods or of_users else None
         multiples = sorted(run.reference_steps) if "personalized_bt" in run.methods else []
         points = {point: self._point(point, train) for point in (Point(m, math.ceil(m * self._steps)) for m in multiples)}
         path = path_of(self, points, data) if points else None
@@ -229,7 +231,8 @@ class Run(Trainings):
         front = front_of(self, teachers, identities, data, path, of_groups) if path and run.predicts_front else None
         baselines = [baseline(self, method, train) for method in TRAINERS if method in run.methods]
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
-        in_order = (plain, *points.values(), path, *chosen, *baselines, *of_groups, front, *students, *ensemble)
+        vectors = user_models(self, data, plain) if plain and of_users else []
+        in_order = (plain, *points.values(), path, *chosen, *baselines, *of_groups, front, *students, *ensemble, *vectors)
         stages = [stage for stage in in_order if stage is not None]
 
         # What is in the way is told before the first training, not between two.
@@ -239,6 +242,8 @@ class Run(Trainings):
         if base:
             self._do_or_require(base, prepares)
         models: dict[str, Any] = {m: teachers if m in OF_TEACHERS else str(self.folder / f"models/{m}") for m in run.methods}
+        features = str(self.folder / FOLDER / "features/test.safetensors")
+        models |= {m: FittedUserModel(m, str(self.folder / FOLDER / m), features) for m in of_users}
         at = {point.multiple: str(self.folder / point.output) for point in points}
         return Plan(stages, partial(self._evaluation, models, str(sorted(identities.items())), data, front, at))
 

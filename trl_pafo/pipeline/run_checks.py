@@ -11,12 +11,14 @@ from datasets import DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.data import checks
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.front import FEWEST_USERS
-from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, RunArguments
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArguments
+from trl_pafo.evaluation.mixture import num_shown, past_pairs_alone
 from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
@@ -38,6 +40,10 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         raise ConfigError(
             f"--num_history 0 shows no histories, without which {' and '.join(students)} cannot tell the groups apart. Raise it, "
             "or leave them out of --methods."
+        )
+    if (of_users := [TITLES[method] for method in USER_MODELS if method in run.methods]) and args.num_history == 0:
+        raise ConfigError(
+            f"--num_history 0 shows no histories, and {' and '.join(of_users)} would know nothing of a user. Raise it, or leave them out of --methods."
         )
     if args.push_to_hub and not students:
         raise ConfigError(
@@ -97,6 +103,17 @@ def check_run_data(
         raise ConfigError(
             f"{' and '.join(needy)}: chosen on held-out pairs, and none are held out. Raise `validation_share`, or leave the method out."
         )
+    if of_users := [TITLES[method] for method in USER_MODELS if method in run.methods]:
+        if not any(num_shown(data["train"].select(np.flatnonzero(fits)))):
+            raise DataError(
+                f"No training pair has a past pair, and {' and '.join(of_users)} learn from nothing else what users are like. Give users at least "
+                "two pairs on different prompts, or leave these out of --methods."
+            )
+        for name in ("train", "test"):
+            past, _ = past_pairs_alone(data[name])
+            if len(past):  # read whole, where other methods cut them to their budget
+                what = f"past pairs in the histories of the {name} data"
+                check_positions(longest_sequences(past, tokenizer), longest, what, "the model", "past pair {}".format)
     judged = ["test", *(["validation"] if "validation" in data and "personalized_bt" in run.methods else [])]
     for name in judged:
         check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")
