@@ -1,5 +1,6 @@
 """A server from its start to its end: it answers what it has accepted before it stops."""
 
+import os
 import signal
 import socket
 import sys
@@ -79,7 +80,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         sock = socket.socket(found[0][0])
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would take a port that another uses
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(found[0][4])
     except OSError as error:
         raise ConfigError(f"Nothing can listen on {host}, port {port}: {error}. Choose another --host or --port.") from error
