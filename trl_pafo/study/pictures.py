@@ -26,7 +26,8 @@ _SPARE = 0.08
 def draw_front(rows: Sequence[Row]) -> "Figure":
     """Accuracy of the majority against that of the minority, a panel a data set and setting: every method, and the path as a line."""
     panels = _panels(rows)
-    figure, places = _figure(len(panels))
+    shown = {title_of(summary.method) for _, _, summaries in panels for summary in summaries if not summary.is_point}
+    figure, places = _figure(len(panels), names=len(shown) + 1)
     handles: dict[str, Any] = {}
     for place, (title, titles, summaries) in zip(places, panels, strict=True):
         axes = add_axes(figure, f"accuracy, {titles['majority']}", f"accuracy, {titles['minority']}", place=place)
@@ -44,6 +45,7 @@ def draw_front(rows: Sequence[Row]) -> "Figure":
             if not summary.is_point:
                 handles[title_of(summary.method)] = _draw_method(axes, summary)
         axes.margins(_SPARE)
+        axes.locator_params(nbins=5)
     first = [title_of(REFERENCE), "its path"]
     names = [*(name for name in first if name in handles), *(name for name in handles if name not in first)]
     add_legend(figure, [handles[name] for name in names], names)
@@ -67,7 +69,7 @@ def draw_intervals(rows: Sequence[Row]) -> "Figure":
     most = max(len(_others(summaries)) for _, _, summaries in panels)
     figure, places = _figure(len(panels), height=0.9 + 0.36 * most)
     handles: dict[str, Any] = {}
-    for place, (title, titles, summaries) in zip(places, panels, strict=True):
+    for place, (title, _, summaries) in zip(places, panels, strict=True):
         axes = add_axes(figure, f"accuracy minus {title_of(REFERENCE)}'s", grid="x", place=place)
         axes.set_title(title, fontsize=FONT, color=TEXT, parse_math=False)
         others = _others(summaries)
@@ -76,7 +78,7 @@ def draw_intervals(rows: Sequence[Row]) -> "Figure":
                 entry = summary.difference[side]
                 low, high = ends_of(entry)
                 axes.plot([low, high], [number + shift] * 2, color=color, linewidth=1.6, solid_capstyle="butt")
-                (handles[titles[side]],) = axes.plot(entry["value"], number + shift, marker, color=color, markersize=5)
+                (handles[side],) = axes.plot(entry["value"], number + shift, marker, color=color, markersize=5)
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=_DASHES)
         axes.set_yticks(range(len(others)), [title_of(summary.method) for summary in others], parse_math=False)
         axes.set_ylim(len(others) - 0.5, -0.5)
@@ -109,8 +111,10 @@ def _look(method: str) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
 
 
-def _figure(panels: int, height: float = _PANEL) -> tuple["Figure", list[tuple[int, int, int]]]:
-    """A figure, and the places of its panels, at most two beside each other."""
+def _figure(panels: int, height: float = _PANEL, names: int = 2) -> tuple["Figure", list[tuple[int, int, int]]]:
+    """A figure with room for so many names in its legend, and the places of its panels, at most two beside each other."""
     columns = min(panels, 2)
     lines = -(-panels // columns)
-    return new_figure(0.9 + _PANEL * columns, 0.6 + height * lines), [(lines, columns, n) for n in range(1, panels + 1)]
+    return new_figure(0.9 + _PANEL * columns, 0.4 + 0.1 * names + height * lines), [
+        (lines, columns, n) for n in range(1, panels + 1)
+    ]
