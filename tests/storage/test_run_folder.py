@@ -328,3 +328,53 @@ class TestLock:
             late.stage("student", INPUTS, "models/student", work)
             assert not list(path.glob("*.tmp"))
         assert work.calls == 1
+
+
+class TestDonors:
+    """Other runs, from which stages of the same inputs are linked."""
+
+    def take(self, path, donor, work, inputs=INPUTS):
+        folder = RunFolder(path)
+        folder.donors = (donor,)
+        return folder, folder.stage("student", inputs, "models/student", work)
+
+    def test_what_a_donor_has_done_is_not_done_again(self, path, tmp_path, capsys):
+        donor = tmp_path / "donor"
+        do(donor, Work("theirs"))
+        work = Work("ours")
+        folder, _ = self.take(path, donor, work)
+        assert (work.calls, kept(folder)) == (0, "theirs")
+        assert f"[student] taken from {donor}" in capsys.readouterr().out
+        assert folder.seconds() == RunFolder(donor).seconds()
+        shutil.rmtree(donor)
+        do(path, work)
+        assert (work.calls, kept(folder)) == (0, "theirs")
+
+    def test_what_is_done_again_leaves_the_donor_as_it_was(self, path, tmp_path):
+        donor = tmp_path / "donor"
+        do(donor, Work("theirs"))
+        self.take(path, donor, Work())
+        folder, _ = do(path, Work("ours"), {**INPUTS, "alpha": 1}, overwrite=True)
+        assert (kept(folder), kept(RunFolder(donor))) == ("ours", "theirs")
+
+    @pytest.mark.parametrize("spoiled", ["other inputs", "cut off", "gone", "not done", "no run"])
+    def test_what_a_donor_has_not_is_done(self, path, tmp_path, spoiled):
+        donor = tmp_path / "donor"
+        if spoiled == "not done":
+            RunFolder(donor)
+        elif spoiled != "no run":
+            do(donor, Work("theirs"), {**INPUTS, "alpha": 1} if spoiled == "other inputs" else INPUTS)
+        if spoiled == "cut off":
+            (donor / "models/student/model").write_text("t")
+        elif spoiled == "gone":
+            shutil.rmtree(donor / "models")
+        folder, _ = self.take(path, donor, work := Work("ours"))
+        assert (work.calls, kept(folder)) == (1, "ours")
+
+    def test_a_file_is_taken_too(self, path, tmp_path):
+        donor = tmp_path / "donor"
+        RunFolder(donor).stage("margins", INPUTS, "margins.npy", lambda out: out.write_text("1"))
+        folder = RunFolder(path)
+        folder.donors = (donor,)
+        folder.stage("margins", INPUTS, "margins.npy", lambda out: pytest.fail("done again"))
+        assert (path / "margins.npy").read_text() == "1"

@@ -1,36 +1,31 @@
 """`trl-pafo study`: methods x data x seeds x settings, each cell a run, in one table."""
 
-from dataclasses import dataclass, field
+from argparse import ArgumentParser, Namespace
 from typing import Any
 
 
-def make_parser(prog: str | None = None) -> Any:
-    from transformers import HfArgumentParser
+class _Parser(ArgumentParser):
+    """`--config` is the file of a study here, not one of flags."""
 
-    @dataclass
-    class StudyArguments:
-        config: str | None = field(
-            default=None, metadata={"help": "YAML file of the study: methods, data, seeds (docs/study.md)."}
-        )
-        output_dir: str | None = field(default=None, metadata={"help": "Folder of the study, in place of the file's output_dir."})
-        cells: str | None = field(
-            default=None, metadata={"help": "Do a part of the cells, such as 3/10, the third of ten. Default: all."}
-        )
-        cells_from: list[str] | None = field(
-            default=None,
-            metadata={
-                "help": "Cells that are done already: cell.csv files, folders of runs, or folders with these in them. Without --config: make the "
-                "table of these alone."
-            },
-        )
+    def parse_args_and_config(self, argv: list[str]) -> tuple[Namespace]:
+        return (self.parse_args(argv),)
 
-    class Parser(HfArgumentParser):
-        """`--config` is a file of its own here, not of flags."""
 
-        def parse_args_and_config(self, argv: list[str]) -> tuple[Any, ...]:
-            return self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-
-    return Parser(StudyArguments, prog=prog)  # type: ignore[arg-type]
+def make_parser(prog: str | None = None) -> _Parser:
+    parser = _Parser(prog=prog)
+    flags: dict[str, dict[str, Any]] = {
+        "config": {"help": "YAML file of the study: methods, data, seeds (docs/study.md)."},
+        "output_dir": {"help": "Folder of the study, in place of the file's output_dir."},
+        "cells": {"help": "Do a part of the cells, such as 3/10, the third of ten. Default: all."},
+        "cells_from": {
+            "nargs": "+",
+            "help": "Cells that are done already: cell.csv files, folders of runs, or folders with these in them. Without --config: make the "
+            "table of these alone.",
+        },
+    }
+    for name, options in flags.items():
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), dest=name, **options)
+    return parser
 
 
 def main(args: Any) -> None:

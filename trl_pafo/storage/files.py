@@ -28,16 +28,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def link_file(source: str | Path, copy: str | Path) -> None:
+    """Write the same file under another name, which takes no room of its own where the disk has hard links."""
+    try:
+        os.link(source, copy)
+    except OSError:
+        shutil.copy2(source, copy)
+
+
 def link_folder(source: Path, folder: Path) -> None:
-    """Write a folder with the same files as another, which takes no room of its own where the disk has hard links."""
-
-    def link(file: str, copy: str) -> None:
-        try:
-            os.link(file, copy)
-        except OSError:
-            shutil.copy2(file, copy)
-
-    shutil.copytree(source, folder, copy_function=link)
+    """Write a folder with the same files as another, by [`link_file`]."""
+    shutil.copytree(source, folder, copy_function=link_file)
 
 
 @contextmanager

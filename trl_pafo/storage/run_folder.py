@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import RunFolderError
-from trl_pafo.storage.files import LOCK, alone, remove, remove_temporary_files, write_text
+from trl_pafo.storage.files import LOCK, alone, link_file, link_folder, remove, remove_temporary_files, write_text
 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
 
@@ -47,6 +47,8 @@ class RunFolder:
         self.path = Path(folder)
         self.overwrite = overwrite
         self._is_guest = False
+        self.donors: tuple[Path, ...] = ()
+        """Folders of other runs: a stage that one of them has done from the same inputs is linked from there, and not done again."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"The output folder {self.path} is a file. Choose another --output_dir.")
         if not (self.path / MANIFEST).exists():
@@ -123,7 +125,7 @@ class RunFolder:
         Raises:
             RunFolderError: If it was done with other inputs, or its files are damaged, and `overwrite` is not set.
         """
-        done = self._read()["stages"].get(stage)
+        done = self._read()["stages"].get(stage) or self._take(stage, digest_of(inputs))
         if done is None or not (self.path / done["output"]).exists():
             return False
         replaces = self.overwrite or derived
@@ -180,6 +182,28 @@ class RunFolder:
             if not self.check(stage, inputs, derived):  # else another process was as quick
                 self._do(stage, inputs, output, work, keep_for)
         return digest
+
+    def _take(self, stage: str, digest: str) -> dict[str, Any] | None:
+        """Link the output of a stage that a donor has done from the same inputs; what the manifest then says of it, else `None`."""
+        for donor in self.donors:
+            if not (donor / MANIFEST).is_file():
+                continue
+            done = RunFolder(donor)._read()["stages"].get(stage)
+            if done is None or done["digest"] != digest:
+                continue
+            source, final = donor / done["output"], self.path / done["output"]
+            if not source.exists() or _sizes(source) != done["files"]:
+                continue
+            temporary = final.with_name(final.name + ".partial")
+            remove(temporary)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            (link_folder if source.is_dir() else link_file)(source, temporary)
+            remove(final)
+            temporary.replace(final)
+            self._record(stage, done)
+            print(f"[{stage}] taken from {donor}", flush=True)
+            return done
+        return None
 
     def _do(
         self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], keep_for: dict[str, Any] | None

@@ -70,7 +70,16 @@ def do_run(options: Mapping[str, Any], trial: bool = False) -> None:
     from trl_pafo.study.tuning import TrialRun
 
     set_threads()
-    (TrialRun if trial else Run)(*parse(options))()
+    run = (TrialRun if trial else Run)(*parse(options))
+    if not run.model.use_peft:  # an adapter names the folder of its base, which is that of its own run
+        run.folder.donors = donors_of(Path(options["output_dir"]))
+    run()
+
+
+def donors_of(folder: Path) -> tuple[Path, ...]:
+    """The runs of the other settings on the same data with the same seeds: what a setting does not change is trained once."""
+    cell, setting = folder.parent, folder.parent.parent
+    return tuple(sorted(set(setting.parent.glob(f"*/{cell.name}/{folder.name}")) - {folder}))
 
 
 def what_went_wrong(error: Exception) -> str:
