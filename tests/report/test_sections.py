@@ -111,7 +111,7 @@ def test_what_could_be_had_is_told_and_drawn(record):
     assert (drawn.get_xlabel(), drawn.get_ylabel()) == ("accuracy, majority", "accuracy, minority")
     same, other = (front["points"][place["name"]] for place in front["mixture"])
     same |= {name: other[name] for name in ("accuracy/majority", "accuracy/minority")}
-    assert "0, 1" in {text.get_text() for text in sections.front(record).pictures[0].figure.axes[0].texts}
+    assert "0 to 1" in {text.get_text() for text in sections.front(record).pictures[0].figure.axes[0].texts}
     for point in front["points"].values():
         point.pop("accuracy/minority", None)
     assert not sections.front(record).pictures

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trl_pafo.evaluation.front import ROUTED
+from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.plotting import write_png
 from trl_pafo.report.pictures import draw_majority_minority
 from trl_pafo.report.record import series_of
@@ -18,6 +21,8 @@ FRONT_NOTE = (
     "Accuracy and mean log likelihood on held-out pairs, with 95 % intervals over users, each by itself. tau: 0 takes groups to be as "
     "frequent as in training, 1 equally frequent. The mixture of teachers weighs them by what a history says of the group."
 )
+_NEAR = 0.012
+"""Of neighboring taus whose accuracies differ by less, the first is drawn for all: their labels would cover each other."""
 
 
 def draw_front(front: Mapping[str, Any]) -> "Figure | None":
@@ -36,13 +41,19 @@ def draw_front(front: Mapping[str, Any]) -> "Figure | None":
             side: points[name][key] for side, key in sides.items()
         }
 
-    taus: dict[tuple[float, ...], list[dict[str, Any]]] = {}  # those whose points are the same share one
+    def where(at: Mapping[str, Any]) -> FloatArray:
+        return np.array([points[at["name"]][key]["value"] for key in sides.values()])
+
+    near: list[list[dict[str, Any]]] = []
     for at in front["mixture"]:
-        taus.setdefault(tuple(points[at["name"]][key]["value"] for key in sides.values()), []).append(at)
-    shown = [
-        place(same[0]["name"], "mixture, by tau", "teacher_mixture", ", ".join(f"{at['tau']:g}" for at in same))
-        for same in taus.values()
-    ]
+        if near and np.abs(where(at) - where(near[-1][0])).max() < _NEAR:
+            near[-1].append(at)
+        else:
+            near.append([at])
+    shown = []
+    for some in near:
+        label = " to ".join(dict.fromkeys(f"{at['tau']:g}" for at in (some[0], some[-1])))
+        shown.append(place(some[0]["name"], "mixture, by tau", "teacher_mixture", label))
     arrows = [(i, i + 1) for i in range(len(shown) - 1)]
     shown += [place(ROUTED, ROUTED, "group_routed"), place(front["reference"], front["reference"], "personalized_bt")]
     shown += [place(name, name, "pafo") for name in front.get("students", ())]

@@ -91,7 +91,7 @@ def draw_majority_minority(
     if reference is not None:
         x, y = next(place for place, point in zip(at, points, strict=True) if point["name"] == reference)
         shade = axes.fill_between([x, 1], y, 1, color=COLORS[2], alpha=0.12, linewidth=0, zorder=0)
-        legend[f"neither below {short(reference)}"] = shade
+        legend[f"neither below {short(reference, 24)}"] = shade
     add_legend(figure, list(legend.values()), list(legend))
     return figure
 
