@@ -9,7 +9,7 @@ from helpers.parts import make_model, make_pairs
 from helpers.ranks import assert_wrapped, launch, needs_deepspeed, options, wrapper_of
 from helpers.rounding import rounding
 
-from trl_pafo.baselines import MGDARewardTrainer
+from trl_pafo.baselines import MGDARewardTrainer, PRLHFRewardTrainer
 from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.baselines.trainer import BaselineTrainer
 from trl_pafo.errors import ConfigError
@@ -17,6 +17,11 @@ from trl_pafo.errors import ConfigError
 NUM_STEPS = 5
 # Large steps, so that weights of groups matter within these few.
 CONSTANTS = {"group_dro": {"eta": 0.5}, "grpo_robust": {"eta": 0.05}}
+REFUSED = {
+    MGDARewardTrainer: "MGDA needs the gradient of each group by itself",
+    PRLHFRewardTrainer: "P-RLHF adds rows to the embeddings",
+}
+"""Trainers that only DDP launches."""
 
 
 def train(out: Path, model: str, mode: str) -> dict:
@@ -25,8 +30,8 @@ def train(out: Path, model: str, mode: str) -> dict:
     for method, kind in kinds.items():
         if not issubclass(kind, BaselineTrainer):
             continue
-        if mode != "ddp" and kind is MGDARewardTrainer:
-            with pytest.raises(ConfigError, match="MGDA needs the gradient of each group by itself"):
+        if mode != "ddp" and kind in REFUSED:
+            with pytest.raises(ConfigError, match=REFUSED[kind]):
                 kind(model, options(out / method), train_dataset=make_pairs())
             continue
         # Two processes draw the same pairs as one: the batches of a step are dealt out in turn.
@@ -67,7 +72,7 @@ def test_losses_and_weights_are_the_same_on_any_number_of_processes(mode, tmp_pa
     (alone,) = launch(train, 1, tmp_path / "one", model, "ddp")
     first, second = launch(train, 2, tmp_path / "two", model, mode, mode=mode)
     assert (alone.pop("processes"), first.pop("processes"), second.pop("processes")) == (1, 2, 2)
-    assert first.keys() == second.keys() == alone.keys() - ({"mgda"} if mode != "ddp" else set())
+    assert first.keys() == second.keys() == alone.keys() - ({"mgda", "p_rlhf"} if mode != "ddp" else set())
     for method in first:
         expected = alone[method]
         for found in (first[method], second[method]):

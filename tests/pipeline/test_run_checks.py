@@ -108,6 +108,19 @@ def test_past_pairs_that_are_read_whole_and_have_too_many_tokens(make_run, no_tr
         DataError, match="1 of 28 past pairs in the histories of the train data are longer than the 256 positions"
     ):
         make_run(rows, **options)()
+    rows = [row(0, "many", 9, "test", chosen=LONG), *make_rows("test", many=4, few=2)]
+    with pytest.raises(DataError, match=r"1 of \d+ past pairs in the histories of the test data are longer"):
+        make_run(None, rows, history_max_tokens=20, run={"methods": ["personalized_bt", "maxmin"], "overwrite": True})()
+
+
+def test_test_pairs_that_leave_no_place_for_tokens_of_users(make_run, no_trainer):
+    long = {"chosen": "what " * 117}  # with a past pair, which is as long, 250 tokens
+    nearly = [*make_rows("test", many=4, few=2), *(row(999, "few", n, "test", **long) for n in range(3))]
+    match = "2 of 14 pairs of the test data with P-RLHF's tokens of users are longer than the 256 positions"
+    with pytest.raises(DataError, match=match):
+        make_run(None, nearly, run={"methods": ["personalized_bt", "p_rlhf"]}, history_max_tokens=200)()
+    with pytest.raises(pytest.fail.Exception, match="a training was begun"):
+        make_run(None, nearly, run={"methods": ["personalized_bt"]}, history_max_tokens=200)()
 
 
 def test_groups_of_test_pairs_are_known_whatever_support_rates_say(make_run, no_trainer):

@@ -25,6 +25,7 @@ TRAINERS: dict[str, Entry] = {
     "fairness_coefficient": Entry("fairness coefficient", "fairness", "FairnessCoefficientRewardTrainer"),
     "soft_tail": Entry("soft tail", "soft_tail", "SoftTailRewardTrainer"),
     "mgda": Entry("MGDA", "mgda", "MGDARewardTrainer"),
+    "p_rlhf": Entry("P-RLHF", "p_rlhf", "PRLHFRewardTrainer"),
 }
 """Trainers, by the name of the method in a run."""
 

@@ -44,11 +44,14 @@ class BaselineTrainer(PAFORewardTrainer):
     def __init__(
         self, model: Any, args: Any = None, data_collator: Any = None, train_dataset: Any = None, *positional: Any, **kwargs: Any
     ):
-        if kwargs.get("teachers") or getattr(args, "teachers", None):
-            raise ConfigError(f"{type(self).__name__} has no teachers: leave `teachers` out, or use PAFORewardTrainer.")
+        self._refuse_teachers(args, kwargs)
         if train_dataset is not None:
             train_dataset = self._checked(train_dataset, data_collator)
         super().__init__(model, args, data_collator, train_dataset, *positional, **kwargs)
+
+    def _refuse_teachers(self, args: Any, more: dict[str, Any]) -> None:
+        if more.get("teachers") or getattr(args, "teachers", None):
+            raise ConfigError(f"{type(self).__name__} has no teachers: leave `teachers` out, or use PAFORewardTrainer.")
 
     def _checked(self, rows: Any, collator: Any) -> Any:
         if self.columns:

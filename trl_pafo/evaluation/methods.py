@@ -15,8 +15,8 @@ METHODS = (
 )
 """Those of `methods: [all]`, in this order."""
 
-RIVALS = tuple(method for method in (*TRAINERS, *USER_MODELS) if method not in METHODS)
-"""Losses and models of other papers, those of `rivals`."""
+RIVALS = (*(method for method in (*TRAINERS, *USER_MODELS) if method not in METHODS), "maxmin")
+"""Methods of other papers, those of `rivals`."""
 
 STUDENTS = ("pafo",)
 """Methods that distill teachers."""
@@ -29,6 +29,7 @@ TITLES = {
     "personalized_bt": "personalized BT",
     "worst_group_bt": "worst-group BT",
     **{method: entry.title for method, entry in (TRAINERS | USER_MODELS).items()},
+    "maxmin": "MaxMin-RLHF",
     "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
     "group_routed": "group-routed teachers",

@@ -82,8 +82,7 @@ def score_alone(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **sc
     alone = without_history(rows)
     desc = scoring.pop("desc", None)
     return [
-        score_mean(folders, alone, desc=desc and f"{desc}, teacher of {group}", **scoring)
-        for group, folders in sorted(teachers.items())
+        score_mean(folders, alone, desc=desc and f"{desc}, {group}", **scoring) for group, folders in sorted(teachers.items())
     ]
 
 
@@ -101,14 +100,26 @@ def score_mixture(
     those of `trl-pafo prepare`: beside what is read, with the complete `history`, of which those past pairs count that are read.
     The other arguments are those of [`TeacherMixture.margins`] and [`score_alone`].
     """
-    scored = score_alone(teachers, rows, **scoring)
+    scored, past_margins, past = score_with_past(teachers, rows, **scoring)
+    margins = mixture.margins(margins_of(scored), past_margins, past, tau)
+    return ScoredPairs(margins, np.zeros_like(margins))
+
+
+def score_with_past(
+    models: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any
+) -> tuple[list[ScoredPairs], FloatArray, list[list[int]]]:
+    """Prepared rows and the past pairs that they show under each of several models, all without a history.
+
+    Returns what [`score_alone`] gives of the rows; margins of the different past pairs, of shape `(num_past_pairs, num_models)`; and
+    for each row the numbers of its own among them.
+    """
+    scored = score_alone(models, rows, **scoring)
     entries, past = past_pairs_alone(rows)
     past = [own[:number] for own, number in zip(past, num_shown(rows), strict=True)]
     past_margins = np.zeros((0, len(scored)))
     if len(entries):
-        past_margins = margins_of(score_alone(teachers, entries, **scoring))
-    margins = mixture.margins(margins_of(scored), past_margins, past, tau)
-    return ScoredPairs(margins, np.zeros_like(margins))
+        past_margins = margins_of(score_alone(models, entries, **scoring))
+    return scored, past_margins, past
 
 
 def past_pairs_alone(rows: Dataset) -> tuple[Dataset, list[list[int]]]:

@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.front import add_student
+from trl_pafo.evaluation.maxmin import score_maxmin
 from trl_pafo.evaluation.methods import STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
 from trl_pafo.evaluation.reference_path import accuracies_of
@@ -20,6 +21,9 @@ from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
 from trl_pafo.trainer.config import PAFOConfig
+
+SCORERS = {"maxmin": score_maxmin}
+"""How pairs are scored under methods whose folder is no saved model."""
 
 
 def evaluate_run(
@@ -59,7 +63,7 @@ def evaluate_run(
         elif isinstance(source, FittedUserModel):
             scored = source.score()
         else:
-            score = score_routed if isinstance(source, dict) else score_rows
+            score = SCORERS.get(method, score_routed if isinstance(source, dict) else score_rows)
             scored = score(source, test, desc=desc, **how)
         rewards[method] = scored
         summaries[method] = summarize(scored)

@@ -12,7 +12,7 @@ from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
 from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, PICTURE, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
-from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG, has_tokenizer
 from trl_pafo.report.likes import likes_sentences
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
@@ -37,7 +37,7 @@ def write_cards(folder: str | Path) -> list[Path]:
     written = []
     for method in record.methods:
         model = record.folder / "models" / method
-        if model.is_dir():  # the group-routed teachers are not one model
+        if has_tokenizer(model):  # the group-routed teachers are not one model, and neither are those of MaxMin-RLHF
             card = run_card(record, method)
             if card.picture:
                 with replacing(model / PICTURE) as temporary:

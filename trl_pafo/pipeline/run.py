@@ -29,6 +29,7 @@ from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, 
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
 from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front, read_path, say_front
+from trl_pafo.pipeline.maxmin import maxmin
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
@@ -230,9 +231,22 @@ class Run(Trainings):
         students = [self._student(m, train, teachers, identities, shared, needs) for m in STUDENTS if m in run.methods]
         front = front_of(self, teachers, identities, data, path, of_groups) if path and run.predicts_front else None
         baselines = [baseline(self, method, train) for method in TRAINERS if method in run.methods]
+        several = maxmin(self, train.select(self._kept)) if "maxmin" in run.methods else None
         ensemble = distilled_ensemble(self, train.select(self._kept)) if "distilled_ensemble" in run.methods else []
         vectors = user_models(self, data, plain) if plain and of_users else []
-        in_order = (plain, *points.values(), path, *chosen, *baselines, *of_groups, front, *students, *ensemble, *vectors)
+        in_order = (
+            plain,
+            *points.values(),
+            path,
+            *chosen,
+            *baselines,
+            several,
+            *of_groups,
+            front,
+            *students,
+            *ensemble,
+            *vectors,
+        )
         stages = [stage for stage in in_order if stage is not None]
 
         # What is in the way is told before the first training, not between two.

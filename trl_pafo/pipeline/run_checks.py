@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.baselines.p_rlhf import NUM_USER_TOKENS
 from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.data import checks
 from trl_pafo.data.groups import count_by_group
@@ -103,20 +104,24 @@ def check_run_data(
         raise ConfigError(
             f"{' and '.join(needy)}: chosen on held-out pairs, and none are held out. Raise `validation_share`, or leave the method out."
         )
-    if of_users := [TITLES[method] for method in USER_MODELS if method in run.methods]:
-        if not any(num_shown(data["train"].select(np.flatnonzero(fits)))):
-            raise DataError(
-                f"No training pair has a past pair, and {' and '.join(of_users)} learn from nothing else what users are like. Give users at least "
-                "two pairs on different prompts, or leave these out of --methods."
-            )
-        for name in ("train", "test"):
-            past, _ = past_pairs_alone(data[name])
-            if len(past):  # read whole, where other methods cut them to their budget
-                what = f"past pairs in the histories of the {name} data"
-                check_positions(longest_sequences(past, tokenizer), longest, what, "the model", "past pair {}".format)
+    of_users = [TITLES[method] for method in USER_MODELS if method in run.methods]
+    if of_users and not any(num_shown(data["train"].select(np.flatnonzero(fits)))):
+        raise DataError(
+            f"No training pair has a past pair, and {' and '.join(of_users)} learn from nothing else what users are like. Give users at least "
+            "two pairs on different prompts, or leave these out of --methods."
+        )
+    for name in ("train", "test") if of_users else ("test",) if "maxmin" in run.methods else ():
+        past, _ = past_pairs_alone(data[name])
+        if len(past):  # read whole, where other methods cut them to their budget
+            what = f"past pairs in the histories of the {name} data"
+            check_positions(longest_sequences(past, tokenizer), longest, what, "the model", "past pair {}".format)
     judged = ["test", *(["validation"] if "validation" in data and "personalized_bt" in run.methods else [])]
     for name in judged:
         check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")
+    if "p_rlhf" in run.methods:
+        check_positions(
+            lengths["test"] + NUM_USER_TOKENS, longest, "pairs of the test data with P-RLHF's tokens of users", "the model"
+        )
     if given:
         checks.check_groups(data["train"], given, "The training data")
     for group, teacher in given.items():
