@@ -8,11 +8,12 @@ from helpers import small_runs
 from helpers.studies import make_config, pretend
 from pyarrow.parquet import read_table
 
+from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.errors import ConfigError, StudyError
 from trl_pafo.metrics import compare
 from trl_pafo.study.config import Trial
 from trl_pafo.study.doing import parts_of
-from trl_pafo.study.rows import ROWS, complete, read_rows
+from trl_pafo.study.rows import ROWS, complete, read_rows, rows_of_run
 from trl_pafo.study.study import Study
 from trl_pafo.study.tuning import TrialRun, choose
 
@@ -174,12 +175,24 @@ def test_tuning_that_cannot_be_is_refused(config, tuning, match):
         config(tuning=tuning)
 
 
-def test_a_trial_is_judged_on_its_validation_pairs(encoder, training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["bradley_terry", "lore"])
+def test_a_trial_is_judged_on_its_validation_pairs(encoder, training, tmp_path, monkeypatch, method):
+    """Those of a user model read features, which are made of the pairs that are judged."""
     monkeypatch.setattr(small_runs, "Run", TrialRun)
-    options = {"methods": ["bradley_terry"], "reference": "bradley_terry", "validation_share": 0.3, "validation_users": 8}
+    options = {
+        "methods": ["bradley_terry", method] if method == "lore" else [method],
+        "reference": "bradley_terry",
+        "validation_share": 0.3,
+        "validation_users": 8,
+    }
     results = small_runs.small_run(tmp_path / "run", training, encoder, **options)()
     users = {name: read_table(tmp_path / f"run/data/{name}.parquet")["user"].to_pylist() for name in ("validation", "test")}
-    _, judged, _ = correct(tmp_path / "run", "bradley_terry")
+    _, judged, _ = correct(tmp_path / "run", method)
     assert judged == users["validation"]
     assert not set(judged) & set(users["test"])
-    assert results["methods"]["bradley_terry"]["num_users"] == len(set(judged))
+    assert results["methods"][method]["num_users"] == len(set(judged))
+    row = next(row for row in rows_of_run(tmp_path / "run") if row["method"] == method)
+    expected = (
+        (2, 2) if method == "bradley_terry" else (USER_MODELS[method].load().num_steps, USER_MODELS[method].load().num_steps + 2)
+    )
+    assert (row["steps"], row["steps_in_all"]) == expected

@@ -201,7 +201,7 @@ class Run(Trainings):
         run, args = self.run, self.args
         prepared = self._prepare()
         self._do_or_require(prepared, prepares)
-        data = after_first(lambda: load_prepared(self.folder / "data"))
+        data = self._load()
         train = data["train"]
         given = as_teachers(args.teachers)  # type: ignore[arg-type]
         self._check(data, given)
@@ -260,6 +260,10 @@ class Run(Trainings):
         models |= {m: FittedUserModel(m, str(self.folder / FOLDER / m), features) for m in of_users}
         at = {point.multiple: str(self.folder / point.output) for point in points}
         return Plan(stages, partial(self._evaluation, models, str(sorted(identities.items())), data, front, at))
+
+    def _load(self) -> DatasetDict:
+        """The prepared pairs."""
+        return after_first(lambda: load_prepared(self.folder / "data"))
 
     def _do_or_require(self, stage: Stage, does: bool) -> None:
         if does:

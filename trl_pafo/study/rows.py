@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.evaluate import verdict_of
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS
@@ -59,7 +60,7 @@ def rows_of_run(folder: Path, reference: Path | None = None, seed: int = 0) -> l
         stages = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["stages"]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} is no finished run of trl-pafo ({error}). Finish it with its own command.") from error
-    steps = {name: _steps(folder / stage["output"]) for name, stage in stages.items()}
+    steps = {name: _steps(folder / stage["output"], stage["inputs"]) for name, stage in stages.items()}
     rows: list[Row] = []
     of_reference, verdicts = results["methods"][results["reference"]], results["verdicts"]
     if reference is not None:
@@ -102,9 +103,11 @@ def _as_scored(rewards: Rewards) -> ScoredPairs:
     return ScoredPairs(rewards.margins, np.zeros_like(rewards.margins))
 
 
-def _steps(output: Path) -> float:
-    """Optimizer steps of the model in a folder, NaN of anything else."""
+def _steps(output: Path, inputs: Mapping[str, Any]) -> float:
+    """Optimizer steps of what a stage has trained, as its Trainer or its inputs say; NaN of anything else."""
     state = output / "trainer_state.json"
+    if isinstance(steps := inputs.get("steps"), int):
+        return float(steps)
     return float(json.loads(state.read_text(encoding="utf-8"))["global_step"]) if state.is_file() else math.nan
 
 
@@ -114,7 +117,8 @@ def _needs(method: str, stage: str) -> bool:
         return stage.startswith("personalized_bt@")
     of_teachers = method in (*STUDENTS, *OF_TEACHERS) and stage.startswith("teacher")
     of_ensemble = method == "distilled_ensemble" and stage.startswith("ensemble_seed")
-    return stage == method or of_teachers or of_ensemble
+    of_features = method in USER_MODELS and stage == "bradley_terry"
+    return stage == method or of_teachers or of_ensemble or of_features
 
 
 def _of_groups(

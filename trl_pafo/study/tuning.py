@@ -6,7 +6,6 @@ from typing import Any
 from datasets import DatasetDict
 
 from trl_pafo.pipeline.run import Run
-from trl_pafo.pipeline.stage import Stage
 from trl_pafo.study.config import Trial, name_of
 from trl_pafo.study.rows import Row
 
@@ -20,12 +19,12 @@ class TrialRun(Run):
         with self.folder.locked():
             return self._do_stages()
 
-    def _evaluation(self, *inputs: Any) -> Stage:
-        return super()._evaluation(*(_judged_on_validation(part) if isinstance(part, DatasetDict) else part for part in inputs))
+    def _load(self) -> DatasetDict:
+        data = super()._load()
+        return DatasetDict({**data, "test": data["validation"]})
 
-
-def _judged_on_validation(data: DatasetDict) -> DatasetDict:
-    return DatasetDict({**data, "test": data["validation"]})
+    def _check(self, data: DatasetDict, given: dict[str, Any]) -> None:
+        super()._check(super()._load(), given)  # with the lengths that were counted
 
 
 def balanced_accuracy(rows: Sequence[Row]) -> float:
