@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.ranks import launch
+from helpers.ranks import assert_wrapped, launch, wrapper_of
 from helpers.small_runs import small_run
 from safetensors.torch import load_file
 
+from trl_pafo import PAFORewardTrainer
 from trl_pafo.errors import TrlPafoError
 from trl_pafo.pipeline import ranks
 from trl_pafo.report import page
@@ -74,18 +75,23 @@ def manifest(folder: Path) -> dict:
     return json.loads((folder / "manifest.json").read_text())["stages"]
 
 
+def assert_same_weights(one: Path, two: Path) -> list[Path]:
+    """All models are the same to rounding; their files."""
+    models = sorted(path.relative_to(one) for path in one.rglob("model.safetensors"))
+    assert models == sorted(path.relative_to(two) for path in two.rglob("model.safetensors"))
+    for path in models:
+        expected, got = load_file(one / path), load_file(two / path)
+        assert got.keys() == expected.keys()
+        for name, tensor in expected.items():
+            np.testing.assert_allclose(got[name], tensor, atol=1e-4, err_msg=f"{path}: {name}")
+    return models
+
+
 def test_the_run_is_that_of_one_process(runs):
     out, _, seen = runs
     one, two = manifest(out / "one"), manifest(out / "two")
     assert {name: stage["digest"] for name, stage in two.items()} == {name: stage["digest"] for name, stage in one.items()}
-    models = sorted(path.relative_to(out / "one") for path in (out / "one").rglob("model.safetensors"))
-    assert len(models) == 8  # bradley_terry, the point of the path and the chosen one, four teachers, the student
-    assert models == sorted(path.relative_to(out / "two") for path in (out / "two").rglob("model.safetensors"))
-    for path in models:
-        expected = load_file(out / "one" / path)
-        got = load_file(out / "two" / path)
-        for name, tensor in expected.items():
-            np.testing.assert_allclose(got[name], tensor, atol=1e-4, err_msg=f"{path}: {name}")
+    assert len(assert_same_weights(out / "one", out / "two")) == 8  # two models, the chosen point, four teachers, the student
     for path in (out / "one/results").glob("*.jsonl"):
         rows, others = (
             [json.loads(line) for line in (out / n / "results" / path.name).read_text().splitlines()] for n in ("one", "two")
@@ -141,3 +147,29 @@ def test_an_error_is_that_of_all(runs, what, told):
     *_, seen = runs
     for found in seen:
         assert re.match(told, found[what])
+
+
+def sharded_run_on_rank(out: Path, model: str, training: str) -> list[dict]:
+    page.SECTIONS = page.SECTIONS[:1]
+    wrappers, train = [], PAFORewardTrainer.train
+
+    def train_and_look(self, *args, **kwargs):
+        output = train(self, *args, **kwargs)
+        wrappers.append(wrapper_of(self))
+        return output
+
+    PAFORewardTrainer.train = train_and_look
+    make_run(out / "two", json.loads(training) | {"use_cpu": False}, model)()
+    return wrappers
+
+
+@pytest.mark.slow
+def test_models_that_are_sharded_make_the_same_run(decoder, training, short_report, tmp_path):
+    training |= {"adam_epsilon": 1e-5}
+    make_run(tmp_path / "one", training, decoder)()
+    seen = launch(sharded_run_on_rank, 2, tmp_path, decoder, json.dumps(training), mode="fsdp2", timeout=1500)
+    assert len(assert_same_weights(tmp_path / "one", tmp_path / "two")) == 8
+    for wrappers in seen:
+        assert len(wrappers) == 7
+        for wrapper in wrappers:
+            assert_wrapped(wrapper, "fsdp2")
