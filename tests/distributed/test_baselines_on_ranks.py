@@ -59,7 +59,7 @@ def train(out: Path, model: str, mode: str) -> dict:
 @pytest.mark.parametrize(
     "mode",
     [
-        "ddp",
+        pytest.param("ddp", marks=pytest.mark.slow),
         pytest.param("fsdp2", marks=pytest.mark.slow),
         pytest.param("zero2", marks=[pytest.mark.slow, needs_deepspeed]),
         pytest.param("zero3", marks=[pytest.mark.slow, needs_deepspeed]),

@@ -427,7 +427,7 @@ sys.exit(main(["serve", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_what_was_accepted_is_answered_before_it_stops(folder, model, number):
     command = [sys.executable, "-c", COMMAND, "--model_name_or_path", folder, "--port", "0"]
     # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.

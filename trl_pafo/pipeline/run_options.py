@@ -12,7 +12,7 @@ from trl import ModelConfig
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.models.number_format import fast_bf16
-from trl_pafo.pipeline.ranks import on_first
+from trl_pafo.pipeline.ranks import num_processes, on_first
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import FREE
@@ -64,7 +64,9 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
             value = canonical(getattr(options, field.name))
             if field.name not in _NOT_IN_FILE and value != default_of(field):
                 config[field.name] = value
-    launched = f"# On {args.world_size} processes.\n" if args.world_size > 1 else ""
+    launched = (
+        f"# On {num_processes()} processes.\n" if num_processes() > 1 else ""
+    )  # `args` know one where the first works alone
     return launched + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
