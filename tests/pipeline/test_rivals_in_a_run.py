@@ -80,6 +80,7 @@ def test_users_with_past_pairs_get_the_model_of_these_and_others_the_least(run, 
     assert [json.loads(line)["reward_chosen"] for line in lines] == pytest.approx(with_past.chosen, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interruption_costs_one_training(run, trainings, tmp_path):
     seen, stop_at = trainings
     stop_at[0] = 4

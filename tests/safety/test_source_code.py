@@ -72,7 +72,7 @@ def _faults_of_call(call: ast.Call) -> list[str]:
 def _needs_no_more(name: str, keywords: dict) -> bool:
     if name == "PeftModel.from_pretrained":  # an adapter on a base in memory: its folder is checked, it brings no code
         return True
-    if name == "RewardScorer.from_pretrained":  # loads by load_reward_model
+    if name in ("RewardScorer.from_pretrained", "FairRewardModel.from_pretrained"):  # load by load_reward_model
         return True
     return ("Tokenizer" in name or "Config" in name) and "trust_remote_code" in keywords
 

@@ -139,12 +139,16 @@ class PRLHFRewardTrainer(BaselineTrainer):
             check_student(model, options, trains=True)
             keep_reward_head(model, peft_config, options.get("revision"))
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(model, revision=options.get("revision"))
+                processing_class = AutoTokenizer.from_pretrained(
+                    model, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
+                )
             args.model_init_kwargs = None
             set_seed(args.seed)  # as the base class does before it draws a new head
             with suppress_seqcls_warning():
                 model = create_model_from_path(model, AutoModelForSequenceClassification, num_labels=1, **options)  # type: ignore[arg-type]
-        tokenizer = copy.deepcopy(AutoTokenizer.from_pretrained(name) if processing_class is None else processing_class)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        tokenizer = copy.deepcopy(processing_class)
         num_words = len(tokenizer)
         first = add_user_tokens(tokenizer, self.users, num_user_tokens)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:

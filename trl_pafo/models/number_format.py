@@ -10,6 +10,8 @@ from trl_pafo.prefix_sharing.attention import attend_in_float32
 
 MIN_GAIN = 1.1
 """How many times as fast bfloat16 must be to be taken: it rounds more, and times vary."""
+_HOPELESS = 2.0
+"""How many times as long bfloat16 takes where measuring it once more is a waste of seconds."""
 
 
 def fast_bf16(measure: Callable[[], tuple[float, float]] | None = None) -> bool:
@@ -50,8 +52,16 @@ def seconds_of_a_step(turns: int = 4, clock: Callable[[], float] = time.thread_t
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        pairs = [(step(False), step(True)) for _ in range(turns)]  # the first ones also make the kernels ready
+        pairs = []
+        for turn in range(turns):  # the first also makes the kernels ready
+            pairs.append((step(False), step(True)))
+            if turn and _least(pairs)[1] > _HOPELESS * _least(pairs)[0]:
+                break
     finally:
         torch.set_num_threads(threads)
+    return _least(pairs)
+
+
+def _least(pairs: list[tuple[float, float]]) -> tuple[float, float]:
     in_float32, in_bf16 = (min(times) for times in zip(*pairs, strict=True))
     return in_float32, in_bf16

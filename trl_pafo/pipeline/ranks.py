@@ -6,7 +6,6 @@ what the first does alone takes as long as it takes, and its error is that of al
 
 import gc
 import os
-import pickle
 import secrets
 import socket
 import time
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 
-from trl_pafo.errors import RunFolderError, TrainingError
+from trl_pafo.errors import RunFolderError, TrainingError, TrlPafoError
 from trl_pafo.models.weights import complete_weights
 from trl_pafo.trainer.evaluation import replaced
 
@@ -172,9 +171,7 @@ def _tell(found: Any) -> None:
 
 
 def _tell_error(error: Exception) -> None:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # of another library
+    if not isinstance(error, TrlPafoError) and type(error).__module__ != "builtins":  # of another library: not all can be sent
         error = TrainingError(f"{type(error).__name__}: {error}")
     _exchange((False, error))
 
