@@ -84,9 +84,9 @@ def test_a_draw_hangs_on_seed_epoch_and_row_alone():
 
 def test_numbers_of_past_pairs_are_drawn_evenly_from_the_least_on():
     rows = judged()
-    shown = draws(rows, min_history=2)
+    shown, lengths = draws(rows, min_history=2), [len(past) for past in rows["history"]]
     for length in (1, 2, 3):
-        found = Counter(each.num_history for each in shown if len(rows["history"][each.row]) == length)
+        found = Counter(each.num_history for each in shown if lengths[each.row] == length)
         assert set(found) == set(range(min(2, length), length + 1))
         mean = sum(found.values()) / len(found)
         assert max(abs(count - mean) for count in found.values()) < 5 * np.sqrt(mean)

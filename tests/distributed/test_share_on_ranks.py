@@ -56,7 +56,7 @@ SHARDED = [pytest.mark.slow, needs_deepspeed]
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
-        ("ddp", "lora"),
+        pytest.param("ddp", "lora", marks=pytest.mark.slow),
         pytest.param("ddp", "full", marks=pytest.mark.slow),
         pytest.param("fsdp2", "full", marks=pytest.mark.slow),
         pytest.param("fsdp2", "lora", marks=pytest.mark.slow),

@@ -60,6 +60,7 @@ def test_models_are_trained_in_turn_on_their_users(run, trainings, tmp_path):
     assert facts["num_users"] == [sum(own[m] == max(own) for own in best.values()) for m in range(2)]
 
 
+@pytest.mark.slow
 def test_users_with_past_pairs_get_the_model_of_these_and_others_the_least(run, tmp_path):
     run(**MAXMIN)()
     folder = tmp_path / "run/models/maxmin"

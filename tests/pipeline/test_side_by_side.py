@@ -34,6 +34,7 @@ def in_turn(run, tmp_path):
     return outcome(tmp_path / "in_turn")
 
 
+@pytest.mark.slow
 def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
     folder = tmp_path / "run"
     assert len(in_turn[1]) == 7  # two of the path, and that which is chosen
