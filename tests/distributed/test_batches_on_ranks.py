@@ -90,7 +90,7 @@ def by_hand(model: str, out: Path, steps: list[list[int]]) -> tuple[torch.nn.Mod
 @pytest.mark.parametrize(
     ("mode", "ways"),
     [
-        ("ddp", ["shared", "grouped", "random"]),
+        pytest.param("ddp", ["shared", "grouped", "random"], marks=pytest.mark.slow),
         pytest.param("fsdp2", ["grouped"], marks=pytest.mark.slow),
         pytest.param("zero2", ["grouped"], marks=SHARDED),
         pytest.param("zero3", ["grouped"], marks=SHARDED),
