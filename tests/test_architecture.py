@@ -25,15 +25,13 @@ ROOMS = (
     "teachers",
     "hub",
     "models",
-    "plotting",
     "metrics",
     "data",
     "prefix_sharing",
     "storage",
-    "versions",
     "errors",
 )
-FLAT = {"__init__", "errors", "plotting", "versions"}
+FLAT = {"__init__", "errors"}
 
 
 def room_of(path: Path) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trl_pafo.errors import TrlPafoError
     from trl_pafo.models.fair_reward_model import FairRewardModel
+    from trl_pafo.storage.versions import __version__
     from trl_pafo.trainer.collator import DataCollatorForGroupPreference
     from trl_pafo.trainer.config import PAFOConfig
     from trl_pafo.trainer.trainer import PAFORewardTrainer
-    from trl_pafo.versions import __version__
 
 
 def lazily(package: str, homes: dict[str, str]) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
@@ -25,7 +25,7 @@ def lazily(package: str, homes: dict[str, str]) -> tuple[list[str], Callable[[st
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if homes[name].startswith("trainer"):  # built on trl and transformers
-            import_module("trl_pafo.versions").check_versions()
+            import_module("trl_pafo.storage.versions").check_versions()
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return names, get, lambda: names
@@ -40,6 +40,6 @@ _, __getattr__, __dir__ = lazily(
         "PAFOConfig": "trainer.config",
         "PAFORewardTrainer": "trainer.trainer",
         "TrlPafoError": "errors",
-        "__version__": "versions",
+        "__version__": "storage.versions",
     },
 )

@@ -2,7 +2,7 @@
 
 import re
 
-from trl_pafo.versions import __version__
+from trl_pafo.storage.versions import __version__
 
 project, release = "trl-pafo", __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from trl_pafo.plotting import COLORS, MARKERS
+from trl_pafo.metrics.plotting import COLORS, MARKERS
 from trl_pafo.report import pictures
 
 LONG = "people who travel by train and like $x$ & <b>"

@@ -29,9 +29,9 @@ from trl_pafo.evaluation.reward_sources import name_sources, score_sources
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
+from trl_pafo.metrics.plotting import write_png
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.models.scoring import RewardScorer
-from trl_pafo.plotting import write_png
 from trl_pafo.report.front import draw_front
 from trl_pafo.report.people import draw_people
 from trl_pafo.report.record import group_definition

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` also those of TRL and transformers.")
         return 0
     if argv[0] in ("-V", "--version"):
-        from trl_pafo.versions import __version__
+        from trl_pafo.storage.versions import __version__
 
         print(f"trl-pafo {__version__}")
         return 0
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     import yaml
 
     from trl_pafo.cli.quiet import quiet
-    from trl_pafo.versions import check_versions
+    from trl_pafo.storage.versions import check_versions
 
     asks_for_help = bool({"-h", "--help"} & set(rest))
     if not asks_for_help:

@@ -15,7 +15,7 @@ from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows, rows_of_batch
 from trl_pafo.errors import DataError
-from trl_pafo.versions import __version__
+from trl_pafo.storage.versions import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from trl_pafo.models.safe_loading import identity_of_folder
 from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size, check_positions
 from trl_pafo.storage.files import digest_of_files, refuse_existing
 from trl_pafo.storage.growing import growing
-from trl_pafo.versions import __version__
+from trl_pafo.storage.versions import __version__
 
 REWARD_KEYS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 

@@ -1,6 +1,6 @@
 """Fairness over groups and users, on plain arrays: accuracies, inequality, intervals over users, the Pareto verdict.
 
-Numpy and scipy only: it knows no model, no trainer and no file of a run.
+Numpy and scipy only, and matplotlib in `plotting`, how every picture looks: it knows no model, no trainer and no file of a run.
 """
 
 from trl_pafo import lazily

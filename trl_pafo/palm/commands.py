@@ -100,8 +100,8 @@ def choose(args: Any) -> Result:
 
 def plot(args: Any) -> Result:
     """`trl-pafo portfolio plot`."""
+    from trl_pafo.metrics.plotting import write_png
     from trl_pafo.palm.files.pictures import draw_cells, draw_gap, draw_usage
-    from trl_pafo.plotting import write_png
 
     portfolio = _load(args.portfolio)
     num_rewards = portfolio.values.shape[1]
@@ -121,8 +121,8 @@ def plot(args: Any) -> Result:
 
 def compare(args: Any) -> Result:
     """`trl-pafo portfolio compare`."""
+    from trl_pafo.metrics.plotting import write_png
     from trl_pafo.palm.files.pictures import draw_sizes
-    from trl_pafo.plotting import write_png
 
     if args.candidates:
         _refuse_unused(args, ["policies"], "no effect beside --candidates, whose best is known for all weights")

@@ -28,11 +28,11 @@ from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base
 from trl_pafo.storage.files import link_folder
 from trl_pafo.storage.run_folder import RunFolder
+from trl_pafo.storage.versions import __version__
 from trl_pafo.trainer.cache_keys import student_inputs, training_inputs
 from trl_pafo.trainer.checkpoints import StepReport, train_and_save, write_checkpoints_to
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
-from trl_pafo.versions import __version__
 
 
 class Trainings:

@@ -11,7 +11,7 @@ from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.evaluation.rewards import ScoredPairs
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.pipeline.stage import Stage
-from trl_pafo.versions import __version__
+from trl_pafo.storage.versions import __version__
 
 if TYPE_CHECKING:
     from trl_pafo.pipeline.run import Run

@@ -8,7 +8,7 @@ import numpy as np
 
 from trl_pafo.evaluation.front import ROUTED
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.plotting import write_png
+from trl_pafo.metrics.plotting import write_png
 from trl_pafo.report.pictures import draw_majority_minority
 from trl_pafo.report.record import series_of
 from trl_pafo.report.tables import markdown_table

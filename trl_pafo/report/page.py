@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.plotting import as_svg
+from trl_pafo.metrics.plotting import as_svg
 from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, users
 from trl_pafo.report.likes import likes
@@ -100,7 +100,7 @@ def _write_page(path: Path, title: str, words: list[str], lead: list[str], secti
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    from trl_pafo.versions import __version__
+    from trl_pafo.storage.versions import __version__
 
     here = Path(__file__).parent
 

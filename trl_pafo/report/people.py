@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from trl_pafo.data.people import GROUPS, RATES, crossed, described_columns, groups_by_size, sureness_sentence
-from trl_pafo.plotting import FONT, GROUP_COLORS, TEXT, add_axes, new_figure, short
+from trl_pafo.metrics.plotting import FONT, GROUP_COLORS, TEXT, add_axes, new_figure, short
 from trl_pafo.report.record import Record
 from trl_pafo.report.sections import Picture, Section, number
 

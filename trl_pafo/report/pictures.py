@@ -8,8 +8,7 @@ import numpy as np
 
 from trl_pafo.metrics import user_accuracy
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.verdict import format_number, is_known
-from trl_pafo.plotting import (
+from trl_pafo.metrics.plotting import (
     COLORS,
     FONT,
     MARKERS,
@@ -22,6 +21,7 @@ from trl_pafo.plotting import (
     new_figure,
     short,
 )
+from trl_pafo.metrics.verdict import format_number, is_known
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ MAJORITY_MINORITY = "majority_minority.png"
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
     """The plain sentences and the table as Markdown and, where both were tested, the picture of majority against minority accuracy."""
-    from trl_pafo.plotting import write_png
+    from trl_pafo.metrics.plotting import write_png
 
     majority, minority = results["majority"], results["minority"]
     named = {TITLES.get(method, method): summary for method, summary in results["methods"].items()}

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trl_pafo.metrics.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
 from trl_pafo.metrics.verdict import is_known
-from trl_pafo.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
 from trl_pafo.report.record import series_of
 from trl_pafo.study.config import REFERENCE
 from trl_pafo.study.rows import ROLES, Row

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from trl_pafo.errors import ConfigError, RunFolderError, StudyError
-from trl_pafo.plotting import write_png
+from trl_pafo.metrics.plotting import write_png
 from trl_pafo.storage.files import alone, write_text
 from trl_pafo.study.config import Cell, StudyConfig, Trial
 from trl_pafo.study.doing import LOG, Attempt, do_cell, with_place

@@ -17,8 +17,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl_pafo.errors import ConfigError
 from trl_pafo.storage.files import remove
 from trl_pafo.storage.run_folder import KEPT
+from trl_pafo.storage.versions import __version__
 from trl_pafo.trainer.cache_keys import rounding_options
-from trl_pafo.versions import __version__
 
 _STATE = "trainer_state.json"
 _LAUNCHER = ("ACCELERATE_USE_", "ACCELERATE_DEEPSPEED_", "FSDP_")

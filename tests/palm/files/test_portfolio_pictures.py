@@ -8,9 +8,9 @@ from helpers.fronts import Finite
 from PIL import Image
 
 from trl_pafo.errors import PortfolioError
+from trl_pafo.metrics.plotting import write_png
 from trl_pafo.palm import Portfolio, build_portfolio, serve
 from trl_pafo.palm.files.pictures import draw_cells, draw_gap, draw_sizes, draw_usage
-from trl_pafo.plotting import write_png
 
 
 def make(num_rewards: int) -> Portfolio:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
+from trl_pafo.metrics.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
 from trl_pafo.palm.baselines import METHODS
 from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.portfolio import Portfolio
@@ -15,7 +16,6 @@ from trl_pafo.palm.solver.bounds import best_values
 from trl_pafo.palm.solver.regions import WeightRegion
 from trl_pafo.palm.solver.simplex import random_weights
 from trl_pafo.palm.users.serving import Service
-from trl_pafo.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from trl_pafo.plotting import COLORS, PAPER, TEXT, add_axes, add_legend, as_svg, new_figure, short, write_png
+from trl_pafo.metrics.plotting import COLORS, PAPER, TEXT, add_axes, add_legend, as_svg, new_figure, short, write_png
 
 EVIL = "<script>alert('x')</script> & -- cost $a$"
 

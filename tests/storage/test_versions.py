@@ -11,7 +11,7 @@ from packaging.version import Version
 import trl_pafo
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError
-from trl_pafo.versions import BUILT_ON, check_versions
+from trl_pafo.storage.versions import BUILT_ON, check_versions
 
 ROOT = Path(trl_pafo.__file__).parent.parent
 # Older ones may do, but none was tried: no build without CUDA was at hand.
