@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 from trl_pafo.errors import ConfigError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 BUILT_ON = ("trl", "transformers", "peft", "accelerate")
 
