@@ -110,7 +110,7 @@ def train(parts: Path, out: Path, case: str, student: str) -> dict[str, float]:
     from peft import LoraConfig
 
     from trl_pafo import PAFOConfig, PAFORewardTrainer
-    from trl_pafo.teachers.loaded import TeacherModels
+    from trl_pafo.trainer.loaded_teachers import TeacherModels
 
     rng = np.random.default_rng(0)
     ids = lambda: rng.integers(6, 40, 64).tolist()  # noqa: E731

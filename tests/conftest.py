@@ -17,6 +17,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from helpers.fake_hub import FakeHub
 from helpers.parts import make_model, make_pairs
 
 from trl_pafo.report.page import SECTIONS
@@ -95,3 +96,11 @@ def training() -> dict[str, object]:
         "report_to": "none",
         "disable_tqdm": True,
     }
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """The Hub that a test pushes to."""
+    found = FakeHub()
+    monkeypatch.setattr("trl_pafo.models.upload.HfApi", found)
+    return found

@@ -22,8 +22,6 @@ ROOMS = (
     "evaluation",
     "baselines",
     "trainer",
-    "teachers",
-    "hub",
     "models",
     "metrics",
     "data",

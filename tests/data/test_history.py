@@ -14,6 +14,7 @@ from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.history import (
     HistoryCutter,
     is_rendered,
+    past_pairs,
     remember_rendering,
     render_history,
     without_history,
@@ -275,3 +276,13 @@ class TestRender:
         assert plain.features == rendered.features
         assert plain.remove_columns("chat_template_kwargs")[:] == rendered.remove_columns("chat_template_kwargs")[:]
         assert all(kwargs == {"history": []} for kwargs in plain["chat_template_kwargs"])
+
+
+def test_past_pairs_are_listed_once_and_known_by_their_texts():
+    def past(number, rejected="no"):
+        return {"prompt": f"p{number}", "chosen": "yes", "rejected": rejected}
+
+    rows = Dataset.from_dict({"history": [[past(1), past(2)], None, [past(2), past(1, "nope")], []]})
+    pairs, of_row = past_pairs(rows)
+    assert pairs.to_list() == [past(1), past(2), past(1, "nope")]
+    assert of_row == [[0, 1], [], [1, 2], []]

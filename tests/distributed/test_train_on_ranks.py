@@ -32,9 +32,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import trl_pafo.teachers.loaded
+import trl_pafo.trainer.loaded_teachers
 from trl_pafo import PAFORewardTrainer
-from trl_pafo.teachers.loaded import TeacherModels
+from trl_pafo.trainer.loaded_teachers import TeacherModels
 
 
 def given_teachers(parts: Path, teachers: str) -> dict | None:
@@ -51,7 +51,7 @@ def evaluation_pairs() -> Dataset:
 def watched_teachers() -> Iterator[tuple[list, list]]:
     """Weak references to the teachers that are loaded inside, and how each stands in memory."""
     loaded, placed = [], []
-    load, place = trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load
+    load, place = trl_pafo.trainer.loaded_teachers.load_reward_model, TeacherModels._load
 
     def load_and_remember(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -65,11 +65,11 @@ def watched_teachers() -> Iterator[tuple[list, list]]:
         sharded_layers = sum(isinstance(m, FSDPModule) and "DecoderLayer" in type(m).__name__ for m in self._model.modules())
         placed.append({"share": share, "sharded_layers": sharded_layers, "is_adapter": hasattr(self._model, "peft_config")})
 
-    trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load_and_remember, place_and_remember
+    trl_pafo.trainer.loaded_teachers.load_reward_model, TeacherModels._load = load_and_remember, place_and_remember
     try:
         yield loaded, placed
     finally:
-        trl_pafo.teachers.loaded.load_reward_model, TeacherModels._load = load, place
+        trl_pafo.trainer.loaded_teachers.load_reward_model, TeacherModels._load = load, place
 
 
 def train(out: Path, parts: Path, student: str) -> dict:

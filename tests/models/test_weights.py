@@ -28,8 +28,8 @@ from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_sequence
 from trl_pafo.models.weights import check_reward_model, find_gaps
 from trl_pafo.palm.oracles.decoding import _member
 from trl_pafo.pipeline.starting_points import start_of
-from trl_pafo.teachers.loaded import TeacherModels, by_backbone
-from trl_pafo.teachers.teacher import Teacher, check_teacher
+from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
+from trl_pafo.trainer.teacher import Teacher, check_teacher
 
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
 SIZES = {

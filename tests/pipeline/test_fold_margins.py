@@ -10,9 +10,9 @@ from helpers.parts import make_pairs, make_tokenizer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.template import add_history_template
+from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature
 from trl_pafo.pipeline import fold_margins as module
 from trl_pafo.pipeline.fold_margins import with_fold_margins
-from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature
 
 TEACHERS = {"minority": ["minority 0", "minority 1"], "majority": ["majority 0", "majority 1"]}
 

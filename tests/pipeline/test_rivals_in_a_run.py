@@ -8,8 +8,8 @@ import pytest
 from helpers.parts import files_of
 
 from trl_pafo.data.history import rows_as_messages, without_history
-from trl_pafo.evaluation.maxmin import FACTS, score_maxmin
 from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.pipeline.maxmin import FACTS, score_maxmin
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.checkpoints import train_and_save

@@ -24,7 +24,7 @@ from trl_pafo.pipeline import starting_points
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
 from trl_pafo.pipeline.starting_points import start_of, student_model, teacher_model
-from trl_pafo.teachers.loaded import TeacherModels
+from trl_pafo.trainer.loaded_teachers import TeacherModels
 
 LORA = {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
 MODELS = ("bradley_terry", "personalized_bt", "pafo")

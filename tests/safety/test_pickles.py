@@ -18,7 +18,7 @@ from trl_pafo.models.base_models import materialize_model
 from trl_pafo.models.safe_loading import check_model_folder, local_folder, safe_init_kwargs
 from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.palm import MixedPolicy
-from trl_pafo.teachers.teacher import Teacher
+from trl_pafo.trainer.teacher import Teacher
 
 REFUSED = "no weights in safetensors.*pickle.*can run code when it is read"
 

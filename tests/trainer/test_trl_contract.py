@@ -182,19 +182,19 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}.save_model",
-        "trl_pafo/hub/trainer_mixin.py, save_model, which writes the card when a user asks for the model",
+        "trl_pafo/trainer/hub_mixin.py, save_model, which writes the card when a user asks for the model",
         "self output_dir _internal_call",
         ("if self.args.push_to_hub and (not _internal_call): _", "self.push_to_hub(commit_message='Model save'..."),
     ),
     Contract(
         f"{TRAINER}.init_hf_repo",
-        "trl_pafo/hub/trainer_mixin.py, init_hf_repo, which sets what pushing needs",
+        "trl_pafo/trainer/hub_mixin.py, init_hf_repo, which sets what pushing needs",
         None,  # `private` came later
         ("self.hub_model_id = repo_url.repo_id", "self.push_in_progress = None"),
     ),
     Contract(
         f"{TRAINER}.push_to_hub",
-        "trl_pafo/hub/trainer_mixin.py, push_to_hub, which pushes chosen files and does not call super()",
+        "trl_pafo/trainer/hub_mixin.py, push_to_hub, which pushes chosen files and does not call super()",
         None,
         (
             "self.callback_handler.on_push_begin(self.args, self.state, self.control)",
@@ -204,7 +204,7 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._push_from_checkpoint",
-        "trl_pafo/hub/trainer_mixin.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
+        "trl_pafo/trainer/hub_mixin.py, _push_from_checkpoint, which pushes chosen files and does not call super()",
         "self checkpoint_folder",
         (
             "if not self.args.hub_always_push and self.push_in_progress is not None and (not self.push_in_progress.is_done()): _",
@@ -213,13 +213,13 @@ CONTRACTS = [
     ),
     Contract(
         f"{TRAINER}._finish_current_push",
-        "trl_pafo/hub/trainer_mixin.py, push_to_hub, which waits for what is being pushed",
+        "trl_pafo/trainer/hub_mixin.py, push_to_hub, which waits for what is being pushed",
         "self",
         ("self.push_in_progress.wait_until_done()",),
     ),
     Contract(
         "trl.trainer.base_trainer:_BaseTrainer.create_model_card",
-        "trl_pafo/hub/trainer_mixin.py, create_model_card, which writes a card of its own to the same file",
+        "trl_pafo/trainer/hub_mixin.py, create_model_card, which writes a card of its own to the same file",
         "self model_name dataset_name tags",
         ("model_card.save(os.path.join(self.args.output_dir, 'README.md'))",),
     ),

@@ -10,12 +10,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-from trl_pafo.data.history import history_of, is_rendered
+from trl_pafo.data.history import history_of, is_rendered, past_pairs
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import replacing
-from trl_pafo.teachers.targets import past_pairs
 
 _SIDES = ("chosen", "rejected")
 

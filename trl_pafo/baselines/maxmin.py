@@ -10,7 +10,7 @@ from scipy.special import log_expit
 
 from trl_pafo.errors import DataError
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.teachers.posterior import history_scores
+from trl_pafo.metrics.group_posterior import history_scores
 
 NUM_ROUNDS = 3
 

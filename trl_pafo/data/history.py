@@ -1,5 +1,6 @@
 """A user's past pairs, cut to what a model is shown and rendered into the prompt by the chat template (`template.py`)."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.messages import as_messages, content_text
+from trl_pafo.data.messages import as_messages, content_key, content_text
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import ConfigError, DataError
 
@@ -278,3 +279,19 @@ def remember_rendering(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         longest = max(longest, len(history))
         shown |= {name for entry in history for name in HISTORY_FIELDS if entry.get(name)}
     HistoryCutter(tokenizer, longest, fields=[name for name in HISTORY_FIELDS if name in shown] or HISTORY_FIELDS).remember()
+
+
+def past_pairs(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
+    """The different past pairs in the `history` of rows, and for each row the numbers of its own among them."""
+    number_of: defaultdict[tuple[str, ...], int] = defaultdict(lambda: len(number_of))
+    different: list[dict[str, Any]] = []
+    past: list[list[int]] = []
+    for row in read_rows(rows, ["history"]):
+        own = []
+        for entry in row["history"] or []:
+            number = number_of[tuple(content_key(entry[name]) for name in HISTORY_FIELDS)]
+            if number == len(different):
+                different.append({name: entry[name] for name in HISTORY_FIELDS})
+            own.append(number)
+        past.append(own)
+    return Dataset.from_list(different), past

@@ -23,9 +23,9 @@ from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.metrics import pair_correctness, percentile_interval
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells, group_totals, user_cells
+from trl_pafo.metrics.group_posterior import fit_temperature
 from trl_pafo.metrics.intervals import fewest_users, honest_ends
 from trl_pafo.metrics.verdict import decide
-from trl_pafo.teachers.posterior import fit_temperature
 
 TAUS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TOLERANCE = 0.01

@@ -11,11 +11,10 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike
 
-from trl_pafo.data.history import history_of, rows_as_messages, without_history
+from trl_pafo.data.history import history_of, past_pairs, rows_as_messages, without_history
 from trl_pafo.evaluation.rewards import ScoredPairs, score_mean
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
-from trl_pafo.teachers.targets import past_pairs
+from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def score_with_past(
 
 
 def past_pairs_alone(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
-    """[`~trl_pafo.teachers.targets.past_pairs`] as rows that are rendered without a history."""
+    """[`~trl_pafo.data.history.past_pairs`] as rows that are rendered without a history."""
     entries, past = past_pairs(rows)
     if len(entries):
         entries = rows_as_messages(entries).add_column("chat_template_kwargs", [{"history": []}] * len(entries))  # type: ignore[arg-type]

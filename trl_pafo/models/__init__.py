@@ -1,11 +1,14 @@
-"""Saved models: where they are, how they are loaded safely, and the rewards that they give. It knows no groups and no training."""
+"""Saved models: where they are, how they are loaded safely, the rewards that they give, their cards and the Hub. It knows no method and no
+training."""
 
 from trl_pafo import lazily
 
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
+        "Card": "card",
         "FairRewardModel": "fair_reward_model",
+        "HubError": "upload",
         "RewardScorer": "scoring",
         "load_reward_model": "scoring",
         "load_tokenizer": "base_models",
@@ -14,5 +17,6 @@ __all__, __getattr__, __dir__ = lazily(
         "score_pairs": "scoring",
         "score_sequences": "scoring",
         "set_threads": "base_models",
+        "upload_model": "upload",
     },
 )

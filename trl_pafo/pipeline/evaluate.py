@@ -11,11 +11,11 @@ from datasets import DatasetDict
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.front import add_student
-from trl_pafo.evaluation.maxmin import score_maxmin
 from trl_pafo.evaluation.methods import STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
 from trl_pafo.evaluation.reference_path import accuracies_of
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
+from trl_pafo.pipeline.maxmin import score_maxmin
 from trl_pafo.pipeline.user_models import FittedUserModel
 from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results

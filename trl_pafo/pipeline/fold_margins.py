@@ -11,7 +11,7 @@ from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.evaluation.mixture import past_pairs_alone
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.teachers.posterior import GroupLikelihood, fit_temperature, history_scores
+from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores
 
 
 def with_fold_margins(

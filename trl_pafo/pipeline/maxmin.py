@@ -9,10 +9,10 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from trl_pafo.baselines.maxmin import NUM_ROUNDS, hard_em, user_log_likelihood
+from trl_pafo.baselines.maxmin import NUM_ROUNDS, hard_em, serve, user_log_likelihood
 from trl_pafo.data.history import without_history
-from trl_pafo.evaluation.maxmin import FACTS, folders_of
 from trl_pafo.evaluation.methods import TITLES
+from trl_pafo.evaluation.mixture import score_with_past
 from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
 from trl_pafo.pipeline.ranks import on_first
 from trl_pafo.pipeline.stage import Stage
@@ -22,6 +22,8 @@ from trl_pafo.storage.run_folder import KEPT
 if TYPE_CHECKING:
     from trl_pafo.pipeline.run import Run
 
+FACTS = "maxmin.json"
+"""File beside the models: `num_users`, the training users of each, and `offset`, its mean reward on the training responses."""
 _DONE = "trainer_state.json"
 """File that a training writes last."""
 
@@ -73,3 +75,20 @@ def maxmin(run: "Run", train: Dataset) -> Stage:
 
     inputs = run._inputs(run.model, method=method, num_models=num_models, num_rounds=NUM_ROUNDS, max_steps=steps)
     return Stage(method, f"models/{method}", inputs | run._inputs_of_scoring(), work, steps=num_models * NUM_ROUNDS * steps)
+
+
+def folders_of(folder: str | Path, num_models: int) -> list[Path]:
+    """Where the models are."""
+    return [Path(folder) / f"model_{number:02}" for number in range(1, num_models + 1)]
+
+
+def score_maxmin(folder: str | Path, rows: Dataset, **scoring: Any) -> ScoredPairs:
+    """Score each row under the model that explains its history best, and without a history by the least reward of all
+    ([`~trl_pafo.baselines.maxmin.serve`]). Rows are those of `trl-pafo prepare`, `scoring` as for
+    [`~trl_pafo.evaluation.mixture.score_alone`].
+    """
+    offset = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))["offset"]
+    models = {path.name: str(path) for path in folders_of(folder, len(offset))}
+    scored, past_margins, past = score_with_past(models, rows, **scoring)
+    rewards = np.stack([np.stack(pairs, axis=1) for pairs in scored], axis=2)
+    return ScoredPairs(*serve(rewards, past_margins, past, offset).T)

@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 from trl_pafo.baselines.table import TRAINERS
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES
-from trl_pafo.hub.card import CARD_NAME, FEWEST_USERS, PICTURE, Accuracy, Card, GroupCount, hides_groups, hub_ids
-from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
 from trl_pafo.metrics.verdict import is_known
+from trl_pafo.models.card import CARD_NAME, FEWEST_USERS, PICTURE, Accuracy, Card, GroupCount, hides_groups, hub_ids
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, has_tokenizer
+from trl_pafo.models.upload import create_repo, files_to_push, upload_model
 from trl_pafo.report.likes import likes_sentences
 from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
@@ -96,7 +96,7 @@ def push_run(
 
     The repository, `name` or `namespace/name`, is made where it does not exist, private if its owner's settings or `private` say
     so. `method` is the model of the run, by default PAFO's. `commit` are `token`, `revision`, `message` and `base_model` of
-    [`~trl_pafo.hub.upload.upload_model`].
+    [`~trl_pafo.models.upload.upload_model`].
 
     Raises:
         ConfigError: If the run has no such model, or it is a teacher's.

@@ -23,10 +23,9 @@ from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, RunArguments
 from trl_pafo.evaluation.reference_path import CHOSEN, Point
-from trl_pafo.hub.card import base_id
-from trl_pafo.hub.trainer_mixin import check_strategy
-from trl_pafo.hub.upload import create_repo
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
+from trl_pafo.models.card import base_id
+from trl_pafo.models.upload import create_repo
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
 from trl_pafo.pipeline.evaluate import evaluate_run
 from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front, read_path, say_front
@@ -47,9 +46,10 @@ from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder, digest_of
-from trl_pafo.teachers.teacher import Teacher, as_teachers
 from trl_pafo.trainer.checkpoints import keep_for
 from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.hub_mixin import check_strategy
+from trl_pafo.trainer.teacher import Teacher, as_teachers
 
 _BY_WHICH = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 

@@ -23,9 +23,9 @@ from trl_pafo.evaluation.mixture import num_shown, past_pairs_alone
 from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
-from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.teacher import Teacher, check_teacher
 
 logger = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ def pafo_loss(
         margin (`torch.Tensor` of shape `(num_rows,)`):
             The student's margins `D`.
         teacher_margin (`torch.Tensor` of shape `(num_rows,)`):
-            The target of each row as a margin `D_T` ([`~trl_pafo.teachers.targets.Targets`]).
+            The target of each row as a margin `D_T` ([`~trl_pafo.trainer.targets.Targets`]).
         has_label (`torch.Tensor` of shape `(num_rows,)`, bool):
             False on pairs under the history of another user.
         alpha (`float`):

@@ -10,7 +10,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.history import remembered
-from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id
+from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id
 
 PAPER = {
     "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
@@ -69,7 +69,7 @@ def reward_model_card(
     """The card of a model that was trained by a method of this package, a key of `HOW_TRAINED` or one that `how_trained` tells of.
 
     The tokenizer remembers how the training pairs were read. Of the options of the training some are shown, and its `base` only if
-    it is on the Hub. `known` are other attributes of [`~trl_pafo.hub.card.Card`].
+    it is on the Hub. `known` are other attributes of [`~trl_pafo.models.card.Card`].
     """
     read = remembered(tokenizer)
     if read is not None:

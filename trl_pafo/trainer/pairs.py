@@ -19,9 +19,9 @@ from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.teachers.teacher import Teacher, check_teacher
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import is_tokenized
+from trl_pafo.trainer.teacher import Teacher, check_teacher
 
 logger = get_logger(__name__)
 

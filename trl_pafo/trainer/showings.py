@@ -13,7 +13,7 @@ from trl_pafo.data.history import without_history
 from trl_pafo.data.rows import rows_of_batch
 from trl_pafo.data.showings import HistoryDraw, Showing
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
-from trl_pafo.teachers.targets import Targets
+from trl_pafo.trainer.targets import Targets
 
 logger = get_logger(__name__)
 

@@ -15,28 +15,28 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import ConfigError
-from trl_pafo.hub.card import Card
-from trl_pafo.hub.trainer_mixin import HubMixin
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
+from trl_pafo.models.card import Card
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
 from trl_pafo.prefix_sharing.packing_choice import PackingChoice, choose_packing
-from trl_pafo.teachers.agreement import Agreement, agreement
-from trl_pafo.teachers.margins import TeacherMargins
-from trl_pafo.teachers.targets import targets_from_columns, targets_from_teachers
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher, TeacherSpec, as_teachers
+from trl_pafo.trainer.agreement import Agreement, agreement
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
+from trl_pafo.trainer.hub_mixin import HubMixin
 from trl_pafo.trainer.losses import pafo_loss
+from trl_pafo.trainer.margins import TeacherMargins
 from trl_pafo.trainer.model_card import card_of_training
 from trl_pafo.trainer.pairs import PairPreparer
 from trl_pafo.trainer.samplers import DrawnOrder, EpochOfSampler, is_tokenized, row_lengths
 from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, shown_pairs
+from trl_pafo.trainer.targets import targets_from_columns, targets_from_teachers
+from trl_pafo.trainer.teacher import QuantizedBase, Teacher, TeacherSpec, as_teachers
 
 logger = get_logger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.hub.card import CARD_NAME
-from trl_pafo.hub.template import escaped
-from trl_pafo.hub.upload import files_to_push
+from trl_pafo.models.card import CARD_NAME
+from trl_pafo.models.card_template import escaped
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.upload import files_to_push
 from trl_pafo.palm.core import OracleCall
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.storage.files import new_folder, write_text

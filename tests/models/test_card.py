@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.hub.card import Accuracy, Card, GroupCount, base_id, hub_ids, with_base, with_repo
-from trl_pafo.hub.template import one_line
 from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
+from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id, hub_ids, with_base, with_repo
+from trl_pafo.models.card_template import one_line
 
 REPO_ID = re.compile(r"(?:[A-Za-z0-9](?:[\w.-]{0,94}[\w-])?/)?[A-Za-z0-9_](?:[\w.-]{0,94}[\w-])?", re.A)
 EVIL = [

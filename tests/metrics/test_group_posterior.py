@@ -5,8 +5,8 @@ import pytest
 from scipy.optimize import approx_fprime, minimize
 
 from trl_pafo.errors import DataError
-from trl_pafo.teachers import posterior as module
-from trl_pafo.teachers.posterior import (
+from trl_pafo.metrics import group_posterior as module
+from trl_pafo.metrics.group_posterior import (
     TEMPERATURES,
     GroupLikelihood,
     fit_temperature,

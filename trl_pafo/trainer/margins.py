@@ -15,8 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.storage.files import replacing
-from trl_pafo.teachers.loaded import TeacherModels, by_backbone
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher
+from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
+from trl_pafo.trainer.teacher import QuantizedBase, Teacher
 
 logger = logging.getLogger(__name__)
 

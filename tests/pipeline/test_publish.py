@@ -13,7 +13,7 @@ from trl import ModelConfig
 from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, RunFolderError, TrlPafoError
 from trl_pafo.evaluation.methods import RunArguments
-from trl_pafo.hub.template import escaped
+from trl_pafo.models.card_template import escaped
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.run import Run
 from trl_pafo.report.plain_words import plain_sentences
@@ -80,7 +80,7 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
 
 
 def test_the_students_card_says_in_plain_words_what_changed_and_what_groups_like(run, monkeypatch):
-    monkeypatch.setattr("trl_pafo.hub.card.FEWEST_USERS", 1)
+    monkeypatch.setattr("trl_pafo.models.card.FEWEST_USERS", 1)
     sign = {
         "sign": "with the word “snow”",
         "is_word": True,
@@ -105,7 +105,7 @@ def test_the_students_card_says_in_plain_words_what_changed_and_what_groups_like
 
 def test_the_students_card_shows_the_picture_of_the_run_while_groups_may_be_told(run, monkeypatch, hub: FakeHub):
     with monkeypatch.context() as patch:
-        patch.setattr("trl_pafo.hub.card.FEWEST_USERS", 1)
+        patch.setattr("trl_pafo.models.card.FEWEST_USERS", 1)
         write_cards(run)
     picture = (run / "results/majority_minority.png").read_bytes()
     assert {path.parent.name: path.read_bytes() for path in run.glob("models/*/accuracy.png")} == {"pafo": picture}

@@ -12,8 +12,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.hub.card import CARD_NAME, Card, hub_ids
-from trl_pafo.hub.upload import create_repo, files_to_push, upload_model
+from trl_pafo.models.card import CARD_NAME, Card, hub_ids
+from trl_pafo.models.upload import create_repo, files_to_push, upload_model
 from trl_pafo.storage.files import replacing, write_text
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from trl_pafo.hub.template import Raw, card_environment, one_line
+from trl_pafo.models.card_template import Raw, card_environment, one_line
 
 CARD_NAME = "README.md"
 PICTURE = "accuracy.png"

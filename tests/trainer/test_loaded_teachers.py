@@ -12,11 +12,11 @@ from helpers.parts import make_adapter, make_model
 from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
-import trl_pafo.teachers.loaded
+import trl_pafo.trainer.loaded_teachers
 from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.models.scoring import load_reward_model
-from trl_pafo.teachers.loaded import TeacherModels, by_backbone
-from trl_pafo.teachers.teacher import as_teachers
+from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
+from trl_pafo.trainer.teacher import as_teachers
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def models_of(teachers, tokenizer, **options) -> TeacherModels:
 def test_adapters_of_one_base_share_it(adapters, decoder, sequences, monkeypatch):
     loads = []
     monkeypatch.setattr(
-        trl_pafo.teachers.loaded, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
+        trl_pafo.trainer.loaded_teachers, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
     )
     with models_of(adapters, decoder) as models:
         for group in ("b", "a", "c", "a"):  # in any order, each head with its adapter
@@ -176,9 +176,11 @@ class TestMarginsOfPairs:
 
     def test_shared_rows_give_the_margins_of_two_rows(self, adapters, decoder, pairs, monkeypatch):
         calls = []
-        score_pairs = trl_pafo.teachers.loaded.score_pairs
+        score_pairs = trl_pafo.trainer.loaded_teachers.score_pairs
         monkeypatch.setattr(
-            trl_pafo.teachers.loaded, "score_pairs", lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k)
+            trl_pafo.trainer.loaded_teachers,
+            "score_pairs",
+            lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k),
         )
         with models_of(adapters, decoder) as models:
             for group in ("b", "a"):

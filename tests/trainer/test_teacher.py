@@ -14,7 +14,7 @@ from trl_pafo.data.history import HistoryCutter, remembered, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import TeacherError
 from trl_pafo.models import safe_loading
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
+from trl_pafo.trainer.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_what_is_no_teacher_is_refused(teachers, match):
 def test_a_teacher_is_resolved_once(adapter, decoder, monkeypatch):
     looked = []
     folder_of = safe_loading.local_folder
-    monkeypatch.setattr("trl_pafo.teachers.teacher.local_folder", lambda name: looked.append(name) or folder_of(name))
+    monkeypatch.setattr("trl_pafo.trainer.teacher.local_folder", lambda name: looked.append(name) or folder_of(name))
     teacher = Teacher("a", adapter)
     check_teacher(teacher, AutoTokenizer.from_pretrained(decoder))
     assert teacher.config is teacher.config

@@ -1,20 +1,17 @@
 """What a student is to learn of each showing of a training pair: the margins of the teachers, weighed by the groups of the history."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.messages import content_key
+from trl_pafo.data.history import past_pairs
 from trl_pafo.data.rows import read_rows
-from trl_pafo.teachers.margins import TeacherMargins
-from trl_pafo.teachers.posterior import GroupLikelihood, history_scores, mixture_margin, posterior
-from trl_pafo.teachers.teacher import Teacher
+from trl_pafo.metrics.group_posterior import GroupLikelihood, history_scores, mixture_margin, posterior
+from trl_pafo.trainer.margins import TeacherMargins
+from trl_pafo.trainer.teacher import Teacher
 
 FloatArray = NDArray[np.float64]
 
@@ -61,22 +58,6 @@ def score_pairs(
     for place, (name, mine) in enumerate(numbers.items()):
         margins[mine, place] = scored[name]
     return margins
-
-
-def past_pairs(rows: Dataset) -> tuple[Dataset, list[list[int]]]:
-    """The different past pairs in the `history` of rows, and for each row the numbers of its own among them."""
-    number_of: defaultdict[tuple[str, ...], int] = defaultdict(lambda: len(number_of))
-    different: list[dict[str, Any]] = []
-    past: list[list[int]] = []
-    for row in read_rows(rows, ["history"]):
-        own = []
-        for entry in row["history"] or []:
-            number = number_of[tuple(content_key(entry[name]) for name in HISTORY_FIELDS)]
-            if number == len(different):
-                different.append({name: entry[name] for name in HISTORY_FIELDS})
-            own.append(number)
-        past.append(own)
-    return Dataset.from_list(different), past
 
 
 def posterior_of_histories(log_likelihood: FloatArray, group: Sequence[str], tau: float) -> FloatArray:

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
-from trl_pafo.teachers import margins as module
-from trl_pafo.teachers.margins import TeacherMargins
+from trl_pafo.trainer import margins as module
+from trl_pafo.trainer.margins import TeacherMargins
 
 GROUPS = ["a", "b", "b", "a", "b"]
 ROWS = Dataset.from_dict(

@@ -8,7 +8,7 @@ from accelerate import PartialState
 from helpers.parts import make_pairs, make_teachers
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.teachers.agreement import Agreement, agreement
+from trl_pafo.trainer.agreement import Agreement, agreement
 
 
 def test_a_tie_is_half_and_each_group_is_counted_by_itself():

@@ -9,8 +9,8 @@ from helpers.parts import make_model
 from huggingface_hub import ModelCard
 
 from trl_pafo.cli import main
-from trl_pafo.hub.card import Card
-from trl_pafo.hub.upload import HubError, create_repo, files_to_push, upload_model
+from trl_pafo.models.card import Card
+from trl_pafo.models.upload import HubError, create_repo, files_to_push, upload_model
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_weights_of_another_kind_go_and_other_files_stay(model, hub):
 def test_an_adapter_names_no_folder_of_this_machine(adapter, hub, caplog):
     assert {path.name for path in files_to_push(adapter)} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     create_repo("lab/fair")
-    with caplog.at_level(logging.WARNING, "trl_pafo.hub.upload"):
+    with caplog.at_level(logging.WARNING, "trl_pafo.models.upload"):
         upload_model(adapter, "lab/fair")
     assert "--base_model NAMESPACE/NAME" in caplog.text
     assert json.loads(hub.repos["lab/fair"].files["adapter_config.json"]) == {"base_model_name_or_path": "base", "r": 2}

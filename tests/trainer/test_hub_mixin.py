@@ -16,9 +16,9 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.hub.card import Card
-from trl_pafo.hub.trainer_mixin import HubMixin
-from trl_pafo.hub.upload import HubError
+from trl_pafo.models.card import Card
+from trl_pafo.models.upload import HubError
+from trl_pafo.trainer.hub_mixin import HubMixin
 
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
 

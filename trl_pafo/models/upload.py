@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.hub.card import CARD_NAME, PICTURE, with_base, with_repo
+from trl_pafo.models.card import CARD_NAME, PICTURE, with_base, with_repo
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.models.scoring import check_positions, load_reward_model, positions_of, score_pairs
 from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
-from trl_pafo.teachers.sharding import in_turn, shard, shards_the_student
-from trl_pafo.teachers.teacher import QuantizedBase, Teacher
+from trl_pafo.trainer.teacher import QuantizedBase, Teacher
+from trl_pafo.trainer.teacher_sharding import in_turn, shard, shards_the_student
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_pafo.teachers.targets import (
+from trl_pafo.trainer.targets import (
     Targets,
     group_numbers,
-    past_pairs,
     posterior_of_histories,
     score_pairs,
     targets_from_teachers,
@@ -76,16 +75,6 @@ def test_histories_that_tell_the_group_are_likely_under_it():
     assert min(told) > 0.85
     assert np.mean(told) == pytest.approx(((said[:, 1] > said[:, 0]) == (group == "b")).mean(), abs=0.05)
     assert targets.margins == pytest.approx(said)
-
-
-def test_past_pairs_are_listed_once_and_known_by_their_texts():
-    def past(number, rejected="no"):
-        return {"prompt": f"p{number}", "chosen": "yes", "rejected": rejected}
-
-    rows = Dataset.from_dict({"history": [[past(1), past(2)], None, [past(2), past(1, "nope")], []]})
-    pairs, of_row = past_pairs(rows)
-    assert pairs.to_list() == [past(1), past(2), past(1, "nope")]
-    assert of_row == [[0, 1], [], [1, 2], []]
 
 
 def test_numbers_of_groups_have_the_order_that_is_asked_for():
