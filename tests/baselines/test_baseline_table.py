@@ -8,6 +8,7 @@ import pytest
 import trl_pafo.baselines
 from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 from trl_pafo.baselines.user_model import UserModel
+from trl_pafo.evaluation.methods import RIVALS, TITLES
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
@@ -29,9 +30,10 @@ def test_every_other_entry_is_fitted_to_features(method):
     assert entry.load() is getattr(trl_pafo.baselines, entry.name)
 
 
-def test_titles_tell_methods_apart():
-    titles = {entry.title for entry in (TRAINERS | USER_MODELS).values()}
-    assert len(titles) == len(TRAINERS) + len(USER_MODELS)
+def test_every_entry_is_a_method_and_every_rival_is_an_entry():
+    assert {*TRAINERS, *USER_MODELS} <= set(TITLES)
+    assert set(RIVALS) <= {*TRAINERS, *USER_MODELS, "maxmin"}
+    assert len(set(TITLES.values())) == len(TITLES)
 
 
 def test_the_list_loads_no_heavy_library():

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field
 from itertools import chain
 
-from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 from trl_pafo.data.sources.arguments import DataArguments, option
 from trl_pafo.errors import ConfigError
 
@@ -14,9 +13,6 @@ METHODS = (
     *("pafo", "group_routed", "teacher_mixture"),
 )
 """Those of `methods: [all]`, in this order."""
-
-RIVALS = (*(method for method in (*TRAINERS, *USER_MODELS) if method not in METHODS), "maxmin")
-"""Methods of other papers, those of `rivals`."""
 
 STUDENTS = ("pafo",)
 """Methods that distill teachers."""
@@ -28,7 +24,18 @@ TITLES = {
     "bradley_terry": "Bradley-Terry",
     "personalized_bt": "personalized BT",
     "worst_group_bt": "worst-group BT",
-    **{method: entry.title for method, entry in (TRAINERS | USER_MODELS).items()},
+    "reweighted_bt": "reweighted BT",
+    "group_dro": "group DRO",
+    "grpo_robust": "GRPO-robust",
+    "fairness_regularized": "fairness regularization",
+    "fairness_coefficient": "fairness coefficient",
+    "soft_tail": "soft tail",
+    "mgda": "MGDA",
+    "p_rlhf": "P-RLHF",
+    "vpl": "VPL",
+    "gpo": "GPO",
+    "lore": "LoRe",
+    "mrm": "MRM",
     "maxmin": "MaxMin-RLHF",
     "distilled_ensemble": "distilled ensemble",
     "pafo": "PAFO",
@@ -37,6 +44,9 @@ TITLES = {
 }
 """Names for people. The group-routed teachers route each test pair to the teacher of its group: it needs the label at inference. The
 mixed teachers are weighed by the user's history."""
+
+RIVALS = tuple(method for method in TITLES if method not in METHODS)
+"""Methods of other papers, those of `rivals`."""
 
 
 @dataclass
