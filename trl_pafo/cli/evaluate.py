@@ -19,6 +19,13 @@ def make_parser(prog: str | None = None) -> Any:
             },
         )
         dataset_split: str | None = field(default=None, metadata={"help": "Split of a folder or Hub id. Default: test."})
+        benchmark: str | None = field(
+            default=None,
+            metadata={
+                "help": "The pairs are a public benchmark in its own schema: personalized_rewardbench or personal_rewardbench. Its own measures "
+                "are reported too."
+            },
+        )
         columns: list[str] | None = field(
             default=None, metadata={"help": "What columns are: user=NAME prompt=NAME ...; most are recognized."}
         )
@@ -66,7 +73,11 @@ def main(args: Any) -> None:
     results = evaluate_models(args.sources(), data, split=split, **options)
     print(f"Data: {results['dataset']}\n")
     print(plain_table(results["methods"], worst_group=True))
-    if results["majority"] is None:
+    for name, measures in results.get("own_measures", {}).items():
+        print(
+            f"{name} by {results['benchmark']}'s own measures: {', '.join(f'{key} {value:.4g}' for key, value in measures.items())}"
+        )
+    if results["majority"] is None and not args.benchmark:
         print(
             "The data have no column `group`, so nothing is said of groups. Name it (--columns group=COLUMN), or make groups of the users' "
             "agreement (--minority_quantile 0.2)."

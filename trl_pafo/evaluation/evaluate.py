@@ -13,12 +13,13 @@ from datasets import Dataset
 
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.rendering import InputRenderer
+from trl_pafo.data.sources.benchmarks import load_benchmark
 from trl_pafo.data.sources.files import load_pairs
 from trl_pafo.data.sources.tables import REWARDS, ROW
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.reward_sources import columns_in, name_sources, score_sources
 from trl_pafo.evaluation.rewards import ScoredPairs
-from trl_pafo.metrics import compare, fairness_summary, pair_correctness
+from trl_pafo.metrics import compare, fairness_summary, pair_correctness, preference_score, win_rates
 from trl_pafo.metrics.accuracy import encode_pairs
 from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
@@ -26,6 +27,9 @@ from trl_pafo.models.safe_loading import identity_of_folder, local_folder
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import json_ready, new_folder, write_text
+
+OWN_MEASURES = {"personalized_rewardbench": win_rates, "personal_rewardbench": preference_score}
+"""What the authors of each benchmark report, from the margins and groups of its pairs."""
 
 
 def verdict_of(
@@ -89,6 +93,7 @@ def evaluate_models(
     *,
     reference: Any = None,
     split: str | None = None,
+    benchmark: str | None = None,
     columns: Mapping[str, str] | list[str] | None = None,
     preferred_values: Mapping[str, Any] | list[str] | None = None,
     minority_quantile: float | None = None,
@@ -119,6 +124,8 @@ def evaluate_models(
             several.
         split (`str`, *optional*):
             Split of a folder or Hub id, by default `"test"`.
+        benchmark (`str`, *optional*):
+            `data` is a public benchmark in its own schema, see [`~trl_pafo.data.sources.benchmarks.load_benchmark`].
         columns, preferred_values (*optional*):
             What the columns and their values are, as in [`~trl_pafo.data.sources.arguments.DataArguments`].
         minority_quantile, minority_threshold (`float`, *optional*):
@@ -138,7 +145,8 @@ def evaluate_models(
 
     Returns:
         `dict`, ready for JSON: `methods` (a summary a model), `verdicts` against the `reference`, `majority` and `minority`, `models` (what
-        each is), `dataset` and what was read of it (`read`).
+        each is), `dataset` and what was read of it (`read`); of a `benchmark` its name, and `own_measures`, what its authors report, a
+        model.
 
     Raises:
         ConfigError, DataError, TeacherError: If an option, a model, its rewards or the data cannot be used.
@@ -161,9 +169,12 @@ def evaluate_models(
     name_sources(models, reference)
     how = {"num_history": num_history, "history_max_tokens": history_max_tokens, "history_fields": history_fields, "bf16": bf16}
     table: dict[str, Any] = {"columns": columns, "preferred_values": preferred_values}
+    if benchmark and (named := [f"--{name}" for name, value in table.items() if value]):
+        raise ConfigError(f"{', '.join(named)}: no effect on a benchmark, whose columns are known. Leave it out.")
     table |= {"minority_quantile": minority_quantile, "minority_threshold": minority_threshold}
     with nullcontext() if output_dir is None else new_folder(Path(output_dir)) as out:
-        rows, read = load_pairs(data, split, scores=columns_in(models), **table)
+        given, part = (load_benchmark(benchmark, _path_of(data), split), None) if benchmark else (data, split)
+        rows, read = load_pairs(given, part, scores=columns_in(models), **table)
         what = f"The data {data}" if isinstance(data, str | Path) else "The table"
         user, group, support = (_column(rows, name) for name in ("user", "group", "support_rate"))
         encoded = encode_pairs(user, group, len(rows))  # one group a user
@@ -193,6 +204,7 @@ def evaluate_models(
                 "minority": minority,
                 "models": {name: s if isinstance(s, str) else s._asdict() for name, s in sources.items()},
                 "reference": compared,
+                **({"benchmark": benchmark, "own_measures": _own_measures(benchmark, scored, group)} if benchmark else {}),
                 "methods": {name: summary_of(pairs, rows, num_resamples) for name, pairs in scored.items()},
                 "verdicts": {
                     name: verdict_of(pairs, scored[compared], rows, [str(folders[n]) for n in (name, compared) if n in folders])
@@ -207,6 +219,16 @@ def evaluate_models(
                 write_rewards(out, file, rows, scored[name])
             write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
+
+
+def _path_of(data: Any) -> str | Path:
+    if not isinstance(data, str | Path):
+        raise ConfigError("A benchmark is read from a folder, file or Hub id. Give its path, or leave out `benchmark`.")
+    return data
+
+
+def _own_measures(benchmark: str, scored: Mapping[str, ScoredPairs], group: list[Any] | None) -> dict[str, dict[str, float]]:
+    return {name: OWN_MEASURES[benchmark](pairs.chosen - pairs.rejected, group) for name, pairs in scored.items()}
 
 
 def _scorer_of(source: str, how: Mapping[str, Any], beside_others: bool, has_history: bool) -> RewardScorer:

@@ -19,9 +19,11 @@ __all__, __getattr__, __dir__ = lazily(
         "max_min": "inequality",
         "pair_correctness": "accuracy",
         "percentile_interval": "intervals",
+        "preference_score": "accuracy",
         "spearman": "support",
         "std": "inequality",
         "theil": "inequality",
         "user_accuracy": "accuracy",
+        "win_rates": "accuracy",
     },
 )

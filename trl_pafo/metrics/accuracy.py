@@ -39,6 +39,48 @@ def pair_correctness(margins: ArrayLike) -> FloatArray:
     return 0.5 * (np.sign(margins) + 1.0)
 
 
+def win_rates(margins: ArrayLike, part: Iterable[object] | None = None) -> dict[str, float]:
+    """Counts as Personalized RewardBench reports them, which gives nothing for a tie (their `evaluation/pointwise.py`).
+
+    Args:
+        margins (array of shape `(num_pairs,)`):
+            Rewards of the chosen minus rewards of the rejected responses, in reward units.
+        part (`Iterable`, one a pair, *optional*):
+            Its subset.
+
+    Returns:
+        `dict[str, float]`: `chosen_win_rate`, the share of pairs whose chosen response has the higher reward; `chosen_win_rate/{part}` of
+        each subset; `ties`, a number of pairs; and `mean_difference` of the rewards.
+
+    Raises:
+        DataError: If a margin is NaN.
+    """
+    margins = np.asarray(margins, dtype=np.float64)
+    wins = pair_correctness(margins) == 1
+    found = {"chosen_win_rate": float(wins.mean())}
+    names, codes = encode_labels(part, "group", len(wins)) if part is not None else ([], None)
+    found |= {f"chosen_win_rate/{name}": float(wins[codes == code].mean()) for code, name in enumerate(names)}
+    return found | {"ties": float((margins == 0).sum()), "mean_difference": float(margins.mean())}
+
+
+def preference_score(margins: ArrayLike, part: Iterable[object] | None = None) -> dict[str, float]:
+    """The number that PersonalRewardBench's authors compute over pairs: 1 for a right one, -1 for a wrong one, 0 for a tie (`evaluate`
+    of their `synthesizeme.py`, which asks a judge in both orders; a reward has the same sign in both). `part` has no effect.
+
+    Args:
+        margins (array of shape `(num_pairs,)`):
+            Rewards of the chosen minus rewards of the rejected responses, in reward units.
+
+    Returns:
+        `dict[str, float]`: `mean` in [-1, 1], and the `accuracy` that is the same on a scale from 0 to 1.
+
+    Raises:
+        DataError: If a margin is NaN.
+    """
+    accuracy = float(pair_correctness(margins).mean())
+    return {"mean": 2 * accuracy - 1, "accuracy": accuracy}
+
+
 def user_accuracy(correct: ArrayLike, user: Iterable[object]) -> tuple[list[str], FloatArray, IntArray]:
     """Accuracy of each user over its own pairs.
 
