@@ -73,6 +73,20 @@ class TestScore:
         for found, wanted in zip(answers, expected, strict=True):
             assert found == pytest.approx(wanted, abs=rounding(*wanted.values()))
 
+    def test_responses_in_a_list_as_the_class_in_python_takes_them(self, service, model):
+        request = {"prompt": ASK["prompt"], "responses": ["kindly sir", "haha lol", "ok"], "history": PAST}
+        expected = model.score(**request)
+        assert len({round(reward, 3) for reward in expected}) == 3
+        status, answer = service.ask("/score", [request, ASK])
+        assert (status, set(answer[0]), set(answer[1])) == (200, {"rewards"}, {"reward"})
+        assert answer[0]["rewards"] == pytest.approx(expected, abs=rounding(*expected))
+        assert service.ask("/score", request)[1]["rewards"] == pytest.approx(expected, abs=rounding(*expected))
+        for wrong in ({"responses": "ok"}, {"responses": []}, {"response": "ok"}):
+            status, answer = service.ask("/score", {**request, **wrong})
+            assert (status, answer["detail"][0]["item"]) == (422, 0)
+            assert "item 0: `responses` must be a list of responses, without response, chosen" in answer["detail"][0]["error"]
+        assert service.ask("/score", {**request, "responses": ["ok"] * 1025})[0] == 413
+
     def test_each_item_that_is_wrong_is_named_and_none_is_scored(self, service):
         before = service.number("trl_pafo_items_total")
         rows = [

@@ -53,18 +53,24 @@ class RequestReader:
         self.max_items, self.max_tokens = max_items, max_tokens
 
     def score(self, body: bytes) -> Asked:
-        """A line of `trl-pafo score`, or a list of them; the answer has the rewards alone, of one or in a list.
+        """A line of `trl-pafo score`, or a list of them; the answer has the rewards alone, of one or in a list. An item may have `responses`,
+        a list, as a request of [`~trl_pafo.models.FairRewardModel.score_batch`] does; its answer has `rewards`.
 
         Raises:
             RefusedError: If something cannot be scored.
         """
         given = _parse(body)
         rows = given if isinstance(given, list) else [given]
-        tokens = self._tokens(rows, lambda row, place: tokens_alone(self.scorer, self.users, row, place)[1])
+        tokens = self._tokens(rows, self._tokens_of_row)
 
         def answer(rewards: list[float]) -> Any:
             found = iter(rewards)
-            answers = [{REWARD_KEYS[side]: next(found) for side in row} for row in tokens]
+            answers = [
+                {"rewards": [next(found) for _ in row]}
+                if "responses" in asked
+                else {REWARD_KEYS[side]: next(found) for side in row}
+                for asked, row in zip(rows, tokens, strict=True)
+            ]
             return answers if isinstance(given, list) else answers[0]
 
         items = [number for number, row in enumerate(tokens) for _ in row]
@@ -102,9 +108,10 @@ class RequestReader:
         """Token ids of all items, or all that is wrong with them."""
         if not rows:
             raise RefusedError(422, "The list holds no items.")
-        if len(rows) > self.max_items:
+        num_items = sum(len(row["responses"]) if _has_list(row) else 1 for row in rows)
+        if num_items > self.max_items:
             raise RefusedError(
-                413, f"{len(rows)} items are more than the {self.max_items} of a request (--max_items). Send fewer at once."
+                413, f"{num_items} items are more than the {self.max_items} of a request (--max_items). Send fewer at once."
             )
         if self.users is not None:
             try:
@@ -130,6 +137,19 @@ class RequestReader:
             raise RefusedError(422, *errors)
         return tokens
 
+    def _tokens_of_row(self, row: dict[str, Any], place: str) -> dict[str, list[int]]:
+        """Token ids by side, or by number where there are `responses`."""
+        if "responses" not in row:
+            return tokens_alone(self.scorer, self.users, row, place)[1]
+        shared = {name: value for name, value in row.items() if name != "responses"}
+        if not isinstance(row["responses"], list) or not row["responses"] or {*REWARD_KEYS} & set(shared):
+            raise DataError(f"{place}: `responses` must be a list of responses, without {', '.join(REWARD_KEYS)} beside it.")
+        rows = ({**shared, "response": response} for response in row["responses"])
+        return {
+            str(n): tokens_alone(self.scorer, self.users, one, f"{place}, response {n}")[1]["response"]
+            for n, one in enumerate(rows)
+        }
+
     def _tokens_of_text(self, row: dict[str, Any], place: str) -> dict[str, list[int]]:
         if not isinstance(row["response"], str) or not row["response"].strip():
             raise DataError(
@@ -143,6 +163,10 @@ class RequestReader:
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
         made = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": self.name}
         return {**made, "data": data, "usage": usage}
+
+
+def _has_list(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("responses"), list)
 
 
 def _parse(body: bytes) -> Any:

@@ -102,7 +102,7 @@ class Study:
             self._do(cell, f"[{number} of {len(waiting)}] {cell.title}")
             left, taken = len(waiting) - number, (time.monotonic() - began) / number
             if left:
-                print(f"    {left} {what} left, about {seconds_in_words(taken * left)}", flush=True)
+                print(f"    {left} {what if left > 1 else what[:-1]} left, about {seconds_in_words(taken * left)}", flush=True)
             self.write()
 
     def _do(self, cell: Cell, title: str) -> None:

@@ -67,7 +67,7 @@ def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
             How many cells the study has, where that is known.
     """
     done = len({key_of(row) for row in rows})
-    counted = f"{done} cells" if num_cells is None else f"{done} of {num_cells} cells are done"
+    counted = f"{done} cell{'s' if done != 1 else ''}" if num_cells is None else f"{done} of {num_cells} cells are done"
     parts = [f"# Study\n\n{counted}. {_HOW_TO_READ}"]
     blocks = blocks_of(rows)
     for place, summaries in summarize(rows).items():
