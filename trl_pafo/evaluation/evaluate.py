@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +28,10 @@ from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import json_ready, new_folder, write_text
 
-OWN_MEASURES = {"personalized_rewardbench": win_rates, "personal_rewardbench": preference_score}
+OWN_MEASURES: dict[str, Callable[[Any, Any], dict[str, float]]] = {
+    "personalized_rewardbench": win_rates,
+    "personal_rewardbench": lambda margins, _: preference_score(margins),
+}
 """What the authors of each benchmark report, from the margins and groups of its pairs."""
 
 

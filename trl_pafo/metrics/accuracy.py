@@ -57,15 +57,18 @@ def win_rates(margins: ArrayLike, part: Iterable[object] | None = None) -> dict[
     """
     margins = np.asarray(margins, dtype=np.float64)
     wins = pair_correctness(margins) == 1
-    found = {"chosen_win_rate": float(wins.mean())}
-    names, codes = encode_labels(part, "group", len(wins)) if part is not None else ([], None)
-    found |= {f"chosen_win_rate/{name}": float(wins[codes == code].mean()) for code, name in enumerate(names)}
-    return found | {"ties": float((margins == 0).sum()), "mean_difference": float(margins.mean())}
+    of_parts = {} if part is None else group_accuracy(wins, part)
+    return {
+        "chosen_win_rate": float(wins.mean()),
+        **{f"chosen_win_rate/{name}": rate for name, rate in of_parts.items()},
+        "ties": float((margins == 0).sum()),
+        "mean_difference": float(margins.mean()),
+    }
 
 
-def preference_score(margins: ArrayLike, part: Iterable[object] | None = None) -> dict[str, float]:
+def preference_score(margins: ArrayLike) -> dict[str, float]:
     """The number that PersonalRewardBench's authors compute over pairs: 1 for a right one, -1 for a wrong one, 0 for a tie (`evaluate`
-    of their `synthesizeme.py`, which asks a judge in both orders; a reward has the same sign in both). `part` has no effect.
+    of their `synthesizeme.py`, which asks a judge in both orders; a reward has the same sign in both).
 
     Args:
         margins (array of shape `(num_pairs,)`):
