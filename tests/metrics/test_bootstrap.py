@@ -126,6 +126,8 @@ def test_percentile_interval_is_numpys_over_what_is_known():
 def test_so_few_users_that_their_range_misses_the_middle_too_often(confidence, fewest):
     assert fewest_users(confidence) == fewest
     assert 2 ** (1 - fewest) <= 1 - confidence < 2 ** (2 - fewest)
+    with pytest.raises(ConfigError, match="must be above 0"):
+        fewest_users(1.0)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,7 @@ def test_so_few_users_that_their_range_misses_the_middle_too_often(confidence, f
         (0.2, 0.2, 0.2, 20, None, (np.nan, np.nan)),  # no resample differs
         (1.0, 1.0, 1.0, 6, (0.0, 1.0), tuple(stats.binomtest(6, 6).proportion_ci(0.95, method="exact"))),
         (0.0, 0.0, 0.0, 20, (0.0, 1.0), tuple(stats.binomtest(0, 20).proportion_ci(0.95, method="exact"))),
+        (0.5, 0.5, 0.5, 6, (-1.0, 1.0), (0.5 - 1.5 * (1 - 0.025 ** (1 / 6)), 1 - 0.5 * 0.025 ** (1 / 6))),
         (0.5, 0.5, 0.5, 6, (0.0, 1.0), (0.5 * 0.025 ** (1 / 6), 1 - 0.5 * 0.025 ** (1 / 6))),
         (np.nan, np.nan, np.nan, 9, None, (np.nan, np.nan)),
     ],

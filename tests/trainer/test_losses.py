@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.trainer.losses import DISTILLATION_LOSSES, pafo_loss
+from trl_pafo.trainer.losses import DISTILLATION_LOSSES, bradley_terry, pafo_loss
 
 
 def naive(name: str, d: float, t: float, temperature: float) -> float:
@@ -71,6 +71,18 @@ def test_pafo_loss_equals_a_naive_loop(name, rows):
     assert result.bradley_terry.item() == pytest.approx(bt, rel=1e-12)
     assert result.distillation.item() == pytest.approx(distilled, rel=1e-12)
     assert result.loss.item() == pytest.approx(alpha * bt + (1 - alpha) * distilled, rel=1e-12)
+
+
+def test_what_is_not_given_is_temperature_1_no_offset_and_bce(rows):
+    margin, teacher, has_label = rows
+    naive_bt = [math.log(1 + math.exp(-d)) for d in margin.tolist()]
+    assert bradley_terry(margin).tolist() == pytest.approx(naive_bt, rel=1e-12)
+    naive_bce = [naive("bce", d, t, 1.0) for d, t in zip(margin.tolist(), teacher.tolist(), strict=True)]
+    assert DISTILLATION_LOSSES["bce"](margin, teacher).tolist() == pytest.approx(naive_bce, rel=1e-12)
+    found = pafo_loss(margin, teacher, has_label, alpha=0.5)
+    assert found.distillation.item() == pytest.approx(sum(naive_bce) / len(margin), rel=1e-12)
+    labeled = sum(loss for loss, label in zip(naive_bt, has_label.tolist(), strict=True) if label)
+    assert found.bradley_terry.item() == pytest.approx(labeled / len(margin), rel=1e-12)
 
 
 def test_large_margins_stay_finite():

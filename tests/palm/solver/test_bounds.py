@@ -20,6 +20,7 @@ def sphere_bound(d: int, num_answers: int) -> UpperBound:
 @pytest.mark.parametrize("d", [2, 3, 4, 5])
 def test_vertices_and_program_agree_and_lie_above_the_truth(d: int) -> None:
     bound = sphere_bound(d, 12)
+    assert bound._vertices is not None  # or each row would be a program
     weights = np.random.default_rng(1).dirichlet(np.ones(d), 15)
     upper = bound.at(weights)
     assert np.allclose(upper, [bound.solve(row) for row in weights], atol=1e-8)
@@ -36,7 +37,10 @@ def test_with_a_kl_term_the_bound_is_convexity_and_the_additive_bound(d: int, se
     asked = np.vstack([np.eye(d), rng.dirichlet(np.ones(d), 4)])
     optimum = gibbs.optimum(asked)
     weights = rng.dirichlet(np.ones(d), 4)
-    upper = UpperBound(asked, optimum, beta=beta).at(weights)
+    bound = UpperBound(asked, optimum, beta=beta)
+    assert bound._vertices is not None
+    upper = bound.at(weights)
+    assert upper == pytest.approx([bound.solve(row) for row in weights], abs=1e-7)
     assert (upper >= gibbs.optimum(weights) - 1e-9).all()
     for row, value in zip(weights, upper, strict=True):
         # The dual: a mean of asked weights, plus the 1-norm of what it falls short by; V* >= 0 at weight 0.
@@ -47,6 +51,19 @@ def test_with_a_kl_term_the_bound_is_convexity_and_the_additive_bound(d: int, se
         )
         assert value == pytest.approx(answer.fun, abs=1e-7)
         assert value <= (optimum + np.maximum(row - asked, 0).sum(axis=1)).min() + 1e-7
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_another_range_of_rewards_moves_and_stretches_the_bound(beta: float) -> None:
+    # No single reward was asked for, so that the range itself bounds some of them.
+    asked = np.random.default_rng(2).dirichlet(np.full(3, 5.0), 5)
+    bounds, weights = Sphere.optimum(asked), np.vstack([np.eye(3), np.full((1, 3), 1 / 3)])
+    plain = UpperBound(asked, bounds, beta)
+    moved = UpperBound(asked, 3 * bounds - 1, beta, (-1.0, 2.0))
+    assert moved._vertices is not None
+    assert plain.at(weights).max() == pytest.approx(1.0)
+    for upper in (moved.at(weights), [moved.solve(row) for row in weights]):
+        assert upper == pytest.approx(3 * plain.at(weights) - 1, abs=1e-7)
 
 
 def test_a_reward_that_nothing_earns_makes_the_polytope_flat() -> None:
@@ -65,3 +82,4 @@ def test_many_weights_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(3)
     weights, values, costs = rng.random((23, 3)), rng.random((4, 3)), rng.random(4)
     assert np.allclose(best_values(weights, values, costs), (weights @ values.T - costs).max(axis=1))
+    assert best_values(weights[:0], values, costs).shape == (0,)

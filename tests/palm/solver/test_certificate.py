@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm import UpperBound, certify
+from trl_pafo.palm import Pool, UpperBound, certify
+from trl_pafo.palm.solver.certificate import corner_values
 
 
 def additive_by_programs(members: np.ndarray, pool: np.ndarray) -> float:
@@ -77,6 +78,7 @@ def test_one_member_against_one_policy_by_hand() -> None:
     assert certificate.additive_gap == pytest.approx(0.1)
     assert certificate.relative_gap == pytest.approx(0.25)
     assert certificate.relative_weights == pytest.approx([0, 1])
+    assert certificate.objective == "w.R"
     assert certify([[0.6, 0.3]], [[0.5, 0.4]], delta=0.04).relative_gap == pytest.approx(0.15)
 
 
@@ -108,6 +110,14 @@ def test_with_a_kl_term(beta: float) -> None:
     assert certificate.objective == f"w.R - {beta:g} KL"
 
 
+def test_what_members_earn_at_a_corner_is_never_taken_too_high() -> None:
+    # Cells that meet in one point: Qhull needs their planes moved.
+    members = np.vstack([np.eye(3), np.full((4, 3), 1 / 3)])
+    weights, _, lower = corner_values(members, np.zeros(7), Pool(members, np.zeros(7)))
+    assert (lower < (weights @ members.T).max(axis=1)).all()
+    assert lower == pytest.approx((weights @ members.T).max(axis=1), abs=1e-8)
+
+
 def test_where_nothing_can_be_earned_nothing_is_lost() -> None:
     assert certify([[0.5, 0.0]], [[0.5, 0.0]]).relative_gap == 0
     assert certify([[0.4, 0.0]], [[0.5, 0.0]]).relative_gap == pytest.approx(0.2)
@@ -117,12 +127,14 @@ def test_where_nothing_can_be_earned_nothing_is_lost() -> None:
     ("arguments", "message"),
     [
         (([0.5, 0.5], [[0.5, 0.5]], {}), r"`values` must have shape.*got \(2,\)"),
+        (([[0.5]], [[0.5]], {}), r"`values` must have shape.*2 rewards or more, got \(1, 1\)"),
         (([[0.5, 0.5]], [[0.5, 0.5, 0.5]], {}), "have 2 rewards, `reference` has 3"),
         (([[0.5, np.nan]], [[0.5, 0.5]], {}), "`values` holds NaN"),
         (([[0.5, 0.5]], [[0.5, np.inf]], {}), "`reference` holds NaN"),
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1}), "pass `kl`"),
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1]}), "pass `reference_kl`"),
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1, 0.2]}), "one finite KL for each of the 1 policies"),
+        (([[0.5, 0.5]] * 2, [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1, np.nan]}), "one finite KL for each of the 2 policies"),
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": -0.1}), "beta must not be negative"),
         (([[0.5, 0.5]], UpperBound(np.eye(2), np.ones(2)), {"beta": 0.1, "kl": [0.1]}), "made for beta=0"),
     ],
