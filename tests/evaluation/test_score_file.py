@@ -1,6 +1,7 @@
 """Files in, rewards out: every bad line is one clear error, every reward the one that the model gives."""
 
 import json
+import os
 import shutil
 from argparse import Namespace
 from contextlib import suppress
@@ -256,6 +257,49 @@ class TestManyRows:
             change = {}
         with pytest.raises(RunFolderError, match=rf"out.partial holds the beginning of another out, with other {named}\."):
             score_file(flags(other, rows, output=str(tmp_path / "out"), **change))
+
+    @pytest.mark.parametrize("change", ["appended", "cut off"])
+    def test_a_file_that_changes_while_it_is_scored(self, model, rows, tmp_path, monkeypatch, change):
+        before, real = rows.read_bytes(), RewardScorer.score
+
+        def score(self, *given, **how):
+            rows.write_bytes(before + b"\n" + before if change == "appended" else b"")
+            return real(self, *given, **how)
+
+        monkeypatch.setattr(RewardScorer, "score", score)
+        monkeypatch.setattr(
+            score_file_module, "BATCHES_AT_ONCE", 4 if change == "cut off" else 1
+        )  # it is the only part, or the first
+        with pytest.raises(DataError, match=r"rows.jsonl was changed while it was read.*start again"):
+            score_file(flags(model, rows, output=str(tmp_path / "out")))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_store_that_grows_while_it_is_read_is_another_one(self, model, rows, tmp_path, monkeypatch):
+        """What was scored before the interruption would not know the new line, the rest would."""
+        store = tmp_path / "history.jsonl"
+        store.write_text(json.dumps({"user": "ada", **PAST[1]}) + "\n")
+        given = [json.loads(line) | {"user": "ada"} for line in rows.read_text().splitlines()]
+        rows.write_text("\n".join(json.dumps({k: v for k, v in row.items() if k != "history"}) for row in given))
+        args = flags(model, rows, output=str(tmp_path / "out"), users=str(store))
+        real = score_file_module.scorer_of
+
+        def scorer_of(args):
+            with open(store, "a") as file:
+                file.write(json.dumps({"user": "ada", **PAST[0]}) + "\n")
+            return real(args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(score_file_module, "scorer_of", scorer_of)
+            self.interrupt(monkeypatch, args)
+        with pytest.raises(RunFolderError, match=r"with other users\."):
+            score_file(args)
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+    def test_a_pipe_is_refused(self, model, tmp_path):
+        """It can be read once: all would be checked, and nothing scored."""
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ConfigError, match=r"is a pipe, and rows are read several times.*Save them as a file, or give -"):
+            score_file(flags(model, tmp_path / "pipe"))
 
     def test_a_row_too_long_in_a_late_part_is_found_before_weights_are_loaded(self, model, rows, tmp_path, monkeypatch):
         monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)

@@ -1,5 +1,8 @@
 """A file that grows is continued after its last complete part, or refused; never mixed."""
 
+import shutil
+from contextlib import contextmanager
+
 import pytest
 
 from trl_pafo.errors import RunFolderError
@@ -54,6 +57,20 @@ def test_two_at_once_and_what_is_there(tmp_path):
     with pytest.raises(RunFolderError, match="exists already"):
         write(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_the_other_process_may_have_ended_a_moment_before_the_lock_is_taken(tmp_path, monkeypatch):
+    @contextmanager
+    def ends_first(folder, busy):
+        shutil.rmtree(folder)
+        (tmp_path / "out").write_text("precious")
+        with alone(folder, busy):
+            yield
+
+    monkeypatch.setattr("trl_pafo.storage.growing.alone", ends_first)
+    with pytest.raises(RunFolderError, match="exists already"), growing(tmp_path / "out", SAME, 2):
+        pytest.fail("all would be scored in vain")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_where_nothing_was_written_nothing_is_left(tmp_path):

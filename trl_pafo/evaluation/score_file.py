@@ -38,8 +38,15 @@ def score_file(args: Any) -> None:
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
     check_batch_size(args.batch_size)
+    if Path(args.input).is_fifo():
+        raise ConfigError(
+            f"{args.input} is a pipe, and rows are read several times: all are checked before the first is scored. Save them as a file, or give "
+            "- as the input, which answers each line as it comes."
+        )
     if args.output:
         refuse_existing(args.output)
+    state = _state(args.input)
+    of_users = digest_of_files(args.users) if args.users else ""  # before it is read: a line appended meanwhile is another store
     users = users_of(args)
     num_rows = 0
     for place, row in read_records(args.input):
@@ -47,14 +54,14 @@ def score_file(args: Any) -> None:
         num_rows += 1
     if not num_rows:
         raise DataError(f"{args.input} holds no rows.")
-    scoring = _Scoring(args, scorer_of(args), users, num_rows)
+    scoring = _Scoring(args, scorer_of(args), users, num_rows, state)
     if not args.output:
         scoring.check_lengths()
         for text in scoring.lines():
             sys.stdout.write(text)
             sys.stdout.flush()
         return
-    with growing(Path(args.output), scoring.identity(), scoring.at_once) as (file, done):
+    with growing(Path(args.output), scoring.identity(of_users), scoring.at_once) as (file, done):
         if done:
             print(f"Going on after {done} of {num_rows} rows, which {args.output}.partial holds.", file=sys.stderr)
         else:
@@ -95,11 +102,19 @@ def with_rewards(row: Mapping[str, Any], rewards: Mapping[str, float]) -> str:
     return json.dumps({**row, **{REWARD_KEYS[side]: reward for side, reward in rewards.items()}}, ensure_ascii=False) + "\n"
 
 
+def _state(path: str) -> tuple[int, ...]:
+    """What changes where a file is written to or replaced; of one that is not there, nothing: reading it says so better."""
+    if not os.path.exists(path):
+        return ()
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class _Scoring:
     """Passes over the rows of a file, each of which holds few of them at once."""
 
-    def __init__(self, args: Any, scorer: RewardScorer, users: UserHistories | None, num_rows: int):
-        self.args, self.scorer, self.users, self.num_rows = args, scorer, users, num_rows
+    def __init__(self, args: Any, scorer: RewardScorer, users: UserHistories | None, num_rows: int, state: tuple[int, ...]):
+        self.args, self.scorer, self.users, self.num_rows, self.state = args, scorer, users, num_rows, state
         self.at_once = BATCHES_AT_ONCE * args.batch_size
         self.reading = self._read()
 
@@ -111,7 +126,15 @@ class _Scoring:
 
     def _parts(self, first: int = 0) -> Iterator[tuple[tuple[str, ...], tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]]:
         rows = self._rows(first)
-        while part := list(islice(rows, self.at_once)):
+        while True:
+            part = list(islice(rows, self.at_once))
+            if _state(self.args.input) != self.state:
+                raise DataError(
+                    f"{self.args.input} was changed while it was read: what was checked is no longer what is scored. Leave it as it is until "
+                    "all is scored, and start again."
+                )
+            if not part:
+                return
             places, given, shown = zip(*part, strict=True)
             yield places, given, shown
 
@@ -154,13 +177,13 @@ class _Scoring:
                 yield "".join(map(with_rewards, given, found))
                 bar.update(len(given))
 
-    def identity(self) -> dict[str, str]:
-        """All that decides the rewards, by name."""
+    def identity(self, of_users: str) -> dict[str, str]:
+        """All that decides the rewards, by name; `of_users` is the digest of the past pairs."""
         flags = ("batch_size", "bf16", "num_history", "history_max_tokens", "history_fields")
         return {
             "version": __version__,
             "input": digest_of_files(self.args.input),
             "model": identity_of_folder(self.scorer.folder),
-            "users": digest_of_files(self.args.users) if self.args.users else "",
+            "users": of_users,
             **{name: json.dumps(getattr(self.args, name)) for name in flags},
         }

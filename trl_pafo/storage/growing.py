@@ -34,18 +34,18 @@ def growing(path: Path, identity: Mapping[str, str], at_once: int) -> Iterator[t
     """
     folder = path.with_name(f"{path.name}.partial")
     lines, job = folder / "lines", folder / "identity.json"
-    refuse_existing(path)
     folder.mkdir(exist_ok=True)
     with alone(folder, f"{path} is being written by another process. Wait for it, or choose another --output."):
-        if not lines.exists():
-            write_text(job, json.dumps(dict(identity)))
-        before = json.loads(job.read_text(encoding="utf-8"))
-        if changed := [name for name in {**before, **identity} if before.get(name) != identity.get(name)]:
-            raise RunFolderError(
-                f"{folder} holds the beginning of another {path.name}, with other {', '.join(changed)}. Use the same to go on, or remove "
-                "that folder, or choose another --output."
-            )
         try:
+            refuse_existing(path)  # not before: the other process may have ended a moment ago
+            if not lines.exists():
+                write_text(job, json.dumps(dict(identity)))
+            before = json.loads(job.read_text(encoding="utf-8"))
+            if changed := [name for name in {**before, **identity} if before.get(name) != identity.get(name)]:
+                raise RunFolderError(
+                    f"{folder} holds the beginning of another {path.name}, with other {', '.join(changed)}. Use the same to go on, or remove "
+                    "that folder, or choose another --output."
+                )
             with open(lines, "ab+") as file:
                 yield file, _keep(file, at_once)
                 file.flush()

@@ -35,12 +35,15 @@ def test_records_of_json_have_their_places(tmp_path, text, places):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_memory_holds_a_line_of_json_lines_not_the_file(tmp_path, zipped):
-    data = b"".join(b'{"text": "%d %s"}\n' % (number, b"x" * 200) for number in range(20_000))
-    (tmp_path / "a.jsonl").write_bytes(gzip.compress(data) if zipped else data)
+@pytest.mark.parametrize(
+    ("name", "head", "line"), [("a.jsonl", b"", b'{"text": "%d %s"}\n'), ("a.csv", b"text\n", b'"%d %s"\r\n')]
+)
+def test_memory_holds_a_row_not_the_file(tmp_path, name, head, line, zipped):
+    data = head + b"".join(line % (number, b"x" * 200) for number in range(20_000))
+    (tmp_path / name).write_bytes(gzip.compress(data) if zipped else data)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in iterate_records(tmp_path / "a.jsonl")) == 20_000
+        assert sum(1 for _ in iterate_records(tmp_path / name)) == 20_000
         assert tracemalloc.get_traced_memory()[1] < len(data) / 8
     finally:
         tracemalloc.stop()
@@ -51,6 +54,8 @@ def test_memory_holds_a_line_of_json_lines_not_the_file(tmp_path, zipped):
     [
         ("a.csv", HEADER + QUOTED),
         ("A.CSV", HEADER + "\n" + QUOTED + "\n\n"),
+        ("a.csv", (HEADER + QUOTED).rstrip("\n")),
+        ("a.csv", HEADER.replace("\n", "\r") + "\n" + QUOTED),
         ("a.tsv", HEADER + QUOTED),
         ("a.csv", "\ufeff" + HEADER + QUOTED),
         *(("a.csv", (HEADER + QUOTED).replace(",", mark).replace(f"a{mark} b", "a, b")) for mark in ";\t|"),
@@ -83,7 +88,15 @@ def test_values_of_a_table_stay_text(tmp_path):
         ("a.json", b"[3]", "entry 1: expected a JSON object, got int"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', "line 2: this is not UTF-8 text"),
         ("a.jsonl", b"", "holds no rows"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "cannot be read"),
+        *(
+            (
+                name,
+                gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12],
+                "cannot be read to its end.*cut off or damaged: copy or write it",
+            )
+            for name in ("a.jsonl.gz", "a.csv.gz")
+        ),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-8] + b"\0" * 8, "cut off or damaged"),
         # Pandas takes the first column of these as an index, and shifts all others.
         ("a.csv", HEADER.encode() + b"a,b,c,u1,\n" * 3, "line 2: more fields than the header names"),
         ("a.csv", HEADER.encode() + b"a,b,c,u1\n\na,b, and c,d,u2\n", "line 4: more fields"),
@@ -92,6 +105,7 @@ def test_values_of_a_table_stay_text(tmp_path):
         ("a.csv", HEADER.encode() + b'"a,b,c,u1\n"a",b,c,u2\n', "line 3: the quotes do not match"),
         ("a.csv", b"prompt,user,user\na,b,c\n", r"line 1: the header names a column twice \(prompt, user, user\)"),
         ("a.csv", b"PK\x03\x04\0\xff", "line 1: this is not UTF-8 text"),
+        ("a.csv", HEADER.encode() + b'a,b,"c\nd",u1\r\na,b,\xe9,u2\n', "line 4: this is not UTF-8 text"),
         ("a.parquet", b"\x00\xff\xfe", "cannot be read"),
         ("a.txt", b"x", r"its ending is unknown\). Give a file \(\.jsonl"),
     ],

@@ -9,8 +9,9 @@ import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -47,21 +48,27 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def iterate_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The same, without a word about it. Of JSON Lines, memory holds one at a time; other files are read whole."""
+    """The same, without a word about it. Memory holds one row at a time; a JSON list alone is read whole."""
     path = Path(path)
     try:
         with open(path, "rb") as raw:
             file: Any = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-            is_table = _ending(path) in TABLE_ENDINGS
-            if is_table or file.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-                yield from (_table_records if is_table else _json_list)(decode(file.read(), str(path)), str(path))
+            if _ending(path) in TABLE_ENDINGS:
+                yield from _table_records(file, str(path))
+                return
+            if file.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+                yield from _json_list(decode(file.read(), str(path)), str(path))
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path}, line {number}", parse_json_line(line, str(path), number)
     except TrlPafoError:
         raise
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{str(path)[:200]!r} cannot be read to its end: {error}. The gzipped file is cut off or damaged: copy or write it again."
+        ) from error
+    except (OSError, ValueError) as error:
         raise DataError(f"{str(path)[:200]!r} cannot be read: {error}. Correct the path.") from error
 
 
@@ -122,11 +129,13 @@ def _deeper_than(value: Any, levels: int) -> bool:
     return bool(inner)
 
 
-def _table_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_records(file: BinaryIO, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows under the names of the header, all values as text: a user "007" must not become 7, nor an answer "NA" a missing value."""
     csv.field_size_limit(sys.maxsize)  # of all readers; a prompt may be a book
-    separator = max(",;\t|", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = _table_lines(file, what)
+    first = next(lines, "")
+    separator = max(",;\t|", key=first.count)
+    rows = csv.DictReader(chain([first], lines), delimiter=separator, strict=True)
     try:
         header = list(rows.fieldnames or [])
         if len(set(header)) < len(header):
@@ -145,6 +154,13 @@ def _table_records(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]
             f"{what}, line {rows.reader.line_num}: the quotes do not match ({error}). Close them, and double those within a text that is in "
             'quotes ("").'
         ) from error
+
+
+def _table_lines(file: BinaryIO, what: str) -> Iterator[str]:
+    # Bytes that are not UTF-8 are let through here, since the error of a stream does not know its line.
+    for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), start=1):
+        decode(line.encode("utf-8", "surrogateescape"), what, number)
+        yield line
 
 
 def _ending(path: Path) -> str:
