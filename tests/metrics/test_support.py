@@ -23,6 +23,17 @@ def test_it_is_scipys_with_ties(rows):
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
 
+def test_weights_are_repetitions():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, size=(2, 12))
+    weights = rng.integers(0, 3, size=(2, 4, 12))
+    found = spearman(x, y, weights)
+    assert found.shape == (2, 4)
+    for place in np.ndindex(2, 4):
+        repeated = (np.repeat(values, weights[place]) for values in (x, y))
+        assert found[place] == pytest.approx(stats.spearmanr(*repeated).statistic, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "weights"),
     [

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Pool, UpperBound, certify
-from trl_pafo.palm.solver.certificate import corner_values
+from trl_pafo.palm.solver.certificate import Measure, corner_values
 
 
 def additive_by_programs(members: np.ndarray, pool: np.ndarray) -> float:
@@ -108,6 +108,27 @@ def test_with_a_kl_term(beta: float) -> None:
     sampled = worst_sample(lambda w: gibbs.optimum(w) - (w @ members.T - beta * kl).max(axis=1), 3, 40_000)
     assert sampled <= certificate.additive_gap + 1e-9 <= sampled + 1e-4
     assert certificate.objective == f"w.R - {beta:g} KL"
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_a_measure_is_the_least_that_keeps_the_promise(epsilon: float) -> None:
+    measure, goal = Measure.of(epsilon, 0.05)
+    assert goal == (epsilon or 0.05)
+    assert measure.name == ("relative gap" if epsilon else "additive gap")
+    upper, lower = np.array([0.8, 0.8, 0.8, 0.5, 0.0, 0.2]), np.array([0.8, 0.7, 0.76, 0.6, 0.0, -0.3])
+
+    def kept(high: float, low: float, gap: float) -> bool:
+        return low >= ((1 - gap) * high - 0.05 if epsilon else high - gap) - 1e-7
+
+    for high, low, gap in zip(upper, lower, measure.gaps(upper, lower), strict=True):
+        assert kept(high, low, gap)
+        assert gap == 0 or not kept(high, low, gap - 1e-6)
+    certificate = certify([[0.6, 0.3]], [[0.5, 0.4]], delta=measure.delta)
+    assert certificate.gap(measure) == pytest.approx(0.125 if epsilon else 0.1)
+
+
+def test_where_nothing_can_be_earned_no_relative_gap_is_enough() -> None:
+    assert Measure(True).gaps(np.array([0.0, -0.1]), np.array([-0.1, -0.3])).tolist() == [np.inf, np.inf]
 
 
 def test_what_members_earn_at_a_corner_is_never_taken_too_high() -> None:
