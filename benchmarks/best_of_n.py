@@ -10,6 +10,7 @@ chance that is one of n. Intervals are over users, 95 %; the verdict is against 
 
 import argparse
 import json
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -50,17 +51,30 @@ def liked_styles(rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt])
     return {user: styles.most_common(1)[0][0] for user, styles in seen.items()}
 
 
-def picks(folder: Path, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[str]:
-    """The style of the answer that a model picks for each row."""
-    model = FairRewardModel.from_pretrained(folder)
-    requests, styles = [], []
+def requests(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[dict[str, Any]]:
+    """All answers to the prompt of each row, with the history if the model reads one."""
+    found = []
     for row in rows:
-        responses = answers[content_text(row["prompt"])].responses
-        as_trained = [[{"role": "assistant", "content": text}] for text in responses.values()]
+        responses = answers[content_text(row["prompt"])].responses.values()
+        as_trained = [[{"role": "assistant", "content": text}] for text in responses]
         past = {} if model.num_history == 0 else {"history": row["history"]}
-        requests.append({"prompt": row["prompt"], "responses": as_trained, **past})
-        styles.append(list(responses))
-    rewards = model.score_batch(requests)
+        found.append({"prompt": row["prompt"], "responses": as_trained, **past})
+    return found
+
+
+def fit(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> np.ndarray:
+    """Whether the model has positions enough for all answers of a row."""
+    asked = requests(model, rows, answers)
+    flat = [{"response": response, **request} for request in asked for response in request.pop("responses")]
+    lengths = iter(len(sequence["response"]) for sequence in model.scorer.renderer.sequences(flat))
+    longest = [max(next(lengths) for _ in answers[content_text(row["prompt"])].responses) for row in rows]
+    return np.array(longest) <= (model.scorer.positions or math.inf)
+
+
+def picks(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[str]:
+    """The style of the answer that a model picks for each row."""
+    rewards = model.score_batch(requests(model, rows, answers))
+    styles = [list(answers[content_text(row["prompt"])].responses) for row in rows]
     return [names[int(np.argmax(of_row))] for names, of_row in zip(styles, rewards, strict=True)]
 
 
@@ -76,16 +90,23 @@ def main() -> None:
     methods = args.methods or [method for method in record.methods if method not in OF_TEACHERS]
     if missing := [method for method in methods if not (args.run / "models" / method).is_dir()]:
         raise ConfigError(f"{args.run} has no model of {', '.join(missing)}.")
-    rows = record.pairs
+    liked = liked_styles(record.pairs, answers)
+    models = {method: FairRewardModel.from_pretrained(args.run / "models" / method) for method in methods}
+    fits_all = np.logical_and.reduce([fit(model, record.pairs, answers) for model in models.values()])
+    rows = [row for row, fits in zip(record.pairs, fits_all, strict=True) if fits]
     user, group = [row["user"] for row in rows], [row["group"] for row in rows]
-    liked = liked_styles(rows, answers)
     right: dict[str, np.ndarray] = {}
     table: dict[str, Any] = {}
     num = Counter(len(answers[content_text(row["prompt"])].responses) for row in rows).most_common(1)[0][0]
-    print(f"Best of {num}: {len(rows)} prompts of {len(liked)} test users; by chance {1 / num:.3f}\n")
+    print(f"Best of {num}: {len(rows)} prompts of {len(set(user))} test users; by chance {1 / num:.3f}")
+    if not fits_all.all():
+        print(
+            f"Left out for all models: {np.sum(~fits_all)} prompts, of which an answer is longer than the positions of one of them."
+        )
+    print()
     print("| model | " + " | ".join(record.groups) + " |\n| --- |" + " --- |" * len(record.groups))
     for method in methods:
-        chosen = picks(args.run / "models" / method, rows, answers)
+        chosen = picks(models[method], rows, answers)
         right[method] = np.array([style == liked[name] for style, name in zip(chosen, user, strict=True)], dtype=float)
         summary = fairness_summary(right[method], user, group)
         found = {name: summary[f"accuracy/{name}"] for name in record.groups}

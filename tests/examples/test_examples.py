@@ -78,6 +78,23 @@ def test_a_model_that_likes_thorough_answers_picks_for_the_majority_alone(finish
     assert (found["majority"]["value"], found["minority"]["value"]) == (1, 0)
 
 
+def test_a_prompt_that_is_too_long_for_a_model_is_left_out_for_all(finished_run, capsys, monkeypatch):
+    lengths = [len(answer) for answered in load_styles() for answer in answered.responses.values()]
+
+    def sequences(self, rows, *args, **kwargs):
+        return [{"response": [0] * len(content_text(row["response"]))} for row in rows]
+
+    monkeypatch.setattr("trl_pafo.data.rendering.InputRenderer.sequences", sequences)
+    monkeypatch.setattr("trl_pafo.models.RewardScorer.positions", sorted(lengths)[-5])
+    monkeypatch.setattr("trl_pafo.models.FairRewardModel.score_batch", lambda self, requests: [[0.0] * 5 for _ in requests])
+    run_script("benchmarks/best_of_n.py", finished_run)
+    kept, left_out = re.search(
+        r"Best of 5: (\d+) prompts .*\nLeft out for all models: (\d+) prompts", capsys.readouterr().out
+    ).groups()
+    assert int(kept) + int(left_out) == 120
+    assert 0 < int(left_out) < 120
+
+
 def test_adapters_of_one_base(decoder, tmp_path, short_report):
     config = ["--config", str(ROOT / "examples/lora.yaml"), "--model_name_or_path", decoder, "--num_hidden_layers", "1"]
     sizes = [
