@@ -11,13 +11,13 @@ import psutil
 import pytest
 import trl
 import yaml
-from helpers.ranks import environment
+from helpers.ranks import CPU_AS_GPU, environment, needs_deepspeed
 
 from trl_pafo.storage.run_folder import KEPT
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Path(trl.__file__).parent / "accelerate_configs/multi_gpu.yaml"
+CONFIGS = Path(trl.__file__).parent / "accelerate_configs"
 OPTIONS = {"source": "styles", "train_users": 16, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2}
 OPTIONS |= {"minority_ratio": 0.4, "reference_steps": [1], "teacher_folds": 1, "validation_share": 0, "num_history": 1}
 OPTIONS |= {"methods": ["personalized_bt", "pafo"], "num_resamples": 50, "max_length": 256, "max_steps": 6, "save_steps": 2}
@@ -26,15 +26,17 @@ OPTIONS |= {"use_cpu": True, "bf16": False, "report_to": "none"}
 POINT = "models/personalized_bt_x1"
 
 
-def start(folder: Path, model: str, **options) -> subprocess.Popen:
+def start(folder: Path, model: str, launcher: str = "multi_gpu", **options) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    settings = yaml.safe_load(CONFIG.read_text()) | {"num_processes": 2, "mixed_precision": "no"}
+    settings = yaml.safe_load((CONFIGS / f"{launcher}.yaml").read_text()) | {"num_processes": 2, "mixed_precision": "no"}
     (folder / "launch.yaml").write_text(yaml.safe_dump(settings))
     config = OPTIONS | {"model_name_or_path": model, "output_dir": str(folder / "run")} | options
+    on_cpu = {} if launcher == "multi_gpu" else CPU_AS_GPU
+    config["use_cpu"] = not on_cpu
     (folder / "run.yaml").write_text(yaml.safe_dump({name: value for name, value in config.items() if value is not None}))
     command = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "launch.yaml"), "--main_process_port", "0"]
     command += ["-m", "trl_pafo.cli", "run", "--config", str(folder / "run.yaml")]
-    how = {"env": environment(), "cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    how = {"env": environment(**on_cpu), "cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, *command], **how)
 
 
@@ -69,20 +71,33 @@ def test_one_process_speaks(undisturbed):
         assert said.splitlines().count(line) == 1, said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_of_which_a_process_was_killed_resumes(rank, undisturbed, encoder, tmp_path):
-    process = start(tmp_path / "killed", encoder)
-    checkpoint = tmp_path / f"killed/run/{POINT}.partial/{KEPT}/checkpoint-2/trainer_state.json"
+def kill(rank: int, process: subprocess.Popen, folder: Path) -> None:
+    """Kill a process of the run once its first training has a checkpoint; the launcher ends the others."""
+    checkpoint = folder / f"run/{POINT}.partial/{KEPT}/checkpoint-2/trainer_state.json"
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.01)
     psutil.Process(pid_of(rank, process)).send_signal(signal.SIGKILL)
     said = process.communicate(timeout=300)[0]
     assert process.returncode != 0, said
-    assert not (tmp_path / "killed/run" / POINT).exists()
+    assert not (folder / "run" / POINT).exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_of_which_a_process_was_killed_resumes(rank, undisturbed, encoder, tmp_path):
+    kill(rank, start(tmp_path / "killed", encoder), tmp_path / "killed")
     again = finish(start(tmp_path / "killed", encoder))
     assert "[prepare] done before, kept" in again
     assert "resuming after step" in again
     assert outcome(tmp_path / "killed") == outcome(undisturbed[0])
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("launcher", ["zero2", "zero3"])
+def test_a_run_under_deepspeed_resumes(launcher, encoder, tmp_path):
+    finish(start(tmp_path / "undisturbed", encoder, launcher))
+    kill(1, start(tmp_path / "killed", encoder, launcher), tmp_path / "killed")
+    assert "resuming after step" in finish(start(tmp_path / "killed", encoder, launcher))
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed")
 
 
 def test_an_error_of_the_first_alone_ends_all_with_its_message(encoder, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.ranks import assert_wrapped, launch, wrapper_of
+from helpers.ranks import assert_wrapped, launch, needs_deepspeed, wrapper_of
 from helpers.small_runs import small_run
 from safetensors.torch import load_file
 
@@ -164,12 +164,13 @@ def sharded_run_on_rank(out: Path, model: str, training: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_models_that_are_sharded_make_the_same_run(decoder, training, short_report, tmp_path):
+@pytest.mark.parametrize("mode", ["fsdp2", *(pytest.param(mode, marks=needs_deepspeed) for mode in ("zero1", "zero2", "zero3"))])
+def test_models_that_are_sharded_make_the_same_run(mode, decoder, training, short_report, tmp_path):
     training |= {"adam_epsilon": 1e-5}
     make_run(tmp_path / "one", training, decoder)()
-    seen = launch(sharded_run_on_rank, 2, tmp_path, decoder, json.dumps(training), mode="fsdp2", timeout=1500)
+    seen = launch(sharded_run_on_rank, 2, tmp_path, decoder, json.dumps(training), mode=mode, timeout=1500)
     assert len(assert_same_weights(tmp_path / "one", tmp_path / "two")) == 8
     for wrappers in seen:
         assert len(wrappers) == 7
         for wrapper in wrappers:
-            assert_wrapped(wrapper, "fsdp2")
+            assert_wrapped(wrapper, mode)

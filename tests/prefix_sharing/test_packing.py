@@ -229,3 +229,23 @@ class TestInUse:
         monkeypatch.undo()
         monkeypatch.setattr(torch.Tensor, "expand_as", lambda self, other: torch.zeros_like(other))
         assert "gives other rewards" in why_not_packed(load_reward_model(encoder))
+
+
+class HandedOn(torch.autograd.Function):
+    """What DeepSpeed's ZeRO-3 does to every tensor that a module is given."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_a_mask_that_an_autograd_function_hands_on_is_still_the_mask():
+    mask = PackedMask.of([3, 2])
+    handed_on = HandedOn.apply(mask)
+    assert type(handed_on) is PackedMask
+    assert handed_on.lengths == [3, 2]
+    assert torch.equal(handed_on & True, mask.dense())

@@ -112,6 +112,8 @@ class Card:
             What the picture [`PICTURE`] beside the card shows.
         hyperparameters (`Mapping[str, Any]`):
             Options by name; those that are not set are left out.
+        cost (`str`):
+            How long the training took, and on what, a sentence or more.
         paper (`Mapping[str, str]`, *optional*):
             Of the method: `title`, `id` (arXiv), `citation` (BibTeX), `note`.
     """
@@ -134,6 +136,7 @@ class Card:
     findings: Sequence[str] = ()
     picture: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    cost: str = ""
     paper: Mapping[str, str] | None = None
 
     def render(self) -> str:

@@ -20,7 +20,7 @@ from trl_pafo.report.results import MAJORITY_MINORITY
 from trl_pafo.report.tables import over
 from trl_pafo.storage.files import replacing, write_text
 from trl_pafo.storage.run_folder import MANIFEST
-from trl_pafo.trainer.model_card import reward_model_card
+from trl_pafo.trainer.model_card import cost_of, reward_model_card
 
 _PICTURE = f"results/{MAJORITY_MINORITY}"
 _OWN_DATA = ("files", "polis")
@@ -85,6 +85,7 @@ def run_card(record: Record, method: str) -> Card:
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
+        cost=_cost(record, method, is_distilled),
         picture=_what_is_seen(record) if tells and (record.folder / _PICTURE).is_file() else None,
     )
 
@@ -129,6 +130,14 @@ def _model_of(folder: Path, method: str | None) -> Path:
     if name is None or name not in found:
         raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]
+
+
+def _cost(record: Record, method: str, is_distilled: bool) -> str:
+    stage = record.stage_of(method)
+    if "hardware" not in stage:  # of an earlier version
+        return ""
+    teachers = sum(done["seconds"] for name, done in record.stages.items() if name.startswith("teacher"))
+    return cost_of(stage["seconds"], stage["hardware"], teachers if is_distilled else 0)
 
 
 def _what_is_seen(record: Record) -> str:

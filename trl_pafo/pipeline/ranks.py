@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
 
 from trl_pafo.errors import RunFolderError, TrainingError, TrlPafoError
@@ -109,6 +110,13 @@ def together(lead: Callable[[Callable[[Path], None]], Any], work: Callable[[Path
             _tell_error(error)
         raise
     _tell(None)
+
+
+def forget_accelerator() -> None:
+    """Make ready for a training after another: accelerate keeps the DeepSpeed configuration of a process's first, with its steps and its
+    learning rate filled in, and refuses a second one."""
+    if AcceleratorState._shared_state.get("deepspeed_plugins"):
+        AcceleratorState._reset_state()
 
 
 def check_same_folder(folder: Path) -> None:

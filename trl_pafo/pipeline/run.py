@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 from datasets import DatasetDict
 from trl import ModelConfig
 
@@ -32,7 +31,7 @@ from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front
 from trl_pafo.pipeline.maxmin import maxmin
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
-from trl_pafo.pipeline.ranks import after_first, check_same_folder, num_processes, on_first, together
+from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
 from trl_pafo.pipeline.run_options import optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
@@ -89,11 +88,6 @@ class Run(Trainings):
             raise ConfigError(
                 f"`trainings_at_once={run.trainings_at_once}` gives each training a process of its own, and the launcher started "
                 f"{args.world_size} for each. Leave it out, or start the run without a launcher."
-            )
-        if num_processes() > 1 and args.distributed_state.distributed_type == DistributedType.DEEPSPEED:  # type: ignore[union-attr]
-            raise ConfigError(
-                "`run` trains several models in a process, which accelerate refuses under DeepSpeed. Launch it with DDP or FSDP; or prepare "
-                "the data with `trl-pafo prepare`, and launch each training with `accelerate launch -m trl_pafo.cli reward`."
             )
         fit_lengths(args, model.model_name_or_path, model.model_revision)
         if args.push_to_hub and not run.only:  # hours of training must not end at a missing token

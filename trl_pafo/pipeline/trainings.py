@@ -22,7 +22,7 @@ from trl_pafo.evaluation.reference_path import Point
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 from trl_pafo.pipeline.front import KEPT
-from trl_pafo.pipeline.ranks import num_processes
+from trl_pafo.pipeline.ranks import forget_accelerator, num_processes
 from trl_pafo.pipeline.run_options import optimizer_steps
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base
@@ -211,6 +211,7 @@ class Trainings:
         if teachers is None:
             read = ("prompt", "chosen", "rejected", "chat_template_kwargs", *columns)
             rows = rows.select_columns([name for name in read if name in rows.column_names])
+        forget_accelerator()
         made = trainer(
             model=source,
             args=args,
@@ -229,6 +230,7 @@ class Trainings:
         if self.report is not None:
             made.add_callback(StepReport(self.report))
         train_and_save(made, out, title)
+        made.accelerator.free_memory()
 
     def _remember_history(self, tokenizer: Any) -> Any:
         """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""

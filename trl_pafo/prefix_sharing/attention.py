@@ -60,8 +60,11 @@ class PiecewiseMask(torch.Tensor):
                 return attend_in_float32(kwargs.pop("attn_mask")._attend, *args, **kwargs)
             if func in _ABOUT:
                 return func(*args, **kwargs)
-            if func is torch.Tensor.detach:  # done to what reentrant checkpointing computes again
-                return args[0]
+            if func is torch.Tensor.detach:  # done by reentrant checkpointing, and by DeepSpeed to all that a module is given
+                # Not the mask itself: an autograd function that returns what it was given gets a plain tensor instead.
+                alias = func(*args).as_subclass(type(args[0]))
+                alias.__dict__.update(args[0].__dict__)
+                return alias
             args, kwargs = tree_map_only(cls, cls.dense, (tuple(args), kwargs))
             return func(*args, **kwargs)
 

@@ -140,11 +140,15 @@ class Record:
         """The number of a method's color."""
         return series_of(method)
 
-    def training_of(self, method: str) -> dict[str, Any]:
-        """The options of the training that made a method's model, as far as they are known."""
+    def stage_of(self, method: str) -> dict[str, Any]:
+        """What the manifest says of the training that made a method's model; empty where that is not known."""
         path = self.results.get("path")
         stage = stage_of(multiple_of(method, path)) if path and method in CHOSEN else method
-        return self.stages.get(stage, {}).get("inputs", {})
+        return self.stages.get(stage, {})
+
+    def training_of(self, method: str) -> dict[str, Any]:
+        """The options of the training that made a method's model, as far as they are known."""
+        return self.stage_of(method).get("inputs", {})
 
     def group_definition(self, numbers: bool = True) -> str:
         """How the groups were made; see [`group_definition`]."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import RunFolderError
+from trl_pafo.storage.cost import hardware
 from trl_pafo.storage.files import LOCK, alone, link_file, link_folder, remove, remove_temporary_files, write_text
 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
@@ -238,6 +239,7 @@ class RunFolder:
             "digest": digest_of(inputs),
             "output": output,
             "seconds": seconds,
+            "hardware": hardware(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": _sizes(final),
         }

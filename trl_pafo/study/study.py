@@ -10,6 +10,7 @@ import yaml
 
 from trl_pafo.errors import ConfigError, RunFolderError, StudyError
 from trl_pafo.metrics.plotting import write_png
+from trl_pafo.storage.cost import seconds_in_words
 from trl_pafo.storage.files import alone, write_text
 from trl_pafo.study.config import Cell, StudyConfig, Trial
 from trl_pafo.study.doing import LOG, Attempt, do_cell, with_place
@@ -17,7 +18,7 @@ from trl_pafo.study.joining import read_cells
 from trl_pafo.study.pictures import can_draw, draw_front, draw_intervals
 from trl_pafo.study.process import run_apart
 from trl_pafo.study.rows import ROWS, Row, key_of, read_rows, write_rows
-from trl_pafo.study.tables import csv_of, latex_of, markdown_of, seconds_in_words
+from trl_pafo.study.tables import csv_of, latex_of, markdown_of
 from trl_pafo.study.tuning import choose
 
 _Cell = TypeVar("_Cell", bound=Cell)

@@ -123,11 +123,3 @@ def latex_of(rows: Sequence[Row]) -> str:
         table = frame.to_latex(index=False, escape=True, column_format="l" + "r" * (frame.shape[1] - 1))
         parts.append(f"% {title_of_block(*place)}\n{table}")
     return "\n".join(parts)
-
-
-def seconds_in_words(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 5 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -11,6 +11,7 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.history import remembered
 from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id
+from trl_pafo.storage.cost import hardware, seconds_in_words
 
 PAPER = {
     "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
@@ -113,6 +114,7 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
     tokenizer: Any = trainer.processing_class
     read = remembered(tokenizer)
     groups, accuracies = count_groups(trainer.train_dataset), last_accuracies(trainer)
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     definition = "The groups are those of the column `group` of the training data; how they were made is for its author to say."
     return reward_model_card(
         "pafo" if distills else "personalized_bt" if read and read["num_history"] != 0 else "bradley_terry",
@@ -126,9 +128,16 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
         groups=groups,
         dropped=dropped_pairs,
         accuracies=accuracies,
+        cost=cost_of(seconds[-1], hardware()) if seconds else "",
         evaluated_on=f"Measured by the trainer at step {trainer.state.global_step}, on its evaluation dataset. `trl-pafo evaluate` "
         "computes intervals over users.",
     )
+
+
+def cost_of(seconds: float, on: str, of_teachers: float = 0.0) -> str:
+    """How long a training and those of its teachers took, and on what hardware, for a card."""
+    teachers = f", that of its teachers {seconds_in_words(of_teachers)}" if of_teachers else ""
+    return f"The training took {seconds_in_words(seconds)}{teachers}, on {on}. Its emissions were not measured."
 
 
 def count_groups(rows: Any) -> list[GroupCount]:
