@@ -103,8 +103,7 @@ class RewardScorer:
     @cached_property
     def model(self) -> Any:
         """The model, frozen, in evaluation mode."""
-        with complete_weights():
-            model = load_reward_model(self.folder, self.dtype)
+        model = load_reward_model(self.folder, self.dtype)
         return model.requires_grad_(False).to(self.device)
 
     @cached_property
@@ -213,7 +212,8 @@ def load_reward_model(
 ) -> Any:
     """A saved reward model or adapter, in evaluation mode, only from safetensors and without code of its own.
 
-    No weight is drawn at random, and pooling looks for the pad id of the training.
+    No weight is drawn at random, pooling looks for the pad id of the training, and whatever a launcher shards, the model is complete on
+    every process.
 
     Args:
         folder (`str` or `Path`):
@@ -234,15 +234,16 @@ def load_reward_model(
     tokenizer = load_saved_tokenizer(folder) if has_tokenizer(folder) else None
     options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
     try:
-        if adapter is None:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY)
-        else:
-            base = AutoModelForSequenceClassification.from_pretrained(
-                base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
-            )  # a head of another shape is replaced by that of the adapter, or was refused
-            if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
-                base.resize_token_embeddings(len(tokenizer))
-            model = _with_adapter(base, folder, is_trainable)
+        with complete_weights():
+            if adapter is None:
+                model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY)
+            else:
+                base = AutoModelForSequenceClassification.from_pretrained(
+                    base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
+                )  # a head of another shape is replaced by that of the adapter, or was refused
+                if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+                    base.resize_token_embeddings(len(tokenizer))
+                model = _with_adapter(base, folder, is_trainable)
     except TrlPafoError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
