@@ -130,6 +130,7 @@ def test_held_out_pairs_choose_the_reference_of_all_verdicts(run, tmp_path, caps
     for point in path["points"]:
         state = json.loads((folder / f"models/personalized_bt_x{point['multiple']:g}/trainer_state.json").read_text())
         assert state["global_step"] == state["max_steps"] == point["steps"]
+        assert {"accuracy/majority", "accuracy/minority"} <= state["log_history"][0].keys()
         rates = [log["learning_rate"] for log in state["log_history"] if "learning_rate" in log]
         assert rates == pytest.approx(
             [0.01 * (1 - step / point["steps"]) for step in range(point["steps"])]
@@ -173,6 +174,7 @@ def test_the_student_has_a_learning_rate_of_its_own(run, monkeypatch, tmp_path, 
     save = trainings.train_and_save
 
     def remember(trainer, out, title):
+        assert trainer.args.run_name == f"run: {title}"  # in a tracker each training has a name of its own
         found[title] = trainer.args.learning_rate
         save(trainer, out, title)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,38 @@ class TestTrain:
         assert losses(resumed) == losses(unbroken)
         assert weights(tmp_path / "out") == weights(tmp_path / "unbroken")
         assert not (tmp_path / "out/README.md").exists()  # that of a run is written when it is evaluated
+
+    def test_each_training_has_a_run_of_its_own_in_wandb(self, build, tmp_path, monkeypatch):
+        """W&B's callback takes the run that is open in the process, and leaves it open."""
+        ended = []
+
+        class WandbRun(TrainerCallback):
+            def finish(self, exit_code):
+                ended.append(exit_code)
+                wandb.run = None
+
+            def on_train_begin(self, *args, **kwargs):
+                wandb.run = wandb.run or self
+
+        wandb = types.ModuleType("wandb")
+        wandb.run = None
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+        def train(name, *callbacks):
+            trainer = build(tmp_path / name / KEPT, max_steps=2)
+            for callback in (WandbRun(), *callbacks):
+                trainer.add_callback(callback)
+            train_and_save(trainer, tmp_path / name, "title")
+
+        train("one")
+        assert ended == [0]
+        with pytest.raises(KeyboardInterrupt):
+            train("broken", KilledAfter(1))
+        assert ended == [0, 1]
+        wandb.run = of_caller = object()
+        train("two")
+        assert ended == [0, 1]
+        assert wandb.run is of_caller
 
     def test_a_bar_with_a_title_is_shown_and_no_log(self, build, tmp_path, capsys):
         self.do(build, tmp_path / "out")

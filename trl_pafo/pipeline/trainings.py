@@ -34,6 +34,9 @@ from trl_pafo.trainer.checkpoints import StepReport, train_and_save, write_check
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
+# Columns that change no training without teachers: accuracies of groups are logged.
+_LOGGED = ("group",)
+
 
 class Trainings:
     """What [`Run`] trains: the base, Bradley-Terry, the path, teachers and student."""
@@ -77,7 +80,7 @@ class Trainings:
 
         def work(out: Path) -> None:
             changes = {"max_steps": steps}
-            self._train(out, TITLES[method], without_history(train), with_history=False, changes=changes)
+            self._train(out, TITLES[method], without_history(train), with_history=False, columns=_LOGGED, changes=changes)
 
         return Stage(method, f"models/{method}", self._inputs(self.model, method=method, max_steps=steps), work, steps=steps)
 
@@ -87,7 +90,7 @@ class Trainings:
         changes = {"max_steps": point.steps}
 
         def work(out: Path) -> None:
-            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, changes=changes)
+            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, columns=_LOGGED, changes=changes)
 
         return Stage(point.stage, point.output, self._inputs(self.model, method=method, **changes), work, steps=point.steps)
 
@@ -196,6 +199,7 @@ class Trainings:
         model = model or self.model
         args = copy.deepcopy(self.args)
         write_checkpoints_to(args, out)
+        args.run_name = f"{args.run_name or self.folder.path.name}: {title}"  # what trackers show
         # What is pushed is the student alone, when all is done.
         options = {"teachers": None, "push_to_hub": False, "num_history": None, "history_max_tokens": None, **(changes or {})}
         for name, value in options.items():

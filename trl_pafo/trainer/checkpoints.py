@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,8 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
     if last is not None and trainer.args.should_save:
         print(f"    resuming after step {last.name.removeprefix('checkpoint-')}", flush=True)
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with own_wandb_run():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         if progress.training_bar is not None:  # else an error would stand in the line of the bar
             progress.training_bar.close()
@@ -138,6 +141,19 @@ def train_and_save(trainer: Trainer, out: Path, title: str) -> None:
         for path in (out / KEPT).iterdir():  # such as what a tracker has written
             if path.is_dir() and not path.name.startswith("checkpoint-"):
                 shutil.copytree(path, out / path.name, dirs_exist_ok=True)
+
+
+@contextmanager
+def own_wandb_run() -> Iterator[None]:
+    """End the run of W&B that a training begins. Its callback leaves it open, and the next training of the process would be logged into it."""
+    run: Callable[[], Any] = lambda: getattr(sys.modules.get("wandb"), "run", None)  # noqa: E731
+    of_caller, exit_code = run(), 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        if (own := run()) is not None and own is not of_caller:
+            own.finish(exit_code=exit_code)
 
 
 def save_complete(trainer: Trainer, out: Path) -> None:

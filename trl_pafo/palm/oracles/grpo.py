@@ -28,6 +28,7 @@ from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_reward
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder
 from trl_pafo.trainer.cache_keys import deciding_options
+from trl_pafo.trainer.checkpoints import own_wandb_run
 
 
 class GRPOOracle:
@@ -188,6 +189,7 @@ class GRPOOracle:
     def _train(self, weights: np.ndarray, out: Path) -> None:
         args = copy.deepcopy(self.args)
         args.output_dir = str(out)
+        args.run_name = f"{args.run_name or self.path.name}: {member_name(weights)}"  # what trackers show
         args.reward_weights = weights.tolist()
         args.model_init_kwargs = safe_init_kwargs(self.base, args.model_init_kwargs)  # type: ignore[arg-type]
         trainer = GRPOTrainer(
@@ -198,7 +200,8 @@ class GRPOOracle:
             processing_class=copy.deepcopy(self.tokenizer),
             peft_config=copy.deepcopy(self.peft_config),
         )
-        trainer.train()
+        with own_wandb_run():
+            trainer.train()
         trainer.save_model(str(out))
         if PartialState().is_main_process:
             about = {"rewards": self.names, "weights": weights.tolist(), "steps": trainer.state.global_step}
