@@ -39,12 +39,27 @@ def test_version_and_unknown_command(capsys):
         (["prepare", "--train_users", "many"], "argument --train_users/--train-users: invalid int value: 'many'"),
         (["score", "--input"], "argument --input: expected one argument"),
         (["portfolio", "build", "--beta", "x"], "argument --beta: invalid float value: 'x'"),
+        (["score", "--modle_name_or_path", "x"], "--modle_name_or_path is unknown. Did you mean --model_name_or_path?"),
+        (["run", "--use_cpu", "true", "--bananas=3"], "--bananas is unknown. `trl-pafo run --help` lists the flags."),
+        (["report", "runs/a", "--out_put", "x"], "--out_put is unknown. Did you mean --output?"),
+        (["study", "--cells", "1/2", "--confg", "x"], "--confg is unknown. Did you mean --config?"),
+        (["portfolio", "build", "--epsilom", "0.1"], "--epsilom is unknown. Did you mean --epsilon?"),
+        (["score", "--input", "my", "file.jsonl", "x"], "'x' belongs to no flag. Put a value with blanks in quotes."),
+        (["score", "--config"], "--config names no file."),
     ],
 )
-def test_a_flag_that_cannot_be_read_is_one_line(argv, match, capsys):
+def test_a_flag_that_cannot_be_read_is_one_line_and_the_one_that_was_meant_is_named(argv, match, capsys):
     assert main(argv) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"trl-pafo {argv[0]}: {match}")
+
+
+@pytest.mark.parametrize("flag", [["--config", "x.yaml"], ["--config=x.yaml"]])
+def test_a_key_of_a_file_that_is_unknown_is_named(flag, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("modle_name_or_path: a\ninput: b\n")
+    assert main(["score", *flag]) == 2
+    assert capsys.readouterr().err == "trl-pafo score: --modle_name_or_path is unknown. Did you mean --model_name_or_path?\n"
 
 
 @pytest.mark.parametrize("command", ["audit", "evaluate", "prepare", "push", "report", "score"])

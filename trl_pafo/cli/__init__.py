@@ -4,10 +4,11 @@ Each command module has `make_parser()` and `main(...)`; it is imported only whe
 command loads neither torch nor transformers, so that it comes at once.
 """
 
+import difflib
 import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trl_pafo.errors import TrlPafoError
 
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             parser = command.make_parser(f"trl-pafo {name}", **short)
             parser.error = refuse
-            parsed = parser.parse_args_and_config(rest)
+            parsed = parse(parser, rest)
         except TrlPafoError:
             raise
         except yaml.YAMLError as error:
@@ -85,6 +86,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trl-pafo {name}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def parse(parser: Any, argv: list[str]) -> list[Any]:
+    """As TRL parses; what is left is refused by name, with the flag that was meant."""
+    argv = [part for flag in argv for part in (flag.split("=", 1) if flag.startswith("--config=") else [flag])]
+    if argv[-1:] == ["--config"]:
+        raise ValueError("--config names no file.")
+    *parsed, left = parser.parse_args_and_config(argv, return_remaining_strings=True)
+    if unknown := [part.partition("=")[0] for part in left if part.startswith("--")]:
+        known = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists the flags."
+        raise ValueError(f"{unknown[0]} is unknown. {hint}")
+    if left:
+        raise ValueError(f"{left[0]!r} belongs to no flag. Put a value with blanks in quotes.")
+    return parsed
 
 
 def refuse(message: str) -> NoReturn:

@@ -123,8 +123,8 @@ class _Parser:
 
         return TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
 
-    def parse_args_and_config(self, argv: list[str]) -> tuple[str, Any]:
-        from trl_pafo.cli import refuse
+    def parse_args_and_config(self, argv: list[str], return_remaining_strings: bool = True) -> tuple[str, Any, list[str]]:
+        from trl_pafo.cli import parse, refuse
 
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(f"usage: {self.prog} COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
@@ -137,7 +137,7 @@ class _Parser:
             raise ValueError(f"unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
         parser = self.of(name)
         parser.error = refuse
-        return name, *parser.parse_args_and_config(argv[1:])  # type: ignore[return-value]
+        return name, *parse(parser, argv[1:]), []  # type: ignore[return-value]
 
 
 def make_parser(prog: str | None = None) -> _Parser:

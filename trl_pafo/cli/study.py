@@ -7,8 +7,8 @@ from typing import Any
 class _Parser(ArgumentParser):
     """`--config` is the file of a study here, not one of flags."""
 
-    def parse_args_and_config(self, argv: list[str]) -> tuple[Namespace]:
-        return (self.parse_args(argv),)
+    def parse_args_and_config(self, argv: list[str], return_remaining_strings: bool = True) -> tuple[Namespace, list[str]]:
+        return self.parse_known_args(argv)
 
 
 def make_parser(prog: str | None = None) -> _Parser:

@@ -56,6 +56,7 @@ def test_memory_holds_a_row_not_the_file(tmp_path, name, head, line, zipped):
         ("A.CSV", HEADER + "\n" + QUOTED + "\n\n"),
         ("a.csv", (HEADER + QUOTED).rstrip("\n")),
         ("a.csv", HEADER.replace("\n", "\r") + "\n" + QUOTED),
+        ("a.csv", " prompt ,chosen, rejected,user\n,,,\n" + QUOTED + " ,,,\n"),
         ("a.tsv", HEADER + QUOTED),
         ("a.csv", "\ufeff" + HEADER + QUOTED),
         *(("a.csv", (HEADER + QUOTED).replace(",", mark).replace(f"a{mark} b", "a, b")) for mark in ";\t|"),
@@ -104,6 +105,7 @@ def test_values_of_a_table_stay_text(tmp_path):
         ("a.csv", HEADER.encode() + b'a,b,c,u1\n"a,b,c,u2\na,b,c,u3\n', "line 4: the quotes do not match"),
         ("a.csv", HEADER.encode() + b'"a,b,c,u1\n"a",b,c,u2\n', "line 3: the quotes do not match"),
         ("a.csv", b"prompt,user,user\na,b,c\n", r"line 1: the header names a column twice \(prompt, user, user\)"),
+        ("a.csv", b"prompt,user,user \na,b,c\n", r"line 1: the header names a column twice"),
         ("a.csv", b"PK\x03\x04\0\xff", "line 1: this is not UTF-8 text"),
         ("a.csv", HEADER.encode() + b'a,b,"c\nd",u1\r\na,b,\xe9,u2\n', "line 4: this is not UTF-8 text"),
         ("a.parquet", b"\x00\xff\xfe", "cannot be read"),
@@ -163,7 +165,7 @@ def test_a_survey_in_excel_is_that_in_csv(tmp_path, caplog):
     ]
     book = openpyxl.Workbook()
     book.active.title = "Answers"
-    for number, row in enumerate([header, *rows]):
+    for number, row in enumerate([[f"{name} " for name in header], *rows]):
         book.active.append(row)
         if number in (0, 5):
             book.active.append([None, "  "])

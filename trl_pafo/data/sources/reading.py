@@ -137,7 +137,7 @@ def _table_records(file: BinaryIO, what: str) -> Iterator[tuple[str, dict[str, A
     separator = max(",;\t|", key=first.count)
     rows = csv.DictReader(chain([first], lines), delimiter=separator, strict=True)
     try:
-        header = list(rows.fieldnames or [])
+        header = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
         if len(set(header)) < len(header):
             raise DataError(
                 f"{what}, line 1: the header names a column twice ({', '.join(header)}). Give each a name of its own."
@@ -148,7 +148,8 @@ def _table_records(file: BinaryIO, what: str) -> Iterator[tuple[str, dict[str, A
                     f"{what}, line {rows.line_num}: {'more' if None in row else 'fewer'} fields than the header names "
                     f"({', '.join(header)}). A text that holds {separator!r} or a line break needs double quotes around it."
                 )
-            yield f"{what}, line {rows.line_num}", row
+            if any(value.strip() for value in row.values()):  # a spreadsheet writes ";;;" for a blank line
+                yield f"{what}, line {rows.line_num}", row
     except csv.Error as error:
         raise DataError(
             f"{what}, line {rows.reader.line_num}: the quotes do not match ({error}). Close them, and double those within a text that is in "
@@ -208,7 +209,7 @@ def open_dataset(path: str | Path, columns: Collection[str] | None = None, name:
             if others:
                 logger.warning("%s: the sheet %r is read, the first; not read: %s.", path, first, ", ".join(map(repr, others)))
             sheet = sheet[(sheet.map(str.strip) != "").any(axis=1)]  # without blank lines, as of a CSV file
-            data: Any = columns_to_dataset({str(name): sheet[name].tolist() for name in sheet}, str(path))
+            data: Any = columns_to_dataset({str(name).strip(): sheet[name].tolist() for name in sheet}, str(path))
         elif _ending(local) == ".parquet":
             data = Dataset(parquet.read_table(local))
         elif local.is_dir() and (parts := sorted(local.glob("*.parquet"))):

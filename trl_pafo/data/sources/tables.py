@@ -4,6 +4,7 @@ import difflib
 import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -20,6 +21,7 @@ from trl_pafo.data.history import history_problem
 from trl_pafo.data.labels import as_label, label_names, normalize_labels
 from trl_pafo.data.messages import as_messages, content_key
 from trl_pafo.data.sources.reading import columns_to_dataset
+from trl_pafo.data.sources.times import order_of_times
 from trl_pafo.errors import ConfigError, DataError
 
 FORMS = {
@@ -141,10 +143,10 @@ def read_table(
             f"{what}: no column holds the prompt. Its columns are {', '.join(names)}. Name it: --columns prompt=COLUMN."
         )
     given = _Scores(table, names, scores, 1 if rated else 2, what)
-    order = _order(values["time"], what, column_of["time"]) if "time" in values else range(len(values[FORMS[form][0]]))
+    order = order_of_times(values["time"], what, column_of["time"]) if "time" in values else range(len(values[FORMS[form][0]]))
     count = _LeftOut(what)
     if form == "A against B":
-        made = _ab_pairs(values, order, count, _sides(values, preferred or {}, what, column_of["preferred"]), given)
+        made = _ab_pairs(values, order, count, _sides(values, preferred or {}, what, column_of), given)
     elif form == "chosen and rejected":
         pair_of = lambda row: {name: values[name][row] for name in FORMS[form]} | _prompt_of(values, row)  # noqa: E731
         made = ((row, pair_of(row) | given.of_pair(row)) for row in order)
@@ -193,10 +195,11 @@ def _recognize(names: list[str], given: dict[str, str], what: str, needs_user: b
     form = next((form for form, needed in FORMS.items() if told <= set(needed) <= set(column_of)), None)
     unclear = "".join(f" {role} could be {' or '.join(found)}." for role, found in several.items())
     if form is None:
+        known = f" Recognized: {_used(column_of)}." if column_of else ""
         ways = "; ".join(" ".join(f"{role}=COLUMN" for role in needed) for needed in FORMS.values())
         raise DataError(
-            f"{what}: which columns hold the judgments cannot be told. {has}{unclear} Name them, with --columns user=COLUMN prompt=COLUMN "
-            f"and one of: {ways}."
+            f"{what}: which columns hold the judgments cannot be told. {has}{known}{unclear} Name the others, with --columns user=COLUMN "
+            f"prompt=COLUMN and one of: {ways}."
         )
     if needs_user and "user" not in column_of:
         raise DataError(f"{what}: no column says who judged. {has}{unclear} Name it: --columns user=COLUMN.")
@@ -206,8 +209,14 @@ def _recognize(names: list[str], given: dict[str, str], what: str, needs_user: b
 def _check_column(name: str, names: list[str], what: str, given: str, form: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
-        hint = f"Did you mean {form.format(near[0])}?" if near else f"Write {form.format('COLUMN')} with one of them."
+        hint = (
+            f"Did you mean {form.format(shlex.quote(near[0]))}?" if near else f"Write {form.format('COLUMN')} with one of them."
+        )
         raise DataError(f"{what} has no column {name!r} ({given}). Its columns are {', '.join(names)}. {hint}")
+
+
+def _used(column_of: Mapping[str, str]) -> str:
+    return ", ".join(f"{role}={name}" for role, name in column_of.items())
 
 
 def _plain(name: str) -> str:
@@ -236,24 +245,6 @@ def _parse_messages(values: list[Any]) -> list[Any]:
         if all(kind_of(v) == "messages" for v in parsed.values())
         else values
     )
-
-
-def _order(times: list[Any], what: str, name: str) -> list[int]:
-    """The rows in the order of time, those of one time as they stand."""
-    try:
-        numbers = [float(value) for value in times]
-    except (TypeError, ValueError):
-        try:
-            numbers = [moment.timestamp() for moment in pd.to_datetime(times, utc=True, format="mixed")]
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                f"{what}: {name} is no column of times ({error}). Correct it, or go by the order of the rows: --columns time="
-            ) from None
-    if np.isnan(numbers).any():
-        raise DataError(
-            f"{what}, row {int(np.isnan(numbers).argmax())}: has no {name}. Fill it, or go by the order of the rows: --columns time="
-        )
-    return sorted(range(len(numbers)), key=numbers.__getitem__)
 
 
 def _rate(value: Any, place: str) -> float:
@@ -352,25 +343,31 @@ def _ab_pairs(
 
 
 def _sides(
-    values: Mapping[str, list[Any]], preferred: Mapping[str, Sequence[str]], what: str, name: str
+    values: Mapping[str, list[Any]], preferred: Mapping[str, Sequence[str]], what: str, column_of: Mapping[str, str]
 ) -> Callable[[int], str | None]:
     """From a row to `"a"`, `"b"`, `"tie"`, or `None` without an answer."""
     if unknown := set(preferred) - set(PREFERRED):
         raise ConfigError(
             f"--preferred_values names {', '.join(sorted(unknown))}. Write a=VALUE b=VALUE and, where there are ties, tie=VALUE."
         )
-    if preferred and not {"a", "b"} <= set(preferred):
+    if len({"a", "b"} & set(preferred)) == 1:
         raise ConfigError("--preferred_values must name both sides: --preferred_values a=VALUE b=VALUE.")
     side_of = {value: side for side, known in {**PREFERRED, **preferred}.items() for value in known}
+    own_words = "a" not in preferred
+    if own_words:
+        side_of |= {_plain(column_of[f"response_{side}"]): side for side in "ab"}
     side_of |= {value: side for side, known in preferred.items() for value in known}  # rather than a tie that is understood
 
     def read(row: int) -> str | None:
         value = as_label(values["preferred"][row])
         if value is None:
             return None
-        models = {} if preferred else {values[f"model_{s}"][row]: s for s in "ab" if f"model_{s}" in values}
+        models = {values[f"model_{s}"][row]: s for s in "ab" if own_words and f"model_{s}" in values}
         side = side_of.get(value) or models.get(value) or side_of.get(_plain(value))
-        if side is None:
+        as_text = [s for s in "ab" if own_words and values[f"response_{s}"][row] == value]
+        side = side or next(iter(as_text), None)
+        if side is None or (as_text and side not in as_text):  # answers of their own may be "2" and "1"
+            name = column_of["preferred"]
             found = sorted({str(as_label(v)) for v in values["preferred"]} - {"None"})
             raise DataError(
                 f"{what}, row {row}: {name} is {value!r}, and which response that is cannot be told. The column holds "
@@ -463,7 +460,7 @@ def _look(
     of_user = sorted(Counter(pairs["user"][:]).values()) if "user" in pairs.column_names else []
     prompts = {content_key(prompt) for prompt in pairs["prompt"][:]} if "prompt" in pairs.column_names else ()
     return [
-        f"{what}: {num_rows:,} rows of {form}; columns {', '.join(f'{role}={name}' for role, name in used.items())}"
+        f"{what}: {num_rows:,} rows of {form}; columns {_used(used)}"
         + "".join(f"; {note}: {', '.join(columns)}" for note, columns in notes.items() if columns),
         f"{what}: "
         + (f"{len(of_user):,} users, {len(prompts):,} prompts, {len(pairs):,} pairs; " if of_user else f"{len(pairs):,} pairs")
