@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from helpers.parts import make_pairs
+from helpers.parts import make_model, make_pairs, remember_inputs
 
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
@@ -87,7 +87,11 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     assert result["verdict"].startswith("Open: no groups are given, but the pairs show 2")
 
 
-def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(encoder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("trained", [False, True], ids=["unknown", "without histories"])
+def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(trained, tmp_path, monkeypatch, capsys):
+    encoder = make_model("encoder", tmp_path / "encoder")
+    if trained:  # the histories are the audit's own: it shows none to a model that was trained without
+        remember_inputs(encoder, "text", num_history=0)
     rows = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
     rows = rows.add_column("support_rate", [0.4 if group == "minority" else 0.6 for group in rows["group"]])
     (tmp_path / "data").mkdir()

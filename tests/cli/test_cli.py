@@ -210,6 +210,10 @@ def test_the_saved_configuration_has_every_option_that_decides(tmp_path):
         (["score", "--model_name_or_path", "nowhere/x", "--input", "missing.jsonl"], "'missing.jsonl' cannot be read"),
         (["prepare", "--output_dir", "x"], "Give --output_dir and --model_name_or_path"),
         (["reward", "--output_dir", "x", "--use_cpu", "true", "--model_name_or_path", "nowhere/x"], "Give --dataset_name"),
+        (
+            ["reward", "--output_dir", "x", "--use_cpu", "true", "--model_name_or_path", "nowhere/x", "--dataset_name", "pairs"],
+            "No tokenizer can be loaded from nowhere/x: .* Give a Hub id, or a folder",
+        ),
         (["run", "--output_dir", "x", "--use_cpu", "true"], "Give --model_name_or_path"),
         (["run", "--output_dir", "x", "--use_cpu", "true", "--alpha", "2"], r"`alpha` must be in \[0, 1\]"),
         (["run", "--output_dir", "x", "--use_cpu", "true", "--model_name_or_path", "nowhere/x"], "nowhere/x"),
@@ -217,6 +221,7 @@ def test_the_saved_configuration_has_every_option_that_decides(tmp_path):
 )
 def test_errors_are_one_line_and_name_the_fix(argv, match, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"]).to_json("pairs/train.jsonl")
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"trl-pafo {argv[0]}: ")

@@ -134,7 +134,7 @@ class TestGroups:
             checks.check_groups(pairs, ["majority"], WHAT)
         with pytest.raises(TeacherError, match=f"{has} 'elders', 'majority', 'minority'. Give one teacher to each"):
             checks.check_groups(pairs, ["majority", "minority", "elders"], WHAT)
-        with pytest.raises(DataError, match="lacks the column group"):
+        with pytest.raises(DataError, match=r"lacks the column group.*`trl-pafo prepare` makes groups and histories"):
             checks.check_groups(pairs.remove_columns("group"), ["majority"], WHAT)
 
 

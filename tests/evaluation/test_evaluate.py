@@ -76,6 +76,7 @@ def test_texts_that_begin_with_their_prompt(tmp_path):
         (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
         (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
+        (["--num_history", "2"], "rows.jsonl, whose rows have no `history`. Give a folder of `trl-pafo prepare`"),
     ],
 )
 def test_an_option_without_effect_or_sense_is_named(refused, tmp_path, flags, message):
@@ -208,6 +209,11 @@ class TestHistories:
         np.testing.assert_allclose(
             found, rewards(command, folder, [{**r, "history": []} for r in PERSONAL]), atol=rounding(found)
         )
+
+
+def test_the_model_that_cannot_read_the_rows_is_named(model, rewards):
+    error = rewards("evaluate", model("plain", num_history=0), PLAIN, "--reference", model("fair"))
+    assert error.startswith("trl-pafo evaluate: fair: ")
 
 
 def test_a_reference_that_was_trained_without_histories_is_shown_none(model, rewards, tmp_path):

@@ -333,6 +333,7 @@ def test_groups_are_made_of_agreement_where_the_data_name_none(tmp_path):
     ]
     results = evaluate_models(polite, pd.DataFrame(rows), minority_quantile=0.1, num_resamples=20)
     assert accuracies(results, "polite") == [0.9, 1.0, 0.0, 0.0]
+    assert "agreement on these very pairs, so who errs is in the minority too" in results["read"][-1]
     with pytest.raises(ConfigError, match="has the column `group`, so `minority_quantile`"):
         evaluate_models(polite, table(), minority_quantile=0.1)
     with pytest.raises(ConfigError, match="does not say who judged"):

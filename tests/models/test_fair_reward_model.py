@@ -164,7 +164,8 @@ def test_a_model_without_histories_takes_none(tmp_path):
     ("request_", "message"),
     [
         ({"responses": "haha"}, "request 0, response 0: `responses` must be a list of responses, got 'haha'"),
-        ({"response": "haha"}, "`responses` must be a list of responses, got None"),
+        ({}, "`responses` must be a list of responses, got None"),
+        ({"response": "haha"}, "response is unknown. Give .*, responses"),
         ({"responses": ["haha"], "past": []}, "past is unknown. Give chat_template_kwargs, history, prompt, responses, tools"),
     ],
 )
@@ -174,6 +175,9 @@ def test_a_request_that_is_none(folder, request_, message):
     with pytest.raises(ConfigError, match="`batch_size` must be a whole number"):
         FairRewardModel.from_pretrained(folder).score_batch([], batch_size=0)
     assert FairRewardModel.from_pretrained(folder).score_batch([]) == []
+    for requests in ({"prompt": "how", "responses": ["haha"], "history": []}, ["haha"]):
+        with pytest.raises(DataError, match="`requests` must be a list of dicts with `prompt`, `responses`"):
+            FairRewardModel.from_pretrained(folder).score_batch(requests)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])

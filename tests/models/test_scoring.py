@@ -1,16 +1,20 @@
 """Rewards are those of a plain loop over single sequences, and tokens those of TRL's RewardTrainer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_adapter, make_model
+from helpers.parts import make_adapter, make_model, make_pairs
 from helpers.rounding import rounding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
+from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError, TeacherError
+from trl_pafo.models import load_tokenizer
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
 from trl_pafo.models.scoring import RewardScorer, load_reward_model, pool_sequences, score_pairs, score_sequences
 
@@ -169,6 +173,24 @@ class TestFolders:
         assert str(local_folder(encoder)) == encoder
         assert has_tokenizer(local_folder(encoder))
         assert not has_tokenizer(tmp_path)
+        (tmp_path / "vocab.txt").touch()
+        assert has_tokenizer(tmp_path)
+
+    def test_a_model_without_its_tokenizer_is_refused(self, tmp_path):
+        """Transformers makes one to which all words are unknown, and all responses of one length get one reward."""
+        folder = make_model("encoder", tmp_path / "model")
+        for file in Path(folder).glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises(ConfigError, match=r"model holds no vocabulary, .* Save the tokenizer .* tokenizer\.save_pretrained"):
+            RewardScorer.from_pretrained(folder)
+        with pytest.raises(ConfigError, match="model holds no vocabulary"):
+            load_tokenizer(folder)
+        with pytest.raises(ConfigError, match="model holds no vocabulary"):
+            PAFORewardTrainer(folder, PAFOConfig(str(tmp_path / "out"), use_cpu=True), train_dataset=make_pairs(history=0))
+
+    def test_the_file_in_place_of_its_folder(self, encoder):
+        with pytest.raises(TeacherError, match=f"is a file. Give the folder of the saved model: {encoder}"):
+            local_folder(f"{encoder}/model.safetensors")
 
     @pytest.mark.parametrize("source", ["no/such-model", "not a repository // name"])
     def test_what_is_not_found(self, source):

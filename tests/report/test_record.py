@@ -41,7 +41,10 @@ def test_given_teachers_are_told_from_trained_ones(record):
 def test_a_run_that_is_not_complete_is_named(tmp_path, name):
     folder = make_run(tmp_path / "run")
     (folder / name).unlink()
-    with pytest.raises(RunFolderError, match=rf"{name}.* (is missing.*Finish the run|is not what an evaluation writes)"):
+    with pytest.raises(
+        RunFolderError,
+        match=rf"{name}.* (is missing\. Give the folder of a `trl-pafo run`, and finish one|is not what an evaluation writes)",
+    ):
         read_record(folder)
 
 

@@ -151,7 +151,10 @@ def _models(args: AuditArguments, models: list[Any], noise: LabelNoise, rows: Da
 
     def scorer_of(source: str) -> RewardScorer:
         scorer = RewardScorer.from_pretrained(source, bf16=args.bf16)
-        if scorer.renderer.trained is None:  # nothing says that it was trained with histories
+        trained = scorer.renderer.trained
+        if (
+            trained is None or not trained["num_history"]
+        ):  # nothing says that it was trained with histories, which are the audit's own
             scorer.renderer = InputRenderer(scorer.tokenizer, 0)
         return scorer
 

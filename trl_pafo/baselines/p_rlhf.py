@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Features, Value
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoModelForSequenceClassification, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path, get_config_model_id
@@ -20,7 +20,7 @@ from trl_pafo.data.history import rows_as_messages
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.adapters import keep_reward_head
-from trl_pafo.models.safe_loading import safe_init_kwargs
+from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.weights import check_student
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig
@@ -139,7 +139,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
             check_student(model, options, trains=True)
             keep_reward_head(model, peft_config, options.get("revision"))
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(
+                processing_class = read_tokenizer(
                     model, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
                 )
             args.model_init_kwargs = None
@@ -147,7 +147,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
             with suppress_seqcls_warning():
                 model = create_model_from_path(model, AutoModelForSequenceClassification, num_labels=1, **options)  # type: ignore[arg-type]
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+            processing_class = read_tokenizer(name, trust_remote_code=args.trust_remote_code)
         tokenizer = copy.deepcopy(processing_class)
         num_words = len(tokenizer)
         first = add_user_tokens(tokenizer, self.users, num_user_tokens)

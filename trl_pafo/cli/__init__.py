@@ -96,7 +96,7 @@ def parse(parser: Any, argv: list[str]) -> list[Any]:
     *parsed, left = parser.parse_args_and_config(argv, return_remaining_strings=True)
     if unknown := [part.partition("=")[0] for part in left if part.startswith("--")]:
         known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, 1)
+        near = difflib.get_close_matches(unknown[0], known, 1, cutoff=0.8)  # --data_path is not --datasets
         hint = f"Did you mean {near[0]}?" if near else f"`{parser.prog} --help` lists the flags."
         raise ValueError(f"{unknown[0]} is unknown. {hint}")
     if left:

@@ -19,15 +19,17 @@ RESPONSES = ("response", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
 LEGACY_TOKEN_COLUMNS = ("chosen_input_ids", "rejected_input_ids")
 NUMBERS = ("margin", "teacher_margin")
+_FROM_USERS = "Of rows that only name their `user`, `trl-pafo prepare` makes groups and histories."
 
 
-def check_columns(columns: Iterable[str], needed: Iterable[str], what: str) -> None:
-    """Raise [`DataError`] if a needed column is missing."""
+def check_columns(columns: Iterable[str], needed: Iterable[str], what: str, fix: str = "") -> None:
+    """Raise [`DataError`] if a needed column is missing; `fix` is a sentence on where it comes from."""
     columns = list(columns)
     missing = [name for name in needed if name not in columns]
     if missing:
         raise DataError(
             f"{what} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(columns)}."
+            + (f" {fix}" if fix else "")
         )
 
 
@@ -176,7 +178,7 @@ def _is_empty(response: Any) -> bool:
 
 def check_groups(dataset: Dataset, teacher_groups: Iterable[str], what: str) -> None:
     """Raise if groups, which no row lacks, and teachers do not match one to one."""
-    check_columns(dataset.column_names, ["group"], what)
+    check_columns(dataset.column_names, ["group"], what, f"Add the group of each row's user. {_FROM_USERS}")
     present, given = set(dataset.unique("group")), set(teacher_groups)
     if present != given:
         raise TeacherError(
@@ -231,7 +233,7 @@ def check_personalized(has_history: bool, columns: Iterable[str], what: str) -> 
         raise DataError(
             f"{what} has `teachers` and no histories; its columns are {', '.join(columns)}. Without the past pairs of its user, "
             "the student sees no difference between the groups and has one reward for all. Add the column `history`, or set "
-            "num_history=0 if that is intended."
+            f"num_history=0 if that is intended. {_FROM_USERS}"
         )
 
 

@@ -209,8 +209,8 @@ class InputRenderer:
             if not num_past:
                 raise DataError(
                     f"{what}: no row has a history, and the model was trained with histories: without one it serves all users "
-                    "alike, close to what the majority prefers. Give each row the `history` of its user, or set num_history to 0 if "
-                    "that is intended."
+                    "alike, close to what the majority prefers. Give each row the `history` of its user (`trl-pafo prepare` "
+                    "makes it), or set num_history to 0 if that is intended."
                 )
             if not self._warned:
                 self._warned = True

@@ -184,6 +184,11 @@ def evaluate_models(
         if user is not None and support is not None:
             support_of_users(support, encoded)  # and one support rate
         has_history = "history" in rows.column_names
+        if num_history and not {"history", "chat_template_kwargs"} & set(rows.column_names):
+            raise ConfigError(
+                f"--num_history {num_history}: no effect on {what[0].lower()}{what[1:]}, whose rows have no `history`. Give a folder of "
+                "`trl-pafo prepare`, which makes histories of the users' other pairs, or leave it out."
+            )
         num_in_table = len(rows[REWARDS][0]) if REWARDS in rows.column_names else 0
         sources, compared = name_sources(models, reference, num_in_table)
         of_reference, how_reference = sources.get(compared or ""), how

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_pafo.data.sources.tables import REWARDS, ROW
-from trl_pafo.errors import ConfigError
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.rewards import SIDES, ScoredPairs, score_tokenized
 from trl_pafo.models.scoring import RewardScorer
 
@@ -175,7 +175,12 @@ def score_sources(
     scorers = {name: scorer_of(source) for name, source in sources.items() if isinstance(source, str)}
     folders = {name: scorer.folder for name, scorer in scorers.items()}
     shown = rows.remove_columns([name for name in (REWARDS, ROW) if name in rows.column_names])
-    ids = {name: scorer.tokenize(shown, place) for name, scorer in scorers.items()}
+    ids = {}
+    for name, scorer in scorers.items():
+        try:
+            ids[name] = scorer.tokenize(shown, place)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
     scored = {}
     for name, source in sources.items():
         if isinstance(source, RewardFunction):

@@ -12,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -21,7 +20,7 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.safe_loading import SAFELY, check_model_folder, identity_of_folder, reason
+from trl_pafo.models.safe_loading import SAFELY, check_model_folder, identity_of_folder, read_tokenizer, reason
 from trl_pafo.models.scoring import positions_of
 from trl_pafo.models.weights import is_of_head, name_some
 
@@ -72,9 +71,9 @@ def load_tokenizer(name: str, trust_remote_code: bool = False, revision: str | N
     """The tokenizer of a model, with a chat template that takes `history`, and with a pad token."""
     folder, _, tokenizer_kwargs = locate_model(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
+        tokenizer = read_tokenizer(folder, trust_remote_code=trust_remote_code, **tokenizer_kwargs)
     except (OSError, ValueError, ImportError) as error:  # some versions name a package that would read another kind
-        raise _not_found("tokenizer", name, error) from error
+        raise _not_found("tokenizer", name, error.__cause__ or error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return add_history_template(tokenizer)
@@ -113,7 +112,7 @@ def fit_lengths(args: Any, model_name: str, revision: str | None = None) -> None
         args.history_max_tokens = args.max_length // 2
 
 
-def _not_found(what: str, name: str, error: Exception) -> ConfigError:
+def _not_found(what: str, name: str, error: BaseException) -> ConfigError:
     return ConfigError(
         f"No {what} can be loaded from {name!r}. Give a Hub id, a folder with a saved model, or one of "
         f"{', '.join(WHEEL_MODELS)}. ({reason(error)})"

@@ -119,13 +119,15 @@ class FairRewardModel:
 
     def _score(self, requests: Sequence[Mapping[str, Any]], batch_size: int, name: Any) -> list[list[float]]:
         check_batch_size(batch_size)
+        if isinstance(requests, Mapping) or not all(isinstance(request, Mapping) for request in requests):
+            raise DataError("`requests` must be a list of dicts with `prompt`, `responses` and `history`.")
         rows, places = [], []
         for number, request in enumerate(requests):
+            if unknown := sorted(set(request) - _FIELDS):
+                raise DataError(f"{name(number, 0)}: {', '.join(unknown)} is unknown. Give {', '.join(sorted(_FIELDS))}.")
             responses = request.get("responses")
             if isinstance(responses, str | Mapping) or not isinstance(responses, Sequence):
                 raise DataError(f"{name(number, 0)}: `responses` must be a list of responses, got {responses!r:.200}.")
-            if unknown := sorted(set(request) - _FIELDS):
-                raise DataError(f"{name(number, 0)}: {', '.join(unknown)} is unknown. Give {', '.join(sorted(_FIELDS))}.")
             shared = {key: value for key, value in request.items() if key != "responses" and value is not None}
             for place, response in enumerate(responses):
                 row = {"response": response, **shared}

@@ -26,6 +26,7 @@ MODEL_FILES = (
 """Files of a saved model that decide what it reads and what it answers."""
 
 _INDEX = ".safetensors.index.json"
+_FEWEST_WORDS = 10  # a tokenizer that transformers makes of nothing has a few that are not special
 
 
 def local_folder(source: str, revision: str | None = None) -> Path:
@@ -44,6 +45,8 @@ def _snapshot(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if os.path.isfile(source):
+        raise TeacherError(f"{source} is a file. Give the folder of the saved model: {Path(source).parent}.")
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
         others = ["consolidated*", "original/*"]  # the same weights in the format of another library
@@ -82,7 +85,31 @@ def load_config(folder: Path) -> Any:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer was saved in a folder."""
-    return any((folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json"))
+    return any(next(folder.glob(name), None) for name in ("tokenizer*", "vocab.*", "*.model"))
+
+
+def read_tokenizer(source: str | Path, *, trust_remote_code: bool, **options: Any) -> PreTrainedTokenizerBase:
+    """As [`~transformers.AutoTokenizer`] reads it.
+
+    Where a folder holds none, transformers makes one of special tokens alone for many kinds of models: all words are then the unknown
+    token, or nothing.
+
+    Raises:
+        ConfigError: If none is found, or it knows no words.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    except OSError as error:  # whose message need not name the model
+        raise ConfigError(
+            f"No tokenizer can be loaded from {source}: {reason(error)}. Give a Hub id, or a folder that a model and its tokenizer were "
+            "saved in."
+        ) from error
+    if len(tokenizer) - len(tokenizer.all_special_ids) < _FEWEST_WORDS:
+        raise ConfigError(
+            f"{source} holds no vocabulary, so every word would read the same. Save the tokenizer of the model there, beside its weights: "
+            "tokenizer.save_pretrained."
+        )
+    return tokenizer  # type: ignore[no-any-return]
 
 
 def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -92,7 +119,9 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ConfigError: If it cannot be loaded so.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return read_tokenizer(folder, trust_remote_code=False)
+    except ConfigError:
+        raise
     except Exception as error:  # the Rust library raises nothing more particular
         raise ConfigError(
             f"No tokenizer can be loaded from {folder}: {reason(error)}. Save it there with save_pretrained."
@@ -171,7 +200,7 @@ def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[
     return kwargs
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why a library could not load something, as a part of a sentence."""
     if "trust_remote_code" in str(error):
         return (

@@ -215,7 +215,8 @@ def read_record(folder: str | Path) -> Record:
     ]
     if missing := [path for path in paths if not path.is_file()]:
         raise RunFolderError(
-            f"{folder} is not a finished run of trl-pafo: {missing[0]} is missing. Finish the run with its own command."
+            f"{folder} is not a finished run of trl-pafo: {missing[0]} is missing. Give the folder of a `trl-pafo run`, and finish one that was "
+            "interrupted with its own command; `evaluate` and `audit` write none."
         )
     results, manifest, summary = map(_read_json, paths[:3])
     methods = results.get("methods") if isinstance(results, dict) else None

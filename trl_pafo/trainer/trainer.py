@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, DataCollator, PreTrainedTokenizerBase
+from transformers import DataCollator, PreTrainedTokenizerBase
 from trl import RewardConfig
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
@@ -17,7 +17,7 @@ from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
-from trl_pafo.models.safe_loading import safe_init_kwargs
+from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
@@ -132,7 +132,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
             code = args.trust_remote_code
-            processing_class = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=code)
+            processing_class = read_tokenizer(name, revision=revision, trust_remote_code=code)
         self._pairs.check_teachers(of_group, processing_class)
         self.dropped_pairs = self._pairs.dropped
         """Pairs dropped because they are longer than `max_length`, by dataset and group."""

@@ -132,6 +132,12 @@ def load_pairs(table: str | Path | pd.DataFrame | Dataset, split: str | None = N
         raise ConfigError(f"{what} does not say who judged, so there are no support rates to make groups of. {_NAME_USER}")
     rows = read.pairs
     rated = "support_rate" in rows.column_names
+    if not rated:
+        read.look.append(
+            f"{what}: the groups are made of the users' agreement on these very pairs, so who errs is in the minority too: a part of the gap "
+            "is noise. `trl-pafo audit` shows how much"
+        )
+        logger.info(read.look[-1])
     support = one_value_per_user(rows, "support_rate") if rated else agreement(rows)
     rows = rows.remove_columns("support_rate") if rated else rows
     return add_support_groups(DatasetDict(train=rows), {"train": support}, *cut, "support" if rated else "agreement")[
