@@ -87,11 +87,7 @@ def test_audit_of_data_without_groups(encoder, tmp_path, capsys):
     assert result["verdict"].startswith("Open: no groups are given, but the pairs show 2")
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["unknown", "without histories"])
-def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(trained, tmp_path, monkeypatch, capsys):
-    encoder = make_model("encoder", tmp_path / "encoder")
-    if trained:  # the histories are the audit's own: it shows none to a model that was trained without
-        remember_inputs(encoder, "text", num_history=0)
+def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(encoder, tmp_path, monkeypatch, capsys):
     rows = make_pairs(num_users=12, pairs_per_user=4, num_minority=5, history=0)
     rows = rows.add_column("support_rate", [0.4 if group == "minority" else 0.6 for group in rows["group"]])
     (tmp_path / "data").mkdir()
@@ -124,6 +120,21 @@ def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(trained, tmp_pat
     printed = capsys.readouterr().out
     assert "## Accuracy of manners:polite\n" in printed
     assert "- Bias of manners:polite: " in printed
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_model_that_was_trained_without_histories_is_shown_none_of_those_that_the_audit_makes(trained, tmp_path, capsys):
+    folder = make_model("encoder", tmp_path / "model")
+    if trained:
+        remember_inputs(folder, "text", num_history=0)
+    rows = make_pairs(num_users=12, pairs_per_user=5, num_minority=5, history=0)
+    rows.to_json(tmp_path / "pairs.jsonl")
+    flags = ["--data_path", str(tmp_path / "pairs.jsonl"), "--probes", "false", "--model_name_or_path", folder]
+    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
+    scored = RewardScorer.from_pretrained(folder).score(rows.to_list())
+    right = [pair["chosen"] > pair["rejected"] for pair in scored]
+    [found] = json.loads((tmp_path / "audit/audit.json").read_text())["models"].values()
+    assert found["overall"]["value"] == pytest.approx(sum(right) / len(right))
 
 
 @pytest.mark.parametrize(
