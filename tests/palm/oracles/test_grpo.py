@@ -92,6 +92,7 @@ class TestResume:
         class Killed(grpo.GRPOTrainer):
             def save_model(self, *args, **kwargs):
                 super().save_model(*args, **kwargs)
+                assert self.args.run_name == f"run: {member_name([0, 1])}"  # in a tracker each member has a name of its own
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
