@@ -93,7 +93,7 @@ def test_each_pair_is_scored_alone_and_weighed_by_the_past_pairs_that_are_shown(
     mixture = TeacherMixture(
         ["majority", "minority"], np.array([0.5, 2.0]), GroupLikelihood(3.0, np.array([0.2, -0.2])), np.array([0.9, 0.1])
     )
-    found = score_mixture(mixture, 0.25, teachers, rows, batch_size=3)
+    found = score_mixture({"fitted": mixture.as_json(), "tau": 0.25}, teachers, rows, batch_size=3)
 
     def margin(group, prompt, chosen, rejected):
         row = rows.select([0]).map(lambda _: {"prompt": prompt, "chosen": chosen, "rejected": rejected})

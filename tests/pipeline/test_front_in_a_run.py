@@ -53,7 +53,7 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
         mean = group_accuracy(np.mean([pair_correctness(draw) for draw in draws], axis=0), group)
         assert front["points"][place["name"]]["accuracy/minority"]["value"] == pytest.approx(mean["minority"])
 
-    mixed = score_mixture(mixture, front["tau"], teachers, data["test"])
+    mixed = score_mixture(front, teachers, data["test"])
     rows = [json.loads(line) for line in (folder / "results/teacher_mixture.jsonl").read_text().splitlines()]
     margins = [row["reward_chosen"] - row["reward_rejected"] for row in rows]
     np.testing.assert_allclose(margins, mixed.chosen, atol=1e-3)

@@ -91,16 +91,17 @@ def margins_of(scored: Sequence[ScoredPairs]) -> FloatArray:
 
 
 def score_mixture(
-    mixture: TeacherMixture, tau: float, teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any
+    front: Mapping[str, Any], teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any
 ) -> ScoredPairs:
     """Score each row under all teachers, weighed by its history, which needs no label of the group.
 
-    The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone. Rows are
-    those of `trl-pafo prepare`: beside what is read, with the complete `history`, of which those past pairs count that are read.
-    The other arguments are those of [`TeacherMixture.margins`] and [`score_alone`].
+    The chosen response has the margin as its reward, the rejected one 0: a mixture has no reward of a response alone. `front` has the
+    mixture as JSON, `fitted`, and its `tau`. Rows are those of `trl-pafo prepare`: beside what is read, with the complete `history`,
+    of which those past pairs count that are read. The other arguments are those of [`score_alone`].
     """
     scored, past_margins, past = score_with_past(teachers, rows, **scoring)
-    margins = mixture.margins(margins_of(scored), past_margins, past, tau)
+    mixture = TeacherMixture.from_json(front["fitted"])
+    margins = mixture.margins(margins_of(scored), past_margins, past, front["tau"])
     return ScoredPairs(margins, np.zeros_like(margins))
 
 

@@ -2,28 +2,27 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
 
+from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.evaluation.evaluate import summary_of, verdict_of, write_rewards
 from trl_pafo.evaluation.front import add_student
 from trl_pafo.evaluation.methods import STUDENTS, TITLES, RunArguments
-from trl_pafo.evaluation.mixture import TeacherMixture, score_mixture
-from trl_pafo.evaluation.reference_path import accuracies_of
+from trl_pafo.evaluation.mixture import score_mixture
+from trl_pafo.evaluation.reference_path import CHOSEN, accuracies_of, multiple_of
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.pipeline.maxmin import score_maxmin
-from trl_pafo.pipeline.user_models import FittedUserModel
+from trl_pafo.pipeline.user_models import score_fitted
 from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
 from trl_pafo.trainer.config import PAFOConfig
-
-SCORERS = {"maxmin": score_maxmin}
-"""How pairs are scored under methods whose folder is no saved model."""
 
 
 def evaluate_run(
@@ -41,7 +40,8 @@ def evaluate_run(
     """Score the test pairs under each method and write rewards, tables, verdicts and pictures to `out`.
 
     `path` is what [`~trl_pafo.evaluation.reference_path.score_path`] found, `front` what [`~trl_pafo.pipeline.front.predict_run`] did,
-    `points` the model of each multiple, `how` are options of [`~trl_pafo.evaluation.rewards.score_rows`]. Students that were distilled are added to the front, judged on the same held-out pairs.
+    `points` the model of each multiple, `how` are options of [`~trl_pafo.evaluation.rewards.score_rows`]. Students that were distilled
+    are added to the front, judged on the same held-out pairs.
     """
     train, test = data["train"], data["test"]
     tested = set(test["group"])
@@ -49,45 +49,45 @@ def evaluate_run(
     majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
     untested = sorted(set(train["group"]) - set(test["group"]))
     out.mkdir(parents=True)
-    rewards: dict[str, ScoredPairs] = {}
-    summaries: dict[str, Any] = {}
+    # How a method gives rewards: `score(source, rows, **how)`, for what it left in the run; the others left a saved model.
+    scorers: dict[str, Callable[..., ScoredPairs]] = {
+        "group_routed": score_routed,
+        "teacher_mixture": partial(score_mixture, front or {}),
+        "maxmin": score_maxmin,
+        **dict.fromkeys(USER_MODELS, score_fitted),
+    }
+    kept = front is not None and not front["worth"] and not run.distill_anyway
+    students = [method for method in STUDENTS if method in models]
+    # A method that is a point of the path has its rewards.
+    point_of = {method: multiple_of(method, path) for method in CHOSEN if method in models}
+    point_of |= {method: point_of["personalized_bt"] for method in students if kept}
 
-    def summarize(scored: ScoredPairs) -> dict[str, Any]:
-        return summary_of(scored, test, run.num_resamples, args.seed) | _unknown(untested)
+    def judged(source: Any, what: str, score: Callable[..., ScoredPairs] = score_rows) -> tuple[ScoredPairs, dict[str, Any]]:
+        scored = score(source, test, desc=f"Test pairs, {what}", **how)
+        return scored, summary_of(scored, test, run.num_resamples, args.seed) | _unknown(untested)
 
+    of_points = {multiple: judged(source, f"personalized BT, x{multiple:g}") for multiple, source in points.items()}
+    found = {}
     for method, source in models.items():
-        desc = f"Test pairs, {TITLES[method]}"
-        if method == "teacher_mixture" and front is not None:
-            mixture = TeacherMixture.from_json(front["fitted"])
-            scored = score_mixture(mixture, front["tau"], source, test, desc=desc, **how)
-        elif isinstance(source, FittedUserModel):
-            scored = source.score()
-        else:
-            score = SCORERS.get(method, score_routed if isinstance(source, dict) else score_rows)
-            scored = score(source, test, desc=desc, **how)
-        rewards[method] = scored
-        summaries[method] = summarize(scored)
-        write_rewards(out, method, test, scored)
+        at = point_of.get(method)
+        score = scorers.get(method, score_rows)
+        found[method] = judged(source, TITLES[method], score) if at is None else of_points[at]
+        write_rewards(out, method, test, found[method][0])
     for point in path.get("points", ()):
-        multiple = point["multiple"]
-        summary = summaries["personalized_bt"]
-        if multiple != path["chosen"]:
-            summary = summarize(score_rows(points[multiple], test, desc=f"Test pairs, x{multiple:g}", **how))
-        point["test"] = accuracies_of(summary)
+        point["test"] = accuracies_of(of_points[point["multiple"]][1])
     if front is not None and front["points"]:
         held_out = data["validation"]
-        for method in STUDENTS if front["worth"] or run.distill_anyway else ():
-            if method in models:
-                chosen, rejected = score_rows(models[method], held_out, desc=f"Held-out pairs, {TITLES[method]}", **how)
-                who = (held_out["user"][:], held_out["group"][:])
-                add_student(front, TITLES[method], chosen - rejected, *who, run.num_resamples, args.seed)
+        for method in () if kept else students:
+            chosen, rejected = score_rows(models[method], held_out, desc=f"Held-out pairs, {TITLES[method]}", **how)
+            who = (held_out["user"][:], held_out["group"][:])
+            add_student(front, TITLES[method], chosen - rejected, *who, run.num_resamples, args.seed)
         write_front(out, front)
     path.pop("margins", None)
     reference = run.reference
     verdicts = {
         method: verdict_of(
-            rewards[method],
-            rewards[reference],
+            found[method][0],
+            found[reference][0],
             test,
             (models[method], models[reference]),
             "nothing was distilled" if method in STUDENTS else "",
@@ -99,9 +99,9 @@ def evaluate_run(
     results = {
         "majority": majority,
         "minority": minority,
-        "reference": run.reference,
+        "reference": reference,
         "not_evaluated": untested,
-        "methods": summaries,
+        "methods": {method: summary for method, (_, summary) in found.items()},
         "verdicts": verdicts,
         "path": path,
         "front": front,

@@ -38,7 +38,7 @@ from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import is_quantized, student_model, teacher_model
 from trl_pafo.pipeline.trainings import Trainings
-from trl_pafo.pipeline.user_models import FOLDER, FittedUserModel, user_models
+from trl_pafo.pipeline.user_models import FOLDER, user_models
 from trl_pafo.pipeline.workers import Workers
 from trl_pafo.report.page import refuse_foreign, write_report
 from trl_pafo.report.record import RUN_CONFIG
@@ -256,8 +256,7 @@ class Run(Trainings):
         if base:
             self._do_or_require(base, prepares)
         models: dict[str, Any] = {m: teachers if m in OF_TEACHERS else str(self.folder / f"models/{m}") for m in run.methods}
-        features = str(self.folder / FOLDER / "features/test.safetensors")
-        models |= {m: FittedUserModel(m, str(self.folder / FOLDER / m), features) for m in of_users}
+        models |= {m: str(self.folder / FOLDER / m) for m in of_users}
         at = {point.multiple: str(self.folder / point.output) for point in points}
         return Plan(stages, partial(self._evaluation, models, str(sorted(identities.items())), data, front, at))
 

@@ -1,9 +1,9 @@
 """Methods of a run that describe a user by a vector: features of a reward model of the run, and what is fitted to them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from trl_pafo.baselines.features import FeaturePairs, pair_features
 from trl_pafo.baselines.table import USER_MODELS
@@ -20,16 +20,13 @@ FOLDER = "user_models"
 """Folder of a run: `features/{train,test}.safetensors`, and a folder a method."""
 
 
-class FittedUserModel(NamedTuple):
-    """Where a method is that describes users by vectors, and the features of the test pairs."""
-
-    method: str
-    folder: str
-    features: str
-
-    def score(self) -> ScoredPairs:
-        """Rewards of the test pairs, each given the past pairs that the other methods read."""
-        return ScoredPairs(*USER_MODELS[self.method].load().load(self.folder).score(FeaturePairs.load(self.features)).T)
+def score_fitted(folder: str | Path, rows: Dataset, **scoring: Any) -> ScoredPairs:
+    """Rewards of the test pairs `rows`, from their features beside the folder of the method, each given the past pairs that the other
+    methods read.
+    """
+    folder = Path(folder)
+    features = FeaturePairs.load(folder.parent / "features/test.safetensors")
+    return ScoredPairs(*USER_MODELS[folder.name].load().load(folder).score(features).T)
 
 
 def user_models(run: "Run", data: DatasetDict, plain: Stage) -> list[Stage]:
