@@ -35,7 +35,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.evaluation.methods import RunArguments
+from trl_pafo.evaluation import RunArguments
 from trl_pafo.pipeline import Run
 
 QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}

@@ -20,9 +20,9 @@ from reward_training import make_rows, make_trainer
 from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from trl_pafo.models import materialize_model
-from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_pairs
-from trl_pafo.prefix_sharing.choice import choose_sharing
+from trl_pafo.models import load_reward_model, materialize_model, score_pairs
+from trl_pafo.models.scoring import pad_id_of
+from trl_pafo.prefix_sharing import choose_sharing
 
 
 def dpo_style(model, rows, pad: int, options: argparse.Namespace, device: torch.device) -> np.ndarray:

@@ -83,8 +83,7 @@ def run_stages(folder: Path, size: int, tokenized: int, model: str, seed: int, s
     from transformers.utils import logging
     from trl import RewardConfig, RewardTrainer
 
-    from trl_pafo.data import add_history_template, attach_history, checks, render_history
-    from trl_pafo.data.history import HistoryCutter
+    from trl_pafo.data import HistoryCutter, add_history_template, attach_history, checks, render_history
     from trl_pafo.data.showings import HistoryDraw
     from trl_pafo.data.sources.splits import add_support_groups, add_type_support, agreement, hold_out_prompts
     from trl_pafo.data.tokenization import tokenize_pairs

@@ -25,10 +25,8 @@ import numpy as np
 import transformers
 from measuring import common_parser
 
-from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.history import HistoryCutter
+from trl_pafo.data import HistoryCutter, add_history_template, attach_history
 from trl_pafo.data.sources import DataArguments, load_source
-from trl_pafo.data.template import add_history_template
 from trl_pafo.models import RewardScorer, load_tokenizer, materialize_model
 from trl_pafo.models.scoring import BATCHES_AT_ONCE
 

@@ -26,8 +26,7 @@ from measuring import common_parser, forget_peak, peak_memory, silence, training
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
-from trl_pafo.data.attaching import attach_history
-from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data import HistoryCutter, attach_history, render_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.models import load_tokenizer, materialize_model
 from trl_pafo.trainer.config import CONDITIONINGS

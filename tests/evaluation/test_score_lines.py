@@ -6,8 +6,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers.parts import make_model
+from helpers.parts import break_rewards_of, make_model
 from transformers import AutoTokenizer
 
 from trl_pafo.data import HistoryCutter, add_history_template
@@ -130,15 +129,7 @@ def test_past_pairs_of_the_user_up_to_now(answer, folder, tmp_path, capfd):
 
 
 def test_a_reward_that_is_not_finite_is_no_error_of_others(answer, folder, monkeypatch):
-    real, token = scoring.load_reward_model, AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("whee")
-
-    def broken(*args):
-        model = real(*args)
-        with torch.no_grad():
-            model.get_input_embeddings().weight[token] = float("nan")
-        return model
-
-    monkeypatch.setattr(scoring, "load_reward_model", broken)
+    break_rewards_of("whee", folder, monkeypatch)
     good = line(history=PAST)
     found, _ = answer(good + line(history=[], response="whee") + good, batch_size=3)
     assert found[1]["error"].startswith("1 of 1 rewards are NaN or infinite")

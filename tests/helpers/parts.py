@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from datasets import Dataset
@@ -15,8 +16,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.template import add_history_template
+from trl_pafo.models import scoring
 
 GROUPS = ("majority", "minority")
+
+TRAINING = {
+    **{"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-2, "max_length": 256},
+    **{"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none"},
+    "disable_tqdm": True,
+}
+"""Options of a training that takes a second."""
 
 WORDS = [
     "asked",
@@ -145,6 +154,19 @@ def remember_inputs(folder: str, inputs: str = "messages", **history: object) ->
     HistoryCutter(tokenizer, **history).remember(inputs)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def break_rewards_of(word: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards of texts with this word are NaN, under every model that is loaded."""
+    load, token = scoring.load_reward_model, AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(word)
+
+    def broken(*args):
+        model = load(*args)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[token] = float("nan")
+        return model
+
+    monkeypatch.setattr(scoring, "load_reward_model", broken)
 
 
 MANNERS = {"majority": "please kindly sir", "minority": "haha lol whee"}

@@ -16,8 +16,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-import torch
-from helpers.parts import WORDS, make_model, remember_inputs
+from helpers.parts import WORDS, break_rewards_of, make_model, remember_inputs
 from helpers.rounding import rounding
 from helpers.served import flags, serving
 from tokenizers.processors import TemplateProcessing
@@ -333,15 +332,7 @@ class TestReadiness:
 
 class TestFailures:
     def test_a_reward_that_is_not_finite_is_no_error_of_others(self, folder, monkeypatch):
-        real, token = scoring.load_reward_model, AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("whee")
-
-        def broken(*args):
-            model = real(*args)
-            with torch.no_grad():
-                model.get_input_embeddings().weight[token] = float("nan")
-            return model
-
-        monkeypatch.setattr(scoring, "load_reward_model", broken)
+        break_rewards_of("whee", folder, monkeypatch)
         bad = {**ASK, "response": "whee"}
         with serving(folder, batch_wait_ms=200.0) as service, ThreadPoolExecutor(2) as pool:
             answers = [pool.submit(service.ask, "/score", rows) for rows in ([ASK, bad], [ASK, PAIR])]

@@ -66,9 +66,7 @@ class RequestReader:
         def answer(rewards: list[float]) -> Any:
             found = iter(rewards)
             answers = [
-                {"rewards": [next(found) for _ in row]}
-                if "responses" in asked
-                else {REWARD_KEYS[side]: next(found) for side in row}
+                {"rewards": [next(found) for _ in row]} if _several(asked) else {REWARD_KEYS[side]: next(found) for side in row}
                 for asked, row in zip(rows, tokens, strict=True)
             ]
             return answers if isinstance(given, list) else answers[0]
@@ -108,7 +106,7 @@ class RequestReader:
         """Token ids of all items, or all that is wrong with them."""
         if not rows:
             raise RefusedError(422, "The list holds no items.")
-        num_items = sum(len(row["responses"]) if _has_list(row) else 1 for row in rows)
+        num_items = sum(len(_several(row) or [row]) for row in rows)
         if num_items > self.max_items:
             raise RefusedError(
                 413, f"{num_items} items are more than the {self.max_items} of a request (--max_items). Send fewer at once."
@@ -142,7 +140,7 @@ class RequestReader:
         if "responses" not in row:
             return tokens_alone(self.scorer, self.users, row, place)[1]
         shared = {name: value for name, value in row.items() if name != "responses"}
-        if not isinstance(row["responses"], list) or not row["responses"] or {*REWARD_KEYS} & set(shared):
+        if not _several(row) or {*REWARD_KEYS} & set(shared):
             raise DataError(f"{place}: `responses` must be a list of responses, without {', '.join(REWARD_KEYS)} beside it.")
         rows = ({**shared, "response": response} for response in row["responses"])
         return {
@@ -165,8 +163,10 @@ class RequestReader:
         return {**made, "data": data, "usage": usage}
 
 
-def _has_list(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("responses"), list)
+def _several(row: Any) -> list[Any]:
+    """The `responses` of an item; none where it has another form."""
+    responses = row.get("responses") if isinstance(row, dict) else None
+    return responses if isinstance(responses, list) else []
 
 
 def _parse(body: bytes) -> Any:
