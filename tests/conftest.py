@@ -18,7 +18,7 @@ import torch
 import transformers
 from datasets import Dataset
 from helpers.fake_hub import FakeHub
-from helpers.parts import make_model, make_pairs
+from helpers.parts import TRAINING, make_model, make_pairs
 
 from trl_pafo.report.page import SECTIONS
 
@@ -83,19 +83,7 @@ def short_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def training() -> dict[str, object]:
     """Options of a training that takes a second."""
-    return {
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "logging_steps": 1,
-        "learning_rate": 1e-2,
-        "max_length": 256,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
+    return dict(TRAINING)
 
 
 @pytest.fixture

@@ -43,7 +43,12 @@ def test_steps_are_counted_as_the_trainer_counts_them(decoder, training, options
 def test_each_training_has_multiples_of_the_steps_of_one_row_a_showing(run, monkeypatch, tmp_path):
     found = {}
     teachers = make_teachers("encoder", tmp_path)
-    monkeypatch.setattr(trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps}))
+
+    def remember(trainer, out, title):
+        assert trainer.args.run_name == f"run: {title}"  # in a tracker each training has a name of its own
+        found[title] = trainer.args.max_steps
+
+    monkeypatch.setattr(trainings, "train_and_save", remember)
     real = Run._train
     train_nothing(monkeypatch)
     monkeypatch.setattr(Run, "_train", real)
@@ -170,17 +175,15 @@ def test_held_out_pairs_that_no_point_could_read_are_told_before_any_training(ru
     [({}, 5e-4), ({"student_start": "base"}, 1e-3), ({"student_learning_rate": 2e-4}, 2e-4)],
 )
 def test_the_student_has_a_learning_rate_of_its_own(run, monkeypatch, tmp_path, student, rate):
-    found = {}
-    save = trainings.train_and_save
+    train_nothing(monkeypatch)
+    asked, done = {}, Run._train
 
-    def remember(trainer, out, title):
-        assert trainer.args.run_name == f"run: {title}"  # in a tracker each training has a name of its own
-        found[title] = trainer.args.learning_rate
-        save(trainer, out, title)
+    def remember(self, out, title, *args, changes=None, **options):
+        asked[title] = (changes or {}).get("learning_rate", self.args.learning_rate)
+        done(self, out, title)
 
-    monkeypatch.setattr(trainings, "train_and_save", remember)
-    options = {"learning_rate": 1e-3, "reference_steps": [1], "validation_share": 0.0, **student}
-    run(methods=["personalized_bt", "bradley_terry", "pafo"], **options)()
-    assert found.pop("PAFO") == rate
-    assert found.keys() > {"Bradley-Terry", "personalized BT, x1", "Teacher of minority"}
-    assert set(found.values()) == {1e-3}
+    monkeypatch.setattr(Run, "_train", remember)
+    run(methods=["personalized_bt", "bradley_terry", "pafo"], learning_rate=1e-3, **student)()
+    assert asked.pop("PAFO") == rate
+    assert asked.keys() > {"Bradley-Terry", "personalized BT, x1", "Teacher of minority"}
+    assert set(asked.values()) == {1e-3}

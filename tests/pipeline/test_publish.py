@@ -28,7 +28,7 @@ def make_run(folder: Path, encoder: str, **more) -> Run:
     options = {"max_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True, "bf16": False, "report_to": "none"}
     options |= {"gradient_checkpointing": False, "save_strategy": "no", "disable_tqdm": True, "num_history": 1, "max_length": 256}
     return Run(
-        RunArguments(methods=METHODS, num_resamples=50, distill_anyway=True, **users),
+        RunArguments(methods=METHODS, num_resamples=50, reference_steps=[1], distill_anyway=True, **users),
         PAFOConfig(str(folder), **options, **more),
         ModelConfig(model_name_or_path=encoder, dtype=None),
     )

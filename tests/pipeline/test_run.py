@@ -318,6 +318,7 @@ class TestFolds:
         assert "The teacher of minority prefers the chosen response" in said
         assert {"pafo", "group_routed", "teacher_mixture"} <= set(results["methods"])
         assert (tmp_path / "run/teachers/minority/without_fold_0/model.safetensors").exists()
+        assert not (tmp_path / "run/teacher_margins").exists()  # those of one teacher, whatever it has seen
         before = weights(tmp_path, "pafo")
         run(**options, conditioning="posterior", overwrite=True).do_only(["pafo"])
         said = capsys.readouterr().out

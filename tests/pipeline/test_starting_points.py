@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_model, make_pairs
+from helpers.parts import make_model, make_pairs, make_teachers
 from helpers.rounding import rounding
 from helpers.small_runs import small_run, train_nothing
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -126,8 +126,7 @@ def test_what_a_warm_start_trains(decoder, use_peft, tmp_path):
         assert not any("lora" in name for name in trained)
 
 
-@pytest.mark.parametrize("teacher_kind", ["adapter", "auto"])
-@pytest.mark.parametrize("teacher_folds", [1, 2])
+@pytest.mark.parametrize(("teacher_kind", "teacher_folds"), [("adapter", 1), ("auto", 2)])
 def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, teacher_folds, monkeypatch, tmp_path):
     """Where it learns nothing, it is that mean."""
     original = Run._train
@@ -138,7 +137,7 @@ def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, tea
 
     monkeypatch.setattr(Run, "_train", learn_nothing)
     kind = {**LORA, "lora_dropout": 0.0}
-    run(kind=kind, methods=["personalized_bt", "pafo"], teacher_kind=teacher_kind, teacher_folds=teacher_folds)()
+    run(kind=kind, methods=["pafo"], reference="pafo", teacher_kind=teacher_kind, teacher_folds=teacher_folds)()
     teachers = sorted({path.parent for path in (tmp_path / "run/teachers").rglob("*model.safetensors")})
     assert len(teachers) == 2 * teacher_folds
     student = tmp_path / "run/models/pafo"
@@ -149,28 +148,25 @@ def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, tea
     assert (rewards[0] - load_reward_model(teachers[0])(ids).logits).abs().max() > 1e-3
 
 
-def starts_of_students(monkeypatch) -> list[object]:
+def test_students_that_start_from_the_base(run, monkeypatch, tmp_path):
+    """By option, where full teachers have no mean that an adapter is, and where the teachers are given."""
+    train_nothing(monkeypatch)
     starts: list[object] = []
     original = Run._train
 
-    def remember(self, out, title, *args, **kwargs):
+    def remember(self, out, title, rows, start=None, **options):
         if title == "PAFO":
-            starts.append(args[1] if len(args) > 1 else kwargs.get("start"))
-        return original(self, out, title, *args, **kwargs)
+            starts.append(start)
+        return original(self, out, title)
 
     monkeypatch.setattr(Run, "_train", remember)
-    return starts
-
-
-def test_students_that_start_from_the_base(run, monkeypatch, tmp_path):
-    """By option, where full teachers have no mean that an adapter is, and where the teachers are given."""
-    starts = starts_of_students(monkeypatch)
     methods = {"methods": ["personalized_bt", "pafo"], "overwrite": True}
+    run(**methods)()
+    assert [len(start) for start in starts] == [2]
     run(student_start="base", **methods)()
     run(kind={**LORA, "use_peft": True}, teacher_kind="full", **methods)()
-    given = {group: str(tmp_path / "run/teachers" / group) for group in ("majority", "minority")}
-    run(teachers=given, **methods)()
-    assert starts == [None, None, None]
+    run(teachers=make_teachers("decoder", tmp_path), **methods)()
+    assert starts[1:] == [None, None, None]
 
 
 def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, monkeypatch):

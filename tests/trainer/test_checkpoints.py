@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import make_model, make_teachers
+from helpers.parts import TRAINING, make_model, make_pairs, make_teachers
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -42,15 +43,15 @@ def parts(tmp_path_factory):
     return make_model("encoder", base / "student"), make_teachers("encoder", base)
 
 
-@pytest.fixture
-def build(parts, training, pairs, tmp_path):
+@pytest.fixture(scope="module")
+def build(parts):
     model, teachers = parts
 
     def make(out, **more):
         # With dropout and a shuffled order, so that losses depend on the state of the random numbers.
-        options = {**training, "disable_dropout": False, "max_steps": 6, "eos_token": "[SEP]", "num_history": 1, **more}
-        options.setdefault("teacher_margin_cache_dir", str(tmp_path / "margins"))
-        return PAFORewardTrainer(model, PAFOConfig(str(out), **options), train_dataset=pairs, teachers=teachers)
+        options = {**TRAINING, "disable_dropout": False, "max_steps": 6, "eos_token": "[SEP]", "num_history": 1, **more}
+        options.setdefault("teacher_margin_cache_dir", str(Path(model).parent / "margins"))
+        return PAFORewardTrainer(model, PAFOConfig(str(out), **options), train_dataset=make_pairs(), teachers=teachers)
 
     return make
 
@@ -63,28 +64,29 @@ def weights(folder):
     return (Path(folder) / "model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def unbroken(build, tmp_path_factory):
+    trainer = build(tmp_path_factory.mktemp("unbroken"), save_strategy="steps", save_steps=2)
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
 class TestResume:
     """`resume_from_checkpoint` of PAFORewardTrainer itself, with teachers, drawn histories and dropout."""
-
-    @pytest.fixture
-    def unbroken(self, build, tmp_path):
-        trainer = build(tmp_path / "unbroken", save_strategy="steps", save_steps=2)
-        trainer.train()
-        trainer.save_model()
-        return trainer
 
     @pytest.mark.parametrize("step", [2, 4, 6])  # 6 is the last: there is nothing left to train
     def test_losses_and_weights_are_those_of_the_unbroken_run(self, unbroken, build, tmp_path, step):
         trainer = build(tmp_path / "resumed")
-        trainer.train(resume_from_checkpoint=str(tmp_path / f"unbroken/checkpoint-{step}"))
+        trainer.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-{step}")
         trainer.save_model()
         assert len({loss for _, loss, _ in losses(trainer)}) == 6
         assert losses(trainer) == losses(unbroken)
-        assert weights(tmp_path / "resumed") == weights(tmp_path / "unbroken")
+        assert weights(tmp_path / "resumed") == weights(unbroken.args.output_dir)
 
     def test_they_depend_on_the_random_numbers(self, unbroken, build, tmp_path):
         """Else the test above could not fail."""
-        checkpoint = tmp_path / "unbroken/checkpoint-2"
+        checkpoint = Path(shutil.copytree(f"{unbroken.args.output_dir}/checkpoint-2", tmp_path / "checkpoint-2"))
         (checkpoint / "rng_state.pth").unlink()
         trainer = build(tmp_path / "resumed")
         trainer.train(resume_from_checkpoint=str(checkpoint))
