@@ -290,8 +290,10 @@ class TestMessages:
             other = {**shown, "chosen": shown["rejected"], "rejected": shown["chosen"]}
             assert [row["chat_template_kwargs"]["history"] for row in rendered] == [[shown], [other, shown]]
 
-    def test_a_tool_call_is_a_response(self, build, tmp_path):
-        checks.check_rows(build(CHAT_ROWS, tmp_path), "The data")
+
+def test_a_tool_call_is_a_response():
+    for row in CHAT_ROWS:
+        checks.check_texts(row, "A row")
 
 
 def test_content_in_parts_is_in_the_prompt_and_in_front_of_it_stands_the_history():

@@ -93,15 +93,6 @@ def _check_gaps(row: Mapping[str, Any], names: Iterable[str], number: int, what:
             raise DataError(f"{what}, row {number}: `{name}` is missing (None). Fill it, or leave such rows out.")
 
 
-def check_rows(dataset: Dataset, what: str) -> None:
-    """Raise [`DataError`] if a row cannot be read as a preference pair: see [`check_texts`] and [`check_pairs`]."""
-    check_columns(dataset.column_names, PAIR_COLUMNS, what)
-    names = [name for name in TEXTS if name in dataset.column_names]
-    for number, row in enumerate(read_rows(dataset, names)):
-        check_texts(row, f"{what}, row {number}")
-    check_pairs(dataset, what)
-
-
 def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = PAIR_COLUMNS) -> None:
     """Raise [`DataError`], which names the `place`, if the prompt or a response of a row is missing, or some are texts and some
     messages.

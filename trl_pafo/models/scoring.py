@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -173,38 +173,29 @@ class RewardScorer:
 
         The `processes`, all of which call this with the same rows, share the work.
         """
-        rewards = score_sequences(
-            self.model,
-            [ids for row in sequences for ids in row.values()],
-            pad_id_of(self.model.config, self.tokenizer),
-            batch_size=batch_size,
-            device=self.device,
-            autocast=self.autocast,
-            desc=desc,
-            accelerator=processes,
-        )
-        found = iter(rewards.tolist())
-        return [{side: next(found) for side in row} for row in sequences]
+        rewards = self._read(score_sequences, sequences, batch_size=batch_size, desc=desc, accelerator=processes)
+        return _by_side(rewards.tolist(), sequences)
 
     def features(
         self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
     ) -> list[dict[str, np.ndarray]]:
         """What the reward head reads of rows that are tokenized, each of shape `(hidden_size,)`; see [`pool_sequences`]."""
-        pooled = pool_sequences(
-            self.model,
-            [ids for row in sequences for ids in row.values()],
-            pad_id_of(self.model.config, self.tokenizer),
-            batch_size=batch_size,
-            device=self.device,
-            autocast=self.autocast,
-            desc=desc,
-        )
-        found = iter(pooled)
-        return [{side: next(found) for side in row} for row in sequences]
+        return _by_side(self._read(pool_sequences, sequences, batch_size=batch_size, desc=desc), sequences)
+
+    def _read(self, read: Callable[..., np.ndarray], sequences: Sequence[Mapping[str, Sequence[int]]], **how: Any) -> np.ndarray:
+        ids = [ids for row in sequences for ids in row.values()]
+        pad_id = pad_id_of(self.model.config, self.tokenizer)
+        return read(self.model, ids, pad_id, device=self.device, autocast=self.autocast, **how)
 
     def autocast(self) -> AbstractContextManager:
         """The precision of a forward pass."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def _by_side(found: Iterable[Any], sequences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was found of all sequences of rows, in their order."""
+    left = iter(found)
+    return [{side: next(left) for side in row} for row in sequences]
 
 
 def load_reward_model(

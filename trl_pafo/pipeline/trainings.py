@@ -226,8 +226,9 @@ class Trainings:
         )
         for agreement in made.teacher_agreement if teachers or "teacher_margins" in columns else []:
             print(f"    {agreement}", flush=True)
-        if with_history:
-            self._remember_history(made.processing_class)
+        if with_history:  # rows that come rendered do not say the options of the history
+            history = (self.args.num_history, self.args.history_max_tokens, self.args.history_fields)
+            HistoryCutter(made.processing_class, *history).remember()
         if min_steps and args.max_steps <= 0:
             steps = math.ceil(len(made.get_train_dataloader()) / args.gradient_accumulation_steps)
             made.args.max_steps = max(math.ceil(steps * args.num_train_epochs), min_steps)
@@ -235,12 +236,6 @@ class Trainings:
             made.add_callback(StepReport(self.report))
         train_and_save(made, out, title)
         made.accelerator.free_memory()
-
-    def _remember_history(self, tokenizer: Any) -> Any:
-        """The tokenizer, which remembers the options of the history: rows that come rendered do not say them."""
-        args = self.args
-        HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
-        return tokenizer
 
     def _precision(self) -> dict[str, Any]:
         return {"batch_size": self.args.per_device_eval_batch_size, "bf16": bool(self.args.bf16)}

@@ -7,7 +7,7 @@ import yaml
 from trl_pafo.metrics import Verdict, compare
 from trl_pafo.report.pictures import draw_majority_minority
 from trl_pafo.report.plain_words import plain_sentences
-from trl_pafo.report.record import Record
+from trl_pafo.report.record import Record, series_of
 from trl_pafo.report.sections import Picture, Section, about, answer, groups, lines_of, number
 from trl_pafo.report.tables import over
 
@@ -46,7 +46,7 @@ def _overview(records: list[Record], names: list[str]) -> Section:
         rows.append([name, *cells, f"{against}: {verdict['verdict']}" if verdict else "-"])
         for method in methods if record.has_minority else ():
             accuracies = {role: record.methods[method][f"accuracy/{record.results[role]}"] for role in _ROLES}
-            points.append({"name": record.title(method), "label": str(i), "series": record.series(method), **accuracies})
+            points.append({"name": record.title(method), "label": str(i), "series": series_of(method), **accuracies})
         if record.has_minority and len(methods) == 2:
             arrows.append((len(points) - 2, len(points) - 1))
     summaries = [next(iter(record.methods.values())) for record in records]

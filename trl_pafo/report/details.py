@@ -6,7 +6,7 @@ import numpy as np
 
 from trl_pafo.data.messages import content_text
 from trl_pafo.report import pictures
-from trl_pafo.report.record import Record, Rewards
+from trl_pafo.report.record import Record, Rewards, series_of
 from trl_pafo.report.sections import Picture, Section, number
 
 _LONGEST = {"prompt": 700, "chosen": 700, "rejected": 700, "history": 260}
@@ -26,7 +26,7 @@ def users(record: Record) -> Section:
         return section
     for method in record.compared:
         rewards = record.rewards[method]
-        figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, record.series(method))
+        figure = pictures.draw_user_support(rewards.correct, rewards.user, rates, series_of(method))
         section.pictures.append(Picture(f"support_{method}", record.title(method), "", figure))
     section.text.append("In the pictures, a disc stands for the users of equal support and accuracy, its area for their number.")
     rows = [[record.title(m), number(record.methods[m]["support_spearman"], signed=True)] for m in record.compared]

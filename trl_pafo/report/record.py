@@ -136,10 +136,6 @@ class Record:
                 return f"{group} ({role})"
         return group
 
-    def series(self, method: str) -> int:
-        """The number of a method's color."""
-        return series_of(method)
-
     def stage_of(self, method: str) -> dict[str, Any]:
         """What the manifest says of the training that made a method's model; empty where that is not known."""
         path = self.results.get("path")

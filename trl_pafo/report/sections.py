@@ -8,7 +8,7 @@ from trl_pafo.evaluation.methods import STUDENTS
 from trl_pafo.metrics.verdict import format_interval, format_number, is_known
 from trl_pafo.report import pictures
 from trl_pafo.report.front import FRONT_NOTE, draw_front
-from trl_pafo.report.record import Record
+from trl_pafo.report.record import Record, series_of
 from trl_pafo.report.results import draw_results, path_of
 from trl_pafo.report.tables import COUNTS, SPLITS, columns_of, counts_of, over, path_columns, path_entry, path_title, splits_of
 
@@ -146,7 +146,7 @@ def groups(record: Record, prefix: str = "") -> Section:
         caption = (
             f"Simultaneous 95 % intervals over {what}. Right of the line: better; an interval that crosses it shows nothing."
         )
-        compared = {record.title(method): record.series(method) for method in verdicts}
+        compared = {record.title(method): series_of(method) for method in verdicts}
         figure = pictures.draw_differences(differences, compared, reference)
         section.pictures.append(Picture(f"{prefix}differences", "What the verdicts rest on", caption, figure))
     if untested := record.results.get("not_evaluated", []):
