@@ -1,5 +1,7 @@
 """The lazy search: what it asks, when it stops, and that laziness changes nothing."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from helpers.fronts import Finite, Sphere
@@ -46,11 +48,16 @@ def test_corner_search_asks_the_worst_until_none_is_left() -> None:
     assert min(gaps) > 0.05 >= certify(known.values, known.upper_bound()).relative_gap
 
 
-def test_the_heap_asks_what_looking_at_every_point_asks() -> None:
+@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (0.4, 1.0, 0.6)])
+def test_the_heap_asks_what_looking_at_every_point_asks(scales: tuple[float, ...]) -> None:
+    def oracle(weights: np.ndarray) -> OracleResult:
+        """A sphere whose axes have these lengths, so that one reward may promise more than another."""
+        return OracleResult(np.array(scales) * Sphere()(weights * scales).values)
+
     epsilon, delta, grid = 0.03, 0.01, (0.1, 0.1)
-    lazy = known_singles(Sphere(), 3)
-    asked = run(lazy, Sphere(), grid_search(lazy, epsilon, delta, grid))
-    eager, points, oracle = known_singles(Sphere(), 3), weight_grid(3, *grid), Sphere()
+    lazy = known_singles(oracle, 3)
+    asked = run(lazy, oracle, grid_search(lazy, epsilon, delta, grid))
+    eager, points = known_singles(oracle, 3), weight_grid(3, *grid)
     for weights, violation in asked:
         violations = (1 - epsilon) * eager.upper_bound().at(points) - delta - best_values(points, eager.values, eager.costs)
         assert violation == pytest.approx(violations.max(), abs=1e-8)
@@ -68,25 +75,29 @@ def test_an_oracle_that_misses_is_not_asked_twice() -> None:
         known.calls.append(OracleCall(weights, oracle(weights)))
     with pytest.raises(PortfolioError, match=r"weights that the oracle has answered.*Factor allowed for: 0.2; seen: 0"):
         run(known, oracle, corner_search(known, Measure(True), 0.05))
+    with pytest.raises(
+        PortfolioError, match=r"The additive gap is still 0\.\d+ \(asked: 0\) at weights that the oracle has answered"
+    ):
+        run(known, oracle, islice(grid_search(known, 0.01, 0.01, (0.1, 0.1)), 50))
 
 
 def test_what_an_answer_is_beaten_by() -> None:
     calls = [
         OracleCall(np.array([1.0, 0.0]), OracleResult(np.array([0.8, 0.0]))),
         OracleCall(np.array([0.0, 1.0]), OracleResult(np.array([0.0, 0.9]))),
-        OracleCall(np.full(2, np.nan), OracleResult(np.array([1.0, 0.1])), warm=True),
+        OracleCall(np.full(2, np.nan), OracleResult(np.array([0.96, 0.1])), warm=True),
     ]
     known = Known(2, 0.0, 0.1, calls)
     weights, own, best = known.answers()
     assert np.array_equal(weights, np.eye(2))
     assert own == pytest.approx([0.8, 0.9])
-    assert best == pytest.approx([1.0, 0.9])
-    assert known.observed_factor() == pytest.approx(0.2)
+    assert best == pytest.approx([0.96, 0.9])
+    assert known.observed_factor() == pytest.approx(0.16 / 0.96)
     given = known.upper_bound()
-    assert given.bounds == pytest.approx([1.0, 1.0])  # 0.8 / 0.9 was beaten; 0.9 / 0.9 was not
+    assert given.bounds == pytest.approx([0.96, 1.0])  # 0.8 / 0.9 was beaten; 0.9 / 0.9 was not
     estimated = Known(2, 0.0, "estimate", calls).upper_bound()
-    assert estimated.factor == pytest.approx(0.2)
-    assert estimated.bounds == pytest.approx([1.0, 0.9 / 0.8])
+    assert estimated.factor == pytest.approx(1 / 6)
+    assert estimated.bounds == pytest.approx([0.96, 0.9 * 6 / 5])
 
 
 def test_an_answer_below_the_reference_policy_bounds_nothing_below_it() -> None:
