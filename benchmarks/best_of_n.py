@@ -22,10 +22,10 @@ from trl_pafo.data.sources.dsp import load_dsp
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.methods import OF_TEACHERS
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.metrics.verdict import number_with_interval
 from trl_pafo.models import FairRewardModel, set_threads
+from trl_pafo.models.safe_loading import has_tokenizer
 from trl_pafo.report.record import Record, read_record
 
 
@@ -87,8 +87,9 @@ def main() -> None:
     set_threads()
     record = read_record(args.run)
     answers = answers_of(record)
-    methods = args.methods or [method for method in record.methods if method not in OF_TEACHERS]
-    if missing := [method for method in methods if not (args.run / "models" / method).is_dir()]:
+    with_model = [method for method in record.methods if has_tokenizer(args.run / "models" / method)]
+    methods = args.methods or with_model
+    if missing := [method for method in methods if method not in with_model]:
         raise ConfigError(f"{args.run} has no model of {', '.join(missing)}.")
     liked = liked_styles(record.pairs, answers)
     models = {method: FairRewardModel.from_pretrained(args.run / "models" / method) for method in methods}

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,14 @@ def test_a_prompt_that_is_too_long_for_a_model_is_left_out_for_all(finished_run,
     ).groups()
     assert int(kept) + int(left_out) == 120
     assert 0 < int(left_out) < 120
+
+
+def test_methods_without_a_model_of_their_own_are_left_out(finished_run, tmp_path, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(run / "models/pafo")
+    run_script("benchmarks/best_of_n.py", str(run))
+    assert "| PAFO |" not in capsys.readouterr().out
+    assert list(json.loads((run / "results/best_of_n.json").read_text())) == ["personalized_bt"]
 
 
 def test_adapters_of_one_base(decoder, tmp_path, short_report):
