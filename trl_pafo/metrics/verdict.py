@@ -192,10 +192,13 @@ def decide(differences: dict[str, dict[str, float]], margin: float) -> tuple[_Na
     ]
     if list(differences) == [OVERALL]:
         parts = [part.replace(f" for {OVERALL}", f" {OVERALL}", 1) for part in parts]
-    start = "Cannot tell" if verdict == "cannot tell" else f"{verdict.capitalize()} on the reference"
-    if verdict == "mixed":
-        start = "Mixed against the reference"
-    return verdict, f"{start}: {'; '.join(parts)}"
+    start = {
+        "cannot tell": "",
+        "improves": " on the reference",
+        "mixed": " against the reference",
+        "degrades": " relative to the reference",
+    }
+    return verdict, f"{verdict.capitalize()}{start[verdict]}: {'; '.join(parts)}"
 
 
 def is_known(number: float | None) -> bool:
