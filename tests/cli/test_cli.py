@@ -62,7 +62,7 @@ def test_a_key_of_a_file_that_is_unknown_is_named(flag, capsys, tmp_path, monkey
     assert capsys.readouterr().err == "trl-pafo score: --modle_name_or_path is unknown. Did you mean --model_name_or_path?\n"
 
 
-@pytest.mark.parametrize("command", ["audit", "evaluate", "prepare", "push", "report", "score"])
+@pytest.mark.parametrize("command", ["audit", "prepare", "push", "report", "score"])
 def test_what_works_in_one_process_says_so_under_a_launcher(command, capsys, monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

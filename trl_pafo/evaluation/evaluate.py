@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 from datasets import Dataset
 
 from trl_pafo.data.groups import largest_and_smallest
@@ -109,6 +110,7 @@ def evaluate_models(
     bf16: bool = False,
     num_resamples: int = 1000,
     output_dir: str | Path | None = None,
+    processes: PartialState | None = None,
 ) -> dict[str, Any]:
     """Score pairs under reward models of any training, and say what that means for groups and users.
 
@@ -145,6 +147,8 @@ def evaluate_models(
             Bootstrap resamples over users.
         output_dir (`str` or `Path`, *optional*):
             New folder for `results.json` and the rewards of each pair.
+        processes ([`~accelerate.PartialState`], *optional*):
+            All of them call this with the same arguments, and share the forward passes of saved models; the first alone writes.
 
     Returns:
         `dict`, ready for JSON: `methods` (a summary a model), `verdicts` against the `reference`, `majority` and `minority`, `models` (what
@@ -175,7 +179,8 @@ def evaluate_models(
     if benchmark and (named := [f"--{name}" for name, value in table.items() if value]):
         raise ConfigError(f"{', '.join(named)}: no effect on a benchmark, whose columns are known. Leave it out.")
     table |= {"minority_quantile": minority_quantile, "minority_threshold": minority_threshold}
-    with nullcontext() if output_dir is None else new_folder(Path(output_dir)) as out:
+    writes = output_dir is not None and (processes is None or processes.is_main_process)
+    with new_folder(Path(str(output_dir))) if writes else nullcontext() as out:
         given, part = (load_benchmark(benchmark, _path_of(data), split), None) if benchmark else (data, split)
         rows, read = load_pairs(given, part, scores=columns_in(models), **table)
         what = f"The data {data}" if isinstance(data, str | Path) else "The table"
@@ -202,7 +207,7 @@ def evaluate_models(
         def scorer_of(source: str) -> RewardScorer:
             return _scorer_of(source, how_reference if source == of_reference else how, len(sources) > 1, has_history)
 
-        scored, folders = score_sources(sources, rows, what, scorer_of, batch_size)
+        scored, folders = score_sources(sources, rows, what, scorer_of, batch_size, processes)
         majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
         results = json_ready(
             {

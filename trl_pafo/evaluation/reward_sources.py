@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 
 from trl_pafo.data.sources.tables import REWARDS, ROW
@@ -158,11 +159,12 @@ def score_sources(
     what: str,
     scorer_of: Callable[[str], RewardScorer],
     batch_size: int = 32,
+    processes: PartialState | None = None,
 ) -> tuple[dict[str, ScoredPairs], dict[str, Path]]:
     """The rewards of the same pairs from each source, and the folders of the saved models.
 
     `scorer_of` makes the scorer of a folder or Hub id. All models have read all rows before any is scored. `batch_size` counts pairs in a
-    forward pass, and in a call of a function.
+    forward pass, and in a call of a function. The `processes`, all of which call this with the same rows, share the forward passes of saved models.
 
     Raises:
         ConfigError: If a model cannot be loaded, or a function fails or returns something else than a finite number for each response.
@@ -189,7 +191,8 @@ def score_sources(
             both = np.array([rewards[source.place] for rewards in rows[REWARDS]], dtype=np.float64)
             scored[name] = ScoredPairs(*both.T)
         else:
-            scored[name] = score_tokenized(scorers.pop(name), ids.pop(name), batch_size=batch_size, desc=f"Pairs, {name}")
+            how: dict[str, Any] = {"batch_size": batch_size, "desc": f"Pairs, {name}", "processes": processes}
+            scored[name] = score_tokenized(scorers.pop(name), ids.pop(name), **how)
     return scored, folders
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -35,6 +36,15 @@ _SEEN_WITHIN = 10.0
 def num_processes() -> int:
     """How many processes do the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def processes() -> PartialState | None:
+    """The processes that a launcher has started, if several."""
+    if "LOCAL_RANK" in os.environ:  # some clusters set the other variables for a machine
+        PartialState(
+            cpu=torch.accelerator.current_accelerator() is None
+        )  # else accelerate looks for one, and finds a single process
+    return PartialState() if num_processes() > 1 else None
 
 
 def is_first() -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import set_seed
@@ -22,7 +21,7 @@ from trl_pafo.evaluation.reference_path import Point
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 from trl_pafo.pipeline.front import KEPT
-from trl_pafo.pipeline.ranks import forget_accelerator, num_processes
+from trl_pafo.pipeline.ranks import forget_accelerator, processes
 from trl_pafo.pipeline.run_options import optimizer_steps
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base
@@ -242,7 +241,7 @@ class Trainings:
 
     def _scoring(self) -> dict[str, Any]:
         """How pairs are scored, by all processes of the run."""
-        return {**self._precision(), "processes": PartialState() if num_processes() > 1 else None}
+        return {**self._precision(), "processes": processes()}
 
     def _inputs_of_scoring(self) -> dict[str, Any]:
         """What decides rewards to the last digit, and which files hold them: scoring again costs little."""
