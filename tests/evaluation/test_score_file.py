@@ -48,6 +48,7 @@ class TestParse:
             ("[" * 100_000, "line 2: not JSON .*nested too deeply"),
             ('{"other": ' + "[" * 600 + "]" * 600 + "}", "line 2: not JSON .*nested too deeply"),
             ('{"response": "\\ud800"}', "line 2: not JSON .*surrogates not allowed"),
+            ('{"response": "a", "prompt": "b", "reward": 1}', "line 2 has `reward` already, which would be replaced. Rename"),
             ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
             ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
             ('{"response": 3}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),

@@ -88,17 +88,18 @@ def test_an_error_is_the_answer_to_its_line_alone(answer, capfd):
         ): "1 of 1 rows are longer than the 256 positions of the model, the first is line 7",
         line(history=[], response="", id=3): "line 8: `response` must be a text that is not empty",
         b"[1]\n": "standard input, line 9: expected a JSON object",
+        line(history=[], reward=2.5): "line 10 has `reward` already, which would be replaced",
     }
     good = line(history=PAST)
     found, _ = answer(good + b"".join(wrong) + good)
-    assert [row.get("line") for row in found] == [None, *range(2, 10), None]
+    assert [row.get("line") for row in found] == [None, *range(2, 11), None]
     for row, message in zip(found[1:-1], wrong.values(), strict=True):
         assert row["error"].startswith(message)
-        assert "reward" not in row
+        assert row.get("reward", 2.5) == 2.5
     assert found[7]["id"] == 3
     assert found[0] == found[-1]
     assert isinstance(found[0]["reward"], float)
-    assert "10 lines answered: 8 with an error, 0 for a user without a history.\n" in capfd.readouterr().err
+    assert "11 lines answered: 9 with an error, 0 for a user without a history.\n" in capfd.readouterr().err
 
 
 def test_past_pairs_of_the_user_up_to_now(answer, folder, tmp_path, capfd):
