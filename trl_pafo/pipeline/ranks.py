@@ -41,9 +41,8 @@ def num_processes() -> int:
 def processes() -> PartialState | None:
     """The processes that a launcher has started, if several."""
     if "LOCAL_RANK" in os.environ:  # some clusters set the other variables for a machine
-        PartialState(
-            cpu=torch.accelerator.current_accelerator() is None
-        )  # else accelerate looks for one, and finds a single process
+        # accelerate has to be told that there is only a CPU, else it finds a single process.
+        PartialState(cpu=torch.accelerator.current_accelerator() is None)
     return PartialState() if num_processes() > 1 else None
 
 
