@@ -198,7 +198,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
         push_run(run, "lab/x", method="worst_group_bt")
     shutil.rmtree(run / "results")  # as of a run that was interrupted: it has no cards yet
     (run / "models/pafo/README.md").unlink()
-    with pytest.raises(RunFolderError, match=r"results.json is missing.*Finish the run"):
+    with pytest.raises(RunFolderError, match=r"results.json is missing.*finish one that was interrupted"):
         push_run(run, "lab/x")
     assert not hub.repos
 

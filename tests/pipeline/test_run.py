@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from helpers.parts import make_model, make_teachers, remember_inputs
 from helpers.small_runs import train_nothing
 
 from trl_pafo.data.history import remembered
 from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
 from trl_pafo.evaluation.rewards import score_rows
-from trl_pafo.models import base_models as models
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline import trainings
@@ -283,13 +283,13 @@ class TestOptions:
         asked: dict[str, set[str]] = {"AutoTokenizer": set(), "AutoConfig": set()}
 
         def watch(name: str) -> None:
-            original = getattr(models, name).from_pretrained
+            original = getattr(transformers, name).from_pretrained
 
             def spy(*args, **kwargs):
                 asked[name].add(kwargs.get("revision"))
                 return original(*args, **kwargs)
 
-            monkeypatch.setattr(getattr(models, name), "from_pretrained", spy)
+            monkeypatch.setattr(getattr(transformers, name), "from_pretrained", spy)
 
         for name in asked:
             watch(name)

@@ -38,7 +38,7 @@ def score_file(args: Any) -> None:
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
     check_batch_size(args.batch_size)
-    if Path(args.input).is_fifo():
+    if os.path.exists(args.input) and Path(args.input).is_fifo():
         raise ConfigError(
             f"{args.input} is a pipe, and rows are read several times: all are checked before the first is scored. Save them as a file, or give "
             "- as the input, which answers each line as it comes."
