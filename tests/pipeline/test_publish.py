@@ -153,12 +153,15 @@ def test_run_asks_the_hub_before_it_trains(encoder, hub: FakeHub, tmp_path):
 
 def test_a_student_that_was_not_distilled_says_so(run):
     manifest = json.loads((run / "manifest.json").read_text())
-    manifest["stages"]["pafo"]["inputs"]["instead"] = "abc"
+    manifest["stages"]["pafo"] |= {"inputs": manifest["stages"]["pafo"]["inputs"] | {"instead": "abc"}, "seconds": 0.0}
+    chosen = json.loads((run / "results/results.json").read_text())["path"]["chosen"]
+    manifest["stages"][f"personalized_bt@{chosen:g}"]["seconds"] = 41.0
     (run / "manifest.json").write_text(json.dumps(manifest))
     write_cards(run)
     text = (run / "models/pafo/README.md").read_text()
     assert "nothing was distilled: this is the model of all groups" in text
     assert "| alpha |" not in text
+    assert "The training took 41 s, on " in text
 
 
 def test_push_takes_one_model_of_a_run_and_keeps_what_was_written_into_its_card(run, hub: FakeHub, capsys):

@@ -133,7 +133,7 @@ def _model_of(folder: Path, method: str | None) -> Path:
 
 
 def _cost(record: Record, method: str, is_distilled: bool) -> str:
-    stage = record.stage_of(method)
+    stage = record.stage_of(method if is_distilled or method not in STUDENTS else "personalized_bt")  # whose copy it then is
     if "hardware" not in stage:  # of an earlier version
         return ""
     teachers = sum(done["seconds"] for name, done in record.stages.items() if name.startswith("teacher"))
