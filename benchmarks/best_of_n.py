@@ -24,7 +24,7 @@ from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError
 from trl_pafo.metrics import compare, fairness_summary
 from trl_pafo.metrics.verdict import number_with_interval
-from trl_pafo.models import FairRewardModel, set_threads
+from trl_pafo.models import FairRewardModel, RewardScorer, set_threads
 from trl_pafo.models.safe_loading import has_tokenizer
 from trl_pafo.report.record import Record, read_record
 
@@ -51,29 +51,31 @@ def liked_styles(rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt])
     return {user: styles.most_common(1)[0][0] for user, styles in seen.items()}
 
 
-def requests(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[dict[str, Any]]:
+def requests(scorer: RewardScorer, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[dict[str, Any]]:
     """All answers to the prompt of each row, with the history if the model reads one."""
     found = []
     for row in rows:
         responses = answers[content_text(row["prompt"])].responses.values()
         as_trained = [[{"role": "assistant", "content": text}] for text in responses]
-        past = {} if model.num_history == 0 else {"history": row["history"]}
+        past = {} if scorer.renderer.cutter.num_history == 0 else {"history": row["history"]}
         found.append({"prompt": row["prompt"], "responses": as_trained, **past})
     return found
 
 
-def fit(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> np.ndarray:
-    """Whether the model has positions enough for all answers of a row."""
-    asked = requests(model, rows, answers)
+def fit(folder: Path, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> np.ndarray:
+    """Whether a model has positions enough for all answers of a row; its weights are not loaded."""
+    scorer = RewardScorer(folder)
+    asked = requests(scorer, rows, answers)
     flat = [{"response": response, **request} for request in asked for response in request.pop("responses")]
-    lengths = iter(len(sequence["response"]) for sequence in model.scorer.renderer.sequences(flat))
+    lengths = iter(len(sequence["response"]) for sequence in scorer.renderer.sequences(flat))
     longest = [max(next(lengths) for _ in answers[content_text(row["prompt"])].responses) for row in rows]
-    return np.array(longest) <= (model.scorer.positions or math.inf)
+    return np.array(longest) <= (scorer.positions or math.inf)
 
 
-def picks(model: FairRewardModel, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[str]:
+def picks(folder: Path, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> list[str]:
     """The style of the answer that a model picks for each row."""
-    rewards = model.score_batch(requests(model, rows, answers))
+    model = FairRewardModel.from_pretrained(folder)
+    rewards = model.score_batch(requests(model.scorer, rows, answers))
     styles = [list(answers[content_text(row["prompt"])].responses) for row in rows]
     return [names[int(np.argmax(of_row))] for names, of_row in zip(styles, rewards, strict=True)]
 
@@ -92,8 +94,7 @@ def main() -> None:
     if missing := [method for method in methods if method not in with_model]:
         raise ConfigError(f"{args.run} has no model of {', '.join(missing)}.")
     liked = liked_styles(record.pairs, answers)
-    models = {method: FairRewardModel.from_pretrained(args.run / "models" / method) for method in methods}
-    fits_all = np.logical_and.reduce([fit(model, record.pairs, answers) for model in models.values()])
+    fits_all = np.logical_and.reduce([fit(args.run / "models" / method, record.pairs, answers) for method in methods])
     rows = [row for row, fits in zip(record.pairs, fits_all, strict=True) if fits]
     user, group = [row["user"] for row in rows], [row["group"] for row in rows]
     right: dict[str, np.ndarray] = {}
@@ -107,7 +108,7 @@ def main() -> None:
     print()
     print("| model | " + " | ".join(record.groups) + " |\n| --- |" + " --- |" * len(record.groups))
     for method in methods:
-        chosen = picks(models[method], rows, answers)
+        chosen = picks(args.run / "models" / method, rows, answers)
         right[method] = np.array([style == liked[name] for style, name in zip(chosen, user, strict=True)], dtype=float)
         summary = fairness_summary(right[method], user, group)
         found = {name: summary[f"accuracy/{name}"] for name in record.groups}

@@ -179,8 +179,9 @@ def evaluate_models(
     if benchmark and (named := [f"--{name}" for name, value in table.items() if value]):
         raise ConfigError(f"{', '.join(named)}: no effect on a benchmark, whose columns are known. Leave it out.")
     table |= {"minority_quantile": minority_quantile, "minority_threshold": minority_threshold}
-    writes = output_dir is not None and (processes is None or processes.is_main_process)
-    with new_folder(Path(str(output_dir))) if writes else nullcontext() as out:
+    if processes is not None and not processes.is_main_process:
+        output_dir = None
+    with nullcontext() if output_dir is None else new_folder(Path(output_dir)) as out:
         given, part = (load_benchmark(benchmark, _path_of(data), split), None) if benchmark else (data, split)
         rows, read = load_pairs(given, part, scores=columns_in(models), **table)
         what = f"The data {data}" if isinstance(data, str | Path) else "The table"

@@ -50,7 +50,8 @@ def score_file(args: Any) -> None:
     users = users_of(args)
     num_rows = 0
     for place, row in read_records(args.input):
-        check_row(row, place)
+        check_responses(row, place)
+        check_no_rewards(row, place)
         num_rows += 1
     if not num_rows:
         raise DataError(f"{args.input} holds no rows.")
@@ -97,9 +98,8 @@ def scorer_of(args: Any) -> RewardScorer:
     return scorer
 
 
-def check_row(row: Mapping[str, Any], place: str) -> None:
-    """Raise [`DataError`] if a row has nothing to score, or rewards of its own, which [`with_rewards`] would replace."""
-    check_responses(row, place)
+def check_no_rewards(row: Mapping[str, Any], place: str) -> None:
+    """Raise [`DataError`] if a row has rewards of its own, which [`with_rewards`] would replace."""
     if own := [key for side, key in REWARD_KEYS.items() if side in row and key in row]:
         raise DataError(
             f"{place} has {' and '.join(f'`{key}`' for key in own)} already, which would be replaced. Rename what is there."

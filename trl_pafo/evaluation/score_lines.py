@@ -12,7 +12,7 @@ from trl_pafo.data.history import history_of
 from trl_pafo.data.sources.reading import parse_json_line
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, TeacherError, TrlPafoError
-from trl_pafo.evaluation.score_file import check_row, scorer_of, users_of, with_rewards
+from trl_pafo.evaluation.score_file import check_no_rewards, scorer_of, users_of, with_rewards
 from trl_pafo.models.scoring import RewardScorer, check_batch_size
 
 _READ = 1 << 20
@@ -66,7 +66,7 @@ def _answers(
         place = f"line {before + number + 1}"
         try:
             row = rows[number] = parse_json_line(line, "standard input", before + number + 1)
-            check_row(row, place)
+            check_no_rewards(row, place)
             if users is not None:
                 users.read_on()
             row, tokens = tokens_alone(scorer, users, row, place)
