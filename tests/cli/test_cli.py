@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import yaml
@@ -13,11 +14,12 @@ from safetensors import SafetensorError
 from trl import ModelConfig
 
 from trl_pafo import __version__
-from trl_pafo.cli import COMMANDS, main
+from trl_pafo.cli import COMMANDS, TRAINING, main, parse
 from trl_pafo.cli.training import training_parser
 from trl_pafo.data.sources.registry import unused_options
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.pipeline.run_options import run_config
+from trl_pafo.trainer.config import PAFOConfig
 
 TINY = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
 TINY += ["--save_strategy", "no", "--gradient_checkpointing", "false"]
@@ -52,6 +54,24 @@ def test_a_flag_that_cannot_be_read_is_one_line_and_the_one_that_was_meant_is_na
     assert main(argv) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"trl-pafo {argv[0]}: {match}")
+
+
+@pytest.mark.parametrize("command", TRAINING)
+@pytest.mark.parametrize(
+    ("flags", "trackers"),
+    [
+        (["--report_to", "wandb", "trackio"], ["wandb", "trackio"]),
+        (["--config", "x.yaml"], ["wandb", "trackio"]),
+        (["--config", "x.yaml", "--report_to", "wandb"], ["wandb"]),
+        (["--config", "x.yaml", "--report_to", "none"], []),
+    ],
+)
+def test_trackers_are_one_or_several(command, flags, trackers, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("report_to: [wandb, trackio]\n")
+    parser = import_module(f"trl_pafo.cli.{command}").make_parser()
+    parsed = parse(parser, ["--output_dir", "out", "--use_cpu", "true", *flags])
+    assert [args.report_to for args in parsed if isinstance(args, PAFOConfig)] == [trackers]
 
 
 @pytest.mark.parametrize("flag", [["--config", "x.yaml"], ["--config=x.yaml"]])

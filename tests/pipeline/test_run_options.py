@@ -18,6 +18,10 @@ def measured(monkeypatch):
     return found
 
 
+def decided(folder, **options):
+    return RunConfig(str(folder), use_cpu=True, **options).with_number_format()
+
+
 def keep(folder, args):
     folder.mkdir(exist_ok=True)
     (folder / "run.yaml").write_text(run_config(RunArguments(), args, ModelConfig()))
@@ -26,33 +30,50 @@ def keep(folder, args):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_folder_keeps_what_was_measured_first(first, measured, tmp_path):
     measured += [first, not first]
-    args = RunConfig(str(tmp_path / "run"), use_cpu=True)
+    args = decided(tmp_path / "run")
     assert (args.bf16, args.mixed_precision) == (first, "bf16" if first else "no")
     keep(tmp_path / "run", args)
-    assert RunConfig(str(tmp_path / "run"), use_cpu=True).bf16 is first
+    assert decided(tmp_path / "run").bf16 is first
     assert measured == [not first]
-    assert RunConfig(str(tmp_path / "other"), use_cpu=True).bf16 is not first
+    assert decided(tmp_path / "other").bf16 is not first
 
 
 def test_what_is_given_decides_and_is_not_measured(measured, tmp_path):
     keep(tmp_path / "run", RunConfig(str(tmp_path / "run"), use_cpu=True, bf16=True))
-    assert RunConfig(str(tmp_path / "run"), use_cpu=True, bf16=False).bf16 is False
-    assert RunConfig(str(tmp_path / "run"), use_cpu=True).bf16 is True  # kept, also if it was given
+    assert decided(tmp_path / "run", bf16=False).bf16 is False
+    assert decided(tmp_path / "run").bf16 is True  # kept, also if it was given
 
 
 def test_a_file_that_cannot_be_read_is_told(measured, tmp_path):
     (tmp_path / "run.yaml").write_text("bf16: [")
     with pytest.raises(RunFolderError, match=r"run.yaml is no YAML. Remove it, and pass --bf16"):
-        RunConfig(str(tmp_path), use_cpu=True)
+        decided(tmp_path)
 
 
-def test_quickstart_and_run_measure_and_other_commands_do_not(measured, monkeypatch, tmp_path):
+def test_quickstart_and_run_measure_and_other_commands_do_not(encoder, measured, monkeypatch, tmp_path):
     taken = []
-    monkeypatch.setattr("trl_pafo.cli.run.main", lambda run_args, args, model_args: taken.append(args.bf16))
+    monkeypatch.setattr("trl_pafo.pipeline.run.student_model", lambda *_: {}["what follows the measurement"])
     monkeypatch.setattr("trl_pafo.cli.reward.main", lambda script, args, *_: taken.append(args.bf16))
-    flags = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    flags = ["--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--model_name_or_path", encoder]
     measured += [True, False]
-    assert main(["quickstart", *flags]) == 0
-    assert main(["run", *flags]) == 0
+    for left, command in ((1, "quickstart"), (0, "run")):
+        with pytest.raises(KeyError, match="what follows the measurement"):
+            main([command, *flags])
+        assert len(measured) == left
     assert main(["reward", *flags]) == 0
-    assert taken == [True, False, True]  # the last is the default of TRL
+    assert taken == [True]  # the default of TRL
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--model_name_or_path", "nowhere"], "No tokenizer can be loaded from 'nowhere'"),
+        (["--sorce", "styles"], "--sorce is unknown"),
+        (["--source", "dsp"], "'dsp' reads a file"),
+        (["--num_history", "0"], "--num_history 0 shows no histories"),
+    ],
+)
+def test_nothing_is_measured_before_the_options_and_the_model_are_checked(flags, match, encoder, measured, capsys, tmp_path):
+    model = [] if "--model_name_or_path" in flags else ["--model_name_or_path", encoder]
+    assert main(["run", "--output_dir", str(tmp_path / "out"), "--use_cpu", "true", *model, *flags]) > 0
+    assert match in capsys.readouterr().err  # and no IndexError, as nothing could be measured

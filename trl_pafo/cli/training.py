@@ -27,5 +27,8 @@ def training_parser(
 
         page = {}
     parser = TrlParser((*before, config or Options, *after), prog=prog, **page)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.dest == "report_to":
+            action.nargs = "+"  # as YAML and Python do, where TRL's parser takes one value
     parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
     return parser

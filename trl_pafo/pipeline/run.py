@@ -33,7 +33,7 @@ from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepa
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
 from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
-from trl_pafo.pipeline.run_options import optimizer_steps, run_config
+from trl_pafo.pipeline.run_options import RunConfig, optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import is_quantized, student_model, teacher_model
@@ -82,6 +82,9 @@ class Run(Trainings):
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
         check_source(run)
         check_run_options(run, args)
+        self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
+        if isinstance(args, RunConfig):
+            args = args.with_number_format()
         self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
         self.teacher_model = teacher_model(self.model, run.teacher_kind)
         if args.world_size > 1 and (run.trainings_at_once or 1) > 1:
@@ -104,7 +107,6 @@ class Run(Trainings):
         self.folder = on_first(lambda: RunFolder(str(args.output_dir), run.overwrite))
         check_same_folder(self.folder.path)
         on_first(lambda: refuse_foreign(self.folder / "report.html"))
-        self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
         self._base_identity = on_first(lambda: identity_of(str(model.model_name_or_path), model.model_revision))
 
     def __call__(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import PartialState
 from trl import ModelConfig
 
 from trl_pafo.errors import RunFolderError
@@ -25,14 +24,17 @@ _NOT_IN_FILE = FREE - {"teachers"} | {"overwrite", "only", "trainings_at_once"}
 class RunConfig(PAFOConfig):
     """[`PAFOConfig`] whose `bf16`, if not given, is on a CPU what [`~trl_pafo.models.number_format.fast_bf16`] measures.
 
-    A run folder keeps its number format, whatever a later measurement finds: it decides the trainings.
+    It is measured where it is asked for, not before what else is given has been checked. A run folder keeps its number format, whatever a
+    later measurement finds: it decides the trainings.
     """
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and self.use_cpu and not self.fp16:
-            PartialState(cpu=True, backend=self.ddp_backend)  # of several processes, one measures for all
-            self.bf16 = on_first(self._kept_or_fast_bf16)
+        self._given = dict(vars(self)) if self.bf16 is None and self.use_cpu and not self.fp16 else None
         super().__post_init__()
+
+    def with_number_format(self) -> "RunConfig":
+        """The same options with `bf16` as given, kept or measured; of several processes, one measures for all."""
+        return self if self._given is None else RunConfig(**self._given | {"bf16": on_first(self._kept_or_fast_bf16)})
 
     def _kept_or_fast_bf16(self) -> bool:
         kept = kept_bf16(Path(str(self.output_dir)))
