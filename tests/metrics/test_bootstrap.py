@@ -66,6 +66,9 @@ def test_seed_decides_and_chunks_bound_the_memory(cells, monkeypatch):
     first, again, other = (bootstrap_cells(cells, group_accuracies, 30, seed=seed)[1] for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+    first, again, other = (next(subset_weights(cells, 30, seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
     monkeypatch.setattr(bootstrap_module, "_CHUNK_CELLS", 7 * len(cells.users))
     assert [len(w) for w in bootstrap_weights(cells, 30, 0)] == [7, 7, 7, 7, 2]
     assert bootstrap_cells(cells, group_accuracies, 30, 0)[1].shape == (30, 2)
@@ -90,6 +93,14 @@ def test_small_groups_are_one_stratum():
     cells = user_cells(np.arange(12), np.repeat([0, 1, 2, 3], [6, 1, 3, 2]), np.arange(12.0)[None])
     assert [len(places) for places in strata_of(cells)] == [6, 1, 3, 2]
     assert [len(places) for places in strata_of(cells, fewest_users=3)] == [6, 3, 3]
+
+    def sizes(cells, weights):
+        return group_totals(cells, weights, np.ones(len(cells.users)))
+
+    alone, together = bootstrap_cells(cells, sizes, 50, 0)[1], bootstrap_cells(cells, sizes, 50, 0, fewest_users=3)[1]
+    assert np.array_equal(alone, sizes(cells, next(bootstrap_weights(cells, 50, 0))))
+    assert {tuple(row) for row in alone} == {(6, 1, 3, 2)}
+    assert {tuple(row) for row in together} == {(6, few, 3, 3 - few) for few in range(4)}
 
 
 def test_subsets_take_each_user_half_the_time(cells):

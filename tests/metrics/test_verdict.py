@@ -7,7 +7,9 @@ import pytest
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.metrics import compare
-from trl_pafo.metrics.verdict import format_interval, format_number, number_with_interval
+from trl_pafo.metrics.accuracy import encode_pairs
+from trl_pafo.metrics.bootstrap import group_totals, subset_weights, user_cells
+from trl_pafo.metrics.verdict import fewest_resamples, format_interval, format_number, number_with_interval
 
 PAIRS = 4
 NUM_USERS = 24
@@ -82,6 +84,28 @@ def test_interval_is_what_the_exact_sign_flip_test_does_not_reject(seed):
     for sign, end in ((1, interval["low"]), (-1, interval["high"])):
         assert sign_flip_p(sign * difference, counts, sign * end - 1e-9) <= 0.025 + 0.004
         assert sign_flip_p(sign * difference, counts, sign * end + 1e-9) >= 0.025 - 0.004
+
+
+@pytest.mark.parametrize(("num_resamples", "place"), [(79, 1), (158, 1), (159, 2), (799, 10)])
+def test_the_ends_are_the_subsets_at_a_place_that_allows_for_how_many_were_drawn(num_resamples, place):
+    """Of two groups each side may miss the truth in 1.25 % of studies: the first of 79 values, the second of 159, the tenth of 799."""
+    correct, reference, user, group = study(maj=(3, 7), min=(12, 0))
+    pairs = encode_pairs(user, group, len(user))
+    cells = user_cells(pairs.user_codes, pairs.group_of_user, np.subtract(correct, reference)[None])
+    weights = np.concatenate(list(subset_weights(cells, num_resamples, 5)))
+    drawn = np.sort(group_totals(cells, weights, cells.sums[0]) / group_totals(cells, weights, cells.pairs), axis=0)
+    found = compare(correct, reference, user, group, num_resamples=num_resamples, seed=5).differences
+    assert [found[name]["low"] for name in ("maj", "min")] == drawn[place - 1].tolist()
+    assert [found[name]["high"] for name in ("maj", "min")] == drawn[-place].tolist()
+
+
+def test_what_is_not_given_is_95_percent_2000_subsets_seed_0_and_no_margin():
+    columns = study(maj=(0, 1), min=(12, 0))
+    assert compare(*columns) == compare(*columns, confidence=0.95, num_resamples=2000, seed=0, margin=0.0)
+    assert fewest_resamples(2) == fewest_resamples(2, 0.95) == 79
+    assert fewest_resamples(1, 0.5) == 3
+    assert format_interval({"low": 0.1, "high": 0.2}) == "[.100, .200]"
+    assert number_with_interval({"value": 0.1, "low": 0.1, "high": 0.2}) == ".100 [.100, .200]"
 
 
 def test_no_difference_is_called_an_improvement_in_at_most_5_percent_of_1000_runs():
@@ -194,6 +218,8 @@ def test_unknown_numbers_are_not_printed_as_numbers(value, low, text):
         (DataError, "Give `margins` and `reference_margins`, or neither", {"margins": [1.0] * 192}),
         (ConfigError, r"50 resamples are too few for 2 groups.*`num_resamples` to at least 79", {"num_resamples": 50}),
         (ConfigError, "`margin` is a loss of accuracy", {"margin": -0.1}),
+        (ConfigError, "`margin` is a loss of accuracy", {"margin": 1.0}),
+        (ConfigError, "`confidence` must be", {"margins": [1.0] * 192, "reference_margins": [1.0] * 192, "confidence": 95}),
         (ConfigError, "`confidence` must be above 0", {"confidence": 1.0}),
     ],
 )

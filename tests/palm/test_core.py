@@ -17,6 +17,12 @@ def test_weights_come_back_on_the_simplex() -> None:
     assert weights.sum() == pytest.approx(1, abs=1e-15)
 
 
+def test_weights_a_rounding_error_below_0_are_0() -> None:
+    weights = check_weights([1.0, 1e-10, -1e-10], 3)
+    assert weights.min() == 0
+    assert weights.sum() == pytest.approx(1, abs=1e-15)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

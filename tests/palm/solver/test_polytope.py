@@ -9,7 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.spatial import HalfspaceIntersection
 
-from trl_pafo.palm.solver.polytope import _is_complete, envelope_corners, vertices
+from trl_pafo.errors import PortfolioError
+from trl_pafo.palm.solver import polytope
+from trl_pafo.palm.solver.polytope import MAX_MOVE, _fits, _is_complete, envelope_corners, vertices
+
+CUBE, SIDES = np.vstack([np.eye(3), -np.eye(3)]), np.repeat([1.0, 0.0], 3)
 
 
 def every_vertex(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -70,11 +74,72 @@ def test_a_degenerate_polytope_is_split_and_stays_bounded_from_outside() -> None
 
 
 def test_a_missing_vertex_is_noticed() -> None:
-    halfspaces = np.column_stack([np.vstack([np.eye(3), -np.eye(3)]), -np.repeat([1.0, 0.0], 3)])
-    facets = HalfspaceIntersection(halfspaces, np.full(3, 0.4)).dual_facets
+    facets = HalfspaceIntersection(np.column_stack([CUBE, -SIDES]), np.full(3, 0.4)).dual_facets
     assert _is_complete(facets, 3)
     for missing in range(len(facets)):
         assert not _is_complete(facets[:missing] + facets[missing + 1 :], 3)
+
+
+def test_where_more_facets_meet_than_there_are_dimensions_nothing_is_proven() -> None:
+    # A pyramid on a square: four facets meet in its tip.
+    sides = np.array([[1, 0, 1, -1], [-1, 0, 1, -1], [0, 1, 1, -1], [0, -1, 1, -1], [0, 0, -1, 0]], dtype=float)
+    facets = HalfspaceIntersection(sides, np.array([0, 0, 0.4])).dual_facets
+    assert sorted(map(len, facets)) == [3, 3, 3, 3, 4]
+    assert not _is_complete(facets, 3)
+
+
+def test_a_simple_polytope_is_not_moved() -> None:
+    found = vertices(CUBE, SIDES, np.full(3, 0.4), movable=3)
+    assert found.move == 0
+    assert sorted(found.points.round(9).tolist()) == [list(corner) for corner in np.ndindex(2, 2, 2)]
+
+
+def test_the_movable_facets_move_outwards_each_by_an_amount_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polytope, "_MOVES", (0.1,))
+    first, again = (vertices(CUBE, SIDES, np.full(3, 0.4), movable=3) for _ in range(2))
+    moved = first.points.max(axis=0) - 1
+    assert first.move == 0.1
+    assert ((moved >= 0.05) & (moved <= 0.1)).all()
+    assert len(np.unique(moved.round(6))) == 3
+    assert np.abs(first.points.min(axis=0)).max() < 1e-12
+    assert np.array_equal(first.points, again.points)
+
+
+@pytest.mark.parametrize(
+    ("excess", "unmoved", "moved"),
+    [
+        ([0.0, 0.0, -0.5], True, True),
+        ([1e-10, -1e-10, -0.5], True, True),  # rounding
+        ([0.0, 0.0, -1e-13], False, True),  # as good as on a facet that is not its own
+        ([0.0, 0.0, 1e-8], False, False),  # beyond another facet
+        ([0.0, -1e-8, -0.5], False, False),  # not on its own facet
+        ([0.0, 0.0, -np.inf], False, False),
+    ],
+)
+def test_vertices_lie_on_their_own_facets_and_within_the_others(excess: list[float], unmoved: bool, moved: bool) -> None:
+    for move, expected in ((0.0, unmoved), (MAX_MOVE, moved)):
+        assert _fits(np.array([[0.0, -0.5, 0.0], excess]), [[0, 2], [0, 1]], move) == expected
+
+
+def test_corners_do_not_depend_on_the_level_of_the_rewards_nor_on_what_all_policies_cost() -> None:
+    rng = np.random.default_rng(2)
+    values, costs = rng.random((5, 3)), 0.3 * rng.random(5)
+    corners = envelope_corners(values, costs)
+    expected = np.unique(every_corner(values, costs).round(9), axis=0)
+    assert np.unique(corners.weights.round(9), axis=0) == pytest.approx(expected, abs=1e-8)
+    assert len(corners.weights) == len(expected)  # each once
+    assert corners.move == 0
+    for level, cost in ((4.0, 0.0), (-4.0, 0.0), (0.0, 20.0)):
+        found = envelope_corners(values + level, costs + cost).weights
+        assert np.unique(found.round(7), axis=0) == pytest.approx(expected, abs=1e-6)
+    assert 0 < envelope_corners(values[[0, 1, 1]], costs[[0, 1, 1]]).move <= MAX_MOVE
+
+
+def test_corners_that_cannot_be_enumerated() -> None:
+    with pytest.raises(
+        PortfolioError, match=r"corner weights of 6 policies with 3 rewards.*equal, use.*to a scale of about 1\.$"
+    ):
+        envelope_corners(1e9 * np.random.default_rng(0).random((6, 3)), np.zeros(6))
 
 
 def test_a_flat_polytope_has_no_answer() -> None:

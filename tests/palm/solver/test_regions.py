@@ -40,6 +40,13 @@ def test_planes_through_a_corner_change_nothing_or_leave_it() -> None:
     assert simplex.cut(np.array([-1.0, -1.0, -1.0])) is None
 
 
+@pytest.mark.parametrize("length", [1e-14, 1e6])
+def test_the_length_of_a_normal_does_not_matter(length: float) -> None:
+    normal, simplex = np.array([1.0, 1.0, -2.0]), WeightRegion.simplex(3)
+    expected = np.array([[0, 2 / 3, 1 / 3], [0, 1, 0], [2 / 3, 0, 1 / 3], [1, 0, 0]])
+    assert np.unique(simplex.cut(length * normal).points.round(9), axis=0) == pytest.approx(expected, abs=1e-8)
+
+
 def test_many_planes_through_one_point() -> None:
     """Constraints beyond those a corner needs (all pass through the middle)."""
     region = WeightRegion.simplex(4)
@@ -65,3 +72,7 @@ def test_cells_are_where_a_policy_is_the_best() -> None:
         cell = cells[member]
         assert cell is not None
         assert (cell.normals @ row >= -1e-9).all()
+    for member, cell in enumerate(cells):
+        if cell is not None:
+            earned = cell.points @ values.T - costs
+            assert earned[:, member] == pytest.approx(earned.max(axis=1), abs=1e-9)

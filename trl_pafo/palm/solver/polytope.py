@@ -106,7 +106,7 @@ def envelope_corners(values: FloatArray, costs: FloatArray) -> Corners:
     if found is None:
         raise PortfolioError(
             f"The corner weights of {num_policies} policies with {num_rewards} rewards could not be enumerated. Leave out "
-            "policies that are nearly equal, or use fewer rewards."
+            "policies that are nearly equal, use fewer rewards, or bring the rewards to a scale of about 1."
         )
     below = found.points[found.points[:, -1] < lid - 0.5]
     weights = np.maximum(np.column_stack([below[:, :-1], 1 - below[:, :-1].sum(axis=1)]), 0.0)
