@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.studies import make_config, pretend
+from helpers.studies import STYLES, make_config, pretend
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, StudyError
+from trl_pafo.study.doing import RunFailedError
 from trl_pafo.study.rows import ROWS, key_of, read_rows, rows_of_run
 from trl_pafo.study.study import Study, join_cells, part_of
 
@@ -136,6 +137,35 @@ class TestFailures:
         rows = read_rows(tmp_path / "study" / config.cells[0].folder / ROWS)
         assert {row["method"]: row["error"] for row in rows} == dict.fromkeys(config.cells[0].methods, "No space left.")
         assert set(pd.read_csv(tmp_path / "study/study.csv")["runs"]) == {2}
+
+    def test_where_the_run_itself_fails_its_methods_are_not_tried_one_by_one(self, tmp_path):
+        config, tried = make_config(tmp_path / "study", population_seeds=[0], seeds=[1]), []
+
+        def fails(options):
+            if options.get("minority_ratio"):
+                raise RunFailedError("No space left.")
+
+        with pytest.raises(StudyError, match="1 of 2 cells"):
+            Study(config, attempt=pretend(fails, tried))()
+        assert len(tried) == 2
+        errors = {
+            cell.data: [row["error"] for row in read_rows(tmp_path / "study" / cell.folder / ROWS)] for cell in config.cells
+        }
+        assert not any(errors["common"])
+        assert errors["rare"] == ["No space left."] * len(config.cells[0].methods)
+
+    def test_a_disk_that_is_full_meanwhile_ends_the_search_for_the_method(self, tmp_path):
+        config, tried = make_config(tmp_path / "study", population_seeds=[0], seeds=[1], data={"common": STYLES}), []
+
+        def fails(options):
+            if len(tried) == 3:
+                raise RunFailedError("No space left.")
+            return "It diverged." if len(tried) == 1 else None
+
+        with pytest.raises(StudyError, match="1 of 1 cells"):
+            Study(config, attempt=pretend(fails, tried))()
+        assert [len(options["methods"]) for options in tried] == [4, 1, 2]
+        assert {row["error"] for row in read_rows(tmp_path / "study" / config.cells[0].folder / ROWS)} == {"No space left."}
 
 
 class TestTable:

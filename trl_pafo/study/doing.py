@@ -14,9 +14,13 @@ RUN, LOG = "run", "run.log"
 """In the folder of a cell: that of its run, and all that the run said."""
 
 Attempt = Callable[[Mapping[str, Any], Path, bool], str | None]
-"""Does a run: takes its options, the file of its log, and whether it is a trial; returns what went wrong or `None`."""
+"""Does a run: takes its options, the file of its log, and whether it is a trial; returns what went wrong or `None`. Raises [`RunFailedError`]."""
 
 _READ_THE_PATH = {*STUDENTS, *OF_TEACHERS, *CHOSEN}
+
+
+class RunFailedError(Exception):
+    """A run failed for a reason that none of its methods has given: its data, the disk."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,15 @@ def with_place(cell: Cell, rows: Sequence[Row]) -> list[Row]:
 
 
 def _errors_of(cell: Cell, part: Part, folder: Path, attempt: Attempt) -> dict[str, str]:
-    """Do a run; return the methods that failed, and how. One that fails is found by doing each alone beside the reference."""
+    """Do a run; return the methods that failed, and how: all, where it was the run that failed."""
+    try:
+        return _errors_of_methods(cell, part, folder, attempt)
+    except RunFailedError as error:
+        return dict.fromkeys(part.methods, str(error))
+
+
+def _errors_of_methods(cell: Cell, part: Part, folder: Path, attempt: Attempt) -> dict[str, str]:
+    """A method that fails is found by doing each alone beside the reference."""
     methods = list(dict.fromkeys([REFERENCE, *part.methods]))
 
     def try_(methods: Sequence[str]) -> str | None:

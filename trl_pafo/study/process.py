@@ -1,5 +1,7 @@
 """A run in a process of its own, so that one that fails, or for which memory runs out, takes nothing else with it."""
 
+import errno
+import os
 import signal
 import sys
 import threading
@@ -10,8 +12,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trl_pafo.errors import TrlPafoError
+from trl_pafo.errors import DataError, RunFolderError, TrlPafoError
 from trl_pafo.pipeline.worker import end_with_parent, say_to
+from trl_pafo.study.doing import RunFailedError
 
 _PATIENCE = 10.0
 """Seconds that a process has to remove what it has half written."""
@@ -23,6 +26,9 @@ def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str
     All that it says is appended to the file `log`.
 
     The process ends when this one does, however it does.
+
+    Raises:
+        RunFailedError: If trying its methods one by one would be in vain: its data cannot be prepared, or not be written.
     """
     context = get_context("spawn")  # a process that has used threads cannot be forked
     ours, theirs = context.Pipe(duplex=False)
@@ -31,9 +37,10 @@ def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str
     theirs.close()
     try:
         try:
-            error: str | None = ours.recv()
+            error, of_run = ours.recv()
         except EOFError:
             process.join()
+            of_run = False
             error = f"its process ended with status {process.exitcode}"
             if process.exitcode == -signal.SIGKILL:
                 error = "its process was killed, as where memory runs out"
@@ -45,7 +52,9 @@ def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str
             process.kill()
             process.join()
         ours.close()
-    return error
+    if of_run:
+        raise RunFailedError(error)
+    return error  # type: ignore[no-any-return]
 
 
 def _run(connection: Connection, options: dict[str, Any], log: str, trial: bool) -> None:
@@ -57,9 +66,9 @@ def _run(connection: Connection, options: dict[str, Any], log: str, trial: bool)
         do_run(options, trial)
     except Exception as error:
         traceback.print_exc()
-        connection.send(what_went_wrong(error))
+        connection.send((what_went_wrong(error), is_of_run(error, Path(options["output_dir"]))))
     else:
-        connection.send(None)
+        connection.send((None, False))
 
 
 def do_run(options: Mapping[str, Any], trial: bool = False) -> None:
@@ -80,6 +89,12 @@ def donors_of(folder: Path) -> tuple[Path, ...]:
     """The runs of the other settings on the same data with the same seeds: what a setting does not change is trained once."""
     cell, setting = folder.parent, folder.parent.parent
     return tuple(sorted(set(setting.parent.glob(f"*/{cell.name}/{folder.name}")) - {folder}))
+
+
+def is_of_run(error: Exception, folder: Path) -> bool:
+    """Whether a run in a folder would fail with each of its methods: a library may tell a full disk in words alone."""
+    unprepared = isinstance(error, DataError) and not (folder / "data").exists()
+    return unprepared or isinstance(error, OSError | RunFolderError) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def what_went_wrong(error: Exception) -> str:
