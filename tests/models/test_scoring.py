@@ -11,12 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo import FairRewardModel, PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError, TeacherError
+from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.models import load_tokenizer
+from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
 from trl_pafo.models.scoring import RewardScorer, load_reward_model, pool_sequences, score_pairs, score_sequences
+from trl_pafo.trainer.teacher import Teacher
 
 PAD = 0
 SEQUENCES = [[7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17], [10], [9, 8, 7], [20, 21], [7, 8, 9]]
@@ -191,6 +194,22 @@ class TestFolders:
     def test_the_file_in_place_of_its_folder(self, encoder):
         with pytest.raises(TeacherError, match=f"is a file. Give the folder of the saved model: {encoder}"):
             local_folder(f"{encoder}/model.safetensors")
+
+    @pytest.mark.parametrize("name", WHEEL_MODELS)
+    @pytest.mark.parametrize(
+        "read",
+        [
+            RewardScorer.from_pretrained,
+            FairRewardModel.from_pretrained,
+            lambda name: Teacher("minority", name).folder,
+            lambda name: evaluate_models(name, make_pairs(history=0)),
+        ],
+        ids=["score", "FairRewardModel", "teacher", "evaluate"],
+    )
+    def test_a_pretrained_model_of_a_wheel_gives_no_rewards(self, name, read):
+        """Its head would be random; the Hub, which may have a model of this name, is not asked."""
+        with pytest.raises(ConfigError, match=f"{name} is a pretrained model, .* no reward head, .* Train it"):
+            read(name)
 
     @pytest.mark.parametrize("source", ["no/such-model", "not a repository // name"])
     def test_what_is_not_found(self, source):

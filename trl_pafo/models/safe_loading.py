@@ -45,6 +45,13 @@ def _snapshot(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from trl_pafo.models.base_models import WHEEL_MODELS
+
+    if source in WHEEL_MODELS:
+        raise ConfigError(
+            f"{source} is a pretrained model, from which a training starts. It has no reward head, so that its rewards would be random. Train "
+            f"it (`trl-pafo run` or `trl-pafo reward --model_name_or_path {source}`), and give the folder of the trained model."
+        )
     if os.path.isfile(source):
         raise TeacherError(f"{source} is a file. Give the folder of the saved model: {Path(source).parent}.")
     try:
