@@ -44,6 +44,27 @@ def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget
     assert summary["groups"] == "data"
 
 
+@pytest.mark.parametrize("source", ["styles", "files"])
+def test_what_was_prepared_is_prepared_again_with_its_validation_pairs(source, tmp_path):
+    """Those of new people, as of styles, and those of training people on other prompts."""
+    tokenizer = add_history_template(make_tokenizer("encoder"))
+    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
+    options = {"source": "styles", "train_users": 12, "test_users": 10, "validation_users": 8}
+    if source == "files":
+        make_pairs(20, pairs_per_user=6, num_minority=8, history=0).to_json(tmp_path / "pairs.jsonl")
+        options = {"data_path": str(tmp_path / "pairs.jsonl"), "validation_share": 0.3}
+    prepare(DataArguments(**options), args, tokenizer, tmp_path / "once")
+    prepare(DataArguments(data_path=str(tmp_path / "once")), args, tokenizer, tmp_path / "again")
+    once, again = load_prepared(tmp_path / "once"), load_prepared(tmp_path / "again")
+    names = [
+        name for name in once["train"].column_names if name not in ("unit", "support_rate")
+    ]  # made anew of the training pairs
+    for name, rows in once.items():
+        assert set(rows.column_names) == set(again[name].column_names)
+        found, given = ([repr(row) for row in part.select_columns(names)] for part in (again[name], rows))
+        assert sorted(found) == sorted(given)
+
+
 def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
     tokenizer = add_history_template(make_tokenizer("encoder"))
     rows = [

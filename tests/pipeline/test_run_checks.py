@@ -91,13 +91,21 @@ def test_options_that_no_run_could_end_with(make_run, no_trainer, run, options, 
             ConfigError,
             "No training pair of the group 'few' is within max_length=256 tokens",
         ),
-        (make_rows("train", many=6), make_rows("test", many=4), DataError, "only one group"),
+        (make_rows("train", many=6), make_rows("test", many=4), ConfigError, "only one group"),
         (None, make_rows("test", many=4, other=2), DataError, "users of the groups 'other', of which training has none"),
     ],
 )
 def test_data_that_no_run_could_end_with(make_run, no_trainer, train, test, error, match):
     with pytest.raises(error, match=match):
         make_run(train, test)()
+
+
+def test_one_group_is_told_before_histories_are_made(make_run, monkeypatch):
+    monkeypatch.setattr("trl_pafo.pipeline.prepare.render_history", None)
+    with pytest.raises(ConfigError, match=r"only one group \('many'\), .* --infer_groups, or leave the methods"):
+        make_run(make_rows("train", many=6), make_rows("test", many=4))()
+    with pytest.raises(TypeError):  # where no method needs several, the rows are made
+        make_run(make_rows("train", many=6), make_rows("test", many=4), run={"methods": ["personalized_bt"]})()
 
 
 def test_past_pairs_that_are_read_whole_and_have_too_many_tokens(make_run, no_trainer):

@@ -233,7 +233,7 @@ def check_apart(train: Dataset, test: Dataset, hold_out: str = "users_and_prompt
 
     Where all pairs have one prompt, responses take the place of prompts. `hold_out` says what must be new, as in
     [`~trl_pafo.data.sources.holding_out.hold_out`]: users and prompts, `"users"` alone, or, with `"pairs"`, the prompts that a user
-    is tested on to this user.
+    is tested on to this user. With `"prompts"`, validation pairs of training users, which training rows may show as past.
     """
     fields = telling_fields(train, test)
     users = set(train["user"][:]) & set(test["user"][:])
@@ -252,9 +252,9 @@ def check_apart(train: Dataset, test: Dataset, hold_out: str = "users_and_prompt
         num_own += any(own.intersection(pair_texts(past, fields)) for past in row.get("history") or [])
     shared: set[tuple[str, ...]] = set()
     for row in read_rows(train, ["user", *fields, "history"]) if hold_out != "users" else ():
-        for pair in (row, *(row["history"] or [])):
+        for pair in (row, *(row["history"] or [] if hold_out != "prompts" else [])):
             shared |= tested.intersection(parts(row["user"], pair))
-    if shared or (users and not known):
+    if shared or (users and hold_out not in ("pairs", "prompts")):
         raise DataError(
             f"Training and test share {len(users)} users and {len(shared)} prompts (histories included), but test users and "
             f"prompts must be new ({hold_out}). Give splits that share neither."

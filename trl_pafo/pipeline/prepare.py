@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,12 @@ _TEXT_COLUMNS = ("prompt", "chosen", "rejected", "chat_template_kwargs")
 
 
 def prepare(
-    data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, with_lengths: bool = False
+    data: DataArguments,
+    args: PAFOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    with_lengths: bool = False,
+    check: Callable[[Dataset], None] = lambda train: None,
 ) -> None:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` with histories, the chat template, a summary, and `groups.csv`.
 
@@ -46,12 +52,17 @@ def prepare(
     The rows have TRL's preference columns (conversational), `chat_template_kwargs` with the history as the model will see it,
     the complete `history`, `user`, `group`, `support_rate`: `trl reward --dataset_name FOLDER` trains on them as they are.
 
-    `with_lengths` adds their [`longest_sequences`], so that a run which is started again need not tokenize them to check them.
+    `with_lengths` adds their [`longest_sequences`], so that a run which is started again need not tokenize them to check them. `check` is
+    called with the training pairs as soon as they are read, unless their groups are still to be found.
     """
     folder.mkdir(parents=True)
+    num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
+    splits = load_source(data, context_pairs=max(1, num_history))
+    if not data.infer_groups:
+        check(splits["train"])
     # Each pair stands in the histories of others, several times over: on disk, not in memory.
     with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        summary, facts, people = _write_splits(data, args, tokenizer, folder, Path(scratch), with_lengths)
+        summary, facts, people = _write_splits(splits, num_history, data, args, tokenizer, folder, Path(scratch), with_lengths)
     write_text(folder / "chat_template.jinja", tokenizer.chat_template)
     # Such as a group of one user, whom training has.
     untested = sorted(set(summary["train"]["users"]) - set(summary["test"]["users"]))
@@ -67,15 +78,20 @@ def prepare(
 
 
 def _write_splits(
-    data: DataArguments, args: PAFOConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, scratch: Path, with_lengths: bool
+    splits: DatasetDict,
+    num_history: int,
+    data: DataArguments,
+    args: PAFOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    scratch: Path,
+    with_lengths: bool,
 ) -> tuple[dict[str, dict[str, dict[str, int]]], dict[str, str], pd.DataFrame]:
     """Pairs and users of each split and group; where the `groups` come from, and what is held out (`hold_out`); and the people.
 
     Groups come from `"support"` rates, `"agreement"`, the `"data"`, the users' `"pairs"`, or the `"training pairs"` and, for test users,
     the data.
     """
-    num_history = DEFAULT_NUM_HISTORY if args.num_history is None else args.num_history
-    splits = load_source(data, context_pairs=max(1, num_history))
     facts = {"groups": "data", "hold_out": "users_and_prompts"} | facts_of(splits["train"])
     missing = "keep" if data.min_pairs == 1 else "drop"
     cutter = HistoryCutter(tokenizer, num_history, args.history_max_tokens, args.history_fields)
@@ -93,7 +109,8 @@ def _write_splits(
         rendered = render_history(rows, cutter, args.dataset_num_proc)
         prepared[name] = concatenate_datasets([rendered, rows.select_columns(["history"])], axis=1)
     for name in prepared.keys() - {"train"}:
-        checks.check_apart(prepared["train"], prepared[name], facts["hold_out"])
+        known = name == "validation" and set(prepared["train"]["user"][:]) & set(prepared[name]["user"][:])
+        checks.check_apart(prepared["train"], prepared[name], "prompts" if known else facts["hold_out"])
     check_test_groups(DatasetDict(prepared))
     if "validation" not in prepared:  # the source has no users to spare
         train, validation = hold_out_prompts(prepared["train"], data.validation_share, data.population_seed)

@@ -32,7 +32,7 @@ from trl_pafo.pipeline.maxmin import maxmin
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
 from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
-from trl_pafo.pipeline.run_checks import check_run_data, check_run_options
+from trl_pafo.pipeline.run_checks import check_group_names, check_run_data, check_run_options
 from trl_pafo.pipeline.run_options import RunConfig, optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
@@ -309,7 +309,8 @@ class Run(Trainings):
         inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": on_first(lambda: data_identity(self.run))}
         if features := self.run.infer_groups:
             inputs["features"] = on_first(lambda: identity_of(features))
-        work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True)
+        check = partial(check_group_names, self.run)
+        work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True, check=check)
         return Stage("prepare", "data", inputs, work)
 
     def _evaluation(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -64,6 +64,16 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         logger.warning("%s: no effect in this run, which trains no model that uses them.", ", ".join(given))
 
 
+def check_group_names(run: RunArguments, train: Dataset) -> None:
+    """Raise [`ConfigError`] if methods with teachers find one group alone."""
+    groups = train.unique("group")
+    if run.needs_teachers and len(groups) < 2:
+        raise ConfigError(
+            f"The training data have only one group ({groups[0]!r}), so there is nothing to distill for another. Give each row the "
+            "group of its user, find groups in the pairs with --infer_groups, or leave the methods with teachers out."
+        )
+
+
 def check_run_data(
     data: DatasetDict,
     lengths: Mapping[str, NDArray[np.int64]],
@@ -81,11 +91,7 @@ def check_run_data(
     """
     num_pairs = count_by_group(data["train"])
     groups = sorted(num_pairs)
-    if run.needs_teachers and len(groups) < 2:
-        raise DataError(
-            f"The training data have only one group ({groups[0]!r}), so there is nothing to distill for another. Give each row the "
-            "group of its user, or leave the methods with teachers out."
-        )
+    check_group_names(run, data["train"])
     fits = lengths["train"] <= (args.max_length or np.inf)
     kept = count_by_group(data["train"].select(np.flatnonzero(fits)))
     for group in groups:

@@ -142,11 +142,29 @@ class TestSplit:
         again = load("files", tmp_path / "both")
         assert {name: rows.to_list() for name, rows in again.items()} == {name: rows.to_list() for name, rows in splits.items()}
 
+    @pytest.mark.parametrize(
+        ("role", "one", "other"),
+        [("user", "7", "007"), ("user", "u0", "u0 "), ("group", "many", "Many"), ("user", "é", "e\u0301")],
+    )
+    def test_names_that_may_be_one_are_told(self, role, one, other, of, caplog):
+        rows = [{**row, "user": f"v{row['user']}"} for row in grouped()]
+        train, test = ([{**pair("t", n, group="many"), "user": user} for n in range(3)] for user in ("t", "s"))
+        of([*rows, *({**row, role: one} for row in train)], [{**pair("s", 9, group="many"), "user": "s"}])
+        assert "in several ways" not in caplog.text
+        of(
+            [
+                *rows,
+                *({**row, role: one} for row in train),
+                *({**row, role: other, "prompt": f"new {row['prompt']}"} for row in test),
+            ]
+        )
+        assert f"1 names of a {role} are written in several ways, which count as several: " in caplog.text
+
     def test_splits_that_are_not_used_are_named(self, tmp_path, caplog):
         rows = Dataset.from_list(grouped())
-        DatasetDict(train=rows, validation=rows).save_to_disk(tmp_path / "both")
-        load("files", tmp_path / "both")
-        assert "both: the splits validation are not used." in caplog.text
+        DatasetDict(train=rows, validation=rows, more=rows).save_to_disk(tmp_path / "both")
+        load("files", tmp_path / "both", validation_share=0)
+        assert "both: the splits validation, more are not used." in caplog.text
 
     @pytest.mark.parametrize(
         ("test", "match"),

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from helpers.sources import check_splits, write_lines
 
 from trl_pafo.data.attaching import attach_history
@@ -214,3 +214,61 @@ def test_rows_that_are_given_histories_keep_them():
     rows = Dataset.from_list([{**row, "history": past} for row in people(10, 5)])
     splits = hold_out(rows, None, False, DataArguments(source="files", hold_out="pairs", context_pairs=2))
     assert splits["test"]["history"][:] == [past] * 10
+
+
+class TestValidation:
+    """Pairs that are given to choose by."""
+
+    @pytest.fixture
+    def of(self, tmp_path):
+        def load_splits(train, validation, test, **options):
+            splits = {"train": train, "validation": validation, "test": test}
+            DatasetDict({name: Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(tmp_path / "all")
+            return load_source(DataArguments(data_path=str(tmp_path / "all"), **options), context_pairs=1)
+
+        return load_splits
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_of_new_people(self, shared, of, caplog):
+        caplog.set_level("INFO")
+        splits = of(people(8, 4, shared), people(4, 4, shared, first=8), people(4, 4, shared, first=12))
+        assert set(splits["validation"]["user"]) == {"u8", "u9", "u10", "u11"}
+        assert set(splits["validation"].column_names) == set(splits["train"].column_names)
+        assert "Validation: the 16 pairs of 4 people of the split validation, new people." in caplog.text
+
+    @pytest.mark.parametrize(
+        ("validation", "reason"),
+        [
+            (people(4, 4, first=6), "2 of its 4 people are in training, and the others are not"),
+            (people(4, 4, first=12), "4 of its 4 people are test people"),
+            (people(4, 4), "its people are in training, and it has no column history"),
+            ([{**row, "group": "new"} for row in people(4, 4, first=20)], "training has no group 'new'"),
+            (
+                [{k: v for k, v in row.items() if k != "group"} for row in people(4, 4, first=20)],
+                "only one of .* the column group",
+            ),
+        ],
+    )
+    def test_that_cannot_be_used_it_is_said_why(self, validation, reason, of, caplog):
+        splits = of(people(8, 4), validation, people(4, 4, first=12))
+        assert set(splits) == {"train", "test"}
+        assert re.search(f"the split validation is not used, as .*{reason}", caplog.text)
+
+    def test_of_training_people_on_prompts_of_training_or_of_the_test(self, of, caplog):
+        past = [{"prompt": "past", "chosen": "yes", "rejected": "no"}]
+        pairs = [{**row, "history": past} for row in people(8, 6)]
+        train, validation, test = (
+            [row for row in pairs if row["prompt"] in prompts] for prompts in (("q0", "q1", "q2"), ("q3", "q4"), ("q5",))
+        )
+        assert len(of(train, validation, test)["validation"]) == 16
+        of(train, train[:1], test)
+        assert "as 1 of its 1 pairs are on prompts of training" in caplog.text
+        of(train, test, test)
+        assert "as it has pairs of the test data" in caplog.text
+
+    def test_of_data_without_groups(self, of, caplog):
+        parts = [
+            [{name: value for name, value in row.items() if name != "group"} for row in people(*part)]
+            for part in ((8, 4, False), (4, 4, False, 8), (4, 4, False, 12))
+        ]
+        assert set(of(*parts, infer_groups="minilm")["validation"]["group"]) == {"all"}

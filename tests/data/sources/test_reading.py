@@ -11,7 +11,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from trl_pafo.data.sources import DataArguments, load_source
-from trl_pafo.data.sources.reading import iterate_records, open_dataset, read_records, rows_to_dataset, single_split
+from trl_pafo.data.sources.reading import (
+    columns_to_dataset,
+    iterate_records,
+    open_dataset,
+    read_records,
+    rows_to_dataset,
+    single_split,
+)
 from trl_pafo.errors import DataError
 
 HEADER = "prompt,chosen,rejected,user\n"
@@ -85,6 +92,7 @@ def test_values_of_a_table_stay_text(tmp_path):
     [
         ("a.json", b'[{"a": 1},\n{"a" 2}]', "line 2: not JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a" 2}', "line 2: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": {"b": 1, "b": 1}}', "line 2: not JSON .the key 'b' stands twice in an object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}', "line 2: not JSON .*surrogates"),
         ("a.json", b"[3]", "entry 1: expected a JSON object, got int"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}', "line 2: this is not UTF-8 text"),
@@ -144,6 +152,13 @@ def test_rows_with_other_fields_and_other_types():
     assert rows_to_dataset(rows, "rows", columns=["a"]).column_names == ["a"]
     with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1"):
         rows_to_dataset(rows, "rows")
+
+
+def test_nan_among_texts_is_a_missing_text():
+    assert columns_to_dataset({"user": ["ann", float("nan")], "score": [float("nan"), 1]}, "x")[:] == {
+        "user": ["ann", None],
+        "score": [None, 1.0],
+    }
 
 
 def test_which_split():

@@ -135,6 +135,12 @@ class TestAgainst:
 
 
 class TestRatings:
+    def test_the_name_of_a_model_beside_itself_tells_nothing(self):
+        rows = survey("gpt", "llama", model_a="gpt", model_b="llama")
+        assert chosen(rows) == ["a0", "b1"]
+        with pytest.raises(DataError, match="row 1: preferred is 'gpt', and which response that is cannot be told"):
+            read([rows[0], {**rows[0], "model_b": "gpt"}])
+
     @settings(max_examples=40, deadline=None)
     @given(
         st.lists(
@@ -172,8 +178,13 @@ class TestRatings:
         ):
             assert part in table.look[2]
         assert "1 responses that are the only one of their user and prompt (the first: row 3)" in table.look[2]
-        with pytest.raises(DataError, match="row 0: the score 'good' is no number"):
-            read([{"user": "u", "prompt": "p", "response": "x", "score": "good"}])
+
+    @pytest.mark.parametrize("value", ["good", "nan", "NaN", "inf"])
+    def test_a_score_that_is_no_number(self, value):
+        """As a number "nan" is neither above another nor equal to it, so that the other response would have been chosen."""
+        rows = [{"user": "u", "prompt": "p", "response": r, "score": s} for r, s in (("x", "3"), ("y", value))]
+        with pytest.raises(DataError, match=f"row 1: the score '{value}' is no number"):
+            read(rows)
 
     def test_a_rank_that_is_named_counts_before_a_score(self):
         rows = [{"user": "u", "prompt": "p", "response": r, "score": s, "rank": k} for r, s, k in (("x", 1, 1), ("y", 2, 2))]
@@ -225,6 +236,11 @@ class TestColumns:
         rows = [{name: value for name, value in {**row, **changes}.items() if value is not None} for row in survey("a", "b")]
         with pytest.raises(error, match=match):
             read(rows, columns)
+
+    def test_two_columns_of_one_name(self):
+        table = pd.DataFrame(survey("a", "b")).assign(group="x")
+        with pytest.raises(DataError, match="The table has two columns 'group'"):
+            read_table(pd.concat([table, table[["group"]]], axis=1), "The table")
 
     def test_the_order_of_time(self):
         for times in ((3, 1, 2), ("2024-03-01", "2023-01-01 12:00", "2023-02-01T00:00:00Z")):

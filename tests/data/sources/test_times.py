@@ -12,6 +12,7 @@ from trl_pafo.errors import DataError
     [
         ((3, 1.5, "2"), [1, 2, 0]),
         ((1, 0, 1, 0), [1, 3, 0, 2]),
+        ((1.7e9, 0, 3.1e8, 20240301), [1, 3, 2, 0]),
         (("2024-03-01", "2023-01-01 12:00", "2023-02-01T00:00:00Z"), [1, 2, 0]),
         (("2024-01-02", "2024-02-01", "13/03/2024"), [0, 1, 2]),  # a date that begins with the year is read as ever
         (tuple(pd.to_datetime(["2024-03-01", "2023-01-01"])), [1, 0]),
@@ -30,6 +31,10 @@ def test_the_order(times, order):
     [
         (("2024-03-01", ""), r"^survey\.csv, row 1: has no Timestamp\. Fill it, "),
         ((3, None), "row 1: has no Timestamp"),
+        (
+            (5, 1.7e9, 1.6e9, 1.7e12),
+            r"row 3: Timestamp is 1700000000000\.0, and 1700000000\.0 in row 1: seconds and milliseconds\. ",
+        ),
         ((3, "nan"), "row 1: Timestamp is 'nan', which is no time"),
         (("2024-03-01", "soon"), r"^survey\.csv, row 1: Timestamp is 'soon', which is no time\. Correct it, "),
         (("05/02/2025", "01/03/2025"), r"such as 05/02/2025 begin with the day or the month cannot be told\. Write 2025-03-01, "),

@@ -91,7 +91,7 @@ class DataArguments:
         0.15,
         "Share of the training prompts held out to choose lengths of trainings by and to predict what can be had; 0: none. Where users are "
         "made by types, new ones judge these prompts; of real people, people are held out in place of prompts; for personal_llm, "
-        "ukp_convarg and files, the training users' pairs on these prompts.",
+        "ukp_convarg and files, the training users' pairs on these prompts, unless a folder has a split validation that can be used.",
     )
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")

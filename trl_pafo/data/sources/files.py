@@ -1,6 +1,7 @@
 """Your own pairs: files, saved datasets and Hub datasets that say who preferred what."""
 
 import logging
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -12,7 +13,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from trl_pafo.data.people import SEVERAL, add_about
 from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.holding_out import hold_out
+from trl_pafo.data.sources.holding_out import add_validation, hold_out
 from trl_pafo.data.sources.reading import open_dataset, single_split
 from trl_pafo.data.sources.registry import check_source
 from trl_pafo.data.sources.splits import (
@@ -41,7 +42,8 @@ def load(data: DataArguments) -> DatasetDict:
     """Pairs of any table of judgments, read by [`~trl_pafo.data.sources.tables.read_table`], with groups.
 
     A part of them is held out for test: [`~trl_pafo.data.sources.holding_out.hold_out`]. Each path is what
-    [`~trl_pafo.data.sources.reading.open_dataset`] reads; of a dataset with a split `test`, that is the test set.
+    [`~trl_pafo.data.sources.reading.open_dataset`] reads; of a dataset with a split `test`, that is the test set, and its split
+    `validation` is the validation set, if [`~trl_pafo.data.sources.holding_out.add_validation`] can use it.
 
     Without a `group` column, groups follow from the support rates: those of the column `support_rate`, or else the leave-one-out
     agreement of users who judged the same pairs. The threshold between the groups is found on the training users alone, and the
@@ -57,7 +59,8 @@ def load(data: DataArguments) -> DatasetDict:
     what = str(data.data_path)
     opened = _open(what, data)
     train, given = single_split(opened, "train", what), None
-    used = {"train"}
+    used = {"train", "validation"} if data.validation_share else {"train"}
+    validation = opened.get("validation") if isinstance(opened, DatasetDict) and len(opened) > 1 and len(used) > 1 else None
     if data.test_data_path:
         given = single_split(_open(data.test_data_path, data), "test", data.test_data_path)
     elif isinstance(opened, DatasetDict) and "test" in opened and len(opened) > 1:
@@ -65,7 +68,7 @@ def load(data: DataArguments) -> DatasetDict:
         used.add("test")
     if isinstance(opened, DatasetDict) and len(opened) > 1 and (unused := [split for split in opened if split not in used]):
         logger.warning("%s: the splits %s are not used.", what, ", ".join(map(str, unused)))
-    return _split(train, given, data, what, data.test_data_path or f"{what}, split test")
+    return _split(train, given, data, what, data.test_data_path or f"{what}, split test", validation)
 
 
 def load_table(table: pd.DataFrame | Dataset, test: pd.DataFrame | Dataset | None = None, **options: Any) -> DatasetDict:
@@ -145,10 +148,28 @@ def load_pairs(table: str | Path | pd.DataFrame | Dataset, split: str | None = N
     ], read.look
 
 
-def _split(table: Any, test: Any, data: DataArguments, what: str, test_what: str) -> DatasetDict:
-    read = [_read(table, what, data)] + ([] if test is None else [_read(test, test_what, data)])
-    splits = _with_groups(read[0].pairs, read[1].pairs if read[1:] else None, read[0].timed, data, what)
-    return add_about(splits, _values_of_users(read, data.describe)) if data.describe else splits
+def _split(table: Any, test: Any, data: DataArguments, what: str, test_what: str, validation: Any = None) -> DatasetDict:
+    names = {"train": (table, what), "test": (test, test_what), "validation": (validation, f"{what}, split validation")}
+    read = {split: _read(rows, name, data) for split, (rows, name) in names.items() if rows is not None}
+    for role in ("user", "group"):
+        _warn_of_alike(role, {name for own in read.values() if role in own.pairs.column_names for name in own.pairs.unique(role)})
+    splits = _with_groups({split: own.pairs for split, own in read.items()}, read["train"].timed, data, what)
+    return add_about(splits, _values_of_users(list(read.values()), data.describe)) if data.describe else splits
+
+
+def _warn_of_alike(role: str, names: Iterable[str]) -> None:
+    """Say which users or groups may be one, as where a program has written "007" as 7, or a person "ann " for "ann"."""
+    written: dict[str, list[str]] = {}
+    for name in sorted(names):
+        written.setdefault(unicodedata.normalize("NFC", name).strip().casefold().lstrip("0"), []).append(name)
+    if alike := [own for own in written.values() if len(own) > 1]:
+        logger.warning(
+            "%d names of a %s are written in several ways, which count as several: %s%s. Write each in one way.",
+            len(alike),
+            role,
+            ", ".join(" and ".join(map(repr, own)) for own in alike[:_MOST_NAMED]),
+            " and others" if alike[_MOST_NAMED:] else "",
+        )
 
 
 def _values_of_users(tables: Sequence[Table], described: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -172,7 +193,8 @@ def _values_of_users(tables: Sequence[Table], described: Iterable[str]) -> dict[
     return value_of
 
 
-def _with_groups(train: Dataset, given: Dataset | None, timed: bool, data: DataArguments, what: str) -> DatasetDict:
+def _with_groups(pairs: dict[str, Dataset], timed: bool, data: DataArguments, what: str) -> DatasetDict:
+    train, given = pairs["train"], pairs.get("test")
     if given is not None:
         for column in OPTIONAL:
             if (column in train.column_names) != (column in given.column_names):
@@ -180,6 +202,8 @@ def _with_groups(train: Dataset, given: Dataset | None, timed: bool, data: DataA
     if "history" not in train.column_names:
         train = drop_users_without_history(train, data.min_pairs)
     splits = hold_out(train, given, timed, data)
+    if "validation" in pairs:
+        add_validation(splits, pairs["validation"], data, what)
     cut = (data.minority_quantile, data.minority_threshold)
     if "group" in train.column_names:
         if cut != (None, None):

@@ -14,6 +14,7 @@ from trl_pafo.data.overlap import telling_fields
 from trl_pafo.data.sources.arguments import WAYS, DataArguments
 from trl_pafo.data.sources.splits import (
     are_new,
+    facts_of,
     note,
     one_value_per_user,
     rows_by_user,
@@ -85,6 +86,51 @@ def hold_out(pairs: Dataset, given: Dataset | None, timed: bool, data: DataArgum
         ", the same" if people == known else "",
     )
     return DatasetDict(train=note(train, hold_out=how), test=note(test, hold_out=how))
+
+
+def add_validation(splits: DatasetDict, validation: Dataset, data: DataArguments, what: str) -> None:
+    """Add given pairs as `validation`: of new people, or, as `trl-pafo prepare` holds them out, of training people on other prompts.
+
+    Where they could not decide between trainings, it is said why, and pairs are held out as without them.
+    """
+    if reason := _why_no_validation(splits, validation, data):
+        logger.warning("%s: the split validation is not used, as %s.", what, reason)
+        return
+    if "unit" in splits["train"].column_names:
+        validation = _with_units(validation, telling_fields(splits["train"], validation), {}, "held-out prompt")
+    splits["validation"] = validation
+    people, known = set(validation["user"][:]), set(splits["train"]["user"][:])
+    whose = "training people, on other prompts" if people <= known else "new people"
+    logger.info("Validation: the %d pairs of %d people of the split validation, %s.", len(validation), len(people), whose)
+
+
+def _why_no_validation(splits: DatasetDict, validation: Dataset, data: DataArguments) -> str | None:
+    train, test = splits["train"], splits["test"]
+    if different := sorted({"group", "support_rate", "history"} & (set(train.column_names) ^ set(validation.column_names))):
+        return f"only one of it and training has the column {different[0]}"
+    if not data.infer_groups:
+        if "group" not in train.column_names:
+            return "the data name no groups, which would have to be found anew for it"
+        if unknown := sorted(set(validation.unique("group")) - set(train.unique("group"))):
+            return f"training has no group {unknown[0]!r}"
+    people, known, tested = (set(rows["user"][:]) for rows in (validation, train, test))
+    fields, how = telling_fields(train, validation), facts_of(train)["hold_out"]
+    if people & known:
+        if people - known:
+            return f"{len(people & known)} of its {len(people)} people are in training, and the others are not"
+        if "history" not in train.column_names:
+            return "its people are in training, and it has no column history"
+        old = ~are_new(train.remove_columns("history"), validation, fields)  # a training row may show it as past, as of `prepare`
+    else:
+        if people & tested:
+            return f"{len(people & tested)} of its {len(people)} people are test people"
+        old = ~are_new(train, validation, fields) if how == "users_and_prompts" else np.zeros(len(validation), dtype=bool)
+    if old.any():
+        return f"{old.sum()} of its {len(old)} pairs are on prompts of training"
+    judged = set(zip(test["user"][:], texts_of(test, fields), strict=True))
+    if not judged.isdisjoint(zip(validation["user"][:], texts_of(validation, fields), strict=True)):
+        return "it has pairs of the test data"
+    return None
 
 
 def _why_known_people(pairs: Dataset, fields: tuple[str, ...]) -> str | None:
@@ -187,10 +233,13 @@ def _pairs_of_known(
         test = without(test, np.array(list(new), dtype=bool), "whose prompts the same people judged in training")
     train, test = (rows_by_user(rows, users_in_order(rows)) for rows in (train, test))
     number_of: dict[tuple[str, tuple[str, ...]], int] = {}
+    return _with_units(train, fields, number_of), _with_units(test, fields, number_of)
 
-    def named(rows: Dataset) -> Dataset:
-        units = zip(rows["user"][:], texts_of(rows, fields), strict=True)
-        names = [f"{user}, prompt {number_of.setdefault((user, own), len(number_of))}" for user, own in units]
-        return rows.add_column("unit", names)  # type: ignore[arg-type]
 
-    return named(train), named(test)
+def _with_units(
+    rows: Dataset, fields: tuple[str, ...], number_of: dict[tuple[str, tuple[str, ...]], int], what: str = "prompt"
+) -> Dataset:
+    """Rows with the column `unit`, which names the user and the prompt by its number, known or new."""
+    units = zip(rows["user"][:], texts_of(rows, fields), strict=True)
+    names = [f"{user}, {what} {number_of.setdefault((user, own), len(number_of))}" for user, own in units]
+    return rows.add_column("unit", names)  # type: ignore[arg-type]

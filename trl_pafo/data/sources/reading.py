@@ -112,13 +112,21 @@ def parse_json(text: str) -> Any:
         ValueError: If it cannot be read; the message names the reason alone.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_key_once)
         json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which an escape may hold
         if text.count("[") + text.count("{") > _LEVELS and _deeper_than(value, _LEVELS):
             raise RecursionError
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
@@ -242,7 +250,7 @@ def columns_to_dataset(values: Mapping[str, list[Any]], what: str, columns: Iter
     built: dict[str, Any] = {}
     for name, column in values.items():
         try:
-            built[name] = pa.array(column)
+            built[name] = pa.array(column, from_pandas=True)  # NaN among texts is how Python writes that one is missing
             Dataset(pa.table({name: built[name]}))
         except (pa.ArrowException, OverflowError) as error:
             built.pop(name, None)

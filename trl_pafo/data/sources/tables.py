@@ -117,6 +117,8 @@ def read_table(
             understood, or no pair is left.
     """
     names = [str(name) for name in (table.columns if isinstance(table, pd.DataFrame) else table.column_names)]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise DataError(f"{what} has two columns {twice[0]!r}. Give each a name of its own.")
     column_of, form = _recognize(names, dict(columns or {}), what, "user" in needed)
     for name in describe:
         _check_column(name, names, what, f"--describe {name}", "--describe {}")
@@ -363,6 +365,8 @@ def _sides(
         if value is None:
             return None
         models = {values[f"model_{s}"][row]: s for s in "ab" if own_words and f"model_{s}" in values}
+        if values.keys() >= {"model_a", "model_b"} and len(models) < 2:  # a model beside itself
+            models = {}
         side = side_of.get(value) or models.get(value) or side_of.get(_plain(value))
         as_text = [s for s in "ab" if own_words and values[f"response_{s}"][row] == value]
         side = side or next(iter(as_text), None)
@@ -389,9 +393,9 @@ def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _
         try:
             number = float(value)
         except ValueError:
-            raise DataError(
-                f"{count.what}, row {row}: the {name} {value!r} is no number. Correct it, or leave it empty."
-            ) from None
+            number = math.nan
+        if not math.isfinite(number):  # "nan" is read as a number, which is neither above another nor equal to it
+            raise DataError(f"{count.what}, row {row}: the {name} {value!r} is no number. Correct it, or leave it empty.")
         rated.setdefault((_user_of(values, row), content_key(prompt)), []).append((row, number if name == "score" else -number))
     for entries in rated.values():
         if len(entries) == 1:

@@ -11,6 +11,8 @@ from trl_pafo.data.labels import as_label
 from trl_pafo.errors import DataError
 
 _OTHERWISE = "or go by the order of the rows: --columns time="
+# Greater numbers count from 1970, and of two that count in one unit none is so many times the other.
+_SECONDS, _UNIT = 1e8, 100.0
 _DAY_AND_MONTH = re.compile(r"^\s*(\d{1,2})([/.-])(\d{1,2})(?=[/.-]\d)")
 
 
@@ -28,6 +30,12 @@ def order_of_times(times: list[Any], what: str, name: str) -> list[int]:
     except (TypeError, ValueError):
         numbers = None
     if numbers is not None:
+        dated = np.flatnonzero(numbers > _SECONDS)
+        if len(other := dated[np.abs(np.log(numbers[dated] / numbers[dated[:1]])) > np.log(_UNIT)]):
+            raise DataError(
+                f"{what}, row {other[0]}: {name} is {times[other[0]]}, and {times[dated[0]]} in row {dated[0]}: seconds and milliseconds. Write "
+                f"all in one unit, {_OTHERWISE}"
+            )
         return _sorted(numbers, times, what, name)
     found = [match for time in times if isinstance(time, str) and (match := _DAY_AND_MONTH.match(time))]
     # The first number of 13/03/2025 must be a day, and then it is one in all rows: pandas alone would read 05/03/2025 as May.
