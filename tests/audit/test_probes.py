@@ -172,3 +172,6 @@ def test_folds_are_lowered_for_small_groups_and_bad_input_is_refused():
     assert probe_front(pairs, folds=4, repeats=1)["folds"] == 2
     with pytest.raises(DataError, match=r"'b' has only one user .*'b': 1"):
         probe_front(population({"a": ONE, "b": OTHER}, users=(12, 1)))
+    pairs.prompt[:] = pairs.prompt[0]
+    with pytest.raises(DataError, match=r"there is only one\. Give pairs on several prompts"):
+        probe_front(pairs)

@@ -4,7 +4,7 @@ import pytest
 
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import group_accuracy, pair_correctness, preference_score, user_accuracy, win_rates
-from trl_pafo.metrics.accuracy import encode_pairs, group_gap
+from trl_pafo.metrics.accuracy import check_both, encode_pairs, group_gap
 
 
 def test_correctness_counts_ties_half_and_refuses_nan():
@@ -59,6 +59,16 @@ def test_what_authors_of_benchmarks_count_matches_a_naive_loop():
 def test_the_gap_of_groups(accuracy, mean, low, high, difference, ratio):
     expected = {"group_mean": mean, "group_min": low, "group_max": high, "difference": difference, "ratio": ratio}
     assert group_gap(accuracy) == pytest.approx({f"accuracy_{name}": value for name, value in expected.items()}, nan_ok=True)
+
+
+def test_a_model_and_its_reference_are_right_about_the_same_pairs():
+    assert [values.tolist() for values in check_both([1, 0], [0.5, 1])] == [[1.0, 0.0], [0.5, 1.0]]
+    with pytest.raises(
+        DataError, match="The model has 2 pairs and the reference 3: score both on the same pairs, in the same order"
+    ):
+        check_both([1, 0], [1, 0, 1])
+    with pytest.raises(DataError, match="`reference_correct` must lie"):
+        check_both([1, 0], [1, 2])
 
 
 @pytest.mark.parametrize("labels", [[7, 10, 7], ["7", 10, 7.0], np.array([7, 10, 7]), (u for u in (7, 10, 7))])

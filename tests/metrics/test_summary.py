@@ -218,6 +218,11 @@ def test_pairs_of_known_users_are_resampled_by_what_was_held_out():
         assert np.isnan(known[name]["low"])
         assert np.isnan(known[name]["high"])
     assert (known["num_users"], known["num_users/b"], known["num_units"]) == (8, 3, 24)
+    support = [int(name[1:]) / 8 for name in user]
+    by_support, of_users = (fairness_summary(correct, user, group, support=support, **more) for more in ({"unit": unit}, {}))
+    assert by_support["support_spearman"]["value"] == of_users["support_spearman"]["value"]
+    assert is_unknown(by_support["support_spearman"])
+    assert str({name: by_support[name] for name in known}) == str(known)  # NaN reads alike
     # Against a bootstrap of units by hand.
     rows_of = {name: [row for row in range(96) if unit[row] == name] for name in sorted(set(unit))}
     own = [name for name in rows_of if group[rows_of[name][0]] == "b"]

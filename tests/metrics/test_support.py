@@ -34,6 +34,14 @@ def test_weights_are_repetitions():
         assert found[place] == pytest.approx(stats.spearmanr(*repeated).statistic, abs=1e-12)
 
 
+def test_rounding_takes_no_correlation_beyond_1():
+    x, weights = np.arange(7), np.random.default_rng(0).integers(1, 50, (300, 7))
+    for y, expected in ((x, 1), (-x, -1)):
+        found = spearman(x, y, weights)
+        assert found == pytest.approx(expected, abs=1e-12)
+        assert np.abs(found).max() == 1
+
+
 @pytest.mark.parametrize(
     ("x", "y", "weights"),
     [

@@ -100,7 +100,8 @@ def test_the_ends_are_the_subsets_at_a_place_that_allows_for_how_many_were_drawn
 
 
 def test_what_is_not_given_is_95_percent_2000_subsets_seed_0_and_no_margin():
-    columns = study(maj=(0, 1), min=(12, 0))
+    correct, reference, user, group = study(maj=(0, 1), min=(12, 0))
+    columns = np.random.default_rng(0).random(len(correct)), reference, user, group
     assert compare(*columns) == compare(*columns, confidence=0.95, num_resamples=2000, seed=0, margin=0.0)
     assert fewest_resamples(2) == fewest_resamples(2, 0.95) == 79
     assert fewest_resamples(1, 0.5) == 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.parts import full_after
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import OracleCall, OracleResult
@@ -83,6 +84,17 @@ def test_a_damaged_line_is_refused(path: Path) -> None:
         path.write_text("\n".join([*lines[:2], damaged, *lines[3:]]) + "\n")
         with pytest.raises(PortfolioError, match=f"line 3.*{message}"):
             CallLog(path, PROBLEM)
+
+
+def test_an_answer_that_does_not_fit_on_the_disk_is_no_answer(path: Path) -> None:
+    log = CallLog(path, PROBLEM)
+    with (
+        full_after(path.stat().st_size + 20),
+        pytest.raises(PortfolioError, match=r"calls\.jsonl cannot be written: .*Free some space"),
+    ):
+        log.append(call(3))
+    assert len(log.calls) == 3
+    assert policies(path) == ["adapter_0", "adapter_1", "adapter_2"]
 
 
 def test_what_cannot_be_written_is_refused(path: Path) -> None:

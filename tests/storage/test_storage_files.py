@@ -12,6 +12,7 @@ from trl_pafo.storage.files import (
     LOCK,
     alone,
     digest_of_files,
+    link_file,
     new_folder,
     remove_temporary_files,
     write_text,
@@ -31,6 +32,15 @@ class TestReplacing:
             write_text(tmp_path / "a", "newer")
             assert reader.read() == "ä"
         assert (tmp_path / "a").read_text() == "newer"
+
+    @pytest.mark.parametrize("has_hard_links", [True, False])
+    def test_a_file_has_a_second_name_also_where_the_disk_has_no_hard_links(self, tmp_path, monkeypatch, has_hard_links):
+        if not has_hard_links:
+            monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("not permitted")))
+        (tmp_path / "model").write_text("weights")
+        link_file(tmp_path / "model", tmp_path / "again")
+        assert (tmp_path / "again").read_text() == "weights"
+        assert (tmp_path / "again").samefile(tmp_path / "model") == has_hard_links
 
     def test_temporary_files_are_removed_and_no_others(self, tmp_path):
         (tmp_path / "deep").mkdir()

@@ -170,6 +170,11 @@ class TestFewPairs:
             of(people(10, 2), hold_out="pairs")
 
 
+def test_prompts_held_out_that_leave_nothing(of):
+    with pytest.raises(DataError, match=r"With 5 of 5 prompts held out, training or test has no pairs\. Move test_prompt_share"):
+        of(people(40, 5), hold_out="users_and_prompts", test_prompt_share=0.95)
+
+
 def test_one_prompt_for_all_is_told_apart_by_responses(of):
     rows = [
         {"prompt": "Roads", "chosen": f"s{(u + n) % 9}", "rejected": f"t{(3 * u + n) % 9}", "user": f"u{u}", "group": "g"}

@@ -130,6 +130,7 @@ def test_a_bad_score_is_named(tmp_path, rows, value):
         (lambda row: {"prompt": "p", "response_1": "x", "response_1_model": "m"}, "has no scores of two or more responses"),
         (lambda row: row | {f"response_{i}_beaver_7b": 1.0 for i in range(1, 9)}, "all scores of the reward model 'beaver_7b'"),
         (lambda row: row | {"response_1_beaver_7b": "high"}, "a score is not a number"),
+        (lambda row: row | {"response_2": 7}, "row 0: the prompt and the responses must be texts"),
     ],
 )
 def test_columns_that_cannot_be_used(tmp_path, rows, change, message):

@@ -297,6 +297,10 @@ class TestErrors:
         with pytest.raises(DataError, match=f"lacks the column {column}"):
             load("polis", write(tmp_path / "x", *without))
 
+    def test_pairs_of_known_people(self, tmp_path):
+        with pytest.raises(ConfigError, match="--hold_out pairs: the votes of a person have no order"):
+            load("polis", write(tmp_path / "x"), hold_out="pairs")
+
     def test_no_column_of_a_statement(self, tmp_path):
         with pytest.raises(DataError, match="has no column of a comment that was not rejected"):
             load("polis", write(tmp_path / "x", vote_rows=[{"participant": 1}]))

@@ -124,6 +124,11 @@ class TestErrors:
         with pytest.raises(DataError, match=message):
             load("ukp_convarg", folder)
 
+    def test_votes_of_which_none_is_for_one_argument(self, tmp_path):
+        rows = [row | {"value": "equal"} for row in votes(3)]
+        with pytest.raises(DataError, match=r"votes\.csv holds no vote for one of two arguments"):
+            load("ukp_convarg", write(tmp_path / "ukp", arguments(), rows))
+
     def test_a_missing_column_and_a_missing_field(self, tmp_path):
         folder = write(tmp_path / "ukp", arguments(), [{"arg1": "a", "arg2": "b", "value": "a1"}])
         with pytest.raises(DataError, match="lacks the column user"):

@@ -1,6 +1,7 @@
 """The folder that is given away: peft loads its members, and nothing in it names this machine."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,29 @@ def test_the_code_of_the_card_runs(trained, tmp_path) -> None:
     assert isinstance(scope["model"], PeftModel)
     assert scope["path"] == f"{out}/members/{scope['member']}"
     compile(next(block for block in blocks if "vllm" in block), "card", "exec")
+
+
+def with_bases(portfolio: Portfolio, bases: list[str], folder: Path) -> list[str]:
+    """Copies of the members that name other bases."""
+    copies = []
+    for policy, base in zip(portfolio.policies, bases, strict=True):
+        copies.append(str(shutil.copytree(policy, folder / Path(policy).name)))
+        config = Path(copies[-1]) / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}))
+    return copies
+
+
+def test_the_base_that_all_adapters_name_need_not_be_given(trained, tmp_path) -> None:
+    portfolio = portfolio_of(with_bases(trained[1], ["org/own"] * 3, tmp_path))
+    out = export_members(portfolio, tmp_path / "out")
+    assert json.loads((out / "members/2/adapter_config.json").read_text())["base_model_name_or_path"] == "org/own"
+    assert yaml.safe_load((out / "README.md").read_text().split("---\n")[1])["base_model"] == "org/own"
+
+
+def test_adapters_of_several_bases_are_refused(trained, tmp_path) -> None:
+    portfolio = portfolio_of(with_bases(trained[1], ["org/b", "org/a", "org/b"], tmp_path))
+    with pytest.raises(PortfolioError, match=r"name the bases \['org/a', 'org/b'\]; pass `base_model`"):
+        export_members(portfolio, tmp_path / "out")
 
 
 def test_bad_input(trained, tmp_path) -> None:

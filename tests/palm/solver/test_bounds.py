@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm import UpperBound
-from trl_pafo.palm.solver.bounds import best_values
+from trl_pafo.palm import Pool, UpperBound
+from trl_pafo.palm.solver.bounds import Optimum, best_values
 
 
 def sphere_bound(d: int, num_answers: int) -> UpperBound:
@@ -53,22 +53,46 @@ def test_with_a_kl_term_the_bound_is_convexity_and_the_additive_bound(d: int, se
         assert value <= (optimum + np.maximum(row - asked, 0).sum(axis=1)).min() + 1e-7
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (4.0, 5.0)])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_another_range_of_rewards_moves_and_stretches_the_bound(beta: float) -> None:
+def test_another_range_of_rewards_moves_and_stretches_the_bound(beta: float, low: float, high: float) -> None:
     # No single reward was asked for, so that the range itself bounds some of them.
     asked = np.random.default_rng(2).dirichlet(np.full(3, 5.0), 5)
     bounds, weights = Sphere.optimum(asked), np.vstack([np.eye(3), np.full((1, 3), 1 / 3)])
     plain = UpperBound(asked, bounds, beta)
-    moved = UpperBound(asked, 3 * bounds - 1, beta, (-1.0, 2.0))
+    moved = UpperBound(asked, (high - low) * bounds + low, beta, (low, high))
     assert moved._vertices is not None
     assert plain.at(weights).max() == pytest.approx(1.0)
     for upper in (moved.at(weights), [moved.solve(row) for row in weights]):
-        assert upper == pytest.approx(3 * plain.at(weights) - 1, abs=1e-7)
+        assert upper == pytest.approx((high - low) * plain.at(weights) + low, abs=1e-7)
 
 
 def test_a_reward_that_nothing_earns_makes_the_polytope_flat() -> None:
     bound = UpperBound(np.eye(3), np.array([0.8, 0.5, 0.0]))
     assert bound.at(np.array([[0.2, 0.3, 0.5], [0.0, 0.0, 1.0]])) == pytest.approx([0.31, 0.0], abs=1e-8)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_few_answers_by_hand(beta: float) -> None:
+    # 0.8 and 0.6 are known where one reward counts alone; between them V* is no higher than the line that joins them.
+    bound = UpperBound(np.eye(2), np.array([0.8, 0.6]), beta)
+    weights = np.array([[1.0, 0.0], [0.5, 0.5], [0.25, 0.75]])
+    assert bound.at(weights) == pytest.approx([0.8, 0.7, 0.65], abs=1e-9)
+    assert [bound.solve(row) for row in weights] == pytest.approx([0.8, 0.7, 0.65], abs=1e-9)
+    assert UpperBound(np.array([[0.5, 0.5]]), np.array([0.4]), beta).solve(np.array([1.0, 0.0])) == pytest.approx(
+        0.8 if beta == 0 else 0.9  # at most 0.5 more than 0.4, for weights that are 0.5 further
+    )
+
+
+def test_a_reference_says_what_it_is() -> None:
+    assert UpperBound(np.eye(3), np.ones(3)).name == "upper bound from 3 answers of the oracle, taken as exact"
+    within = "upper bound from 3 answers of the oracle, taken as within 0.0123 of the best"
+    assert UpperBound(np.eye(3), np.ones(3), factor=0.01234).name == within
+    assert Pool(np.ones((4, 2)), np.zeros(4)).name == "pool of 4 policies"
+    known = Optimum(lambda weights: [int(weight) for weight in 4 * weights.max(axis=1)])
+    assert known.name == "true optimum"
+    found = known.at(np.array([[1.0, 0.0], [0.5, 0.5]]))
+    assert (found.tolist(), found.dtype) == ([4.0, 2.0], np.float64)
 
 
 def test_bounds_that_contradict_each_other_are_refused() -> None:
@@ -81,5 +105,5 @@ def test_many_weights_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("trl_pafo.palm.solver.bounds._CHUNK", 10)
     rng = np.random.default_rng(3)
     weights, values, costs = rng.random((23, 3)), rng.random((4, 3)), rng.random(4)
-    assert np.allclose(best_values(weights, values, costs), (weights @ values.T - costs).max(axis=1))
+    assert np.allclose(Pool(values, costs).at(weights), (weights @ values.T - costs).max(axis=1))
     assert best_values(weights[:0], values, costs).shape == (0,)

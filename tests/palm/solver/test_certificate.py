@@ -1,5 +1,7 @@
 """The certificate against linear programs over the simplex, and against a million sampled weights."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers.fronts import Gibbs, Sphere, worst_sample
@@ -82,6 +84,39 @@ def test_one_member_against_one_policy_by_hand() -> None:
     assert certify([[0.6, 0.3]], [[0.5, 0.4]], delta=0.04).relative_gap == pytest.approx(0.15)
 
 
+def test_a_certificate_says_all_in_one_line_and_as_json() -> None:
+    certificate = certify([[0.6, 0.3]], [[0.5, 0.4]], delta=0.04)
+    assert str(certificate) == (
+        "relative gap 0.1500 beyond delta = 0.04 at w = (0.000, 1.000); additive gap 0.1000 at w = (0.000, 1.000); "
+        "over all w (2 corner weights); objective w.R; against the pool of 1 policies"
+    )
+    assert str(certify([[0.6, 0.3]], [[0.5, 0.4]])).startswith("relative gap 0.2500 at w = (0.000, 1.000); additive")
+    assert json.loads(json.dumps(certificate.to_json())) == (
+        {
+            "relative_gap": pytest.approx(0.15),
+            "relative_weights": pytest.approx([0.0, 1.0]),
+            "additive_gap": pytest.approx(0.1),
+            "additive_weights": pytest.approx([0.0, 1.0]),
+            "delta": 0.04,
+            "objective": "w.R",
+            "reference": "pool of 1 policies",
+            "num_corners": 2,
+        }
+    )
+
+
+def test_a_pool_and_members_that_cost() -> None:
+    members, pool = [[0.6, 0.3]], [[0.5, 0.4]]
+    # At (0, 1) the pool is worth 0.4 - 0.05, the member 0.3 - 0.1.
+    certificate = certify(members, pool, kl=[1.0], reference_kl=[0.5], beta=0.1)
+    assert certificate.additive_gap == pytest.approx(0.15)
+    assert certificate.relative_gap == pytest.approx(0.15 / 0.35)
+    assert certificate.objective == "w.R - 0.1 KL"
+    assert certify(members, pool, kl=[1.0], reference_kl=[0.5]).additive_gap == pytest.approx(
+        0.1
+    )  # without beta they cost nothing
+
+
 def sphere_members(d: int, num_members: int) -> tuple[np.ndarray, UpperBound]:
     weights = np.vstack([np.eye(d), np.random.default_rng(d).dirichlet(np.ones(d), 2 * num_members)])
     norms = Sphere.optimum(weights)
@@ -147,6 +182,7 @@ def test_where_nothing_can_be_earned_nothing_is_lost() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((np.zeros((0, 2)), [[0.5, 0.5]], {}), r"`values` must have shape.*got \(0, 2\)"),
         (([0.5, 0.5], [[0.5, 0.5]], {}), r"`values` must have shape.*got \(2,\)"),
         (([[0.5]], [[0.5]], {}), r"`values` must have shape.*2 rewards or more, got \(1, 1\)"),
         (([[0.5, 0.5]], [[0.5, 0.5, 0.5]], {}), "have 2 rewards, `reference` has 3"),

@@ -11,7 +11,7 @@ from scipy.optimize import LinearConstraint, milp
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Pool, certify
 from trl_pafo.palm.solver.certificate import Measure
-from trl_pafo.palm.solver.prune import Pruner
+from trl_pafo.palm.solver.prune import NODES, Pruner
 
 
 def pool_of(seed: int, beta: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +77,29 @@ def test_a_cover_that_leaks_is_cut_until_it_holds(seed: int) -> None:
     ones = np.ones(25)
     sampled = milp(ones, constraints=LinearConstraint(rows.astype(float), lb=1), integrality=ones, bounds=(0, 1))
     assert round(sampled.fun) == len(choice.members)
+
+
+def test_a_choice_within_few_nodes_holds_and_is_no_proof() -> None:
+    values = np.abs(np.random.default_rng(26).normal(size=(25, 3)))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    costs, pool = np.zeros(25), Pool(values, np.zeros(25))
+    pruner = Pruner(values, costs, pool, Measure(True), nodes=5)
+    for choice in (pruner.smallest(0.05), pruner.best(3)):
+        assert not choice.exact
+        assert gap_of(choice.members, values, costs, Measure(True)) == pytest.approx(choice.gap, abs=1e-9)
+    assert pruner.nodes <= 0
+    assert Pruner(values, costs, pool, Measure(True)).nodes == NODES
+
+
+def test_of_equal_policies_the_first_is_chosen() -> None:
+    values, costs = pool_of(3)
+    twice, measure = np.repeat(values, 2, axis=0), Measure(True)
+    choice = Pruner(values, costs, Pool(values, costs), measure).best(2)
+    assert Pruner(twice, np.zeros(14), Pool(values, costs), measure).best(2) == (
+        [2 * member for member in choice.members],
+        pytest.approx(choice.gap, abs=1e-6),
+        True,
+    )
 
 
 def test_a_promise_that_no_choice_keeps() -> None:

@@ -7,6 +7,7 @@ from scipy.special import expit
 
 from trl_pafo.errors import DataError, PortfolioError
 from trl_pafo.palm import RewardScale, WeightPosterior, build_portfolio, history_differences
+from trl_pafo.palm.users.posterior import _largest_step
 
 STEPS = 60
 GRID = np.array([(i, j, STEPS - i - j) for i in range(STEPS + 1) for j in range(STEPS + 1 - i)]) / STEPS
@@ -60,6 +61,45 @@ def test_the_recommended_member_serves_and_a_contradiction_is_no_error() -> None
     assert np.isfinite(posterior.mean).all()
 
 
+def test_a_recommendation_is_of_the_mean_with_a_quantile_of_its_gap() -> None:
+    portfolio = build_portfolio(Sphere(), 3, 0.1, progress=False)
+    posterior = WeightPosterior(3, num_draws=500)
+    posterior.update(answers(np.array([0.6, 0.3, 0.1]), 5, 10.0))
+    earned = posterior.draws @ portfolio.values.T
+    member = int(earned.mean(axis=0).argmax())
+    gaps = 1 - earned[:, member] / portfolio.upper_bound.at(posterior.draws)
+    for level, found in ((0.9, posterior.recommend(portfolio)), (0.5, posterior.recommend(portfolio, 0.5))):
+        assert found.member == member
+        assert found.gap == pytest.approx(np.quantile(gaps, level), abs=1e-9)
+
+
+def test_what_is_not_given_is_a_sharpness_of_10_and_2000_draws_of_seed_0() -> None:
+    differences = answers(np.array([0.6, 0.3, 0.1]), 3, 10.0)
+    found = [WeightPosterior(3), WeightPosterior(3, 10.0, 2000, 0), WeightPosterior(3, 10.0, 2000, 1)]
+    for posterior in found:
+        posterior.update(differences)
+    assert found[0].draws.shape == (2000, 3)
+    assert np.array_equal(found[0].draws, found[1].draws)
+    assert not np.array_equal(found[0].draws, found[2].draws)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 500.0])
+def test_so_much_of_an_answer_is_taken_as_leaves_half_of_the_draws_of_use(scale: float) -> None:
+    surprise = scale * np.random.default_rng(0).normal(size=400)
+
+    def useful(power: float) -> float:
+        weights = np.exp(power * (surprise - surprise.max()))
+        return weights.sum() ** 2 / (weights**2).sum()
+
+    step = _largest_step(surprise, 0.7)
+    assert step == 0.7 if useful(0.7) >= 200 else useful(step) == pytest.approx(200, abs=0.01)
+    assert (step == 0.7) == (scale == 0.1)
+
+
+def test_an_answer_that_leaves_no_draw_of_use_is_taken_a_little_at_a_time() -> None:
+    assert _largest_step(np.array([0.0, -1e12, -1e12, -1e12]), 1.0) == 1e-6
+
+
 def test_a_history_speaks_through_the_reward_models() -> None:
     history = [
         {"prompt": "p", "chosen": "long kind text", "rejected": "no", "user": "u"},
@@ -81,8 +121,10 @@ def test_a_history_speaks_through_the_reward_models() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(PortfolioError, match="sharpness must be positive"):
-        WeightPosterior(3, 0.0)
+    assert WeightPosterior(3, 0.5).sharpness == 0.5
+    for sharpness in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(PortfolioError, match="sharpness must be positive"):
+            WeightPosterior(3, sharpness)
     with pytest.raises(PortfolioError, match=r"shape \(num_questions, 3\)"):
         WeightPosterior(3).update([[0.1, 0.2]])
     with pytest.raises(DataError, match="Past pair 0: `rejected` must be a text"):
