@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 from trl_pafo.baselines import FeaturePairs, pair_features
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
-from trl_pafo.errors import DataError
-from trl_pafo.models.scoring import RewardScorer, load_reward_model
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.base_models import with_new_head
+from trl_pafo.models.scoring import FeatureReader, RewardScorer, load_reward_model
 
 
 @pytest.fixture(params=["encoder", "decoder"])
@@ -53,6 +54,21 @@ def test_they_are_those_of_each_text_alone(folder, scorer):
                 np.testing.assert_allclose(found.past_pairs[past, place], expected, atol=rounding(expected), rtol=0)
     assert found.user.tolist() == [0, 0, 1, 1, 2, 2]
     assert found.num_users == 3
+
+
+def test_a_base_needs_no_head(tmp_path):
+    folder = make_model("decoder", tmp_path / "model")
+    rows = make_pairs(num_users=3, pairs_per_user=2)
+    expected = pair_features(RewardScorer(folder, device="cpu"), rows)
+    base = load_reward_model(folder).base_model
+    (tmp_path / "model/model.safetensors").unlink()
+    base.save_pretrained(folder)
+    with pytest.raises(ConfigError, match="so there is no reward head"):
+        RewardScorer(folder)
+    for seed in (0, 1):
+        reader = FeatureReader(*with_new_head(folder, seed=seed), device="cpu")
+        assert torch.equal(pair_features(reader, rows).pairs, expected.pairs)
+    assert not hasattr(reader, "score")
 
 
 def test_of_prepared_rows_those_past_pairs_count_that_are_shown(folder):

@@ -140,7 +140,7 @@ def test_what_cannot_be_fitted_or_asked(fitted):
         type(fitted).fit(replace(pairs, past=[[]] * len(pairs.past)))
     with pytest.raises(ConfigError, match="`num_steps` must be at least 1, got 0"):
         type(fitted).fit(pairs, num_steps=0)
-    with pytest.raises(DataError, match=r"have 5 features, and \w+ was fitted to 4. Take those of the same reward model"):
+    with pytest.raises(DataError, match=r"have 5 features, and \w+ was fitted to 4. Take those of the same model"):
         fitted.score(pairs_of_two_tastes(4, num_features=5)[0])
 
 

@@ -1,21 +1,25 @@
-"""VPL, GPO, LoRe and MRM as methods of a run: fitted to the features of its Bradley-Terry model, judged on the test pairs as all are."""
+"""VPL, GPO, LoRe and MRM as methods of a run: features of its Bradley-Terry model or of its base, whichever is better on held-out pairs."""
 
 import json
 
 import numpy as np
 import pytest
-from helpers.small_runs import train_nothing
+from helpers.parts import make_model
+from helpers.small_runs import small_run, train_nothing
+from transformers import AutoModelForSequenceClassification
 
-from trl_pafo.baselines import UserModel, pair_features
+from trl_pafo.baselines import FeaturePairs, UserModel, pair_features
 from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.errors import DataError
 from trl_pafo.metrics import pair_correctness
-from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.models import FeatureReader, RewardScorer, with_new_head
 from trl_pafo.pipeline import user_models
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
+from trl_pafo.pipeline.user_models import choose
 
 METHODS = {"methods": ["personalized_bt", *USER_MODELS]}
+HELD_OUT = {"validation_share": 0.3, "validation_users": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -28,27 +32,112 @@ def rewards_of(folder, method):
     return np.array([[json.loads(line)[f"reward_{side}"] for side in ("chosen", "rejected")] for line in lines])
 
 
-def test_they_are_fitted_to_features_of_bradley_terry_and_judged_as_all_are(run, tmp_path, capsys):
-    results = run(**METHODS)()
+def naive_accuracies(rewards, group):
+    of_groups = {}
+    for (chosen, rejected), name in zip(rewards.tolist(), group, strict=True):
+        of_groups.setdefault(name, []).append(1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0)
+    return {name: sum(right) / len(right) for name, right in of_groups.items()}
+
+
+def test_held_out_pairs_choose_the_features_and_all_are_judged_alike(run, encoder, tmp_path, capsys):
+    results = run(**METHODS, **HELD_OUT)()
     folder = tmp_path / "run"
     assert list(results["methods"]) == METHODS["methods"]
-    assert set(results["verdicts"]) == set(USER_MODELS)
+    assert set(results["verdicts"]) == set(results["features"]) == set(USER_MODELS)
     data = load_prepared(folder / "data")
-    scorer = RewardScorer(folder / "models/bradley_terry")
-    train, test = (pair_features(scorer, data[name]) for name in ("train", "test"))
-    assert any(train.past)
+    scorers = {"bradley_terry": RewardScorer(folder / "models/bradley_terry"), "base": RewardScorer(encoder)}
+    features = {name: {split: pair_features(s, rows) for split, rows in data.items()} for name, s in scorers.items()}
+    assert any(features["base"]["train"].past)
+    said = capsys.readouterr()
     for method, entry in USER_MODELS.items():
-        expected = entry.load().fit(train, seed=42).score(test)
+        fitted = {name: entry.load().fit(own["train"], seed=42) for name, own in features.items()}
+        balanced, choice = {}, results["features"][method]
+        for name, model in fitted.items():
+            of_groups = naive_accuracies(model.score(features[name]["validation"]), data["validation"]["group"][:])
+            balanced[name] = sum(of_groups.values()) / len(of_groups)
+            for group, value in of_groups.items():
+                assert choice["validation"][name][f"accuracy/{group}"]["value"] == pytest.approx(value)
+        chosen = "base" if balanced["base"] > balanced["bradley_terry"] else "bradley_terry"
+        assert choice["chosen"] == chosen
+        for text in (said.out, (folder / "results/results.md").read_text(), (folder / "report.html").read_text()):
+            assert choice["sentence"] in text
+        expected = fitted[chosen].score(features[chosen]["test"])
         np.testing.assert_allclose(rewards_of(folder, method), expected, atol=1e-4)
         assert results["methods"][method]["num_users"] == results["methods"]["personalized_bt"]["num_users"]
         right = pair_correctness(expected[:, 0] - expected[:, 1]).mean()
         assert results["methods"][method]["overall"]["value"] == pytest.approx(right)
         assert results["verdicts"][method]["sentence"]
         assert not (folder / "models" / method).exists()  # it is no reward model to load or push
-    assert (folder / "report.html").is_file()
-    assert "Features of the test pairs" in capsys.readouterr().err
-    run(**METHODS)()
+    assert {choice["chosen"] for choice in results["features"].values()} == {"bradley_terry", "base"}  # else nothing was chosen
+    assert "Features of the test pairs, the base model" in said.err
+    run(**METHODS, **HELD_OUT)()
     assert "Features of" not in capsys.readouterr().err
+
+
+def test_test_pairs_choose_nothing_and_a_stage_that_is_done_again_is_the_same(run, tmp_path):
+    made = run(methods=["personalized_bt", "vpl"], **HELD_OUT)
+    made()
+    folder = tmp_path / "run/user_models"
+    for path in folder.glob("features/*/test.safetensors"):
+        path.unlink()
+    [stage] = [stage for stage in made.plan().stages if stage.name == "vpl"]
+    stage.work(tmp_path / "again")
+    files = {path.name: path.read_bytes() for path in (folder / "vpl").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == files
+    path = folder / "features/base/validation.safetensors"
+    held_out = FeaturePairs.load(path)
+    FeaturePairs(held_out.pairs.flip(1), held_out.past_pairs, held_out.past, held_out.user).save(path)
+    stage.work(tmp_path / "other")
+    before, after = (
+        json.loads((tmp_path / name / "choice.json").read_text())["validation"]["base"] for name in ("again", "other")
+    )
+    for name, entry in before.items():
+        assert after[name]["value"] == pytest.approx(1 - entry["value"])
+
+
+def test_without_held_out_pairs_they_read_bradley_terry(run, tmp_path):
+    results = run(methods=["personalized_bt", "lore"])()
+    choice = results["features"]["lore"]
+    assert (choice["chosen"], choice["validation"]) == ("bradley_terry", {})
+    assert choice["sentence"] == (
+        "LoRe reads features of Bradley-Terry: no pairs are held out to choose between these and those of the base model "
+        "(--validation_share)."
+    )
+    assert [path.name for path in (tmp_path / "run/user_models/features").iterdir()] == ["bradley_terry"]
+
+
+def test_the_rule_of_the_reference_chooses():
+    def accuracies(overall, *of_groups):
+        return {"overall": {"value": overall}} | {f"accuracy/{n}": {"value": value} for n, value in enumerate(of_groups)}
+
+    found = {"bradley_terry": accuracies(0.84, 0.9, 0.3), "base": accuracies(0.7, 0.7, 0.7)}
+    choice = choose("vpl", found, "group_balanced")
+    assert choice["chosen"] == "base"
+    assert choice["sentence"] == (
+        "VPL reads features of the base model, chosen by group balanced accuracy on held-out pairs: Bradley-Terry .600, the base model .700."
+    )
+    assert choose("vpl", found, "overall")["chosen"] == "bradley_terry"
+    assert choose("vpl", dict.fromkeys(found, found["base"]), "worst_group")["chosen"] == "bradley_terry"
+
+
+def test_a_base_without_a_head_under_adapters(training, tmp_path, short_report):
+    complete = AutoModelForSequenceClassification.from_pretrained(make_model("decoder", tmp_path / "base"))
+    (tmp_path / "base/model.safetensors").unlink()
+    complete.base_model.save_pretrained(tmp_path / "base")
+    kind = {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"], "use_peft": True}
+    options = {**HELD_OUT, "methods": ["personalized_bt", "lore"], "kind": kind}
+    results = small_run(tmp_path / "run", training, str(tmp_path / "base"), **options)()
+    assert set(results["features"]["lore"]["validation"]) == {"bradley_terry", "base"}
+    data = load_prepared(tmp_path / "run/data")
+    readers = {
+        "base": FeatureReader(*with_new_head(str(tmp_path / "base"), seed=7)),
+        "bradley_terry": RewardScorer(tmp_path / "run/models/bradley_terry"),
+    }
+    found = {}
+    for name, reader in readers.items():
+        found[name] = FeaturePairs.load(tmp_path / f"run/user_models/features/{name}/validation.safetensors").pairs
+        np.testing.assert_allclose(found[name], pair_features(reader, data["validation"]).pairs, atol=1e-4)
+    assert (found["base"] - found["bradley_terry"]).abs().max() > 1e-2
 
 
 def test_only_what_an_option_decides_is_redone(run, monkeypatch):
@@ -62,6 +151,9 @@ def test_only_what_an_option_decides_is_redone(run, monkeypatch):
             folder.mkdir()
             (folder / "fitted").write_text("")
 
+        def score(self, pairs):
+            return np.zeros((1, 2))
+
         @classmethod
         def fit(cls, pairs, seed, desc):
             done.append((desc, seed))
@@ -71,22 +163,30 @@ def test_only_what_an_option_decides_is_redone(run, monkeypatch):
         def save(self, path):
             path.write_text("")
 
-    monkeypatch.setattr(user_models, "RewardScorer", lambda *args, **kwargs: None)
+    for name in ("RewardScorer", "FeatureReader"):
+        monkeypatch.setattr(user_models, name, lambda *args, **kwargs: None)
     monkeypatch.setattr(user_models, "pair_features", lambda *args, desc, **kwargs: done.append(desc) or Features())
     monkeypatch.setattr(user_models.FeaturePairs, "load", lambda path: None)
+    same = {"overall": {"value": 0.5}, "accuracy/majority": {"value": 0.5}}
+    monkeypatch.setattr(user_models, "_accuracies", lambda rewards, group: same)
     monkeypatch.setattr(
         user_models, "USER_MODELS", {name: type("E", (), {"load": lambda self: Model})() for name in ("vpl", "lore")}
     )
-    read = ["Features of the train pairs", "Features of the test pairs"]
-    two = {"methods": ["personalized_bt", "vpl", "lore"]}
+    splits, sources = ("train", "validation", "test"), ("Bradley-Terry", "the base model")
+    read = [f"Features of the {split} pairs, {source}" for source in sources for split in splits]
+    fitted = [(f"{method}, {source}", 42) for method in ("VPL", "LoRe") for source in sources]
+    two = {"methods": ["personalized_bt", "vpl", "lore"], **HELD_OUT}
     run(**two)()
-    assert done == [*read, ("VPL", 42), ("LoRe", 42)]
+    assert done == [*read, *fitted]
     done.clear()
     run(**two, num_resamples=60)()
     assert done == []
+    run(**two, best_checkpoint="overall", save_strategy="steps")()
+    assert done == fitted
+    done.clear()
     monkeypatch.setattr(Model, "num_steps", 4)
-    run(**two)()
-    assert done == [("VPL", 42), ("LoRe", 42)]
+    run(**two, best_checkpoint="overall", save_strategy="steps")()
+    assert done == fitted
 
 
 def test_no_histories_are_told_before_a_training(run, monkeypatch):

@@ -8,7 +8,6 @@ from helpers import small_runs
 from helpers.studies import make_config, pretend
 from pyarrow.parquet import read_table
 
-from trl_pafo.baselines.table import USER_MODELS
 from trl_pafo.errors import ConfigError, StudyError
 from trl_pafo.metrics import compare
 from trl_pafo.study.config import Trial
@@ -192,7 +191,6 @@ def test_a_trial_is_judged_on_its_validation_pairs(encoder, training, tmp_path, 
     assert not set(judged) & set(users["test"])
     assert results["methods"][method]["num_users"] == len(set(judged))
     row = next(row for row in rows_of_run(tmp_path / "run") if row["method"] == method)
-    expected = (
-        (2, 2) if method == "bradley_terry" else (USER_MODELS[method].load().num_steps, USER_MODELS[method].load().num_steps + 2)
-    )
-    assert (row["steps"], row["steps_in_all"]) == expected
+    assert (row["steps"], row["steps_in_all"]) == ((2, 2) if method == "bradley_terry" else (1000, 2 * 1000 + 2))
+    chosen = results["features"].get(method)  # on these pairs, with two fits
+    assert row.get("tuned") == (f"features={chosen['chosen']}" if chosen else None)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from trl_pafo.data.history import history_of, is_rendered, past_pairs
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError
-from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.models.scoring import FeatureReader
 from trl_pafo.storage.files import replacing
 
 _SIDES = ("chosen", "rejected")
@@ -81,14 +81,14 @@ class FeaturePairs:
         return cls(found["pairs"], found["past_pairs"], past, found["user"])
 
 
-def pair_features(scorer: RewardScorer, rows: Dataset, *, batch_size: int = 32, desc: str | None = None) -> FeaturePairs:
-    """Features of pairs under a saved reward model: the hidden state that its head reads, of each response with its prompt alone.
+def pair_features(reader: FeatureReader, rows: Dataset, *, batch_size: int = 32, desc: str | None = None) -> FeaturePairs:
+    """Features of pairs: the hidden state that the reward head of a model reads, of each response with its prompt alone.
 
     Every different text is read once.
 
     Args:
-        scorer ([`~trl_pafo.models.scoring.RewardScorer`]):
-            The reward model. One that was trained with histories is shown none here.
+        reader ([`~trl_pafo.models.scoring.FeatureReader`]):
+            A [`~trl_pafo.models.scoring.RewardScorer`], or a base with a new head. One that was trained with histories is shown none here.
         rows ([`~datasets.Dataset`]):
             Rows with `prompt`, `chosen`, `rejected`, `user` and `history`, as [`~trl_pafo.data.attaching.attach_history`] or
             `trl-pafo prepare` make them; of prepared rows, as many past pairs count as they show, with all their fields.
@@ -115,12 +115,12 @@ def pair_features(scorer: RewardScorer, rows: Dataset, *, batch_size: int = 32, 
         past = [own[:number] for own, number in zip(past, shown, strict=True)]
     names = [name for name in ("prompt", *_SIDES, "chat_template_kwargs", "tools") if name in rows.column_names]
     alone = [_alone(row) for row in read_rows(rows, names)]
-    reading = scorer.renderer.reading(alone, allow_no_history=True)
+    reading = reader.renderer.reading(alone, allow_no_history=True)
     ids = [
-        *scorer.tokenize(alone, reading=reading),
-        *scorer.tokenize(entries.to_list(), "past pair {}".format, reading=reading),
+        *reader.tokenize(alone, reading=reading),
+        *reader.tokenize(entries.to_list(), "past pair {}".format, reading=reading),
     ]
-    found = scorer.features(ids, batch_size=2 * batch_size, desc=desc)
+    found = reader.features(ids, batch_size=2 * batch_size, desc=desc)
     both = torch.from_numpy(np.array([[row[side] for side in _SIDES] for row in found], dtype=np.float32))
     user = np.unique(np.asarray(rows["user"][:]), return_inverse=True)[1]
     return FeaturePairs(both[: len(rows)], both[len(rows) :], past, torch.from_numpy(user))

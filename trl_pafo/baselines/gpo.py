@@ -22,7 +22,7 @@ class GPO(UserModel):
     Tokens go through an MLP and a transformer encoder of width 128 with 6 layers and 4 heads, in which **all attend only to the context**,
     that is to the past pairs. It gives a mean and a standard deviation of y of each new response, and is trained by the Gaussian
     negative log likelihood, with Adam at 3e-4. The mean is the reward: the softmax over the two responses of a pair is a
-    Bradley-Terry score. All this is the authors'; ours are: y of pairs in place of shares of answers; standardized features of a reward
+    Bradley-Terry score. All this is the authors'; ours are: y of pairs in place of shares of answers; standardized features of a frozen
     model; a learned token that is always in the context, so that a user without past pairs has an answer; that each training pair
     has from none to all of its past pairs in the context, drawn anew each time; a standard deviation of at least .05, without which the
     likelihood of 0 and 1 has no bound; no dropout; a batch of 64 pairs and 1,000 steps.

@@ -60,7 +60,7 @@ class LoRe(UserModel):
     Low-rank reward modeling: `r_u = phi^T V softmax(w_u) / 100`.
 
     V and the w of the training users are learned together, by Adam with a learning rate of .5 in 1,000 steps on all pairs. A new user's w
-    is fitted alone to past pairs, by Adam with .1 in 500 steps. All this is the authors'; ours are: features of a reward model of the run
+    is fitted alone to past pairs, by Adam with .1 in 500 steps. All this is the authors'; ours are: features of a model of the run
     in place of theirs, standardized; the number of reward functions; that a new user starts from the mean of the training users'
     weights, which is also the answer for a user without past pairs.
 

@@ -40,7 +40,7 @@ class MRM(UserModel):
 
     B and w are learned through that step, so that the pairs of a user are judged right after it. Of the losses L_u of the users of a batch
     the worst count most: `sigmoid((L_u - tau) / gamma) L_u`, tau their median (rho = gamma = .5), summed over users. That is the authors' form; ours
-    are: features of a frozen reward model of the run, standardized; 8 reward functions; an inner learning rate of 5; Adam with .003
+    are: features of a frozen model of the run, standardized; 8 reward functions; an inner learning rate of 5; Adam with .003
     outside, batches of 256 pairs and 1,000 steps; that each pair has a support set of its own, its history, and L_u is the mean over
     the user's pairs in the batch; and the mean over users in the place of their sum. A user without past pairs has the common w.
 

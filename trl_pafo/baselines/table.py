@@ -33,4 +33,4 @@ USER_MODELS: dict[str, Entry] = {
     "lore": Entry("lore", "LoRe"),
     "mrm": Entry("mrm", "MRM"),
 }
-"""What describes a user by a vector, from features of a reward model; by the name of the method in a run."""
+"""What describes a user by a vector, from features of a model; by the name of the method in a run."""

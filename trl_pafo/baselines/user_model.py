@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 256
 
 class UserModel(torch.nn.Module):
     """
-    Rewards of responses for a user who is known by past pairs alone, from features of a frozen reward model.
+    Rewards of responses for a user who is known by past pairs alone, from features of a frozen model.
 
     [`~UserModel.fit`] makes one, [`~UserModel.score`] asks it. Features are standardized by those of the training pairs. A subclass
     says what is learned: its parameters, `loss` and `rewards`.
@@ -119,7 +119,7 @@ class UserModel(torch.nn.Module):
         if num_features != self.config["num_features"]:
             raise DataError(
                 f"The pairs have {num_features} features, and {type(self).__name__} was fitted to {self.config['num_features']}. "
-                "Take those of the same reward model."
+                "Take those of the same model."
             )
         pairs = pairs.standardized(self.mean, self.scale)
         with torch.no_grad():

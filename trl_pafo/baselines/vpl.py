@@ -52,7 +52,7 @@ class VPL(UserModel):
     and their mean gives mu and log variance, both clamped to +-1. In training, `z = mu + eps exp(logvar / 2)` is scaled to the norm
     `sqrt(width)`, from 2 to 8 past pairs; when asked, **z = mu, not scaled**: their mismatch, which is kept. The loss is Bradley-Terry
     plus the KL divergence from N(0, 1) times 3e-6 (theirs for four kinds of users) and a cyclical cosine annealer. All this is the
-    authors'; ours are: features of a frozen reward model, standardized, in place of LoRA of rank 128 on the language model and of its
+    authors'; ours are: features of a frozen model, standardized, in place of LoRA of rank 128 on the language model and of its
     embeddings; f as one linear layer; four cycles; a batch of 64 pairs and 1,000 steps. A user without past pairs is the mean of
     the prior, z = 0.
 

@@ -8,6 +8,7 @@ __all__, __getattr__, __dir__ = lazily(
     {
         "Card": "card",
         "FairRewardModel": "fair_reward_model",
+        "FeatureReader": "scoring",
         "HubError": "upload",
         "RewardScorer": "scoring",
         "load_reward_model": "scoring",
@@ -18,5 +19,6 @@ __all__, __getattr__, __dir__ = lazily(
         "score_sequences": "scoring",
         "set_threads": "base_models",
         "upload_model": "upload",
+        "with_new_head": "base_models",
     },
 )

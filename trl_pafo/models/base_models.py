@@ -164,6 +164,18 @@ def load_base(
     return model
 
 
+def with_new_head(
+    name: str, num_hidden_layers: int | None = None, seed: int = 0, revision: str | None = None, **kwargs: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model as a reward model whose head, if it has none, is drawn with the seed, and its tokenizer; see [`load_base`]."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(name, revision=revision)
+    with suppress_seqcls_warning():
+        model = load_base(AutoModelForSequenceClassification, name, revision, num_hidden_layers, num_labels=1, **kwargs)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
 def materialize_model(
     name: str, folder: str | Path, num_hidden_layers: int | None, seed: int, revision: str | None = None
 ) -> None:
@@ -172,11 +184,7 @@ def materialize_model(
     All models of a run start from the same file then, head included, and every loader of the Hugging Face libraries can
     read it.
     """
-    torch.manual_seed(seed)
-    tokenizer = load_tokenizer(name, revision=revision)
-    with suppress_seqcls_warning():
-        model = load_base(AutoModelForSequenceClassification, name, revision, num_hidden_layers, num_labels=1)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model, tokenizer = with_new_head(name, num_hidden_layers, seed, revision)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)

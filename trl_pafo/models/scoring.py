@@ -38,7 +38,81 @@ BATCHES_AT_ONCE = 16
 """Batches of rows that are sorted by length together, wherever there may be more rows than fit into memory."""
 
 
-class RewardScorer:
+class FeatureReader:
+    """
+    A model in memory that says of each response what its reward head reads. It gives no rewards: the head may be a new one.
+
+    Args:
+        model (`torch.nn.Module`):
+            Sequence classification model with one label, as [`~trl_pafo.models.base_models.with_new_head`] loads a base.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        device (`torch.device` or `str`, *optional*):
+            Where the model stands; by default the accelerator of this process, or the CPU.
+        bf16 (`bool`, *optional*, defaults to `False`):
+            Compute in bfloat16 mixed precision.
+        history:
+            Other options of [`~trl_pafo.data.rendering.InputRenderer`].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: torch.device | str | None = None,
+        bf16: bool = False,
+        **history: Any,
+    ):
+        self.device = torch.device(PartialState().device if device is None else device)
+        self.bf16 = bf16
+        self.tokenizer = tokenizer
+        self.renderer = InputRenderer(tokenizer, **history)
+        self._given = model
+
+    def _load(self) -> Any:
+        return self._given
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, frozen, in evaluation mode."""
+        return self._load().requires_grad_(False).to(self.device).eval()
+
+    @cached_property
+    def positions(self) -> int | None:
+        """Number of positions of the model; `None` if unlimited or unknown."""
+        return positions_of(self.model.config)
+
+    def tokenize(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        name: Callable[[int], str] = "row {}".format,
+        *,
+        allow_no_history: bool = False,
+        reading: Reading | None = None,
+    ) -> list[dict[str, list[int]]]:
+        """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
+        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
+        check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
+        return sequences
+
+    def features(
+        self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """What the reward head reads of rows that are tokenized, each of shape `(hidden_size,)`; see [`pool_sequences`]."""
+        return _by_side(self._read(pool_sequences, sequences, batch_size=batch_size, desc=desc), sequences)
+
+    def _read(self, read: Callable[..., np.ndarray], sequences: Sequence[Mapping[str, Sequence[int]]], **how: Any) -> np.ndarray:
+        ids = [ids for row in sequences for ids in row.values()]
+        pad_id = pad_id_of(self.model.config, self.tokenizer)
+        return read(self.model, ids, pad_id, device=self.device, autocast=self.autocast, **how)
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision of a forward pass."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+class RewardScorer(FeatureReader):
     """
     A saved reward model, or an adapter on its base, that gives rows their rewards. The weights are loaded when they are first needed.
 
@@ -83,13 +157,11 @@ class RewardScorer:
     ):
         self.folder = Path(folder)
         check_reward_model(self.folder)
-        self.device = torch.device(PartialState().device if device is None else device)
-        self.bf16 = bf16
         self.dtype = as_dtype(dtype)
         if str(dtype).removeprefix("torch.") not in ("float32", "bfloat16", "float16"):
             raise ConfigError(f"`dtype` must be float32, bfloat16 or float16, got {dtype!r}.")
-        self.tokenizer = load_saved_tokenizer(self.folder)
-        self.renderer = InputRenderer(self.tokenizer, num_history, history_max_tokens, history_fields)
+        history: dict[str, Any] = {"num_history": num_history, "max_tokens": history_max_tokens, "fields": history_fields}
+        super().__init__(None, load_saved_tokenizer(self.folder), device=device, bf16=bf16, **history)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **options: Any) -> "RewardScorer":
@@ -100,11 +172,8 @@ class RewardScorer:
         """
         return cls(local_folder(str(source), revision), **options)
 
-    @cached_property
-    def model(self) -> Any:
-        """The model, frozen, in evaluation mode."""
-        model = load_reward_model(self.folder, self.dtype)
-        return model.requires_grad_(False).to(self.device)
+    def _load(self) -> Any:
+        return load_reward_model(self.folder, self.dtype)
 
     @cached_property
     def positions(self) -> int | None:
@@ -148,19 +217,6 @@ class RewardScorer:
         sequences = self.tokenize(rows, name, allow_no_history=allow_no_history, reading=reading)
         return self.score_tokens(sequences, batch_size=batch_size, desc=desc)
 
-    def tokenize(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        name: Callable[[int], str] = "row {}".format,
-        *,
-        allow_no_history: bool = False,
-        reading: Reading | None = None,
-    ) -> list[dict[str, list[int]]]:
-        """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
-        check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
-        return sequences
-
     def score_tokens(
         self,
         sequences: Sequence[Mapping[str, Sequence[int]]],
@@ -175,21 +231,6 @@ class RewardScorer:
         """
         rewards = self._read(score_sequences, sequences, batch_size=batch_size, desc=desc, accelerator=processes)
         return _by_side(rewards.tolist(), sequences)
-
-    def features(
-        self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
-    ) -> list[dict[str, np.ndarray]]:
-        """What the reward head reads of rows that are tokenized, each of shape `(hidden_size,)`; see [`pool_sequences`]."""
-        return _by_side(self._read(pool_sequences, sequences, batch_size=batch_size, desc=desc), sequences)
-
-    def _read(self, read: Callable[..., np.ndarray], sequences: Sequence[Mapping[str, Sequence[int]]], **how: Any) -> np.ndarray:
-        ids = [ids for row in sequences for ids in row.values()]
-        pad_id = pad_id_of(self.model.config, self.tokenizer)
-        return read(self.model, ids, pad_id, device=self.device, autocast=self.autocast, **how)
-
-    def autocast(self) -> AbstractContextManager:
-        """The precision of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def _by_side(found: Iterable[Any], sequences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

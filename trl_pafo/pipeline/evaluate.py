@@ -18,7 +18,7 @@ from trl_pafo.evaluation.mixture import score_mixture
 from trl_pafo.evaluation.reference_path import CHOSEN, accuracies_of, multiple_of
 from trl_pafo.evaluation.rewards import ScoredPairs, score_routed, score_rows
 from trl_pafo.pipeline.maxmin import score_maxmin
-from trl_pafo.pipeline.user_models import score_fitted
+from trl_pafo.pipeline.user_models import read_choice, score_fitted
 from trl_pafo.report.front import write_front
 from trl_pafo.report.results import write_results
 from trl_pafo.storage.files import json_ready, write_text
@@ -104,6 +104,7 @@ def evaluate_run(
         "methods": {method: summary for method, (_, summary) in found.items()},
         "verdicts": verdicts,
         "path": path,
+        "features": {method: read_choice(models[method]) for method in models if method in USER_MODELS},
         "front": front,
         "seconds": dict(seconds),
         "data": run.data_inputs(),

@@ -116,13 +116,15 @@ def check_run_data(
             f"No training pair has a past pair, and {' and '.join(of_users)} learn from nothing else what users are like. Give users at least "
             "two pairs on different prompts, or leave these out of --methods."
         )
-    for name in ("train", "test") if of_users else ("test",) if "maxmin" in run.methods else ():
+    held_out = ["validation"] if "validation" in data else []
+    judged = ["test", *(held_out if "personalized_bt" in run.methods else [])]
+    read_whole = ["train", *held_out, "test"] if of_users else ["test"] if "maxmin" in run.methods else []
+    for name in read_whole:
         past, _ = past_pairs_alone(data[name])
-        if len(past):  # read whole, where other methods cut them to their budget
+        if len(past):  # where other methods cut them to their budget
             what = f"past pairs in the histories of the {name} data"
             check_positions(longest_sequences(past, tokenizer), longest, what, "the model", "past pair {}".format)
-    judged = ["test", *(["validation"] if "validation" in data and "personalized_bt" in run.methods else [])]
-    for name in judged:
+    for name in sorted({*judged, *read_whole} - {"train"}):
         check_positions(lengths[name], longest, f"pairs of the {name} data", "the model")
     if "p_rlhf" in run.methods:
         check_positions(

@@ -7,16 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
 from trl import ModelConfig, get_peft_config, get_quantization_config
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.averaging import mean_of_models
-from trl_pafo.models.base_models import WHEEL_MODELS, load_base, load_tokenizer, materialize_model
+from trl_pafo.models.base_models import WHEEL_MODELS, materialize_model, with_new_head
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
 from trl_pafo.models.scoring import as_dtype, load_reward_model
 from trl_pafo.models.weights import check_reward_model
@@ -89,15 +86,10 @@ def write_base(model: ModelConfig, folder: Path, num_hidden_layers: int | None, 
         if name in WHEEL_MODELS or num_hidden_layers is not None:
             source, revision = str(Path(temporary) / "plain"), None
             materialize_model(name, source, num_hidden_layers, seed, model.model_revision)
-        torch.manual_seed(seed)
-        tokenizer = load_tokenizer(name, revision=model.model_revision)
-        how = get_quantization_config(model)
         try:
-            with suppress_seqcls_warning():
-                base = load_base(AutoModelForSequenceClassification, source, revision, num_labels=1, quantization_config=how)
+            base, tokenizer = with_new_head(source, None, seed, revision, quantization_config=get_quantization_config(model))
         except (ImportError, RuntimeError) as error:
             raise ConfigError(f"{name} cannot be quantized on this machine ({reason(error)}). Leave out load_in_*bit.") from error
-        base.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         base.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

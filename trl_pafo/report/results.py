@@ -62,9 +62,10 @@ def path_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """What the reference is, what could be had from the teachers, and one line a method: the Pareto verdict against the reference."""
+    """What the reference is, which features models of users read, what could be had from the teachers, and one line a method: the Pareto verdict against the reference."""
     reference = TITLES.get(results["reference"], results["reference"])
     lines = [results["path"]["sentence"]] if results.get("path") else []
+    lines += [found["sentence"] for found in results.get("features", {}).values()]
     lines += [f"{TITLES.get(m, m)} against {reference}: {verdict['sentence']}" for m, verdict in results["verdicts"].items()]
     lines += [front["sentence"]] if (front := results.get("front")) else []
     if untested := results.get("not_evaluated"):

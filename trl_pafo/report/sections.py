@@ -87,6 +87,7 @@ def answer(record: Record, prefix: str = "") -> Section:
     else:
         section.missing.append("No verdict: there is no method beside the reference.")
     section.points += [path["sentence"]] if (path := record.results.get("path")) else []
+    section.points += [found["sentence"] for found in record.results.get("features", {}).values()]
     section.points += [f"{record.title(m)}: {v['sentence']}" for m, v in verdicts.items() if m != record.student]
     if front := record.results.get("front"):
         section.points.append(front["sentence"])

@@ -54,7 +54,6 @@ def do_cell(cell: Cell, folder: Path, attempt: Attempt, chosen: Mapping[str, Map
 
     `chosen` has the values of tuned options by method; one without failed in all trials.
     """
-    tuned = chosen is not None
     methods = [method for method in cell.methods if chosen is None or method in chosen]
     errors = {method: "it failed in all trials" for method in cell.methods if method not in methods}
     rows: list[Row] = []
@@ -68,8 +67,10 @@ def do_cell(cell: Cell, folder: Path, attempt: Attempt, chosen: Mapping[str, Map
             continue
         other = folder / parts[0].folder if number else None
         of_run = rows_of_run(folder / part.folder, other, cell.seed)
-        added = {"tuned": name_of(part.values)} if tuned else {}
-        rows += [row | added for row in of_run if row["method"].partition("@")[0] in part.methods]
+        tuned = [] if chosen is None else [name_of(part.values)]
+        for row in of_run:
+            if row["method"].partition("@")[0] in part.methods:
+                rows.append(row | {"tuned": ",".join([*tuned, *([row["tuned"]] if "tuned" in row else [])])})
     rows += [{"method": method, "error": error} for method, error in errors.items()]
     order = [row["method"] for row in rows]
     order = [*cell.methods, *dict.fromkeys(name for name in order if name not in cell.methods)]

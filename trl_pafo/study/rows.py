@@ -69,12 +69,14 @@ def rows_of_run(folder: Path, reference: Path | None = None, seed: int = 0) -> l
     steps |= {stage_of(point["multiple"]): point["steps"] for point in path.get("points", ())}
     for method, summary in results["methods"].items():
         needed = [name for name in stages if _needs(method, name)]
-        in_all = sum(steps[name] for name in needed if not math.isnan(steps[name]))
+        in_all = sum(steps[name] * stages[name]["inputs"].get("fits", 1) for name in needed if not math.isnan(steps[name]))
         cost = {
             "steps": in_all if method in OF_TEACHERS else steps.get(method, math.nan),
             "steps_in_all": in_all,
             "seconds": sum(stages[name]["seconds"] for name in needed),
         }
+        if method in results.get("features", {}):
+            cost["tuned"] = f"features={results['features'][method]['chosen']}"
         verdict = verdicts.get(method, {})
         rows += [cost | {"method": method} | row for row in _of_groups(summary, of_reference, verdict, results)]
     for point in path.get("points", ()):
