@@ -6,8 +6,11 @@ import os
 import sys
 
 import pytest
+from datasets import DatasetDict
 from helpers.parts import make_model, make_pairs, remember_inputs
 
+from trl_pafo.audit.audit import run_audit
+from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
 from trl_pafo.data.people import read_people
@@ -46,6 +49,15 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_audit_counts_all_pairs_of_a_folder(tmp_path):
+    rows = make_pairs(num_users=20, pairs_per_user=4, num_minority=10, history=0)
+    users = {"train": range(4, 16), "validation": range(4), "test": range(16, 20)}
+    splits = {name: rows.filter(lambda row, own=own: int(row["user"][5:]) in own) for name, own in users.items()}
+    DatasetDict(splits).save_to_disk(tmp_path / "folder")
+    result = run_audit(AuditArguments(data_path=str(tmp_path / "folder"), probes=False))
+    assert (result["counts"]["users"], result["counts"]["pairs"]) == (20, 80)
 
 
 def test_audit_of_files_without_probes(tmp_path, capsys):

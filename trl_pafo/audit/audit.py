@@ -61,6 +61,8 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     if args.probes:
         load_tokenizer(args.embedding_model)  # a model that is not there is an error before the data are read
     splits = load_source(args, context_pairs=max(1, args.num_history))
+    if args.source == "files" and "validation" in splits:  # given with the data; nothing is trained that could be chosen by it
+        splits["train"] = concatenate_datasets([splits["train"], splits.pop("validation")])
     for name, part in splits.items():
         checks.check_pairs(part, f"The {name} data")
     if args.infer_groups:
