@@ -82,7 +82,7 @@ def test_a_key_of_a_file_that_is_unknown_is_named(flag, capsys, tmp_path, monkey
     assert capsys.readouterr().err == "trl-pafo score: --modle_name_or_path is unknown. Did you mean --model_name_or_path?\n"
 
 
-@pytest.mark.parametrize("command", ["audit", "prepare", "push", "report", "score"])
+@pytest.mark.parametrize("command", ["portfolio", "prepare", "push", "report", "study"])
 def test_what_works_in_one_process_says_so_under_a_launcher(command, capsys, monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -171,7 +171,7 @@ class TestFullDisk:
 
 
 def test_errors_of_the_operating_system_are_one_line(capsys, monkeypatch):
-    def refuse(args):
+    def refuse(*given):
         raise OSError(errno.ENOSPC, "No space left on device", "out/a")
 
     monkeypatch.setattr("trl_pafo.evaluation.score_file.score_file", refuse)
@@ -180,7 +180,7 @@ def test_errors_of_the_operating_system_are_one_line(capsys, monkeypatch):
 
 
 def test_errors_of_libraries_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("trl_pafo.evaluation.score_file.score_file", lambda args: {}["missing"])
+    monkeypatch.setattr("trl_pafo.evaluation.score_file.score_file", lambda *given: {}["missing"])
     with pytest.raises(KeyError):
         main(["score"])
 

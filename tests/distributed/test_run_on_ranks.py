@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.pipeline import ranks
+from trl_pafo.models import ranks
 from trl_pafo.report import page
 
 # No training comes to the end of its pairs, whose last batch accelerate fills up with copies.

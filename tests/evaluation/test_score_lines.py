@@ -6,6 +6,7 @@ from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+from accelerate import PartialState
 from helpers.parts import break_rewards_of, make_model
 from transformers import AutoTokenizer
 
@@ -157,6 +158,11 @@ def test_nothing_else_is_said_on_standard_output(answer, monkeypatch, capfd):
 def test_flags_that_make_no_sense(answer, flags, message):
     with pytest.raises(ConfigError, match=message):
         answer(**flags)
+
+
+def test_the_processes_of_a_launcher_are_refused():
+    with pytest.raises(ConfigError, match=r"reads standard input, which the processes .* Start it without a launcher"):
+        score_lines(Namespace(), PartialState())
 
 
 def test_lines_that_have_come_meanwhile_are_one_batch():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 
@@ -41,12 +42,14 @@ PICTURES = {"front": "front.png", "groups": "groups.png"}
 _FILES = {"audit.json", "audit.md", GROUPS, *PICTURES.values()}
 
 
-def run_audit(args: AuditArguments) -> dict[str, Any]:
+def run_audit(args: AuditArguments, processes: PartialState | None = None) -> dict[str, Any]:
     """Audit a dataset; nothing is trained but probes.
 
     Args:
         args ([`AuditArguments`]):
             The data and what to look at; `output_dir` is not written here, see [`write_audit`].
+        processes ([`~accelerate.PartialState`], *optional*):
+            All of them call this with the same arguments, and share the forward passes.
 
     Returns:
         `dict`: `verdict` (a sentence), `findings` (sentences), `data`, `settings`, `counts`, `noise`, `accuracy` of the shared probe by
@@ -79,7 +82,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
         "settings": {name: value for name, value in asdict(args).items() if name not in args.data_inputs()},
         "counts": count_all(rows, people),
         "noise": noise.summary,
-        "models": _models(args, models, noise, rows),
+        "models": _models(args, models, noise, rows, processes),
         "accuracy": None,
         "front": None,
         "tastes": None,
@@ -87,7 +90,7 @@ def run_audit(args: AuditArguments) -> dict[str, Any]:
     if args.probes:
         sample = sample_rows(rows, args.probe_pairs, args.seed)
         title = f"Features of {args.embedding_model}"
-        features = pair_features(sample, args.embedding_model, desc=title)
+        features = pair_features(sample, args.embedding_model, desc=title, processes=processes)
         if not one_group:
             found = probe_front(features, num_history=args.num_history, seed=args.seed, desc="Probes")
             result["accuracy"] = accuracy_of(noise, sample, found.pop("correct"), args.seed)
@@ -144,7 +147,9 @@ def _tastes(
     return found, group_of
 
 
-def _models(args: AuditArguments, models: list[Any], noise: LabelNoise, rows: Dataset) -> dict[str, Any]:
+def _models(
+    args: AuditArguments, models: list[Any], noise: LabelNoise, rows: Dataset, processes: PartialState | None
+) -> dict[str, Any]:
     """The accuracy of each reward model that is given, on all pairs."""
     if not models:
         return {}
@@ -160,7 +165,7 @@ def _models(args: AuditArguments, models: list[Any], noise: LabelNoise, rows: Da
             scorer.renderer = InputRenderer(scorer.tokenizer, 0)
         return scorer
 
-    scored, _ = score_sources(sources, rows, "The data", scorer_of, args.batch_size)
+    scored, _ = score_sources(sources, rows, "The data", scorer_of, args.batch_size, processes)
     margins = {name: pairs.chosen - pairs.rejected for name, pairs in scored.items()}
     return {name: accuracy_of(noise, rows, pair_correctness(margin), args.seed) for name, margin in margins.items()}
 

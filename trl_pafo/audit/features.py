@@ -5,6 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 
 from trl_pafo.audit.probes import PairFeatures
@@ -54,7 +55,9 @@ def _rows_of_users(rows: Dataset) -> dict[str, list[int]]:
     return rows_of
 
 
-def pair_features(rows: Dataset, embedding_model: str, *, desc: str | None = None) -> PairFeatures:
+def pair_features(
+    rows: Dataset, embedding_model: str, *, desc: str | None = None, processes: PartialState | None = None
+) -> PairFeatures:
     """Features of pairs and of what their histories may show, as [`~trl_pafo.evaluation.text_features.embed_texts`] makes them.
 
     Without a `history` column, the past of a pair are the user's other pairs on other prompts (with other responses, where all
@@ -82,7 +85,7 @@ def pair_features(rows: Dataset, embedding_model: str, *, desc: str | None = Non
                     other for other in own[:place][::-1] + own[place + 1 :][::-1] if not set(keys[other]) & set(keys[row])
                 ]
     texts = [content_text(entry[side]) for side in ("chosen", "rejected") for entry in entries]
-    features = embed_texts(texts, embedding_model, desc=desc)
+    features = embed_texts(texts, embedding_model, desc=desc, processes=processes)
     return PairFeatures(
         differences=features[: len(entries)] - features[len(entries) :],
         prompt=np.unique(list(map("\n".join, keys)), return_inverse=True)[1].astype(np.int64),

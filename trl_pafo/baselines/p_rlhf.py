@@ -20,11 +20,11 @@ from trl_pafo.data.history import rows_as_messages
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.adapters import keep_reward_head
+from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.weights import check_student
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig
-from trl_pafo.trainer.evaluation import replaced
 
 NUM_USER_TOKENS = 10
 _KWARGS = "chat_template_kwargs"

@@ -28,7 +28,7 @@ COMMANDS = {
 }
 
 TRAINING = ("quickstart", "reward", "run")  # Commands that also take the flags of a training.
-_OF_SEVERAL = (*TRAINING, "evaluate", "portfolio")  # Commands that the processes of a launcher do together.
+_OF_SEVERAL = (*TRAINING, "audit", "evaluate", "score")  # Commands that the processes of a launcher do together.
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -62,7 +62,7 @@ def make_parser(prog: str | None = None) -> Any:
 def main(args: Any) -> None:
     from trl_pafo.errors import ConfigError
     from trl_pafo.evaluation.evaluate import evaluate_models
-    from trl_pafo.pipeline.ranks import leave, one_voice, processes
+    from trl_pafo.models.ranks import all_processes
 
     options = vars(args).copy()
     for name in ("model_name_or_path", "score_columns", "reward_function"):
@@ -70,10 +70,8 @@ def main(args: Any) -> None:
     data, split = options.pop("dataset_name"), options.pop("dataset_split")
     if not data:
         raise ConfigError("Give --dataset_name: a folder of `trl-pafo prepare`, a file, or a Hub id.")
-    options["processes"] = processes()
-    with one_voice():
-        _say(args, evaluate_models(args.sources(), data, split=split, **options))
-    leave()
+    with all_processes() as processes:
+        _say(args, evaluate_models(args.sources(), data, split=split, processes=processes, **options))
 
 
 def _say(args: Any, results: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ def make_parser(prog: str | None = None, short: bool = False) -> Any:
 
 def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     from trl_pafo.models.base_models import set_threads
-    from trl_pafo.pipeline.ranks import leave, one_voice
+    from trl_pafo.models.ranks import leave, one_voice
     from trl_pafo.pipeline.run import Run
 
     set_threads()

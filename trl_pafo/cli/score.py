@@ -40,11 +40,14 @@ def make_parser(prog: str | None = None) -> Any:
 
 
 def main(args: Any) -> None:
-    if args.input == "-":
-        from trl_pafo.evaluation.score_lines import score_lines
+    from trl_pafo.models.ranks import all_processes
 
-        score_lines(args)
-    else:
-        from trl_pafo.evaluation.score_file import score_file
+    with all_processes() as processes:
+        if args.input == "-":
+            from trl_pafo.evaluation.score_lines import score_lines
 
-        score_file(args)
+            score_lines(args, processes)
+        else:
+            from trl_pafo.evaluation.score_file import score_file
+
+            score_file(args, processes)

@@ -6,10 +6,12 @@ import sys
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from trl_pafo.data.checks import check_responses
@@ -17,6 +19,7 @@ from trl_pafo.data.rendering import Reading
 from trl_pafo.data.sources.reading import iterate_records, read_records
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.ranks import is_first, on_first
 from trl_pafo.models.safe_loading import identity_of_folder
 from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size, check_positions
 from trl_pafo.storage.files import digest_of_files, refuse_existing
@@ -26,8 +29,10 @@ from trl_pafo.storage.versions import __version__
 REWARD_KEYS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
-def score_file(args: Any) -> None:
+def score_file(args: Any, processes: PartialState | None = None) -> None:
     """Score a file; `args` are the flags of `trl-pafo score`. All of it is checked before weights are loaded.
+
+    The `processes`, all of which call this with the same flags, share the forward passes; the first alone writes.
 
     Raises:
         ConfigError: If a flag is missing.
@@ -55,22 +60,31 @@ def score_file(args: Any) -> None:
         num_rows += 1
     if not num_rows:
         raise DataError(f"{args.input} holds no rows.")
-    scoring = _Scoring(args, scorer_of(args), users, num_rows, state)
+    scoring = _Scoring(args, scorer_of(args), users, num_rows, state, processes)
     if not args.output:
         scoring.check_lengths()
         for text in scoring.lines():
             sys.stdout.write(text)
             sys.stdout.flush()
         return
-    with growing(Path(args.output), scoring.identity(of_users), scoring.at_once) as (file, done):
-        if done:
-            print(f"Going on after {done} of {num_rows} rows, which {args.output}.partial holds.", file=sys.stderr)
-        else:
+    with ExitStack() as stack:
+        file = None  # of the first process alone
+
+        def begin() -> int:
+            nonlocal file
+            file, done = stack.enter_context(growing(Path(args.output), scoring.identity(of_users), scoring.at_once))
+            if done:
+                print(f"Going on after {done} of {num_rows} rows, which {args.output}.partial holds.", file=sys.stderr)
+            return done
+
+        done = on_first(begin)
+        if not done:
             scoring.check_lengths()
         for text in scoring.lines(done):
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            if file is not None:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
     print(f"{num_rows} rows scored: {args.output}")
 
 
@@ -122,8 +136,17 @@ def _state(path: str) -> tuple[int, ...]:
 class _Scoring:
     """Passes over the rows of a file, each of which holds few of them at once."""
 
-    def __init__(self, args: Any, scorer: RewardScorer, users: UserHistories | None, num_rows: int, state: tuple[int, ...]):
+    def __init__(
+        self,
+        args: Any,
+        scorer: RewardScorer,
+        users: UserHistories | None,
+        num_rows: int,
+        state: tuple[int, ...],
+        processes: PartialState | None,
+    ):
         self.args, self.scorer, self.users, self.num_rows, self.state = args, scorer, users, num_rows, state
+        self.processes = processes
         self.at_once = BATCHES_AT_ONCE * args.batch_size
         self.reading = self._read()
 
@@ -180,9 +203,11 @@ class _Scoring:
 
     def lines(self, done: int = 0) -> Iterator[str]:
         """The lines of the rows after the first `done`, with their rewards, many in a text."""
-        with tqdm(total=self.num_rows, initial=done, desc="Scoring", unit="row", disable=not self.args.output) as bar:
+        how: dict[str, Any] = {"batch_size": self.args.batch_size, "reading": self.reading, "processes": self.processes}
+        silent = not self.args.output or not is_first()
+        with tqdm(total=self.num_rows, initial=done, desc="Scoring", unit="row", disable=silent) as bar:
             for places, given, shown in self._parts(done):
-                found = self.scorer.score(shown, batch_size=self.args.batch_size, name=places.__getitem__, reading=self.reading)
+                found = self.scorer.score(shown, name=places.__getitem__, **how)
                 yield "".join(map(with_rewards, given, found))
                 bar.update(len(given))
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, BinaryIO
 
+from accelerate import PartialState
+
 from trl_pafo.data.checks import check_responses
 from trl_pafo.data.history import history_of
 from trl_pafo.data.sources.reading import parse_json_line
@@ -18,7 +20,7 @@ from trl_pafo.models.scoring import RewardScorer, check_batch_size
 _READ = 1 << 20
 
 
-def score_lines(args: Any) -> None:
+def score_lines(args: Any, processes: PartialState | None = None) -> None:
     """Answer each line of standard input on standard output, in their order, and nothing else there; `args` are the flags of `trl-pafo score`.
 
     A line that cannot be scored is answered with its number, `line`, and the `error`; the others are not affected. What was appended to
@@ -28,6 +30,10 @@ def score_lines(args: Any) -> None:
         ConfigError: If a flag is missing or has no effect.
         TrlPafoError: If model or past pairs cannot be used, before the first line is read.
     """
+    if processes is not None:
+        raise ConfigError(
+            "`-` reads standard input, which the processes of a launcher cannot share. Start it without a launcher."
+        )
     if not args.model_name_or_path or args.output:
         raise ConfigError("`-` answers on standard output: give --model_name_or_path, and leave out --output.")
     check_batch_size(args.batch_size)

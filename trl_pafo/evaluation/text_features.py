@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.models.base_models import load_base, load_tokenizer
+from trl_pafo.models.scoring import in_batches, pad_sequences, plain_device
+from trl_pafo.models.weights import complete_weights
 
 MAX_TOKENS = 128
 # The first layers know the words and the manner, the last ones the matter; which of them a preference is about is not known.
@@ -19,42 +20,43 @@ _LENGTH_WEIGHT = 0.3
 
 
 def embed_texts(
-    texts: Sequence[str], model_name: str, *, num_reference: int | None = None, batch_size: int = 64, desc: str | None = None
+    texts: Sequence[str],
+    model_name: str,
+    *,
+    num_reference: int | None = None,
+    batch_size: int = 64,
+    desc: str | None = None,
+    processes: PartialState | None = None,
 ) -> FloatArray:
     """Features of texts, of shape `(num_texts, num_features)`, equal texts embedded once.
 
     Each text is cut at 128 tokens; its hidden states at the depths 0, 1/3, 2/3 and 1 of the model are averaged over tokens, each
     dimension is divided by its standard deviation over the different texts, and each depth by the mean length of its vectors. The
     logarithm of the number of tokens (before cutting), standardized too, comes last. With `num_reference`, the first so many texts
-    standardize all.
+    standardize all. The `processes`, all of which call this with the same texts, share the forward passes.
 
     The model is a Hub id, a folder, or `"minilm"` or `"smollm2"`; its head, if it has one, is not used. One that cannot be loaded
     raises [`ConfigError`].
     """
     tokenizer = load_tokenizer(model_name)
-    tokenizer.padding_side = "right"  # a decoder counts positions from the left
-    model = load_base(AutoModel, model_name)
-    device = PartialState().device
-    model.to(device).eval()
+    with complete_weights():
+        model = load_base(AutoModel, model_name)
+    device = plain_device(PartialState().device)
+    model.to(device)
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    ids = [tokens or [tokenizer.pad_token_id] for tokens in tokenizer(list(place))["input_ids"]]
-    order = sorted(range(len(ids)), key=lambda i: -min(len(ids[i]), MAX_TOKENS))
-    states: list[FloatArray] = []
-    with torch.no_grad(), tqdm(total=len(ids), desc=desc, unit="text", disable=desc is None) as bar:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = tokenizer.pad({"input_ids": [ids[row][:MAX_TOKENS] for row in rows]}, return_tensors="pt").to(device)
-            outputs = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True, use_cache=False
-            )
-            mask = batch["attention_mask"][..., None].float()
-            layers = outputs.hidden_states
-            picked = [layers[round(depth * (len(layers) - 1))].float() for depth in _DEPTHS]
-            means = torch.stack([(layer * mask).sum(1) / mask.sum(1) for layer in picked], dim=1)
-            states.append(means.cpu().numpy().astype(np.float64))
-            bar.update(len(rows))
-    pooled = np.empty((len(ids), len(_DEPTHS), states[0].shape[-1]))
-    pooled[order] = np.concatenate(states)
+    ids = [tuple(tokens or [tokenizer.pad_token_id]) for tokens in tokenizer(list(place))["input_ids"]]
+
+    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
+        padded, attention = (part.to(device) for part in pad_sequences(batch, tokenizer.pad_token_id))
+        layers = model(input_ids=padded, attention_mask=attention, output_hidden_states=True, use_cache=False).hidden_states
+        mask = attention[..., None].float()
+        picked = [layers[round(depth * (len(layers) - 1))].float() for depth in _DEPTHS]
+        return torch.cat([(layer * mask).sum(1) / mask.sum(1) for layer in picked], dim=1)
+
+    width = len(_DEPTHS) * model.config.get_text_config().hidden_size
+    cut = [tokens[:MAX_TOKENS] for tokens in ids]
+    means = in_batches(model, cut, len, forward, batch_size, width=width, desc=desc, accelerator=processes)
+    pooled = means.astype(np.float64).reshape(len(ids), len(_DEPTHS), -1)
     known = len(set(texts[:num_reference]))  # different texts stand in the order in which they first occur
     blocks = [_standardized(pooled[:, depth], known) for depth in range(len(_DEPTHS))]
     lengths = np.log([[len(tokens)] for tokens in ids])

@@ -64,7 +64,7 @@ class FeatureReader:
         bf16: bool = False,
         **history: Any,
     ):
-        self.device = torch.device(PartialState().device if device is None else device)
+        self.device = plain_device(PartialState().device if device is None else device)
         self.bf16 = bf16
         self.tokenizer = tokenizer
         self.renderer = InputRenderer(tokenizer, **history)
@@ -189,6 +189,7 @@ class RewardScorer(FeatureReader):
         name: Callable[[int], str] = "row {}".format,
         allow_no_history: bool = False,
         reading: Reading | None = None,
+        processes: PartialState | None = None,
     ) -> list[dict[str, float]]:
         """Raw rewards (no sigmoid) of the responses of rows, which are read as the model was trained.
 
@@ -206,6 +207,8 @@ class RewardScorer(FeatureReader):
                 Whether rows may lack a history though the model was trained with histories, as a batch of new users does.
             reading ([`~trl_pafo.data.rendering.Reading`], *optional*):
                 How these rows and others, which were checked, are read together.
+            processes ([`~accelerate.PartialState`], *optional*):
+                All of them call this with the same rows, and share the forward passes; see [`in_batches`].
 
         Returns:
             `list[dict[str, float]]`: For each row, the reward of its `response`, or of its `chosen` and its `rejected`.
@@ -215,7 +218,7 @@ class RewardScorer(FeatureReader):
             TeacherError: If a reward is not finite.
         """
         sequences = self.tokenize(rows, name, allow_no_history=allow_no_history, reading=reading)
-        return self.score_tokens(sequences, batch_size=batch_size, desc=desc)
+        return self.score_tokens(sequences, batch_size=batch_size, desc=desc, processes=processes)
 
     def score_tokens(
         self,
@@ -358,6 +361,13 @@ def check_batch_size(batch_size: int) -> None:
     """Raise [`ConfigError`] if `batch_size` is no integer above 0."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"`batch_size` must be a whole number of at least 1, got {batch_size!r}.")
+
+
+def plain_device(device: torch.device | str) -> torch.device:
+    """The same device; the CPU without the number that a launcher gives it. To move weights to that would copy them, and weights at other
+    addresses are multiplied in another order: another last bit than in one process."""
+    found = torch.device(device)
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def as_dtype(name: torch.dtype | str | None) -> torch.dtype:
@@ -543,6 +553,7 @@ def in_batches(
 
     Raises:
         ConfigError: If `batch_size` is no integer above 0.
+        DataError: If the processes were given different keys.
         TeacherError: If a number is not finite.
     """
     check_batch_size(batch_size)
@@ -566,8 +577,11 @@ def in_batches(
                 found.append((rows, numbers.float().cpu().numpy()))
     finally:
         model.train(was_training)
+    shares = [(hash(tuple(unique)), found)] if accelerator is None else gather_object([(hash(tuple(unique)), found)])
+    if len({keys_of_share for keys_of_share, _ in shares}) > 1:
+        raise DataError("The processes have read different rows. Let all of them see the same files and models, and start again.")
     results = np.full((len(unique), width), np.nan, dtype=np.float32)
-    for rows, values in found if accelerator is None else gather_object(found):
+    for rows, values in (batch for _, batches_of_share in shares for batch in batches_of_share):
         results[rows] = values
     if not np.isfinite(results).all():
         raise TeacherError(

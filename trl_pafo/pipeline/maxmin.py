@@ -14,7 +14,7 @@ from trl_pafo.data.history import without_history
 from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.evaluation.mixture import score_with_past
 from trl_pafo.evaluation.rewards import ScoredPairs, score_rows
-from trl_pafo.pipeline.ranks import on_first
+from trl_pafo.models.ranks import on_first
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.storage.files import link_folder, remove, write_text
 from trl_pafo.storage.run_folder import KEPT

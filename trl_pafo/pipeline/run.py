@@ -24,6 +24,7 @@ from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, RunArguments
 from trl_pafo.evaluation.reference_path import CHOSEN, Point
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.models.card import base_id
+from trl_pafo.models.ranks import after_first, check_same_folder, on_first, together
 from trl_pafo.models.upload import create_repo
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
 from trl_pafo.pipeline.evaluate import evaluate_run
@@ -31,7 +32,6 @@ from trl_pafo.pipeline.judged import chosen_point, front_of, path_of, read_front
 from trl_pafo.pipeline.maxmin import maxmin
 from trl_pafo.pipeline.prepare import DATA_FORMAT, LENGTHS, load_prepared, prepare
 from trl_pafo.pipeline.publish import push_run, write_cards
-from trl_pafo.pipeline.ranks import after_first, check_same_folder, on_first, together
 from trl_pafo.pipeline.run_checks import check_group_names, check_run_data, check_run_options
 from trl_pafo.pipeline.run_options import RunConfig, optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds

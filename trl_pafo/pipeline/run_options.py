@@ -11,7 +11,7 @@ from trl import ModelConfig
 from trl_pafo.errors import RunFolderError
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.models.number_format import fast_bf16
-from trl_pafo.pipeline.ranks import num_processes, on_first
+from trl_pafo.models.ranks import num_processes, on_first
 from trl_pafo.report.record import RUN_CONFIG
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import FREE

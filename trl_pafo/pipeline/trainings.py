@@ -19,9 +19,9 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.reference_path import Point
 from trl_pafo.models.base_models import WHEEL_MODELS
+from trl_pafo.models.ranks import forget_accelerator, processes
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 from trl_pafo.pipeline.front import KEPT
-from trl_pafo.pipeline.ranks import forget_accelerator, processes
 from trl_pafo.pipeline.run_options import optimizer_steps
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base

@@ -4,8 +4,7 @@ What RewardTrainer reports is off on an uneven last batch and on several process
 rows that fill up the last one. Here the rewards of each pair are kept, gathered once, and counted by the pair's number.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from trl import RewardTrainer
 from trl_pafo.data.groups import group_names
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
+from trl_pafo.models.ranks import replaced
 from trl_pafo.models.scoring import reward_of
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.packing import forward_packed
@@ -261,14 +261,3 @@ class ExactRewardTrainer(RewardTrainer):
         if isinstance(test_dataset, Dataset | IterableDataset):
             test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, metric_key_prefix)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
-
-@contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Inside, the owner has these attributes in the place of its own."""
-    before = {name: getattr(owner, name) for name in values}
-    vars(owner).update(values)
-    try:
-        yield
-    finally:
-        vars(owner).update(before)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.scoring import check_positions, load_reward_model, positions_of, score_pairs
+from trl_pafo.models.scoring import check_positions, load_reward_model, plain_device, positions_of, score_pairs
 from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.trainer.teacher import QuantizedBase, Teacher
@@ -77,7 +77,7 @@ class TeacherModels:
             is_quantized = getattr(model, "hf_quantizer", None) is not None
             if sharded and not is_quantized:
                 shard(model, self.accelerator.device, self.accelerator.num_processes)
-        self._model = model if is_quantized else model.to(self.accelerator.device)
+        self._model = model if is_quantized else model.to(plain_device(self.accelerator.device))
 
     def margins(
         self,

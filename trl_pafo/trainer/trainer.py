@@ -17,6 +17,7 @@ from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
+from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
@@ -27,7 +28,7 @@ from trl_pafo.trainer.agreement import Agreement, agreement
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig
-from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer, replaced
+from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer
 from trl_pafo.trainer.hub_mixin import HubMixin
 from trl_pafo.trainer.losses import pafo_loss
 from trl_pafo.trainer.margins import TeacherMargins

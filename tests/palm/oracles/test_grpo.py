@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
-from trl_pafo.palm import MixedPolicy, member_name
+from trl_pafo.palm import MixedPolicy, Portfolio, member_name
 from trl_pafo.palm.oracles import grpo
 from trl_pafo.storage.run_folder import RunFolder
 
@@ -172,12 +172,15 @@ import sys
 import numpy as np
 from accelerate import PartialState
 from helpers.tiny_policies import make_oracle
+from trl_pafo.palm import build_portfolio
 oracle = make_oracle(sys.argv[1], sys.argv[2], options={"per_device_train_batch_size": 4}, eval_batch_size=2)
 first, again, base = oracle(np.array([0.5, 0.5])), oracle(np.array([0.5, 0.5])), oracle.evaluate_base()
 assert PartialState().num_processes == 2
 if PartialState().is_main_process:  # by one process alone: it must not wait for the other
     assert oracle.seconds()
 print("RESULT", PartialState().process_index, first.values.tolist(), first.kl, again.kl == first.kl, base.values.tolist())
+portfolio = build_portfolio(oracle, 2, 0.05, num_members=1, max_calls=2, oracle_factor="estimate", progress=False)
+portfolio.save(f"{sys.argv[2]}-portfolio-{PartialState().process_index}")
 try:
     make_oracle(sys.argv[1], sys.argv[2], options={"learning_rate": 1.0})(np.array([0.5, 0.5]))
 except ValueError as error:
@@ -187,7 +190,7 @@ PartialState().destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_member_and_only_one_writes(base, tmp_path):
+def test_two_processes_train_members_and_build_a_portfolio_and_only_one_writes(base, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     tests = Path(__file__).parents[2]
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
@@ -202,7 +205,10 @@ def test_two_processes_train_one_member_and_only_one_writes(base, tmp_path):
     assert len(lines) == 4
     assert lines[2].split(" ", 2)[2] == lines[3].split(" ", 2)[2]
     assert " True " in lines[2]
-    assert [p.name for p in (tmp_path / "run/members").iterdir()] == [member_name(HALF)]
+    assert {p.name for p in (tmp_path / "run/members").iterdir()} == {member_name(w) for w in (HALF, [1, 0], [0, 1])}
+    first, second = (Portfolio.load(tmp_path / f"run-portfolio-{rank}") for rank in range(2))
+    assert first.values.tolist() == second.values.tolist()
+    assert {Path(call.result.policy).name for call in first.calls} == {member_name([1, 0]), member_name([0, 1])}
     # The base is judged as in one process: the responses do not depend on how the prompts were shared out.
     base_values = make_oracle(base, tmp_path / "alone").evaluate_base().values
     np.testing.assert_allclose(json.loads("[" + lines[2].rsplit(" [", 1)[1]), base_values, atol=1e-9)

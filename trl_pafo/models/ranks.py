@@ -1,4 +1,4 @@
-"""The processes that a launcher starts for a run: the first decides and writes, the others follow. Stages know nothing of it.
+"""The processes that a launcher starts: the first decides and writes, the others follow. Stages of a run know nothing of it.
 
 `PartialState` of accelerate waits no longer than `ddp_timeout`, half an hour, and leaves the others waiting where the first fails. Here
 what the first does alone takes as long as it takes, and its error is that of all.
@@ -25,7 +25,6 @@ from accelerate.utils import DistributedType, gather_object
 
 from trl_pafo.errors import RunFolderError, TrainingError, TrlPafoError
 from trl_pafo.models.weights import complete_weights
-from trl_pafo.trainer.evaluation import replaced
 
 _Found = TypeVar("_Found")
 _ONE = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0, "local_process_index": 0}
@@ -153,6 +152,15 @@ def check_same_folder(folder: Path) -> None:
 
 
 @contextmanager
+def all_processes() -> Iterator[PartialState | None]:
+    """The processes that a launcher has started, if several, for a command that all of them do: the first alone prints, and all end at once."""
+    found = processes()
+    with one_voice():
+        yield found
+    leave()
+
+
+@contextmanager
 def one_voice() -> Iterator[None]:
     """What is printed meanwhile, the first process alone prints."""
     if is_first():
@@ -169,6 +177,17 @@ def leave() -> None:
         PartialState().wait_for_everyone()
         PartialState().destroy_process_group()
         _group.cache_clear()
+
+
+@contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Inside, the owner has these attributes in the place of its own."""
+    before = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        vars(owner).update(before)
 
 
 @cache
