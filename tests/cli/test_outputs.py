@@ -34,6 +34,21 @@ class TestEvaluate:
         assert (tmp_path / "out/results.json").exists()
 
 
+class TestScore:
+    def test_after_a_full_disk_it_goes_on(self, encoder, tmp_path, capsys):
+        rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in make_pairs(num_users=8, history=0)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        argv = ["score", "--model_name_or_path", encoder, "--input", tmp_path / "rows.jsonl", "--batch_size", 1, "--output"]
+        assert main([str(word) for word in [*argv, tmp_path / "whole"]]) == 0
+        whole = (tmp_path / "whole").read_bytes()
+        with full_after(2 * len(whole) // 3):  # in the second of three parts of 16 rows
+            refused([*argv, tmp_path / "out"], capsys, "File too large")
+        assert not (tmp_path / "out").exists()
+        assert main([str(word) for word in [*argv, tmp_path / "out"]]) == 0
+        assert "Going on after 16 of 40 rows" in capsys.readouterr().err
+        assert (tmp_path / "out").read_bytes() == whole
+
+
 class TestReport:
     def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))

@@ -25,8 +25,8 @@ CALLS = {
     "yaml.unsafe_load",
 }
 CALLS |= {"pd.read_pickle", "pandas.read_pickle", "shutil.unpack_archive"}
-# The only names that are taken from a module of what should not be used: an error, and no reader.
-TAKEN = {("zipfile", "BadZipFile")}
+# The only names that are taken from a module of what should not be used: an error, and a look at the end of a file; no reader.
+TAKEN = {("zipfile", "BadZipFile"), ("zipfile", "is_zipfile")}
 
 
 def dotted(node: ast.expr) -> str:

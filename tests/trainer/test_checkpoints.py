@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.parts import TRAINING, make_model, make_pairs, make_teachers
+from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -202,7 +203,8 @@ def test_checkpoints_of_a_run_are_written_as_the_user_says_and_one_is_kept(tmp_p
 def write_checkpoint(folder, step, steps=10, written_at=None):
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    save_file({"weights": torch.ones(9)}, checkpoint / "model.safetensors")
+    torch.save({"step": step}, checkpoint / "optimizer.pt")
     state = checkpoint / "trainer_state.json"
     state.write_text(json.dumps({"global_step": step, "max_steps": steps}))
     if written_at is not None:
@@ -220,6 +222,17 @@ def test_the_last_checkpoint_is_the_complete_one_that_was_written_last(tmp_path)
     (tmp_path / "checkpoint-10/trainer_state.json").unlink()
     assert last_checkpoint(tmp_path).name == "checkpoint-2"
     assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_with_a_file_that_lost_its_end_is_not_used(tmp_path, name):
+    for step in (2, 4):
+        write_checkpoint(tmp_path, step, written_at=step)
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    os.truncate(tmp_path / "checkpoint-4" / name, (tmp_path / "checkpoint-4" / name).stat().st_size - 1)
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    with pytest.raises(ConfigError, match="holds no complete checkpoint"):
+        checkpoint_to_resume("checkpoint-4", tmp_path)
 
 
 class TestCheckpointToResume:

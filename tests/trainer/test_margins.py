@@ -148,6 +148,18 @@ def test_the_main_process_alone_reads_files_and_cache(make, monkeypatch):
     assert score(make()) == EXPECTED
 
 
+@pytest.mark.parametrize("size", [0, 20, -1])
+def test_a_damaged_file_is_written_anew(make, scored, tmp_path, caplog, size):
+    score(make())
+    damaged, _ = sorted((tmp_path / "cache").iterdir())
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:size])
+    assert score(make()) == EXPECTED
+    assert len(scored) == 3
+    assert f"{damaged} is damaged" in caplog.text
+    assert damaged.read_bytes() == whole
+
+
 def test_no_half_written_file_is_left(make, tmp_path, monkeypatch):
     monkeypatch.setattr(module.np, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):

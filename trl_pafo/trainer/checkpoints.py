@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -178,9 +180,23 @@ def save_complete(trainer: Trainer, out: Path) -> None:
 
 
 def _steps(checkpoint: Path) -> tuple[int, int] | None:
-    """Steps done and steps in all of a checkpoint; `None` if it is not complete: the Trainer writes this file last."""
+    """Steps done and steps in all of a checkpoint; `None` if it is not complete: the Trainer writes this file last, but a machine that
+    loses power may keep it and lose the end of others."""
     try:
+        if not all(_has_end(file) for file in checkpoint.rglob("*")):
+            return None
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         return int(state["global_step"]), int(state["max_steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _has_end(file: Path) -> bool:
+    """Whether a file of tensors is as long as it says. Those of torch are zip files, which end with their table of contents."""
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                return True
+        except SafetensorError:
+            return False
+    return file.suffix not in (".bin", ".pt", ".pth") or is_zipfile(file)

@@ -95,8 +95,12 @@ class TeacherMargins:
 
     def _read(self, file: Path) -> np.ndarray | None:
         """The margins, if they are there. The main process reads them for all: others may not see its disk."""
-        is_there = self.accelerator.is_main_process and file.exists()
-        found = [np.load(file, allow_pickle=False) if is_there else None]
+        found: list[np.ndarray | None] = [None]
+        if self.accelerator.is_main_process and file.exists():
+            try:
+                found = [np.load(file, allow_pickle=False)]
+            except (EOFError, ValueError) as error:
+                logger.warning("%s is damaged (%s): its margins are computed anew.", file, error)
         broadcast_object_list(found, from_process=0)
         return found[0]
 
