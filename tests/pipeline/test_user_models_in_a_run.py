@@ -45,7 +45,7 @@ def test_held_out_pairs_choose_the_features_and_all_are_judged_alike(run, encode
     assert list(results["methods"]) == METHODS["methods"]
     assert set(results["verdicts"]) == set(results["features"]) == set(USER_MODELS)
     data = load_prepared(folder / "data")
-    scorers = {"bradley_terry": RewardScorer(folder / "models/bradley_terry"), "base": RewardScorer(encoder)}
+    scorers = {"bradley_terry": RewardScorer(folder / "models/bradley_terry"), "base": FeatureReader(*with_new_head(encoder))}
     features = {name: {split: pair_features(s, rows) for split, rows in data.items()} for name, s in scorers.items()}
     assert any(features["base"]["train"].past)
     said = capsys.readouterr()
@@ -196,3 +196,14 @@ def test_no_histories_are_told_before_a_training(run, monkeypatch):
         DataError, match="No training pair has a past pair, and VPL and GPO and LoRe and MRM learn from nothing else"
     ):
         run(**METHODS)()
+
+
+def test_held_out_pairs_that_are_read_have_to_fit(run, monkeypatch):
+    checked = []
+    monkeypatch.setattr(Run, "_train", lambda *args, **kwargs: pytest.fail("a training was begun"))
+    monkeypatch.setattr("trl_pafo.pipeline.run_checks.check_positions", lambda _, longest, what, *names: checked.append(what))
+    with pytest.raises(pytest.fail.Exception, match="a training was begun"):
+        run(methods=["bradley_terry", "lore"], reference="bradley_terry", **HELD_OUT)()
+    splits = ("train", "validation", "test")
+    past, pairs = ([f"{what} of the {split} data" for split in splits] for what in ("past pairs in the histories", "pairs"))
+    assert sorted(checked) == sorted([*past, *pairs[1:]])
