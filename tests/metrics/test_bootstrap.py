@@ -72,6 +72,7 @@ def test_seed_decides_and_chunks_bound_the_memory(cells, monkeypatch):
     monkeypatch.setattr(bootstrap_module, "_CHUNK_CELLS", 7 * len(cells.users))
     assert [len(w) for w in bootstrap_weights(cells, 30, 0)] == [7, 7, 7, 7, 2]
     assert bootstrap_cells(cells, group_accuracies, 30, 0)[1].shape == (30, 2)
+    assert bootstrap_cells(cells, group_accuracies, 1, 0)[1].shape == (1, 2)
     with pytest.raises(ConfigError, match="`num_resamples` must be at least 1"):
         bootstrap_cells(cells, group_accuracies, 0, seed=0)
 

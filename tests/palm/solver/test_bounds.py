@@ -95,6 +95,13 @@ def test_a_reference_says_what_it_is() -> None:
     assert (found.tolist(), found.dtype) == ([4.0, 2.0], np.float64)
 
 
+def test_where_vertices_are_not_known_each_weight_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, weights = sphere_bound(3, 5), np.random.default_rng(1).dirichlet(np.ones(3), 4)
+    assert expected._vertices is not None
+    monkeypatch.setattr("trl_pafo.palm.solver.bounds.vertices", lambda *args, **options: None)
+    assert sphere_bound(3, 5).at(weights) == pytest.approx(expected.at(weights), abs=1e-8)
+
+
 def test_bounds_that_contradict_each_other_are_refused() -> None:
     bound = UpperBound(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([-0.5, 0.5]))
     with pytest.raises(PortfolioError, match="No values fit the bounds of the 2 answers"):

@@ -70,6 +70,10 @@ def test_a_cover_that_leaks_is_cut_until_it_holds(seed: int) -> None:
     assert not greedy.exact
     assert choice.exact
     assert len(choice.members) == len(greedy.members) - 1
+    # As many policies cannot do better, though covers of finitely many weights promise it.
+    tighter = Pruner(values, costs, pool, measure).smallest(choice.gap - 1e-4)
+    assert tighter.gap <= choice.gap - 1e-4
+    assert len(tighter.members) > len(choice.members)
     # A cover of sampled weights can only be smaller: with as many it proves that there is no smaller one.
     weights = np.random.default_rng(0).dirichlet(np.ones(3), 20_000)
     scores = weights @ values.T

@@ -96,6 +96,20 @@ def test_so_much_of_an_answer_is_taken_as_leaves_half_of_the_draws_of_use(scale:
     assert (step == 0.7) == (scale == 0.1)
 
 
+def test_the_steps_of_an_answer_add_up_to_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[float] = []
+
+    def step(surprise: np.ndarray, rest: float) -> float:
+        assert rest == pytest.approx(1 - sum(steps))
+        steps.append(_largest_step(surprise, rest))
+        return steps[-1]
+
+    monkeypatch.setattr("trl_pafo.palm.users.posterior._largest_step", step)
+    WeightPosterior(3).update(answers(np.array([0.6, 0.3, 0.1]), 40, 10.0))
+    assert len(steps) > 1
+    assert sum(steps) == pytest.approx(1)
+
+
 def test_an_answer_that_leaves_no_draw_of_use_is_taken_a_little_at_a_time() -> None:
     assert _largest_step(np.array([0.0, -1e12, -1e12, -1e12]), 1.0) == 1e-6
 
