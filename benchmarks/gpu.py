@@ -1,42 +1,46 @@
-"""All that wants a GPU, in one call: speed against RewardTrainer, equality in bfloat16, and a whole run of a 0.5B-class model.
+"""What wants a GPU, in one call: speed and memory against RewardTrainer, equality in bfloat16, and a whole run of a 0.5B-class model.
 
-    python benchmarks/gpu.py --output gpu.json                 (one GPU; about 20 minutes)
+    python benchmarks/gpu.py --output gpu.json                 (one GPU; no training begins after 8 minutes, see --minutes)
     python benchmarks/gpu.py --tiny --output gpu.json          (the same on tiny models, also without a GPU: does it run?)
 
 Nothing is downloaded: models have the shapes of Qwen3-0.6B, Qwen3-1.7B and Qwen2-0.5B and random weights, and the tokenizer is
-trained on the shipped corpus. Results are written after each part, so that a call that is cut short leaves what it has measured.
-Needs: torch with CUDA, trl, transformers, peft, accelerate, datasets, and this package.
+trained on the shipped corpus. Results are written and printed after each training, so that a call that is cut short leaves what it has
+measured; what does not fit into memory is reported, and the next goes on. Speed comes first, each shape once, then again while time is
+left; then equality; then the run.
+Needs: torch with CUDA, trl, transformers, peft, accelerate, datasets, scipy, and this package; matplotlib for the part `run`.
 
+Each training has steps that are not measured, in which kernels are compiled, and steps that are; a figure is of all of the latter.
 Model FLOPs utilization counts what must be done once: 6 FLOPs a parameter and token for the matrices and 12 x width a layer for
 each token that a token sees, of the tokens that remain when what both responses share is computed once; padding, recomputation
-and what RewardTrainer does twice are not counted. The peak is that of the device, dense bfloat16 (`--peak_tflops`).
+(gradient checkpointing is on, TRL's default) and what RewardTrainer does twice are not counted. The peak is that of the device, dense
+bfloat16 (`--peak_tflops`).
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
-from reward_training import Clock
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForSequenceClassification, Qwen3Config, TrainerCallback
 from transformers import Qwen3ForSequenceClassification as Qwen3
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.sources.styles import load_styles
-from trl_pafo.evaluation import RunArguments
-from trl_pafo.pipeline import Run
+from trl_pafo.prefix_sharing.rows import pair_lengths
 
 QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
 SHAPES = {
@@ -61,10 +65,12 @@ SIDES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "PAFO, everything": ("flex_attention", {"prefix_sharing": "on", "train_sampling_strategy": "group_by_length"}),
 }
 
-if not torch.cuda.is_available():  # flex_attention has no backward pass on a CPU
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":  # flex_attention has no backward pass there
     SIDES = {name: ("sdpa", own) for name, (attention, own) in SIDES.items() if "flex" not in name}
 
 
+@cache
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 4,000 tokens, trained on the shipped corpus, with a plain chat template."""
     tokenizer = Tokenizer(models.BPE())
@@ -90,25 +96,24 @@ def make_pairs(length: int, num_pairs: int, share: float, vocabulary: int, seed:
     return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
 
 
-def needed_flops(rows: Dataset, model: torch.nn.Module) -> float:
-    """FLOPs of a training epoch over the rows, each shared token once."""
+def needed_flops(rows: list[dict[str, list[int]]], model: torch.nn.Module) -> float:
+    """FLOPs of a training step on these pairs, each shared token once: forward pass, and twice that backward."""
     config = model.config
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
     width = config.num_attention_heads * config.head_dim
-    total = 0.0
+    total = 0
     for row in rows:
-        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-        common = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-        tokens = len(chosen) + len(rejected) - common
-        seen = (len(chosen) ** 2 + len(rejected) ** 2 - common**2) / 2
-        total += 6 * matrices * tokens + 12 * config.num_hidden_layers * width * seen
-    return total
+        shared, of_chosen, of_rejected = pair_lengths(row["chosen_ids"], row["rejected_ids"])
+        seen = sum(n * (n + 1) // 2 for n in (shared + of_chosen, shared + of_rejected)) - shared * (shared + 1) // 2
+        total += 6 * matrices * (shared + of_chosen + of_rejected) + 12 * config.num_hidden_layers * width * seen
+    return float(total)
 
 
 def make_model(shape: dict[str, Any], attention: str) -> Any:
     torch.manual_seed(0)
     config = Qwen3Config(**shape, num_labels=1, pad_token_id=0, max_position_embeddings=8192, attn_implementation=attention)
-    return Qwen3(config).to(torch.bfloat16)
+    with torch.device(DEVICE):  # on a CPU, drawing the weights of the larger shapes would take most of the time
+        return Qwen3(config).to(torch.bfloat16)
 
 
 def make_trainer(side: str, shape: dict[str, Any], rows: Dataset, batch: int, folder: str, **changes: Any) -> RewardTrainer:
@@ -120,11 +125,10 @@ def make_trainer(side: str, shape: dict[str, Any], rows: Dataset, batch: int, fo
         "max_length": None,
         "learning_rate": 1e-5,
         "bf16": False,  # the weights are bfloat16 already
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": DEVICE == "cpu",
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
-        "pad_token": "<pad>",
         **changes,
     }
     trainer_class, args_class = (RewardTrainer, RewardConfig) if own is None else (PAFORewardTrainer, PAFOConfig)
@@ -136,53 +140,93 @@ def make_trainer(side: str, shape: dict[str, Any], rows: Dataset, batch: int, fo
     return trainer
 
 
-def measure_speed(shape: dict[str, Any], length: int, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+class Clock(TrainerCallback):
+    """When each step has ended, on the device too."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def measure_side(side: str, shape: dict[str, Any], length: int, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Speed and memory of a training, of the steps after `--warmup`."""
     batch = max(1, options.tokens_per_batch // (2 * length))
-    rows = make_pairs(length, batch * options.steps, options.share, shape["vocab_size"])
-    num_tokens = sum(map(len, rows["chosen_ids"])) + sum(map(len, rows["rejected_ids"]))
-    result: dict[str, Any] = {"batch": batch, "pairs": len(rows), "tokens": num_tokens, "sides": {}}
-    failed: dict[str, str] = {}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    peaks: dict[str, float] = {}
-    flops = 0.0
-    for turn in range(options.rounds + 1):
-        for side in SIDES:
-            if side in failed:
-                continue
-            try:
-                trainer = make_trainer(side, shape, rows, batch, folder, **({} if turn else {"max_steps": 2}))
-                flops = flops or needed_flops(rows, trainer.model)
-                clock = Clock()
-                trainer.add_callback(clock)
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                trainer.train()
-            except Exception as error:  # one side that cannot run must not cost the figures of the others
-                failed[side] = f"{type(error).__name__}: {str(error)[:300]}"
-                continue
-            if torch.cuda.is_available():
-                peaks[side] = torch.cuda.max_memory_allocated() / 2**30
-            if turn:
-                seconds[side].append(clock.seconds)
-            del trainer
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    for side in SIDES:
-        if side in failed:
-            result["sides"][side] = {"failed": failed[side]}
-            continue
-        ratios = [theirs / own for theirs, own in zip(seconds["RewardTrainer"], seconds[side], strict=False)]
-        best = median(seconds[side])
-        result["sides"][side] = {
-            "pairs_per_second": len(rows) / best,
-            "tokens_per_second": num_tokens / best,
-            "mfu": flops / best / options.peak_tflops / 1e12,
-            "ratio": median(ratios) if ratios else None,
-            "ratios": ratios,
-            "peak_gib": peaks.get(side),
-        }
-        print(f"  {side}: {result['sides'][side]}", flush=True)
-    return result
+    rows = make_pairs(length, batch * (options.warmup + options.steps), options.share, shape["vocab_size"])
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer = make_trainer(side, shape, rows, batch, folder)
+    batches: list[list[dict[str, list[int]]]] = []
+    collate = trainer.data_collator.torch_call
+    trainer.data_collator.torch_call = lambda pairs: batches.append(pairs) or collate(pairs)  # type: ignore[func-returns-value]
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.train()
+    pairs = [pair for each in batches[options.warmup :] for pair in each]
+    seconds = clock.ends[-1] - clock.ends[options.warmup - 1]
+    return {
+        "pairs_per_second": len(pairs) / seconds,
+        "tokens_per_second": sum(len(pair[name]) for pair in pairs for name in ("chosen_ids", "rejected_ids")) / seconds,
+        "mfu": needed_flops(pairs, trainer.model) / seconds / options.peak_tflops / 1e12,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else None,
+        "step_seconds": np.diff(clock.ends[options.warmup - 1 :]).tolist(),
+        "batch": batch,
+    }
+
+
+def attempt(side: str, shape: dict[str, Any], length: int, options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """[`measure_side`], or why it failed; the device is empty afterwards."""
+    start = time.perf_counter()
+    try:
+        found = measure_side(side, shape, length, options, folder)
+    except Exception as error:  # one side that does not fit, or cannot run, must not cost the figures of the others
+        found = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+    gc.collect()  # not within `except`, where the traceback holds what was made
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+    return found | {"wall_seconds": time.perf_counter() - start}
+
+
+def measure_speed(
+    shapes: dict[str, dict[str, Any]],
+    options: argparse.Namespace,
+    folder: str,
+    results: dict[str, Any],
+    write: Callable[[], None],
+    left: Callable[[], float],
+) -> None:
+    """Every side of every shape once, then again while time is left, with the ratio to RewardTrainer of the same turn."""
+    for _ in range(options.rounds):
+        for name, shape in shapes.items():
+            for length in options.lengths:
+                sides = results.setdefault(f"speed {name} {length}", {side: [] for side in SIDES})
+                for side, turns in sides.items():
+                    last = turns[-1] if turns else {"wall_seconds": 0.0}
+                    if "failed" in last:
+                        continue
+                    if left() <= last["wall_seconds"]:
+                        print(f"{name}, {length} tokens, {side}: not measured{' again' * bool(turns)}, no time left", flush=True)
+                        continue
+                    found = attempt(side, shape, length, options, folder)
+                    turns.append(found)
+                    base = sides["RewardTrainer"][-1] if sides["RewardTrainer"] else {}
+                    if "failed" not in found and "tokens_per_second" in base:
+                        found["ratio"] = found["tokens_per_second"] / base["tokens_per_second"]
+                    write()
+                    print(f"{name}, {length} tokens, {side}: {line_of(found)}", flush=True)
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """What was found of a training, for people."""
+    if "failed" in found:
+        return f"FAILED: {found['failed']}"
+    memory = "" if found["peak_gib"] is None else f", peak {found['peak_gib']:.1f} GiB"
+    ratio = f", {found['ratio']:.2f} x RewardTrainer" if "ratio" in found else ""
+    speed = f"{found['pairs_per_second']:.2f} pairs/s, {found['tokens_per_second']:,.0f} tokens/s"
+    return f"{speed}, MFU {found['mfu']:.1%}{memory}{ratio}"
 
 
 def compare_in_bf16(shape: dict[str, Any], length: int, options: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -190,8 +234,12 @@ def compare_in_bf16(shape: dict[str, Any], length: int, options: argparse.Namesp
     rows = make_pairs(length, 4 * 8, options.share, shape["vocab_size"])
     losses: dict[str, list[float]] = {}
     for side in list(SIDES)[:-1]:  # the last has other batches
-        trainer = make_trainer(side, shape, rows, 4, folder, max_steps=8, logging_strategy="steps", logging_steps=1)
-        trainer.train()
+        try:
+            trainer = make_trainer(side, shape, rows, 4, folder, max_steps=8, logging_strategy="steps", logging_steps=1)
+            trainer.train()
+        except Exception as error:
+            print(f"{side} FAILED: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            continue
         losses[side] = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     reference = np.array(losses["RewardTrainer"])
     return {
@@ -203,6 +251,9 @@ def compare_in_bf16(shape: dict[str, Any], length: int, options: argparse.Namesp
 
 def run_all_stages(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """`trl-pafo run` on the shipped corpus with a model of random weights: seconds of each stage."""
+    from trl_pafo.evaluation import RunArguments
+    from trl_pafo.pipeline import Run
+
     tokenizer = make_tokenizer()
     shape = TINY if options.tiny else {**QWEN2, "vocab_size": 151936}
     shape = {name: value for name, value in shape.items() if name != "head_dim"}
@@ -217,8 +268,8 @@ def run_all_stages(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         per_device_train_batch_size=8,
         max_steps=4 if options.tiny else -1,
         num_train_epochs=1,
-        bf16=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        bf16=DEVICE == "cuda",
+        use_cpu=DEVICE == "cpu",
         report_to="none",
         save_strategy="no",
     )
@@ -241,39 +292,46 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--share", type=float, default=0.75, help="of a sequence, in common with the other one")
     parser.add_argument("--tokens_per_batch", type=int, default=32768, help="of both sequences together")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=4, help="steps of a training that are not measured")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a training that are measured")
+    parser.add_argument("--rounds", type=int, default=3, help="at most")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no training begins that would not end by then")
     parser.add_argument("--peak_tflops", type=float, default=989.0, help="dense bfloat16 of the device: 989 for H100 and H200")
-    parser.add_argument("--parts", nargs="+", default=["equality", "speed", "run"], choices=["equality", "speed", "run"])
+    parser.add_argument("--parts", nargs="+", default=["speed", "equality"], choices=["speed", "equality", "run"])
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    if not torch.cuda.is_available() and not options.tiny:
+    if DEVICE == "cpu" and not options.tiny:
         raise SystemExit("No GPU. With --tiny the script runs on tiny models anywhere, to see that it works.")
     shapes = {"tiny": TINY} if options.tiny else SHAPES
     if options.tiny:
-        options.lengths, options.tokens_per_batch, options.steps, options.rounds = [64], 1024, 3, 1
+        options.lengths, options.tokens_per_batch, options.warmup, options.steps, options.rounds = [64], 1024, 1, 2, 1
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or "CPU"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     results: dict[str, Any] = {"device": device, "versions": versions, "options": vars(options)}
+    start = time.perf_counter()
 
-    def keep(part: str, value: Any) -> None:
-        results[part] = value
+    def left() -> float:
+        return 60 * options.minutes - (time.perf_counter() - start)
+
+    def write() -> None:
         Path(options.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
-    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for name, shape in shapes.items():
-            if "equality" in options.parts:
-                keep(f"equality {name}", compare_in_bf16(shape, options.lengths[0], options, folder))
-                print(f"{name}, equality in bfloat16: {results[f'equality {name}']['first_step']}", flush=True)
-            for length in options.lengths if "speed" in options.parts else ():
-                print(f"{name}, {length} tokens a sequence:", flush=True)
-                keep(f"speed {name} {length}", measure_speed(shape, length, options, folder))
+        if "speed" in options.parts:
+            measure_speed(shapes, options, folder, results, write, left)
+        for name, shape in shapes.items() if "equality" in options.parts else ():
+            if left() <= 0:
+                print(f"{name}: equality not measured, no time left", flush=True)
+                continue
+            found = results[f"equality {name}"] = compare_in_bf16(shape, options.lengths[0], options, folder)
+            write()
+            print(f"{name}, greatest difference of a loss in bfloat16: {found['greatest']}", flush=True)
         if "run" in options.parts:
-            keep("run", run_all_stages(options, Path(folder)))
+            results["run"] = run_all_stages(options, Path(folder))
+            write()
             print(f"run: {results['run']}", flush=True)
     print(f"{device}: {options.output} after {time.perf_counter() - start:.0f} s")
 

@@ -21,17 +21,27 @@ def naive(losses, rho, gamma):
     return sum(loss / (1 + math.exp(-(loss - tau) / gamma)) for loss in losses) / len(losses)
 
 
+def with_absent(losses) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses of users, between two users who are not there, and who is."""
+    present = torch.as_tensor(losses)
+    zero = present.new_zeros(1)
+    return torch.cat([zero, present, zero]), torch.tensor([False, *[True] * len(present), False])
+
+
 @pytest.mark.parametrize("rho", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("losses", [[0.7], [0.2, 1.5], [0.1, 0.9, 0.4, 2.0, 0.9]])
 def test_the_loss_is_that_of_a_plain_loop(losses, rho):
     found = soft_tail(torch.tensor(losses), rho, 0.5)
+    assert float(found) == pytest.approx(naive(losses, rho, 0.5), rel=1e-5)
+    found = soft_tail(with_absent(losses)[0], rho, 0.5, with_absent(losses)[1])
     assert float(found) == pytest.approx(naive(losses, rho, 0.5), rel=1e-5)
 
 
 def test_the_gradient_goes_through_weights_and_quantile():
     losses = [0.1, 0.9, 0.4, 2.0, 0.8]
     given = torch.tensor(losses, dtype=torch.float64, requires_grad=True)
-    soft_tail(given, 0.5, 0.5).backward()
+    with_others, is_there = with_absent(given)
+    soft_tail(with_others, 0.5, 0.5, is_there).backward()
     h = 1e-6
     numeric = [
         (

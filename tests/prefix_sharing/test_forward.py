@@ -130,6 +130,27 @@ def test_bfloat16_autocast():
     gradients(model, found)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_float16_autocast_and_scaled_gradients(attention):
+    """As `fp16=True` trains; accelerate wants a GPU for it."""
+    model = make_family("llama", attention=attention)
+    expected = two_row_rewards(model, real_pairs(2))
+    wanted = gradients(model, expected)
+    with torch.autocast("cpu", torch.float16):
+        two = two_row_rewards(model, real_pairs(2)).float()
+        found = shared_rewards(model, real_pairs(2)).float()
+    assert 0 < (found - expected).abs().max() < 2 * (two - expected).abs().max()
+    chosen, rejected = found.chunk(2)
+    model.zero_grad()
+    loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaled = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert largest_difference(scaled, wanted) < 0.05
+
+
 @pytest.mark.slow
 def test_compiled():
     """Traced with the hook in it. (A backend would change nothing in what is traced.)"""

@@ -124,6 +124,21 @@ def test_margins_are_reused_unless_what_decides_them_changes(make, scored, chang
     assert "".join(group for call in scored for group in call) == again
 
 
+def test_products_of_less_precision_are_scored_again(make, scored):
+    """TF32 on a GPU; torch keeps the option on any machine."""
+    score(make())
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        for precision, calls in [("ieee", []), ("tf32", [["a"], ["b"]]), ("tf32", [])]:
+            scored.clear()
+            products.fp32_precision = precision
+            score(make())
+            assert scored == calls
+    finally:
+        products.fp32_precision = before
+
+
 def test_other_tokens_are_scored_again(make, scored):
     score(make())
     swapped = ROWS.rename_columns({"chosen_ids": "r", "rejected_ids": "chosen_ids"}).rename_column("r", "rejected_ids")

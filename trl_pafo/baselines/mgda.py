@@ -59,14 +59,14 @@ class MGDARewardTrainer(GroupTrainer):
 
     def group_loss(self, sums: torch.Tensor, counts: torch.Tensor) -> Loss:
         losses = mean_of_groups(sums, counts)
-        present = torch.nonzero(counts).flatten()
-        weights = torch.zeros_like(losses)
+        present = [group for group, count in enumerate(counts.tolist()) if count]
+        shares = np.zeros(len(losses))
         if len(present) == 1:
-            weights[present] = 1.0
+            shares[present] = 1.0
         else:
             gradients = torch.stack([self._gradient(losses[group]) for group in present])
-            shortest = min_norm_weights((gradients @ gradients.T).cpu().numpy())
-            weights[present] = torch.as_tensor(shortest, dtype=weights.dtype, device=weights.device)
+            shares[present] = min_norm_weights((gradients @ gradients.T).cpu().numpy())
+        weights = torch.as_tensor(shares, dtype=losses.dtype, device=losses.device)
         return (weights * losses).sum(), self.named(weights)
 
     def _gradient(self, loss: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.weights import check_student
 from trl_pafo.trainer.collator import PairBatch
-from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
 
 NUM_USER_TOKENS = 10
 _KWARGS = "chat_template_kwargs"
@@ -127,6 +127,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         args = copy.copy(PAFOConfig.from_reward_config(args or PAFOConfig(f"{name.split('/')[-1]}-P-RLHF")))
+        check_visible_gpus(args, model)
         if any(
             parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")
         ):  # before a model is loaded in parts
@@ -145,6 +146,8 @@ class PRLHFRewardTrainer(BaselineTrainer):
             args.model_init_kwargs = None
             set_seed(args.seed)  # as the base class does before it draws a new head
             with suppress_seqcls_warning():
+                # On an accelerator TRL would spread it over all devices, also where a launcher starts a process for each.
+                options = {"device_map": None, **options}
                 model = create_model_from_path(model, AutoModelForSequenceClassification, num_labels=1, **options)  # type: ignore[arg-type]
         if processing_class is None:
             processing_class = read_tokenizer(name, trust_remote_code=args.trust_remote_code)

@@ -55,13 +55,16 @@ class SoftTailRewardTrainer(BaselineTrainer):
 
     def training_loss(self, losses: torch.Tensor, batch: PairBatch) -> Loss:
         sums, counts = self.sums(losses, batch.user_id, len(self.data_collator.users))
-        return soft_tail(mean_of_groups(sums, counts)[counts > 0], self.rho, self.gamma), {}
+        return soft_tail(mean_of_groups(sums, counts), self.rho, self.gamma, counts > 0), {}
 
 
-def soft_tail(losses: torch.Tensor, rho: float, gamma: float) -> torch.Tensor:
-    """The mean of `sigmoid((L_u - tau) / gamma) L_u` over users, a scalar.
+def soft_tail(losses: torch.Tensor, rho: float, gamma: float, is_there: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean of `sigmoid((L_u - tau) / gamma) L_u` over the users who are there, by default all, a scalar.
 
-    `losses` are those of the users, of shape `(num_users,)`, and `tau` is their quantile `1 - rho`, linear between two of them.
+    `losses` are those of the users, 0 where a user is not there, and `is_there` says who is, both of shape `(num_users,)`; `tau` is
+    the quantile `1 - rho` of those who are, linear between two of them. It does not wait for the device.
     """
-    tau = torch.quantile(losses, 1 - rho)
-    return (torch.sigmoid((losses - tau) / gamma) * losses).mean()
+    if is_there is None:
+        is_there = torch.ones_like(losses, dtype=torch.bool)
+    tau = torch.nanquantile(losses.masked_fill(~is_there, float("nan")), 1 - rho)
+    return (torch.sigmoid((losses - tau) / gamma) * losses).sum() / is_there.sum()

@@ -112,7 +112,8 @@ class GroupTrainer(BaselineTrainer):
         """The groups of the training pairs, in the order of their ids."""
         if self.train_dataset is not None:
             counts = count_by_group(self.train_dataset)
-            self.group_sizes = torch.tensor([float(counts[name]) for name in self.group_names])
+            sizes = [float(counts[name]) for name in self.group_names]
+            self.group_sizes = torch.tensor(sizes, device=self.args.device)  # no step copies them there
 
     def training_loss(self, losses: torch.Tensor, batch: PairBatch) -> Loss:
         return self.group_loss(*self.sums(losses, batch.group_id, len(self.group_names)))

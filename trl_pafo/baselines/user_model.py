@@ -93,7 +93,7 @@ class UserModel(torch.nn.Module):
                 "(trl_pafo.data.attaching.attach_history, or num_history of a run), or leave it out."
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone: those of accelerators are not put back
             model = cls(pairs.pairs.shape[-1], **options)
             model.mean = pairs.pairs.mean(dim=(0, 1))
             model.scale = pairs.pairs.std(dim=(0, 1)).clamp_min(1e-6)

@@ -41,7 +41,7 @@ def processes() -> PartialState | None:
     """The processes that a launcher has started, if several."""
     if "LOCAL_RANK" in os.environ:  # some clusters set the other variables for a machine
         # accelerate has to be told that there is only a CPU, else it finds a single process.
-        PartialState(cpu=torch.accelerator.current_accelerator() is None)
+        PartialState(cpu=not torch.accelerator.is_available())
     return PartialState() if num_processes() > 1 else None
 
 

@@ -24,7 +24,7 @@ from trl_pafo.models.scoring import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, STUDENT_OPTIONS
-from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
 from trl_pafo.trainer.teacher import Teacher, check_teacher
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     """Raise [`ConfigError`] if an option of a run would be refused after the trainings, and warn of those without effect."""
+    check_visible_gpus(args)
     students = [method for method in STUDENTS if method in run.methods]
     if args.teachers and not run.needs_teachers:
         raise ConfigError(

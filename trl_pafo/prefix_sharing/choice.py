@@ -124,7 +124,7 @@ def attention_weight(config: Any) -> float:
 
 def how_rows_attend(config: Any, lengths: NDArray[np.int64]) -> str:
     """Implementation of attention that shared rows of these lengths will meet, as [`count_work`] takes it."""
-    if config._attn_implementation != "sdpa" or torch.accelerator.current_accelerator() is not None:
+    if config._attn_implementation != "sdpa" or torch.accelerator.is_available():
         return config._attn_implementation
     try:
         windows = layer_windows(config)

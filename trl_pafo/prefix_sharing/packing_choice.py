@@ -13,6 +13,8 @@ from trl_pafo.prefix_sharing.support import compare_on_twin, has_virtual_tokens,
 TESTED_ENCODERS = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """Model types whose rewards and gradients our tests compare: only these are packed without being asked to."""
 
+WHY_NOT_THERE = "an accelerator would have to be waited for, to know the lengths of the sequences"
+
 _DIFFERENCES: WeakKeyDictionary[torch.nn.Module, float] = WeakKeyDictionary()  # a model is asked at each scoring
 
 
@@ -62,7 +64,7 @@ def why_not_packed(model: torch.nn.Module) -> str | None:
     if inner.config._attn_implementation != "sdpa":
         return f"attn_implementation={inner.config._attn_implementation!r} cannot attend sequence by sequence; 'sdpa' can"
     if inner.device.type != "cpu":
-        return "an accelerator would have to be waited for, to know the lengths of the sequences"
+        return WHY_NOT_THERE
     return problem_of_twin(inner, _difference, "packed sequences", "for")
 
 

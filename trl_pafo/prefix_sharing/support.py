@@ -110,7 +110,7 @@ def compare_on_twin(model: PreTrainedModel, rewards: Callable[[PreTrainedModel],
     """Largest difference between the first of the rewards that a function gets from a small twin and the others, over their spread."""
     # Neither the seed nor the dtype of the run may leak in or out, and DeepSpeed must not shard the twin.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), set_zero3_state():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of the CPU alone: those of accelerators are not put back
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from trl import RewardConfig
 
 from trl_pafo.data.history import check_history_options
@@ -78,7 +79,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
                 "train_sampling_strategy='batch_rebalance' makes batches of unequal size and weighs their pairs unequally. Use "
                 "'group_by_length'."
             )
-        if self.activation_offloading and torch.accelerator.current_accelerator() is None:
+        # `current_accelerator` tells what torch was built for, which this machine may lack.
+        if self.activation_offloading and not torch.accelerator.is_available():
             raise ConfigError(
                 "activation_offloading=True moves activations from the accelerator to the host, and this machine has no accelerator. "
                 "Leave it out; gradient_checkpointing=True saves memory here."
@@ -99,6 +101,19 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         # Not by __init__: its __post_init__ would derive values again, from values that are derived already.
         vars(config).update(vars(PAFOOptions()), **vars(args))
         return config
+
+
+def check_visible_gpus(args: TrainingArguments, model: Any = None) -> None:
+    """Raise [`ConfigError`] where transformers would train in `nn.DataParallel`, which tears the pairs of a batch apart: several GPUs
+    are visible to this process, over which the model, loaded or to be loaded by `model_init_kwargs`, is not spread.
+    """
+    options: Any = getattr(args, "model_init_kwargs", None) or {}
+    if args.n_gpu > 1 and not (getattr(model, "hf_device_map", None) or options.get("device_map")):
+        raise ConfigError(
+            f"{args.n_gpu} GPUs are visible to this one process, which trains on one. Start a process for each with `accelerate launch` or "
+            "`torchrun`, or let it see one: CUDA_VISIBLE_DEVICES=0. A model that one cannot hold is spread over all by "
+            """model_init_kwargs={"device_map": "auto"}."""
+        )
 
 
 PAFOConfig.__doc__ = f"{PAFOConfig.__doc__}{describe_options()}\n    "

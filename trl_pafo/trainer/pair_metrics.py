@@ -40,15 +40,19 @@ class ScoredPairs:
 
     def gather(self) -> Columns:
         """The columns of all processes in one exchange, each process's batches one after the other; then start anew."""
-        batches = [{name: _on_host(values) for name, values in batch.items()} for batch in self._batches]
+        names = dict.fromkeys(name for batch in self._batches for name in batch)
+        own = {name: _on_host([batch[name] for batch in self._batches if name in batch]) for name in names}
         self._batches = []
-        return _joined(gather_object([_joined(batches)]))
+        return _joined(gather_object([own]))
 
 
-def _on_host(values: Any) -> NDArray[Any]:
-    if not isinstance(values, torch.Tensor):
-        return np.asarray(values)
-    values = values.detach()
+def _on_host(batches: Sequence[Any]) -> NDArray[Any]:
+    """The column of all batches; what is on a device is copied once."""
+    if not isinstance(batches[0], torch.Tensor):
+        return _concatenated([np.asarray(batch) for batch in batches])
+    if batches[0].ndim > 2:
+        return _concatenated([batch.detach().cpu().numpy() for batch in batches])
+    values = torch.cat(list(batches)).detach()
     return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()  # numpy has no bfloat16
 
 

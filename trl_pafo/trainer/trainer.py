@@ -23,11 +23,11 @@ from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
-from trl_pafo.prefix_sharing.packing_choice import PackingChoice, choose_packing
+from trl_pafo.prefix_sharing.packing_choice import WHY_NOT_THERE, PackingChoice, choose_packing
 from trl_pafo.trainer.agreement import Agreement, agreement
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
-from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer
 from trl_pafo.trainer.hub_mixin import HubMixin
 from trl_pafo.trainer.losses import pafo_loss
@@ -125,6 +125,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         args = PAFOConfig.from_reward_config(PAFOConfig(f"{name.split('/')[-1]}-PAFO") if args is None else args)
         args.check()
+        check_visible_gpus(args, model)
         of_group = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         self._pairs = PairPreparer(args, of_group)
         train_dataset, eval_dataset = self._pairs.check(train_dataset, eval_dataset)
@@ -216,10 +217,14 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
     def _why_two_rows(self, own_collator: bool) -> str | None:
         if max(self.get_tp_size(), self.get_cp_size(), self.get_sp_size()) > 1:
             return "tensor, context and sequence parallelism split what the reward head reads"
+        if self.is_model_parallel:
+            return "the layers are on several devices, and what a kernel is told of who sees whom is on the first"
         return None if own_collator else "the data collator is not the trainer's own"
 
     def _choose_packing(self, own_collator: bool) -> PackingChoice:
-        choice = choose_packing(self.args.padding_free, self.model, self._why_two_rows(own_collator))
+        # A model that will be sharded is still on the CPU.
+        reason = self._why_two_rows(own_collator) or (None if self.args.device.type == "cpu" else WHY_NOT_THERE)
+        choice = choose_packing(self.args.padding_free, self.model, reason)
         self._packs = choice.pack
         if choice.pack:
             logger.info(f"Batches are computed without padding: {choice.reason}.")

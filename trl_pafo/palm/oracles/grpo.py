@@ -29,6 +29,7 @@ from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder
 from trl_pafo.trainer.cache_keys import deciding_options
 from trl_pafo.trainer.checkpoints import own_wandb_run
+from trl_pafo.trainer.config import check_visible_gpus
 
 
 class GRPOOracle:
@@ -102,7 +103,7 @@ class GRPOOracle:
         self.peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         self.num_samples, self.eval_batch_size = num_samples, eval_batch_size
         self._check()
-        _ = self.args.device  # sets up the processes
+        check_visible_gpus(self.args)  # which sets up the processes
         self.path = Path(output_dir)
         self._folder: RunFolder | None = self._on_main(lambda: RunFolder(self.path, overwrite), share=False)
         self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
