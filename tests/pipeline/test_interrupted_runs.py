@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -39,8 +41,9 @@ OPTIONS |= {"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 0
 OPTIONS |= {"distill_anyway": True, "gradient_checkpointing": False, "use_cpu": True, "bf16": False, "report_to": "none"}
 
 
-def child(config: str, log: str) -> None:
-    """In a process of its own, which has imported the heavy libraries already."""
+def child(config: str, log: str, launched: dict[str, str]) -> None:
+    """In a process of its own, which has imported the heavy libraries already; `launched` is what a launcher of several sets."""
+    os.environ.update(launched)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -58,19 +61,29 @@ class Runner:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["trl_pafo.pipeline.run", "trl_pafo.cli.run", "trl"])
 
-    def start(self, folder: Path, attempt: int, **options):
+    def start(self, folder: Path, attempt: int, num_processes: int = 1, **options) -> tuple[list, Path]:
         config, log = folder.with_suffix(".yaml"), folder.with_suffix(f".{attempt}.log")
         # JSON is YAML.
         config.write_text(json.dumps(OPTIONS | options | {"model_name_or_path": self.model, "output_dir": str(folder)}))
-        process = self.context.Process(target=child, args=(str(config), str(log)))
-        process.start()
-        return process, log
+        group: dict[str, str] = {}
+        if num_processes > 1:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
+            group |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+        processes = []
+        for rank in map(str, range(num_processes)):
+            launched = {**group, "RANK": rank, "LOCAL_RANK": rank} if group else {}
+            processes.append(self.context.Process(target=child, args=(str(config), str(log), launched)))
+            processes[-1].start()
+        return processes, log
 
-    def finish(self, folder: Path, attempt: int, **options) -> str:
+    def finish(self, folder: Path, attempt: int, num_processes: int = 1, **options) -> str:
         """Let a run end; return what it said."""
-        process, log = self.start(folder, attempt, **options)
-        process.join()
-        assert process.exitcode == 0, said(log)[-3000:]
+        processes, log = self.start(folder, attempt, num_processes, **options)
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * num_processes, said(log)[-3000:]
         return said(log)
 
 
@@ -111,7 +124,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after
     runner, base, expected = undisturbed
     seconds = json.loads((base / "undisturbed/manifest.json").read_text())["stages"][stage]["seconds"]
     folder = base / f"killed-{stage}-{after_checkpoint}".replace(":", "-")
-    process, log = runner.start(folder, 1)
+    [process], log = runner.start(folder, 1)
     checkpoint = folder / f"{STAGES[stage]}.partial" / KEPT / "checkpoint-2"
     wait_for_checkpoint = after_checkpoint and STAGES[stage]
     while process.is_alive() and (f"[{stage}]\n" not in said(log) or (wait_for_checkpoint and not checkpoint.exists())):
@@ -141,7 +154,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after
 def test_a_run_with_trainings_side_by_side_ends_as_an_undisturbed_one(undisturbed, number):
     runner, base, expected = undisturbed
     folder = base / f"side-by-side-{number}"
-    process, log = runner.start(folder, 1, trainings_at_once=2)
+    [process], log = runner.start(folder, 1, trainings_at_once=2)
     while process.is_alive() and not any(folder.glob("*/*.partial")):
         time.sleep(0.002)
     stages = json.loads((base / "undisturbed/manifest.json").read_text())["stages"]
@@ -155,4 +168,29 @@ def test_a_run_with_trainings_side_by_side_ends_as_an_undisturbed_one(undisturbe
         assert found[what] == expected[what], what
     assert "2 at once" in said(log)
     assert "[evaluate]" in started(said_again)
+    assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT]
+
+
+def test_a_run_on_two_processes_of_which_any_is_killed_in_any_stage(undisturbed):
+    """In one folder, again and again, until all stages are done."""
+    runner, base, _ = undisturbed
+    runner.finish(base / "two", 1, 2)
+    seconds = {n: done["seconds"] for n, done in json.loads((base / "two/manifest.json").read_text())["stages"].items()}
+    folder, rng, num_killed = base / "two-killed", random.Random(0), 0
+    for attempt, (stage, rank) in enumerate(product(STAGES, range(2))):
+        processes, log = runner.start(folder, attempt, 2)
+        while processes[rank].is_alive() and f"[{stage}]" not in said(log):
+            time.sleep(0.002)
+        time.sleep(rng.random() * seconds[stage])
+        processes[rank].kill()
+        processes[rank].join()
+        num_killed += processes[rank].exitcode == -signal.SIGKILL
+        processes[1 - rank].terminate()  # as a launcher does
+        processes[1 - rank].join()
+    runner.finish(folder, len(STAGES) * 2, 2)
+    print(f"{num_killed} kills")
+    assert num_killed >= 20
+    found, expected = outcome(folder), outcome(base / "two")
+    for what in expected:
+        assert found[what] == expected[what], what
     assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT]
