@@ -120,12 +120,12 @@ def test_the_rule_of_the_reference_chooses():
     assert choose("vpl", dict.fromkeys(found, found["base"]), "worst_group")["chosen"] == "bradley_terry"
 
 
-def test_a_base_without_a_head_under_adapters(training, tmp_path, short_report):
+def test_a_base_without_a_head_under_adapters_is_read_in_float32(training, tmp_path, short_report):
     complete = AutoModelForSequenceClassification.from_pretrained(make_model("decoder", tmp_path / "base"))
     (tmp_path / "base/model.safetensors").unlink()
     complete.base_model.save_pretrained(tmp_path / "base")
     kind = {"lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"], "use_peft": True}
-    options = {**HELD_OUT, "methods": ["personalized_bt", "lore"], "kind": kind}
+    options = {**HELD_OUT, "methods": ["personalized_bt", "lore"], "kind": kind, "bf16": True}
     results = small_run(tmp_path / "run", training, str(tmp_path / "base"), **options)()
     assert set(results["features"]["lore"]["validation"]) == {"bradley_terry", "base"}
     data = load_prepared(tmp_path / "run/data")

@@ -53,20 +53,20 @@ def user_models(run: "Run", data: DatasetDict, plain: Stage) -> list[Stage]:
     sources = list(SOURCES) if "validation" in data else ["bradley_terry"]
 
     def read(out: Path) -> None:
-        how: dict[str, Any] = {"bf16": bool(run.args.bf16)}
         for source in sources:
             if source == "base":
                 base = with_new_head(run.base, None, run.args.seed, run.model.model_revision)
-                reader = FeatureReader(*base, **how)
+                reader = FeatureReader(*base)
             else:
-                reader = RewardScorer(run.folder / plain.output, **how)
+                reader = RewardScorer(run.folder / plain.output)
             (out / source).mkdir(parents=True)
             for name, rows in splits.items():
                 desc, size = f"Features of the {name} pairs, {SOURCES[source]}", run.args.per_device_eval_batch_size
                 pair_features(reader, rows, batch_size=size, desc=desc).save(out / source / f"{name}.safetensors")
 
     made_from = {"model": plain.digest, **run._made_from, "max_length": run.args.max_length, "sources": sources}
-    inputs = made_from | {"seed": run.args.seed} | run._inputs_of_scoring()
+    # In float32: under a base that was not trained, responses differ little more than bfloat16 rounds.
+    inputs = made_from | {"seed": run.args.seed} | run._inputs_of_scoring() | {"bf16": False}
     features = Stage("user_features", f"{FOLDER}/features", inputs, read, (plain.name,), derived=True)
     held_out = data.get("validation")
     return [features, *(_fitted(run, m, features, sources, held_out) for m in USER_MODELS if m in run.run.methods)]
