@@ -19,12 +19,16 @@ import transformers
 from datasets import Dataset
 from helpers.fake_hub import FakeHub
 from helpers.parts import TRAINING, make_model, make_pairs
+from hypothesis import settings
 
 from trl_pafo.report.page import SECTIONS
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+settings.register_profile("untimed", deadline=None)  # no test depends on how fast a machine is
+settings.load_profile("untimed")
 
 DEPRECATIONS = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 

@@ -75,7 +75,7 @@ class TestAttach:
         assert past_prompts(attached) == [["b", "a"], ["c", "b"], ["x"], []]
         assert attached["history"][0][0] == {k: pool[1][k] for k in HISTORY_FIELDS}
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pqrs")), min_size=2, max_size=24),
         st.integers(1, 5),

@@ -45,7 +45,7 @@ def naive_agreement(user, pair, label):
 
 
 class TestByAgreement:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(st.tuples(st.sampled_from("uvwxyz"), st.integers(0, 5), st.sampled_from([1, -1])), min_size=1))
     def test_equals_the_naive_loop(self, votes):
         user, pair, label = zip(*votes, strict=True)
@@ -151,7 +151,7 @@ class TestAssignGroups:
         groups = assign_groups(np.arange(10) / 10, quantile=(0.2, 0.5), names=("high", "middle", "low"))
         assert groups.tolist() == ["low"] * 2 + ["middle"] * 3 + ["high"] * 5
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda s: len(set(s)) > 1), st.floats(0.01, 0.99))
     def test_thresholds_of_quantiles_say_the_same(self, support, quantile):
         groups = assign_groups(support, quantile=quantile)

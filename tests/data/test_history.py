@@ -142,7 +142,7 @@ class TestCutter:
         cutter = HistoryCutter(make_tokenizer("encoder"), max_tokens=20)
         assert cutter([small, long, small]) == [small]
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(HISTORY, st.integers(12, 60), st.sampled_from(["encoder", "decoder"]))
     def test_the_rendered_history_is_within_the_budget(self, history, budget, kind):
         tokenizer = add_history_template(make_tokenizer(kind))

@@ -149,7 +149,7 @@ def kind(name: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(texts=st.lists(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join), min_size=1, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pieces_add_up_to_the_text(name, texts):
     tokenizer = kind(name)
     assert sum_of_pieces(tokenizer, texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

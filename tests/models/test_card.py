@@ -103,7 +103,7 @@ def test_a_reader_of_markdown_sees_the_name_as_text(name):
 
 
 @given(st.text(min_size=1, max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_text_at_all_can(name):
     if one_line(name):
         check_harmless(name)

@@ -53,7 +53,7 @@ class Recorder(torch.nn.Module):
 
 
 class TestScoreSequences:
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.lists(st.integers(6, 40), min_size=1, max_size=12), max_size=12), st.integers(1, 5))
     def test_equals_a_plain_loop_whatever_the_order(self, model, sequences, batch_size):
         rewards = score_sequences(model, sequences, PAD, batch_size=batch_size)

@@ -20,7 +20,7 @@ def build(oracle, num_rewards: int = 2, epsilon: float = 0.1, delta: float = 0.0
 # The promise
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 10**6),
     st.integers(2, 4),
@@ -48,7 +48,7 @@ def test_every_weight_is_served_within_the_tolerance(seed: int, d: int, toleranc
     assert portfolio.observed_factor == 0
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6))
 def test_no_fewer_of_the_known_policies_would_do(seed: int) -> None:
     portfolio = build(Finite(np.random.default_rng(seed).random((15, 2)) ** 0.5), 2, 0.02)

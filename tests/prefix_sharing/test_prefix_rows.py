@@ -96,7 +96,7 @@ class TestWhoSeesWhom:
             assert mask[row, 0].any(-1).all()
             assert not mask[row, 0, len(tokens) :, : len(tokens)].any()
 
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(PAIRS, st.sampled_from([None, 3]))
     def test_every_implementation_is_told_the_same(self, pairs, window):
         batch = collate_pairs(pairs, 0)

@@ -67,7 +67,7 @@ FILES = st.builds(
 )
 BYTES = st.binary(max_size=60)
 TIMES = int(os.environ.get("TRL_PAFO_FUZZ", "1"))  # so many times as many examples, and others each time
-fuzz = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
+fuzz = settings(suppress_health_check=list(HealthCheck), database=None, derandomize=TIMES == 1)
 RIGHT_ROWS = [json.dumps(row) for row in make_pairs(num_users=8, pairs_per_user=3, history=0)]
 
 

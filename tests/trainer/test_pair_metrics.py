@@ -36,7 +36,7 @@ pair = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs=st.lists(pair, min_size=1, max_size=25), center=st.sampled_from([None, 0.3]))
 def test_evaluation_metrics_equal_a_plain_loop(pairs, center):
     metrics = evaluation_metrics(scored(pairs), ["a", "absent"], center)
@@ -63,7 +63,7 @@ labeled_row = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(batches=st.lists(st.lists(labeled_row, min_size=1, max_size=5), min_size=1, max_size=4))
 def test_training_metrics_equal_a_plain_loop(batches):
     steps = ScoredPairs()

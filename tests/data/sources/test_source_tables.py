@@ -141,7 +141,7 @@ class TestRatings:
         with pytest.raises(DataError, match="row 1: preferred is 'gpt', and which response that is cannot be told"):
             read([rows[0], {**rows[0], "model_b": "gpt"}])
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.lists(
             st.tuples(st.sampled_from("uv"), st.sampled_from("pq"), st.sampled_from("xyz"), st.sampled_from([1, 2, 3, None])),

@@ -39,7 +39,7 @@ def test_a_prompt_of_training_is_not_new_be_it_in_a_history(caplog):
 
 
 class TestSplitUsers:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.floats(0.05, 0.95), st.integers(0, 99))
     def test_every_beginning_of_both_sides_has_the_shares_of_the_groups(self, sizes, share, seed):
         group_of = {f"{group}-{number}": group for group, size in enumerate(sizes) for number in range(size)}
@@ -101,7 +101,7 @@ class TestSupport:
         )
         assert agreement(data) == {"a": 0.5, "b": 0.0, "c": 0.5}
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pq"), st.permutations("xyz")), max_size=20), st.booleans())
     def test_agreement_is_that_of_votes_on_pairs_told_apart_by_their_texts(self, votes, conversational):
         shown = (lambda text: [{"role": "user", "content": text}]) if conversational else str
@@ -120,7 +120,7 @@ class TestSupport:
 
 
 class TestHoldOutPrompts:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("pqrstu")), min_size=1, max_size=30), st.floats(0, 0.9))
     def test_prompts_are_apart_and_no_row_is_lost(self, pairs, share):
         pairs = [("a", "p"), ("b", "q"), *pairs]

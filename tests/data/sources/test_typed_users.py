@@ -33,7 +33,7 @@ def rows_of_users(dataset):
 
 
 class TestSplits:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(
         st.integers(4, 30),
         st.floats(0.05, 0.95),

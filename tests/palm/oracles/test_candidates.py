@@ -33,7 +33,7 @@ class TestPolicy:
         assert result.kl == pytest.approx(result.prompt_kl.mean())
         assert result.policy == {"candidates": 4, "beta": beta, "weights": WEIGHTS.tolist()}
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(0, 10**6), st.sampled_from([0.0, 1e-8, 0.02, 0.5, 30.0]))
     def test_the_optimum_is_reached_by_its_policy_and_by_no_other(self, seed, beta):
         rng = np.random.default_rng(seed)

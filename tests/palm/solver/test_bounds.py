@@ -29,7 +29,7 @@ def test_vertices_and_program_agree_and_lie_above_the_truth(d: int) -> None:
     assert np.allclose(bound.at(bound.weights), bound.bounds, atol=1e-8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 4), st.integers(0, 10**6), st.sampled_from([0.02, 0.2, 1.0]))
 def test_with_a_kl_term_the_bound_is_convexity_and_the_additive_bound(d: int, seed: int, beta: float) -> None:
     rng = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ def pools(seed: int, d: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return members, np.vstack([pool, members])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.sampled_from(["even", "few numbers"]))
 def test_a_pool_as_by_linear_programs(seed: int, d: int, kind: str) -> None:
     members, pool = pools(seed, d, kind)
@@ -63,7 +63,7 @@ def test_a_pool_as_by_linear_programs(seed: int, d: int, kind: str) -> None:
     assert certificate.relative_gap == pytest.approx(relative_by_programs(members, pool), abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(2, 4))
 def test_the_gap_is_reached_at_the_weights_that_are_named(seed: int, d: int) -> None:
     members, pool = pools(seed, d, "even")

@@ -26,7 +26,7 @@ def problem(seed: int) -> np.ndarray:
     return covers
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6))
 def test_the_smallest(seed: int) -> None:
     covers = problem(seed)
@@ -36,7 +36,7 @@ def test_the_smallest(seed: int) -> None:
     assert len(cover.columns) == smallest_size(covers)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10**6))
 def test_greedy_covers_and_keeps_nothing_in_vain(seed: int) -> None:
     covers = problem(seed)
@@ -61,7 +61,7 @@ def test_greedy_may_be_taken_if_it_is_enough() -> None:
     assert min(gains) == 0 < max(gains)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_rows_that_others_imply_are_left_out(seed: int) -> None:
     covers = problem(seed)

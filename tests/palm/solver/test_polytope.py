@@ -43,7 +43,7 @@ def every_corner(values: np.ndarray, costs: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 4), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from(["even", "few numbers", "equal"]))
 def test_corners_are_all_there(d: int, num_policies: int, seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)

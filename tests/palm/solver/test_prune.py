@@ -37,7 +37,7 @@ def least_gaps(values: np.ndarray, costs: np.ndarray, measure: Measure) -> list[
     return [min(gap_of(list(members), values, costs, measure) for members in combinations(places, size)) for size in (1, 2, 3, 7)]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(st.integers(0, 10**6), st.sampled_from([(True, 0.0), (True, 0.03), (False, 0.0)]), st.booleans())
 def test_fewest_and_best(seed: int, kind: tuple[bool, float], with_costs: bool) -> None:
     values, costs = pool_of(seed, 0.2 if with_costs else 0.0)

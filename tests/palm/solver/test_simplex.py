@@ -32,7 +32,7 @@ def test_every_point_is_listed_once(num_rewards: int, epsilon: float, delta: flo
     assert (inner > tau * (1 - 1e-9)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 4), st.floats(0.05, 0.5), st.floats(0.05, 0.5), st.integers(0, 10**6))
 def test_a_best_policy_of_the_grid_is_good_everywhere(d: int, epsilon: float, delta: float, seed: int) -> None:
     if grid_size(d, epsilon, delta) > 20_000:
