@@ -4,7 +4,7 @@
 
 DPO-style is what `DPOTrainer._precompute_ref_logps` does, for a reward model: a data loader over the dataset in its order, the
 trainer's collator (chosen and rejected padded together), a forward pass without gradients, results gathered by batch. Ours
-(`trl_pafo.models.scoring.score_pairs`) sorts by length and computes what both responses begin with once. Both in turn in one process.
+(`trl_pafo.models.batches.score_pairs`) sorts by length and computes what both responses begin with once. Both in turn in one process.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo.models import load_reward_model, materialize_model, score_pairs
-from trl_pafo.models.scoring import pad_id_of
+from trl_pafo.models.loading import pad_id_of
 from trl_pafo.prefix_sharing import choose_sharing
 
 

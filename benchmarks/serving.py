@@ -28,7 +28,7 @@ from measuring import common_parser
 from trl_pafo.data import HistoryCutter, add_history_template, attach_history
 from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.models import RewardScorer, load_tokenizer, materialize_model
-from trl_pafo.models.scoring import BATCHES_AT_ONCE
+from trl_pafo.models.batches import BATCHES_AT_ONCE
 
 BATCH = 32
 

@@ -12,7 +12,8 @@ from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import with_new_head
-from trl_pafo.models.scoring import FeatureReader, RewardScorer, load_reward_model
+from trl_pafo.models.loading import load_reward_model
+from trl_pafo.models.scoring import FeatureReader, RewardScorer
 
 
 @pytest.fixture(params=["encoder", "decoder"])

@@ -12,17 +12,17 @@ from helpers.ranks import launch
 
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
-from trl_pafo.models import scoring
+from trl_pafo.models import batches
 
 NAMES = ("evaluate", "audit", "score", "score to standard output")
 
 
 def run(*argv: str) -> dict:
     """What a command says and returns, and how many forward passes it took on this process."""
-    passes, pad = [], scoring.pad_sequences
+    passes, pad = [], batches.pad_sequences
     said, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
-        for module in ("models.scoring", "evaluation.text_features"):
+        for module in ("models.batches", "evaluation.text_features"):
             patch.setattr(f"trl_pafo.{module}.pad_sequences", lambda *given: passes.append(1) or pad(*given))
         patch.setattr("trl_pafo.models.ranks.leave", lambda: None)  # the next command needs the group
         patch.setattr("trl_pafo.audit.audit.probe_front", functools.partial(probe_front, folds=2, repeats=1))

@@ -17,7 +17,9 @@ from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation import score_file as score_file_module
 from trl_pafo.evaluation.score_file import score_file
-from trl_pafo.models.scoring import RewardScorer, load_reward_model, score_sequences
+from trl_pafo.models.batches import score_sequences
+from trl_pafo.models.loading import load_reward_model
+from trl_pafo.models.scoring import RewardScorer
 
 MESSAGE = {"role": "assistant", "content": "kindly"}
 PAST = [

@@ -21,7 +21,8 @@ from transformers import (
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
-from trl_pafo.models.scoring import load_reward_model, score_sequences
+from trl_pafo.models.batches import score_sequences
+from trl_pafo.models.loading import load_reward_model
 
 
 def without_head(folder, base=...):

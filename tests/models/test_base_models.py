@@ -19,7 +19,7 @@ from trl_pafo.models.base_models import (
     num_threads,
     set_threads,
 )
-from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.models.loading import load_reward_model
 
 HEADS = ("score.", "classifier.")
 

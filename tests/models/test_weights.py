@@ -24,7 +24,8 @@ from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.evaluation.score_file import score_file
 from trl_pafo.models import RewardScorer
 from trl_pafo.models.base_models import load_base
-from trl_pafo.models.scoring import load_reward_model, pad_id_of, score_sequences
+from trl_pafo.models.batches import score_sequences
+from trl_pafo.models.loading import load_reward_model, pad_id_of
 from trl_pafo.models.weights import check_reward_model, find_gaps
 from trl_pafo.palm.oracles.decoding import _member
 from trl_pafo.pipeline.starting_points import start_of

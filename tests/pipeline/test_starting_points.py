@@ -19,7 +19,7 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.averaging import mean_of_models
-from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.models.loading import load_reward_model
 from trl_pafo.pipeline import starting_points
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run

@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.scoring import load_reward_model, score_sequences
+from trl_pafo.models.batches import score_sequences
+from trl_pafo.models.loading import load_reward_model
 from trl_pafo.prefix_sharing.packing import FirstTokens, PackedMask, forward_packed
 from trl_pafo.prefix_sharing.packing_choice import TESTED_ENCODERS, choose_packing, why_not_packed
 

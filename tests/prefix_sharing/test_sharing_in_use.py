@@ -14,7 +14,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.scoring import load_reward_model, score_pairs
+from trl_pafo.models.batches import score_pairs
+from trl_pafo.models.loading import load_reward_model
 from trl_pafo.prefix_sharing.forward import PairHead
 
 

@@ -15,8 +15,8 @@ from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError, TrlPafoError
 from trl_pafo.models import RewardScorer
 from trl_pafo.models.base_models import materialize_model
+from trl_pafo.models.loading import load_reward_model
 from trl_pafo.models.safe_loading import check_model_folder, local_folder, safe_init_kwargs
-from trl_pafo.models.scoring import load_reward_model
 from trl_pafo.palm import MixedPolicy
 from trl_pafo.trainer.teacher import Teacher
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 import trl_pafo.trainer.loaded_teachers
 from trl_pafo.errors import DataError, TeacherError
-from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.models.loading import load_reward_model
 from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
 from trl_pafo.trainer.teacher import as_teachers
 
@@ -111,7 +111,7 @@ def test_rewards_do_not_depend_on_how_many_processes_share_the_batches(adapters,
         alone = margins(models, "a", sequences, batch_size=1)
         shares, calls = [], []
         models._model.register_forward_pre_hook(lambda *args: calls.append(args))
-        monkeypatch.setattr("trl_pafo.models.scoring.gather_object", lambda found: shares.extend(found) or shares)
+        monkeypatch.setattr("trl_pafo.models.batches.gather_object", lambda found: shares.extend(found) or shares)
         monkeypatch.setattr(type(models.accelerator), "num_processes", 3)
         for rank in range(3):
             monkeypatch.setattr(type(models.accelerator), "process_index", rank)

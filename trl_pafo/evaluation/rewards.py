@@ -12,7 +12,8 @@ from trl_pafo.data.history import remembered, without_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
-from trl_pafo.models.scoring import RewardScorer, check_positions
+from trl_pafo.models.loading import check_positions
+from trl_pafo.models.scoring import RewardScorer
 
 SIDES = ("chosen", "rejected")
 
@@ -48,7 +49,7 @@ def score_rows(
         desc (`str`, *optional*):
             Title of the progress bar; no bar without it.
         processes ([`~accelerate.PartialState`], *optional*):
-            All of them call this with the same rows, and share the work; see [`~trl_pafo.models.scoring.in_batches`].
+            All of them call this with the same rows, and share the work; see [`~trl_pafo.models.batches.in_batches`].
 
     Raises:
         DataError: If a pair is longer than the model's positions.

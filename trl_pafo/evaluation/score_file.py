@@ -19,9 +19,11 @@ from trl_pafo.data.rendering import Reading
 from trl_pafo.data.sources.reading import iterate_records, read_records
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.batches import BATCHES_AT_ONCE, check_batch_size
+from trl_pafo.models.loading import check_positions
 from trl_pafo.models.ranks import is_first, on_first
 from trl_pafo.models.safe_loading import identity_of_folder
-from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size, check_positions
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.storage.files import digest_of_files, refuse_existing
 from trl_pafo.storage.growing import growing
 from trl_pafo.storage.versions import __version__

@@ -15,7 +15,8 @@ from trl_pafo.data.sources.reading import parse_json_line
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, TeacherError, TrlPafoError
 from trl_pafo.evaluation.score_file import check_no_rewards, scorer_of, users_of, with_rewards
-from trl_pafo.models.scoring import RewardScorer, check_batch_size
+from trl_pafo.models.batches import check_batch_size
+from trl_pafo.models.scoring import RewardScorer
 
 _READ = 1 << 20
 

@@ -9,7 +9,8 @@ from transformers import AutoModel
 
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.models.base_models import load_base, load_tokenizer
-from trl_pafo.models.scoring import in_batches, pad_sequences, plain_device
+from trl_pafo.models.batches import in_batches, pad_sequences
+from trl_pafo.models.loading import plain_device
 from trl_pafo.models.weights import complete_weights
 
 MAX_TOKENS = 128

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.scoring import load_reward_model
+from trl_pafo.models.loading import load_reward_model
 
 
 def mean_of_models(folders: Sequence[str | Path], dtype: torch.dtype = torch.float32) -> Any:
@@ -28,7 +28,7 @@ def mean_of_models(folders: Sequence[str | Path], dtype: torch.dtype = torch.flo
 
     Raises:
         ConfigError: If the models do not have the same weights to average, or one cannot be loaded, see
-            [`~trl_pafo.models.scoring.load_reward_model`].
+            [`~trl_pafo.models.loading.load_reward_model`].
     """
     mean: Any = None
     total: dict[str, torch.Tensor] = {}

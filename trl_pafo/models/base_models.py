@@ -20,8 +20,8 @@ from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl_pafo.data import DEFAULT_NUM_HISTORY
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError
+from trl_pafo.models.loading import positions_of
 from trl_pafo.models.safe_loading import SAFELY, check_model_folder, identity_of_folder, read_tokenizer, reason
-from trl_pafo.models.scoring import positions_of
 from trl_pafo.models.weights import is_of_head, name_some
 
 

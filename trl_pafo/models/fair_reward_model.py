@@ -6,7 +6,8 @@ from typing import Any
 
 from trl_pafo.data.checks import check_responses
 from trl_pafo.errors import DataError
-from trl_pafo.models.scoring import BATCHES_AT_ONCE, RewardScorer, check_batch_size
+from trl_pafo.models.batches import BATCHES_AT_ONCE, check_batch_size
+from trl_pafo.models.scoring import RewardScorer
 
 _FIELDS = {"prompt", "responses", "history", "tools", "chat_template_kwargs"}
 

@@ -20,7 +20,7 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.front import FEWEST_USERS
 from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.mixture import num_shown, past_pairs_alone
-from trl_pafo.models.scoring import check_positions, positions_of
+from trl_pafo.models.loading import check_positions, positions_of
 from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, STUDENT_OPTIONS

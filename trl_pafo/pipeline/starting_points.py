@@ -14,8 +14,8 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.averaging import mean_of_models
 from trl_pafo.models.base_models import WHEEL_MODELS, materialize_model, with_new_head
+from trl_pafo.models.loading import as_dtype, load_reward_model
 from trl_pafo.models.safe_loading import ADAPTER_CONFIG, reason
-from trl_pafo.models.scoring import as_dtype, load_reward_model
 from trl_pafo.models.weights import check_reward_model
 
 QUANTIZATION_OPTIONS = (

@@ -17,8 +17,8 @@ from trl import RewardTrainer
 from trl_pafo.data.groups import group_names
 from trl_pafo.data.label_columns import normalize_columns
 from trl_pafo.errors import ConfigError
+from trl_pafo.models.batches import reward_of
 from trl_pafo.models.ranks import replaced
-from trl_pafo.models.scoring import reward_of
 from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.packing import forward_packed
 from trl_pafo.prefix_sharing.rows import two_rows

@@ -15,7 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.models.scoring import check_positions, load_reward_model, plain_device, positions_of, score_pairs
+from trl_pafo.models.batches import score_pairs
+from trl_pafo.models.loading import check_positions, load_reward_model, plain_device, positions_of
 from trl_pafo.models.weights import check_reward_model, complete_weights, name_some
 from trl_pafo.prefix_sharing.choice import choose_sharing
 from trl_pafo.trainer.teacher import QuantizedBase, Teacher

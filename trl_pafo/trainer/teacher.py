@@ -16,6 +16,7 @@ from trl_pafo.data.labels import as_label
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.tokenization import ID_COLUMNS, tokenize_all
 from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.models.loading import pad_id_of, trained_pad_id
 from trl_pafo.models.safe_loading import (
     adapter_config,
     has_tokenizer,
@@ -24,7 +25,6 @@ from trl_pafo.models.safe_loading import (
     load_saved_tokenizer,
     local_folder,
 )
-from trl_pafo.models.scoring import pad_id_of, trained_pad_id
 from trl_pafo.models.weights import check_reward_model
 
 TeacherSpec = str | Path
@@ -85,7 +85,7 @@ class Teacher:
     def pad_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """The pad id that the teacher was trained with; that of the student's `tokenizer` where nothing says.
 
-        See [`~trl_pafo.models.scoring.trained_pad_id`].
+        See [`~trl_pafo.models.loading.trained_pad_id`].
         """
         own = trained_pad_id(self.config, self.tokenizer, self.adapter is not None)
         return pad_id_of(self.config, tokenizer) if own is None else own

@@ -17,9 +17,9 @@ from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
+from trl_pafo.models.loading import as_dtype
 from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
-from trl_pafo.models.scoring import as_dtype
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead

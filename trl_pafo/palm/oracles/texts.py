@@ -14,8 +14,10 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import materialize_model
+from trl_pafo.models.batches import in_batches, pad_sequences
+from trl_pafo.models.loading import pad_id_of
 from trl_pafo.models.safe_loading import load_saved_tokenizer
-from trl_pafo.models.scoring import RewardScorer, in_batches, pad_id_of, pad_sequences
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.palm.oracles.candidates import RewardScale
 from trl_pafo.storage.filenames import folder_names
 from trl_pafo.storage.files import new_folder, refuse_existing

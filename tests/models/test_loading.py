@@ -1,0 +1,68 @@
+"""Which folders are reward models, and how they are loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.parts import make_model, make_pairs
+
+from trl_pafo import FairRewardModel, PAFOConfig, PAFORewardTrainer
+from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.evaluation.evaluate import evaluate_models
+from trl_pafo.models import load_tokenizer
+from trl_pafo.models.base_models import WHEEL_MODELS
+from trl_pafo.models.loading import load_reward_model
+from trl_pafo.models.safe_loading import has_tokenizer, local_folder
+from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.trainer.teacher import Teacher
+
+
+class TestFolders:
+    def test_a_folder_is_taken_as_it_is(self, encoder, tmp_path):
+        assert str(local_folder(encoder)) == encoder
+        assert has_tokenizer(local_folder(encoder))
+        assert not has_tokenizer(tmp_path)
+        (tmp_path / "vocab.txt").touch()
+        assert has_tokenizer(tmp_path)
+
+    def test_a_model_without_its_tokenizer_is_refused(self, tmp_path):
+        """Transformers makes one to which all words are unknown, and all responses of one length get one reward."""
+        folder = make_model("encoder", tmp_path / "model")
+        for file in Path(folder).glob("tokenizer*"):
+            file.unlink()
+        with pytest.raises(ConfigError, match=r"model holds no vocabulary, .* Save the tokenizer .* tokenizer\.save_pretrained"):
+            RewardScorer.from_pretrained(folder)
+        with pytest.raises(ConfigError, match="model holds no vocabulary"):
+            load_tokenizer(folder)
+        with pytest.raises(ConfigError, match="model holds no vocabulary"):
+            PAFORewardTrainer(folder, PAFOConfig(str(tmp_path / "out"), use_cpu=True), train_dataset=make_pairs(history=0))
+
+    def test_the_file_in_place_of_its_folder(self, encoder):
+        with pytest.raises(TeacherError, match=f"is a file. Give the folder of the saved model: {encoder}"):
+            local_folder(f"{encoder}/model.safetensors")
+
+    @pytest.mark.parametrize("name", WHEEL_MODELS)
+    @pytest.mark.parametrize(
+        "read",
+        [
+            RewardScorer.from_pretrained,
+            FairRewardModel.from_pretrained,
+            lambda name: Teacher("minority", name).folder,
+            lambda name: evaluate_models(name, make_pairs(history=0)),
+        ],
+        ids=["score", "FairRewardModel", "teacher", "evaluate"],
+    )
+    def test_a_pretrained_model_of_a_wheel_gives_no_rewards(self, name, read):
+        """Its head would be random; the Hub, which may have a model of this name, is not asked."""
+        with pytest.raises(ConfigError, match=f"{name} is a pretrained model, .* no reward head, .* Train it"):
+            read(name)
+
+    @pytest.mark.parametrize("source", ["no/such-model", "not a repository // name"])
+    def test_what_is_not_found(self, source):
+        with pytest.raises(TeacherError, match=r"No model is found at .*: no such folder, and the Hub does not give it"):
+            local_folder(source)
+
+    def test_models_are_loaded_in_evaluation_mode_and_the_number_format_asked_for(self, base_model):
+        assert not load_reward_model(base_model).training
+        assert next(load_reward_model(base_model).parameters()).dtype == torch.float32
+        assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
