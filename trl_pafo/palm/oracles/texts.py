@@ -14,8 +14,6 @@ from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import materialize_model
-from trl_pafo.models.batches import in_batches, pad_sequences
-from trl_pafo.models.loading import pad_id_of
 from trl_pafo.models.safe_loading import load_saved_tokenizer
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.palm.oracles.candidates import RewardScale
@@ -137,11 +135,10 @@ def fit_reward_models(
         if name is None:
             raise ConfigError(f"{type(reward_model).__name__} has no linear reward head, so {model!r} cannot be fitted frozen.")
         head = getattr(reward_model, name)
-        setattr(reward_model, name, torch.nn.Identity())  # the "logits" are the head's input now
         rows = [{"prompt": p.prompt, "response": p.responses[t]} for p in prompts for t in known]
-        features = _features(scorer, rows, head.in_features).reshape(len(prompts), len(known), -1)
+        found = [row["response"] for row in scorer.features(scorer.tokenize(rows))]
+    features = np.array(found, dtype=np.float64).reshape(len(prompts), len(known), -1)
     spread = features.std(axis=(0, 1)) + 1e-8
-    setattr(reward_model, name, head)
     for kind, folder in folders.items():
         column = known.index(kind)
         others = [c for c in range(len(known)) if c != column]
@@ -154,18 +151,6 @@ def fit_reward_models(
             reward_model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     return {kind: str(folder) for kind, folder in folders.items()}
-
-
-def _features(scorer: RewardScorer, rows: list[dict[str, Any]], width: int) -> np.ndarray:
-    """Input of the reward head for each row, `(num_rows, width)`; the scorer's model has no head."""
-    keys = [tuple(row["response"]) for row in scorer.tokenize(rows)]
-    pad = pad_id_of(scorer.model.config, scorer.tokenizer)
-
-    def forward(batch: list[tuple[int, ...]]) -> torch.Tensor:
-        ids, mask = pad_sequences(batch, pad)
-        return scorer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-    return in_batches(scorer.model, keys, len, forward, 32, width=width).astype(np.float64)
 
 
 def _fit_head(differences: np.ndarray, l2: float) -> np.ndarray:
