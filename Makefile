@@ -41,7 +41,7 @@ test: setup lint
 
 # Not a part of `make test`: to follow each line takes time.
 coverage: setup
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q --cov
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q --cov --cov-fail-under=92
 
 examples: quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/best_of_n.py $(OUT)

@@ -64,7 +64,7 @@ def test_trainings_go_side_by_side_and_those_that_wait_for_others_after_them(do,
     assert "48/48" in bar  # of 12 steps each, where 10 were expected
     assert said.startswith(f"4 trainings, 2 at once with 3 threads each; what they say is in {tmp_path / 'run/logs'}\n")
     assert "[student] 0 s\n" in said
-    assert (tmp_path / "run/logs/models-student.log").read_text() == "training student\n"
+    assert (tmp_path / "run/logs/models-student.log").read_text().startswith("training student\n")
 
 
 @pytest.mark.parametrize(
