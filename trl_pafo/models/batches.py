@@ -232,11 +232,15 @@ def in_batches(
                 found.append((rows, numbers.float().cpu().numpy()))
     finally:
         model.train(was_training)
-    shares = [(hash(tuple(unique)), found)] if accelerator is None else gather_object([(hash(tuple(unique)), found)])
-    if len({keys_of_share for keys_of_share, _ in shares}) > 1:
-        raise DataError("The processes have read different rows. Let all of them see the same files and models, and start again.")
+    if accelerator is not None:
+        shares = gather_object([(hash(tuple(unique)), found)])
+        if len({of_keys for of_keys, _ in shares}) > 1:
+            raise DataError(
+                "The processes have read different rows. Let all of them see the same files and models, and start again."
+            )
+        found = [batch for _, share in shares for batch in share]
     results = np.full((len(unique), width), np.nan, dtype=np.float32)
-    for rows, values in (batch for _, batches_of_share in shares for batch in batches_of_share):
+    for rows, values in found:
         results[rows] = values
     if not np.isfinite(results).all():
         raise TeacherError(

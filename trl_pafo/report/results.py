@@ -62,7 +62,8 @@ def path_of(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
-    """What the reference is, which features models of users read, what could be had from the teachers, and one line a method: the Pareto verdict against the reference."""
+    """What the reference is, which features models of users read, one line a method with the Pareto verdict against the reference, and
+    what could be had from the teachers."""
     reference = TITLES.get(results["reference"], results["reference"])
     lines = [results["path"]["sentence"]] if results.get("path") else []
     lines += [found["sentence"] for found in results.get("features", {}).values()]

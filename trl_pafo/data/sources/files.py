@@ -58,16 +58,15 @@ def load(data: DataArguments) -> DatasetDict:
     """
     what = str(data.data_path)
     opened = _open(what, data)
-    train, given = single_split(opened, "train", what), None
-    used = {"train", "validation"} if data.validation_share else {"train"}
-    validation = opened.get("validation") if isinstance(opened, DatasetDict) and len(opened) > 1 and len(used) > 1 else None
-    if data.test_data_path:
-        given = single_split(_open(data.test_data_path, data), "test", data.test_data_path)
-    elif isinstance(opened, DatasetDict) and "test" in opened and len(opened) > 1:
-        given = opened["test"]
-        used.add("test")
-    if isinstance(opened, DatasetDict) and len(opened) > 1 and (unused := [split for split in opened if split not in used]):
+    train = single_split(opened, "train", what)
+    splits = opened if isinstance(opened, DatasetDict) and len(opened) > 1 else {}  # one alone is the data, whatever its name
+    used = {"train", *(["validation"] if data.validation_share else []), *([] if data.test_data_path else ["test"])}
+    if unused := [split for split in splits if split not in used]:
         logger.warning("%s: the splits %s are not used.", what, ", ".join(map(str, unused)))
+    validation = splits.get("validation") if data.validation_share else None
+    given = (
+        single_split(_open(data.test_data_path, data), "test", data.test_data_path) if data.test_data_path else splits.get("test")
+    )
     return _split(train, given, data, what, data.test_data_path or f"{what}, split test", validation)
 
 
