@@ -34,16 +34,18 @@ class LightRun:
         return stage(name)
 
     def do(self, job: Stage) -> None:
-        self.note(f"begin {job.name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}")
-        print(f"training {job.name}", flush=True)
-        self.report(3, 12)
         kind, _, other = job.name.partition("-")
         try:
+            self.note(f"begin {job.name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}")
+            print(f"training {job.name}", flush=True)
+            self.report(3, 12)
             while kind == "meets" and f"begin {other}" not in self.notes.read_text():
                 time.sleep(0.01)
             if kind == "waits":
                 time.sleep(600)
         except SystemExit:
+            self.note(f"removes {job.name}")
+            time.sleep(0.1)
             self.note(f"removed {job.name}")
             raise
         if kind == "fails":

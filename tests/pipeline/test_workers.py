@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.light_worker import options, stage
 
 from trl_pafo.errors import TrainingError
 from trl_pafo.pipeline import workers
+from trl_pafo.pipeline.worker import Job
 from trl_pafo.storage.run_folder import RunFolder
 
 RUN = """
@@ -21,6 +23,7 @@ import sys
 from pathlib import Path
 from helpers import light_worker
 from trl_pafo.pipeline import workers
+from trl_pafo.pipeline.worker import Job
 from trl_pafo.storage.run_folder import RunFolder
 
 if __name__ == "__main__":
@@ -87,6 +90,20 @@ def test_one_that_fails_is_named_and_stops_the_others(do, name, match, tmp_path)
 def test_files_that_changed_meanwhile_are_told(do):
     with pytest.raises(TrainingError, match="changed after the run was started"):
         do(stage("other", inputs={"data": "of before"}))
+
+
+def test_a_second_signal_does_not_end_the_removing(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    process = get_context("spawn").Process(target=light_worker.serve, args=((ends := Pipe())[1],))
+    process.start()
+    ends[0].send(options(folder))
+    ends[0].send(Job("waits", stage("waits").digest, str(folder / "log")))
+    for note in ("begin", "removes"):
+        wait_until(lambda note=note: any(found.startswith(note) for found in notes(folder)))
+        process.terminate()
+    process.join()
+    assert notes(folder)[1:] == ["removes waits", "removed waits"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -24,9 +24,7 @@ class Job(NamedTuple):
 
 def serve(connection: Connection) -> None:
     """Read the options of a run and then jobs, do each, and tell steps and its end; end when the other end is closed, or its process."""
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run tells them what to do
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
+    end_as_told()
     options, opened = connection.recv(), None
     while True:
         try:
@@ -72,8 +70,20 @@ def say_to(log: str) -> None:
     os.close(file)
 
 
-def end_with_parent() -> None:
-    """End at once when the run ends, however it does: what is half-written has no final name, and checkpoints are kept."""
+def end_as_told() -> None:
+    """Remove what is half-written at the first SIGTERM, and end; end at once when the process that has started this one ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first of them tells the others what to do
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would end the removing
+    sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """However it ends: what is half-written has no final name, and checkpoints are kept."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

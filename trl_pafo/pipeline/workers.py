@@ -35,9 +35,8 @@ class Worker:
         self.connection.send(options)
         self.stage: Stage | None = None
 
-    def stop(self) -> None:
-        """Let it remove what it has half written, and end."""
-        self.process.terminate()
+    def wait(self) -> None:
+        """Let it remove what it has half written, now that it was told to end."""
         self.process.join(_PATIENCE)
         self.process.kill()
         self.process.join()
@@ -75,7 +74,7 @@ class Workers:
         for worker in self._workers:
             worker.process.terminate()
         for worker in self._workers:
-            worker.stop()
+            worker.wait()
 
     def do(self, stages: Sequence[Stage]) -> None:
         """Do trainings, the first ones first, each when those that it needs are done.

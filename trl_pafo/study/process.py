@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import sys
-import threading
 import traceback
 from collections.abc import Mapping
 from multiprocessing import get_context
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import DataError, RunFolderError, TrlPafoError
-from trl_pafo.pipeline.worker import end_with_parent, say_to
+from trl_pafo.pipeline.worker import end_as_told, say_to
 from trl_pafo.study.doing import RunFailedError
 
 _PATIENCE = 10.0
@@ -58,9 +56,7 @@ def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str
 
 
 def _run(connection: Connection, options: dict[str, Any], log: str, trial: bool) -> None:
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the study tells this one what to do
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which leaves nothing half-written
+    end_as_told()
     say_to(log)
     try:
         do_run(options, trial)
