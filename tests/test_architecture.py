@@ -11,23 +11,8 @@ import trl_pafo
 PACKAGE = Path(trl_pafo.__file__).parent
 PAGE = PACKAGE.parent / "docs/architecture.md"
 
-ROOMS = (
-    "cli",
-    "study",
-    "pipeline",
-    "audit",
-    "report",
-    "palm",
-    "serving",
-    "baselines",
-    "trainer",
-    "evaluation",
-    "models",
-    "metrics",
-    "data",
-    "prefix_sharing",
-    "storage",
-    "errors",
+ROOMS = tuple(
+    "cli study pipeline audit report palm serving baselines trainer evaluation models metrics data prefix_sharing storage errors".split()
 )
 FLAT = {"__init__", "errors"}
 

@@ -112,16 +112,7 @@ def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(encoder, tmp_pat
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    flags = [
-        "--dataset_name",
-        "data",
-        "--probes",
-        "false",
-        "--model_name_or_path",
-        encoder,
-        "--reward_function",
-        "manners:polite",
-    ]
+    flags = ["--model_name_or_path", encoder, *"--dataset_name data --probes false --reward_function manners:polite".split()]
     assert main(["audit", *flags, "--output_dir", "audit"]) == 0
     result = json.loads((tmp_path / "audit/audit.json").read_text())
     found = {name: group["accuracy"]["value"] for name, group in result["models"]["manners:polite"]["groups"].items()}

@@ -44,15 +44,9 @@ def against(rows):
     return found
 
 
+ROLES = ("user", "prompt", "response_a", "response_b", "preferred", "group")
 AGAINST = {
-    "columns": {
-        "user": "worker",
-        "prompt": "question",
-        "response_a": "left",
-        "response_b": "right",
-        "preferred": "said",
-        "group": "taste",
-    },
+    "columns": dict(zip(ROLES, ("worker", "question", "left", "right", "said", "taste"), strict=True)),
     "preferred_values": {"a": "L", "b": "R"},
 }
 
@@ -296,17 +290,7 @@ def test_one_table_and_the_verdicts_against_the_reference(capsys, tmp_path, monk
     monkeypatch.setattr(sys, "path", [*sys.path])
     pd.DataFrame(against(ROWS * 4)).assign(worker=[f"w{n // 4}" for n in range(128)]).to_csv("arena.csv", index=False)
     flags = ["--columns", *(f"{role}={name}" for role, name in AGAINST["columns"].items()), "--preferred_values", "a=L", "b=R"]
-    argv = [
-        "evaluate",
-        "--data_path",
-        "arena.csv",
-        *flags,
-        "--score_columns",
-        "score_left",
-        "score_right",
-        "--num_resamples",
-        "50",
-    ]
+    argv = ["evaluate", "--data_path", "arena.csv", *flags, *"--score_columns score_left score_right --num_resamples 50".split()]
     argv += ["--reward_function", "rewards_of_tests:polite", "rewards_of_tests:rude", "--reference", "rewards_of_tests:rude"]
     monkeypatch.setenv("COLUMNS", "250")
     assert main([*argv, "--output_dir", "out"]) == 0

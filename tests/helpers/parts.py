@@ -27,55 +27,10 @@ TRAINING = {
 }
 """Options of a training that takes a second."""
 
-WORDS = [
-    "asked",
-    "liked",
-    "disliked",
-    ":",
-    "what",
-    "how",
-    "when",
-    "do",
-    "i",
-    "you",
-    "is",
-    "the",
-    "a",
-    "an",
-    "to",
-    "of",
-    "and",
-    "in",
-    "it",
-    "can",
-    "my",
-    "cat",
-    "dog",
-    "tree",
-    "house",
-    "red",
-    "blue",
-    "green",
-    "run",
-    "walk",
-    "sing",
-    "please",
-    "kindly",
-    "sir",
-    "ha",
-    "haha",
-    "lol",
-    "whee",
-    "yes",
-    "no",
-    "ok",
-    "soup",
-    "bread",
-    "tea",
-    "rain",
-    "sun",
-    "wind",
-]
+WORDS = (
+    "asked liked disliked : what how when do i you is the a an to of and in it can my cat dog tree house red blue green run "
+    "walk sing please kindly sir ha haha lol whee yes no ok soup bread tea rain sun wind"
+).split()
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
 
 

@@ -12,19 +12,12 @@ FILES = sorted(
     path for path in [*ROOT.rglob("*.py"), *(ROOT.parent / "examples").rglob("*.py")] if "__pycache__" not in path.parts
 )
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "zipfile", "tarfile"}
-CALLS = {
-    "eval",
-    "exec",
-    "compile",
-    "__import__",
-    "os.system",
-    "os.popen",
-    "torch.load",
-    "yaml.load",
-    "yaml.full_load",
-    "yaml.unsafe_load",
-}
-CALLS |= {"pd.read_pickle", "pandas.read_pickle", "shutil.unpack_archive"}
+CALLS = set(
+    (
+        "eval exec compile __import__ os.system os.popen torch.load yaml.load yaml.full_load yaml.unsafe_load "
+        "pd.read_pickle pandas.read_pickle shutil.unpack_archive"
+    ).split()
+)
 # The only names that are taken from a module of what should not be used: an error, and a look at the end of a file; no reader.
 TAKEN = {("zipfile", "BadZipFile"), ("zipfile", "is_zipfile")}
 

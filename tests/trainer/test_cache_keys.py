@@ -22,55 +22,46 @@ from trl_pafo.trainer.cache_keys import (
 )
 
 # Of TrainingArguments. A name that an older or newer version does not have does no harm.
-TRAINING = {
-    *(
-        "per_device_train_batch_size",
-        "num_train_epochs",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-    ),
-    *("warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules"),
-    *("gradient_accumulation_steps", "average_tokens_across_devices", "max_grad_norm", "label_smoothing_factor"),
-    *("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "tf32", "neftune_noise_alpha", "auto_find_batch_size"),
-    *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-    *("ignore_data_skip", "restore_callback_states_from_checkpoint", "seed", "data_seed", "accelerator_config"),
-    *("parallelism_config", "dataloader_drop_last", "dataloader_in_order", "remove_unused_columns", "label_names"),
-    *("train_sampling_strategy", "length_column_name", "ddp_broadcast_buffers", "fsdp", "fsdp_config", "deepspeed"),
-}
-REWARD = {
-    *("model_init_kwargs", "trust_remote_code", "chat_template_path", "disable_dropout", "eos_token", "max_length"),
-    *("center_rewards_coefficient", "pad_token"),
-}
+TRAINING = set(
+    """
+    per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
+    optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon optim_target_modules gradient_accumulation_steps
+    average_tokens_across_devices max_grad_norm label_smoothing_factor bf16 fp16 bf16_full_eval fp16_full_eval tf32
+    neftune_noise_alpha auto_find_batch_size eval_strategy eval_steps eval_delay load_best_model_at_end metric_for_best_model
+    greater_is_better ignore_data_skip restore_callback_states_from_checkpoint seed data_seed accelerator_config
+    parallelism_config dataloader_drop_last dataloader_in_order remove_unused_columns label_names train_sampling_strategy
+    length_column_name ddp_broadcast_buffers fsdp fsdp_config deepspeed
+    """.split()
+)
+REWARD = set(
+    """
+    model_init_kwargs trust_remote_code chat_template_path disable_dropout eos_token max_length center_rewards_coefficient
+    pad_token
+    """.split()
+)
 PAFO = {*STUDENT_OPTIONS, "num_history", "min_num_history", "history_max_tokens", "history_fields", "best_checkpoint"}
-MODEL = {
-    *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "use_peft", "lora_r", "lora_alpha", "lora_dropout"),
-    *("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora"),
-    *("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"),
-}
-GRPO = {
-    *("model_init_kwargs", "trust_remote_code", "router_aux_loss_coef", "disable_dropout", "cast_lm_head_to_fp32"),
-    *("num_generations", "max_completion_length", "shuffle_dataset", "steps_per_generation", "temperature", "top_p", "top_k"),
-    *(
-        "min_p",
-        "generation_kwargs",
-        "chat_template_kwargs",
-        "repetition_penalty",
-        "cache_implementation",
-        "use_vllm",
-        "vllm_mode",
-    ),
-    *("vllm_model_impl", "vllm_structured_outputs_regex", "vllm_max_model_length", "vllm_tensor_parallel_size", "beta"),
-    *("num_iterations", "epsilon", "delta", "epsilon_high", "sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos"),
-    *("vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg", "importance_sampling_level", "multi_objective_aggregation"),
-    *("scale_rewards", "loss_type", "mask_truncated_completions", "sync_ref_model", "ref_model_mixup_alpha"),
-    *("ref_model_sync_steps", "top_entropy_quantile", "entropy_coef", "use_adaptive_entropy", "entropy_coef_min"),
-    *("entropy_coef_max", "entropy_coef_delta", "entropy_target", "max_tool_calling_iterations"),
-    *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
-    *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap", "off_policy_mask_threshold", "use_bias_correction_kl"),
-    *("use_transformers_continuous_batching", "transformers_continuous_batching_config", "use_transformers_paged"),
-}
+MODEL = set(
+    """
+    model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout lora_target_modules
+    lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora load_in_8bit load_in_4bit
+    bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage
+    """.split()
+)
+GRPO = set(
+    """
+    model_init_kwargs trust_remote_code router_aux_loss_coef disable_dropout cast_lm_head_to_fp32 num_generations
+    max_completion_length shuffle_dataset steps_per_generation temperature top_p top_k min_p generation_kwargs
+    chat_template_kwargs repetition_penalty cache_implementation use_vllm vllm_mode vllm_model_impl
+    vllm_structured_outputs_regex vllm_max_model_length vllm_tensor_parallel_size beta num_iterations epsilon delta
+    epsilon_high sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg
+    importance_sampling_level multi_objective_aggregation scale_rewards loss_type mask_truncated_completions sync_ref_model
+    ref_model_mixup_alpha ref_model_sync_steps top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min
+    entropy_coef_max entropy_coef_delta entropy_target max_tool_calling_iterations vllm_importance_sampling_correction
+    vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min
+    vllm_importance_sampling_cap off_policy_mask_threshold use_bias_correction_kl use_transformers_continuous_batching
+    transformers_continuous_batching_config use_transformers_paged
+    """.split()
+)
 CPU = {"use_cpu": True, "bf16": False, "report_to": "none"}
 
 

@@ -91,14 +91,7 @@ class TestPersonalizedRewardBench:
             "def length(prompts, completions, **_):\n    return list(map(len, completions))\n"
         )
         monkeypatch.chdir(tmp_path)
-        flags = [
-            "--reward_function",
-            "first_is_longer:length",
-            "--benchmark",
-            "personalized_rewardbench",
-            "--num_resamples",
-            "10",
-        ]
+        flags = "--reward_function first_is_longer:length --benchmark personalized_rewardbench --num_resamples 10".split()
         assert main(["evaluate", "--dataset_name", str(subsets), *flags, "--output_dir", str(tmp_path / "out")]) == 0
         printed = capsys.readouterr().out
         assert "first_is_longer:length by personalized_rewardbench's own measures: chosen_win_rate 1," in printed
