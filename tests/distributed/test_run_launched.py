@@ -3,21 +3,18 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-import trl
 import yaml
-from helpers.ranks import CPU_AS_GPU, environment, needs_deepspeed
+from helpers.ranks import CPU_AS_GPU, accelerate, environment, needs_deepspeed
 
 from trl_pafo.storage.run_folder import KEPT
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(trl.__file__).parent / "accelerate_configs"
 OPTIONS = {"source": "styles", "train_users": 16, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2}
 OPTIONS |= {"minority_ratio": 0.4, "reference_steps": [1], "teacher_folds": 1, "validation_share": 0, "num_history": 1}
 OPTIONS |= {"methods": ["personalized_bt", "pafo"], "num_resamples": 50, "max_length": 256, "max_steps": 6, "save_steps": 2}
@@ -28,16 +25,20 @@ POINT = "models/personalized_bt_x1"
 
 def start(folder: Path, model: str, launcher: str = "multi_gpu", **options) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
-    settings = yaml.safe_load((CONFIGS / f"{launcher}.yaml").read_text()) | {"num_processes": 2, "mixed_precision": "no"}
-    (folder / "launch.yaml").write_text(yaml.safe_dump(settings))
     config = OPTIONS | {"model_name_or_path": model, "output_dir": str(folder / "run")} | options
     on_cpu = {} if launcher == "multi_gpu" else CPU_AS_GPU
     config["use_cpu"] = not on_cpu
     (folder / "run.yaml").write_text(yaml.safe_dump({name: value for name, value in config.items() if value is not None}))
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "launch.yaml"), "--main_process_port", "0"]
-    command += ["-m", "trl_pafo.cli", "run", "--config", str(folder / "run.yaml")]
+    command = [
+        *accelerate(launcher, folder, mixed_precision="no"),
+        "-m",
+        "trl_pafo.cli",
+        "run",
+        "--config",
+        str(folder / "run.yaml"),
+    ]
     how = {"env": environment(**on_cpu), "cwd": folder, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *command], **how)
+    return subprocess.Popen(command, **how)
 
 
 def finish(process: subprocess.Popen) -> str:

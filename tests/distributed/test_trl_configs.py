@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trl
-import yaml
 from helpers.parts import GROUPS
-from helpers.ranks import CPU_AS_GPU, environment, make_parts, training_pairs
+from helpers.ranks import CONFIGS, CPU_AS_GPU, accelerate, environment, make_parts, training_pairs
 from helpers.rounding import rounding
 from safetensors.torch import load_file
 
-CONFIGS = Path(trl.__file__).parent / "accelerate_configs"
 WRAPPERS = {
     "multi_gpu": "DistributedDataParallel",
     "fsdp1": "FullyShardedDataParallel",
@@ -68,7 +65,7 @@ def flags(parts: Path, out: Path, teachers: str) -> list[str]:
 
 def start(command: list[str], folder: Path, **variables: str) -> None:
     done = subprocess.run(
-        [sys.executable, *command],
+        command,
         env=environment(**variables),
         cwd=folder,  # the package is found by its path alone
         stdout=subprocess.PIPE,
@@ -79,21 +76,13 @@ def start(command: list[str], folder: Path, **variables: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def accelerate(config: str, out: Path) -> list[str]:
-    settings = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
-    settings |= {"num_processes": 1 if config == "single_gpu" else 2, "mixed_precision": "no"}
-    edited = out / f"{config}.yaml"
-    edited.write_text(yaml.safe_dump(settings))
-    return ["-m", "accelerate.commands.launch", "--config_file", str(edited), "--main_process_port", "0"]
-
-
 @pytest.fixture(scope="module")
 def expected(parts, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
     """Weights after the training in one process, with the same global batch."""
     found = {}
     for teachers in ("checkpoints", "adapters"):
         out = tmp_path_factory.mktemp("single")
-        start([*TARGETS["reward"], *flags(parts, out / "student", teachers), *ONE_PROCESS], out)
+        start([sys.executable, *TARGETS["reward"], *flags(parts, out / "student", teachers), *ONE_PROCESS], out)
         found[teachers] = load_file(out / "student/model.safetensors")
     return found
 
@@ -106,7 +95,11 @@ def test_configuration(config, target, parts, expected, tmp_path):
     if config == "fsdp1" and not torch.accelerator.is_available():
         pytest.skip("the first version of FSDP does not run on a CPU")
     teachers = "checkpoints" if target == "reward" else "adapters"
-    command = [*accelerate(config, tmp_path), *TARGETS[target], *flags(parts, tmp_path / "student", teachers)]
+    command = [
+        *accelerate(config, tmp_path, mixed_precision="no"),
+        *TARGETS[target],
+        *flags(parts, tmp_path / "student", teachers),
+    ]
     if config == "multi_gpu":
         start([*command, "--use_cpu", "true"], tmp_path, WRAPPERS=str(tmp_path / "wrappers.jsonl"))
     else:
@@ -126,8 +119,8 @@ def test_configuration(config, target, parts, expected, tmp_path):
 
 def test_a_single_process(parts, expected, tmp_path):
     """The same, launched by `single_gpu.yaml`."""
-    command = [*accelerate("single_gpu", tmp_path), *TARGETS["reward"], *flags(parts, tmp_path / "student", "checkpoints")]
-    start([*command, *ONE_PROCESS], tmp_path)
+    launcher = accelerate("single_gpu", tmp_path, mixed_precision="no", num_processes=1)
+    start([*launcher, *TARGETS["reward"], *flags(parts, tmp_path / "student", "checkpoints"), *ONE_PROCESS], tmp_path)
     got = load_file(tmp_path / "student/model.safetensors")
     for name, tensor in expected["checkpoints"].items():
         np.testing.assert_allclose(got[name], tensor, atol=rounding(tensor), err_msg=name)

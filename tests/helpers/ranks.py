@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+import trl
+import yaml
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -25,6 +27,7 @@ from helpers.parts import GROUPS, make_adapter, make_model, make_pairs, make_tea
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
 TESTS = Path(__file__).parents[1]
+CONFIGS = Path(trl.__file__).parent / "accelerate_configs"
 # What makes the launchers of GPUs work on the CPU.
 CPU_AS_GPU = {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
 
@@ -100,6 +103,14 @@ def launch(
     for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
         assert process.returncode == 0, f"Process {rank} of {num_processes} failed:\n{output[-4000:]}"
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+def accelerate(config: str, folder: Path, **settings: Any) -> list[str]:
+    """The beginning of a command that launches two processes by a configuration that TRL ships, with other `settings` where given."""
+    edited = folder / f"{config}.yaml"
+    shipped = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())
+    edited.write_text(yaml.safe_dump(shipped | {"num_processes": 2} | settings))
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(edited), "--main_process_port", "0"]
 
 
 def work_on_rank(file: str, function: str, out: Path, *arguments: str) -> None:

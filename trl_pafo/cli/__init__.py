@@ -47,11 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
-        print(f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
-        return 2
-    if name not in _OF_SEVERAL and "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print(f"trl-pafo {name} works in one process. Start it without a launcher: trl-pafo {name} ...", file=sys.stderr)
-        return 2
+        return _failed(2, f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
+    if name not in _OF_SEVERAL and _is_one_of_several():
+        return _failed(2, f"trl-pafo {name} works in one process. Start it without a launcher: trl-pafo {name} ...")
     import yaml
 
     from trl_pafo.cli.quiet import quiet
@@ -73,18 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         except TrlPafoError:
             raise
         except yaml.YAMLError as error:
-            print(
-                f"trl-pafo {name}: --config is no YAML, or asks for more than plain values: {_first_lines(error)}",
-                file=sys.stderr,
-            )
-            return 2
+            return _failed(2, f"trl-pafo {name}: --config is no YAML, or asks for more than plain values: {_first_lines(error)}")
         except ValueError as error:  # an unknown flag or YAML key, or an option that transformers refuses on this machine
-            print(f"trl-pafo {name}: {_first_lines(error)}", file=sys.stderr)
-            return 2
+            return _failed(2, f"trl-pafo {name}: {_first_lines(error)}")
         command.main(*parsed)
     except (TrlPafoError, OSError) as error:
-        print(f"trl-pafo {name}: {error}", file=sys.stderr)
-        return 1
+        return _failed(1, f"trl-pafo {name}: {error}")
     return 0
 
 
@@ -107,6 +99,22 @@ def parse(parser: Any, argv: list[str]) -> list[Any]:
 def refuse(message: str) -> NoReturn:
     """For parsers, whose own `error` prints all flags, which are hundreds, before what is wrong."""
     raise ValueError(message)
+
+
+def _is_one_of_several() -> bool:
+    """Whether a launcher has started this process beside others."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _failed(status: int, message: str) -> int:
+    """The exit status, when it is said why; an error of all processes is said once."""
+    if _is_one_of_several():  # else torch is not loaded for a few words
+        from trl_pafo.models.ranks import say_once
+
+        say_once(message)
+    else:
+        print(message, file=sys.stderr)
+    return status
 
 
 def _first_lines(error: Exception) -> str:

@@ -8,11 +8,13 @@ import gc
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -30,6 +32,9 @@ _Found = TypeVar("_Found")
 _ONE = {"distributed_type": DistributedType.NO, "num_processes": 1, "process_index": 0, "local_process_index": 0}
 _SEEN_WITHIN = 10.0
 """Seconds in which all machines see a file that one has written."""
+_SAID_WITHIN = 20.0
+"""Seconds in which the processes come to an error that is that of all."""
+_errors = count()
 
 
 def num_processes() -> int:
@@ -153,7 +158,7 @@ def check_same_folder(folder: Path) -> None:
 
 @contextmanager
 def all_processes() -> Iterator[PartialState | None]:
-    """The processes that a launcher has started, if several, for a command that all of them do: the first alone prints, and all end at once."""
+    """The processes that a launcher has started, if several, for a command that all of them do: the first alone speaks, and all end at once."""
     found = processes()
     with one_voice():
         yield found
@@ -162,12 +167,35 @@ def all_processes() -> Iterator[PartialState | None]:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """What is printed meanwhile, the first process alone prints."""
+    """What is printed, logged and warned of meanwhile, the first process alone says."""
     if is_first():
         yield
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
+
+
+def say_once(error: str) -> None:
+    """Say the error that ends this process, unless the first of those that a launcher has started ends with the same.
+
+    The processes meet at the store of the launcher: some errors come before they are a group. Who ends makes the launcher end the others, so
+    none ends before all have spoken. A process whose error is its own alone waits for the others as long as they may take, and no longer.
+    """
+    within, first, said = timedelta(seconds=_SAID_WITHIN), os.environ.get("RANK", "0") == "0", None
+    if first:
+        print(error, file=sys.stderr, flush=True)
+    with suppress(dist.DistError, ValueError):  # nobody comes, or nothing says where to
+        store, rank, num = next(dist.rendezvous("env://", timeout=within))
+        store = dist.PrefixStore(f"trl_pafo_error_{next(_errors)}", store)
+        if first:
+            store.set("first", error)
+        said = store.get("first").decode()
+    if not first and said != error:
+        print(error, file=sys.stderr, flush=True)
+    if said is not None:
+        with suppress(dist.DistError):
+            store.set(str(rank), "")
+            store.wait([str(each) for each in range(num)], within)
 
 
 def leave() -> None:
