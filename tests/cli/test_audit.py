@@ -173,16 +173,6 @@ def test_a_group_of_one_user_is_told_before_anything_is_embedded(tmp_path, capsy
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("TRL_PAFO_UKP" not in os.environ, reason="TRL_PAFO_UKP does not name the folder of the UKPConvArg1 data")
-def test_ukp_is_noise_not_taste(tmp_path):
-    flags = ["--source", "ukp_convarg", "--data_path", os.environ["TRL_PAFO_UKP"]]
-    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
-    result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert result["verdict"].startswith("Nothing to distill")
-    assert 0.73 < result["noise"]["leave_one_out"]["value"] < 0.76
-
-
-@pytest.mark.slow
 @pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name the file of the DSP data")
 def test_dsp_has_something_to_distill_for_the_minority(tmp_path):
     flags = ["--source", "dsp", "--data_path", os.environ["TRL_PAFO_DSP"], "--max_words", "45", "--num_history", "1"]

@@ -214,7 +214,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
         ({"source": "files", "minority_quantile": 0.1}, "support", "they were inferred. The minority are the 10% of training"),
         ({"source": "files"}, "support", "It names no groups: they were inferred"),
         ({"source": "polis"}, "data", "they are clusters of people who vote alike; nobody said which group"),
-        ({"source": "ukp_convarg"}, "agreement", "the 20% of training users with the lowest agreement with others"),
+        ({"source": "files"}, "agreement", "the 20% of training users with the lowest agreement with others"),
         ({"source": "files"}, "agreement", "They may be annotators who err, not people of another taste."),
         ({"source": "files", "infer_groups": "minilm"}, "all pairs", "found in the pairs; nobody said who belongs to which."),
         # The option had no effect.

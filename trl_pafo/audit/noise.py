@@ -13,7 +13,6 @@ A model that *sees the user* can pass the ceiling where disagreement is taste, n
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,8 +98,7 @@ class LabelNoise:
     """
     What the labels that people gave on common pairs say of noise.
 
-    `rows` are the pairs that are audited. For `ukp_convarg`, all votes of the source are compared, also those that a run leaves
-    out. `minority_share` is the share of people below the cut, where the groups were cut from agreement on these votes. `summary`
+    `rows` are the pairs that are audited. `minority_share` is the share of people below the cut, where the groups were cut from agreement on these votes. `summary`
     has `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can be said.
     """
 
@@ -113,10 +111,6 @@ class LabelNoise:
             self.summary: dict[str, Any] = {"known": 1.0 - noise}
             return
         everything = rows.select_columns(_COLUMNS).to_list()
-        if data.source == "ukp_convarg":
-            from trl_pafo.data.sources.ukp_convarg import read_pairs
-
-            everything = list(read_pairs(Path(str(data.data_path))))
         votes = votes_of(everything)
         try:
             self.summary = noise_ceiling(votes, seed=seed)

@@ -40,8 +40,7 @@ class DataArguments:
 
     source: str = option(
         "",
-        "styles (the shipped corpus), dsp, personal_llm, prism, ukp_convarg, polis or files. Default: files with data_path, "
-        "else styles.",
+        "styles (the shipped corpus), dsp, personal_llm, prism, polis or files. Default: files with data_path, else styles.",
     )
     data_path: str | None = field(
         default=None,
@@ -85,13 +84,13 @@ class DataArguments:
     validation_users: int = option(
         100,
         "Most validation users, as many of each group as there are: made where users are made by types, else people whom training leaves "
-        "over or gives away. Not for personal_llm, ukp_convarg, files.",
+        "over or gives away. Not for personal_llm, files.",
     )
     validation_share: float = option(
         0.15,
         "Share of the training prompts held out to choose lengths of trainings by and to predict what can be had; 0: none. Where users are "
-        "made by types, new ones judge these prompts; of real people, people are held out in place of prompts; for personal_llm, "
-        "ukp_convarg and files, the training users' pairs on these prompts, unless a folder has a split validation that can be used.",
+        "made by types, new ones judge these prompts; of real people, people are held out in place of prompts; for personal_llm "
+        "and files, the training users' pairs on these prompts, unless a folder has a split validation that can be used.",
     )
     taste_mix: float = option(0.0, "Share of pairs in which a user prefers a second type of its own.")
     label_noise: float = option(0.0, "Share of labels that are flipped.")

@@ -22,7 +22,6 @@ SOURCES: dict[str, set[str]] = {
     "dsp": _POPULATION | {"data_path", "max_words", "validation_users"},
     "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority", "validation_users"},
-    "ukp_convarg": _CUT | {"data_path"},
     "polis": _PAIRS | {"data_path", "topic", "num_clusters", "hold_out", "validation_users"},
     "files": _CUT
     | {
