@@ -167,9 +167,8 @@ class Trainings:
                 one = {group: folders[0] for group, folders in teachers.items()}
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
                 return
-            of_histories = self.args.conditioning == "posterior"
-            rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
-            columns = ("group", "history", "teacher_margins", "history_log_likelihood")
+            rows = with_fold_margins(train, teachers, self.args.seed, **self._scoring())
+            columns = ("group", "history", "teacher_margins")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
 
         if not self.run.predicts_front or self.run.distill_anyway:

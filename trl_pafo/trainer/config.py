@@ -15,7 +15,7 @@ from trl_pafo.trainer.best_checkpoint import fill_in
 from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 from trl_pafo.trainer.options import PAFOOptions, describe_options
 
-CONDITIONINGS = ("own", "counterfactual", "posterior")
+CONDITIONINGS = ("own", "counterfactual")
 AUTO_ON_OFF = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".

@@ -161,13 +161,12 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
                 given = np.asarray(self.train_dataset["teacher_margin"][:])
                 self.teacher_agreement = agreement(given, len(given) * [ONE_GROUP])  # whose teachers they are is not known
         elif pairs.distills:
-            tau = args.tau if pairs.draws_donors and args.conditioning == "posterior" else None
             if rows is not None and teachers:
                 group = self.train_dataset["group"][:]
                 scorer, tokenizer, own = self._teacher_scorer(), self.processing_class, not pairs.draws_donors
-                targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own, tau=tau)
+                targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own)
             else:
-                targets = targets_from_columns(self.train_dataset, sorted(pairs.groups), tau=tau)
+                targets = targets_from_columns(self.train_dataset, sorted(pairs.groups))
             own_margins = targets.own()
             self.teacher_agreement = agreement(own_margins, self.train_dataset["group"][:])
             self.train_dataset = self.train_dataset.add_column("teacher_margin", own_margins)
