@@ -5,20 +5,20 @@ from trl_pafo.cli import main
 from trl_pafo.report.sections import groups
 
 
-def test_a_run_and_a_comparison(tmp_path, capsys, monkeypatch):
+def test_the_report_of_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))  # the others have tests of their own
-    folders = [str(make_run(tmp_path / name, methods=("personalized_bt", "pafo"), seed=i)) for i, name in enumerate("ab")]
-    assert main(["report", folders[0]]) == 0
-    assert f"Report: {folders[0]}/report.html" in capsys.readouterr().out
-    assert main(["report", *folders, "--output", str(tmp_path / "both.html")]) == 0
-    assert "Comparison of 2 runs" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    folder = str(make_run(tmp_path / "run", methods=("personalized_bt", "pafo")))
+    assert main(["report", folder]) == 0
+    assert f"Report: {folder}/report.html" in capsys.readouterr().out
+    assert main(["report", folder, "--output", str(tmp_path / "other.html")]) == 0
+    assert "Report of run" in (tmp_path / "other.html").read_text(encoding="utf-8")
 
 
 def test_errors_are_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "results/results.json is missing" in capsys.readouterr().err
-    assert main(["report", "a", "b"]) == 1
-    assert "--output FILE.html" in capsys.readouterr().err
+    assert main(["report", "a", "b"]) == 2
+    assert capsys.readouterr().err == "trl-pafo report: 'b' belongs to no flag. Put a value with blanks in quotes.\n"
     assert main(["report"]) == 2
     assert capsys.readouterr().err == "trl-pafo report: the following arguments are required: RUN\n"
 

@@ -113,7 +113,7 @@ def test_texts_and_names_add_no_element_to_the_report(tmp_path):
         results = json.loads((folder / "results/results.json").read_text())
         results["verdicts"]["pafo"]["sentence"] = word
         (folder / "results/results.json").write_text(json.dumps(results))
-        found.append(write_report([folder]).read_text(encoding="utf-8"))
+        found.append(write_report(folder).read_text(encoding="utf-8"))
     plain, hostile = (Skeleton(page).found for page in found)
     # Glyphs of pictures are paths, as many as there are different ones.
     plain, hostile = (

@@ -20,7 +20,7 @@ COMMANDS = {
     "run": "all stages: prepare, baselines, teachers, margins, the unified model, evaluation",
     "study": "methods x data x seeds x settings, each cell a run, in one table",
     "evaluate": "group and user fairness of reward models of any training on test pairs, in one table",
-    "report": "the results of a run as one HTML file with pictures, or several runs compared",
+    "report": "the results of a run as one HTML file with pictures",
     "score": "raw rewards for a JSONL file of pairs or responses (with histories)",
     "serve": "the same rewards over HTTP (needs the extra `serve`)",
     "push": "upload a saved model, or a run's, to the Hub: weights, tokenizer and card, nothing else",

@@ -1,4 +1,4 @@
-"""`trl-pafo report RUN [RUN ...]`: the results as one HTML file, or a comparison of several runs."""
+"""`trl-pafo report RUN`: the results as one HTML file."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,17 +9,15 @@ def make_parser(prog: str | None = None) -> Any:
 
     @dataclass
     class ReportArguments:
-        output: str | None = field(
-            default=None, metadata={"help": "HTML file to write. Default: RUN/report.html; required for several runs."}
-        )
+        output: str | None = field(default=None, metadata={"help": "HTML file to write. Default: RUN/report.html."})
 
     parser = TrlParser(ReportArguments, prog=prog)  # type: ignore[arg-type]
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folder of a run.")
+    parser.add_argument("run", metavar="RUN", help="Folder of a run.")
     return parser
 
 
 def main(args: Any, positional: Any) -> None:
     from trl_pafo.report.page import write_report
 
-    path = write_report(positional.runs, args.output)
+    path = write_report(positional.run, args.output)
     print(f"Report: {path}")

@@ -120,7 +120,7 @@ class Run(Trainings):
         return results
 
     def _describe(self) -> None:
-        write_report([self.folder.path])
+        write_report(self.folder.path)
         write_cards(self.folder.path)
 
     def _push(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person looks at: the table and verdict lines of a run, its page with pictures, and several runs compared.
+"""What a person looks at: the table and verdict lines of a run, and its page with pictures.
 
 It reads what runs and evaluations left on disk, and must not know how a run is made.
 """

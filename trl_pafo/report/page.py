@@ -1,14 +1,13 @@
 """`report.html`: one file without scripts or network, its pictures in it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.metrics.plotting import as_svg
-from trl_pafo.report.comparison import compare_sections
 from trl_pafo.report.details import cases, users
 from trl_pafo.report.likes import likes
 from trl_pafo.report.people import people
@@ -28,36 +27,24 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
     reproduction,
     about,
 )
-"""The sections of a report on one run, in order."""
+"""The sections of a report, in order."""
 
 _MARK = '<meta name="generator" content="trl-pafo '
 
 
-def write_report(folders: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Write the report of a run, or the comparison of several, as one HTML file. An older report of trl-pafo at the same place is
-    replaced.
-
-    By default it is `report.html` in the folder of a single run.
+def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a run as one HTML file, by default `report.html` in its folder. An older report of trl-pafo at the same
+    place is replaced.
 
     Raises:
-        ConfigError: If there is no folder, or no `output` for several.
-        RunFolderError: If a folder is not that of a finished run, or `output` is a file of another kind.
+        ConfigError: If `output` is no HTML file.
+        RunFolderError: If the folder is not that of a finished run, or `output` is a file of another kind.
     """
-    if not folders:
-        raise ConfigError("Name at least one folder of a run.")
-    if output is None and len(folders) > 1:
-        raise ConfigError("Give --output FILE.html for the comparison of several runs.")
-    path = Path(folders[0]) / "report.html" if output is None else Path(output)
+    path = Path(folder) / "report.html" if output is None else Path(output)
     refuse_foreign(path)
-    records = [read_record(folder) for folder in folders]
-    words: list[str] = []
-    if len(records) == 1:
-        words = plain_sentences(records[0].results)
-        title, lead = f"Report of {records[0].name}", _lead(records[0])
-        sections = [make(records[0]) for make in SECTIONS]
-    else:
-        title, lead, sections = compare_sections(records)
-    _write_page(path, title, words, lead, sections)
+    record = read_record(folder)
+    sections = [make(record) for make in SECTIONS]
+    _write_page(path, f"Report of {record.name}", plain_sentences(record.results), _lead(record), sections)
     return path
 
 

@@ -74,7 +74,7 @@ def draw_majority_minority(
         (legend[point["name"]],) = axes.plot(
             x, y, marker, color=color, markersize=sizes[point["name"]], markeredgecolor=PAPER, zorder=4
         )
-        side = -1 if i // 2 % 2 else 1  # of the two points of a run, so that numbers of neighbors stay apart
+        side = -1 if i // 2 % 2 else 1  # so that labels of neighbors stay apart
         offset: dict[str, Any] = {"xytext": (5 * side, 5), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
         axes.annotate(point.get("label", ""), (x, y), fontsize=FONT, color=TEXT, zorder=5, **offset)
     if len(path) > 1:

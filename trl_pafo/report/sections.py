@@ -25,9 +25,9 @@ MEANINGS = {
 _UNKNOWN = "[unknown]: too few users for an interval, or none differ."
 
 
-def lines_of(*summaries: Mapping[str, Any]) -> str:
-    """What the lines of a picture of these summaries are."""
-    return f"Lines: 95 % intervals over {over(*summaries)}, none where there are too few; each axis has its own scale."
+def lines_of(summary: Mapping[str, Any]) -> str:
+    """What the lines of a picture of such summaries are."""
+    return f"Lines: 95 % intervals over {over(summary)}, none where there are too few; each axis has its own scale."
 
 
 @dataclass
@@ -71,9 +71,9 @@ def number(value: Mapping[str, float] | float | None, signed: bool = False) -> d
     return {"text": f"{value:,}" if isinstance(value, int) else format_number(value, signed), "interval": ""}
 
 
-def answer(record: Record, prefix: str = "") -> Section:
+def answer(record: Record) -> Section:
     """The verdict, those of the other methods, and the table of results."""
-    section = Section(f"{prefix}answer", "Results")
+    section = Section("answer", "Results")
     verdicts = record.results.get("verdicts", {})
     if record.student in verdicts:
         verdict = verdicts[record.student]
@@ -131,12 +131,12 @@ def _add_path(section: Section, record: Record) -> None:
         section.add_table([SPLITS[split], *columns], [counts, *rows], note)
 
 
-def groups(record: Record, prefix: str = "") -> Section:
+def groups(record: Record) -> Section:
     """Majority against minority, and the differences."""
-    section = Section(f"{prefix}groups", "Groups")
+    section = Section("groups", "Groups")
     reference = record.title(record.reference)
     if record.has_minority:
-        section.pictures.append(_majority_minority(record, prefix, reference))
+        section.pictures.append(_majority_minority(record, reference))
     else:
         section.missing.append("Majority against minority: there is one group only, so there is nothing to set against it.")
     verdicts = record.results.get("verdicts", {})
@@ -149,15 +149,15 @@ def groups(record: Record, prefix: str = "") -> Section:
         )
         compared = {record.title(method): series_of(method) for method in verdicts}
         figure = pictures.draw_differences(differences, compared, reference)
-        section.pictures.append(Picture(f"{prefix}differences", "What the verdicts rest on", caption, figure))
+        section.pictures.append(Picture("differences", "What the verdicts rest on", caption, figure))
     if untested := record.results.get("not_evaluated", []):
         section.missing.append(f"Accuracy of {', '.join(untested)}: there are no test pairs of theirs.")
     return section
 
 
-def front(record: Record, prefix: str = "") -> Section:
+def front(record: Record) -> Section:
     """What could be had from the teachers, judged before a student was trained, and what the student reached on the same pairs."""
-    section, found = Section(f"{prefix}front", "The predicted front"), record.results.get("front")
+    section, found = Section("front", "The predicted front"), record.results.get("front")
     if not found or not found["points"]:
         section.missing.append("The predicted front: no held-out pairs were judged under teachers and personalized BT.")
         return section
@@ -168,11 +168,11 @@ def front(record: Record, prefix: str = "") -> Section:
     section.add_table(["on held-out pairs", *columns], [counts, *rows], FRONT_NOTE)
     if figure := draw_front(found):
         caption = f"{lines_of(first)} Arrows: the mixture of teachers from tau 0 to 1. {found['sentence']}"
-        section.pictures.append(Picture(f"{prefix}predicted_front", "The predicted front", caption, figure))
+        section.pictures.append(Picture("predicted_front", "The predicted front", caption, figure))
     return section
 
 
-def _majority_minority(record: Record, prefix: str, reference: str) -> Picture:
+def _majority_minority(record: Record, reference: str) -> Picture:
     """The picture of the two ends, whatever lies between."""
     lines = lines_of(next(iter(record.methods.values())))
     caption = f"{lines} Shaded: neither group below {reference} as a point; the verdict says what is shown."
@@ -182,7 +182,7 @@ def _majority_minority(record: Record, prefix: str, reference: str) -> Picture:
     if path_of(record.results):
         caption += f" The line is the path of {record.title('personalized_bt')}, by multiples of the student's steps."
     figure = draw_results(record.results, names)
-    return Picture(f"{prefix}majority_minority", "Majority against minority", caption, figure)
+    return Picture("majority_minority", "Majority against minority", caption, figure)
 
 
 def reproduction(record: Record) -> Section:

@@ -49,11 +49,9 @@ def columns_of(summary: Mapping[str, Any], titles: Mapping[str, str]) -> dict[st
     return {title: key for title, key in columns.items() if key in summary}
 
 
-def over(*summaries: Mapping[str, Any]) -> str:
-    """What the intervals of summaries are over."""
-    return " or ".join(
-        sorted({"prompts of known users" if "num_units" in summary else "users" for summary in summaries}, reverse=True)
-    )
+def over(summary: Mapping[str, Any]) -> str:
+    """What the intervals of a summary are over."""
+    return "prompts of known users" if "num_units" in summary else "users"
 
 
 def counts_of(summary: Mapping[str, Any], key: str) -> str:
