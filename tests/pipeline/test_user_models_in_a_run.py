@@ -181,11 +181,12 @@ def test_only_what_an_option_decides_is_redone(run, monkeypatch):
     done.clear()
     run(**two, num_resamples=60)()
     assert done == []
-    run(**two, best_checkpoint="overall", save_strategy="steps")()
+    monkeypatch.setattr(Run, "rule", "overall")
+    run(**two)()
     assert done == fitted
     done.clear()
     monkeypatch.setattr(Model, "num_steps", 4)
-    run(**two, best_checkpoint="overall", save_strategy="steps")()
+    run(**two)()
     assert done == fitted
 
 

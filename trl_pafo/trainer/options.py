@@ -57,12 +57,6 @@ class PAFOOptions:
     history_fields: list[str] = _option(
         "Which parts of a past pair are shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
     )
-    best_checkpoint: str | None = _option(
-        "Keep the checkpoint with the highest accuracy on `eval_dataset`: 'group_balanced' (mean of the groups' accuracies), "
-        "'worst_group' or 'overall'. Checkpoints are written and evaluated ten times a training, or as eval_strategy, eval_steps, "
-        "save_strategy or save_steps say. Not from the paper.",
-        None,
-    )
     prefix_sharing: str = _option(
         "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the "
         "rewards of two rows and is faster, 'on' (an error if it does not give them), 'off'. Rewards differ only by "
