@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.parts import make_pairs, make_teachers, with_margins
+from helpers.parts import losses, make_pairs, make_teachers, with_margins
 from peft import LoraConfig
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig
@@ -60,7 +60,7 @@ def test_margins_of_teachers_in_the_rows_are_not_read(kind, build):
     other = build(kind, with_margins(rows).add_column("has_label", [False] * len(rows)), "other", max_steps=2)
     for trainer in (plain, other):
         trainer.train()
-    first, second = ([log["loss"] for log in t.state.log_history if "loss" in log] for t in (plain, other))
+    first, second = map(losses, (plain, other))
     assert len(first) == 2
     assert first == second
 

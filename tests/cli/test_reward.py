@@ -25,25 +25,10 @@ def base(tmp_path_factory):
 
 def command(base, out, *more):
     teachers = {group: str(base / group) for group in GROUPS}
-    flags = {
-        "model_name_or_path": base / "student",
-        "dataset_name": base / "pairs",
-        "teachers": json.dumps(teachers),
-        "output_dir": out,
-        "max_steps": 6,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.01,
-        "max_length": 256,
-        "num_history": 1,
-        "disable_dropout": "false",
-        "gradient_checkpointing": "false",
-        "use_cpu": "true",
-        "bf16": "false",
-        "report_to": "none",
-    }
-    return ["reward", *(str(word) for name, value in flags.items() for word in (f"--{name}", value)), *more]
+    flags = f"--model_name_or_path {base}/student --dataset_name {base}/pairs --output_dir {out} --num_history 1 --max_length 256"
+    flags += " --max_steps 6 --save_steps 2 --logging_steps 1 --per_device_train_batch_size 4 --learning_rate 0.01 --use_cpu true"
+    flags += " --bf16 false --report_to none --disable_dropout false --gradient_checkpointing false"
+    return ["reward", *flags.split(), "--teachers", json.dumps(teachers), *more]
 
 
 @pytest.fixture

@@ -8,11 +8,9 @@ from helpers.parts import make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.data import HISTORY_FIELDS, checks
+from trl_pafo.data import HISTORY_FIELDS
 from trl_pafo.data.attaching import attach_history
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.sources.arguments import DataArguments
-from trl_pafo.data.sources.registry import load_source
 from trl_pafo.errors import DataError
 
 
@@ -125,16 +123,3 @@ def naive_attach(rows, k, past_only, min_history):
     if not all(needed.values()):
         return None
     return [row for user, _, row in found if len(row["history"]) >= max(1, min(min_history, needed[user]))]
-
-
-def test_nothing_of_the_test_is_in_training():
-    """End to end on the shipped corpus: users and prompts of the test are new, in the histories too."""
-    made = load_source(DataArguments(source="styles", train_users=60, test_users=40), context_pairs=3)
-    train = attach_history(made["train"], 3, past_only=False)
-    test = attach_history(made["test"], 3, min_history=3)
-    trained_on = set(train["prompt"]) | {prompt for past in past_prompts(train) for prompt in past}
-    assert not trained_on & set(test["prompt"])
-    assert not set(train["user"]) & set(test["user"])
-    checks.check_apart(train, test)
-    for rows in (train, test):
-        assert all(prompt not in past for prompt, past in zip(rows["prompt"], past_prompts(rows), strict=True))

@@ -5,7 +5,7 @@ from datasets import Dataset, concatenate_datasets
 from helpers.parts import make_pairs
 
 from trl_pafo.data import checks
-from trl_pafo.errors import DataError, TeacherError
+from trl_pafo.errors import DataError
 
 WHAT = "The training dataset"
 
@@ -122,20 +122,6 @@ class TestPairs:
             checks.check_pairs(data, WHAT)
         with pytest.raises(DataError, match="row 2: the chosen"):
             checks.check_pairs(data.select([0, 7, 3001]), WHAT)
-
-
-class TestGroups:
-    def test_one_teacher_a_group(self, pairs):
-        checks.check_groups(pairs, ["minority", "majority"], WHAT)
-
-    def test_groups_and_teachers_that_do_not_match(self, pairs):
-        has = "has pairs of the groups 'majority', 'minority', and there are teachers for"
-        with pytest.raises(TeacherError, match=f"{has} 'majority'. Give one teacher to each"):
-            checks.check_groups(pairs, ["majority"], WHAT)
-        with pytest.raises(TeacherError, match=f"{has} 'elders', 'majority', 'minority'. Give one teacher to each"):
-            checks.check_groups(pairs, ["majority", "minority", "elders"], WHAT)
-        with pytest.raises(DataError, match=r"lacks the column group.*`trl-pafo prepare` makes groups and histories"):
-            checks.check_groups(pairs.remove_columns("group"), ["majority"], WHAT)
 
 
 class TestHistory:

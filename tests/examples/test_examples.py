@@ -9,13 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.guides import TINY
 from helpers.small_runs import small_run
 from helpers.tiny_policies import make_policy
 
 from trl_pafo.cli import main
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources.styles import load_styles
+from trl_pafo.pipeline.starting_points import student_model, teacher_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,18 +35,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> str:
 
 
 def test_a_policy_is_trained_with_a_fair_reward_and_judged_by_the_teachers(finished_run, tmp_path, capsys):
-    flags = {
-        "run": finished_run,
-        "policy": make_policy(tmp_path / "policy"),
-        "output_dir": str(tmp_path / "out"),
-        "max_steps": "1",
-        "per_device_train_batch_size": "2",
-        "num_generations": "2",
-        "max_completion_length": "4",
-        "num_test": "3",
-        "bf16": "false",
-    }
-    run_script("examples/grpo_fair_reward.py", *(text for name, value in flags.items() for text in (f"--{name}", value)))
+    policy, out = make_policy(tmp_path / "policy"), tmp_path / "out"
+    flags = (
+        f"--run {finished_run} --policy {policy} --output_dir {out} --max_steps 1 --per_device_train_batch_size 2 --bf16 false"
+    )
+    run_script(
+        "examples/grpo_fair_reward.py", *flags.split(), *"--num_generations 2 --max_completion_length 4 --num_test 3".split()
+    )
     printed = capsys.readouterr().out
     assert "rewarded by pafo in training" in printed
     number = r"[+-]\d+\.\d{3}"
@@ -104,24 +99,17 @@ def test_methods_without_a_model_of_their_own_are_left_out(finished_run, tmp_pat
     assert list(json.loads((run / "results/best_of_n.json").read_text())) == ["personalized_bt"]
 
 
-def test_adapters_of_one_base(decoder, tmp_path, short_report):
-    config = ["--config", str(ROOT / "examples/lora.yaml"), "--model_name_or_path", decoder, "--num_hidden_layers", "1"]
-    sizes = [
-        "--train_users",
-        "10",
-        "--test_users",
-        "10",
-        "--minority_ratio",
-        "0.3",
-        "--validation_share",
-        "0",
-        "--teacher_min_steps",
-        "1",
-    ]
-    assert main(["run", *config, *sizes, *TINY, "--output_dir", str(tmp_path / "run"), "--teacher_folds", "1"]) == 0
-    assert (tmp_path / "run/models/pafo/adapter_model.safetensors").exists()
-    assert len(list((tmp_path / "run/teachers").rglob("adapter_model.safetensors"))) == 2
-    assert not list((tmp_path / "run/teachers").rglob("model.safetensors"))
+def test_the_configuration_of_adapters_makes_adapters_of_all(monkeypatch):
+    """(What a run makes of these: tests/pipeline/test_starting_points.py)"""
+    taken = []
+    monkeypatch.setattr("trl_pafo.cli.run.main", lambda *given: taken.append(given))
+    assert main(["run", "--config", str(ROOT / "examples/lora.yaml")]) == 0
+    [(run, args, model)] = taken
+    student = student_model(model, run.teacher_kind)
+    assert student.use_peft
+    assert teacher_model(student, run.teacher_kind).use_peft
+    assert (student.lora_r, student.lora_target_modules, student.lora_task_type) == (16, "all-linear", "SEQ_CLS")
+    assert args.train_sampling_strategy == "group_by_length"
 
 
 def test_the_notebook_tells_the_story_of_a_run(finished_run, monkeypatch, capsys):

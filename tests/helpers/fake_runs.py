@@ -92,17 +92,8 @@ def make_run(
             verdicts[method] = {k: getattr(verdict, k) for k in ("verdict", "differences", "sentence")}
     path = make_path(groups, summaries["personalized_bt"]) if "personalized_bt" in methods else {}
     arguments = DataArguments(**{"source": "styles", **data}).data_inputs()
-    results = {
-        "majority": groups[0],
-        "minority": groups[-1],
-        "reference": reference,
-        "methods": summaries,
-        "verdicts": verdicts,
-        "path": path,
-        "front": make_front(groups),
-        "seconds": {},
-        "data": arguments,
-    }
+    results = {"majority": groups[0], "minority": groups[-1], "reference": reference, "methods": summaries, "verdicts": verdicts}
+    results |= {"path": path, "front": make_front(groups), "seconds": {}, "data": arguments}
     write_json(folder / "results/results.json", results)
     test = Dataset.from_list(rows)
     test.to_parquet(folder / "data/test.parquet")

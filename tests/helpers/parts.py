@@ -51,17 +51,9 @@ def make_model(kind: str, folder: Path, seed: int = 0, num_labels: int = 1, **si
     """A tiny sequence classification model with its tokenizer, saved."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(kind)
-    common = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 256,
-        "num_labels": num_labels,
-        "pad_token_id": tokenizer.pad_token_id,
-        **sizes,
-    }
+    common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "num_labels": num_labels}
+    common |= {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    common |= {"max_position_embeddings": 256, **sizes}
     if kind == "encoder":
         model = transformers.BertForSequenceClassification(BertConfig(**common))
     else:
@@ -173,6 +165,17 @@ def with_margins(rows: Dataset) -> Dataset:
 def losses(trainer: transformers.Trainer) -> list[float]:
     """What a training has logged."""
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+class StoppedAfter(transformers.TrainerCallback):
+    """Ends a training within the step after the given one, when the checkpoint of that is written."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -47,21 +47,9 @@ VOCABULARY = 30522  # MiniLM's
 
 def make_family(name: str, attention: str | None = None, **more: Any) -> Any:
     """A model with random weights of a size that makes rewards depend on every token; the family's own attention by default."""
-    options = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 48,
-        "max_position_embeddings": 512,
-        "num_labels": 1,
-        "pad_token_id": PAD,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **FAMILIES.get(name, {}),
-        **more,
-    }
+    options = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2, "num_labels": 1}
+    options |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "max_position_embeddings": 512}
+    options |= {"num_attention_heads": 2, "num_key_value_heads": 1, **FAMILIES.get(name, {}), **more}
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(CONFIG_MAPPING[name.split()[0]](**options))
     if attention is not None:

@@ -13,26 +13,11 @@ from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline.run import Run
 from trl_pafo.trainer.config import PAFOConfig
 
-DATA = {
-    "reference_steps": [1],
-    "train_users": 10,
-    "test_users": 10,
-    "pairs_per_user": 2,
-    "context_pairs": 2,
-    "minority_ratio": 0.3,
-    "validation_share": 0.0,
-    "teacher_folds": 1,
-}
+DATA = {"train_users": 10, "test_users": 10, "pairs_per_user": 2, "context_pairs": 2, "minority_ratio": 0.3}
+DATA |= {"reference_steps": [1], "validation_share": 0.0, "teacher_folds": 1}
 
 
-def small_run(
-    folder: Path,
-    training: dict[str, Any],
-    model: str,
-    data: dict[str, Any] | None = None,
-    kind: dict[str, Any] | None = None,
-    **options: Any,
-) -> Run:
+def small_run(folder: Path, training: dict[str, Any], model: str, data=None, kind=None, **options: Any) -> Run:
     """A run of two steps a training, whose `options` are those of the run or the trainer, and `kind` those of the model."""
     known = set(RunArguments.__dataclass_fields__)
     run_options = {**DATA, "num_resamples": 50, **(data or {}), **{k: v for k, v in options.items() if k in known}}
@@ -60,13 +45,8 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
     def score_path(folders: Any, held_out: Any, groups: Any, rule: str, *args: Any, **scoring: Any) -> dict[str, Any]:
         assert {Path(folder).name for folder in folders.values()} == {Path(point.output).name for point in folders}
         points = [{"multiple": point.multiple, "steps": point.steps, "validation": None} for point in folders]
-        return {
-            "points": points,
-            "best": best,
-            "rule": rule,
-            "chosen": best.get(rule, 1.0),
-            "sentence": "The reference is chosen.",
-        }
+        chosen = {"rule": rule, "chosen": best.get(rule, 1.0), "sentence": "The reference is chosen."}
+        return {"points": points, "best": best, **chosen}
 
     def predict(out: Path, held_out: Any, train: Any, teachers: Any, *args: Any, **options: Any) -> None:
         assert len(held_out)
@@ -75,18 +55,7 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
         front = {"points": {}, "worth": worth, "sentence": "This is what can be had."}
         (out / "front.json").write_text(json.dumps(front))
 
-    def evaluate(
-        out: Path,
-        models: dict[str, Any],
-        data: Any,
-        run: Any,
-        args: Any,
-        seconds: Any,
-        path: Any,
-        front: Any,
-        at: Any,
-        **how: Any,
-    ) -> None:
+    def evaluate(out, models, data, run, args, seconds, path, front, at, **how) -> None:
         out.mkdir()
         (out / "results.json").write_text(json.dumps({"methods": list(models), "front": front, "seconds": seconds}))
 
@@ -97,3 +66,23 @@ def train_nothing(monkeypatch: pytest.MonkeyPatch, worth: bool = True, **best: f
     for name in ("write_report", "write_cards"):
         monkeypatch.setattr(stages, name, lambda *args: None)
     return trained
+
+
+def outcome(folder: Path) -> dict:
+    """All that must be the same: metrics, the weights and losses of each model, the digests of the stages."""
+    results = json.loads((folder / "results/results.json").read_text())
+    del results["seconds"]
+    weights = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("model.safetensors")}
+    states = {p.relative_to(folder).as_posix(): json.loads(p.read_text()) for p in folder.rglob("trainer_state.json")}
+    losses = {
+        name: [(log["step"], log["loss"]) for log in state["log_history"] if "loss" in log] for name, state in states.items()
+    }
+    stages = {name: done["digest"] for name, done in json.loads((folder / "manifest.json").read_text())["stages"].items()}
+    rewards = {p.name: p.read_text() for p in (folder / "results").glob("*.jsonl")}
+    return {"results": results, "weights": weights, "losses": losses, "stages": stages, "rewards": rewards}
+
+
+def assert_outcome(folder: Path, expected: dict) -> None:
+    found = outcome(folder)
+    for what in expected:
+        assert found[what] == expected[what], what

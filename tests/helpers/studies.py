@@ -15,16 +15,9 @@ STYLES = {"source": "styles", "train_users": 10}
 
 def make_config(folder: Path, **given: Any) -> StudyConfig:
     """Two data sets, two populations and two seeds, unless other things are given."""
-    config = {
-        "output_dir": str(folder),
-        "model_name_or_path": "none-is-loaded",
-        "use_cpu": True,
-        "bf16": False,
-        "methods": ["bradley_terry", "pafo", "group_routed"],
-        "data": {"common": STYLES, "rare": {**STYLES, "minority_ratio": 0.05}},
-        "population_seeds": [0, 1],
-        "seeds": [1, 2],
-    }
+    config = {"output_dir": str(folder), "model_name_or_path": "none-is-loaded", "use_cpu": True, "bf16": False}
+    config |= {"methods": ["bradley_terry", "pafo", "group_routed"], "population_seeds": [0, 1], "seeds": [1, 2]}
+    config["data"] = {"common": STYLES, "rare": {**STYLES, "minority_ratio": 0.05}}
     return StudyConfig.make(config | given)
 
 

@@ -20,18 +20,10 @@ def make_policy(folder: Path, seed: int = 0) -> str:
     """A decoder over 53 words, saved with its tokenizer."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer("decoder")
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer)}
+    ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = transformers.LlamaConfig(**sizes, **ends)
     model = transformers.LlamaForCausalLM(config)
     with torch.no_grad():  # fresh weights give every token nearly the same probability
         model.lm_head.weight.mul_(30)
@@ -71,20 +63,9 @@ def animals(completions, **kwargs):
 
 
 def training(folder, **changes):
-    options = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 4,
-        "learning_rate": 0.02,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "bf16": False,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-    }
+    options = {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4, "max_completion_length": 4}
+    options |= {"learning_rate": 0.02, "gradient_checkpointing": False, "use_cpu": True, "bf16": False, "save_strategy": "no"}
+    options |= {"report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
     return GRPOConfig(str(folder), **{**options, **changes})
 
 

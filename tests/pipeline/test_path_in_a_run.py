@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers.parts import make_pairs, make_teachers
+from helpers.parts import StoppedAfter, make_pairs, make_teachers
 from helpers.small_runs import train_nothing
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -36,7 +36,9 @@ def weights(folder):
 def test_steps_are_counted_as_the_trainer_counts_them(decoder, training, options, tmp_path):
     args = PAFOConfig(str(tmp_path), **{**training, "max_steps": -1, **options})
     trainer = PAFORewardTrainer(decoder, args, train_dataset=make_pairs(history=0))
-    trainer.train()
+    trainer.add_callback(StoppedAfter(0))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
     assert trainer.state.max_steps == optimizer_steps(30, args)
 
 

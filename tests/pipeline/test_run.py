@@ -16,7 +16,6 @@ from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline import trainings
-from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
@@ -110,22 +109,6 @@ class TestRealTrainings:
 
 
 class TestSkipping:
-    def test_an_interrupted_run_goes_on_where_it_was(self, run, trained, monkeypatch):
-        original = stages.Run._train
-
-        def interrupted(self, out, title, *args, **kwargs):
-            if title == "PAFO":
-                raise KeyboardInterrupt
-            return original(self, out, title, *args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(stages.Run, "_train", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                run()()
-        assert trained == ALL[:-1]
-        run()()
-        assert trained == ALL
-
     def test_a_damaged_model_is_not_used(self, run, trained, tmp_path):
         options = {"methods": ["personalized_bt", "pafo"]}
         run(**options)()
@@ -295,15 +278,6 @@ class TestOptions:
             watch(name)
         run(kind={"model_revision": "v2"}, num_hidden_layers=1)
         assert asked == {"AutoTokenizer": {"v2"}, "AutoConfig": {"v2"}}
-
-    def test_held_out_pairs_are_in_no_training(self, run, trained, tmp_path):
-        run(**PLAIN, validation_share=0.3)()
-        data = load_prepared(tmp_path / "run/data")
-        train, validation = ({row["prompt"][0]["content"] for row in data[name]} for name in ("train", "validation"))
-        assert train
-        assert validation
-        assert not train & validation
-        assert not set(data["validation"]["user"]) & set(data["test"]["user"])
 
 
 class TestFolds:

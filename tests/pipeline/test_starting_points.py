@@ -82,13 +82,6 @@ def test_adapters_of_one_base(run, decoder, loaded, tmp_path):
     assert json.loads((folder / "manifest.json").read_text())["stages"] == stages
 
 
-def test_full_teachers_beside_a_student_that_is_an_adapter(run, loaded, tmp_path):
-    run(kind={**LORA, "use_peft": True}, teacher_kind="full", methods=["personalized_bt", "pafo"])()
-    assert is_adapter(tmp_path / "run/models/pafo")
-    assert (tmp_path / "run/teachers/minority/model.safetensors").exists()
-    assert loaded == [["majority"], ["minority"]]
-
-
 @pytest.mark.parametrize("teacher_kind", ["adapter", "full"])
 def test_warm_teachers_go_on_from_the_adapter_of_all_groups(run, teacher_kind, monkeypatch, tmp_path):
     """Where they learn nothing, they are it, to rounding: as an adapter, or merged into the base."""

@@ -1,6 +1,7 @@
 """VPL, GPO, LoRe and MRM as methods of a run: features of its Bradley-Terry model or of its base, whichever is better on held-out pairs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from trl_pafo.models import FeatureReader, RewardScorer, with_new_head
 from trl_pafo.pipeline import user_models
 from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.pipeline.run import Run
-from trl_pafo.pipeline.user_models import choose
+from trl_pafo.pipeline.user_models import choose, read_choice
 
 METHODS = {"methods": ["personalized_bt", *USER_MODELS]}
 HELD_OUT = {"validation_share": 0.3, "validation_users": 8}
@@ -70,13 +71,11 @@ def test_held_out_pairs_choose_the_features_and_all_are_judged_alike(run, encode
         assert not (folder / "models" / method).exists()  # it is no reward model to load or push
     assert {choice["chosen"] for choice in results["features"].values()} == {"bradley_terry", "base"}  # else nothing was chosen
     assert "Features of the test pairs, the base model" in said.err
-    run(**METHODS, **HELD_OUT)()
+    made = run(**METHODS, **HELD_OUT)
+    made()
     assert "Features of" not in capsys.readouterr().err
 
-
-def test_test_pairs_choose_nothing_and_a_stage_that_is_done_again_is_the_same(run, tmp_path):
-    made = run(methods=["personalized_bt", "vpl"], **HELD_OUT)
-    made()
+    # Test pairs choose nothing, and a stage that is done again is the same.
     folder = tmp_path / "run/user_models"
     for path in folder.glob("features/*/test.safetensors"):
         path.unlink()
@@ -93,17 +92,6 @@ def test_test_pairs_choose_nothing_and_a_stage_that_is_done_again_is_the_same(ru
     )
     for name, entry in before.items():
         assert after[name]["value"] == pytest.approx(1 - entry["value"])
-
-
-def test_without_held_out_pairs_they_read_bradley_terry(run, tmp_path):
-    results = run(methods=["personalized_bt", "lore"])()
-    choice = results["features"]["lore"]
-    assert (choice["chosen"], choice["validation"]) == ("bradley_terry", {})
-    assert choice["sentence"] == (
-        "LoRe reads features of Bradley-Terry: no pairs are held out to choose between these and those of the base model "
-        "(--validation_share)."
-    )
-    assert [path.name for path in (tmp_path / "run/user_models/features").iterdir()] == ["bradley_terry"]
 
 
 def test_the_rule_of_the_reference_chooses():
@@ -140,38 +128,44 @@ def test_a_base_without_a_head_under_adapters_is_read_in_float32(training, tmp_p
     assert (found["base"] - found["bradley_terry"]).abs().max() > 1e-2
 
 
-def test_only_what_an_option_decides_is_redone(run, monkeypatch):
+class Fitted:
+    """A user model that is nothing; `done` notes what was fitted to."""
+
+    num_steps = 3
+    done: list = []
+
+    def save(self, folder):
+        folder.mkdir()
+        (folder / "fitted").write_text("")
+
+    def score(self, pairs):
+        return np.zeros((1, 2))
+
+    @classmethod
+    def fit(cls, pairs, seed, desc):
+        cls.done.append((desc, seed))
+        return cls()
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What is read and fitted in a run without models."""
     train_nothing(monkeypatch)
-    done = []
-
-    class Model:
-        num_steps = 3
-
-        def save(self, folder):
-            folder.mkdir()
-            (folder / "fitted").write_text("")
-
-        def score(self, pairs):
-            return np.zeros((1, 2))
-
-        @classmethod
-        def fit(cls, pairs, seed, desc):
-            done.append((desc, seed))
-            return cls()
-
-    class Features:
-        def save(self, path):
-            path.write_text("")
-
-    for name in ("RewardScorer", "FeatureReader"):
-        monkeypatch.setattr(user_models, name, lambda *args, **kwargs: None)
-    monkeypatch.setattr(user_models, "pair_features", lambda *args, desc, **kwargs: done.append(desc) or Features())
-    monkeypatch.setattr(user_models.FeaturePairs, "load", lambda path: None)
+    monkeypatch.setattr(Fitted, "done", [])
+    features = SimpleNamespace(save=lambda path: path.write_text(""))
     same = {"overall": {"value": 0.5}, "accuracy/majority": {"value": 0.5}}
-    monkeypatch.setattr(user_models, "_accuracies", lambda rewards, group: same)
-    monkeypatch.setattr(
-        user_models, "USER_MODELS", {name: type("E", (), {"load": lambda self: Model})() for name in ("vpl", "lore")}
-    )
+    for name, value in {
+        **dict.fromkeys(("RewardScorer", "FeatureReader"), lambda *args, **kwargs: None),
+        "pair_features": lambda *args, desc, **kwargs: Fitted.done.append(desc) or features,
+        "FeaturePairs": SimpleNamespace(load=lambda path: None),
+        "_accuracies": lambda rewards, group: same,
+        "USER_MODELS": dict.fromkeys(("vpl", "lore"), SimpleNamespace(load=lambda: Fitted)),
+    }.items():
+        monkeypatch.setattr(user_models, name, value)
+    return Fitted.done
+
+
+def test_only_what_an_option_decides_is_redone(run, done, monkeypatch):
     splits, sources = ("train", "validation", "test"), ("Bradley-Terry", "the base model")
     read = [f"Features of the {split} pairs, {source}" for source in sources for split in splits]
     fitted = [(f"{method}, {source}", 42) for method in ("VPL", "LoRe") for source in sources]
@@ -185,9 +179,23 @@ def test_only_what_an_option_decides_is_redone(run, monkeypatch):
     run(**two)()
     assert done == fitted
     done.clear()
-    monkeypatch.setattr(Model, "num_steps", 4)
+    monkeypatch.setattr(Fitted, "num_steps", 4)
     run(**two)()
     assert done == fitted
+
+
+def test_without_held_out_pairs_they_read_bradley_terry(run, done, tmp_path):
+    run(methods=["personalized_bt", "lore"])()
+    assert done == [
+        *(f"Features of the {split} pairs, Bradley-Terry" for split in ("train", "test")),
+        ("LoRe, Bradley-Terry", 42),
+    ]
+    choice = read_choice(tmp_path / "run/user_models/lore")
+    assert (choice["chosen"], choice["validation"]) == ("bradley_terry", {})
+    assert choice["sentence"] == (
+        "LoRe reads features of Bradley-Terry: no pairs are held out to choose between these and those of the base model "
+        "(--validation_share)."
+    )
 
 
 def test_no_histories_are_told_before_a_training(run, monkeypatch):

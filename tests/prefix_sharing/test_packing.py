@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers.parts import make_pairs
+from helpers.parts import losses, make_pairs
 from helpers.rounding import rounding
 from helpers.shared_pairs import gradients, largest_difference, make_family, recompute_layers
 from peft import LoraConfig, get_peft_model
@@ -188,11 +188,10 @@ class TestInUse:
             del seen[:]
             trainer.train()
             assert set(seen) == ({2 * trainer.args.per_device_train_batch_size} if mode == "on" else set())
-            losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
             tokens = [log["num_tokens"] for log in trainer.state.log_history if "loss" in log]
             # Margins: what shifts both rewards of a pair has no gradient but rounding, which Adam divides by its size.
             margins = np.subtract(*trainer.predict(trainer.eval_dataset).predictions.T)
-            found[mode] = (losses, tokens, trainer.evaluate()["eval_loss"], margins)
+            found[mode] = (losses(trainer), tokens, trainer.evaluate()["eval_loss"], margins)
         assert len(found["on"][0]) == 10
         assert found["on"][1] == found["off"][1]
         for ours, theirs in zip(*found.values(), strict=True):

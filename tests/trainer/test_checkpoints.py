@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import TRAINING, make_model, make_pairs, make_teachers
+from helpers.parts import TRAINING, StoppedAfter, make_model, make_pairs, make_teachers
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -25,17 +25,6 @@ from trl_pafo.trainer.checkpoints import (
     train_and_save,
     write_checkpoints_to,
 )
-
-
-class KilledAfter(TrainerCallback):
-    """Ends the training within the step after the given one, when its checkpoint is written."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +99,21 @@ class TestTrain:
         trainer = build(out / KEPT, **{"save_strategy": "steps", "save_steps": 2, **more})
         write_checkpoints_to(trainer.args, out)
         if killed_after is not None:
-            trainer.add_callback(KilledAfter(killed_after))
+            trainer.add_callback(StoppedAfter(killed_after))
         train_and_save(trainer, out, "title")
         return trainer
 
     def test_an_interrupted_training_resumes_and_ends_the_same(self, build, tmp_path, capsys):
+        (tmp_path / "unbroken" / KEPT / "runs").mkdir(parents=True)
+        (tmp_path / "unbroken" / KEPT / "runs/events").write_text("of a tracker")
         unbroken = self.do(build, tmp_path / "unbroken")
-        assert "resuming" not in capsys.readouterr().out
+        shown = capsys.readouterr()
+        assert "resuming" not in shown.out
+        assert "title: 100%" in shown.err
+        assert "6/6" in shown.err
+        assert "'loss'" not in shown.out + shown.err
+        assert (tmp_path / "unbroken/runs/events").read_text() == "of a tracker"
+        assert not [p for p in (tmp_path / "unbroken").iterdir() if "checkpoint" in p.name or "optimizer" in p.name]
         with pytest.raises(KeyboardInterrupt):
             self.do(build, tmp_path / "out", killed_after=5)
         assert [p.name for p in (tmp_path / "out" / KEPT).glob("checkpoint-*")] == ["checkpoint-4"]
@@ -151,19 +148,12 @@ class TestTrain:
         train("one")
         assert ended == [0]
         with pytest.raises(KeyboardInterrupt):
-            train("broken", KilledAfter(1))
+            train("broken", StoppedAfter(1))
         assert ended == [0, 1]
         wandb.run = of_caller = object()
         train("two")
         assert ended == [0, 1]
         assert wandb.run is of_caller
-
-    def test_a_bar_with_a_title_is_shown_and_no_log(self, build, tmp_path, capsys):
-        self.do(build, tmp_path / "out")
-        shown = capsys.readouterr()
-        assert "title: 100%" in shown.err
-        assert "6/6" in shown.err
-        assert "'loss'" not in shown.out + shown.err
 
     def test_interrupted_while_saving_the_checkpoint_before_is_taken(self, build, tmp_path, capsys, monkeypatch):
         saved = PAFORewardTrainer._save_rng_state
@@ -180,15 +170,6 @@ class TestTrain:
         resumed = self.do(build, tmp_path / "out")
         assert "resuming after step 2" in capsys.readouterr().out
         assert len(losses(resumed)) == 6
-
-    def test_what_a_tracker_wrote_is_kept(self, build, tmp_path):
-        trainer = build(tmp_path / "out" / KEPT)
-        write_checkpoints_to(trainer.args, tmp_path / "out")
-        (tmp_path / "out" / KEPT / "runs").mkdir(parents=True)
-        (tmp_path / "out" / KEPT / "runs/events").write_text("1")
-        train_and_save(trainer, tmp_path / "out", "title")
-        assert (tmp_path / "out/runs/events").read_text() == "1"
-        assert not [p for p in (tmp_path / "out").iterdir() if "checkpoint" in p.name or "optimizer" in p.name]
 
 
 def test_checkpoints_of_a_run_are_written_as_the_user_says_and_one_is_kept(tmp_path):

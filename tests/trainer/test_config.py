@@ -67,6 +67,14 @@ class TestValues:
         with pytest.raises(ConfigError, match=match):
             config(tmp_path, **options)
 
+    @pytest.mark.parametrize(
+        "metric", ["accuracy_difference", "user_accuracy_std", "user_accuracy_gini", "eval_user_accuracy_theil"]
+    )
+    def test_of_what_is_unequal_less_is_better(self, metric, tmp_path):
+        assert config(tmp_path, metric_for_best_model=metric).greater_is_better is False
+        assert config(tmp_path, metric_for_best_model="user_accuracy_p10").greater_is_better is not False
+        assert config(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
+
     def test_every_option_is_described_where_people_look(self):
         for f in OWN:
             assert f.metadata["help"]

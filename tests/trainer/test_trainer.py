@@ -329,27 +329,6 @@ def test_metrics_of_bfloat16_are_exact_for_its_rewards(scorer):
     assert all(math.isfinite(v) for v in output.predictions.flat)
 
 
-@pytest.mark.parametrize(
-    ("metric", "better"),
-    [
-        ("user_accuracy_p10", max),
-        ("eval_accuracy_difference", min),
-    ],
-)
-def test_metrics_choose_the_best_model(encoder, pairs, training, tmp_path, metric, better):
-    training |= {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    training |= {"load_best_model_at_end": True, "learning_rate": 3e-2, "metric_for_best_model": metric}
-    trainer = PAFORewardTrainer(
-        encoder, PAFOConfig(str(tmp_path), **training), train_dataset=pairs, eval_dataset=make_pairs(seed=1)
-    )
-    trainer.train()
-    key = metric if metric.startswith("eval_") else f"eval_{metric}"
-    values = [log[key] for log in trainer.state.log_history if key in log]
-    assert len(set(values)) > 1
-    assert trainer.state.best_metric == better(values)
-    assert trainer.evaluate()[key] == better(values)
-
-
 def test_a_dataset_sharded_by_dispatch_is_not(encoder, pairs, training, tmp_path):
     args = PAFOConfig(str(tmp_path), accelerator_config={"dispatch_batches": True}, **training)
     assert PAFORewardTrainer(encoder, args, train_dataset=pairs).accelerator.dispatch_batches is False

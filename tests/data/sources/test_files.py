@@ -116,10 +116,6 @@ class TestSplit:
             assert set(zip(split["group"], split["support_rate"], strict=True)) == {("few", 1 / 7), ("many", 6 / 7)}
             assert len({"u0", "u1"} & set(users)) == 1
 
-    def test_the_seed_decides(self, of):
-        tests = [set(of(grouped(20), population_seed=seed)["test"]["user"]) for seed in (0, 0, 1)]
-        assert tests[0] == tests[1] != tests[2]
-
     def test_shared_prompts_leave_the_test_and_are_counted(self, of, caplog):
         rows = [{**row, "prompt": "all ask"} if row["prompt"].endswith("0") else row for row in grouped()]
         splits = of(rows)

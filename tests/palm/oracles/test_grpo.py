@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,18 @@ def trained(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("portfolio") / "run"
     oracle = make_oracle(base, folder, options={"max_steps": 25, "per_device_train_batch_size": 16}, num_samples=8)
     return oracle, oracle.evaluate_base(), oracle(np.array([1.0, 0.0])), oracle(np.array([0.0, 1.0]))
+
+
+@pytest.fixture(scope="module")
+def half(base, tmp_path_factory):
+    """A folder with one finished member, which is HALF's, and the result."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    return folder, make_oracle(base, folder)(HALF)
+
+
+@pytest.fixture
+def run(half, tmp_path):
+    return shutil.copytree(half[0], tmp_path / "run")
 
 
 class TestMembers:
@@ -74,20 +87,18 @@ class TestResume:
             oracle(HALF)
         assert not (tmp_path / "run/members").exists()
 
-    def test_a_complete_member_is_not_trained_again(self, base, tmp_path, monkeypatch):
-        first = make_oracle(base, tmp_path / "run")(HALF)
+    def test_a_complete_member_is_not_trained_again(self, base, half, run, monkeypatch):
+        first = half[1]
         monkeypatch.setattr(grpo, "GRPOTrainer", None)
         monkeypatch.setattr(grpo, "MixedPolicy", None)
-        second = make_oracle(base, tmp_path / "run")(HALF + np.array([1e-9, -1e-9]))
-        assert second.policy == first.policy
+        second = make_oracle(base, run)(HALF + np.array([1e-9, -1e-9]))
+        assert second.policy == str(run / "members" / member_name(HALF))
         assert second.kl == first.kl > 0
         np.testing.assert_array_equal(second.prompt_values, first.prompt_values)
         with pytest.raises(TypeError):  # another member has to be trained
-            make_oracle(base, tmp_path / "run")(np.array([0.4, 0.6]))
+            make_oracle(base, run)(np.array([0.4, 0.6]))
 
-    def test_an_interrupted_member_is_trained_again_and_the_others_are_kept(self, base, tmp_path, monkeypatch):
-        oracle = make_oracle(base, tmp_path / "run")
-        kept = oracle(HALF)
+    def test_an_interrupted_member_is_trained_again_and_the_others_are_kept(self, base, half, run, monkeypatch):
 
         class Killed(grpo.GRPOTrainer):
             def save_model(self, *args, **kwargs):
@@ -98,37 +109,35 @@ class TestResume:
         with monkeypatch.context() as patch:
             patch.setattr(grpo, "GRPOTrainer", Killed)
             with pytest.raises(KeyboardInterrupt):
-                oracle(np.array([0.0, 1.0]))
-        members = tmp_path / "run/members"
+                make_oracle(base, run)(np.array([0.0, 1.0]))
+        members = run / "members"
         assert [p.name for p in members.iterdir()] == [member_name(HALF)]
-        again = make_oracle(base, tmp_path / "run")
+        again = make_oracle(base, run)
         assert again(np.array([0.0, 1.0])).policy == str(members / member_name([0, 1]))
-        assert again(HALF).kl == kept.kl
+        assert again(HALF).kl == half[1].kl
         assert sorted(p.name for p in members.iterdir()) == [member_name([0, 1]), member_name(HALF)]
 
-    def test_other_options_are_refused_and_overwrite_replaces(self, base, tmp_path):
-        make_oracle(base, tmp_path / "run")(HALF)
+    def test_other_options_are_refused_and_overwrite_replaces(self, base, run):
         with pytest.raises(RunFolderError, match=r"stage 'member 0\.50-0\.50-.*args\.learning_rate: 0\.02 -> 0\.5"):
-            make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5})(HALF)
+            make_oracle(base, run, options={"learning_rate": 0.5})(HALF)
         with pytest.raises(RunFolderError, match="prompts:"):
-            make_oracle(base, tmp_path / "run", train_dataset=prompt_rows(3))(HALF)
+            make_oracle(base, run, train_dataset=prompt_rows(3))(HALF)
         for other in ({"optim_args": "foreach=False"}, {"neftune_noise_alpha": 5.0}, {"delta": 2.0}):
             with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: not set -> "):
-                make_oracle(base, tmp_path / "run", options=other)(HALF)
-        changed = make_oracle(base, tmp_path / "run", options={"learning_rate": 0.5}, overwrite=True)(HALF)
+                make_oracle(base, run, options=other)(HALF)
+        changed = make_oracle(base, run, options={"learning_rate": 0.5}, overwrite=True)(HALF)
         assert changed.kl > 0
 
-    def test_what_judges_decides_an_evaluation(self, base, tmp_path, monkeypatch):
-        make_oracle(base, tmp_path / "run")(HALF)
-        make_oracle(base, tmp_path / "run").evaluate_base()
+    def test_what_judges_decides_an_evaluation(self, base, run, monkeypatch):
+        make_oracle(base, run).evaluate_base()
         monkeypatch.setattr(grpo, "GRPOTrainer", None)  # the same member is judged anew
-        result = make_oracle(base, tmp_path / "run", eval_dataset=prompt_rows(2, first=5))(HALF)
+        result = make_oracle(base, run, eval_dataset=prompt_rows(2, first=5))(HALF)
         assert result.prompt_values.shape == (2, 2)
         monkeypatch.setattr(grpo, "MixedPolicy", None)
-        make_oracle(base, tmp_path / "run").evaluate_base()
+        make_oracle(base, run).evaluate_base()
         for other in ({"chat_template_kwargs": {"a": 1}}, {"model_init_kwargs": {"dtype": "bfloat16"}}):
             with pytest.raises(TypeError):
-                make_oracle(base, tmp_path / "run", options=other).evaluate_base()
+                make_oracle(base, run, options=other).evaluate_base()
 
     def test_the_first_layers_of_a_model(self, base, tmp_path):
         oracle = make_oracle(base, tmp_path / "run", num_hidden_layers=1)
