@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.parts import make_model
+from helpers.small_runs import assert_outcome, outcome
 
 from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.trainer.checkpoints import last_checkpoint
@@ -91,20 +92,6 @@ def said(log: Path) -> str:
     return log.read_text(errors="replace") if log.exists() else ""
 
 
-def outcome(folder: Path) -> dict:
-    """All that must be the same: metrics, the weights and losses of each model, the digests of the stages."""
-    results = json.loads((folder / "results/results.json").read_text())
-    del results["seconds"]
-    weights = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("model.safetensors")}
-    states = {p.relative_to(folder).as_posix(): json.loads(p.read_text()) for p in folder.rglob("trainer_state.json")}
-    losses = {
-        name: [(log["step"], log["loss"]) for log in state["log_history"] if "loss" in log] for name, state in states.items()
-    }
-    stages = {name: done["digest"] for name, done in json.loads((folder / "manifest.json").read_text())["stages"].items()}
-    rewards = {p.name: p.read_text() for p in (folder / "results").glob("*.jsonl")}
-    return {"results": results, "weights": weights, "losses": losses, "stages": stages, "rewards": rewards}
-
-
 def started(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("[") and line.endswith("]")]
 
@@ -137,9 +124,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(undisturbed, stage, after
     kept = partial and last_checkpoint(partial)
     second = runner.finish(folder, 2)
 
-    found = outcome(folder)
-    for what in expected:
-        assert found[what] == expected[what], what
+    assert_outcome(folder, expected)
     ours = started(first) + started(second)
     assert set(ours) == {f"[{stage}]" for stage in STAGES}
     assert {line for line in ours if ours.count(line) > 1} <= set(
@@ -163,9 +148,7 @@ def test_a_run_with_trainings_side_by_side_ends_as_an_undisturbed_one(undisturbe
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     said_again = runner.finish(folder, 2, trainings_at_once=2)
-    found = outcome(folder)
-    for what in expected:
-        assert found[what] == expected[what], what
+    assert_outcome(folder, expected)
     assert "2 at once" in said(log)
     assert "[evaluate]" in started(said_again)
     assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT]
@@ -190,7 +173,5 @@ def test_a_run_on_two_processes_of_which_any_is_killed_in_any_stage(undisturbed)
     runner.finish(folder, len(STAGES) * 2, 2)
     print(f"{num_killed} kills")
     assert num_killed >= 20
-    found, expected = outcome(folder), outcome(base / "two")
-    for what in expected:
-        assert found[what] == expected[what], what
+    assert_outcome(folder, outcome(base / "two"))
     assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp") or path.name == KEPT]

@@ -1,9 +1,7 @@
 """Trainings side by side, or by several commands: the same results as one after the other, and what is told where something is missing."""
 
-import json
-
 import pytest
-from helpers.small_runs import small_run, train_nothing
+from helpers.small_runs import assert_outcome, outcome, small_run, train_nothing
 
 from trl_pafo.errors import ConfigError, RunFolderError, TrainingError
 from trl_pafo.pipeline.run import Run
@@ -17,17 +15,6 @@ def run(encoder, training, tmp_path, short_report):
     return lambda name="run", **options: small_run(tmp_path / name, training, encoder, **{**OPTIONS, **options})
 
 
-def outcome(folder):
-    """Weights, losses, rewards and digests: all that must be the same."""
-    results = json.loads((folder / "results/results.json").read_text())
-    del results["seconds"]
-    weights = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("model.safetensors")}
-    logs = {str(p.relative_to(folder)): json.loads(p.read_text())["log_history"] for p in folder.rglob("trainer_state.json")}
-    losses = {name: [log["loss"] for log in log_history if "loss" in log] for name, log_history in logs.items()}
-    stages = {name: done["digest"] for name, done in json.loads((folder / "manifest.json").read_text())["stages"].items()}
-    return results, weights, losses, stages, {p.name: p.read_text() for p in folder.glob("results/*.jsonl")}
-
-
 @pytest.fixture
 def in_turn(run, tmp_path):
     run("in_turn")()
@@ -37,7 +24,7 @@ def in_turn(run, tmp_path):
 @pytest.mark.slow
 def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert len(in_turn[1]) == 7  # two of the path, and that which is chosen
+    assert len(in_turn["weights"]) == 7  # two of the path, and that which is chosen
     first = run(trainings_at_once=2)
     blocked = folder / "teacher_margins"
     blocked.write_text("in the way of the student, which is the last training")
@@ -50,8 +37,7 @@ def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "[personalized_bt@2] done before, kept" in said
     assert "1 trainings, 1 at once with 1 thread each" in said
-    for found, expected in zip(outcome(folder), in_turn, strict=True):
-        assert found == expected
+    assert_outcome(folder, in_turn)
     assert not list(folder.rglob("*.partial"))
 
 
@@ -69,8 +55,7 @@ def test_stages_by_several_commands_make_the_same_run(in_turn, run, tmp_path, ca
     run(only=names).do_only(names)
     run()()
     assert "[pafo] done before, kept" in capsys.readouterr().out
-    for found, expected in zip(outcome(tmp_path / "run"), in_turn, strict=True):
-        assert found == expected
+    assert_outcome(tmp_path / "run", in_turn)
 
 
 def test_what_cannot_be_done_alone_is_told(run, tmp_path, monkeypatch):

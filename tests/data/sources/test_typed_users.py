@@ -69,7 +69,9 @@ class TestSplits:
 
     def test_each_split_has_its_share_of_the_prompts(self):
         splits = make(train_users=200, test_users=200)
-        assert {name: len(set(rows["prompt"])) for name, rows in splits.items()} == {"test": 10, "train": 26, "validation": 4}
+        prompts = {name: set(rows["prompt"]) for name, rows in splits.items()}
+        assert {name: len(own) for name, own in prompts.items()} == {"test": 10, "train": 26, "validation": 4}
+        assert len(set.union(*prompts.values())) == 40
         assert set(make(validation_share=0)) == {"train", "test"}
 
     def test_the_defaults(self):
