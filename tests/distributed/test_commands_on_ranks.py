@@ -50,6 +50,7 @@ def run_all(out: Path, name: str) -> dict:
         "audit": run("audit", "--model_name_or_path", models[0], "--batch_size", "4", *audit),
         "score": run(*score, pairs, "--output", str(to / "score")),
         "score to standard output": run(*score, pairs),
+        "evaluate again": run("evaluate", "--model_name_or_path", *models, *evaluate),
         "score again": run(*score, pairs, "--output", str(to / "score")),
         "score other rows": run(*score, str(out / f"rows{rank}.jsonl"), "--output", str(to / "other")),
         "a wrong flag": run(*score, pairs, "--outptu", "file"),
@@ -109,7 +110,8 @@ def test_what_is_written_has_the_bytes_of_one(found):
 
 
 ERRORS = {
-    "score again": (1, "two/score exists already. Choose another --output"),
+    "evaluate again": (1, "two/evaluate exists already. Choose another --output_dir"),
+    "score again": (1, "two/score exists already. Choose another --output;"),
     "score other rows": (1, "The processes have read different rows"),
     "a wrong flag": (2, "--outptu is unknown. Did you mean --output?"),
 }

@@ -62,7 +62,8 @@ def make_parser(prog: str | None = None) -> Any:
 def main(args: Any) -> None:
     from trl_pafo.errors import ConfigError
     from trl_pafo.evaluation.evaluate import evaluate_models
-    from trl_pafo.models.ranks import all_processes
+    from trl_pafo.models.ranks import all_processes, on_first
+    from trl_pafo.storage.files import refuse_existing
 
     options = vars(args).copy()
     for name in ("model_name_or_path", "score_columns", "reward_function"):
@@ -71,6 +72,8 @@ def main(args: Any) -> None:
     if not data:
         raise ConfigError("Give --dataset_name: a folder of `trl-pafo prepare`, a file, or a Hub id.")
     with all_processes() as processes:
+        if args.output_dir:  # of which else the first alone knew
+            on_first(lambda: refuse_existing(args.output_dir, "--output_dir"))
         _say(args, evaluate_models(args.sources(), data, split=split, processes=processes, **options))
 
 

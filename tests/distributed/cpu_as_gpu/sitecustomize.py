@@ -5,9 +5,11 @@ on the path, and assert the class of the wrapper that they got: where `WRAPPERS`
 written there, for processes that a test does not start itself.
 """
 
+import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import wraps
 
 from accelerate import Accelerator
@@ -15,8 +17,13 @@ from accelerate.state import DistributedType, PartialState
 
 if "ACCELERATE_TORCH_DEVICE" in os.environ:
     start = PartialState.__init__
-    # Who has looked for a GPU in vain asks for the CPU.
-    PartialState.__init__ = lambda self, cpu=False, **options: start(self, **options)
+
+    def start_as_on_a_gpu(self, cpu=False, **options):
+        """Who has looked for a GPU in vain asks for the CPU. What DeepSpeed compiles for a CPU, and for no GPU, it prints."""
+        with redirect_stdout(io.StringIO()):
+            start(self, **options)
+
+    PartialState.__init__ = start_as_on_a_gpu
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
