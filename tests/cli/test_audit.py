@@ -154,9 +154,11 @@ def test_a_model_that_was_trained_without_histories_is_shown_none_of_those_that_
         (["--score_columns", "a", "b"], "--score_columns: no effect on the source 'styles'"),
         (["--source", "dsp"], "give its path with --data_path"),
         (["--embedding_model", "nowhere/x"], "nowhere/x"),
+        (["--model_name_or_path", "nowhere/x"], "nowhere/x"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys):
+def test_bad_input_is_refused_before_any_work(flags, match, encoder, capsys, monkeypatch):
+    monkeypatch.setattr("trl_pafo.audit.audit.load_source", None)
     assert main(["audit", *STYLES, "--embedding_model", encoder, *flags]) == 1
     error = capsys.readouterr().err
     assert error.startswith("trl-pafo audit: ")

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from helpers.parts import GROUPS, make_model, make_pairs, make_teachers
+from helpers.parts import GROUPS, files_of, make_model, make_pairs, make_teachers
 
 from trl_pafo.cli import main
 from trl_pafo.storage.files import LOCK, alone
@@ -99,3 +99,39 @@ def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
         assert main(command(base, tmp_path / "out", "--dataset_name", *str(name).split())) == 1
         assert re.search(match, capsys.readouterr().err)
     assert not list(tmp_path.glob("out/model*"))
+
+
+@pytest.mark.parametrize("what", ["student", "pairs", GROUPS[0]])
+def test_an_output_that_is_an_input_is_refused(base, tmp_path, capsys, what):
+    """Model and teacher would be replaced, and of the data the card."""
+    shutil.copytree(base, tmp_path / "base")
+    before = files_of(tmp_path)
+    assert main(command(tmp_path / "base", tmp_path / "base" / what)) == 1
+    assert "whose files would be overwritten" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_an_output_that_cannot_be_made(base, tmp_path, capsys, out):
+    (tmp_path / "file").write_text("mine")
+    assert main(command(base, tmp_path / out)) == 1
+    assert "file is a file. Choose another" in capsys.readouterr().err.replace("--output_dir ", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "match"),
+    [
+        ("config.json", None, "holds no config.json"),
+        ("model.safetensors", b"", "model.safetensors: .*save it again"),
+        ("model.safetensors", "half", "model.safetensors: .*save it again"),
+        ("tokenizer.json", b"{", "No tokenizer can be loaded from"),
+    ],
+)
+def test_a_damaged_model_is_named(base, tmp_path, capsys, file, content, match):
+    path = shutil.copytree(base / "student", tmp_path / "student") / file
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    assert main(command(base, tmp_path / "out", "--model_name_or_path", str(tmp_path / "student"))) == 1
+    assert re.search(match, capsys.readouterr().err)

@@ -1,4 +1,4 @@
-"""`trl-pafo evaluate`: what it refuses before a model is looked for, what it says of users and groups, and how models read rows."""
+"""`trl-pafo evaluate`: what it refuses before a model is loaded, what it says of users and groups, and how models read rows."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ ROWS = [{"prompt": "why", "chosen": "so", "rejected": "no", "user": f"u{n}", "gr
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """What `evaluate` says of a file, without a look at the model."""
+def refused(encoder, tmp_path, monkeypatch, capsys):
+    """What `evaluate` says of a file, without loading the model."""
     monkeypatch.setattr(evaluation, "RewardScorer", None)
 
     def evaluate(name, *flags):
-        argv = ["evaluate", "--model_name_or_path", "no/model", "--dataset_name", str(tmp_path / name), *flags]
+        argv = ["evaluate", "--model_name_or_path", encoder, "--dataset_name", str(tmp_path / name), *flags]
         assert main(argv) == 1
         return capsys.readouterr().err
 
@@ -72,7 +72,6 @@ def test_texts_that_begin_with_their_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--reference", "no/model"], "--reference is the model itself (no/model)"),
         (["--dataset_split", "train"], "has no splits, so --dataset_split train has no effect"),
         (["--num_resamples", "0"], "`num_resamples` must be at least 1, got 0"),
         (["--batch_size", "0"], "`batch_size` must be at least 1, got 0"),
@@ -249,3 +248,16 @@ def test_a_reference_alone_is_shown_as_many_past_pairs_as_are_named(model, rewar
     found = rewards("evaluate", foreign, PERSONAL, "--num_history", 1)
     np.testing.assert_allclose(beside["foreign"], found, atol=rounding(found))
     assert "--reference_num_history is for a --reference" in rewards("evaluate", fair, PERSONAL, "--reference_num_history", 1)
+
+
+@pytest.mark.parametrize("what", ["folder that is not there", "file", "folder without a model"])
+def test_a_model_that_cannot_be_used_is_told_before_the_data_are_read(encoder, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.setattr(evaluation, "load_pairs", None)
+    path = tmp_path / "model"
+    if what == "file":
+        path.write_text("weights")
+    elif what == "folder without a model":
+        path.mkdir()
+    for models in ([str(path)], [encoder, "--reference", str(path)]):
+        assert main(["evaluate", "--model_name_or_path", *models, "--dataset_name", "millions.jsonl"]) == 1
+        assert str(path) in capsys.readouterr().err

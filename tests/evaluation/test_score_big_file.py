@@ -57,17 +57,17 @@ def start(model, path, out):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the memory is read from Linux")
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.csv"])
-def test_memory_does_not_grow_with_the_rows(encoder, tmp_path, name):
+@pytest.mark.parametrize(("name", "most"), [("rows.jsonl", 200_000), ("rows.jsonl.gz", 200_000), ("rows.csv", 1_000_000)])
+def test_memory_does_not_grow_with_the_rows(encoder, tmp_path, name, most):
     grown = []
-    for num_rows in (10_000, 200_000):
+    for num_rows in (10_000, most):
         out = tmp_path / f"{num_rows}"
         assert start(encoder, write(tmp_path / name, num_rows), out).wait() == 0
         assert out.read_bytes().count(b"\n") == num_rows
         of_libraries, more = re.search(r"memory: (\d+) MB and ([\d.]+) MB", (tmp_path / f"{num_rows}.log").read_text()).groups()
         print(f"{name}, {num_rows:,} rows: {more} MB beside {of_libraries} MB of libraries")
         grown.append(float(more))
-    assert grown[1] < grown[0] + 20
+    assert grown[1] < grown[0] + 5  # eight bytes a row of a million would be more
 
 
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(encoder, tmp_path):

@@ -34,10 +34,16 @@ ROWS = [
 ]
 
 
-def read(path, *lines):
-    """What is said of a file whose model is not there: of the file, if something is wrong with it."""
-    path.write_text("\n".join(lines), encoding="utf-8", newline="")
-    score_file(flags("no/such-model", path))
+@pytest.fixture
+def read(encoder, tmp_path, monkeypatch):
+    """Score a file of these lines; weights are not loaded for one with which something is wrong."""
+    monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)
+
+    def score(*lines):
+        (tmp_path / "f").write_text("\n".join(lines), encoding="utf-8", newline="")
+        score_file(flags(encoder, tmp_path / "f"))
+
+    return score
 
 
 class TestParse:
@@ -70,9 +76,9 @@ class TestParse:
             ),
         ],
     )
-    def test_a_bad_line_is_named(self, tmp_path, line, match):
+    def test_a_bad_line_is_named(self, read, line, match):
         with pytest.raises(DataError, match=match):
-            read(tmp_path / "f", json.dumps(ROWS[0]), line)
+            read(json.dumps(ROWS[0]), line)
 
     @pytest.mark.parametrize(
         "row",
@@ -81,14 +87,14 @@ class TestParse:
             {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
         ],
     )
-    def test_responses_that_begin_with_their_prompt_need_no_other(self, tmp_path, row):
-        with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
-            read(tmp_path / "f", json.dumps(row))
+    def test_responses_that_begin_with_their_prompt_need_no_other(self, read, monkeypatch, row):
+        monkeypatch.undo()
+        read(json.dumps(row))
 
     @pytest.mark.parametrize("lines", [[], ["", " \n"]])
-    def test_no_rows(self, tmp_path, lines):
+    def test_no_rows(self, read, lines):
         with pytest.raises(DataError, match="f holds no rows"):
-            read(tmp_path / "f", *lines)
+            read(*lines)
 
 
 @pytest.fixture
@@ -155,10 +161,7 @@ class TestScoreFile:
             score_file(flags(encoder, source, output=str(out)))
         assert out.read_text() == "precious"
 
-    def test_a_bad_file_is_found_before_the_model_is_looked_for(self, source):
-        source.write_text(json.dumps(ROWS[0]) + "\n{}\n")
-        with pytest.raises(DataError, match=f"{source}, line 2 has neither"):
-            score_file(flags("no/such-model", source))
+    def test_a_file_that_is_none_is_found_before_the_model_is_looked_for(self, source):
         source.write_bytes(b"\xff\xfe\x00")
         with pytest.raises(DataError, match=r"rows.jsonl, line 1: this is not UTF-8 text"):
             score_file(flags("no/such-model", source))
@@ -180,6 +183,16 @@ class TestScoreFile:
         with pytest.raises(DataError, match=match):
             score_file(flags(encoder, source))
 
+    @pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.gz"])
+    def test_an_output_is_named_as_what_it_is(self, encoder, source, name):
+        with pytest.raises(ConfigError, match=f"--output {name}: plain JSON Lines are written"):
+            score_file(flags(encoder, source, output=name))
+
+    @pytest.mark.parametrize("name", ["rows.parquet", "rows.xlsx"])
+    def test_an_input_of_another_kind(self, encoder, name):
+        with pytest.raises(ConfigError, match=f"{name}: rows are read from JSON Lines"):
+            score_file(flags(encoder, name))
+
     @pytest.mark.parametrize("missing", ["model_name_or_path", "input"])
     def test_both_model_and_input_are_needed(self, encoder, source, missing):
         args = flags(encoder, source)
@@ -187,7 +200,8 @@ class TestScoreFile:
         with pytest.raises(ConfigError, match="Give --model_name_or_path and --input"):
             score_file(args)
 
-    def test_a_model_that_is_not_there(self, source):
+    def test_a_model_that_is_not_there_is_told_before_the_rows_are_read(self, source, monkeypatch):
+        monkeypatch.setattr(score_file_module, "read_records", None)
         with pytest.raises(TeacherError, match="No model is found at 'no/such-model'"):
             score_file(flags("no/such-model", source))
 
@@ -330,7 +344,7 @@ class TestManyRows:
         without = [{name: value for name, value in row.items() if name != "history"} for row in given]
         rows.write_text("\n".join(map(json.dumps, without)))
         with pytest.warns(
-            UserWarning, match="2 of 7 rows, of 1 users, have no past pairs in .*history.jsonl .the first: .*, line 3"
+            UserWarning, match="2 of 7 rows are of users without past pairs in .*history.jsonl .the first: .*, line 3"
         ):
             score_file(flags(model, rows, users=str(store)))
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

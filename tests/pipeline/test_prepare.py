@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
-from helpers.parts import make_pairs, make_tokenizer
+from helpers.parts import full_after, make_pairs, make_tokenizer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo.data.history import HistoryCutter
@@ -212,3 +212,15 @@ def test_test_users_and_prompts_are_apart_from_training(tmp_path):
         assert row["prompt"][0]["content"] not in {entry["prompt"] for entry in row["history"]}
         texts = {t for entry in row["history"] for t in (entry["chosen"], entry["rejected"])}
         assert not texts & {row["chosen"][0]["content"], row["rejected"][0]["content"]}
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
+    write = Dataset.to_parquet
+
+    def without_room(*given, **how):
+        with full_after(500):
+            write(*given, **how)
+
+    monkeypatch.setattr(Dataset, "to_parquet", without_room)
+    with pytest.raises(OSError, match="File too large"):
+        prepared(tmp_path)

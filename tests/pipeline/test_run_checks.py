@@ -49,6 +49,8 @@ def no_trainer(monkeypatch):
 
 
 LONG = "what " * 300
+GIVEN: dict[str, str] = {}
+"""In place of teachers of both groups."""
 BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
 
 
@@ -67,7 +69,6 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
         ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
         ({}, {"dataloader_drop_last": True, "per_device_train_batch_size": 10}, ConfigError, "The 9 training pairs of .*few"),
-        ({}, {"teachers": {"many": "x"}}, TeacherError, "'few', 'many', and there are teachers for 'many'"),
         ({"methods": ["personalized_bt", "worst_group_bt"]}, {}, ConfigError, "chosen on held-out pairs, and none"),
     ],
 )
@@ -139,6 +140,26 @@ def test_groups_of_test_pairs_are_known_whatever_support_rates_say(make_run, no_
         make_run(*rated)()
 
 
+def test_teachers_of_other_groups_are_told_before_the_data_are_prepared(make_run, encoder, monkeypatch):
+    monkeypatch.setattr("trl_pafo.pipeline.prepare._write_splits", lambda *given: pytest.fail("the data were prepared"))
+    with pytest.raises(TeacherError, match="'few', 'many', and there are teachers for 'many'"):
+        make_run(teachers={"many": encoder})()
+
+
+def test_a_teacher_that_is_not_there_is_told_before_the_data_are_read(make_run, encoder, monkeypatch):
+    monkeypatch.setattr("trl_pafo.pipeline.prepare.load_source", lambda *given, **how: pytest.fail("the data were read"))
+    with pytest.raises(TeacherError, match="The teacher of group 'few' cannot be read at 'x': No model is found"):
+        make_run(teachers={"many": encoder, "few": "x"})()
+
+
+def test_a_model_with_half_a_file_is_told_before_the_data_are_read(make_run, tmp_path):
+    model = make_model("encoder", tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"model\.safetensors: .*save it again"):
+        make_run(model=model)
+
+
 def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_trainer, tmp_path, encoder):
     teachers = {"many": encoder, "few": make_model("encoder", tmp_path / "few", max_position_embeddings=16)}
     with pytest.raises(DataError, match=r"4 of 4 pairs of the test data are longer than the 16 positions of the teacher of few"):
@@ -152,11 +173,13 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
         ({"methods": ["personalized_bt", "distilled_ensemble"]}, {"alpha": 0.5, "tau": 0.3}, "--tau"),
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
         ({"methods": ["bradley_terry"], "reference": "bradley_terry", "reference_steps": [1]}, {}, "--reference_steps"),
-        ({"teacher_start": "warm"}, {"teachers": {"many": "x"}}, "--teacher_start"),
+        ({"teacher_start": "warm"}, {"teachers": GIVEN}, "--teacher_start"),
         ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5}, None),
     ],
 )
-def test_options_without_effect_are_named(make_run, run, options, unused, caplog):
+def test_options_without_effect_are_named(make_run, encoder, run, options, unused, caplog):
+    if options.get("teachers") is GIVEN:
+        options = {**options, "teachers": {"many": encoder, "few": encoder}}
     make_run(run=run, **options)
     said = [record.message for record in caplog.records if "no effect" in record.message]
     assert said == ([f"{unused}: no effect in this run, which trains no model that uses them."] if unused else [])

@@ -4,17 +4,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.parts import full_after
+import torch
+from datasets import Dataset
+from helpers.parts import full_after, make_tokenizer
+from safetensors.torch import save_file
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.storage.files import (
     LOCK,
     alone,
+    check_place,
     digest_of_files,
     link_file,
     new_folder,
     remove_temporary_files,
+    room_needed,
     write_text,
 )
 
@@ -48,6 +54,57 @@ class TestReplacing:
             (tmp_path / name).write_text("half")
         remove_temporary_files(tmp_path)
         assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.tmp", "a.json"}
+
+
+NUMBERS = np.arange(20_000)
+SAVERS = {
+    "torch": lambda path: torch.save({"state": torch.from_numpy(NUMBERS)}, path),
+    "safetensors": lambda path: save_file({"weight": torch.from_numpy(NUMBERS)}, path),
+    "tokenizer": lambda path: make_tokenizer("decoder").backend_tokenizer.save(str(path)),
+    "numpy": lambda path: np.save(path.with_suffix(".npy"), NUMBERS),
+    "arrow": lambda path: Dataset.from_dict({"a": NUMBERS}).save_to_disk(path),
+    "text": lambda path: path.write_text("a" * 20_000),
+}
+
+
+class TestRoom:
+    @pytest.mark.parametrize("save", SAVERS.values(), ids=SAVERS)
+    def test_whatever_writes_to_a_full_disk_the_error_names_the_place(self, save, tmp_path):
+        with (
+            pytest.raises(RunFolderError, match=f"There is no room to write {tmp_path}: the disk is full, .* Make room"),
+            full_after(500),
+            room_needed(tmp_path),
+        ):
+            save(tmp_path / "file")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is full")
+    @pytest.mark.parametrize("name", ["torch", "text"])
+    def test_a_device_without_room(self, name):
+        with pytest.raises(RunFolderError, match="There is no room to write here"), room_needed("here"):
+            SAVERS[name](Path("/dev/full"))
+
+    @pytest.mark.parametrize("error", [ValueError("wrong"), PermissionError(13, "Permission denied"), RunFolderError("exists")])
+    def test_other_errors_are_left_as_they_are(self, error):
+        with pytest.raises(type(error)) as caught, room_needed("here"):
+            raise error
+        assert caught.value is error
+
+
+class TestPlace:
+    @pytest.mark.parametrize("path", ["new", "new/deep", ".", "file/below", "file/deep/below"])
+    def test_what_is_below_a_file_cannot_be_written(self, tmp_path, path):
+        (tmp_path / "file").write_text("mine")
+        if "file" not in path:
+            return check_place(tmp_path / path)
+        with pytest.raises(RunFolderError, match=f"cannot be written: {tmp_path}/file is a file. Choose another --output_dir"):
+            check_place(tmp_path / path)
+        return None
+
+    def test_a_folder_of_others(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+        for path in (tmp_path, tmp_path / "new/deep"):
+            with pytest.raises(RunFolderError, match=f"{tmp_path} is not yours to write to. Choose another --output,"):
+                check_place(path, "--output")
 
 
 class TestAlone:

@@ -19,9 +19,19 @@ by_trl = partial(RewardTrainer._prepare_dataset, None)
 
 
 @pytest.fixture
-def preparer(tmp_path):
+def asked(monkeypatch):
+    """Which teachers are asked whether they can score the pairs, and how; all of them can."""
+    asked = []
+    monkeypatch.setattr(module, "check_gives_rewards", lambda teacher: None)
+    monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer, **how: asked.append((teacher, how)))
+    return asked
+
+
+@pytest.fixture
+def preparer(tmp_path, asked):
     def make(groups=(), **options) -> PairPreparer:
-        return PairPreparer(PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, **options), groups)
+        teachers = {group: f"teacher of {group}" for group in groups}
+        return PairPreparer(PAFOConfig(str(tmp_path), use_cpu=True, bf16=False, **options), teachers)
 
     return make
 
@@ -219,10 +229,22 @@ def test_with_alpha_one_nothing_is_asked_of_teachers(preparer):
         (IDS.add_column("group", list(GROUPS)), {"conditioning": "own"}, {"shares_tokens": True, "alone": False}),
     ],
 )
-def test_teachers_are_asked_whether_they_can_score_such_rows(preparer, monkeypatch, rows, options, expected):
-    asked = []
-    monkeypatch.setattr(module, "check_teacher", lambda teacher, tokenizer, **how: asked.append((teacher, how)))
+def test_teachers_are_asked_whether_they_can_score_such_rows(preparer, asked, rows, options, expected):
     made = preparer(GROUPS, **options)
     made.check(rows, None)
-    made.check_teachers({"majority": "A", "minority": "B"}, make_tokenizer("decoder"))
-    assert asked == [("A", expected), ("B", expected)]
+    made.check_teachers(make_tokenizer("decoder"))
+    assert asked == [(f"teacher of {group}", expected) for group in GROUPS]
+
+
+def test_teachers_are_looked_at_before_the_texts(preparer, monkeypatch):
+    """Which takes minutes where there are many."""
+    monkeypatch.setattr(module.checks, "check_filled", None)
+    with pytest.raises(TeacherError, match="there are teachers for 'majority', 'nobody'"):
+        preparer(["majority", "nobody"]).check(FULL, FULL)
+
+    def refuse(teacher):
+        raise TeacherError("no reward model")
+
+    monkeypatch.setattr(module, "check_gives_rewards", refuse)
+    with pytest.raises(TeacherError, match="no reward model"):
+        preparer(GROUPS).check(FULL, FULL)

@@ -26,7 +26,7 @@ from trl_pafo.data.sources.registry import check_source, load_source
 from trl_pafo.data.sources.splits import facts_of, in_one_group
 from trl_pafo.data.sources.tables import REWARDS
 from trl_pafo.errors import DataError, RunFolderError
-from trl_pafo.evaluation.reward_sources import name_sources, score_sources
+from trl_pafo.evaluation.reward_sources import check_models, name_sources, score_sources
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains
 from trl_pafo.metrics import fairness_summary, pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
@@ -36,7 +36,7 @@ from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.report.front import draw_front
 from trl_pafo.report.people import draw_people
 from trl_pafo.report.record import group_definition
-from trl_pafo.storage.files import json_ready, write_text
+from trl_pafo.storage.files import check_place, json_ready, write_text
 
 PICTURES = {"front": "front.png", "groups": "groups.png"}
 _FILES = {"audit.json", "audit.md", GROUPS, *PICTURES.values()}
@@ -61,8 +61,10 @@ def run_audit(args: AuditArguments, processes: PartialState | None = None) -> di
     """
     check_source(args)
     models = args.sources()
+    if models:  # a model that is not there is an error before the data are read
+        check_models(models)
     if args.probes:
-        load_tokenizer(args.embedding_model)  # a model that is not there is an error before the data are read
+        load_tokenizer(args.embedding_model)
     splits = load_source(args, context_pairs=max(1, args.num_history))
     if args.source == "files" and "validation" in splits:  # given with the data; nothing is trained that could be chosen by it
         splits["train"] = concatenate_datasets([splits["train"], splits.pop("validation")])
@@ -209,6 +211,7 @@ def check_output(folder: str | Path) -> Path:
             f"{out} holds files that are not of an audit ({min(found - _FILES)}). Choose another --output_dir; nothing "
             "is overwritten."
         )
+    check_place(out)
     return out
 
 

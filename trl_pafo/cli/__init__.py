@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     import yaml
 
     from trl_pafo.cli.quiet import quiet
+    from trl_pafo.storage.files import room_needed
     from trl_pafo.storage.versions import check_versions
 
     asks_for_help = bool({"-h", "--help"} & set(rest))
@@ -74,10 +75,20 @@ def main(argv: list[str] | None = None) -> int:
             return _failed(2, f"trl-pafo {name}: --config is no YAML, or asks for more than plain values: {_first_lines(error)}")
         except ValueError as error:  # an unknown flag or YAML key, or an option that transformers refuses on this machine
             return _failed(2, f"trl-pafo {name}: {_first_lines(error)}")
-        command.main(*parsed)
+        with room_needed(_place(parsed)):
+            command.main(*parsed)
     except (TrlPafoError, OSError) as error:
         return _failed(1, f"trl-pafo {name}: {error}")
+    except KeyboardInterrupt:
+        print(f"trl-pafo {name}: interrupted.", file=sys.stderr)  # at once: nobody waits for others now
+        return 130  # as a shell says it
     return 0
+
+
+def _place(parsed: list[Any]) -> str:
+    """Where a command writes."""
+    given = [getattr(options, name, None) for options in parsed for name in ("output_dir", "output")]
+    return next((str(place) for place in given if place), "the output")
 
 
 def parse(parser: Any, argv: list[str]) -> list[Any]:

@@ -20,11 +20,21 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
 
     from trl_pafo.errors import ConfigError, DataError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
-    from trl_pafo.storage.files import alone
+    from trl_pafo.storage.files import alone, check_place
     from trl_pafo.trainer.checkpoints import checkpoint_to_resume, save_complete
     from trl_pafo.trainer.trainer import PAFORewardTrainer
 
     out = Path(training_args.output_dir)
+    if out.is_file():
+        raise ConfigError(f"--output_dir {out} is a file. Choose another one.")
+    check_place(out)
+    given = {"the model": model_args.model_name_or_path, "the dataset": script_args.dataset_name}
+    given |= {f"the teacher of {group!r}": source for group, source in (training_args.teachers or {}).items()}
+    for name, source in given.items():
+        if source and out.is_dir() and Path(source).is_dir() and out.samefile(source):
+            raise ConfigError(
+                f"--output_dir {out} is the folder of {name}, whose files would be overwritten. Choose another one."
+            )
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, out)
     name, model_kwargs, _ = locate_model(model_args.model_name_or_path, model_args.model_revision)
     processing_class = load_tokenizer(model_args.model_name_or_path) if model_args.model_name_or_path in WHEEL_MODELS else None

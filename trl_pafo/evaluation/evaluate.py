@@ -18,7 +18,7 @@ from trl_pafo.data.sources.benchmarks import load_benchmark
 from trl_pafo.data.sources.files import load_pairs
 from trl_pafo.data.sources.tables import REWARDS, ROW
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation.reward_sources import columns_in, name_sources, score_sources
+from trl_pafo.evaluation.reward_sources import check_models, columns_in, name_sources, score_sources
 from trl_pafo.evaluation.rewards import ScoredPairs
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness, preference_score, win_rates
 from trl_pafo.metrics.accuracy import encode_pairs
@@ -173,7 +173,7 @@ def evaluate_models(
     for name, value in {"batch_size": batch_size, "num_resamples": num_resamples}.items():
         if value < 1:
             raise ConfigError(f"`{name}` must be at least 1, got {value}.")
-    name_sources(models, reference)
+    check_models(models, reference)
     how = {"num_history": num_history, "history_max_tokens": history_max_tokens, "history_fields": history_fields, "bf16": bf16}
     table: dict[str, Any] = {"columns": columns, "preferred_values": preferred_values}
     if benchmark and (named := [f"--{name}" for name, value in table.items() if value]):

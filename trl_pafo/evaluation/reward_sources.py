@@ -16,7 +16,9 @@ from datasets import Dataset
 from trl_pafo.data.sources.tables import REWARDS, ROW
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.rewards import SIDES, ScoredPairs, score_tokenized
+from trl_pafo.models.safe_loading import check_found
 from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.models.weights import check_reward_model
 
 
 class RewardFunction(NamedTuple):
@@ -151,6 +153,23 @@ def _short(sources: list[Source]) -> list[str]:
         if len(set(short)) == len(set(labels)):
             return short
     return labels
+
+
+def check_models(models: Any, reference: Any = None) -> None:
+    """Raise where a saved model among `models`, which are as in [`name_sources`], is not there, or a folder of one gives no rewards. This needs
+    neither weights nor rows, so that nothing is said of a reference that may be columns of the table.
+
+    Raises:
+        ConfigError: If a model gives no rewards, or the models cannot be told apart.
+        TeacherError: If there is no such folder and no such repository.
+    """
+    sources, _ = name_sources(models, reference)
+    unsure = str(reference) if columns_in(models) else None
+    for source in sources.values():
+        if isinstance(source, str) and source != unsure:
+            check_found(source)
+            if os.path.isdir(source):
+                check_reward_model(source)
 
 
 def score_sources(

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import warnings
-from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
@@ -16,7 +15,7 @@ from tqdm.auto import tqdm
 
 from trl_pafo.data.checks import check_responses
 from trl_pafo.data.rendering import Reading
-from trl_pafo.data.sources.reading import iterate_records, read_records
+from trl_pafo.data.sources.reading import EXCEL_ENDINGS, TABLE_ENDINGS, iterate_records, read_records
 from trl_pafo.data.user_histories import UserHistories
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.batches import BATCHES_AT_ONCE, check_batch_size
@@ -28,6 +27,8 @@ from trl_pafo.storage.files import digest_of_files, refuse_existing
 from trl_pafo.storage.growing import growing
 from trl_pafo.storage.versions import __version__
 
+_TABLES = (*TABLE_ENDINGS, *EXCEL_ENDINGS, ".parquet", ".gz")
+
 REWARD_KEYS = {"response": "reward", "chosen": "reward_chosen", "rejected": "reward_rejected"}
 
 
@@ -37,7 +38,7 @@ def score_file(args: Any, processes: PartialState | None = None) -> None:
     The `processes`, all of which call this with the same flags, share the forward passes; the first alone writes.
 
     Raises:
-        ConfigError: If a flag is missing.
+        ConfigError: If a flag is missing, or a name is that of another kind of file.
         DataError: If the input cannot be scored.
         RunFolderError: If the output exists, or was begun with another input, model or options.
         OSError: If it cannot be written, which is tried before anything is scored.
@@ -45,6 +46,12 @@ def score_file(args: Any, processes: PartialState | None = None) -> None:
     if not args.model_name_or_path or not args.input:
         raise ConfigError("Give --model_name_or_path and --input (a JSON Lines file, or - for standard input).")
     check_batch_size(args.batch_size)
+    if Path(args.input).suffix.lower() in (*EXCEL_ENDINGS, ".parquet"):
+        raise ConfigError(f"{args.input}: rows are read from JSON Lines, a JSON list or a CSV file. Write them as one of these.")
+    if args.output and Path(args.output).suffix.lower() in _TABLES:
+        raise ConfigError(
+            f"--output {args.output}: plain JSON Lines are written, whatever the input is. Let the name end in .jsonl."
+        )
     if os.path.exists(args.input) and Path(args.input).is_fifo():
         raise ConfigError(
             f"{args.input} is a pipe, and rows are read several times: all are checked before the first is scored. Save them as a file, or give "
@@ -54,7 +61,8 @@ def score_file(args: Any, processes: PartialState | None = None) -> None:
         refuse_existing(args.output)
     state = _state(args.input)
     of_users = digest_of_files(args.users) if args.users else ""  # before it is read: a line appended meanwhile is another store
-    users = users_of(args)
+    next(iterate_records(args.input), None)  # is there, before anything is looked for
+    scorer, users = scorer_of(args), users_of(args)
     num_rows = 0
     for place, row in read_records(args.input):
         check_responses(row, place)
@@ -62,7 +70,7 @@ def score_file(args: Any, processes: PartialState | None = None) -> None:
         num_rows += 1
     if not num_rows:
         raise DataError(f"{args.input} holds no rows.")
-    scoring = _Scoring(args, scorer_of(args), users, num_rows, state, processes)
+    scoring = _Scoring(args, scorer, users, num_rows, state, processes)
     if not args.output:
         scoring.check_lengths()
         for text in scoring.lines():
@@ -174,34 +182,35 @@ class _Scoring:
 
     def _read(self) -> Reading:
         """How all rows are read together; users without a history are counted."""
-        at = ""
-        lacking: dict[str, str] = {}
+        at = first_lacking = ""
         num_lacking = 0
 
         def rows() -> Iterable[dict[str, Any]]:
-            nonlocal at, num_lacking
+            nonlocal at, num_lacking, first_lacking
             for at, _, row in self._rows():  # `at` is the place of the row that is looked at
                 if self.users is not None and not row["history"]:
                     num_lacking += 1
-                    lacking.setdefault(self.users.user_of(row, at), at)
+                    first_lacking = first_lacking or at
                 yield row
 
         reading = self.scorer.renderer.reading(rows(), lambda _: at, allow_no_history=self.users is not None)
-        if lacking:
+        if num_lacking:
             warnings.warn(
-                f"{num_lacking} of {self.num_rows} rows, of {len(lacking)} users, have no past pairs in {self.args.users} (the first: "
-                f"{next(iter(lacking.values()))}): they get the rewards of a user without a history.",
+                f"{num_lacking} of {self.num_rows} rows are of users without past pairs in {self.args.users} (the first: {first_lacking}): they "
+                "get the rewards of a user without a history.",
                 stacklevel=3,
             )
         return reading
 
     def check_lengths(self) -> None:
         """Raise [`DataError`] if a row cannot be tokenized, or is longer than the model's positions."""
-        lengths = array("q")
-        for places, _, shown in self._parts():
-            for ids in self.scorer.renderer.sequences(shown, places.__getitem__, reading=self.reading):
-                lengths.append(max(map(len, ids.values())))
-        check_positions(lengths, self.scorer.positions, "rows", "the model", lambda row: next(self._rows(row))[0])
+
+        def lengths() -> Iterator[int]:
+            for places, _, shown in self._parts():
+                for ids in self.scorer.renderer.sequences(shown, places.__getitem__, reading=self.reading):
+                    yield max(map(len, ids.values()))
+
+        check_positions(lengths(), self.scorer.positions, "rows", "the model", lambda row: next(self._rows(row))[0])
 
     def lines(self, done: int = 0) -> Iterator[str]:
         """The lines of the rows after the first `done`, with their rewards, many in a text."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, TeacherError
@@ -36,12 +37,19 @@ def local_folder(source: str, revision: str | None = None) -> Path:
         TeacherError: If there is no such folder and no such repository.
         ConfigError: If its weights are no safetensors, see [`check_model_folder`].
     """
-    folder = Path(source) if os.path.isdir(source) else _snapshot(source, revision)
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+    folder = Path(source) if os.path.isdir(source) else _snapshot(source, revision, patterns)
     check_model_folder(folder)
     return folder
 
 
-def _snapshot(source: str, revision: str | None) -> Path:
+def check_found(source: str) -> None:
+    """Raise [`TeacherError`] if there is no such folder and no such repository, of which no weights are fetched."""
+    if not os.path.isdir(source):
+        _snapshot(source, None, ["config.json", ADAPTER_CONFIG])
+
+
+def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -55,7 +63,6 @@ def _snapshot(source: str, revision: str | None) -> Path:
     if os.path.isfile(source):
         raise TeacherError(f"{source} is a file. Give the folder of the saved model: {Path(source).parent}.")
     try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
         others = ["consolidated*", "original/*"]  # the same weights in the format of another library
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=others))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -102,11 +109,11 @@ def read_tokenizer(source: str | Path, *, trust_remote_code: bool, **options: An
     token, or nothing.
 
     Raises:
-        ConfigError: If none is found, or it knows no words.
+        ConfigError: If none is found or can be read, or it knows no words.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
-    except OSError as error:  # whose message need not name the model
+    except Exception as error:  # whose message need not name the model; the Rust library raises nothing more particular
         raise ConfigError(
             f"No tokenizer can be loaded from {source}: {reason(error)}. Give a Hub id, or a folder that a model and its tokenizer were "
             "saved in."
@@ -125,14 +132,7 @@ def load_saved_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: If it cannot be loaded so.
     """
-    try:
-        return read_tokenizer(folder, trust_remote_code=False)
-    except ConfigError:
-        raise
-    except Exception as error:  # the Rust library raises nothing more particular
-        raise ConfigError(
-            f"No tokenizer can be loaded from {folder}: {reason(error)}. Save it there with save_pretrained."
-        ) from error
+    return read_tokenizer(folder, trust_remote_code=False)
 
 
 def identity_of_folder(folder: Path) -> str:
@@ -145,8 +145,8 @@ def identity_of_folder(folder: Path) -> str:
 
 
 def check_model_folder(folder: str | Path) -> None:
-    """Raise [`ConfigError`] where a model, or an adapter and its base, would be read from anything but safetensors, or would bring
-    code along.
+    """Raise [`ConfigError`] where a model, or an adapter and its base, would be read from anything but safetensors, or from files that are
+    missing or damaged, or would bring code along.
 
     A folder without a configuration passes, and a base that is no folder is left to `from_pretrained` with [`SAFELY`].
     """
@@ -195,6 +195,14 @@ def _check_weights(folder: Path, files: list[Path]) -> None:
             f"{folder} holds no weights in safetensors. A pickle (pytorch_model.bin, adapter_model.bin) can run code when it is read, so it "
             "is not read. Save the model there with save_pretrained; if you trust where a pickle comes from, load it elsewhere first."
         )
+    for path in files:
+        try:
+            with safe_open(path, framework="pt"):  # whose length is what its beginning says
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"No reward model can be loaded from {folder}: {path.name}: {reason(error)}. Use another model, or save it again."
+            ) from error
 
 
 def safe_init_kwargs(model: Any, init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -173,6 +173,10 @@ def check_student(model: str, init_kwargs: Mapping[str, Any], trains: bool) -> N
             f"{model} is an adapter; loaded by name, it would be frozen. To train it further, give `model` the "
             "PeftModel: PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{model} is no saved model: it holds no config.json. Give a Hub id, or a folder that a model was saved in."
+        )
     gaps = gaps_of_base(str(folder))
     if gaps is None:
         return

@@ -124,7 +124,9 @@ def _write_splits(
             print(f"    {sentence}", flush=True)
     people, summary = people_of(prepared, posterior), {}
     for name, rows in prepared.items():
-        rows.remove_columns([ABOUT] if ABOUT in rows.column_names else []).to_parquet(folder / f"{name}.parquet")
+        shown = rows.remove_columns([ABOUT] if ABOUT in rows.column_names else [])
+        # Chunks that content defines are for uploads, and where the disk is full, pyarrow would end the process without a word.
+        shown.to_parquet(folder / f"{name}.parquet", use_content_defined_chunking=False)
         users = Counter(dict(zip(rows["user"][:], rows["group"][:], strict=True)).values())
         summary[name] = {"pairs": dict(count_by_group(rows)), "users": dict(users)}
     if with_lengths:

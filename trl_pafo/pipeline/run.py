@@ -24,6 +24,7 @@ from trl_pafo.evaluation.reference_path import CHOSEN, Point
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.models.card import base_id
 from trl_pafo.models.ranks import after_first, check_same_folder, on_first, together
+from trl_pafo.models.safe_loading import check_model_folder
 from trl_pafo.models.upload import create_repo
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
 from trl_pafo.pipeline.evaluate import evaluate_run
@@ -47,7 +48,7 @@ from trl_pafo.storage.run_folder import RunFolder, digest_of
 from trl_pafo.trainer.checkpoints import keep_for
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.hub_mixin import check_strategy
-from trl_pafo.trainer.teacher import Teacher, as_teachers
+from trl_pafo.trainer.teacher import as_teachers, check_teacher
 
 
 class Plan(NamedTuple):
@@ -82,7 +83,12 @@ class Run(Trainings):
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
         check_source(run)
         check_run_options(run, args)
+        if Path(model.model_name_or_path).is_dir():
+            check_model_folder(model.model_name_or_path)
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)
+        self._given_teachers = as_teachers(args.teachers)  # type: ignore[arg-type]
+        for teacher in self._given_teachers.values():
+            check_teacher(teacher, self.tokenizer, alone=args.conditioning != "own" or run.predicts_front)
         if isinstance(args, RunConfig):
             args = args.with_number_format()
         self.run, self.args, self.model = run, args, student_model(model, run.teacher_kind)
@@ -199,8 +205,8 @@ class Run(Trainings):
         self._do_or_require(prepared, prepares)
         data = self._load()
         train = data["train"]
-        given = as_teachers(args.teachers)  # type: ignore[arg-type]
-        self._check(data, given)
+        given = self._given_teachers
+        self._check(data)
 
         base = self._base()
         self.base = str(self.folder / base.output) if base else str(self.model.model_name_or_path)
@@ -266,12 +272,12 @@ class Run(Trainings):
         elif not on_first(lambda: self.folder.check(stage.name, stage.inputs)):
             raise ConfigError(f"{self.folder.path} is not prepared: do the same with --only prepare first.")
 
-    def _check(self, data: DatasetDict, given: dict[str, Teacher]) -> None:
+    def _check(self, data: DatasetDict) -> None:
         with np.load(self.folder / "data" / LENGTHS, allow_pickle=False) as lengths:
             self._kept = np.flatnonzero(lengths["train"] <= (self.args.max_length or np.inf))
             self._steps = optimizer_steps(len(self._kept), self.args)
             longest = longest_input(str(self.model.model_name_or_path), self.model.model_revision)
-            check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, given)
+            check_run_data(data, lengths, self.run, self.args, self.tokenizer, longest, self._given_teachers)
 
     def _check_folder(self, *stages: Stage) -> None:
         """Raise [`RunFolderError`] if another result is where a stage writes, whichever of the two a student will be."""
@@ -303,7 +309,7 @@ class Run(Trainings):
         inputs |= {"format": DATA_FORMAT, "chat_template": template, "data_files": on_first(lambda: data_identity(self.run))}
         if features := self.run.infer_groups:
             inputs["features"] = on_first(lambda: identity_of(features))
-        check = partial(check_group_names, self.run)
+        check = partial(check_group_names, self.run, self._given_teachers)
         work = partial(prepare, self.run, self.args, self.tokenizer, with_lengths=True, check=check)
         return Stage("prepare", "data", inputs, work)
 

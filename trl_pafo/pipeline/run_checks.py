@@ -25,7 +25,7 @@ from trl_pafo.pipeline.prepare import longest_sequences
 from trl_pafo.storage.canonical import canonical, default_of
 from trl_pafo.trainer.cache_keys import DRAWING_OPTIONS, STUDENT_OPTIONS
 from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
-from trl_pafo.trainer.teacher import Teacher, check_teacher
+from trl_pafo.trainer.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,21 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         logger.warning("%s: no effect in this run, which trains no model that uses them.", ", ".join(given))
 
 
-def check_group_names(run: RunArguments, train: Dataset) -> None:
-    """Raise [`ConfigError`] if methods with teachers find one group alone."""
+def check_group_names(run: RunArguments, given: Mapping[str, Teacher], train: Dataset) -> None:
+    """Raise if methods with teachers find one group alone, or other groups than the teachers that are `given`.
+
+    Raises:
+        ConfigError: If there is one group alone.
+        TeacherError: If groups and teachers do not match.
+    """
     groups = train.unique("group")
     if run.needs_teachers and len(groups) < 2:
         raise ConfigError(
             f"The training data have only one group ({groups[0]!r}), so there is nothing to distill for another. Give each row the "
             "group of its user, find groups in the pairs with --infer_groups, or leave the methods with teachers out."
         )
+    if given:
+        checks.check_groups(train, given, "The training data")
 
 
 def check_run_data(
@@ -92,7 +99,7 @@ def check_run_data(
     """
     num_pairs = count_by_group(data["train"])
     groups = sorted(num_pairs)
-    check_group_names(run, data["train"])
+    check_group_names(run, given, data["train"])
     fits = lengths["train"] <= (args.max_length or np.inf)
     kept = count_by_group(data["train"].select(np.flatnonzero(fits)))
     for group in groups:
@@ -131,10 +138,7 @@ def check_run_data(
         check_positions(
             lengths["test"] + NUM_USER_TOKENS, longest, "pairs of the test data with P-RLHF's tokens of users", "the model"
         )
-    if given:
-        checks.check_groups(data["train"], given, "The training data")
     for group, teacher in given.items():
-        check_teacher(teacher, tokenizer, alone=args.conditioning != "own" or run.predicts_front)
         own, positions = teacher.tokenizer, positions_of(teacher.config)
         for name in judged if set(OF_TEACHERS) & set(run.methods) else judged[1:]:
             alone = name == "validation" or "teacher_mixture" in run.methods

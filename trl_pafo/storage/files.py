@@ -1,5 +1,6 @@
-"""Files that are complete or not there: written beside their place, then renamed. And locks."""
+"""Files that are complete or not there: written beside their place, then renamed. Locks, and disks without room."""
 
+import errno
 import hashlib
 import math
 import os
@@ -14,10 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from trl_pafo.errors import RunFolderError
+from trl_pafo.errors import RunFolderError, TrlPafoError
 
 LOCK = ".lock"
 """The file by which a folder is locked."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def remove(path: Path) -> None:
@@ -81,10 +84,48 @@ def alone(folder: Path, busy: str, name: str = LOCK, timeout: float = 0) -> Iter
         yield
 
 
+def lacks_room(error: BaseException) -> bool:
+    """Whether something could not be written for want of room. Libraries say so in words alone; torch and NumPy say that less was written."""
+    words = (*map(os.strerror, _NO_ROOM), "PytorchStreamWriter failed writing", "unexpected pos", "requested and")
+    return getattr(error, "errno", None) in _NO_ROOM or any(word in str(error) for word in words)
+
+
+@contextmanager
+def room_needed(place: str | Path) -> Iterator[None]:
+    """Say where there was no room to write to a file or folder, whatever wrote there.
+
+    Raises:
+        RunFolderError: In place of what a library raises for want of room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, TrlPafoError) or not lacks_room(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise RunFolderError(
+            f"There is no room to write {place}: the disk is full, or a quota or the largest size of a file is reached ({reason}). Make room, or "
+            "choose another place, and repeat the command. What was complete before is kept."
+        ) from error
+
+
+def check_place(path: str | Path, option: str = "--output_dir") -> None:
+    """Raise [`RunFolderError`] where no file or folder can be made, or none in a folder that is there; the message names the option."""
+    path = Path(path)
+    above = next(place for place in (path, *path.absolute().parents) if place.is_dir() or (place != path and place.exists()))
+    if not above.is_dir():
+        raise RunFolderError(f"{path} cannot be written: {above} is a file. Choose another {option}.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunFolderError(
+            f"{path} cannot be written: {above} is not yours to write to. Choose another {option}, or change its mode."
+        )
+
+
 def refuse_existing(path: str | Path, option: str = "--output") -> None:
-    """Raise [`RunFolderError`] where an output is there already; the message names the option."""
+    """Raise [`RunFolderError`] where an output is there already, or cannot be made; the message names the option."""
     if Path(path).exists():
         raise RunFolderError(f"{path} exists already. Choose another {option}; nothing is overwritten.")
+    check_place(path, option)
 
 
 @contextmanager

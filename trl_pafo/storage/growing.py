@@ -34,7 +34,7 @@ def growing(path: Path, identity: Mapping[str, str], at_once: int) -> Iterator[t
     """
     folder = path.with_name(f"{path.name}.partial")
     lines, job = folder / "lines", folder / "identity.json"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with alone(folder, f"{path} is being written by another process. Wait for it, or choose another --output."):
         try:
             refuse_existing(path)  # not before: the other process may have ended a moment ago

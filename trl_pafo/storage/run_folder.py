@@ -10,7 +10,17 @@ from typing import Any
 
 from trl_pafo.errors import RunFolderError
 from trl_pafo.storage.cost import hardware
-from trl_pafo.storage.files import LOCK, alone, link_file, link_folder, remove, remove_temporary_files, write_text
+from trl_pafo.storage.files import (
+    LOCK,
+    alone,
+    check_place,
+    link_file,
+    link_folder,
+    remove,
+    remove_temporary_files,
+    room_needed,
+    write_text,
+)
 
 __all__ = ["KEPT", "LOCK", "MANIFEST", "RunFolder", "digest_of"]
 
@@ -57,6 +67,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"The output folder {self.path} is not empty and is not a run of trl-pafo. Choose another --output_dir."
                 )
+            check_place(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 if not (self.path / MANIFEST).exists():  # else another run was as quick
@@ -181,7 +192,8 @@ class RunFolder:
             return digest
         with self._stage_lock(output.replace("/", "-")):
             if not self.check(stage, inputs, derived):  # else another process was as quick
-                self._do(stage, inputs, output, work, keep_for)
+                with room_needed(self.path / output):
+                    self._do(stage, inputs, output, work, keep_for)
         return digest
 
     def _take(self, stage: str, digest: str) -> dict[str, Any] | None:

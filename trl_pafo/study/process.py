@@ -1,7 +1,5 @@
 """A run in a process of its own, so that one that fails, or for which memory runs out, takes nothing else with it."""
 
-import errno
-import os
 import signal
 import traceback
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from typing import Any
 
 from trl_pafo.errors import DataError, RunFolderError, TrlPafoError
 from trl_pafo.pipeline.worker import end_as_told, say_to
+from trl_pafo.storage.files import lacks_room
 from trl_pafo.study.doing import RunFailedError
 
 _PATIENCE = 10.0
@@ -88,9 +87,9 @@ def donors_of(folder: Path) -> tuple[Path, ...]:
 
 
 def is_of_run(error: Exception, folder: Path) -> bool:
-    """Whether a run in a folder would fail with each of its methods: a library may tell a full disk in words alone."""
+    """Whether a run in a folder would fail with each of its methods."""
     unprepared = isinstance(error, DataError) and not (folder / "data").exists()
-    return unprepared or isinstance(error, OSError | RunFolderError) or os.strerror(errno.ENOSPC) in str(error)
+    return unprepared or isinstance(error, OSError | RunFolderError) or lacks_room(error)
 
 
 def what_went_wrong(error: Exception) -> str:

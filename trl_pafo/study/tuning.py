@@ -23,8 +23,8 @@ class TrialRun(Run):
         data = super()._load()
         return DatasetDict({**data, "test": data["validation"]})
 
-    def _check(self, data: DatasetDict, given: dict[str, Any]) -> None:
-        super()._check(super()._load(), given)  # with the lengths that were counted
+    def _check(self, data: DatasetDict) -> None:
+        super()._check(super()._load())  # with the lengths that were counted
 
 
 def balanced_accuracy(rows: Sequence[Row]) -> float:

@@ -1,9 +1,9 @@
 """PairPreparer: preference pairs as rows of token ids, checked before a model is loaded. It knows no model and no trainer."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 from accelerate.logging import get_logger
@@ -21,7 +21,7 @@ from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import is_tokenized
-from trl_pafo.trainer.teacher import Teacher, check_teacher
+from trl_pafo.trainer.teacher import Teacher, check_gives_rewards, check_teacher
 
 logger = get_logger(__name__)
 
@@ -44,12 +44,12 @@ class PairPreparer:
     """
     Preference pairs as rows of token ids: [`check`] the datasets of a trainer, then [`prepare`] each of them.
 
-    A history is rendered into the prompt by the chat template. `args` say what is shown of it, `groups` which groups have teachers.
+    A history is rendered into the prompt by the chat template. `args` say what is shown of it; `teachers` are those of the groups.
     """
 
-    def __init__(self, args: PAFOConfig, groups: Collection[str] = ()):
-        self.args, self.groups = args, list(groups)
-        self._has_teachers = bool(groups)
+    def __init__(self, args: PAFOConfig, teachers: Mapping[str, Teacher] | None = None):
+        self.args, self.groups = args, list(teachers or ())
+        self._teachers = teachers or {}
         self.distills = False
         """Whether the training rows have margins of teachers, or get them."""
         self.draws_donors = False
@@ -62,11 +62,11 @@ class PairPreparer:
         self._checked: WeakSet[Any] = WeakSet()
 
     def check(self, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
-        """The datasets with groups and users as texts; rows of a stream are checked as they come.
+        """The datasets with groups and users as texts; rows of a stream are checked as they come. What takes no look at the texts comes first.
 
         Raises:
             DataError: If a dataset is none or has gaps, or its columns do not fit each other or the options.
-            TeacherError: If groups and teachers do not match.
+            TeacherError: If groups and teachers do not match, or a teacher is no reward model.
             ConfigError: If an option does not fit the dataset.
         """
         if train_dataset is not None:
@@ -77,7 +77,10 @@ class PairPreparer:
             self.draws_donors = of_groups and self.args.conditioning != "own" and self.args.num_history != 0
             if not isinstance(train_dataset, Dataset):
                 self._check_stream(columns)
-            train_dataset = self._look_at(train_dataset, _TRAIN, ["group"] if of_groups else [])
+            train_dataset = normalize_columns(train_dataset, _TRAIN, ["group"] if of_groups else [])
+            if self.distills and self._teachers:
+                self._match_teachers(train_dataset, columns)
+            train_dataset = self._look_at(train_dataset, _TRAIN)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._look_at_evaluated(rows, name) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -89,10 +92,9 @@ class PairPreparer:
 
     def _look_at_evaluated(self, dataset: Any, name: str) -> Any:
         checks.check_dataset(dataset, "eval_dataset" if name == "eval" else f"eval_dataset[{name!r}]")
-        return self._look_at(dataset, _title(name))
+        return self._look_at(normalize_columns(dataset, _title(name)), _title(name))
 
-    def _look_at(self, dataset: Any, what: str, needed: Collection[str] = ()) -> Any:
-        dataset = normalize_columns(dataset, what, needed)
+    def _look_at(self, dataset: Any, what: str) -> Any:
         if isinstance(dataset, Dataset):
             checks.check_filled(dataset, what)
         else:
@@ -113,6 +115,13 @@ class PairPreparer:
                 "dataset without streaming, or leave it out."
             )
 
+    def _match_teachers(self, dataset: Dataset, columns: Collection[str]) -> None:
+        if sources := [name for name in _MARGINS if name in columns]:
+            _refuse_several([*sources, "teachers"])
+        checks.check_groups(dataset, self.groups, _TRAIN)
+        for teacher in self._teachers.values():
+            check_gives_rewards(teacher)
+
     def _check_rows(self, dataset: Dataset, columns: Collection[str]) -> None:
         args = self.args
         num_with_history = 0
@@ -131,16 +140,13 @@ class PairPreparer:
         if not self.distills:
             return
         checks.check_pairs(dataset, _TRAIN)
-        sources = [name for name in _MARGINS if name in columns] + ["teachers"] * self._has_teachers
-        if len(sources) > 1:
-            raise DataError(
-                f"{_TRAIN} would be distilled from {' and '.join(f'`{name}`' for name in sources)}. Give one of them."
-            )
+        if len(sources := [name for name in _MARGINS if name in columns]) > 1:
+            _refuse_several(sources)
         if "teacher_margin" in columns:
             return
         if "teacher_margins" in columns:
             self.groups = checks.check_group_numbers(dataset, "teacher_margins", _TRAIN)
-        checks.check_groups(dataset, self.groups, _TRAIN)
+            checks.check_groups(dataset, self.groups, _TRAIN)
         if args.num_history == 0:
             return
         if self.draws_donors:
@@ -154,12 +160,12 @@ class PairPreparer:
         elif "chosen_ids" not in columns:
             checks.check_personalized(num_with_history > 0, columns, _TRAIN)
 
-    def check_teachers(self, teachers: Mapping[str, Teacher], tokenizer: PreTrainedTokenizerBase) -> None:
+    def check_teachers(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise [`TeacherError`] where a teacher cannot score the training pairs, or not whatever history they have."""
-        if not self.distills or not teachers:
+        if not self.distills or not self._teachers:
             return
         is_tokenized = "chosen_ids" in get_dataset_column_names(self._train)
-        for teacher in teachers.values():
+        for teacher in self._teachers.values():
             check_teacher(teacher, tokenizer, shares_tokens=is_tokenized, alone=self.draws_donors)
 
     def prepare(
@@ -200,7 +206,7 @@ class PairPreparer:
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
-        needed = (self.distills and self._has_teachers) or self.draws_donors or self.args.min_num_history is not None
+        needed = (self.distills and bool(self._teachers)) or self.draws_donors or self.args.min_num_history is not None
         keeps_rows = is_train and needed
         rows = [dataset, *([given, messages] if keeps_rows else [])]
         if self.args.max_length is not None and len(kept := rows_within(dataset, self.args.max_length)) < len(dataset):
@@ -263,6 +269,10 @@ class PairPreparer:
                 f"No pair of the {name} dataset is within max_length={self.args.max_length} tokens. Raise `max_length`, or lower "
                 "`num_history` or `history_max_tokens`."
             )
+
+
+def _refuse_several(sources: Sequence[str]) -> NoReturn:
+    raise DataError(f"{_TRAIN} would be distilled from {' and '.join(f'`{name}`' for name in sources)}. Give one of them.")
 
 
 def _title(name: str) -> str:

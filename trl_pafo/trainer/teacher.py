@@ -160,6 +160,17 @@ def as_teachers(teachers: Mapping[str, TeacherSpec] | None) -> dict[str, Teacher
     return result
 
 
+def check_gives_rewards(teacher: Teacher) -> None:
+    """Raise [`TeacherError`] where a teacher is not found, or is no reward model; its weights are not loaded."""
+    try:
+        teacher.config  # noqa: B018  # is read
+        check_reward_model(teacher.folder)
+    except ConfigError as error:
+        raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.source!r}: {error}") from error
+
+
 def check_teacher(
     teacher: Teacher, tokenizer: PreTrainedTokenizerBase, *, shares_tokens: bool = False, alone: bool = False
 ) -> None:
@@ -172,15 +183,9 @@ def check_teacher(
         TeacherError: If the teacher is not found, has other than one label, has another tokenizer and no texts to read, or cannot
             score pairs without a history.
     """
-    try:
-        config = teacher.config
-        check_reward_model(teacher.folder)
-    except ConfigError as error:
-        raise TeacherError(f"The teacher of group {teacher.group!r} gives no rewards. {error}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"The teacher of group {teacher.group!r} cannot be read at {teacher.source!r}: {error}") from error
+    check_gives_rewards(teacher)
     own = teacher.tokenizer
-    size = config.get_text_config().vocab_size if own is None else len(own)
+    size = teacher.config.get_text_config().vocab_size if own is None else len(own)
     differs = own is not None and shares_tokens and own.get_vocab() != tokenizer.get_vocab()
     if (own is None and size < len(tokenizer)) or differs:
         raise TeacherError(

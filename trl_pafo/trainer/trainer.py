@@ -133,7 +133,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
             code = args.trust_remote_code
             processing_class = read_tokenizer(name, revision=revision, trust_remote_code=code)
-        self._pairs.check_teachers(of_group, processing_class)
+        self._pairs.check_teachers(processing_class)
         self.dropped_pairs = self._pairs.dropped
         """Pairs dropped because they are longer than `max_length`, by dataset and group."""
 
