@@ -183,10 +183,17 @@ def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, cap
     assert "has pairs in several groups (0, 1); give it one" in capsys.readouterr().err
 
 
-def test_plot(files: Path, tmp_path) -> None:
+def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
     flags = ["--portfolio", files / "built", "--users", files / "users.jsonl"]
     assert portfolio("plot", *flags, "--output_dir", tmp_path / "p") == 0
     assert {path.name for path in (tmp_path / "p").iterdir()} == {"cells.png", "gap.png", "usage.png"}
+    flags = ["--portfolio", files / "built", "--candidates", files / "candidates.jsonl", "--output_dir", tmp_path / "c"]
+    assert portfolio("compare", *flags, "--max_size", 2, "--num_seeds", 2) == 0
+    assert "against the true optimum" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "c/comparison.json").read_text())
+    found = {(row["method"], row["size"]): row["gap"] for row in rows}
+    assert found["PALM", 2] < min(found["uniform", 2], found["random", 2])
+    assert (tmp_path / "c/gap_by_size.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -209,6 +216,7 @@ def test_plot(files: Path, tmp_path) -> None:
         ("certify --policies T --members 0 --num_resamples 9", 1, "--num_resamples: for --portfolio alone"),
         ("choose --portfolio BUILT --weights 1 0 0 --sharpness 2", 1, "--sharpness: for --answers and"),
         ("choose --portfolio BUILT --users U --tolerance 1", 1, "--tolerance: for --answers that are never"),
+        ("compare --portfolio BUILT --candidates C --policies T", 1, "--policies: no effect beside --candidates"),
         ("choose --portfolio BUILT", 1, "Give one of --weights, --answers"),
         ("choose --weights 1 0 0", 1, "Give --portfolio"),
         ("choose --portfolio BUILT --weights 1 0 0 --output T", 1, "exists already"),

@@ -13,8 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(out: Path, model: str) -> dict:
-    more = {"load_best_model_at_end": True, "metric_for_best_model": METRIC, "learning_rate": 3e-2}
-    more |= {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_steps": 1, "save_steps": 1}
+    more = {"best_checkpoint": "group_balanced", "save_strategy": "steps", "eval_steps": 1, "learning_rate": 3e-2}
     args = options(out / "run", max_steps=6, **more)
     trainer = PAFORewardTrainer(model, args, train_dataset=make_pairs(), eval_dataset=make_pairs(num_users=8, seed=1))
     trainer.train()

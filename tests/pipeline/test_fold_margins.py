@@ -10,7 +10,7 @@ from helpers.parts import make_pairs, make_tokenizer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.template import add_history_template
-from trl_pafo.metrics.group_posterior import fit_temperature
+from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature
 from trl_pafo.pipeline import fold_margins as module
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 
@@ -71,3 +71,30 @@ def test_a_pair_is_scored_by_the_teachers_that_have_not_seen_its_prompt(rows):
         temperature = fit_temperature(values[group == name])
         assert temperature != 1
         assert [row["teacher_margins"][name] for row in found] == pytest.approx((values / temperature).tolist())
+    assert "history_log_likelihood" not in found.column_names
+
+
+def test_past_pairs_are_scored_by_those_of_their_own_fold_and_by_all_where_no_teacher_saw_them(rows):
+    found = with_fold_margins(rows, TEACHERS, seed=0, of_histories=True)
+    groups = ["majority", "minority"]
+    own = np.array([groups.index(name) for name in rows["group"]])
+    asked = {text(row["prompt"]): n for n, row in enumerate(rows)}
+    assert not any(past["prompt"] in asked for row in rows for past in row["history"])  # so all of them are new here
+    margins = [[0.0, 0.0] for _ in rows]
+    fold = PromptFolds(rows, 2, 0).of(rows)
+    for n, row in enumerate(rows):
+        margins[n] = [said(f"{g} {fold[n]}", text(row["chosen"]), text(row["rejected"])) for g in groups]
+    temperature = [fit_temperature(np.array(margins)[own == place, place]) for place in (0, 1)]
+    scores = []
+    for row in rows:
+        of_pairs = [
+            [
+                np.mean([said(f"{g} {f}", p["chosen"], p["rejected"]) for f in (0, 1)]) / t
+                for g, t in zip(groups, temperature, strict=True)
+            ]
+            for p in row["history"]
+        ]
+        scores.append([-sum(math.log1p(math.exp(-m[place])) for m in of_pairs) for place in (0, 1)])
+    expected = GroupLikelihood.fit(scores, own).log_likelihood(scores)
+    given = [[row["history_log_likelihood"][g] for g in groups] for row in found]
+    np.testing.assert_allclose(given, expected, rtol=1e-6, atol=1e-6)

@@ -104,6 +104,19 @@ def test_what_is_chosen_follows_the_rule_and_the_points(run, monkeypatch, tmp_pa
     assert trained == again == []
 
 
+def test_best_checkpoint_says_by_which_rule(run, monkeypatch, tmp_path):
+    trained = train_nothing(monkeypatch, group_balanced=1.0, overall=2.0)
+    options = {**PATH, "reference_steps": [1, 2], "save_strategy": "steps"}
+    for rule, chosen in ((None, 1), ("overall", 2)):
+        made = run(**options, best_checkpoint=rule)
+        made()
+        assert weights(tmp_path / "run/models/personalized_bt").decode() == f"personalized BT, x{chosen}"
+        assert made.args.eval_strategy == "no"
+        assert not made.args.load_best_model_at_end
+    assert trained == ["personalized BT, x1", "personalized BT, x2"]  # it decides no training
+    assert "best_checkpoint: overall" in (tmp_path / "run/run.yaml").read_text()
+
+
 def test_the_chosen_model_takes_no_room(run, monkeypatch, tmp_path):
     train_nothing(monkeypatch)
     run(**PATH)()

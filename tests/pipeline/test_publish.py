@@ -222,6 +222,7 @@ def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
         ({"source": "dsp", "majority": ["a"], "minority": ["b", "c"], "minority_ratio": 0.1}, "data", "minority b, c."),
         ({"source": "styles", "infer_groups": "minilm"}, "training pairs", "Those of test users are named by the data."),
         ({"source": "prism", "infer_groups": "minilm"}, "pairs", "Those of test users follow from their past pairs."),
+        ({"source": "swissmetro"}, "data", "The groups are those that the data name."),
     ],
 )
 def test_how_the_groups_were_made_is_said(data, cut, says):

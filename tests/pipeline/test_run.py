@@ -294,7 +294,7 @@ class TestFolds:
         assert (tmp_path / "run/teachers/minority/without_fold_0/model.safetensors").exists()
         assert not (tmp_path / "run/teacher_margins").exists()  # those of one teacher, whatever it has seen
         before = weights(tmp_path, "pafo")
-        run(**options, conditioning="own", overwrite=True).do_only(["pafo"])
+        run(**options, conditioning="posterior", overwrite=True).do_only(["pafo"])
         said = capsys.readouterr().out
         assert "The teacher of minority prefers the chosen response" in said
         assert "[teacher" not in said

@@ -175,12 +175,11 @@ def test_only_what_an_option_decides_is_redone(run, done, monkeypatch):
     done.clear()
     run(**two, num_resamples=60)()
     assert done == []
-    monkeypatch.setattr(Run, "rule", "overall")
-    run(**two)()
+    run(**two, best_checkpoint="overall", save_strategy="steps")()
     assert done == fitted
     done.clear()
     monkeypatch.setattr(Fitted, "num_steps", 4)
-    run(**two)()
+    run(**two, best_checkpoint="overall", save_strategy="steps")()
     assert done == fitted
 
 

@@ -131,6 +131,56 @@ class TestScore:
         assert answer["detail"][0]["error"].startswith(message)
 
 
+class TestClassify:
+    MESSAGES = [{"role": "user", "content": ASK["prompt"]}, {"role": "assistant", "content": ASK["response"]}]
+    BODY = {"messages": MESSAGES, "chat_template_kwargs": {"history": PAST}, "use_activation": False, "model": "any"}
+
+    def test_a_conversation_as_vllm_takes_it(self, service, model):
+        status, answer = service.ask("/classify", self.BODY)
+        assert status == 200
+        (item,) = answer["data"]
+        assert item == {"index": 0, "label": "LABEL_0", "probs": item["probs"], "num_classes": 1}
+        assert item["probs"] == pytest.approx([alone(model, ASK)], abs=rounding(item["probs"]))
+        scorer = RewardScorer(model.scorer.folder)
+        (ids,) = scorer.tokenize([ASK])
+        assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == len(ids["response"])
+        assert (answer["object"], answer["model"]) == ("list", str(model.scorer.folder))
+
+    def test_texts_of_a_model_that_was_trained_on_texts(self, tmp_path):
+        trained = remember_inputs(make_model("decoder", tmp_path), inputs="text", num_history=0)
+        texts = ["how do i sing kindly sir", "the house lol"]
+        with serving(trained) as service:
+            status, answer = service.ask("/classify", {"input": texts, "use_activation": False})
+            one = service.ask("/classify", {"input": texts[1], "use_activation": False})[1]
+        model = FairRewardModel.from_pretrained(trained)
+        cut = [("how do i sing", " kindly sir"), ("the house", " lol")]
+        expected = [model.score(prompt, [response])[0] for prompt, response in cut]
+        assert status == 200
+        assert [item["probs"][0] for item in answer["data"]] == pytest.approx(expected, abs=rounding(expected))
+        assert one["data"][0]["probs"] == pytest.approx(expected[1:], abs=rounding(expected))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"use_activation": None}, "`use_activation` must be false: rewards are raw"),
+            ({"use_activation": True}, "`use_activation` must be false"),
+            ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens is not known here"),
+            ({"messages": None}, "Give either `messages`"),
+            ({"input": "a"}, "Give either `messages`"),
+            ({"messages": "a"}, "item 0: `prompt` is missing"),
+            ({"messages": [3]}, "item 0: `response` must be"),
+            ({"chat_template_kwargs": None}, "item 0: `history` is missing"),
+            ({"messages": None, "input": "a"}, "`input` is a text without a history"),
+            ({"messages": None, "input": "a", "chat_template_kwargs": None}, "item 0 is a text without a prompt, and the model"),
+            ({"messages": None, "input": [[1]], "chat_template_kwargs": None}, "item 0: `input` must be a text"),
+        ],
+    )
+    def test_what_it_refuses(self, service, change, message):
+        status, answer = service.ask("/classify", {**self.BODY, **change})
+        assert status == 422
+        assert answer["detail"][0]["error"].startswith(message)
+
+
 class TestManyAtOnce:
     """Each answer is that of its request alone, whoever asks at the same time."""
 
@@ -197,6 +247,8 @@ class TestUsers:
                 file.write(lines[1])
             found = [row["reward"] for row in service.ask("/score", rows)[1]]
             assert found == pytest.approx(expected, abs=rounding(expected))
+            body = {**TestClassify.BODY, "user": "eve", "chat_template_kwargs": None}
+            assert service.ask("/classify", body)[1]["data"][0]["probs"] == pytest.approx(expected[1:2], abs=rounding(expected))
             status, answer = service.ask("/score", [rows[0], ask, {**rows[0], "history": []}])
             assert (status, [error["item"] for error in answer["detail"]]) == (422, [1, 2])
 
@@ -330,10 +382,14 @@ class TestPage:
 
     def test_requests_of_curl(self, service, blocks):
         asked = [text for kind, text in blocks if kind == "bash" and text.startswith("curl http")]
-        [(path, body)] = [re.match(r"curl http://localhost:\d+(\S+) -d '(.*?)'$", text, re.M | re.S).groups() for text in asked]
-        status, found = service.ask(path, body.encode())
-        assert (path, status) == ("/score", 200)
+        paths, bodies = zip(
+            *[re.match(r"curl http://localhost:\d+(\S+) -d '(.*?)'$", text, re.M | re.S).groups() for text in asked], strict=True
+        )
+        assert paths == ("/score", "/classify")
+        (score, found), (classify, one) = [service.ask(path, body.encode()) for path, body in zip(paths, bodies, strict=True)]
+        assert (score, classify) == (200, 200)
         assert [set(row) for row in found] == [{"reward"}, {"reward_chosen", "reward_rejected"}]
+        assert one["data"][0]["probs"] == pytest.approx([found[0]["reward"]], abs=rounding(found[0]["reward"]))
 
     def test_python(self, service, model, blocks):
         ask, function, *recipes = [
@@ -348,13 +404,11 @@ class TestPage:
         found = asyncio.run(names["served_reward"](prompts, texts, [None, PAST], extra=1))
         expected = [alone(model, {**row, "history": []}), alone(model, ASK)]
         assert found == pytest.approx(expected, abs=rounding(found))
-        names["messages"] = [{"role": "user", "content": ASK["prompt"]}, {"role": "assistant", "content": ASK["response"]}]
+        names["messages"] = TestClassify.MESSAGES
         vllm, tei = recipes
         exec(vllm, names)
-        body = names["body"]
-        rendered = names["tokenizer"].apply_chat_template(body["messages"], tokenize=False, **body["chat_template_kwargs"])
-        [read] = model.scorer.tokenize([ASK])
-        assert names["tokenizer"](rendered, add_special_tokens=False)["input_ids"] == read["response"]
+        answer = service.ask("/classify", names["body"])[1]
+        assert answer["data"][0]["probs"] == pytest.approx(expected[1:], abs=rounding(expected))
         # A tokenizer as encoders have it, which puts its special tokens around each text.
         names["tokenizer"]._tokenizer.post_processor = TemplateProcessing(
             single="[CLS] $A [SEP]",

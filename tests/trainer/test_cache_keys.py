@@ -39,7 +39,7 @@ REWARD = set(
     pad_token
     """.split()
 )
-PAFO = {*STUDENT_OPTIONS, "num_history", "min_num_history", "history_max_tokens", "history_fields"}
+PAFO = {*STUDENT_OPTIONS, "num_history", "min_num_history", "history_max_tokens", "history_fields", "best_checkpoint"}
 MODEL = set(
     """
     model_name_or_path model_revision dtype attn_implementation use_peft lora_r lora_alpha lora_dropout lora_target_modules

@@ -201,6 +201,7 @@ def with_first(**changes) -> Dataset:
         (FULL.add_column("teacher_margin", [float("nan")] * 30), (), {}, DataError, "`teacher_margin` is not a finite"),
         (with_margins({"majority": 1.0, "minority": None}), (), {}, DataError, "must hold a finite number for each group"),
         (with_margins({"majority": 1.0}), (), {}, TeacherError, "there are teachers for 'majority'"),
+        (WITH_MARGINS, (), {"conditioning": "posterior"}, DataError, "lacks the column history_log_likelihood"),
         (TOKENIZED, GROUPS, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
         (TOKENIZED, (), {"min_num_history": 0}, DataError, "is tokenized, so the number of past pairs cannot be drawn"),
         (RENDERED, GROUPS, {}, DataError, "or set conditioning='own'.* lacks the column history"),

@@ -1,15 +1,27 @@
 """What a student is to learn of each showing, against loops over the rows."""
 
+import math
+
 import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_pafo.trainer.targets import Targets, group_numbers, score_pairs
+from trl_pafo.trainer.targets import (
+    Targets,
+    group_numbers,
+    posterior_of_histories,
+    score_pairs,
+    targets_from_teachers,
+)
 
 RNG = np.random.default_rng(0)
 MARGINS = RNG.normal(size=(6, 3)) * 3
 GROUP = np.array([0, 1, 2, 0, 0, 1])
 ROWS, DONORS = [0, 3, 5, 5], [1, 3, 2, 0]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 def test_a_history_that_is_certain_of_its_group_gives_the_margin_of_that_teacher():
@@ -18,6 +30,51 @@ def test_a_history_that_is_certain_of_its_group_gives_the_margin_of_that_teacher
     targets = Targets(margins, GROUP)
     assert targets(ROWS, DONORS).tolist() == [np.float32(MARGINS[r, GROUP[d]]) for r, d in zip(ROWS, DONORS, strict=True)]
     assert targets.own().tolist() == [np.float32(MARGINS[row, GROUP[row]]) for row in range(6)]
+
+
+def test_a_posterior_mixes_the_probabilities_of_all_teachers():
+    q = RNG.dirichlet(np.ones(3), size=6)
+    expected = []
+    for row, donor in zip(ROWS, DONORS, strict=True):
+        p = sum(q[donor, g] * sigmoid(MARGINS[row, g]) for g in range(3))
+        expected.append(math.log(p / (1 - p)))
+    assert Targets(MARGINS, GROUP, q)(ROWS, DONORS) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_the_prior_of_a_posterior_is_the_share_of_the_group(tau):
+    likelihood = RNG.normal(size=(6, 3))
+    names = np.array(["a", "b", "c"])[GROUP]
+    found = posterior_of_histories(likelihood, names, tau)
+    for row in range(6):
+        weights = [math.exp(likelihood[row, g]) * (np.mean(names == "abc"[g])) ** (1 - tau) for g in range(3)]
+        assert found[row] == pytest.approx([w / sum(weights) for w in weights])
+
+
+def test_histories_that_tell_the_group_are_likely_under_it():
+    """One past pair a row, on which the teachers disagree more often than not as the group of the row says."""
+    rng = np.random.default_rng(1)
+    group = np.where(rng.random(400) < 0.3, "b", "a")
+    said = np.where(np.arange(2) == (group == "b")[:, None], 1.0, -1.0) + rng.normal(size=(400, 2))
+
+    class FakeTeacher:
+        def __init__(self, place):
+            self.place = place
+
+        def read(self, rows, tokenizer):
+            return rows.map(lambda row: {"said": said[int(row["chosen"]), self.place]})
+
+    def score(teachers, pairs):
+        return {name: np.array(rows["said"]) for name, rows in pairs.items()}
+
+    pairs = [{"prompt": "p", "chosen": str(n), "rejected": "no"} for n in range(400)]
+    rows = Dataset.from_list([{**pair, "history": [pair]} for pair in pairs])
+    targets = targets_from_teachers(score, {"b": FakeTeacher(1), "a": FakeTeacher(0)}, rows, group, None, tau=1.0)
+    likely = np.array(["a", "b"])[targets.posterior.argmax(axis=1)]
+    told = [(likely == group)[group == name].mean() for name in "ab"]
+    assert min(told) > 0.85
+    assert np.mean(told) == pytest.approx(((said[:, 1] > said[:, 0]) == (group == "b")).mean(), abs=0.05)
+    assert targets.margins == pytest.approx(said)
 
 
 def test_numbers_of_groups_have_the_order_that_is_asked_for():

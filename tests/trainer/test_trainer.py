@@ -19,6 +19,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, TeacherError
+from trl_pafo.metrics.group_posterior import GroupLikelihood
 from trl_pafo.trainer import ExactRewardTrainer
 from trl_pafo.trainer.losses import pafo_loss
 
@@ -107,9 +108,22 @@ def alone(folder: str, row: dict) -> tuple[list[int], list[int]]:
     )
 
 
-@pytest.mark.parametrize("conditioning", ["own", "counterfactual"])
-def test_the_loss_equals_the_formula_on_plain_forwards(encoder, teachers, training, tmp_path, conditioning):
+def posterior_of(
+    history: list[dict], likelihood: GroupLikelihood, shares: list[float], tau: float, teachers: dict
+) -> list[float]:
+    scores = [
+        [sum(-math.log1p(math.exp(-margin(folder, *alone(folder, past)))) for past in history) for folder in teachers.values()]
+    ]
+    logits = likelihood.log_likelihood(scores)[0] + (1 - tau) * np.log(shares)
+    return (np.exp(logits) / np.exp(logits).sum()).tolist()
+
+
+@pytest.mark.parametrize("conditioning", ["own", "counterfactual", "posterior"])
+def test_the_loss_equals_the_formula_on_plain_forwards(encoder, teachers, training, tmp_path, conditioning, monkeypatch):
     """Student and teachers score one pair at a time; each showing is of a pair, and of the user whose history it has."""
+    fitted = []
+    fit = GroupLikelihood.fit
+    monkeypatch.setattr(GroupLikelihood, "fit", lambda *given: fitted.append(fit(*given)) or fitted[0])
     rows = make_pairs(num_users=5, pairs_per_user=2, num_minority=2)
     args = PAFOConfig(str(tmp_path / "out"), distillation_loss="mse", conditioning=conditioning, tau=0.5, **training)
     trainer = PAFORewardTrainer(encoder, args, train_dataset=rows, teachers=teachers)
@@ -122,7 +136,12 @@ def test_the_loss_equals_the_formula_on_plain_forwards(encoder, teachers, traini
     targets = []
     for row, donor in shown:
         said = [margin(folder, *alone(folder, rows[row])) for folder in teachers.values()]
-        targets.append(said[GROUPS.index(rows["group"][donor])])
+        if conditioning == "posterior":
+            q = posterior_of(rows[donor]["history"], fitted[0], [0.6, 0.4], 0.5, teachers)
+            p = sum(weight / (1 + math.exp(-d)) for weight, d in zip(q, said, strict=True))
+            targets.append(math.log(p / (1 - p)))
+        else:
+            targets.append(said[GROUPS.index(rows["group"][donor])])
     # These are differences of rewards of up to a hundred.
     assert [row["teacher_margin"] for row in picked] == pytest.approx(targets, abs=rounding(100), rel=1e-3)
     expected = pafo_loss(
@@ -139,8 +158,9 @@ def test_the_loss_equals_the_formula_on_plain_forwards(encoder, teachers, traini
 
 def test_margins_in_a_column_are_those_of_the_teachers(encoder, pairs, teachers, training, tmp_path):
     margins = [{group: 1.0 + i if group == "majority" else -1.0 - i for group in GROUPS} for i in range(len(pairs))]
-    rows = pairs.add_column("teacher_margins", margins)
-    for conditioning in ("own", "counterfactual"):
+    likelihood = [{"majority": 0.0, "minority": math.log(3.0)}] * len(pairs)
+    rows = pairs.add_column("teacher_margins", margins).add_column("history_log_likelihood", likelihood)
+    for conditioning in ("own", "counterfactual", "posterior"):
         args = PAFOConfig(str(tmp_path / conditioning), conditioning=conditioning, tau=1.0, **training)
         trainer = PAFORewardTrainer(encoder, args, train_dataset=rows)
         dataset = trainer.get_train_dataloader().dataset
@@ -148,6 +168,9 @@ def test_margins_in_a_column_are_those_of_the_teachers(encoder, pairs, teachers,
             donor = row if conditioning == "own" else dataset.draw(row, 0).donor
             found = trainer.train_dataset[row] if conditioning == "own" else dataset[row]
             expected = margins[row][pairs["group"][donor]]
+            if conditioning == "posterior":
+                p = sum(q / (1 + math.exp(-d)) for q, d in zip((0.25, 0.75), margins[row].values(), strict=True))
+                expected = math.log(p / (1 - p))
             assert found["teacher_margin"] == pytest.approx(expected, rel=1e-5)
     assert [found.share for found in trainer.teacher_agreement] == [1.0, 0.0]
 

@@ -129,6 +129,19 @@ Trainer._finish_current_push(self)
 trl.trainer.base_trainer:_BaseTrainer.create_model_card(self, model_name, dataset_name, tags)
   # trl_pafo/trainer/hub_mixin.py, create_model_card, which writes a card of its own to the same file
   model_card.save(os.path.join(self.args.output_dir, 'README.md'))
+Trainer.train(...)
+  # trl_pafo/trainer/trainer.py, train, which frees the teachers of a stream at its end and tells of a missing best checkpoint
+Trainer._determine_best_metric(self, metrics, trial)
+  # trl_pafo/trainer/best_checkpoint.py: the name of the metric, and that of equal checkpoints the earlier one is kept
+  metric_to_check = f'eval_{metric_to_check}'
+  operator = np.greater if self.args.greater_is_better else np.less
+  if operator(metric_value, self.state.best_metric): _
+  self.state.best_global_step = self.state.global_step
+Trainer._save_checkpoint(self, model, trial)
+  # trl_pafo/trainer/best_checkpoint.py, fill_in: the best checkpoint is that of the step of the best evaluation, if there is one
+  best_checkpoint_folder = f'{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}'
+  if os.path.exists(best_checkpoint_dir): _
+  self.state.best_model_checkpoint = best_checkpoint_dir
 Trainer.get_batch_samples(self, epoch_iterator, num_batches, device)
   # trl_pafo/trainer/trainer.py, get_batch_samples, which counts pairs in the place of items
   batch_samples.append(next(epoch_iterator))

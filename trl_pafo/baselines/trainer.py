@@ -18,7 +18,7 @@ Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """As `pair_loss` returns it: the loss, and by name the parts of it that are logged."""
 
 _WHAT = "The training dataset"
-_OF_TEACHERS = ("teacher_margin", "teacher_margins", "has_label")
+_OF_TEACHERS = ("teacher_margin", "teacher_margins", "history_log_likelihood", "has_label")
 
 
 class BaselineTrainer(PAFORewardTrainer):

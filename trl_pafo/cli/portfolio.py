@@ -1,4 +1,4 @@
-"""`trl-pafo portfolio build | certify | choose | plot | export`: a few policies for every preference weight."""
+"""`trl-pafo portfolio build | certify | choose | plot | compare | export`: a few policies for every preference weight."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ COMMANDS = {
     "certify": "the worst case over all weights, of a portfolio or of some policies of a table",
     "choose": "the member for weights, pairwise answers, a preference history, or each user of a population",
     "plot": "the weight simplex with its cells, the gap over it, the usage",
+    "compare": "PALM against uniform and random weights at equal size",
     "export": "copy trained members into one folder that peft and vLLM load, with a card",
 }
 
@@ -19,7 +20,7 @@ def _option(default: Any, text: str) -> Any:
 
 
 @dataclass
-class BuildArguments:
+class _Oracle:
     candidates: str | None = _option(None, "Rewards of candidate responses: JSON Lines, one line per prompt.")
     policies: str | None = _option(
         None, "CSV of policies that exist: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand."
@@ -28,6 +29,10 @@ class BuildArguments:
     reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
     reward_range: list[float] | None = _option(None, "Least and greatest value of a reward, which become 0 and 1, such as 1 5.")
     beta: float = _option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
+
+
+@dataclass
+class BuildArguments(_Oracle):
     epsilon: float = _option(0.05, "Relative tolerance; 0 to use only the additive one.")
     delta: float = _option(0.0, "Additive tolerance, in units of the rewards.")
     num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
@@ -79,6 +84,16 @@ class PlotArguments:
 
 
 @dataclass
+class CompareArguments(_Oracle):
+    portfolio: str | None = _option(None, "Folder of a portfolio that was built from --candidates or --policies.")
+    max_size: int = _option(8, "Sizes 1 to this.")
+    num_seeds: int = _option(10, "Draws of the baselines.")
+    output_dir: str | None = _option(
+        None, "Folder for comparison.json and gap_by_size.png; without it only the table is printed."
+    )
+
+
+@dataclass
 class ExportArguments:
     portfolio: str | None = _option(None, "Folder of a portfolio whose policies are folders of adapters.")
     output_dir: str | None = _option(None, "New folder.")
@@ -91,6 +106,7 @@ _ARGUMENTS = {
     "certify": CertifyArguments,
     "choose": ChooseArguments,
     "plot": PlotArguments,
+    "compare": CompareArguments,
     "export": ExportArguments,
 }
 

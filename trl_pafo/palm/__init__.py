@@ -33,6 +33,7 @@ __all__, __getattr__, __dir__ = lazily(
         "build_portfolio": "build",
         "certify": "solver.certificate",
         "check_weights": "core",
+        "compare_sizes": "baselines",
         "export_members": "files.export",
         "fit_reward_models": "oracles.texts",
         "grid_size": "solver.simplex",

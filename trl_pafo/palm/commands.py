@@ -8,12 +8,14 @@ import numpy as np
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
 from trl_pafo.metrics.verdict import is_known
+from trl_pafo.palm.baselines import compare_sizes, comparison_table
 from trl_pafo.palm.build import build_portfolio
 from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.files.export import export_members
 from trl_pafo.palm.files.inputs import PolicyTable, read_answers, read_candidates, read_history, read_table, read_users
 from trl_pafo.palm.oracles.candidates import CandidateOracle, RewardScale
 from trl_pafo.palm.portfolio import PORTFOLIO_FILE, Portfolio, promise_of
+from trl_pafo.palm.solver.bounds import Optimum, Pool, Reference
 from trl_pafo.palm.solver.certificate import certify as certify_values
 from trl_pafo.palm.solver.simplex import random_weights
 from trl_pafo.palm.users.elicitation import Interview
@@ -115,6 +117,37 @@ def plot(args: Any) -> Result:
         write_png(figure, folder / name)
     left_out = f" (cells are drawn for 2 or 3 rewards, not for {num_rewards})" if num_rewards > 3 else ""
     return f"Pictures: {', '.join(str(folder / name) for name in sorted(figures))}{left_out}", {}
+
+
+def compare(args: Any) -> Result:
+    """`trl-pafo portfolio compare`."""
+    from trl_pafo.metrics.plotting import write_png
+    from trl_pafo.palm.files.pictures import draw_sizes
+
+    if args.candidates:
+        _refuse_unused(args, ["policies"], "no effect beside --candidates, whose best is known for all weights")
+    portfolio = _load(args.portfolio)
+    args.beta = args.beta or portfolio.beta
+    args.reward_names = args.reward_names or list(portfolio.reward_names)
+    oracle, names, _, _ = _oracle(args)
+    if tuple(names) != portfolio.reward_names or args.beta != portfolio.beta:
+        raise ConfigError(
+            f"The portfolio has the rewards {', '.join(portfolio.reward_names)} and beta={portfolio.beta:g}, the oracle "
+            f"{', '.join(names)} and beta={args.beta:g}. Give what the portfolio was built from."
+        )
+    if isinstance(oracle, CandidateOracle):
+        reference: Reference = Optimum(lambda weights: np.array([oracle.optimum(row / row.sum()) for row in weights]))
+    else:
+        reference = Pool(oracle.values, portfolio.beta * oracle.kl)
+    rows = compare_sizes(portfolio, oracle, args.max_size, reference=reference, num_seeds=args.num_seeds)
+    text = f"Objective {portfolio.objective}, against the {reference.name}:\n\n{comparison_table(rows, portfolio.measure)}"
+    if args.output_dir:
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "comparison.json", json.dumps(rows, indent=2) + "\n")
+        write_png(draw_sizes(rows, portfolio.measure.name), folder / "gap_by_size.png")
+        text += f"\n\nPicture: {folder / 'gap_by_size.png'}"
+    return text, {}
 
 
 def export(args: Any) -> Result:

@@ -1,5 +1,6 @@
 """A run: prepare, baselines, teachers, student, evaluate. Each stage leaves a folder that the next one starts from."""
 
+import copy
 import hashlib
 import json
 import math
@@ -50,6 +51,8 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.hub_mixin import check_strategy
 from trl_pafo.trainer.teacher import as_teachers, check_teacher
 
+_BY_WHICH = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+
 
 class Plan(NamedTuple):
     """The stages of a run after the data, each after those that it needs, and its evaluation, given the digests of the methods."""
@@ -74,9 +77,6 @@ class Run(Trainings):
         ConfigError: If the options do not fit together.
         RunFolderError: If the folder holds something else.
     """
-
-    rule = CHOSEN["personalized_bt"]
-    """By which the point of the path is chosen that is the reference."""
 
     def __init__(self, run: RunArguments, args: PAFOConfig, model: ModelConfig):
         if model.model_name_or_path is None:
@@ -103,7 +103,13 @@ class Run(Trainings):
             check_strategy(args.hub_strategy)
             name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
             args.hub_model_id = on_first(lambda: create_repo(name, token=args.hub_token, private=args.hub_private_repo))
-        self._given_model = model
+        self.rule = args.best_checkpoint or CHOSEN["personalized_bt"]
+        """By which the point of the path is chosen that is the reference."""
+        self._given_args, self._given_model = args, model
+        if args.best_checkpoint:  # a run chooses among finished models; its trainings evaluate nothing
+            self.args = copy.deepcopy(args)
+            for name in ("best_checkpoint", "eval_strategy", "eval_steps", *_BY_WHICH):
+                setattr(self.args, name, PAFOConfig.__dataclass_fields__[name].default)
         self.folder = on_first(lambda: RunFolder(str(args.output_dir), run.overwrite))
         check_same_folder(self.folder.path)
         on_first(lambda: refuse_foreign(self.folder / "report.html"))
@@ -191,7 +197,7 @@ class Run(Trainings):
             self.do(stage)
         if at_once > 1 and left:
             threads = max(1, torch.get_num_threads() // at_once)
-            with Workers(self.folder, at_once, threads, (self.run, self.args, self._given_model)) as workers:
+            with Workers(self.folder, at_once, threads, (self.run, self._given_args, self._given_model)) as workers:
                 workers.do(longest_first(left))
 
     def _decided(self, stage: Stage) -> Stage:
@@ -254,7 +260,7 @@ class Run(Trainings):
         # What is in the way is told before the first training, not between two.
         on_first(lambda: self._check_folder(*([base] if base else []), *stages))
         if prepares:
-            on_first(lambda: write_text(self.folder / RUN_CONFIG, run_config(run, self.args, self.model)))
+            on_first(lambda: write_text(self.folder / RUN_CONFIG, run_config(run, self._given_args, self.model)))
         if base:
             self._do_or_require(base, prepares)
         models: dict[str, Any] = {m: teachers if m in OF_TEACHERS else str(self.folder / f"models/{m}") for m in run.methods}

@@ -167,8 +167,9 @@ class Trainings:
                 one = {group: folders[0] for group, folders in teachers.items()}
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
                 return
-            rows = with_fold_margins(train, teachers, self.args.seed, **self._scoring())
-            columns = ("group", "history", "teacher_margins")
+            of_histories = self.args.conditioning == "posterior"
+            rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
+            columns = ("group", "history", "teacher_margins", "history_log_likelihood")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
 
         if not self.run.predicts_front or self.run.distill_anyway:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.requests import ClientDisconnect
 
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.serving.reading import RefusedError, RequestReader
+from trl_pafo.serving.reading import Asked, RefusedError, RequestReader
 from trl_pafo.serving.worker import BatchingWorker
 
 logger = logging.getLogger(__name__)
@@ -67,14 +68,14 @@ def make_app(reader: RequestReader, worker: BatchingWorker, numbers: Numbers, ma
         if waiting >= max_queue:
             raise RefusedError(503, f"{waiting} requests are waiting, as many as may (--max_queue). Try again later.")
 
-    async def rewards_of(request: Request) -> Any:
+    async def rewards_of(request: Request, read: Callable[[bytes], Asked]) -> Any:
         nonlocal waiting
         check_room()
         body = await _body_of(request, max_body)
         check_room()
         waiting += 1
         try:
-            asked = await asyncio.get_running_loop().run_in_executor(one_reader, reader.score, body)
+            asked = await asyncio.get_running_loop().run_in_executor(one_reader, read, body)
             found = await asyncio.wrap_future(worker.submit(asked.sequences))
         finally:
             waiting -= 1
@@ -89,11 +90,10 @@ def make_app(reader: RequestReader, worker: BatchingWorker, numbers: Numbers, ma
         numbers.items.inc(len(set(asked.items)))
         return asked.answer(rewards)
 
-    @app.post("/score")
-    async def score(request: Request) -> Response:
+    async def reply(request: Request, read: Callable[[bytes], Asked]) -> Response:
         start, endpoint = time.monotonic(), request.url.path
         try:
-            response = JSONResponse(await rewards_of(request))
+            response = JSONResponse(await rewards_of(request, read))
         except RefusedError as refused:
             headers = {"Retry-After": "1"} if refused.status == 503 else {}
             headers |= {"Connection": "close"} if refused.status == 408 else {}
@@ -105,6 +105,14 @@ def make_app(reader: RequestReader, worker: BatchingWorker, numbers: Numbers, ma
         numbers.requests.labels(endpoint, response.status_code).inc()
         numbers.seconds.labels(endpoint).observe(time.monotonic() - start)
         return response
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        return await reply(request, reader.score)
+
+    @app.post("/classify")
+    async def classify(request: Request) -> Response:
+        return await reply(request, reader.classify)
 
     @app.get("/health")
     async def health() -> Response:

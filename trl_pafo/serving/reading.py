@@ -1,6 +1,8 @@
 """Bodies of requests to token sequences, and rewards to answers: what `trl-pafo score` refuses is refused, by number of the item."""
 
 import json
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +12,9 @@ from trl_pafo.errors import DataError, TrlPafoError
 from trl_pafo.evaluation.score_file import REWARD_KEYS
 from trl_pafo.evaluation.score_lines import tokens_alone
 from trl_pafo.models.scoring import RewardScorer
+
+# What the classification endpoint of vLLM takes and is understood here; `model`, `request_id` and `priority` change nothing.
+_CLASSIFY = {"model", "request_id", "priority", "user", "messages", "input", "chat_template_kwargs", "use_activation"}
 
 
 class RefusedError(Exception):
@@ -56,7 +61,7 @@ class RequestReader:
         """
         given = _parse(body)
         rows = given if isinstance(given, list) else [given]
-        tokens = self._tokens(rows)
+        tokens = self._tokens(rows, self._tokens_of_row)
 
         def answer(rewards: list[float]) -> Any:
             found = iter(rewards)
@@ -69,7 +74,35 @@ class RequestReader:
         items = [number for number, row in enumerate(tokens) for _ in row]
         return Asked([ids for row in tokens for ids in row.values()], items, answer)
 
-    def _tokens(self, rows: list[Any]) -> list[dict[str, list[int]]]:
+    def classify(self, body: bytes) -> Asked:
+        """A request to vLLM's classification endpoint: `messages` of one conversation, or `input`, a text or several.
+
+        Raises:
+            RefusedError: If something cannot be scored.
+        """
+        given = _parse(body)
+        if not isinstance(given, dict):
+            raise RefusedError(422, "The body must be a JSON object.")
+        if unknown := [name for name, value in given.items() if name not in _CLASSIFY and value is not None]:
+            raise RefusedError(422, f"{', '.join(unknown)[:200]} is not known here. Give {', '.join(sorted(_CLASSIFY))}.")
+        if given.get("use_activation") is not False:
+            raise RefusedError(422, "`use_activation` must be false: rewards are raw, and no sigmoid is applied to them.")
+        if (given.get("messages") is None) == (given.get("input") is None):
+            raise RefusedError(422, "Give either `messages`, the prompt and the response, or `input`, texts.")
+        if given.get("messages") is not None:
+            tokens = self._tokens([_conversation(given)], lambda row, place: tokens_alone(self.scorer, self.users, row, place)[1])
+        elif self.users is not None or given.get("chat_template_kwargs") is not None:
+            raise RefusedError(
+                422, "`input` is a text without a history. Give `messages`, to which the history of the user is added."
+            )
+        else:
+            texts = given["input"] if isinstance(given["input"], list) else [given["input"]]
+            tokens = self._tokens([{"response": text} for text in texts], self._tokens_of_text)
+        sequences = [row["response"] for row in tokens]
+        items = list(range(len(sequences)))
+        return Asked(sequences, items, lambda rewards: self._classified(rewards, sum(map(len, sequences))))
+
+    def _tokens(self, rows: list[Any], read: Callable[[Any, str], dict[str, list[int]]]) -> list[dict[str, list[int]]]:
         """Token ids of all items, or all that is wrong with them."""
         if not rows:
             raise RefusedError(422, "The list holds no items.")
@@ -91,7 +124,7 @@ class RequestReader:
             try:
                 if not isinstance(row, dict):
                     raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}.")
-                tokens.append(self._tokens_of_row(row, place))
+                tokens.append(read(row, place))
                 if (longest := max(map(len, tokens[-1].values()))) > self.max_tokens:
                     raise DataError(
                         f"{place} has {longest} tokens, more than {self.max_tokens} (--max_tokens). Cut the response."
@@ -115,6 +148,20 @@ class RequestReader:
             for n, one in enumerate(rows)
         }
 
+    def _tokens_of_text(self, row: dict[str, Any], place: str) -> dict[str, list[int]]:
+        if not isinstance(row["response"], str) or not row["response"].strip():
+            raise DataError(
+                f"{place}: `input` must be a text that is not empty, or a list of them, got {row['response']!r:.200}."
+            )
+        return self.scorer.tokenize([row], lambda _: place, allow_no_history=True)[0]
+
+    def _classified(self, rewards: list[float], num_tokens: int) -> dict[str, Any]:
+        label = self.scorer.model.config.get_text_config().id2label[0]
+        data = [{"index": index, "label": label, "probs": [reward], "num_classes": 1} for index, reward in enumerate(rewards)]
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens, "completion_tokens": 0}
+        made = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": self.name}
+        return {**made, "data": data, "usage": usage}
+
 
 def _several(row: Any) -> list[Any]:
     """The `responses` of an item; none where it has another form."""
@@ -130,3 +177,11 @@ def _parse(body: bytes) -> Any:
     except ValueError as error:
         reason = f"{error.msg}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else error
         raise RefusedError(422, f"The body is not JSON ({reason}).") from error
+
+
+def _conversation(given: dict[str, Any]) -> dict[str, Any]:
+    """The row of a conversation: its last message is the response."""
+    messages = given["messages"]
+    several = isinstance(messages, list) and len(messages) > 1
+    row = {"prompt": messages[:-1], "response": messages[-1:]} if several else {"response": messages}
+    return row | {name: given[name] for name in ("user", "chat_template_kwargs") if given.get(name) is not None}

@@ -11,10 +11,11 @@ from trl import RewardConfig
 
 from trl_pafo.data.history import check_history_options
 from trl_pafo.errors import ConfigError
+from trl_pafo.trainer.best_checkpoint import fill_in
 from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 from trl_pafo.trainer.options import PAFOOptions, describe_options
 
-CONDITIONINGS = ("own", "counterfactual")
+CONDITIONINGS = ("own", "counterfactual", "posterior")
 AUTO_ON_OFF = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
@@ -36,6 +37,7 @@ class PAFOConfig(PAFOOptions, RewardConfig):
     def __post_init__(self) -> None:
         if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(_LOWER_IS_BETTER):
             self.greater_is_better = False
+        fill_in(self)
         if isinstance(self.teachers, dict):  # which is written to the model card and to trackers as JSON
             self.teachers = {group: os.fspath(t) if isinstance(t, os.PathLike) else t for group, t in self.teachers.items()}
         super().__post_init__()

@@ -28,11 +28,12 @@ class PAFOOptions:
     conditioning: str = _option(
         "Whose history a training pair is shown under, drawn anew at each showing, and what it is to learn there. 'own': its own user's, "
         "and the margin of its group's teacher. 'counterfactual': that of a random user of a group drawn by `tau`, and the margin of that "
-        "group's teacher. Not from the paper.",
+        "group's teacher. 'posterior': the same histories, and the mixture of all teachers by how likely the history makes each group. "
+        "Not from the paper.",
         "counterfactual",
     )
     tau: float = _option(
-        "Prior of the groups under 'counterfactual', in [0, 1]: 0 takes groups as often as they are in the training "
+        "Prior of the groups under 'counterfactual' and 'posterior', in [0, 1]: 0 takes groups as often as they are in the training "
         "data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
         0.5,
     )
@@ -56,6 +57,12 @@ class PAFOOptions:
     )
     history_fields: list[str] = _option(
         "Which parts of a past pair are shown: some of prompt, chosen, rejected.", default_factory=lambda: list(HISTORY_FIELDS)
+    )
+    best_checkpoint: str | None = _option(
+        "Keep the checkpoint with the highest accuracy on `eval_dataset`: 'group_balanced' (mean of the groups' accuracies), "
+        "'worst_group' or 'overall'. Checkpoints are written and evaluated ten times a training, or as eval_strategy, eval_steps, "
+        "save_strategy or save_steps say. Not from the paper.",
+        None,
     )
     prefix_sharing: str = _option(
         "A pair as one row that computes what both responses begin with (history and prompt) once: 'auto' where it gives the "

@@ -27,6 +27,7 @@ logger = get_logger(__name__)
 
 _TRAIN = "The training dataset"
 _MARGINS = ("teacher_margin", "teacher_margins")
+_LIKELIHOOD = "history_log_likelihood"
 
 
 @dataclass
@@ -146,6 +147,9 @@ class PairPreparer:
             return
         if "teacher_margins" in columns:
             self.groups = checks.check_group_numbers(dataset, "teacher_margins", _TRAIN)
+            if args.conditioning == "posterior":
+                checks.check_columns(columns, [_LIKELIHOOD], f"{_TRAIN} (conditioning='posterior' without `teachers`)")
+                checks.check_group_numbers(dataset, _LIKELIHOOD, _TRAIN)
             checks.check_groups(dataset, self.groups, _TRAIN)
         if args.num_history == 0:
             return

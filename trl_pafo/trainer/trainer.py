@@ -25,6 +25,7 @@ from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
 from trl_pafo.prefix_sharing.packing_choice import WHY_NOT_THERE, PackingChoice, choose_packing
 from trl_pafo.trainer.agreement import Agreement, agreement
+from trl_pafo.trainer.best_checkpoint import choose_checkpoint
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
 from trl_pafo.trainer.evaluation import NO_PAIRS, ExactRewardTrainer
@@ -128,6 +129,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         of_group = as_teachers(args.teachers if teachers is None else teachers)  # type: ignore[arg-type]
         self._pairs = PairPreparer(args, of_group)
         train_dataset, eval_dataset = self._pairs.check(train_dataset, eval_dataset)
+        choose_checkpoint(args, train_dataset, eval_dataset)
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
@@ -159,12 +161,13 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
                 given = np.asarray(self.train_dataset["teacher_margin"][:])
                 self.teacher_agreement = agreement(given, len(given) * [ONE_GROUP])  # whose teachers they are is not known
         elif pairs.distills:
+            tau = args.tau if pairs.draws_donors and args.conditioning == "posterior" else None
             if rows is not None and teachers:
                 group = self.train_dataset["group"][:]
                 scorer, tokenizer, own = self._teacher_scorer(), self.processing_class, not pairs.draws_donors
-                targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own)
+                targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own, tau=tau)
             else:
-                targets = targets_from_columns(self.train_dataset, sorted(pairs.groups))
+                targets = targets_from_columns(self.train_dataset, sorted(pairs.groups), tau=tau)
             own_margins = targets.own()
             self.teacher_agreement = agreement(own_margins, self.train_dataset["group"][:])
             self.train_dataset = self.train_dataset.add_column("teacher_margin", own_margins)
@@ -238,6 +241,15 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [n for n in ("teacher_margin", "has_label") if n not in self._signature_columns]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().train(*args, **kwargs)
+        if self.args.best_checkpoint and self.state.best_model_checkpoint is None:
+            logger.warning(
+                f"best_checkpoint={self.args.best_checkpoint!r} had no checkpoint to choose: none was evaluated, or all gave NaN. "
+                "The weights are those of the last step."
+            )
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "train_loss" in logs:

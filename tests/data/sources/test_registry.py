@@ -36,14 +36,14 @@ def test_every_source_is_named_where_the_option_is_described():
         *(
             ({"source": name}, f"The source '{name}' reads a file: give its path with --data_path")
             for name in SOURCES
-            if name != "styles"
+            if name not in ("styles", "swissmetro")
         ),
         ({"source": "prism", "data_path": "x"}, "name a field with --group_by.* or pass --infer_groups"),
         ({"source": "prism", "data_path": "x", "infer_groups": "minilm", "group_by": "age"}, "--group_by: no effect"),
         ({"data_path": "x", "infer_groups": "minilm", "minority_quantile": 0.1}, "--minority_quantile: no effect"),
         ({"source": "styles", "data_path": "x"}, r"--data_path: no effect on the source 'styles'.*--source \(dsp, .*files\)"),
         ({"max_words": 9}, r"--max_words: no effect on the source 'styles'. Leave it out, or choose another --source \(dsp\)"),
-        ({"source": "polis", "data_path": "x", "label_noise": 0.1}, "--label_noise: no effect on the source 'polis'"),
+        ({"source": "swissmetro", "label_noise": 0.1}, "--label_noise: no effect on the source 'swissmetro'"),
         ({"data_path": "x", "group_by": "y", "train_users": 5}, "--train_users, --group_by: no effect on the source 'files'"),
         ({"source": "prism", "data_path": "x", "group_by": "y", "majority": ["z"]}, "--majority: no effect"),
         ({"source": "personal_llm", "data_path": "x", "minority": ["z"]}, "--minority: no effect on the source 'personal_llm'"),
@@ -55,7 +55,7 @@ def test_options_that_do_not_fit_the_source(options, match):
 
 
 def test_options_with_an_effect_are_none_of_these():
-    assert unused_options(DataArguments(source="polis", data_path="x", train_users=5)) == []
+    assert unused_options(DataArguments(source="swissmetro", train_users=5)) == []
     assert unused_options(DataArguments(train_users=5, label_noise=0.1, context_pairs=3)) == []
     assert unused_options(DataArguments(train_users=5, minority=["warm"], infer_groups="minilm")) == []
 
@@ -69,3 +69,4 @@ def test_a_path_alone_names_files(option):
 def test_the_name_of_the_data_names_its_files():
     assert data_name(DataArguments().data_inputs()) == "styles (the shipped corpus)"
     assert data_name(DataArguments(data_path="a.csv", test_data_path="b.csv").data_inputs()) == "files (a.csv and b.csv)"
+    assert data_name(DataArguments(source="swissmetro").data_inputs()) == "swissmetro"

@@ -10,7 +10,7 @@ from PIL import Image
 from trl_pafo.errors import PortfolioError
 from trl_pafo.metrics.plotting import write_png
 from trl_pafo.palm import Portfolio, build_portfolio, serve
-from trl_pafo.palm.files.pictures import draw_cells, draw_gap, draw_usage
+from trl_pafo.palm.files.pictures import draw_cells, draw_gap, draw_sizes, draw_usage
 
 
 def make(num_rewards: int) -> Portfolio:
@@ -74,7 +74,16 @@ def test_four_rewards_have_a_gap_and_no_cells(tmp_path) -> None:
         draw_cells(four)
 
 
-def test_usage(three: Portfolio, tmp_path) -> None:
+def test_sizes_and_usage(three: Portfolio, tmp_path) -> None:
+    rows = [
+        {"method": m, "size": n, "gap": g / n, "low": g / n / 2, "high": g, "draws": 10, "calls": n}
+        for n in (1, 2, 3)
+        for m, g in {"PALM": 0.01, "uniform": 0.2, "random": 0.4}.items()
+    ]
+    figure = draw_sizes(rows, "relative gap")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["PALM", "uniform", "random"]
+    assert figure.axes[0].lines[1].get_ydata().tolist() == pytest.approx([0.2, 0.1, 0.2 / 3])
+    assert "worst relative gap" in texts(figure, tmp_path)
     users = np.random.default_rng(1).dirichlet(np.ones(3), 40)
     service = serve(three, users, ["a"] * 30 + ["b"] * 10)
     usage = draw_usage(service)

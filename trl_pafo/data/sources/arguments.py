@@ -40,12 +40,13 @@ class DataArguments:
 
     source: str = option(
         "",
-        "styles (the shipped corpus), dsp, personal_llm, prism, polis or files. Default: files with data_path, else styles.",
+        "styles (the shipped corpus), dsp, swissmetro, personal_llm, prism, polis or files. Default: files with data_path, else "
+        "styles.",
     )
     data_path: str | None = field(
         default=None,
         metadata={
-            "help": "File, folder or Hub id of the data; styles needs none.",
+            "help": "File, folder or Hub id of the data; styles and swissmetro need none.",
             "aliases": ["--dataset_name"],
         },
     )

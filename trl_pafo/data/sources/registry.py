@@ -20,6 +20,7 @@ _CUT = {"minority_quantile", "minority_threshold"}
 SOURCES: dict[str, set[str]] = {
     "styles": _POPULATION | {"validation_users"},
     "dsp": _POPULATION | {"data_path", "max_words", "validation_users"},
+    "swissmetro": _USERS | {"data_path", "validation_users"},
     "personal_llm": _PAIRS | _CUT | {"data_path"},
     "prism": _USERS | {"data_path", "group_by", "minority", "validation_users"},
     "polis": _PAIRS | {"data_path", "topic", "num_clusters", "hold_out", "validation_users"},
@@ -75,7 +76,7 @@ def check_source(data: DataArguments) -> None:
         raise ConfigError(
             f"{', '.join(f'--{name}' for name in unused)}: no effect on the source {data.source!r}{inferred}. Leave it out{instead}."
         )
-    if "data_path" in SOURCES[data.source] and not data.data_path:
+    if "data_path" in SOURCES[data.source] and data.source != "swissmetro" and not data.data_path:
         raise ConfigError(f"The source {data.source!r} reads a file: give its path with --data_path.")
     if data.source == "prism" and not data.group_by and not data.infer_groups:
         raise ConfigError(
@@ -101,4 +102,8 @@ def data_identity(data: DataArguments) -> dict[str, str]:
         from trl_pafo.data.sources.styles import CORPUS
 
         paths["styles"] = CORPUS
+    elif data.source == "swissmetro" and not data.data_path:
+        from trl_pafo.data.sources.swissmetro import data_file
+
+        paths["swissmetro"] = data_file()
     return {name: digest_of_files(path, but=_CACHES) for name, path in paths.items() if path.exists()}

@@ -1,7 +1,7 @@
-"""Pictures of a portfolio: the weight simplex with its cells, the gap over it, usage."""
+"""Pictures of a portfolio: the weight simplex with its cells, the gap over it, gap against size, usage."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
 from trl_pafo.metrics.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
+from trl_pafo.palm.baselines import METHODS
 from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.solver.bounds import best_values
@@ -77,6 +78,28 @@ def draw_gap(portfolio: Portfolio) -> "Figure":
         _frame(axes)
     _legend(figure)
     _title(axes, f"Gap to the {portfolio.upper_bound.name}", portfolio)
+    return figure
+
+
+def draw_sizes(rows: Sequence[dict[str, Any]], measure: str) -> "Figure":
+    """Worst gap, by the name of its measure, against the number of members, with the range over draws; rows are from
+    [`compare_sizes`].
+    """
+    figure, axes = _figure()
+    shown = [row for row in rows if np.isfinite(row["gap"])]
+    for place, method in enumerate(METHODS):
+        mine = [row for row in shown if row["method"] == method]
+        sizes = [row["size"] for row in mine]
+        color = COLORS[place]
+        axes.fill_between(sizes, [r["low"] for r in mine], [r["high"] for r in mine], color=color, alpha=0.15, linewidth=0)
+        axes.plot(sizes, [r["gap"] for r in mine], color=color, marker=MARKERS[place], markersize=5, linewidth=1.5, label=method)
+    if min(row["low"] for row in shown) > 0:
+        axes.set_yscale("log")
+    axes.set_xticks(sorted({row["size"] for row in shown}))
+    _labels(axes, "members", f"worst {measure} over all weights")
+    _legend(figure)
+    _title(axes, f"Gap against size (bands: least to greatest of {max(row['draws'] for row in rows)} draws)")
+    _frame(axes)
     return figure
 
 
