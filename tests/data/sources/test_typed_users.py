@@ -72,6 +72,7 @@ class TestSplits:
         prompts = {name: set(rows["prompt"]) for name, rows in splits.items()}
         assert {name: len(own) for name, own in prompts.items()} == {"test": 10, "train": 26, "validation": 4}
         assert len(set.union(*prompts.values())) == 40
+        assert len({user for rows in splits.values() for user in rows["user"]}) == 200 + 200 + 100
         assert set(make(validation_share=0)) == {"train", "test"}
 
     def test_the_defaults(self):
