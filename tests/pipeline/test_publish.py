@@ -69,7 +69,7 @@ def test_cards_stand_beside_each_model_with_the_numbers_of_the_run(run):
     stages = json.loads((run / "manifest.json").read_text())["stages"]
     of_teachers = sum(stage["seconds"] for name, stage in stages.items() if name.startswith("teacher"))
     took = f"The training took {stages['pafo']['seconds']:.0f} s, that of its teachers {of_teachers:.0f} s, on "
-    assert took + stages["pafo"]["hardware"] + ". Its emissions were not measured." in pafo.content
+    assert took + escaped(stages["pafo"]["hardware"]) + ". Its emissions were not measured." in pafo.content
     assert re.search(r"The training took \d+ s, on .*, \d+ threads?\. Its emissions", shared.content)
     assert "arXiv:2606.07988" in pafo.content
     word = results["verdicts"]["pafo"]["verdict"]
