@@ -89,7 +89,8 @@ def test_two_in_one_folder(base, tmp_path, capsys):
 def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
     make_pairs().to_csv(tmp_path / "pairs.csv")
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables/train.csv").write_text("prompt,chosen,rejected\n" + "what,yes,no,\n" * 8)  # pandas takes an index
+    rows = 4 * "what,yes,no,,majority\nwhat,yes,no,,minority\n"  # pandas takes an index
+    (tmp_path / "tables/train.csv").write_text(f"prompt,chosen,rejected,group\n{rows}")
     for name, match in (
         (tmp_path / "pairs.csv", r"pairs\.csv cannot be loaded .*`trl-pafo prepare --data_path FILE` makes one from a file"),
         (tmp_path / "nowhere", "nowhere cannot be loaded"),

@@ -194,7 +194,7 @@ class TestResuming:
             Steps()(out)
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with pytest.raises(OSError, match="No space left on device"):
+        with pytest.raises(RunFolderError, match=r"no room to write .*models/student: .*No space left on device"):
             self.go(path, full)
         assert [p.name for p in (path / "models/student.partial").iterdir()] == [KEPT]
 
