@@ -182,18 +182,20 @@ import numpy as np
 from accelerate import PartialState
 from helpers.tiny_policies import make_oracle
 from trl_pafo.palm import build_portfolio
+def say(*words):  # in one piece, into a pipe that two processes share
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")
 oracle = make_oracle(sys.argv[1], sys.argv[2], options={"per_device_train_batch_size": 4}, eval_batch_size=2)
 first, again, base = oracle(np.array([0.5, 0.5])), oracle(np.array([0.5, 0.5])), oracle.evaluate_base()
 assert PartialState().num_processes == 2
 if PartialState().is_main_process:  # by one process alone: it must not wait for the other
     assert oracle.seconds()
-print("RESULT", PartialState().process_index, first.values.tolist(), first.kl, again.kl == first.kl, base.values.tolist())
+say("RESULT", PartialState().process_index, first.values.tolist(), first.kl, again.kl == first.kl, base.values.tolist())
 portfolio = build_portfolio(oracle, 2, 0.05, num_members=1, max_calls=2, oracle_factor="estimate", progress=False)
 portfolio.save(f"{sys.argv[2]}-portfolio-{PartialState().process_index}")
 try:
     make_oracle(sys.argv[1], sys.argv[2], options={"learning_rate": 1.0})(np.array([0.5, 0.5]))
 except ValueError as error:
-    print("REFUSED", PartialState().process_index, type(error).__name__)
+    say("REFUSED", PartialState().process_index, type(error).__name__)
 PartialState().destroy_process_group()
 """
 

@@ -5,22 +5,23 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig, PeftConfig
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
-from trl_pafo.errors import ConfigError, DataError, TrlPafoError
+from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
+from trl_pafo.models.ranks import on_first, together
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.decoding import MixedPolicy
@@ -105,7 +106,7 @@ class GRPOOracle:
         self._check()
         check_visible_gpus(self.args)  # which sets up the processes
         self.path = Path(output_dir)
-        self._folder: RunFolder | None = self._on_main(lambda: RunFolder(self.path, overwrite), share=False)
+        self._folder = on_first(lambda: RunFolder(self.path, overwrite))
         self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
         self.base, base_inputs = self._materialize(model, num_hidden_layers)
         self._inputs = {
@@ -138,8 +139,8 @@ class GRPOOracle:
         return {int(row): [tuple(answer) for answer in answers] for row, answers in saved["responses"].items()}
 
     def seconds(self) -> dict[str, float]:
-        """Duration of each training and each evaluation that is complete; empty but on the main process."""
-        return self._folder.seconds() if self._folder else {}
+        """Duration of each training and each evaluation that is complete."""
+        return self._folder.seconds()
 
     @property
     def problem(self) -> dict[str, Any]:
@@ -175,14 +176,13 @@ class GRPOOracle:
         """The base as a folder that `from_pretrained` reads, and what decides its answers."""
         if model in WHEEL_MODELS or num_hidden_layers is not None:
             inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}
-            self._stage("model", inputs, "base_model", lambda out: self._write_base(model, num_hidden_layers, out))
+            write = partial(self._write_base, model, num_hidden_layers)
+            on_first(lambda: self._do("model", inputs, "base_model", write))
             # Absolute: it is written into every adapter, which may be loaded from another working directory.
             return str((self.path / "base_model").resolve()), inputs
         return model, {"model": identity_of(model)}
 
     def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
-        if not PartialState().is_main_process:
-            return
         policy = load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers)
         policy.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
@@ -246,38 +246,19 @@ class GRPOOracle:
 
         self._stage(f"evaluation {name}", inputs, output, work, derived=True)
         judged = Judged(len(self.rewards))
-        judged.responses = self._on_main(lambda: self.responses(name))
+        judged.responses = on_first(lambda: self.responses(name))
         return judged
 
     def _stage(
         self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False
     ) -> None:
         """[`RunFolder.stage`] for several processes: the main one keeps the folder, all work or none does."""
-        folder = self._folder
-        with ExitStack() as alone:
-            self._on_main(lambda: alone.enter_context(folder.locked()) if folder else None, share=False)
-            done = self._on_main(lambda: folder.check(stage, inputs, derived) if folder else True)
-            if folder is not None:
-                folder.stage(stage, inputs, output, work, derived)
-            elif not done:
-                work(self.path / f"{output}.partial")
-            PartialState().wait_for_everyone()
+        together(lambda work: self._do(stage, inputs, output, work, derived), work, one_output=True)
 
-    def _on_main(self, work: Callable[[], Any], share: bool = True) -> Any:
-        """Do something on the main process alone; every process gets the answer (unless it is not shared) or the error."""
-        state = PartialState()
-        answer: Any = None
-        error: TrlPafoError | None = None
-        if state.is_main_process:
-            try:
-                answer = work()
-            except TrlPafoError as raised:
-                error = raised
-        box = [answer if share else None, error]
-        broadcast_object_list(box, from_process=0)
-        if box[1] is not None:
-            raise box[1]
-        return box[0] if share else answer
+    def _do(self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False) -> None:
+        """[`RunFolder.stage`], while no other build is at work in the folder."""
+        with self._folder.locked():
+            self._folder.stage(stage, inputs, output, work, derived)
 
 
 class _Checked:
