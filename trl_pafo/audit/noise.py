@@ -98,8 +98,9 @@ class LabelNoise:
     """
     What the labels that people gave on common pairs say of noise.
 
-    `rows` are the pairs that are audited. `minority_share` is the share of people below the cut, where the groups were cut from agreement on these votes. `summary`
-    has `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can be said.
+    `rows` are the pairs that are audited. `minority_share` is the share of people below the cut, where the groups were cut from agreement
+    on these votes. `summary` has `known` (1 - label noise) for made labels, else what [`noise_ceiling`] gives; `reason` where nothing can
+    be said.
     """
 
     def __init__(self, data: DataArguments, rows: Dataset, seed: int):
