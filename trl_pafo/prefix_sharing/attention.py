@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import tree_map_only
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask, may_see
+from trl_pafo.prefix_sharing.rows import RowLayout, dense_mask
 
 # What code asks of a mask before it uses it; all else is asked of the dense mask.
 _ABOUT = (
@@ -155,10 +155,9 @@ def attention_mask(
     if by_row and (window is None or int((lengths[:, 0] + lengths[:, 1:].amax(1)).max()) <= window):  # type: ignore[index]
         return RowMask.of(lengths, num_tokens, lambda: dense_mask(layout))  # type: ignore[arg-type]
     if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
+        from trl_pafo.prefix_sharing.block_mask import block_mask  # which loads much of torch
 
-        # H=None: all heads see the same.
-        return create_block_mask(may_see(layout, window), len(layout.part), None, num_tokens, num_tokens, layout.part.device)  # type: ignore[arg-type]
+        return block_mask(layout, window)
     sees = dense_mask(layout, window)
     if implementation == "sdpa":
         return sees

@@ -102,6 +102,21 @@ def may_see(layout: RowLayout, window: int | None = None) -> Callable[..., torch
     return mask_mod
 
 
+def seen_ranges(layout: RowLayout, window: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """[`may_see`] as two ranges of tokens that each token sees, first and end of shape `(num_pairs, num_tokens)`: in the prefix before
+    the rejected rest, and in the sequence up to itself.
+    """
+    part, position = layout
+    index = torch.arange(part.shape[1], device=part.device).expand_as(part)
+    of_prefix, of_first, of_both = ((part < end).sum(1, keepdim=True) for end in (_CHOSEN, _REJECTED, _PADDING))
+    own = (part == _REJECTED) * of_first + (part == _PADDING) * of_both
+    prefix = torch.zeros_like(index)
+    if window is not None:  # padding stands at one position
+        own = own.maximum((index - window + 1) * (part != _PADDING))
+        prefix = (position - window + 1).clamp(min=0)
+    return [(prefix, of_prefix * (part == _REJECTED)), (own, index + 1)]
+
+
 def dense_mask(layout: RowLayout, window: int | None = None) -> torch.Tensor:
     """[`may_see`] as a bool tensor of shape `(num_pairs, 1, num_tokens, num_tokens)`, rows see columns."""
     rows, num_tokens = layout.part.shape
