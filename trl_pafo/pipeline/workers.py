@@ -2,9 +2,9 @@
 
 import copy
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,23 @@ from typing import Any
 from tqdm import tqdm
 
 from trl_pafo.errors import TrainingError
+from trl_pafo.pipeline.apart import Apart
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.worker import Job, serve
 from trl_pafo.storage.run_folder import RunFolder
 
 LOGS = "logs"
 """Folder in that of a run: what each training said that another process did."""
-_PATIENCE = 10.0
-"""Seconds that a process has to remove what it has half written."""
 
 
-class Worker:
+class Worker(Apart):
     """A process that does stages of a run, one at a time, and what it does now."""
 
     def __init__(self, threads: int, options: Any):
-        context = get_context("spawn")  # a process that has used threads cannot be forked
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs,))
         with _environment(OMP_NUM_THREADS=str(threads)):
-            self.process.start()
-        theirs.close()
+            super().__init__(serve)
         self.connection.send(options)
         self.stage: Stage | None = None
-
-    def wait(self) -> None:
-        """Let it remove what it has half written, now that it was told to end."""
-        self.process.join(_PATIENCE)
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
 
 
 class Workers:
@@ -71,10 +59,10 @@ class Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self._workers:
+        for worker in self._workers:  # all have the same seconds to end
             worker.process.terminate()
         for worker in self._workers:
-            worker.wait()
+            worker.end()
 
     def do(self, stages: Sequence[Stage]) -> None:
         """Do trainings, the first ones first, each when those that it needs are done.
@@ -113,10 +101,9 @@ class Workers:
         try:
             kind, *said = worker.connection.recv()
         except (EOFError, OSError):
-            worker.process.join(_PATIENCE)
-            kind, said = "failed", [f"its process ended with status {worker.process.exitcode}"]
-            if worker.process.exitcode == -9:
-                said = ["its process was killed, as where memory runs out (fewer --trainings_at_once need less)"]
+            kind, said = "failed", [worker.how_it_ended()]
+            if worker.process.exitcode == -signal.SIGKILL:
+                said[0] += " (fewer --trainings_at_once need less)"
         stage = worker.stage
         if stage is None:
             raise TrainingError(f"A process for trainings did not start: {said[0]}.")

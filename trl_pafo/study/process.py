@@ -1,20 +1,16 @@
 """A run in a process of its own, so that one that fails, or for which memory runs out, takes nothing else with it."""
 
-import signal
 import traceback
 from collections.abc import Mapping
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import DataError, RunFolderError, TrlPafoError
+from trl_pafo.pipeline.apart import Apart
 from trl_pafo.pipeline.worker import end_as_told, say_to
 from trl_pafo.storage.files import lacks_room
 from trl_pafo.study.doing import RunFailedError
-
-_PATIENCE = 10.0
-"""Seconds that a process has to remove what it has half written."""
 
 
 def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str | None:
@@ -27,28 +23,15 @@ def run_apart(options: Mapping[str, Any], log: Path, trial: bool = False) -> str
     Raises:
         RunFailedError: If trying its methods one by one would be in vain: its data cannot be prepared, or not be written.
     """
-    context = get_context("spawn")  # a process that has used threads cannot be forked
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(theirs, dict(options), str(log), trial))
-    process.start()
-    theirs.close()
+    apart = Apart(_run, dict(options), str(log), trial)
     try:
         try:
-            error, of_run = ours.recv()
+            error, of_run = apart.connection.recv()
         except EOFError:
-            process.join()
-            of_run = False
-            error = f"its process ended with status {process.exitcode}"
-            if process.exitcode == -signal.SIGKILL:
-                error = "its process was killed, as where memory runs out"
-        process.join()
+            error, of_run = apart.how_it_ended(), False
+        apart.process.join()
     finally:
-        if process.is_alive():
-            process.terminate()
-            process.join(_PATIENCE)
-            process.kill()
-            process.join()
-        ours.close()
+        apart.end()
     if of_run:
         raise RunFailedError(error)
     return error  # type: ignore[no-any-return]
