@@ -13,6 +13,7 @@ from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.baselines.table import TRAINERS
+from trl_pafo.evaluation.text_features import embed_texts
 from trl_pafo.models import RewardScorer
 from trl_pafo.trainer.pair_metrics import ScoredPairs
 
@@ -144,6 +145,15 @@ def test_a_saved_model_scores_on_the_device(encoder, small):
             scorer = RewardScorer(folder)
             assert scorer.device.type == "mock"
             assert scorer.score([pair])[0] == pytest.approx(expected[0], rel=1e-5)
+
+
+def test_features_of_texts_are_read_on_the_device(small):
+    texts = ["what is the cat", "yes kindly the cat", "no"]
+    expected = embed_texts(texts, small)
+    with mock_gpu() as gpu:
+        found = embed_texts(texts, small)
+    assert gpu.waits["to the host"] == 1
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_encoders_are_padded_there_also_where_they_are_not_there_yet(encoder, training, tmp_path, monkeypatch):

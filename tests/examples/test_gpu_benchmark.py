@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,20 @@ def test_no_training_begins_that_would_end_too_late(script, run, monkeypatch):
     results, said = run("--minutes", "0")
     assert results is None
     assert said.count("not measured, no time left") == len(script.SIDES)
+
+
+def test_a_training_that_takes_too_long_is_stopped_and_what_was_measured_is_kept(script, run, monkeypatch):
+    def endless(side, *args):
+        if side == "PAFO, all off":
+            time.sleep(60)
+        return {"tokens_per_second": 1.0, "pairs_per_second": 1.0, "mfu": 0.5, "peak_gib": None}
+
+    monkeypatch.setattr(script, "measure_side", endless)
+    monkeypatch.setattr(script, "GRACE", 0.2)
+    results, said = run("--minutes", "0.05", "--parts", "speed", "equality")
+    sides = results["speed tiny 64"]
+    assert sides["RewardTrainer"][0]["tokens_per_second"] == 1
+    assert sides["PAFO, all off"][0]["failed"] == "TimeoutError: no time left"
+    assert "PAFO, everything: not measured, no time left" in said
+    assert "PAFO, all off: equality not measured, no time left" in said
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
