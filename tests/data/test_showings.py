@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from trl_pafo.data.messages import as_messages
-from trl_pafo.data.showings import HistoryDraw, Showing
+from trl_pafo.data.showings import EveryGroup, HistoryDraw, Showing
 
 
 def judged(num_groups=2, seed=0, num_prompts=8, num_rows=30):
@@ -117,3 +117,19 @@ def test_a_pair_that_nobody_can_lend_a_history_keeps_its_own_and_is_counted():
 def test_rows_without_histories_have_none_to_draw():
     rows = Dataset.from_dict({"prompt": ["a", "b"]})
     assert HistoryDraw(rows, rows, seed=0, min_history=1)(1, 0) == Showing(1, 1, 0)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_each_pair_is_shown_under_every_group_once_an_epoch_and_first_under_its_own(num_groups):
+    rows = judged(num_groups)
+    group = rows["group"]
+    draw = EveryGroup(group)
+    assert draw.times == num_groups
+    for row in range(len(rows)):
+        for epoch in (0, 3):
+            shown = [draw(row, epoch * num_groups + time) for time in range(num_groups)]
+            assert shown[0] == Showing(row, row, 0)
+            assert {group[each.donor] for each in shown} == set(group)
+            assert {each.num_history for each in shown} == {0}
+        for each in shown:
+            assert draw.shown(rows, each)["prompt"] == f"Preference group: {group[each.donor]}\n{rows[row]['prompt']}"

@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
-from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, margins_of, score_alone, score_mixture
+from trl_pafo.evaluation.mixture import draw_histories, margins_of, score_alone, score_mixture
 from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores
 
 
@@ -26,14 +27,14 @@ def test_it_is_fitted_group_by_group_and_survives_json(groups):
     margins = rng.normal(size=(80, len(groups))) + 0.8 * (group[:, None] == list(groups))
     past = draw_histories(np.arange(80), group, np.arange(80)[:, None], [2] * 80, 3, 0)
     shares = {name: (i + 1) / sum(range(1, len(groups) + 1)) for i, name in reversed(list(enumerate(groups)))}
-    found = TeacherMixture.fit(shares, margins, group, margins, past)
+    found = GroupMixture.fit(shares, margins, group, margins, past)
     temperature = [fit_temperature([margins[i, g] for i in range(80) if group[i] == name]) for g, name in enumerate(groups)]
     assert found.temperature.tolist() == temperature
     own = np.array([groups.index(name) for name in group])
     likelihood = GroupLikelihood.fit(history_scores(margins / temperature, past), np.concatenate([own] * 3))
     assert (found.likelihood.slope, *found.likelihood.bias) == (likelihood.slope, *likelihood.bias)
     assert likelihood.slope > 0.2
-    again = TeacherMixture.from_json(json.loads(json.dumps(found.as_json())))
+    again = GroupMixture.from_json(json.loads(json.dumps(found.as_json())))
     for tau in (0.0, 0.5):
         mixed = again.margins(margins, margins, past[:80], tau)
         np.testing.assert_array_equal(mixed, found.margins(margins, margins, past[:80], tau))
@@ -90,7 +91,7 @@ def prepared(base_model, tmp_path):
 
 def test_each_pair_is_scored_alone_and_weighed_by_the_past_pairs_that_are_shown(prepared):
     teachers, rows = prepared
-    mixture = TeacherMixture(
+    mixture = GroupMixture(
         ["majority", "minority"], np.array([0.5, 2.0]), GroupLikelihood(3.0, np.array([0.2, -0.2])), np.array([0.9, 0.1])
     )
     found = score_mixture({"fitted": mixture.as_json(), "tau": 0.25}, teachers, rows, batch_size=3)

@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset
 from helpers.small_runs import train_nothing
 
-from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, score_mixture
+from trl_pafo.evaluation.mixture import draw_histories, score_mixture
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics import group_accuracy, pair_correctness
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.pipeline.front import predict_run
 from trl_pafo.pipeline.prepare import load_prepared
 
@@ -42,7 +43,7 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
     shares = np.array(data["train"].to_pandas()["group"].value_counts(normalize=True).sort_index())
     np.testing.assert_allclose(front["fitted"]["share"], shares)
 
-    mixture = TeacherMixture.from_json(front["fitted"])
+    mixture = GroupMixture.from_json(front["fitted"])
     margins = np.stack([np.subtract(*score_rows(teachers[name], held_out)) for name in sorted(teachers)], axis=1)
     texts = np.unique([str(prompt) for prompt in held_out["prompt"][:]], return_inverse=True)[1][:, None]
     past = draw_histories(held_out["user"][:], group, texts, [1] * len(held_out), 8, 42)

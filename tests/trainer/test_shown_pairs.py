@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
-from helpers.parts import make_pairs, make_teachers, make_tokenizer
+from helpers.parts import as_chat, make_pairs, make_teachers, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs
+from trl_pafo.errors import TrlPafoError
+from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.metrics.group_mixture import GroupMixture
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.trainer.samplers import DrawnOrder
 from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within
 
@@ -27,10 +31,11 @@ def rendered(tokenizer):
 def build(decoder, training, tmp_path):
     teachers = make_teachers("decoder", tmp_path)
 
-    def make(out="out", rows=None, with_teachers=True, **options):
+    def make(out="out", rows=None, with_teachers=True, eval_dataset=None, **options):
         args = PAFOConfig(str(tmp_path / out), **{**training, **options})
         rows = make_pairs() if rows is None else rows
-        return PAFORewardTrainer(decoder, args, train_dataset=rows, teachers=teachers if with_teachers else None)
+        given = {"train_dataset": rows, "eval_dataset": eval_dataset}
+        return PAFORewardTrainer(decoder, args, **given, teachers=teachers if with_teachers else None)
 
     return make
 
@@ -141,3 +146,85 @@ def test_pairs_that_no_other_history_fits_are_told(build, caplog):
     stuck = trainer._shown.draw.without_donor["majority"]
     assert stuck > 0
     assert f"{stuck} training pairs of the group 'majority' keep their own history" in caplog.text
+
+
+# --- with the names of groups
+
+
+def named_ids(tokenizer, row: dict, group: str, side: str) -> list[int]:
+    """Token ids of one side of a pair whose prompt names a group."""
+    line = f"Preference group: {group}\n"
+    if isinstance(row["prompt"], str):
+        text = line + row["prompt"] + row[side]
+        return tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"]
+    first = {**row["prompt"][0], "content": line + row["prompt"][0]["content"]}
+    return tokenizer.apply_chat_template([first, *row[side]], tokenize=True, return_dict=True)["input_ids"]
+
+
+@pytest.mark.parametrize("as_given", [make_pairs, lambda: as_chat(make_pairs()), lambda: as_chat(make_pairs(history=0))])
+def test_named_pairs_have_no_history_and_the_margin_of_each_groups_teacher(build, tokenizer, as_given, tmp_path):
+    rows = as_given()
+    trainer = build(rows=rows, conditioning="named", max_steps=-1, num_train_epochs=1, train_sampling_strategy="group_by_length")
+    pairs = trainer._shown
+    order = list(trainer._get_train_sampler(pairs))
+    assert len(order) == len(pairs) == 60
+    assert sorted(order) == list(range(60))
+    teachers = make_teachers("decoder", tmp_path)
+    margin = {
+        g: np.subtract(*score_rows(teachers[g], rows.remove_columns([n for n in ("history",) if n in rows.column_names])))
+        for g in teachers
+    }
+    for number, shown in zip(order, pairs.__getitems__(order), strict=True):
+        row, own = rows[number % 30], number < 30
+        other = {"majority": "minority", "minority": "majority"}[row["group"]]
+        group = row["group"] if own else other
+        for side in ("chosen", "rejected"):
+            assert shown[f"{side}_ids"] == named_ids(tokenizer, row, group, side)
+        assert shown["has_label"] == own
+        assert shown["teacher_margin"] == pytest.approx(margin[group][number % 30], abs=1e-3)
+    assert [number % 30 for number in order[::2]] == [number % 30 for number in order[1::2]]  # side by side in a batch
+
+
+def test_what_is_saved_knows_its_groups_and_reads_past_pairs(build, tmp_path):
+    rows = as_chat(make_pairs())
+    trainer = build(rows=rows, conditioning="named", tau=0.25, num_history=1, eval_dataset=rows)
+    trainer.train()
+    logged = trainer.evaluate()
+    trainer.save_model(str(tmp_path / "saved"))
+    scorer = RewardScorer.from_pretrained(tmp_path / "saved")
+    assert scorer.tau == 0.25
+    assert scorer.mixture.as_json() == GroupMixture.unfitted({"majority": 2 / 3, "minority": 1 / 3}).as_json()
+    assert scorer.renderer.cutter.num_history == 1
+    # What an evaluation of the trainer reports is told the group of each pair.
+    told = [scorer.by_group(found)[0] for found in scorer.read_tokens(scorer.tokenize(rows.to_list()))]
+    own = [0 if group == "majority" else 1 for group in rows["group"]]
+    margins = [pair["chosen"][place] - pair["rejected"][place] for pair, place in zip(told, own, strict=True)]
+    assert logged["eval_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
+    again = PAFORewardTrainer(
+        str(tmp_path / "saved"), PAFOConfig(str(tmp_path / "again"), use_cpu=True, bf16=False, report_to=[]), eval_dataset=rows
+    )
+    assert again.evaluate()["eval_margin"] == pytest.approx(logged["eval_margin"], abs=1e-4)
+
+
+def test_named_pairs_that_may_become_too_long_are_left_out(build):
+    rows = as_chat(make_pairs())
+    all_lengths = [
+        max(len(ids) for ids in (row["chosen_ids"], row["rejected_ids"]))
+        for row in build(rows=rows, conditioning="named").train_dataset
+    ]
+    trainer = build(rows=rows, conditioning="named", max_length=max(all_lengths) - 1)
+    shown = trainer._shown.__getitems__(range(len(trainer._shown)))
+    assert len(trainer.train_dataset) < 30
+    assert max(len(ids) for row in shown for ids in (row["chosen_ids"], row["rejected_ids"])) < max(all_lengths)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eval_dataset": as_chat(make_pairs()).remove_columns("group")}, "The evaluation dataset lacks the column group"),
+        ({"min_num_history": 0}, "min_num_history=0"),
+    ],
+)
+def test_what_names_cannot_do_is_an_error(build, change, message):
+    with pytest.raises(TrlPafoError, match=message):
+        build(rows=as_chat(make_pairs()), conditioning="named", **change)

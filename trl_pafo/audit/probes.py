@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.front import TAUS, predict_front
-from trl_pafo.evaluation.mixture import TeacherMixture
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
+from trl_pafo.metrics.group_mixture import GroupMixture
 
 FOLDS, REPEATS = 4, 3
 INNER_FOLDS = 3
@@ -228,7 +228,7 @@ def probe_front(
     margins = entries[place.ravel()]
     names, of_row = groups.tolist(), np.tile(group, repeats)
     shares = dict(zip(names, (sizes / num_pairs).tolist(), strict=True))
-    mixture = TeacherMixture.fit(shares, margins, [names[code] for code in of_row], entries, past)
+    mixture = GroupMixture.fit(shares, margins, [names[code] for code in of_row], entries, past)
     by_tau = {tau: mixture.margins(margins, entries, past, tau).reshape(repeats, num_pairs) for tau in TAUS}
     routed = (margins / mixture.temperature)[np.arange(len(margins)), of_row].reshape(repeats, num_pairs)
     found = predict_front(by_tau, {1.0: shared}, 1.0, routed, pairs.user, pairs.group, names, shared="shared probe", seed=seed)

@@ -126,19 +126,19 @@ class InputRenderer:
         Raises:
             DataError: If a row cannot be read as in the training; the message names it.
         """
-        plain: list[dict[str, Any]] = [_plain(row) for row in rows]
-        inputs, with_history = reading or self.reading(plain, name, allow_no_history=allow_no_history)
-        sides = [[side for side in _SIDES if side in row] for row in plain]
+        given: list[dict[str, Any]] = [plain(row) for row in rows]
+        inputs, with_history = reading or self.reading(given, name, allow_no_history=allow_no_history)
+        sides = [[side for side in _SIDES if side in row] for row in given]
         if inputs == "messages":
-            cut = self.cutter.cut_all([history_of(row) for row in plain]) if with_history else []
-            for number, (row, own) in enumerate(zip(plain, sides, strict=True)):
+            cut = self.cutter.cut_all([history_of(row) for row in given]) if with_history else []
+            for number, (row, own) in enumerate(zip(given, sides, strict=True)):
                 row["prompt"] = as_messages(row.get("prompt") or [], "user")
                 row |= {side: as_messages(row[side], "assistant") for side in own}
                 if with_history:
                     row["chat_template_kwargs"] = {**(row.get("chat_template_kwargs") or {}), "history": cut[number]}
         return [
             {side: tokenize_row(self.tokenizer, row, side, name(number)) for side in own}
-            for number, (row, own) in enumerate(zip(plain, sides, strict=True))
+            for number, (row, own) in enumerate(zip(given, sides, strict=True))
         ]
 
     def reading(
@@ -231,10 +231,10 @@ class InputRenderer:
         return self.trained["inputs"]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Rows as pandas has them, with arrays for lists and NaN for what is missing, as plain objects."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value

@@ -1,19 +1,21 @@
-"""Which history each showing of a training pair has. A draw depends on seed, epoch and row alone, so that all processes draw the
+"""Which history each showing of a training pair has, or which group it names. A draw depends on seed, epoch and row alone, so that all processes draw the
 same, and a training that goes on from a checkpoint sees what it would have seen."""
 
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
 from trl_pafo.data.history import history_of
+from trl_pafo.data.named_groups import name_group
 from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows
 
 _TRIES = 20
+_KWARGS = "chat_template_kwargs"
 
 
 class Showing(NamedTuple):
@@ -37,6 +39,9 @@ class HistoryDraw:
     The rows come twice: as `given`, with `tau` with the columns of a pair, `history` (complete past pairs) and `group`, and as
     `messages`, with the history as it is shown in `chat_template_kwargs`.
     """
+
+    times = 1
+    """Showings of a row in an epoch."""
 
     def __init__(
         self,
@@ -105,3 +110,34 @@ class HistoryDraw:
         most = self.num_past[donor]
         least = most if self.min_history is None else min(self.min_history, most)
         return Showing(row, donor, int(rng.integers(least, most, endpoint=True)))
+
+    def shown(self, messages: Dataset, showing: Showing) -> dict[str, Any]:
+        """The row of a showing, with the history that it has there."""
+        row, donor = messages[showing.row], messages[showing.donor]
+        history = donor[_KWARGS]["history"][: showing.num_history]
+        return {**row, _KWARGS: {**row[_KWARGS], "history": history}}
+
+
+class EveryGroup:
+    """
+    Shows each training pair under the name of every group, one after the other, in every epoch. (Not from the paper.)
+
+    Args:
+        group (`Sequence[str]`):
+            The group of each row.
+    """
+
+    def __init__(self, group: Sequence[str]):
+        self.names, self._first, self._group = np.unique(np.asarray(group), return_index=True, return_inverse=True)
+        self.times = len(self.names)
+        self.num_past = [0] * len(self._group)
+
+    def __call__(self, row: int, time: int) -> Showing:
+        """The showing of a row at its so-manieth time: first under its own group, whose donor it is itself, else with a row of the group
+        that is named."""
+        group = (self._group[row] + time) % self.times
+        return Showing(row, row if group == self._group[row] else int(self._first[group]), 0)
+
+    def shown(self, messages: Dataset, showing: Showing) -> dict[str, Any]:
+        """The row of a showing, with the name of its group."""
+        return name_group(messages[showing.row], str(self.names[self._group[showing.donor]]))

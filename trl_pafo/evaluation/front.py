@@ -1,6 +1,6 @@
 """The predicted front: what a student of these teachers could reach, before one is trained. (Not from the paper.)
 
-The mixture of the teachers ([`~trl_pafo.evaluation.mixture.TeacherMixture`]) is judged for several priors on held-out pairs, beside the
+The mixture of the teachers ([`~trl_pafo.metrics.group_mixture.GroupMixture`]) is judged for several priors on held-out pairs, beside the
 path of personalized Bradley-Terry, which needs no teachers. `tau` 0 takes groups for as frequent as they are in training, 1 for equally
 frequent; in between lies what can be had for one group at which price for another.
 

@@ -3,8 +3,8 @@
 It needs no group label at inference, and all teachers. As students can come near to it, it shows what they can reach.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,64 +12,17 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 
 from trl_pafo.data.history import history_of, past_pairs, rows_as_messages, without_history
+from trl_pafo.data.named_groups import remember_groups
+from trl_pafo.data.overlap import PairNumbers, telling_fields
+from trl_pafo.data.rows import read_rows
 from trl_pafo.evaluation.rewards import ScoredPairs, score_mean
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
+from trl_pafo.metrics.group_mixture import GroupMixture
+from trl_pafo.models.group_scorer import GroupScorer
+from trl_pafo.models.ranks import on_first
 
-
-@dataclass(frozen=True)
-class TeacherMixture:
-    """
-    What turns the margins of teachers for a pair, and for the past pairs of its user, into one margin.
-
-    Groups are in sorted order, that of all arrays: the temperature of each teacher, in its reward units, the likelihood of the
-    groups given a history, and the share of each group in the training pairs.
-    """
-
-    groups: Sequence[str]
-    temperature: FloatArray
-    likelihood: GroupLikelihood
-    share: FloatArray
-
-    @classmethod
-    def fit(
-        cls,
-        shares: Mapping[str, float],
-        margins: FloatArray,
-        group: Sequence[str],
-        past_margins: FloatArray,
-        past: Sequence[Sequence[int]],
-    ) -> "TeacherMixture":
-        """Fit to pairs, and past pairs, that no teacher was trained on.
-
-        Margins of the teachers, of shape `(num_pairs, num_groups)` and `(num_past_pairs, num_groups)`, are in reward units. `past`
-        says which of the past pairs are the history of each pair; several histories of each may follow each other.
-        """
-        groups, own = sorted(shares), np.searchsorted(sorted(shares), np.asarray(group))
-        temperature = np.array([fit_temperature(margins[own == g, g]) for g in range(len(groups))])
-        scores = history_scores(past_margins / temperature, past)
-        likelihood = GroupLikelihood.fit(scores, np.resize(own, len(scores)))
-        return cls(groups, temperature, likelihood, np.array([shares[name] for name in groups]))
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "TeacherMixture":
-        """What [`as_json`] gave."""
-        likelihood = GroupLikelihood(found["slope"], np.array(found["bias"]))
-        return cls(found["groups"], np.array(found["temperature"]), likelihood, np.array(found["share"]))
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it as lists and numbers."""
-        fitted = {"slope": self.likelihood.slope, "bias": self.likelihood.bias.tolist()}
-        return {"groups": list(self.groups), "temperature": self.temperature.tolist(), **fitted, "share": self.share.tolist()}
-
-    def margins(self, margins: ArrayLike, past_margins: ArrayLike, past: Sequence[Sequence[int]], tau: float) -> FloatArray:
-        """The log odds of the mixture for each pair, of shape `(num_pairs,)`, from margins in reward units as in
-        [`TeacherMixture.fit`].
-
-        With a `tau` of 0, groups have their shares beforehand; with 1, all the same.
-        """
-        likelihood = self.likelihood.log_likelihood(history_scores(np.asarray(past_margins) / self.temperature, past))
-        return mixture_margin(np.asarray(margins) / self.temperature, posterior(likelihood, np.log(self.share), tau))
+DRAWS = 8
+"""Histories of each held-out pair."""
 
 
 def score_alone(teachers: Mapping[str, str | Sequence[str]], rows: Dataset, **scoring: Any) -> list[ScoredPairs]:
@@ -100,7 +53,7 @@ def score_mixture(
     of which those past pairs count that are read. The other arguments are those of [`score_alone`].
     """
     scored, past_margins, past = score_with_past(teachers, rows, **scoring)
-    mixture = TeacherMixture.from_json(front["fitted"])
+    mixture = GroupMixture.from_json(front["fitted"])
     margins = mixture.margins(margins_of(scored), past_margins, past, front["tau"])
     return ScoredPairs(margins, np.zeros_like(margins))
 
@@ -120,6 +73,48 @@ def score_with_past(
     if len(entries):
         past_margins = margins_of(score_alone(models, entries, **scoring))
     return scored, past_margins, past
+
+
+def fit_groups(
+    folder: str | Path,
+    held_out: Dataset,
+    seed: int = 0,
+    choose_tau: Callable[[GroupMixture, FloatArray], float] | None = None,
+    **scoring: Any,
+) -> GroupMixture:
+    """How the answers of a saved model for all groups become one reward, fitted to pairs that it was not trained on, and written into
+    its folder.
+
+    Args:
+        folder (`str` or `Path`):
+            A model that was trained with `conditioning="named"`.
+        held_out ([`~datasets.Dataset`]):
+            Prepared pairs of users and prompts of their own, of all groups; histories are drawn from them ([`held_out_histories`]).
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of these draws.
+        choose_tau (`Callable`, *optional*):
+            From what was fitted, and the margins under each group of shape `(num_pairs, num_groups)`, the prior, in place of the one that
+            the model remembers ([`~trl_pafo.models.group_scorer.GroupScorer`]).
+        scoring:
+            Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+    """
+    scorer = GroupScorer(folder, bf16=scoring.get("bf16", False))
+    rows = [{**row, "history": []} for row in read_rows(held_out)]
+    how = {"batch_size": 2 * scoring.get("batch_size", 32), "processes": scoring.get("processes"), "desc": scoring.get("desc")}
+    found = scorer.read_tokens(scorer.tokenize(rows, allow_no_history=True), **how)
+    margins = np.array([own["chosen"] - own["rejected"] for own, _ in map(scorer.by_group, found)])
+    shares = dict(zip(scorer.mixture.groups, scorer.mixture.share.tolist(), strict=True))
+    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, held_out_histories(held_out, seed))
+    remember_groups(scorer.tokenizer, mixture.as_json(), choose_tau(mixture, margins) if choose_tau else scorer.tau)
+    on_first(lambda: scorer.tokenizer.save_pretrained(str(folder)))
+    return mixture
+
+
+def held_out_histories(rows: Dataset, seed: int) -> list[list[int]]:
+    """[`draw_histories`] for held-out pairs, as long as those of the rows, [`DRAWS`] times."""
+    fields = telling_fields(rows)
+    texts = [*map(PairNumbers(fields), read_rows(rows, fields))]
+    return draw_histories(rows["user"][:], rows["group"][:], texts, num_shown(rows), DRAWS, seed)
 
 
 def past_pairs_alone(rows: Dataset) -> tuple[Dataset, list[list[int]]]:

@@ -8,14 +8,17 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.history import remembered, without_history
+from trl_pafo.data.history import history_of, remembered, without_history
+from trl_pafo.data.rows import read_rows
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import DataError
+from trl_pafo.models.group_scorer import GroupScorer
 from trl_pafo.models.loading import check_positions
 from trl_pafo.models.scoring import RewardScorer
 
 SIDES = ("chosen", "rejected")
+_KWARGS = "chat_template_kwargs"
 
 
 class ScoredPairs(NamedTuple):
@@ -54,14 +57,18 @@ def score_rows(
     Raises:
         DataError: If a pair is longer than the model's positions.
     """
-    scorer = RewardScorer(folder, bf16=bf16)
+    scorer = RewardScorer.from_pretrained(folder, bf16=bf16)
     ids = tokenize_rendered(scorer, rows)
     check_positions([max(map(len, row.values())) for row in ids], scorer.positions, "pairs", "the model")
     return score_tokenized(scorer, ids, batch_size=batch_size, desc=desc, processes=processes)
 
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
-    """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories is shown none."""
+    """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories is shown none; one that
+    reads the names of groups gets as many past pairs of the column `history` as are rendered.
+    """
+    if isinstance(scorer, GroupScorer):
+        return scorer.tokenize([_with_shown(row) for row in read_rows(rows)], "Row {}".format, allow_no_history=True)
     if "chat_template_kwargs" in rows.column_names:
         if (remembered(scorer.tokenizer) or {}).get("num_history") == 0:
             rows = without_history(rows)
@@ -69,6 +76,12 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
     return [
         {side: tokenize_row(scorer.tokenizer, row, side, f"Row {number}") for side in SIDES} for number, row in enumerate(rows)
     ]
+
+
+def _with_shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A prepared row with as many past pairs of its complete history as are rendered."""
+    rendered = history_of({_KWARGS: row.get(_KWARGS)})
+    return {**row, "history": (row.get("history") or rendered or [])[: len(rendered or [])]}
 
 
 def score_tokenized(

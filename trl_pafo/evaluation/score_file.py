@@ -207,7 +207,7 @@ class _Scoring:
 
         def lengths() -> Iterator[int]:
             for places, _, shown in self._parts():
-                for ids in self.scorer.renderer.sequences(shown, places.__getitem__, reading=self.reading):
+                for ids in self.scorer.sequences(shown, places.__getitem__, reading=self.reading):
                     yield max(map(len, ids.values()))
 
         check_positions(lengths(), self.scorer.positions, "rows", "the model", lambda row: next(self._rows(row))[0])

@@ -95,7 +95,7 @@ def _answers(
 
 def tokens_alone(
     scorer: RewardScorer, users: UserHistories | None, row: dict[str, Any], place: str
-) -> tuple[dict[str, Any], dict[str, list[int]]]:
+) -> tuple[dict[str, Any], dict[Any, list[int]]]:
     """A row that comes alone with the history of its user, and the token ids of its responses; `place` names it in errors.
 
     Raises:

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.data.named_groups import reads_groups
 from trl_pafo.data.rendering import InputRenderer, Reading
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.batches import pool_sequences, score_sequences
@@ -75,11 +76,25 @@ class FeatureReader:
         *,
         allow_no_history: bool = False,
         reading: Reading | None = None,
-    ) -> list[dict[str, list[int]]]:
+    ) -> list[dict[Any, list[int]]]:
         """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.renderer.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
+        sequences = self.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
         check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
         return sequences
+
+    def sequences(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        name: Callable[[int], str],
+        *,
+        allow_no_history: bool = False,
+        reading: Reading | None = None,
+    ) -> list[dict[Any, list[int]]]:
+        """All that the model reads of each row, whose lengths are not looked at; see
+        [`~trl_pafo.data.rendering.InputRenderer.sequences`].
+        """
+        found: Any = self.renderer.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
+        return found
 
     def features(
         self, sequences: Sequence[Mapping[str, Sequence[int]]], *, batch_size: int = 32, desc: str | None = None
@@ -150,12 +165,18 @@ class RewardScorer(FeatureReader):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **options: Any) -> "RewardScorer":
-        """The scorer of a folder or Hub id; `options` are those of the class.
+        """The scorer of a folder or Hub id; `options` are those of the class. Of a model that reads the names of groups it is a
+        [`~trl_pafo.models.group_scorer.GroupScorer`].
 
         Raises:
             TeacherError: If there is no such folder and no such repository.
         """
-        return cls(local_folder(str(source), revision), **options)
+        folder = local_folder(str(source), revision)
+        if cls is RewardScorer and reads_groups(folder):
+            from trl_pafo.models.group_scorer import GroupScorer
+
+            return GroupScorer(folder, **options)
+        return cls(folder, **options)
 
     def _load(self) -> Any:
         return load_reward_model(self.folder, self.dtype)
@@ -217,8 +238,23 @@ class RewardScorer(FeatureReader):
 
         The `processes`, all of which call this with the same rows, share the work.
         """
+        return self.combine(self.read_tokens(sequences, batch_size=batch_size, desc=desc, processes=processes))
+
+    def read_tokens(
+        self,
+        sequences: Sequence[Mapping[Any, Sequence[int]]],
+        *,
+        batch_size: int = 32,
+        desc: str | None = None,
+        processes: PartialState | None = None,
+    ) -> list[dict[Any, float]]:
+        """What the model gives for each sequence of rows that are tokenized; see [`~RewardScorer.score_tokens`]."""
         rewards = self._read(score_sequences, sequences, batch_size=batch_size, desc=desc, accelerator=processes)
         return _by_side(rewards.tolist(), sequences)
+
+    def combine(self, found: Sequence[Mapping[Any, float]]) -> list[dict[str, float]]:
+        """The rewards of the responses of rows from what the model gives for their sequences; here they are the same."""
+        return [dict(row) for row in found]
 
 
 def _by_side(found: Iterable[Any], sequences: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

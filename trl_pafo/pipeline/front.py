@@ -1,7 +1,7 @@
 """The predicted front of a run: teachers and the path of the reference on held-out pairs, before a student is trained."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,10 @@ import numpy as np
 from datasets import Dataset
 
 from trl_pafo.data.groups import count_by_group, largest_and_smallest
-from trl_pafo.data.overlap import PairNumbers, telling_fields
-from trl_pafo.data.rows import read_rows
 from trl_pafo.evaluation.front import TAUS, predict_front
-from trl_pafo.evaluation.mixture import TeacherMixture, draw_histories, margins_of, num_shown, score_alone
+from trl_pafo.evaluation.mixture import DRAWS, held_out_histories, margins_of, score_alone
+from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.report.front import write_front
 from trl_pafo.storage.files import json_ready, write_text
 
@@ -20,7 +20,6 @@ KEPT = (
     "Nothing is distilled, the reference is the result. To judge more of what can be had, hold out more pairs (--validation_share); to "
     "distill all the same, pass --distill_anyway true."
 )
-_DRAWS = 8
 
 
 def predict_run(
@@ -62,23 +61,36 @@ def _predict(
     seed: int,
     scoring: Mapping[str, Any],
 ) -> dict[str, Any]:
-    user, group = held_out["user"][:], held_out["group"][:]
     margins = margins_of(score_alone(teachers, held_out, desc="Held-out pairs", **scoring))
-    fields = telling_fields(held_out)
-    texts = [*map(PairNumbers(fields), read_rows(held_out, fields))]
-    past = draw_histories(user, group, texts, num_shown(held_out), _DRAWS, seed)
     shares = {name: number / len(train) for name, number in count_by_group(train).items()}
-    mixture = TeacherMixture.fit(shares, margins, group, margins, past)
-    repeated = np.tile(margins, (_DRAWS, 1))
-    found = predict_front(
-        {tau: mixture.margins(repeated, margins, past, tau).reshape(_DRAWS, len(held_out)) for tau in taus},
+    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, held_out_histories(held_out, seed))
+    found = front_of_mixture(mixture, margins, held_out, path, taus, num_resamples, seed)
+    return found | {"fitted": mixture.as_json()}
+
+
+def front_of_mixture(
+    mixture: GroupMixture,
+    margins: FloatArray,
+    held_out: Dataset,
+    path: Mapping[str, Any],
+    taus: Sequence[float],
+    num_resamples: int,
+    seed: int,
+    mix: Callable[..., FloatArray] = GroupMixture.margins,
+) -> dict[str, Any]:
+    """[`~trl_pafo.evaluation.front.predict_front`] for margins of the held-out pairs under each group, of shape `(num_pairs, num_groups)`,
+    which the method `mix` of the mixture makes one.
+    """
+    group = held_out["group"][:]
+    past, repeated = held_out_histories(held_out, seed), np.tile(margins, (DRAWS, 1))
+    return predict_front(
+        {tau: mix(mixture, repeated, margins, past, tau).reshape(DRAWS, len(held_out)) for tau in taus},
         {float(multiple): np.array(of_point) for multiple, of_point in path["margins"].items()},
         path["chosen"],
         (margins / mixture.temperature)[np.arange(len(held_out)), np.searchsorted(mixture.groups, group)],
-        user,
+        held_out["user"][:],
         group,
         mixture.groups,
         num_resamples=num_resamples,
         seed=seed,
     )
-    return found | {"fitted": mixture.as_json()}

@@ -236,7 +236,8 @@ class Run(Trainings):
         identities = on_first(lambda: {group: str(teacher.identity()) for group, teacher in given.items()})
         identities |= {group: " ".join(stage.digest for stage in stages) for group, stages in trained.items()}
         needs = tuple(stage.name for stage in of_groups)
-        students = [self._student(m, train, teachers, identities, shared, needs) for m in STUDENTS if m in run.methods]
+        held_out = data.get("validation")
+        students = [self._student(m, train, teachers, identities, shared, needs, held_out) for m in STUDENTS if m in run.methods]
         front = front_of(self, teachers, identities, data, path, of_groups) if path and run.predicts_front else None
         baselines = [baseline(self, method, train) for method in TRAINERS if method in run.methods]
         several = maxmin(self, train.select(self._kept)) if "maxmin" in run.methods else None

@@ -16,12 +16,17 @@ from trl import ModelConfig
 from trl_pafo.data.history import HistoryCutter, without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.errors import ConfigError
+from trl_pafo.evaluation.front import TAUS
 from trl_pafo.evaluation.methods import TITLES, RunArguments
+from trl_pafo.evaluation.mixture import fit_groups
 from trl_pafo.evaluation.reference_path import Point
+from trl_pafo.metrics.accuracy import FloatArray
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.base_models import WHEEL_MODELS
-from trl_pafo.models.ranks import forget_accelerator, processes
+from trl_pafo.models.ranks import forget_accelerator, on_first, processes
 from trl_pafo.pipeline.fold_margins import with_fold_margins
-from trl_pafo.pipeline.front import KEPT
+from trl_pafo.pipeline.front import KEPT, front_of_mixture
+from trl_pafo.pipeline.judged import read_path
 from trl_pafo.pipeline.run_options import optimizer_steps
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import QUANTIZATION_OPTIONS, is_quantized, start_of, write_base
@@ -145,6 +150,7 @@ class Trainings:
         identities: dict[str, str],
         shared: str | None,
         of_teachers: tuple[str, ...],
+        held_out: Dataset | None,
     ) -> Stage:
         """The model that learns from the teachers, which the stages `of_teachers` make; or the reference, where that is not worth it."""
         kinds_agree = self.teacher_model.use_peft == self.model.use_peft
@@ -156,6 +162,10 @@ class Trainings:
         if from_teachers:
             inputs["start"] = self.run.student_start
         output = f"models/{method}"
+        names_groups = self.args.conditioning == "named"
+        fits = names_groups and self.run.predicts_front
+        if fits:
+            inputs["fitted_to"] = shared
 
         def keep_reference(out: Path) -> None:
             print(f"    {KEPT}", flush=True)
@@ -166,14 +176,28 @@ class Trainings:
             if self.run.teacher_folds == 1:
                 one = {group: folders[0] for group, folders in teachers.items()}
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
+                fit(out)
                 return
             of_histories = self.args.conditioning == "posterior"
             rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
+            fit(out)
+
+        def fit(out: Path) -> None:
+            if not fits or held_out is None or not len(held_out):
+                return
+            seed, path = self.args.seed, on_first(lambda: read_path(self.folder))
+
+            def tau_of(mixture: GroupMixture, margins: FloatArray) -> float:
+                options: Any = {"num_resamples": self.run.num_resamples, "seed": seed, "mix": GroupMixture.rewards}
+                tau: float = front_of_mixture(mixture, margins, held_out, path, TAUS, **options)["tau"]
+                return tau
+
+            fit_groups(out, held_out, seed, tau_of, desc="Held-out pairs by group", **self._scoring())
 
         if not self.run.predicts_front or self.run.distill_anyway:
-            return Stage(method, output, inputs, work, of_teachers, steps=self._steps)
+            return Stage(method, output, inputs, work, (*of_teachers, "front") if fits else of_teachers, steps=self._steps)
         kept = Stage(method, output, inputs | {"instead": f"the reference {shared}"}, keep_reference)
         return Stage(method, output, inputs, work, (*of_teachers, "front", "personalized_bt"), steps=self._steps, instead=kept)
 

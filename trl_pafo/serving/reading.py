@@ -16,6 +16,9 @@ from trl_pafo.models.scoring import RewardScorer
 # What the classification endpoint of vLLM takes and is understood here; `model`, `request_id` and `priority` change nothing.
 _CLASSIFY = {"model", "request_id", "priority", "user", "messages", "input", "chat_template_kwargs", "use_activation"}
 
+_Row = dict[Any, list[int]]
+"""Token ids of all that the model reads of a row."""
+
 
 class RefusedError(Exception):
     """A request that is not answered with rewards: the HTTP status, and an error for each item that is wrong."""
@@ -63,16 +66,17 @@ class RequestReader:
         rows = given if isinstance(given, list) else [given]
         tokens = self._tokens(rows, self._tokens_of_row)
 
-        def answer(rewards: list[float]) -> Any:
-            found = iter(rewards)
-            answers = [
-                {"rewards": [next(found) for _ in row]} if _several(asked) else {REWARD_KEYS[side]: next(found) for side in row}
-                for asked, row in zip(rows, tokens, strict=True)
+        def answer(found: list[dict[str, float]]) -> Any:
+            left = iter(found)
+            answers: list[dict[str, Any]] = [
+                {"rewards": [next(left)["response"] for _ in own]}
+                if _several(asked)
+                else {REWARD_KEYS[side]: reward for side, reward in next(left).items()}
+                for asked, own in zip(rows, tokens, strict=True)
             ]
             return answers if isinstance(given, list) else answers[0]
 
-        items = [number for number, row in enumerate(tokens) for _ in row]
-        return Asked([ids for row in tokens for ids in row.values()], items, answer)
+        return self._asked(tokens, answer)
 
     def classify(self, body: bytes) -> Asked:
         """A request to vLLM's classification endpoint: `messages` of one conversation, or `input`, a text or several.
@@ -90,7 +94,7 @@ class RequestReader:
         if (given.get("messages") is None) == (given.get("input") is None):
             raise RefusedError(422, "Give either `messages`, the prompt and the response, or `input`, texts.")
         if given.get("messages") is not None:
-            tokens = self._tokens([_conversation(given)], lambda row, place: tokens_alone(self.scorer, self.users, row, place)[1])
+            tokens = self._tokens([_conversation(given)], self._tokens_of_row)
         elif self.users is not None or given.get("chat_template_kwargs") is not None:
             raise RefusedError(
                 422, "`input` is a text without a history. Give `messages`, to which the history of the user is added."
@@ -98,12 +102,22 @@ class RequestReader:
         else:
             texts = given["input"] if isinstance(given["input"], list) else [given["input"]]
             tokens = self._tokens([{"response": text} for text in texts], self._tokens_of_text)
-        sequences = [row["response"] for row in tokens]
-        items = list(range(len(sequences)))
-        return Asked(sequences, items, lambda rewards: self._classified(rewards, sum(map(len, sequences))))
+        num_tokens = sum(len(ids) for own in tokens for row in own for ids in row.values())
+        return self._asked(tokens, lambda found: self._classified([row["response"] for row in found], num_tokens))
 
-    def _tokens(self, rows: list[Any], read: Callable[[Any, str], dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-        """Token ids of all items, or all that is wrong with them."""
+    def _asked(self, tokens: list[list[_Row]], answer: Callable[[list[dict[str, float]]], Any]) -> Asked:
+        """The sequences of items, each of which has one row or several; `answer` makes the answer of the rewards of all rows."""
+        rows = [row for own in tokens for row in own]
+        items = [number for number, own in enumerate(tokens) for row in own for _ in row]
+
+        def of_rows(given: list[float]) -> Any:
+            left = iter(given)
+            return answer(self.scorer.combine([{key: next(left) for key in row} for row in rows]))
+
+        return Asked([ids for row in rows for ids in row.values()], items, of_rows)
+
+    def _tokens(self, rows: list[Any], read: Callable[[Any, str], list[_Row]]) -> list[list[_Row]]:
+        """Token ids of all rows of all items, or all that is wrong with them."""
         if not rows:
             raise RefusedError(422, "The list holds no items.")
         num_items = sum(len(_several(row) or [row]) for row in rows)
@@ -125,7 +139,7 @@ class RequestReader:
                 if not isinstance(row, dict):
                     raise DataError(f"{place}: expected a JSON object, got {type(row).__name__}.")
                 tokens.append(read(row, place))
-                if (longest := max(map(len, tokens[-1].values()))) > self.max_tokens:
+                if (longest := max(len(ids) for one in tokens[-1] for ids in one.values())) > self.max_tokens:
                     raise DataError(
                         f"{place} has {longest} tokens, more than {self.max_tokens} (--max_tokens). Cut the response."
                     )
@@ -135,25 +149,22 @@ class RequestReader:
             raise RefusedError(422, *errors)
         return tokens
 
-    def _tokens_of_row(self, row: dict[str, Any], place: str) -> dict[str, list[int]]:
-        """Token ids by side, or by number where there are `responses`."""
+    def _tokens_of_row(self, row: dict[str, Any], place: str) -> list[_Row]:
+        """Token ids of a row, or of one for each of its `responses`."""
         if "responses" not in row:
-            return tokens_alone(self.scorer, self.users, row, place)[1]
+            return [tokens_alone(self.scorer, self.users, row, place)[1]]
         shared = {name: value for name, value in row.items() if name != "responses"}
         if not _several(row) or {*REWARD_KEYS} & set(shared):
             raise DataError(f"{place}: `responses` must be a list of responses, without {', '.join(REWARD_KEYS)} beside it.")
         rows = ({**shared, "response": response} for response in row["responses"])
-        return {
-            str(n): tokens_alone(self.scorer, self.users, one, f"{place}, response {n}")[1]["response"]
-            for n, one in enumerate(rows)
-        }
+        return [tokens_alone(self.scorer, self.users, one, f"{place}, response {n}")[1] for n, one in enumerate(rows)]
 
-    def _tokens_of_text(self, row: dict[str, Any], place: str) -> dict[str, list[int]]:
+    def _tokens_of_text(self, row: dict[str, Any], place: str) -> list[_Row]:
         if not isinstance(row["response"], str) or not row["response"].strip():
             raise DataError(
                 f"{place}: `input` must be a text that is not empty, or a list of them, got {row['response']!r:.200}."
             )
-        return self.scorer.tokenize([row], lambda _: place, allow_no_history=True)[0]
+        return self.scorer.tokenize([row], lambda _: place, allow_no_history=True)
 
     def _classified(self, rewards: list[float], num_tokens: int) -> dict[str, Any]:
         label = self.scorer.model.config.get_text_config().id2label[0]

@@ -15,7 +15,7 @@ from trl_pafo.trainer.best_checkpoint import fill_in
 from trl_pafo.trainer.losses import DISTILLATION_LOSSES
 from trl_pafo.trainer.options import PAFOOptions, describe_options
 
-CONDITIONINGS = ("own", "counterfactual", "posterior")
+CONDITIONINGS = ("own", "counterfactual", "posterior", "named")
 AUTO_ON_OFF = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
@@ -67,6 +67,11 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         if self.min_num_history is not None and not 0 <= self.min_num_history <= most:
             raise ConfigError(
                 f"`min_num_history` must be from 0 to `num_history` ({self.num_history}), or None, got {self.min_num_history}."
+            )
+        if self.min_num_history is not None and self.conditioning == "named":
+            raise ConfigError(
+                f"min_num_history={self.min_num_history} says how many past pairs a prompt shows, and with conditioning='named' it shows none. "
+                "Leave one of them out."
             )
         check_history_options(self.num_history, self.history_max_tokens, self.history_fields)
         if self.teachers is not None and not isinstance(self.teachers, dict):

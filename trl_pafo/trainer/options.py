@@ -29,11 +29,12 @@ class PAFOOptions:
         "Whose history a training pair is shown under, drawn anew at each showing, and what it is to learn there. 'own': its own user's, "
         "and the margin of its group's teacher. 'counterfactual': that of a random user of a group drawn by `tau`, and the margin of that "
         "group's teacher. 'posterior': the same histories, and the mixture of all teachers by how likely the history makes each group. "
-        "Not from the paper.",
+        "'named': no history; the prompt names each group in turn, and the margin is that of its teacher: the model is asked once for each "
+        "group, and the user's past pairs weigh the answers. Not from the paper.",
         "counterfactual",
     )
     tau: float = _option(
-        "Prior of the groups under 'counterfactual' and 'posterior', in [0, 1]: 0 takes groups as often as they are in the training "
+        "Prior of the groups under 'counterfactual' and 'posterior', and when a model of 'named' is served, in [0, 1]: 0 takes groups as often as they are in the training "
         "data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
         0.5,
     )

@@ -15,10 +15,12 @@ from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, is_rendered, remember_rendering, remembered, render_history, rows_as_messages
 from trl_pafo.data.label_columns import normalize_columns
+from trl_pafo.data.named_groups import group_line, name_groups, plain_rows, remember_groups, remembered_groups
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import is_tokenized
 from trl_pafo.trainer.teacher import Teacher, check_gives_rewards, check_teacher
@@ -55,6 +57,8 @@ class PairPreparer:
         """Whether the training rows have margins of teachers, or get them."""
         self.draws_donors = False
         """Whether training pairs are shown under histories of other users."""
+        self.names_groups = False
+        """Whether the prompts of the training pairs name a group in place of a history."""
         self.rows: TrainingRows | None = None
         """What teachers and showings need of the training pairs; `None` where they need nothing."""
         self.dropped: dict[str, Counter[str]] = {}
@@ -75,7 +79,10 @@ class PairPreparer:
             columns = get_dataset_column_names(train_dataset)
             self.distills = self.args.alpha < 1 and bool(self.groups or {*_MARGINS} & {*columns})
             of_groups = self.distills and "teacher_margin" not in columns
-            self.draws_donors = of_groups and self.args.conditioning != "own" and self.args.num_history != 0
+            self.names_groups = of_groups and self.args.conditioning == "named"
+            self.draws_donors = (
+                of_groups and self.args.conditioning in ("counterfactual", "posterior") and self.args.num_history != 0
+            )
             if not isinstance(train_dataset, Dataset):
                 self._check_stream(columns)
             train_dataset = normalize_columns(train_dataset, _TRAIN, ["group"] if of_groups else [])
@@ -129,7 +136,7 @@ class PairPreparer:
         if _has_history(dataset):
             if "chosen_ids" not in columns:
                 checks.check_columns(columns, ["prompt"], f"{_TRAIN} has a `history` column, so it needs an explicit prompt; it")
-            if args.num_history != 0:  # what is rendered already has the fields that it shows
+            if args.num_history != 0 and not self.names_groups:  # what is rendered already has the fields that it shows
                 given = "history" in columns
                 rendered = "chat_template_kwargs" in columns  # by `prepare`, which says of whom nothing is known
                 fields = HISTORY_FIELDS if given else ()
@@ -151,7 +158,11 @@ class PairPreparer:
                 checks.check_columns(columns, [_LIKELIHOOD], f"{_TRAIN} (conditioning='posterior' without `teachers`)")
                 checks.check_group_numbers(dataset, _LIKELIHOOD, _TRAIN)
             checks.check_groups(dataset, self.groups, _TRAIN)
-        if args.num_history == 0:
+        if self.names_groups and "chosen_ids" in columns:
+            raise DataError(
+                f"{_TRAIN} is tokenized, so its prompts cannot name a group. Give messages, or set conditioning='own'."
+            )
+        if args.num_history == 0 or self.names_groups:
             return
         if self.draws_donors:
             fix = "or set conditioning='own'"
@@ -170,7 +181,7 @@ class PairPreparer:
             return
         is_tokenized = "chosen_ids" in get_dataset_column_names(self._train)
         for teacher in self._teachers.values():
-            check_teacher(teacher, tokenizer, shares_tokens=is_tokenized, alone=self.draws_donors)
+            check_teacher(teacher, tokenizer, shares_tokens=is_tokenized, alone=self.draws_donors or self.names_groups)
 
     def prepare(
         self, dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str, tokenize_rest: Callable[..., Any]
@@ -206,19 +217,34 @@ class PairPreparer:
             )
         if not isinstance(dataset, Dataset):
             return tokenize_rest(dataset, tokenizer, self.args, name)
-        messages = dataset
+        messages, longest = dataset, self.args.max_length
+        if groups := remembered_groups(tokenizer):
+            dataset = self._named(dataset, given, what)
+            if longest is not None and is_train:  # under whatever name
+                lengths = [len(tokenizer(group_line(name), add_special_tokens=False)["input_ids"]) for name in groups["groups"]]
+                longest -= max(lengths) - min(lengths)
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
-        needed = (self.distills and bool(self._teachers)) or self.draws_donors or self.args.min_num_history is not None
+        draws = self.draws_donors or self.names_groups or self.args.min_num_history is not None
+        needed = draws or (self.distills and bool(self._teachers))
         keeps_rows = is_train and needed
         rows = [dataset, *([given, messages] if keeps_rows else [])]
-        if self.args.max_length is not None and len(kept := rows_within(dataset, self.args.max_length)) < len(dataset):
+        if longest is not None and len(kept := rows_within(dataset, longest)) < len(dataset):
             rows = [part.select(kept) for part in rows]
         self._report_drops(messages, rows[0], name)
         if keeps_rows:
             self.rows = TrainingRows(*rows[1:])
         return rows[0]
+
+    def _named(self, dataset: Dataset, given: Dataset, what: str) -> Dataset:
+        """Pairs whose prompts name their own group."""
+        if not isinstance(dataset, Dataset) or "group" not in given.column_names:
+            raise DataError(
+                f"{what} lacks the column group, or is a stream: the model reads the name of a group in the prompt. Add the group of each pair, "
+                "or let `trl-pafo evaluate` weigh the groups by each user's past pairs."
+            )
+        return name_groups(dataset, given["group"][:])
 
     def _is_cut(self, dataset: Dataset) -> bool:
         """Whether the histories were cut before, and are shown unchanged."""
@@ -227,7 +253,12 @@ class PairPreparer:
     def _remember(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the tokenizer remember how the training pairs are read; of a stream, what its first row shows."""
         args, first = self.args, _first(dataset)
-        if not isinstance(dataset, Dataset):
+        if self.names_groups:
+            HistoryCutter(tokenizer, args.num_history).remember("messages" if is_rendered(dataset) else _inputs_of(first))
+            counts = count_by_group(dataset)
+            shares = {name: counts[name] / len(dataset) for name in self.groups}
+            remember_groups(tokenizer, GroupMixture.unfitted(shares).as_json(), args.tau)
+        elif not isinstance(dataset, Dataset):
             history = (first.get("chat_template_kwargs") or {}).get("history")
             shown = [name for name in HISTORY_FIELDS if any(entry.get(name) for entry in history or [])]
             HistoryCutter(tokenizer, args.num_history if history else 0, fields=shown or HISTORY_FIELDS).remember(
@@ -243,6 +274,9 @@ class PairPreparer:
     def _render(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, what: str, is_train: bool) -> Any:
         """Pairs as the model reads them; evaluation pairs as it was trained to, which the options override."""
         args = self.args
+        if isinstance(dataset, Dataset) and remembered_groups(tokenizer):
+            rows = plain_rows(dataset)
+            return InputRenderer(tokenizer, 0).render(rows, what, args.dataset_num_proc)
         if not isinstance(dataset, Dataset):
             trained, inputs = remembered(tokenizer), _inputs_of(_first(dataset))
             if trained is not None and trained["inputs"] != inputs:

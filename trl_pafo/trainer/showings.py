@@ -1,4 +1,5 @@
-"""Training pairs that are shown under another history each time: rows of token ids, made as they are asked for."""
+"""Training pairs that are shown under another history, or the name of another group, each time: rows of token ids, made as they are
+asked for."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,23 +12,21 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data.history import without_history
 from trl_pafo.data.rows import rows_of_batch
-from trl_pafo.data.showings import HistoryDraw, Showing
+from trl_pafo.data.showings import EveryGroup, HistoryDraw, Showing
 from trl_pafo.data.tokenization import ID_COLUMNS, sequence_lengths, tokenize_pairs, tokenize_row
 from trl_pafo.trainer.targets import Targets
 
 logger = get_logger(__name__)
-
-_KWARGS = "chat_template_kwargs"
 
 
 class ShownPairs(torch.utils.data.Dataset):
     """
     Rows by the number of their showing, `epoch * num_rows + row`, see [`ShowingSampler`]. (Not from the paper.)
 
-    A showing has the pair's own columns, `chosen_ids` and `rejected_ids` under the history that is drawn, and with `targets`
-    `teacher_margin`, what the student is to learn there, and `has_label`, whether the history is that of the user who judged the
-    pair. `tokens` are the pairs with the token ids under their own history, `messages` the same in the same order as the template
-    reads them.
+    A showing has the pair's own columns, `chosen_ids` and `rejected_ids` under the history, or the name of the group, that is drawn, and
+    with `targets` `teacher_margin`, what the student is to learn there, and `has_label`, whether history or group are those of the user
+    who judged the pair. `tokens` are the pairs with the token ids under their own, `messages` the same in the same order as the template
+    reads them, where no group is named.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class ShownPairs(torch.utils.data.Dataset):
         tokens: Dataset,
         messages: Dataset,
         tokenizer: PreTrainedTokenizerBase,
-        draw: HistoryDraw,
+        draw: HistoryDraw | EveryGroup,
         targets: Targets | None = None,
     ):
         columns = [name for name in (*ID_COLUMNS, "margin", "group") if name in tokens.column_names]
@@ -43,10 +42,10 @@ class ShownPairs(torch.utils.data.Dataset):
         self.tokenizer, self.draw, self.targets = tokenizer, draw, targets
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) * self.draw.times
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        shown = [self.draw(number % len(self), number // len(self)) for number in numbers]
+        shown = [self.draw(number % len(self.tokens), number // len(self.tokens)) for number in numbers]
         rows = rows_of_batch(self.tokens[[each.row for each in shown]])
         for row, each in zip(rows, shown, strict=True):
             if each.donor != each.row or each.num_history != self.draw.num_past[each.row]:
@@ -61,9 +60,7 @@ class ShownPairs(torch.utils.data.Dataset):
         return self.__getitems__([number])[0]
 
     def _tokenize(self, shown: Showing) -> dict[str, list[int]]:
-        row, donor = self.messages[shown.row], self.messages[shown.donor]
-        history = donor[_KWARGS]["history"][: shown.num_history]
-        row = {**row, _KWARGS: {**row[_KWARGS], "history": history}}
+        row = self.draw.shown(self.messages, shown)
         sides = ("chosen", "rejected")
         return {f"{side}_ids": tokenize_row(self.tokenizer, row, side, f"Training row {shown.row}") for side in sides}
 
@@ -72,11 +69,12 @@ class ShowingSampler(Sampler[int]):
     """
     The order of a training's showings, each by the number `epoch * num_rows + row`, so that a data loader's worker knows the epoch.
 
-    `rows` is the order of the rows; one that draws it anew each epoch has `set_epoch`.
+    `rows` is the order of the rows; one that draws it anew each epoch has `set_epoch`. Where an epoch shows a row several `times`, the
+    showings follow each other, and count as epochs in the number.
     """
 
-    def __init__(self, rows: Any):
-        self.rows, self.epoch = rows, 0
+    def __init__(self, rows: Any, times: int = 1):
+        self.rows, self.times, self.epoch = rows, times, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Show the rows of this epoch from now on."""
@@ -85,10 +83,11 @@ class ShowingSampler(Sampler[int]):
             self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) * self.times
 
     def __iter__(self) -> Iterator[int]:
-        return (self.epoch * len(self.rows) + row for row in self.rows)
+        first = self.epoch * self.times
+        return ((first + time) * len(self.rows) + row for row in self.rows for time in range(self.times))
 
 
 def shown_pairs(

@@ -14,6 +14,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.groups import ONE_GROUP
+from trl_pafo.data.showings import EveryGroup
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
@@ -164,14 +165,18 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             tau = args.tau if pairs.draws_donors and args.conditioning == "posterior" else None
             if rows is not None and teachers:
                 group = self.train_dataset["group"][:]
-                scorer, tokenizer, own = self._teacher_scorer(), self.processing_class, not pairs.draws_donors
+                scorer, tokenizer = self._teacher_scorer(), self.processing_class
+                own = not (pairs.draws_donors or pairs.names_groups)
                 targets = targets_from_teachers(scorer, teachers, rows.given, group, tokenizer, own=own, tau=tau)
             else:
                 targets = targets_from_columns(self.train_dataset, sorted(pairs.groups), tau=tau)
             own_margins = targets.own()
             self.teacher_agreement = agreement(own_margins, self.train_dataset["group"][:])
             self.train_dataset = self.train_dataset.add_column("teacher_margin", own_margins)
-        if rows is not None and (pairs.draws_donors or args.min_num_history is not None):
+        if rows is not None and pairs.names_groups:
+            every = EveryGroup(self.train_dataset["group"][:])
+            self._shown = ShownPairs(self.train_dataset, rows.messages, self.processing_class, every, targets)
+        elif rows is not None and (pairs.draws_donors or args.min_num_history is not None):
             self._shown = shown_pairs(
                 self.train_dataset,
                 rows.given,
@@ -266,14 +271,15 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         given = self.train_dataset if train_dataset is None else train_dataset
         dataset = given.tokens if isinstance(given, ShownPairs) else given
         if self.args.train_sampling_strategy == "group_by_length" and is_tokenized(dataset):
-            pairs_a_step = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+            times = given.draw.times if isinstance(given, ShownPairs) else 1
+            pairs_a_step = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps // times or 1
             lengths = row_lengths(dataset, self.data_collator)
             sampler: Any = DrawnOrder(len(dataset), self._data_seed, lengths, pairs_a_step)
         elif isinstance(given, ShownPairs) and self.args.train_sampling_strategy == "random":
             sampler = DrawnOrder(len(dataset), self._data_seed)  # the Trainer's own does not tell its epoch
         else:
             sampler = super()._get_train_sampler(train_dataset)
-        return ShowingSampler(sampler) if isinstance(given, ShownPairs) else sampler
+        return ShowingSampler(sampler, given.draw.times) if isinstance(given, ShownPairs) else sampler
 
     def get_train_dataloader(self) -> Any:
         with replaced(self, train_dataset=self._shown or self.train_dataset):
