@@ -7,6 +7,7 @@ __all__, __getattr__, __dir__ = lazily(
     {
         "RunArguments": "methods",
         "evaluate_models": "evaluate",
+        "fit_groups": "mixture",
         "score_rows": "rewards",
     },
 )
