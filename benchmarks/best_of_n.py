@@ -64,10 +64,10 @@ def requests(scorer: RewardScorer, rows: list[dict[str, Any]], answers: dict[str
 
 def fit(folder: Path, rows: list[dict[str, Any]], answers: dict[str, AnsweredPrompt]) -> np.ndarray:
     """Whether a model has positions enough for all answers of a row; its weights are not loaded."""
-    scorer = RewardScorer(folder)
+    scorer = RewardScorer.from_pretrained(folder)
     asked = requests(scorer, rows, answers)
     flat = [{"response": response, **request} for request in asked for response in request.pop("responses")]
-    lengths = iter(len(sequence["response"]) for sequence in scorer.renderer.sequences(flat))
+    lengths = iter(max(map(len, sequences.values())) for sequences in scorer.sequences(flat, "answer {}".format))
     longest = [max(next(lengths) for _ in answers[content_text(row["prompt"])].responses) for row in rows]
     return np.array(longest) <= (scorer.positions or math.inf)
 

@@ -22,7 +22,9 @@ from helpers.served import flags, serving
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from trl_pafo.data.named_groups import remember_groups
 from trl_pafo.errors import ConfigError, TrlPafoError
+from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models import FairRewardModel, RewardScorer, scoring
 from trl_pafo.serving import app as app_module
 from trl_pafo.serving.serve import serve
@@ -54,6 +56,40 @@ def model(folder):
 
 def alone(model, row, response="response"):
     return model.score(row["prompt"], [row[response]], history=row.get("history"))[0]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """A model that reads the name of a group, and counts two past pairs."""
+    folder = remember_inputs(make_model("encoder", tmp_path_factory.mktemp("named")), num_history=2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    remember_groups(tokenizer, GroupMixture.unfitted({"a": 0.7, "b": 0.3}).as_json(), tau=0.5)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_reads_the_name_of_a_group_is_asked_for_each_and_answers_with_one_reward(named):
+    model = FairRewardModel.from_pretrained(named)
+    responses = ["kindly sir", "haha lol no"]
+    with serving(named) as running:
+        several = {"prompt": ASK["prompt"], "responses": responses, "history": PAST}
+        status, answers = running.ask("/score", [ASK, several, PAIR, {**ASK, "history": []}])
+        assert status == 200
+        expected = [
+            {"reward": alone(model, ASK)},
+            {"rewards": model.score(ASK["prompt"], responses, history=PAST)},
+            {"reward_chosen": alone(model, PAIR, "chosen"), "reward_rejected": alone(model, PAIR, "rejected")},
+            {"reward": alone(model, {**ASK, "history": []})},
+        ]
+        for answer, right in zip(answers, expected, strict=True):
+            assert answer.keys() == right.keys()
+            assert list(answer.values()) == [pytest.approx(value, abs=1e-4) for value in right.values()]
+        turns = [{"role": "user", "content": ASK["prompt"]}, {"role": "assistant", "content": ASK["response"]}]
+        body = {"messages": turns, "chat_template_kwargs": {"history": PAST}, "use_activation": False}
+        status, answer = running.ask("/classify", body)
+        assert (status, answer["data"][0]["probs"]) == (200, [pytest.approx(alone(model, ASK), abs=1e-4)])
+        status, answer = running.ask("/score", {**ASK, "history": [{"chosen": "ok"}]})
+        assert status == 422
 
 
 class TestScore:
@@ -289,7 +325,7 @@ class TestLimits:
 
     def test_a_full_queue_is_said_at_once(self, folder, monkeypatch):
         busy, go = Event(), Event()
-        real = RewardScorer.score_tokens
+        real = RewardScorer.read_tokens
 
         def slowly(*args, **options):
             busy.set()
@@ -297,7 +333,7 @@ class TestLimits:
             return real(*args, **options)
 
         with serving(folder, max_queue=1) as service, ThreadPoolExecutor(1) as pool:
-            monkeypatch.setattr(RewardScorer, "score_tokens", slowly)
+            monkeypatch.setattr(RewardScorer, "read_tokens", slowly)
             first = pool.submit(service.ask, "/score", ASK)
             assert busy.wait(60)
             connection = service.connect()
@@ -343,7 +379,7 @@ class TestFailures:
         assert answer["detail"] == [{"item": 1, "error": answer["detail"][0]["error"]}]
         assert answer["detail"][0]["error"].startswith("1 of 1 rewards are NaN or infinite")
 
-    @pytest.mark.parametrize("place", ["score_tokens", "tokenize"])
+    @pytest.mark.parametrize("place", ["read_tokens", "tokenize"])
     def test_nothing_of_the_texts_is_logged(self, folder, monkeypatch, caplog, capfd, place):
         def fail(self, rows, *args, **options):
             raise RuntimeError(f"no idea what {SECRET} is: {rows}")
@@ -422,12 +458,12 @@ COMMAND = """
 import sys, time
 from trl_pafo.cli import main
 from trl_pafo.models import RewardScorer
-real = RewardScorer.score_tokens
+real = RewardScorer.read_tokens
 def slowly(*args, **options):
     print("scoring", file=sys.stderr, flush=True)
     time.sleep(1)
     return real(*args, **options)
-RewardScorer.score_tokens = slowly
+RewardScorer.read_tokens = slowly
 sys.exit(main(["serve", *sys.argv[1:]]))
 """
 

@@ -22,7 +22,7 @@ class Scorer:
         self.may.set()
         self.began = Event()
 
-    def score_tokens(self, rows, *, batch_size):
+    def read_tokens(self, rows, *, batch_size):
         self.began.set()
         assert self.may.wait(60)
         assert batch_size >= len(rows)

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any, BinaryIO
 
@@ -82,7 +82,7 @@ def _answers(
             found.append({})
         except TrlPafoError as error:
             found.append(error)
-    rewards = iter(score_apart(scorer, ids, batch_size))
+    rewards = iter(score_apart(scorer.score_tokens, ids, batch_size))
     found = [answer if isinstance(answer, Exception) else next(rewards) for answer in found]
     counts["error"] += sum(isinstance(answer, Exception) for answer in found)
     return [
@@ -109,12 +109,15 @@ def tokens_alone(
 
 
 def score_apart(
-    scorer: RewardScorer, ids: Sequence[Mapping[str, Sequence[int]]], batch_size: int, caught: type[Exception] = TeacherError
-) -> list[dict[str, float] | Exception]:
-    """Rewards; where one of them is not finite, or another error is `caught`, in halves, so that it is no other's error."""
+    score: Callable[..., list[dict[Any, float]]],
+    ids: Sequence[Mapping[Any, Sequence[int]]],
+    batch_size: int,
+    caught: type[Exception] = TeacherError,
+) -> list[dict[Any, float] | Exception]:
+    """What a scorer's `score_tokens` or `read_tokens` gives; where one of them is not finite, or another error is `caught`, in halves, so that it is no other's error."""
     try:
-        return list(scorer.score_tokens(ids, batch_size=batch_size))
+        return list(score(ids, batch_size=batch_size))
     except caught as error:
         half = len(ids) // 2
         parts = (ids[:half], ids[half:]) if half else ()
-        return [found for part in parts for found in score_apart(scorer, part, batch_size, caught)] or [error]
+        return [found for part in parts for found in score_apart(score, part, batch_size, caught)] or [error]

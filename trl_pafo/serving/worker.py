@@ -98,7 +98,8 @@ class BatchingWorker:
                 sequences = [batch[place] for place in group]
                 tokens = [{"response": sequence.ids} for sequence in sequences]
                 self.on_batch(len(tokens), sum(len(sequence.ids) for sequence in sequences))
-                for sequence, reward in zip(sequences, score_apart(self.scorer, tokens, len(tokens), Exception), strict=True):
+                rewards = score_apart(self.scorer.read_tokens, tokens, len(tokens), Exception)
+                for sequence, reward in zip(sequences, rewards, strict=True):
                     sequence.request.found(sequence.place, reward if isinstance(reward, Exception) else reward["response"])
 
     def _collect(self) -> list[_Sequence]:
