@@ -1,11 +1,14 @@
 """Training pairs under drawn histories: the tokens of a chat template by hand, the same with any workers, anew each epoch."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.parts import as_chat, make_pairs, make_teachers, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.named_groups import name_group
 from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs
@@ -228,3 +231,18 @@ def test_named_pairs_that_may_become_too_long_are_left_out(build):
 def test_what_names_cannot_do_is_an_error(build, change, message):
     with pytest.raises(TrlPafoError, match=message):
         build(rows=as_chat(make_pairs()), conditioning="named", **change)
+
+
+def test_its_card_says_how_it_is_asked_and_the_code_on_it_runs(build, tmp_path, monkeypatch):
+    trainer = build(rows=as_chat(make_pairs()), conditioning="named", num_history=1, max_steps=1, prefix_sharing="off")
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    given, with_us, without = re.findall(r"```python\n(.*?)```", trainer.model_card().render(), re.S)
+    assert "'rejected'" in given or '"rejected"' in given
+    monkeypatch.chdir(tmp_path / "saved")
+    shown: dict = {}
+    exec(given + with_us, shown)
+    exec(given + without, shown)
+    scorer = RewardScorer(tmp_path / "saved", num_history=0)
+    named = [name_group({"prompt": "Can I freeze bread?", "response": text}, "majority") for text in shown["responses"]]
+    assert shown["rewards"] == pytest.approx([row["response"] for row in scorer.score(named)], abs=1e-4)

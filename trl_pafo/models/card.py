@@ -94,6 +94,8 @@ class Card:
             Whether the texts went through the chat template.
         history (`dict`, *optional*):
             Settings of the history (`num_history`, `max_tokens`, `fields`); `None` for a model that takes none.
+        named_groups (`Sequence[str]`):
+            The groups that the prompt names in place of a history.
         group_definition (`str`):
             How the groups were made, a sentence or more.
         groups (`Sequence[GroupCount]`):
@@ -127,6 +129,7 @@ class Card:
     is_adapter: bool = False
     is_conversational: bool = True
     history: Mapping[str, Any] | None = None
+    named_groups: Sequence[str] = ()
     group_definition: str = "The training data name no groups."
     groups: Sequence[GroupCount] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -141,7 +144,7 @@ class Card:
 
     def render(self) -> str:
         """The text of the README."""
-        shown = list((self.history or {}).get("fields") or _HISTORY_ENTRY)
+        shown = list((not self.named_groups and (self.history or {}).get("fields")) or _HISTORY_ENTRY)
         return (
             card_environment()
             .get_template("model_card.md.jinja")

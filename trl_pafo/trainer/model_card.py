@@ -10,6 +10,7 @@ from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.history import remembered
+from trl_pafo.data.named_groups import remembered_groups
 from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id
 from trl_pafo.storage.cost import hardware, seconds_in_words
 
@@ -86,6 +87,7 @@ def reward_model_card(
         is_adapter=is_adapter,
         is_conversational=bool(tokenizer.chat_template) if read is None else read["inputs"] == "messages",
         history=read if read and read["num_history"] != 0 else None,
+        named_groups=(remembered_groups(tokenizer) or {}).get("groups", ()),
         hyperparameters={name: options.get(name) for name in names},
         paper=PAPER if method in ("pafo", "kept") else None,
         **known,
