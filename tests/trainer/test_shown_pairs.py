@@ -210,15 +210,21 @@ def test_what_is_saved_knows_its_groups_and_reads_past_pairs(build, tmp_path):
 
 
 def test_named_pairs_that_may_become_too_long_are_left_out(build):
-    rows = as_chat(make_pairs())
-    all_lengths = [
-        max(len(ids) for ids in (row["chosen_ids"], row["rejected_ids"]))
-        for row in build(rows=rows, conditioning="named").train_dataset
-    ]
-    trainer = build(rows=rows, conditioning="named", max_length=max(all_lengths) - 1)
-    shown = trainer._shown.__getitems__(range(len(trainer._shown)))
-    assert len(trainer.train_dataset) < 30
-    assert max(len(ids) for row in shown for ids in (row["chosen_ids"], row["rejected_ids"])) < max(all_lengths)
+    names = {"majority": "many", "minority": "the few who like to sing it all day"}
+    rows = as_chat(make_pairs()).map(
+        lambda row: {"group": names[row["group"]], "teacher_margins": dict.fromkeys(names.values(), 1.0)}
+    )
+
+    def longest(trainer) -> list[int]:
+        shown = trainer._shown.__getitems__(range(len(trainer._shown)))
+        return [max(len(row[side]) for side in ("chosen_ids", "rejected_ids")) for row in shown]
+
+    lengths = longest(build(rows=rows, with_teachers=False, conditioning="named"))
+    of_row = [max(lengths[row], lengths[30 + row]) for row in range(30)]
+    most = sorted(of_row)[20]
+    kept = build(rows=rows, with_teachers=False, conditioning="named", max_length=most)
+    assert len(kept.train_dataset) == sum(length <= most for length in of_row) < 30
+    assert max(longest(kept)) == most
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,10 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
     return concatenate_datasets([dataset.with_format(None), ids], axis=1)
 
 
-def rows_within(dataset: Dataset, max_length: int) -> NDArray[np.int64]:
-    """Numbers of the rows of which both sequences have at most `max_length` tokens, in their order."""
+def rows_within(dataset: Dataset, max_length: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the rows of which both sequences have at most `max_length` tokens, one number or those of the rows, of shape
+    `(num_rows, 1)`; in their order.
+    """
     return np.flatnonzero((sequence_lengths(dataset) <= max_length).all(axis=1))
 
 

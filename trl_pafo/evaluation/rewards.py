@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.history import history_of, remembered, without_history
+from trl_pafo.data.history import remembered, without_history
 from trl_pafo.data.rows import read_rows
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
@@ -18,7 +18,6 @@ from trl_pafo.models.loading import check_positions
 from trl_pafo.models.scoring import RewardScorer
 
 SIDES = ("chosen", "rejected")
-_KWARGS = "chat_template_kwargs"
 
 
 class ScoredPairs(NamedTuple):
@@ -65,10 +64,10 @@ def score_rows(
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
     """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories is shown none; one that
-    reads the names of groups gets as many past pairs of the column `history` as are rendered.
+    reads the names of groups reads the column `history`, not what is rendered.
     """
     if isinstance(scorer, GroupScorer):
-        return scorer.tokenize([_with_shown(row) for row in read_rows(rows)], "Row {}".format, allow_no_history=True)
+        return scorer.tokenize(list(read_rows(rows)), "Row {}".format, allow_no_history=True)
     if "chat_template_kwargs" in rows.column_names:
         if (remembered(scorer.tokenizer) or {}).get("num_history") == 0:
             rows = without_history(rows)
@@ -76,12 +75,6 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
     return [
         {side: tokenize_row(scorer.tokenizer, row, side, f"Row {number}") for side in SIDES} for number, row in enumerate(rows)
     ]
-
-
-def _with_shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A prepared row with as many past pairs of its complete history as are rendered."""
-    rendered = history_of({_KWARGS: row.get(_KWARGS)})
-    return {**row, "history": (row.get("history") or rendered or [])[: len(rendered or [])]}
 
 
 def score_tokenized(

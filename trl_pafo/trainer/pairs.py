@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from weakref import WeakSet
 
+import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
@@ -217,12 +219,12 @@ class PairPreparer:
             )
         if not isinstance(dataset, Dataset):
             return tokenize_rest(dataset, tokenizer, self.args, name)
-        messages, longest = dataset, self.args.max_length
+        messages = dataset
+        longest: Any = self.args.max_length
         if groups := remembered_groups(tokenizer):
             dataset = self._named(dataset, given, what)
-            if longest is not None and is_train:  # under whatever name
-                lengths = [len(tokenizer(group_line(name), add_special_tokens=False)["input_ids"]) for name in groups["groups"]]
-                longest -= max(lengths) - min(lengths)
+            if longest is not None and is_train:
+                longest = longest - _left_for_names(dataset["group"][:], groups["groups"], tokenizer)
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
@@ -320,6 +322,12 @@ def _title(name: str) -> str:
 
 def _first(dataset: Any) -> dict[str, Any]:
     return next(iter(dataset), {})
+
+
+def _left_for_names(own: Sequence[str], groups: Sequence[str], tokenizer: Any) -> NDArray[np.int64]:
+    """Tokens by which rows that name their own group are shorter than under the longest name, of shape `(num_rows, 1)`."""
+    lengths = {name: len(tokenizer(group_line(name), add_special_tokens=False)["input_ids"]) for name in groups}
+    return np.array([[max(lengths.values()) - lengths[name]] for name in own])
 
 
 def _has_history(dataset: Dataset) -> bool:
