@@ -140,6 +140,25 @@ def test_a_model_that_was_trained_without_histories_is_shown_none_of_those_that_
     assert found["overall"]["value"] == pytest.approx(sum(right) / len(right))
 
 
+@pytest.mark.parametrize("num_history", [1, None])
+def test_a_model_that_was_trained_with_histories_is_shown_them(num_history, tmp_path):
+    """Also one that was trained with all past pairs, however many (None)."""
+    folder = remember_inputs(make_model("encoder", tmp_path / "model"), num_history=num_history)
+    rows = make_pairs(num_users=12, pairs_per_user=4, num_minority=5)
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        kept = [n for n, user in enumerate(rows["user"]) if (user in ("user-0", "user-1", "user-11")) == (split == "test")]
+        rows.select(kept).add_column("support_rate", [0.5] * len(kept)).to_parquet(tmp_path / f"data/{split}.parquet")
+    flags = ["--dataset_name", str(tmp_path / "data"), "--probes", "false", "--model_name_or_path", folder]
+    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
+    scored = RewardScorer.from_pretrained(folder).score(rows.to_list())
+    right = [pair["chosen"] > pair["rejected"] for pair in scored]
+    alone = RewardScorer.from_pretrained(folder, num_history=0).score(rows.to_list())
+    assert right != [pair["chosen"] > pair["rejected"] for pair in alone]
+    [found] = json.loads((tmp_path / "audit/audit.json").read_text())["models"].values()
+    assert found["overall"]["value"] == pytest.approx(sum(right) / len(right))
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [

@@ -161,9 +161,8 @@ def _models(
     def scorer_of(source: str) -> RewardScorer:
         scorer = RewardScorer.from_pretrained(source, bf16=args.bf16)
         trained = scorer.renderer.trained
-        if (
-            trained is None or not trained["num_history"]
-        ):  # nothing says that it was trained with histories, which are the audit's own
+        # Unless something says that it was trained with histories (None: with all past pairs), it is shown none of the audit's own.
+        if trained is None or trained["num_history"] == 0:
             scorer.renderer = InputRenderer(scorer.tokenizer, 0)
         return scorer
 
