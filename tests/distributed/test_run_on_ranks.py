@@ -12,13 +12,16 @@ from helpers.small_runs import small_run
 from safetensors.torch import load_file
 
 from trl_pafo import PAFORewardTrainer
+from trl_pafo.data.named_groups import remembered_groups
 from trl_pafo.errors import TrlPafoError
-from trl_pafo.models import ranks
+from trl_pafo.models import load_tokenizer, ranks
 from trl_pafo.report import page
 
 # No training comes to the end of its pairs, whose last batch accelerate fills up with copies.
 OPTIONS = {"train_users": 16, "minority_ratio": 0.4, "teacher_folds": 2}
 DONE_BEFORE = ["prepare", "bradley_terry"]
+NAMED = {"methods": ["personalized_bt", "pafo"], "conditioning": "named", "teacher_folds": 1, "validation_share": 0.3}
+NAMED |= {"validation_users": 20, "distill_anyway": True}
 
 
 def make_run(folder: Path, training: dict, model: str, **options):
@@ -43,6 +46,7 @@ def run_on_rank(out: Path, model: str, training: str) -> dict:
     rank = os.environ["RANK"]
     page.SECTIONS = page.SECTIONS[:1]
     found = {"results": make_run(out / "two", training, model)()}
+    make_run(out / "two_named", training, model, **NAMED)()
     make_run(out / "three", training, model, only=["prepare"]).do_only(["prepare"])
     found["alone"] = ranks.on_first(lambda: f"rank {rank}")
     found["in_turn"] = ranks.after_first(lambda: f"rank {rank}")
@@ -66,6 +70,7 @@ def runs(encoder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl_pafo.pipeline.run.write_report", lambda folders: None)
         make_run(out / "one", training, encoder)()
+        make_run(out / "one_named", training, encoder, **NAMED)()
         make_run(out / "two", training, encoder, only=DONE_BEFORE).do_only(DONE_BEFORE)
     before = manifest(out / "two")
     return out, before, launch(run_on_rank, 2, out, encoder, json.dumps(training))
@@ -101,6 +106,15 @@ def test_the_run_is_that_of_one_process(runs):
             expected = np.array([row[side] for row in rows])
             np.testing.assert_allclose([row[side] for row in others], expected, atol=1e-3)
     assert seen[0]["results"] == seen[1]["results"] == json.loads((out / "two/results/results.json").read_text())
+
+
+def test_a_student_that_reads_the_name_of_a_group_is_fitted_alike(runs):
+    out, *_ = runs
+    assert_same_weights(out / "one_named/models/pafo", out / "two_named/models/pafo")
+    one, two = (remembered_groups(load_tokenizer(str(out / name / "models/pafo"))) for name in ("one_named", "two_named"))
+    assert one.keys() == two.keys()
+    for name in set(one) - {"groups"}:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-2, rtol=1e-2, err_msg=name)
 
 
 def test_stages_that_one_process_has_done_are_kept(runs):
