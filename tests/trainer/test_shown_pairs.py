@@ -8,11 +8,12 @@ from helpers.parts import as_chat, make_pairs, make_teachers, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter, render_history
-from trl_pafo.data.named_groups import name_group
+from trl_pafo.data.named_groups import name_group, reads_groups
 from trl_pafo.data.showings import HistoryDraw
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_pairs
-from trl_pafo.errors import TrlPafoError
+from trl_pafo.errors import DataError, TrlPafoError
+from trl_pafo.evaluation.mixture import fit_groups
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.scoring import RewardScorer
@@ -203,6 +204,8 @@ def test_what_is_saved_knows_its_groups_and_reads_past_pairs(build, tmp_path):
     own = [0 if group == "majority" else 1 for group in rows["group"]]
     margins = [pair["chosen"][place] - pair["rejected"][place] for pair, place in zip(told, own, strict=True)]
     assert logged["eval_margin"] == pytest.approx(np.mean(margins), abs=1e-4)
+    with pytest.raises(DataError, match="the groups majoritys, minoritys"):
+        fit_groups(tmp_path / "saved", rows.map(lambda row: {"group": f"{row['group']}s"}))
     again = PAFORewardTrainer(
         str(tmp_path / "saved"), PAFOConfig(str(tmp_path / "again"), use_cpu=True, bf16=False, report_to=[]), eval_dataset=rows
     )
@@ -252,3 +255,13 @@ def test_its_card_says_how_it_is_asked_and_the_code_on_it_runs(build, tmp_path, 
     scorer = RewardScorer(tmp_path / "saved", num_history=0)
     named = [name_group({"prompt": "Can I freeze bread?", "response": text}, "majority") for text in shown["responses"]]
     assert shown["rewards"] == pytest.approx([row["response"] for row in scorer.score(named)], abs=1e-4)
+
+
+def test_a_training_without_names_forgets_those_of_an_earlier_one(build, tmp_path):
+    trainer = build(rows=as_chat(make_pairs()), conditioning="named", max_steps=1)
+    trainer.save_model(str(tmp_path / "named"))
+    args = PAFOConfig(str(tmp_path / "on"), use_cpu=True, bf16=False, report_to=[], max_steps=1, gradient_checkpointing=False)
+    plain = PAFORewardTrainer(str(tmp_path / "named"), args, train_dataset=as_chat(make_pairs(history=0)).remove_columns("group"))
+    plain.save_model(str(tmp_path / "plain"))
+    assert not reads_groups(tmp_path / "plain")
+    assert reads_groups(tmp_path / "named")

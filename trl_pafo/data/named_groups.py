@@ -83,6 +83,11 @@ def remembered_groups(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
     return record
 
 
+def forget_groups(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take away what [`remember_groups`] wrote."""
+    tokenizer.init_kwargs.pop(_RECORD, None)
+
+
 def reads_groups(folder: Path) -> bool:
     """Whether the tokenizer in the folder of a saved model remembers groups; it is not loaded."""
     file = folder / "tokenizer_config.json"

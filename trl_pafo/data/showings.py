@@ -1,5 +1,5 @@
-"""Which history each showing of a training pair has, or which group it names. A draw depends on seed, epoch and row alone, so that all processes draw the
-same, and a training that goes on from a checkpoint sees what it would have seen."""
+"""Which history each showing of a training pair has, or which group it names. A draw depends on seed, epoch and row alone, so that all
+processes draw the same, and a training that goes on from a checkpoint sees what it would have seen."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -133,8 +133,9 @@ class EveryGroup:
         self.num_past = [0] * len(self._group)
 
     def __call__(self, row: int, time: int) -> Showing:
-        """The showing of a row at its so-manieth time: first under its own group, whose donor it is itself, else with a row of the group
-        that is named."""
+        """The showing of a row when it has been shown `time` times: first under its own group, then with a row of the group that is
+        named as its donor.
+        """
         group = (self._group[row] + time) % self.times
         return Showing(row, row if group == self._group[row] else int(self._first[group]), 0)
 

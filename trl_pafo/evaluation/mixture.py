@@ -15,6 +15,7 @@ from trl_pafo.data.history import history_of, past_pairs, rows_as_messages, with
 from trl_pafo.data.named_groups import remember_groups
 from trl_pafo.data.overlap import PairNumbers, telling_fields
 from trl_pafo.data.rows import read_rows
+from trl_pafo.errors import DataError
 from trl_pafo.evaluation.rewards import ScoredPairs, score_mean
 from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.group_mixture import GroupMixture
@@ -97,8 +98,15 @@ def fit_groups(
             the model remembers ([`~trl_pafo.models.group_scorer.GroupScorer`]).
         scoring:
             Options of [`~trl_pafo.evaluation.rewards.score_rows`].
+
+    Raises:
+        DataError: If the pairs are of groups that the model does not know.
     """
     scorer = GroupScorer(folder, bf16=scoring.get("bf16", False))
+    if unknown := sorted(set(held_out["group"]) - set(scorer.mixture.groups)):
+        raise DataError(
+            f"{folder} was not trained with the groups {', '.join(unknown)} of the held-out pairs. Leave these pairs out."
+        )
     rows = [{**row, "history": []} for row in read_rows(held_out)]
     how = {"batch_size": 2 * scoring.get("batch_size", 32), "processes": scoring.get("processes"), "desc": scoring.get("desc")}
     found = scorer.read_tokens(scorer.tokenize(rows, allow_no_history=True), **how)

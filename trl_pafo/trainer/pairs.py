@@ -17,7 +17,7 @@ from trl_pafo.data import HISTORY_FIELDS, checks
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, is_rendered, remember_rendering, remembered, render_history, rows_as_messages
 from trl_pafo.data.label_columns import normalize_columns
-from trl_pafo.data.named_groups import group_line, name_groups, plain_rows, remember_groups, remembered_groups
+from trl_pafo.data.named_groups import forget_groups, group_line, name_groups, plain_rows, remember_groups, remembered_groups
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import rows_within, tokenize_pairs
@@ -221,7 +221,7 @@ class PairPreparer:
             return tokenize_rest(dataset, tokenizer, self.args, name)
         messages = dataset
         longest: Any = self.args.max_length
-        if groups := remembered_groups(tokenizer):
+        if "chosen_ids" not in columns and (groups := remembered_groups(tokenizer)):
             dataset = self._named(dataset, given, what)
             if longest is not None and is_train:
                 longest = longest - _left_for_names(dataset["group"][:], groups["groups"], tokenizer)
@@ -255,6 +255,7 @@ class PairPreparer:
     def _remember(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the tokenizer remember how the training pairs are read; of a stream, what its first row shows."""
         args, first = self.args, _first(dataset)
+        forget_groups(tokenizer)  # those of an earlier training
         if self.names_groups:
             HistoryCutter(tokenizer, args.num_history).remember("messages" if is_rendered(dataset) else _inputs_of(first))
             counts = count_by_group(dataset)
