@@ -27,9 +27,10 @@ setup: $(STAMP)
 
 # The locks name all that is needed, so pip has nothing to resolve.
 $(STAMP): requirements.lock requirements-nodeps.lock setup.cfg pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: make setup PYTHON=path/to/python3.11"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 to 3.13 is needed: make setup PYTHON=path/to/python3.13"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -r requirements-nodeps.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -73,7 +74,7 @@ test-launchers:
 	$(PYTHON) -m venv .venv-launchers
 	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	DS_BUILD_OPS=0 .venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-deepspeed.lock
-	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
 	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(TEST_ENV) .venv-launchers/bin/python -m pytest -q -m "slow or not slow" tests/distributed
 
@@ -82,13 +83,13 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-lowest.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c requirements-lowest.txt -e ".[dev,gguf,serve]"
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
 	$(TEST_ENV) .venv-lowest/bin/python -m pytest -n 2 -q
 
 test-highest:
 	$(PYTHON) -m venv .venv-highest
 	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade torch==2.13.0 -e ".[dev,gguf,serve]"
-	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-nodeps.lock
+	.venv-highest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
 	$(TEST_ENV) .venv-highest/bin/python -m pytest -n 2 -q
 
 lint: setup

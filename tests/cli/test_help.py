@@ -42,7 +42,8 @@ def test_every_command_explains_its_flags(name, flag, capsys):
     assert f"usage: trl-pafo {name}" in text
     if name in TRAINING:
         kind = PAFOConfig if flag == "--help-all" else PAFOOptions
-        assert all(f"--{f.name} " in text for f in fields(kind) if f.init)
+        # Python 3.13 names the value once, after the last spelling: `--train_users, --train-users N`
+        assert all(re.search(rf"--{f.name}[ ,]", text) for f in fields(kind) if f.init)
 
 
 def flags_of(parser):

