@@ -27,7 +27,7 @@ setup: $(STAMP)
 
 # The locks name all that is needed, so pip has nothing to resolve.
 $(STAMP): requirements.lock requirements-nodeps.lock setup.cfg pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 to 3.13 is needed: make setup PYTHON=path/to/python3.13"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed (for 3.12 and 3.13 see docs/versions.md): make setup PYTHON=path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
