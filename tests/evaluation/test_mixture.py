@@ -8,12 +8,12 @@ import pytest
 from helpers.parts import make_model, make_pairs
 from transformers import AutoTokenizer
 
+from trl_pafo.data.group_mixture import GroupMixture
+from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature, history_scores
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.evaluation.mixture import draw_histories, margins_of, score_alone, score_mixture
 from trl_pafo.evaluation.rewards import score_rows
-from trl_pafo.metrics.group_mixture import GroupMixture
-from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores
 
 
 def sigmoid(x):

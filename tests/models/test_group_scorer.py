@@ -8,12 +8,12 @@ from helpers.parts import make_model, make_tokenizer
 from transformers import AutoTokenizer
 
 from trl_pafo import FairRewardModel
+from trl_pafo.data.group_mixture import GroupMixture
+from trl_pafo.data.group_posterior import GroupLikelihood
 from trl_pafo.data.history import HistoryCutter
 from trl_pafo.data.named_groups import name_group, remember_groups, remembered_groups
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics.group_mixture import GroupMixture
-from trl_pafo.metrics.group_posterior import GroupLikelihood
 from trl_pafo.models.group_scorer import GroupScorer
 from trl_pafo.models.scoring import RewardScorer
 

@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 from helpers.parts import make_pairs, make_tokenizer
 
+from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.template import add_history_template
-from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature
 from trl_pafo.pipeline import fold_margins as module
 from trl_pafo.pipeline.fold_margins import with_fold_margins
 

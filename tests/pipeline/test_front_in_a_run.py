@@ -7,10 +7,10 @@ import pytest
 from datasets import Dataset
 from helpers.small_runs import train_nothing
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.evaluation.mixture import draw_histories, score_mixture
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics import group_accuracy, pair_correctness
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.pipeline.front import predict_run
 from trl_pafo.pipeline.prepare import load_prepared
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.rows import read_rows
 from trl_pafo.evaluation.front import TAUS, predict_front
 from trl_pafo.evaluation.mixture import draw_histories
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.pipeline.prepare import load_prepared
 

@@ -22,9 +22,9 @@ from helpers.served import flags, serving
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.named_groups import remember_groups
 from trl_pafo.errors import ConfigError, TrlPafoError
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models import FairRewardModel, RewardScorer, scoring
 from trl_pafo.serving import app as app_module
 from trl_pafo.serving.serve import serve

@@ -7,6 +7,7 @@ import pytest
 from helpers.parts import as_chat, make_pairs, make_teachers, make_tokenizer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.named_groups import name_group, reads_groups
 from trl_pafo.data.showings import HistoryDraw
@@ -15,7 +16,6 @@ from trl_pafo.data.tokenization import tokenize_pairs
 from trl_pafo.errors import DataError, TrlPafoError
 from trl_pafo.evaluation.mixture import fit_groups
 from trl_pafo.evaluation.rewards import score_rows
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.trainer.samplers import DrawnOrder
 from trl_pafo.trainer.showings import ShowingSampler, ShownPairs, fits_within

@@ -18,8 +18,8 @@ from trl import GRPOTrainer, RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo.data.group_posterior import GroupLikelihood
 from trl_pafo.errors import ConfigError, TeacherError
-from trl_pafo.metrics.group_posterior import GroupLikelihood
 from trl_pafo.trainer import ExactRewardTrainer
 from trl_pafo.trainer.losses import pafo_loss
 

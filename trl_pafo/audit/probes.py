@@ -28,11 +28,11 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array
 from tqdm.auto import tqdm
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.front import TAUS, predict_front
 from trl_pafo.metrics import pair_correctness
 from trl_pafo.metrics.accuracy import FloatArray, IntArray
-from trl_pafo.metrics.group_mixture import GroupMixture
 
 FOLDS, REPEATS = 4, 3
 INNER_FOLDS = 3

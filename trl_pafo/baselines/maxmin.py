@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_expit
 
+from trl_pafo.data.group_posterior import history_scores
 from trl_pafo.errors import DataError
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_posterior import history_scores
 
 NUM_ROUNDS = 3
 

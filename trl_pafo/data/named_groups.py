@@ -62,7 +62,7 @@ def remember_groups(tokenizer: PreTrainedTokenizerBase, mixture: Mapping[str, An
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that is saved with the model.
         mixture (`Mapping`):
-            [`~trl_pafo.metrics.group_mixture.GroupMixture.as_json`].
+            [`~trl_pafo.data.group_mixture.GroupMixture.as_json`].
         tau (`float`):
             The prior: 0 takes groups for as frequent as in training, 1 for equally frequent.
     """

@@ -1,6 +1,6 @@
 """The predicted front: what a student of these teachers could reach, before one is trained. (Not from the paper.)
 
-The mixture of the teachers ([`~trl_pafo.metrics.group_mixture.GroupMixture`]) is judged for several priors on held-out pairs, beside the
+The mixture of the teachers ([`~trl_pafo.data.group_mixture.GroupMixture`]) is judged for several priors on held-out pairs, beside the
 path of personalized Bradley-Terry, which needs no teachers. `tau` 0 takes groups for as frequent as they are in training, 1 for equally
 frequent; in between lies what can be had for one group at which price for another.
 
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy.special import log_expit
 
+from trl_pafo.data.group_posterior import fit_temperature
 from trl_pafo.evaluation.reference_path import value_of
 from trl_pafo.metrics import pair_correctness, percentile_interval
 from trl_pafo.metrics.accuracy import EncodedPairs, FloatArray, encode_pairs
 from trl_pafo.metrics.bootstrap import UserCells, bootstrap_cells, group_totals, user_cells
-from trl_pafo.metrics.group_posterior import fit_temperature
 from trl_pafo.metrics.intervals import fewest_users, honest_ends
 from trl_pafo.metrics.verdict import decide
 

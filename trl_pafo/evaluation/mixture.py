@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.history import history_of, past_pairs, rows_as_messages, without_history
 from trl_pafo.data.named_groups import remember_groups
 from trl_pafo.data.overlap import PairNumbers, telling_fields
@@ -18,7 +19,6 @@ from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.rewards import ScoredPairs, score_mean
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.group_scorer import GroupScorer
 from trl_pafo.models.ranks import on_first
 

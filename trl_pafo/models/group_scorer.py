@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.data import HISTORY_FIELDS
+from trl_pafo.data.group_mixture import GroupMixture
+from trl_pafo.data.groups import FloatArray
 from trl_pafo.data.history import history_of
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.named_groups import name_group, remembered_groups
 from trl_pafo.data.rendering import Reading, plain
 from trl_pafo.errors import ConfigError
-from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.scoring import RewardScorer
 
 _KWARGS = "chat_template_kwargs"

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature, history_scores
 from trl_pafo.data.history import without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.evaluation.mixture import past_pairs_alone
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores
 
 
 def with_fold_margins(

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.groups import count_by_group, largest_and_smallest
 from trl_pafo.evaluation.front import TAUS, predict_front
 from trl_pafo.evaluation.mixture import DRAWS, held_out_histories, margins_of, score_alone
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.report.front import write_front
 from trl_pafo.storage.files import json_ready, write_text
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import set_seed
 from trl import ModelConfig
 
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.history import HistoryCutter, without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.errors import ConfigError
@@ -21,7 +22,6 @@ from trl_pafo.evaluation.methods import TITLES, RunArguments
 from trl_pafo.evaluation.mixture import fit_groups
 from trl_pafo.evaluation.reference_path import Point
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.models.ranks import forget_accelerator, on_first, processes
 from trl_pafo.pipeline.fold_margins import with_fold_margins

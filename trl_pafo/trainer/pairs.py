@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
 from trl_pafo.data import HISTORY_FIELDS, checks
+from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.groups import count_by_group
 from trl_pafo.data.history import HistoryCutter, is_rendered, remember_rendering, remembered, render_history, rows_as_messages
 from trl_pafo.data.label_columns import normalize_columns
@@ -22,7 +23,6 @@ from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics.group_mixture import GroupMixture
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.samplers import is_tokenized
 from trl_pafo.trainer.teacher import Teacher, check_gives_rewards, check_teacher

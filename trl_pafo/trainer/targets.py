@@ -7,9 +7,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.data.group_posterior import GroupLikelihood, history_scores, mixture_margin, posterior
 from trl_pafo.data.history import past_pairs
 from trl_pafo.data.rows import read_rows
-from trl_pafo.metrics.group_posterior import GroupLikelihood, history_scores, mixture_margin, posterior
 from trl_pafo.trainer.margins import TeacherMargins
 from trl_pafo.trainer.teacher import Teacher
 

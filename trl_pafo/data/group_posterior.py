@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
+from trl_pafo.data.groups import FloatArray
 from trl_pafo.errors import DataError
-from trl_pafo.metrics.accuracy import FloatArray
 
 TEMPERATURES = (0.05, 20.0)
 """The least and the largest temperature that is fitted, in reward units."""

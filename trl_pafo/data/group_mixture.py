@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.metrics.group_posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
+from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
+from trl_pafo.data.groups import FloatArray
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
-from trl_pafo.errors import DataError
-from trl_pafo.metrics import group_posterior as module
-from trl_pafo.metrics.group_posterior import (
+from trl_pafo.data.group_posterior import (
     TEMPERATURES,
     GroupLikelihood,
     fit_temperature,
@@ -14,6 +12,8 @@ from trl_pafo.metrics.group_posterior import (
     mixture_margin,
     posterior,
 )
+from trl_pafo.errors import DataError
+from trl_pafo.metrics import group_posterior as module
 
 
 def log_sigmoid(x):
