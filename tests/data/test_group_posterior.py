@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
+from trl_pafo.data import group_posterior as module
 from trl_pafo.data.group_posterior import (
     TEMPERATURES,
     GroupLikelihood,
@@ -13,7 +14,6 @@ from trl_pafo.data.group_posterior import (
     posterior,
 )
 from trl_pafo.errors import DataError
-from trl_pafo.metrics import group_posterior as module
 
 
 def log_sigmoid(x):
