@@ -146,11 +146,20 @@ def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     Raises:
         ConfigError: If it is not readable.
     """
-    record = tokenizer.init_kwargs.get(_RECORD)
+    return read_record(tokenizer, _RECORD, {"inputs", "num_history", "max_tokens", "fields"})
+
+
+def read_record(tokenizer: PreTrainedTokenizerBase, name: str, keys: set[str]) -> dict[str, Any] | None:
+    """What a training of this package wrote into the tokenizer under a name; `None` where nothing did.
+
+    Raises:
+        ConfigError: If it does not have just these keys.
+    """
+    record = tokenizer.init_kwargs.get(name)
     if record is None:
         return None
-    if not isinstance(record, dict) or set(record) != {"inputs", "num_history", "max_tokens", "fields"}:
-        raise ConfigError(f"`{_RECORD}` of the tokenizer is not as trl-pafo writes it: {record!r:.200}. Train the model again.")
+    if not isinstance(record, dict) or set(record) != keys:
+        raise ConfigError(f"`{name}` of the tokenizer is not as trl-pafo writes it: {record!r:.200}. Train the model again.")
     return record
 
 
@@ -252,7 +261,7 @@ def without_history(rows: Dataset) -> Dataset:
     """The same rows with an empty history: what a reward model that is not personalized sees."""
 
     def empty(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return {_KWARGS: [{**variables, "history": []} for variables in batch[_KWARGS]]}
+        return {_KWARGS: [{**(variables or {}), "history": []} for variables in batch[_KWARGS]]}
 
     return rows.with_format(None).map(empty, batched=True, features=rows.features, desc="Leaving out histories")
 

@@ -12,14 +12,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data.history import without_history
-from trl_pafo.data.rows import read_rows, rows_of_batch
-from trl_pafo.errors import ConfigError
+from trl_pafo.data.history import is_rendered, read_record, without_history
+from trl_pafo.data.rows import rows_of_batch
 
 _RECORD = "trl_pafo_groups"
 _KEYS = {"groups", "temperature", "slope", "bias", "share", "tau"}
 _PARTS = ("prompt", "response", "chosen", "rejected")
-_KWARGS = "chat_template_kwargs"
 
 
 def group_line(group: str) -> str:
@@ -50,9 +48,7 @@ def plain_rows(rows: Dataset) -> Dataset:
     """Rows without histories, neither in a column nor rendered."""
     if "history" in rows.column_names:
         rows = rows.remove_columns("history")
-    if _KWARGS in rows.column_names and any((row[_KWARGS] or {}).get("history") for row in read_rows(rows, [_KWARGS])):
-        rows = without_history(rows)
-    return rows
+    return without_history(rows) if is_rendered(rows) else rows
 
 
 def remember_groups(tokenizer: PreTrainedTokenizerBase, mixture: Mapping[str, Any], tau: float) -> None:
@@ -75,12 +71,7 @@ def remembered_groups(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
     Raises:
         ConfigError: If it is not readable.
     """
-    record = tokenizer.init_kwargs.get(_RECORD)
-    if record is None:
-        return None
-    if not isinstance(record, dict) or set(record) != _KEYS:
-        raise ConfigError(f"`{_RECORD}` of the tokenizer is not as trl-pafo writes it: {record!r:.200}. Train the model again.")
-    return record
+    return read_record(tokenizer, _RECORD, _KEYS)
 
 
 def forget_groups(tokenizer: PreTrainedTokenizerBase) -> None:

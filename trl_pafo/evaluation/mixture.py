@@ -80,7 +80,7 @@ def fit_groups(
     folder: str | Path,
     held_out: Dataset,
     seed: int = 0,
-    choose_tau: Callable[[GroupMixture, FloatArray], float] | None = None,
+    choose_tau: Callable[[GroupMixture, FloatArray, list[list[int]]], float] | None = None,
     **scoring: Any,
 ) -> GroupMixture:
     """How the answers of a saved model for all groups become one reward, fitted to pairs that it was not trained on, and written into
@@ -94,8 +94,8 @@ def fit_groups(
         seed (`int`, *optional*, defaults to `0`):
             Seed of these draws.
         choose_tau (`Callable`, *optional*):
-            From what was fitted, and the margins under each group of shape `(num_pairs, num_groups)`, the prior, in place of the one that
-            the model remembers ([`~trl_pafo.models.group_scorer.GroupScorer`]).
+            From what was fitted, the margins under each group of shape `(num_pairs, num_groups)`, and the histories, the prior, in place of
+            the one that the model remembers ([`~trl_pafo.models.group_scorer.GroupScorer`]).
         scoring:
             Options of [`~trl_pafo.evaluation.rewards.score_rows`].
 
@@ -112,8 +112,9 @@ def fit_groups(
     found = scorer.read_tokens(scorer.tokenize(rows, allow_no_history=True), **how)
     margins = np.array([own["chosen"] - own["rejected"] for own, _ in map(scorer.by_group, found)])
     shares = dict(zip(scorer.mixture.groups, scorer.mixture.share.tolist(), strict=True))
-    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, held_out_histories(held_out, seed))
-    remember_groups(scorer.tokenizer, mixture.as_json(), choose_tau(mixture, margins) if choose_tau else scorer.tau)
+    past = held_out_histories(held_out, seed)
+    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, past)
+    remember_groups(scorer.tokenizer, mixture.as_json(), choose_tau(mixture, margins, past) if choose_tau else scorer.tau)
     on_first(lambda: scorer.tokenizer.save_pretrained(str(folder)))
     return mixture
 

@@ -67,7 +67,7 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
     reads the names of groups reads the column `history`, not what is rendered.
     """
     if isinstance(scorer, GroupScorer):
-        return scorer.tokenize(list(read_rows(rows)), "Row {}".format, allow_no_history=True)
+        return scorer.sequences(list(read_rows(rows)), "Row {}".format, allow_no_history=True)
     if "chat_template_kwargs" in rows.column_names:
         if (remembered(scorer.tokenizer) or {}).get("num_history") == 0:
             rows = without_history(rows)

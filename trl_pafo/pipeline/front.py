@@ -63,14 +63,16 @@ def _predict(
 ) -> dict[str, Any]:
     margins = margins_of(score_alone(teachers, held_out, desc="Held-out pairs", **scoring))
     shares = {name: number / len(train) for name, number in count_by_group(train).items()}
-    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, held_out_histories(held_out, seed))
-    found = front_of_mixture(mixture, margins, held_out, path, taus, num_resamples, seed)
+    past = held_out_histories(held_out, seed)
+    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, past)
+    found = front_of_mixture(mixture, margins, past, held_out, path, taus, num_resamples, seed)
     return found | {"fitted": mixture.as_json()}
 
 
 def front_of_mixture(
     mixture: GroupMixture,
     margins: FloatArray,
+    past: Sequence[Sequence[int]],
     held_out: Dataset,
     path: Mapping[str, Any],
     taus: Sequence[float],
@@ -79,10 +81,9 @@ def front_of_mixture(
     mix: Callable[..., FloatArray] = GroupMixture.margins,
 ) -> dict[str, Any]:
     """[`~trl_pafo.evaluation.front.predict_front`] for margins of the held-out pairs under each group, of shape `(num_pairs, num_groups)`,
-    which the method `mix` of the mixture makes one.
+    which the method `mix` of the mixture makes one, with their histories ([`~trl_pafo.evaluation.mixture.held_out_histories`]).
     """
-    group = held_out["group"][:]
-    past, repeated = held_out_histories(held_out, seed), np.tile(margins, (DRAWS, 1))
+    group, repeated = held_out["group"][:], np.tile(margins, (DRAWS, 1))
     return predict_front(
         {tau: mix(mixture, repeated, margins, past, tau).reshape(DRAWS, len(held_out)) for tau in taus},
         {float(multiple): np.array(of_point) for multiple, of_point in path["margins"].items()},

@@ -162,8 +162,7 @@ class Trainings:
         if from_teachers:
             inputs["start"] = self.run.student_start
         output = f"models/{method}"
-        names_groups = self.args.conditioning == "named"
-        fits = names_groups and self.run.predicts_front
+        fits = self.args.conditioning == "named" and self.run.predicts_front
         if fits:
             inputs["fitted_to"] = shared
 
@@ -172,26 +171,27 @@ class Trainings:
             link_folder(self.folder / "models/personalized_bt", out)
 
         def work(out: Path) -> None:
+            learn(out)
+            if fits and held_out is not None and len(held_out):
+                fit(out, held_out)
+
+        def learn(out: Path) -> None:
             options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
             if self.run.teacher_folds == 1:
                 one = {group: folders[0] for group, folders in teachers.items()}
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
-                fit(out)
                 return
             of_histories = self.args.conditioning == "posterior"
             rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
-            fit(out)
 
-        def fit(out: Path) -> None:
-            if not fits or held_out is None or not len(held_out):
-                return
+        def fit(out: Path, held_out: Dataset) -> None:
             seed, path = self.args.seed, on_first(lambda: read_path(self.folder))
 
-            def tau_of(mixture: GroupMixture, margins: FloatArray) -> float:
+            def tau_of(mixture: GroupMixture, margins: FloatArray, past: list[list[int]]) -> float:
                 options: Any = {"num_resamples": self.run.num_resamples, "seed": seed, "mix": GroupMixture.rewards}
-                tau: float = front_of_mixture(mixture, margins, held_out, path, TAUS, **options)["tau"]
+                tau: float = front_of_mixture(mixture, margins, past, held_out, path, TAUS, **options)["tau"]
                 return tau
 
             fit_groups(out, held_out, seed, tau_of, desc="Held-out pairs by group", **self._scoring())

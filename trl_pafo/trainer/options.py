@@ -34,8 +34,8 @@ class PAFOOptions:
         "counterfactual",
     )
     tau: float = _option(
-        "Prior of the groups under 'counterfactual' and 'posterior', and when a model of 'named' is served, in [0, 1]: 0 takes groups as often as they are in the training "
-        "data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
+        "Prior of the groups under 'counterfactual' and 'posterior', and when a model of 'named' is served, in [0, 1]: 0 takes groups as "
+        "often as they are in the training data, 1 all equally often. Higher values serve small groups better where a history does not tell the group. Not from the paper.",
         0.5,
     )
     teachers: dict[str, Any] | str | None = _option(
