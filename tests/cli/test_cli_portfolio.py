@@ -199,9 +199,9 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(
     ("flags", "status", "match"),
     [
-        ("dance", 2, "unknown command 'dance'; choose one of build, certify"),
+        ("dance", 2, "unknown command 'dance'; choose one of build, train"),
         ("build --nope 3", 2, "--nope"),
-        ("build", 1, "Give --candidates or --policies.*examples/portfolio_grpo.py"),
+        ("build", 1, "Give --candidates or --policies.*portfolio train"),
         ("build --candidates C --users U --num_members 2", 1, "--num_members: no effect with --users"),
         ("build --candidates C --reward_names a b", 1, "has 3 rewards"),
         ("build --candidates C --output_dir BUILT", 1, "holds a finished portfolio.*nothing is overwritten"),

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
         return _failed(2, f"trl-pafo: unknown command {name!r}; choose one of {', '.join(COMMANDS)}.")
-    if name not in _OF_SEVERAL and _is_one_of_several():
+    if name not in _OF_SEVERAL and argv[:2] != ["portfolio", "train"] and _is_one_of_several():
         return _failed(2, f"trl-pafo {name} works in one process. Start it without a launcher: trl-pafo {name} ...")
     import yaml
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         quiet()  # which loads them
     command = import_module(f"trl_pafo.cli.{name}")
     # Loading what a training needs takes seconds, and its flags are hundreds: they are shown to those who ask for them.
-    short = {"short": True} if name in TRAINING and asks_for_help else {}
+    short = {"short": True} if name in (*TRAINING, "portfolio") and asks_for_help else {}
     rest = ["--help" if flag == "--help-all" else flag for flag in rest]
     try:
         check_versions()

@@ -1,4 +1,4 @@
-"""`trl-pafo portfolio build | certify | choose | plot | compare | export`: a few policies for every preference weight."""
+"""`trl-pafo portfolio build | train | certify | choose | plot | compare | export`: a few policies for every preference weight."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 
 COMMANDS = {
     "build": "search, prune and certify, from rewards of candidate responses or a table of policies",
+    "train": "the same, from reward models: members are adapters that TRL's GRPOTrainer trains",
     "certify": "the worst case over all weights, of a portfolio or of some policies of a table",
     "choose": "the member for weights, pairwise answers, a preference history, or each user of a population",
     "plot": "the weight simplex with its cells, the gap over it, the usage",
@@ -40,6 +41,27 @@ class BuildArguments(_Oracle):
     users: str | None = _option(None, "JSON Lines of users (weights, group): build for these users only.")
     max_calls: int = _option(1000, "Calls of the oracle at most.")
     output_dir: str | None = _option(None, "Folder for portfolio.json; an interrupted build goes on there.")
+
+
+@dataclass
+class _TrainOptions:
+    model_name_or_path: str | None = _option(None, "Base of all members: a Hub id or a folder.")
+    num_hidden_layers: int | None = _option(None, "Keep only the first layers of the base.")
+    rewards: list[str] | None = _option(
+        None,
+        "Folders or Hub ids of reward models, or dotted paths of reward functions with values in [0, 1], such as my_rewards.brevity, in the "
+        "order of the weights.",
+    )
+    reward_names: list[str] | None = _option(None, "Their names. Default: the last parts of --rewards.")
+    gap: float = _option(0.05, "Relative tolerance: train until it is certified. (GRPOConfig has an --epsilon of its own.)")
+    num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
+    max_calls: int = _option(20, "Members that are trained at most.")
+    num_samples: int = _option(1, "Responses to each held-out prompt, by which a member is judged.")
+    lora_r: int = _option(16, "Rank of the adapters.")
+    lora_alpha: int = _option(32, "Scale of the adapters.")
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "Modules that get an adapter."}
+    )
 
 
 @dataclass
@@ -100,6 +122,10 @@ class ExportArguments:
     base_model: str | None = _option(None, "What the adapters are loaded on, such as a Hub id. Default: what they name.")
 
 
+_EPILOG = (
+    "The flags of TRL's GRPOConfig are taken as well: --output_dir, --max_steps, --learning_rate, --num_generations, "
+    "--max_completion_length, --beta, --use_cpu and many more. `%(prog)s --help-all` lists them."
+)
 _INPUTS = ("portfolio", "candidates", "policies", "users", "answers", "history")
 _ARGUMENTS = {
     "build": BuildArguments,
@@ -114,13 +140,15 @@ _ARGUMENTS = {
 class _Parser:
     """Hands the flags to the parser of the command behind `portfolio`."""
 
-    def __init__(self, prog: str):
-        self.prog = prog
+    def __init__(self, prog: str, short: bool):
+        self.prog, self.short = prog, short
 
     def of(self, name: str) -> Any:
         """The parser of a command behind `portfolio`."""
         from trl import TrlParser
 
+        if name == "train":
+            return _train_parser(f"{self.prog} {name}", self.short)
         return TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
 
     def parse_args_and_config(self, argv: list[str], return_remaining_strings: bool = True) -> tuple[str, Any, list[str]]:
@@ -140,14 +168,31 @@ class _Parser:
         return name, *parse(parser, argv[1:]), []  # type: ignore[return-value]
 
 
-def make_parser(prog: str | None = None) -> _Parser:
-    return _Parser(prog or "trl-pafo portfolio")
+def make_parser(prog: str | None = None, short: bool = False) -> _Parser:
+    return _Parser(prog or "trl-pafo portfolio", short)
 
 
-def main(name: str, args: Any) -> None:
+def _train_parser(prog: str, short: bool) -> Any:
+    from trl import ScriptArguments, TrlParser
+
+    @dataclass
+    class TrainArguments(_TrainOptions, ScriptArguments):
+        pass
+
+    if short:
+        return TrlParser(TrainArguments, prog=prog, usage="%(prog)s [--config FILE.yaml] [flags]", epilog=_EPILOG)  # type: ignore[arg-type]
+    from trl import GRPOConfig
+
+    return TrlParser((TrainArguments, GRPOConfig), prog=prog)  # type: ignore[arg-type]
+
+
+def main(name: str, args: Any, *more: Any) -> None:
     from trl_pafo.palm import commands
     from trl_pafo.storage.files import refuse_existing, write_text
 
+    if name == "train":
+        _train(args, *more)
+        return
     output = getattr(args, "output", None)
     if output:
         refuse_existing(output)
@@ -157,3 +202,21 @@ def main(name: str, args: Any) -> None:
     if output:
         write_text(Path(output), json.dumps(result, indent=2) + "\n")
         print(f"Written: {output}")
+
+
+def _train(args: Any, training_args: Any) -> None:
+    from trl_pafo.cli.training import check_splits, load_named
+    from trl_pafo.errors import ConfigError
+    from trl_pafo.models.ranks import all_processes
+    from trl_pafo.palm.train import train_portfolio
+
+    missing = [f"--{name}" for name in ("model_name_or_path", "rewards", "dataset_name") if not getattr(args, name)]
+    if missing:
+        raise ConfigError(f"Give {', '.join(missing)}; `trl-pafo portfolio train --help` says what each is.")
+    if args.dataset_streaming:
+        raise ConfigError("--dataset_streaming: members are trained on the same prompts again and again. Leave it out.")
+    splits = args.dataset_train_split, args.dataset_test_split
+    with all_processes():
+        dataset = load_named(args)
+        check_splits(dataset, *splits)
+        print(train_portfolio(args, training_args, *(dataset[split] for split in splits)))

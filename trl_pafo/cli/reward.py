@@ -15,10 +15,10 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from contextlib import nullcontext
     from pathlib import Path
 
-    from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
 
-    from trl_pafo.errors import ConfigError, DataError
+    from trl_pafo.cli.training import check_splits, load_named
+    from trl_pafo.errors import ConfigError
     from trl_pafo.models.base_models import WHEEL_MODELS, load_tokenizer, locate_model
     from trl_pafo.storage.files import alone, check_place
     from trl_pafo.trainer.checkpoints import checkpoint_to_resume, save_complete
@@ -49,22 +49,11 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     if dataset_args.datasets:
         dataset = get_dataset(dataset_args)
     elif script_args.dataset_name:
-        source = script_args.dataset_name
-        try:
-            dataset = load_dataset(source, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"--dataset_name {source} cannot be loaded ({' '.join(str(error).split())}). Give a Hub id or a folder; `trl-pafo "
-                "prepare --data_path FILE` makes one from a file."
-            ) from error
+        dataset = load_named(script_args)
     else:
         raise ConfigError("Give --dataset_name (a Hub id, or a folder of `trl-pafo prepare`) or a `datasets` mixture.")
-    for split, used in (
-        (script_args.dataset_train_split, True),
-        (script_args.dataset_test_split, training_args.eval_strategy != "no"),
-    ):
-        if used and split not in dataset:
-            raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")
+    tested = [script_args.dataset_test_split] if training_args.eval_strategy != "no" else []
+    check_splits(dataset, script_args.dataset_train_split, *tested)
     busy = f"Another training is running in {out}. Wait until it ends, or choose another --output_dir."
     out.mkdir(parents=True, exist_ok=True)
     # The processes of one training share the lock of the first.
@@ -73,7 +62,7 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
             model=name,
             args=training_args,
             train_dataset=dataset[script_args.dataset_train_split],
-            eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+            eval_dataset=dataset[tested[0]] if tested else None,
             processing_class=processing_class,
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),

@@ -1,4 +1,4 @@
-"""The flags of the commands that train."""
+"""The flags of the commands that train, and the data that they name."""
 
 from typing import Any
 
@@ -32,3 +32,28 @@ def training_parser(
             action.nargs = "+"  # as YAML and Python do, where TRL's parser takes one value
     parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # else an adapter loses its reward head
     return parser
+
+
+def load_named(script_args: Any) -> Any:
+    """The dataset that TRL's ScriptArguments name; [`DataError`] if it cannot be loaded."""
+    from datasets import load_dataset
+
+    from trl_pafo.errors import DataError
+
+    source = script_args.dataset_name
+    try:
+        return load_dataset(source, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"--dataset_name {source} cannot be loaded ({' '.join(str(error).split())}). Give a Hub id or a folder; `trl-pafo "
+            "prepare --data_path FILE` makes one from a file."
+        ) from error
+
+
+def check_splits(dataset: Any, *splits: str) -> None:
+    """Raise [`ConfigError`] if a split is missing."""
+    from trl_pafo.errors import ConfigError
+
+    for split in splits:
+        if split not in dataset:
+            raise ConfigError(f"The dataset has no split {split!r}; it has {', '.join(dataset)}.")

@@ -13,7 +13,7 @@ from trl_pafo.palm.build import build_portfolio
 from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.files.export import export_members
 from trl_pafo.palm.files.inputs import PolicyTable, read_answers, read_candidates, read_history, read_table, read_users
-from trl_pafo.palm.oracles.candidates import CandidateOracle, RewardScale
+from trl_pafo.palm.oracles.candidates import SCALE_FILE, CandidateOracle, RewardScale
 from trl_pafo.palm.portfolio import PORTFOLIO_FILE, Portfolio, promise_of
 from trl_pafo.palm.solver.bounds import Optimum, Pool, Reference
 from trl_pafo.palm.solver.certificate import certify as certify_values
@@ -23,8 +23,6 @@ from trl_pafo.palm.users.for_users import build_for_users
 from trl_pafo.palm.users.posterior import WeightPosterior, history_differences
 from trl_pafo.palm.users.serving import serve
 from trl_pafo.storage.files import json_ready, write_text
-
-SCALE_FILE = "scale.json"
 
 Result = tuple[str, dict[str, Any]]
 
@@ -50,7 +48,7 @@ def build(args: Any) -> Result:
         text = _of_table(portfolio, oracle) if isinstance(oracle, PolicyTable) else f"{portfolio}\n\n{portfolio.promise}"
     if args.output_dir:
         if scale is not None:
-            write_text(Path(args.output_dir) / SCALE_FILE, json.dumps(scale.to_json()) + "\n")
+            scale.save(Path(args.output_dir) / SCALE_FILE)
         text += f"\n\nPortfolio: {args.output_dir}"
     return text, {}
 
@@ -162,10 +160,7 @@ def export(args: Any) -> Result:
 def _oracle(args: Any) -> tuple[CandidateOracle | PolicyTable, list[str], list[Any], RewardScale | None]:
     """The oracle of the flags, names of the rewards, policies known beforehand, and the scale of raw rewards."""
     if not args.candidates and not args.policies:
-        raise ConfigError(
-            "Give --candidates or --policies. Members are trained by GRPO in Python: see examples/portfolio_grpo.py and "
-            "docs/portfolio_oracles.md."
-        )
+        raise ConfigError("Give --candidates or --policies. `trl-pafo portfolio train` trains members by GRPO for reward models.")
     if not args.candidates:
         _refuse_unused(args, ["normalize"], "for --candidates; say what the rewards of a table can be with --reward_range")
         table = read_table(args.policies, args.reward_names, args.beta, _range_of(args))
@@ -285,7 +280,7 @@ def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
             )
         groups += own - {None}
     kept = _folder_of(args.portfolio) / SCALE_FILE
-    scale = RewardScale.from_json(json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else None
+    scale = RewardScale.load(kept) if kept.exists() else None
     differences = history_differences(rows, [RewardScorer.from_pretrained(source) for source in args.reward_models], scale)
     weights = []
     for places in users.values():

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.parts import make_model, remember_inputs
 from helpers.tiny_policies import animals, brevity, make_oracle, make_policy, prompt_rows
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, RunFolderError
+from trl_pafo.models import RewardScorer
 from trl_pafo.palm import MixedPolicy, Portfolio, member_name
 from trl_pafo.palm.oracles import grpo
 from trl_pafo.storage.run_folder import RunFolder
@@ -144,6 +146,50 @@ class TestResume:
         assert oracle.base == str(tmp_path / "run/base_model")
         result = oracle(HALF)
         assert AutoPeftModelForCausalLM.from_pretrained(result.policy).config.num_hidden_layers == 1
+
+
+class TestSavedRewardModels:
+    @pytest.fixture
+    def tone(self, tmp_path):
+        return remember_inputs(make_model("encoder", tmp_path / "tone", seed=3), num_history=0)
+
+    def test_raw_rewards_are_put_where_those_of_the_base_lie(self, base, tone, tmp_path):
+        oracle = make_oracle(base, tmp_path / "run", rewards=[tone, brevity], num_samples=2)
+        assert oracle.names == ["tone", "brevity"]
+        scorer = RewardScorer.from_pretrained(tone)
+        typical = MixedPolicy([base], reference=base).evaluate(
+            np.ones(1), [brevity], oracle.train_dataset, max_new_tokens=4, seed=oracle.args.seed
+        )
+
+        def raw(dataset, judged):
+            rows = [
+                {"prompt": dataset[row]["prompt"], "response": [{"role": "assistant", "content": text}]}
+                for row, own in judged.items()
+                for text, *_ in own
+            ]
+            return np.array([row["response"] for row in scorer.score(rows)])
+
+        first = raw(oracle.train_dataset, typical.responses)
+        oracle.evaluate_base()
+        judged = oracle.responses("base")
+        expected = 1 / (1 + np.exp(-(raw(oracle.eval_dataset, judged) - first.mean()) / first.std()))
+        found = [rewards[0] for own in judged.values() for _, rewards, _ in own]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.ptp(found) > 0.01
+
+    def test_another_model_under_the_same_name_is_another_problem(self, base, tone, tmp_path, monkeypatch):
+        make_oracle(base, tmp_path / "run", rewards=[tone, brevity])(HALF)
+        make_model("encoder", Path(tone), seed=4)
+        monkeypatch.setattr(grpo, "GRPOTrainer", None)
+        with pytest.raises(RunFolderError, match=r"reward_models\.tone"):
+            make_oracle(base, tmp_path / "run", rewards=[remember_inputs(tone, num_history=0), brevity])(HALF)
+
+    def test_models_of_one_name_get_names(self, base, tone, tmp_path):
+        with pytest.raises(ConfigError, match=r"Two rewards have one name .* Give `reward_names`"):
+            make_oracle(base, tmp_path / "run", rewards=[tone, tone])
+        with pytest.raises(ConfigError, match="must name each of the 2 rewards, got warm"):
+            make_oracle(base, tmp_path / "run", rewards=[tone, tone], reward_names=["warm"])
+        assert make_oracle(base, tmp_path / "run", rewards=[tone, brevity], reward_names=["warm", "b"]).names == ["warm", "b"]
 
 
 class TestInput:

@@ -231,7 +231,8 @@ def _labels(axes: "Axes", x: str, y: str) -> None:
 
 
 def _legend(figure: "Figure") -> None:
-    figure.legend(loc="outside lower center", ncols=4, fontsize=_FONT - 1, frameon=False, labelcolor=TEXT)
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
+        figure.legend(loc="outside lower center", ncols=4, fontsize=_FONT - 1, frameon=False, labelcolor=TEXT)
 
 
 def _frame(axes: "Axes") -> None:

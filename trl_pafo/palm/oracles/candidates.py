@@ -4,7 +4,9 @@ numpy and scipy alone. `texts` makes the rewards from texts.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from scipy.special import expit, logsumexp, rel_entr
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.palm.core import OracleResult, check_weights
+from trl_pafo.storage.files import write_text
+
+SCALE_FILE = "scale.json"
+"""Beside a portfolio: how the raw rewards of its reward models became its rewards."""
 
 
 class CandidateOracle:
@@ -168,6 +174,10 @@ class RewardScale:
             return cls(kind, flat.min(axis=0), np.ptp(flat, axis=0))
         return cls(kind, flat.mean(axis=0), flat.std(axis=0))
 
+    def each(self) -> list["RewardScale"]:
+        """The scale of each reward alone."""
+        return [RewardScale(self.kind, *pair) for pair in zip(self.origin[:, None], self.unit[:, None], strict=True)]
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"kind": self.kind, "origin": self.origin.tolist(), "unit": self.unit.tolist()}
@@ -176,6 +186,15 @@ class RewardScale:
     def from_json(cls, row: dict[str, Any]) -> "RewardScale":
         """The scale that [`~RewardScale.to_json`] wrote."""
         return cls(row["kind"], np.array(row["origin"]), np.array(row["unit"]))
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_text(path, json.dumps(self.to_json()) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "RewardScale":
+        """The scale that [`~RewardScale.save`] wrote."""
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
 
     def __call__(self, rewards: np.ndarray) -> np.ndarray:
         """Raw rewards of shape `(..., num_rewards)` in [0, 1]."""

@@ -23,14 +23,20 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
 from trl_pafo.models.ranks import on_first, together
 from trl_pafo.models.safe_loading import safe_init_kwargs
+from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.palm.core import OracleResult, check_weights
+from trl_pafo.palm.oracles.candidates import SCALE_FILE, RewardScale
 from trl_pafo.palm.oracles.decoding import MixedPolicy
 from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_rewards, digest_rows
+from trl_pafo.palm.oracles.texts import ScaledReward, raw_rewards
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder
 from trl_pafo.trainer.cache_keys import deciding_options
 from trl_pafo.trainer.checkpoints import own_wandb_run
 from trl_pafo.trainer.config import check_visible_gpus
+
+_NUM_TYPICAL = 64
+"""Responses that say where the raw rewards of a model lie."""
 
 
 class GRPOOracle:
@@ -54,9 +60,10 @@ class GRPOOracle:
     Args:
         model (`str`):
             Base model: folder, Hub id, or `"smollm2"`.
-        rewards (`Sequence[Callable]`):
+        rewards (`Sequence[Callable or str]`):
             Reward functions, as GRPOTrainer takes them, with values in [0, 1]. They are known by their names: a function that
-            changes and keeps its name is not noticed.
+            changes and keeps its name is not noticed. Or folders and Hub ids of saved reward models, whose raw rewards become a
+            sigmoid of the standard deviations that they lie above the mean of the base's responses to the first 64 training prompts.
         train_dataset ([`~datasets.Dataset`]):
             Rows with `prompt`.
         eval_dataset ([`~datasets.Dataset`]):
@@ -73,6 +80,8 @@ class GRPOOracle:
             Responses that are drawn together in the evaluation.
         num_hidden_layers (`int`, *optional*):
             Keep only the first layers of the base.
+        reward_names (`Sequence[str]`, *optional*):
+            Names of the rewards; by default those of the functions, and the last part of a folder or Hub id.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace members that were trained with other options.
 
@@ -85,7 +94,7 @@ class GRPOOracle:
     def __init__(
         self,
         model: str,
-        rewards: Sequence[RewardFunction],
+        rewards: Sequence[RewardFunction | str],
         train_dataset: Dataset,
         eval_dataset: Dataset,
         output_dir: str | Path,
@@ -95,16 +104,21 @@ class GRPOOracle:
         num_samples: int = 1,
         eval_batch_size: int = 16,
         num_hidden_layers: int | None = None,
+        reward_names: Sequence[str] | None = None,
         overwrite: bool = False,
     ):
         self.args = GRPOConfig(str(output_dir)) if args is None else args
-        self.rewards = list(rewards)
-        self.names = [get_callable_name(reward) for reward in self.rewards]
+        names = [Path(reward).name if isinstance(reward, str) else get_callable_name(reward) for reward in rewards]
+        if reward_names is not None and len(reward_names) != len(names):
+            raise ConfigError(f"`reward_names` must name each of the {len(names)} rewards, got {', '.join(reward_names)}.")
+        self.names = list(reward_names or names)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.peft_config = peft_config or LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         self.num_samples, self.eval_batch_size = num_samples, eval_batch_size
         self._check()
         check_visible_gpus(self.args)  # which sets up the processes
+        models = {name: source for name, source in zip(self.names, rewards, strict=True) if isinstance(source, str)}
+        scorers = {name: RewardScorer.from_pretrained(source, device=self.args.device) for name, source in models.items()}
         self.path = Path(output_dir)
         self._folder = on_first(lambda: RunFolder(self.path, overwrite))
         self.tokenizer = load_tokenizer(model, self.args.trust_remote_code)
@@ -116,7 +130,15 @@ class GRPOOracle:
             "peft": deciding_options(self.peft_config),
             "prompts": digest_rows(self.train_dataset),
         }
+        if models:
+            self._inputs["reward_models"] = {name: identity_of(source) for name, source in models.items()}
         self._judging = {"held_out": digest_rows(self.eval_dataset), "num_samples": num_samples}
+        self.scale = self._fit_scale(scorers)
+        scaled = dict(zip(scorers, self.scale.each() if self.scale else (), strict=True))
+        self.rewards: list[RewardFunction] = [
+            ScaledReward(name, scorers[name], scaled[name]) if isinstance(reward, str) else reward
+            for name, reward in zip(self.names, rewards, strict=True)
+        ]
 
     def __call__(self, weights: np.ndarray) -> OracleResult:
         """The member for `weights` of shape `(num_rewards,)`: values and KL on the held-out prompts, its folder as `policy`."""
@@ -148,11 +170,12 @@ class GRPOOracle:
         return {"oracle": "grpo", "member": self._inputs, "judging": self._judging}
 
     def _check(self) -> None:
-        if not self.rewards:
+        if not self.names:
             raise ConfigError("Give at least one reward function.")
         if len(set(self.names)) < len(self.names):
             raise ConfigError(
-                f"Two rewards have one name ({', '.join(self.names)}): members are known by the names of their rewards."
+                f"Two rewards have one name ({', '.join(self.names)}): members are known by the names of their rewards. Give "
+                "`reward_names`."
             )
         for what, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
             if "prompt" not in dataset.column_names or not len(dataset):
@@ -220,34 +243,65 @@ class GRPOOracle:
         output = f"evaluations/{name}.json"
 
         def work(out: Path) -> None:
-            state = PartialState()
-            mixture = MixedPolicy(
-                policies,
-                reference=self.base if name == "base" else None,
-                tokenizer=self.tokenizer,
-                chat_template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
-                device=self.args.device,
-                dtype=(self.args.model_init_kwargs or {}).get("dtype", torch.float32),  # type: ignore[union-attr]
-                bf16=bool(self.args.bf16),
-            )
-            judged = mixture.evaluate(
-                np.ones(1),
-                self.rewards,
-                self.eval_dataset,
-                max_new_tokens=self.args.max_completion_length or 1,
-                num_samples=self.num_samples,
-                batch_size=self.eval_batch_size,
-                seed=self.args.seed,
-                rows=range(state.process_index, len(self.eval_dataset), state.num_processes),
-            )
-            responses = {row: answers for share in gather_object([judged.responses]) for row, answers in share.items()}
-            if state.is_main_process:
-                write_text(out, json.dumps({"rewards": self.names, "responses": dict(sorted(responses.items()))}) + "\n")
+            judged = self._judge(policies, self.rewards, self.eval_dataset, self.num_samples, name == "base")
+            if PartialState().is_main_process:
+                write_text(out, json.dumps({"rewards": self.names, "responses": judged}) + "\n")
 
         self._stage(f"evaluation {name}", inputs, output, work, derived=True)
         judged = Judged(len(self.rewards))
         judged.responses = on_first(lambda: self.responses(name))
         return judged
+
+    def _judge(
+        self, policies: list[str], rewards: Sequence[RewardFunction], prompts: Dataset, num_samples: int, is_base: bool
+    ) -> dict[int, list[tuple[str, list[float], float]]]:
+        """Responses to the prompts, of which each process draws its share, and what the rewards say of them; by row."""
+        state = PartialState()
+        mixture = MixedPolicy(
+            policies,
+            reference=self.base if is_base else None,
+            tokenizer=self.tokenizer,
+            chat_template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+            device=self.args.device,
+            dtype=(self.args.model_init_kwargs or {}).get("dtype", torch.float32),  # type: ignore[union-attr]
+            bf16=bool(self.args.bf16),
+        )
+        judged = mixture.evaluate(
+            np.ones(1),
+            rewards,
+            prompts,
+            max_new_tokens=self.args.max_completion_length or 1,
+            num_samples=num_samples,
+            batch_size=self.eval_batch_size,
+            seed=self.args.seed,
+            rows=range(state.process_index, len(prompts), state.num_processes),
+        )
+        shares = gather_object([judged.responses])
+        return dict(sorted((row, answers) for share in shares for row, answers in share.items()))
+
+    def _fit_scale(self, scorers: dict[str, RewardScorer]) -> RewardScale | None:
+        """The scale of the saved reward models, fitted to responses of the base that are judged nowhere else."""
+        if not scorers:
+            return None
+        prompts = self.train_dataset.select(range(min(_NUM_TYPICAL, len(self.train_dataset))))
+
+        def work(out: Path) -> None:
+            raw: dict[str, list[float]] = {name: [] for name in scorers}
+
+            def record(prompts: Sequence[Any], completions: Sequence[Any], history: Any = None, **kwargs: Any) -> list[float]:
+                for name, scorer in scorers.items():
+                    raw[name] += raw_rewards(scorer, prompts, completions, history)
+                return [0.0] * len(prompts)
+
+            self._judge([self.base], [record], prompts, 1, True)
+            shares = gather_object([raw])
+            if PartialState().is_main_process:
+                # In order, so that the sums do not depend on how the prompts were shared out.
+                found = np.sort([[reward for share in shares for reward in share[name]] for name in scorers]).T
+                RewardScale.fit(found, "sigmoid").save(out)
+
+        self._stage("scale", self._inputs, SCALE_FILE, work, derived=True)
+        return on_first(lambda: RewardScale.load(self.path / SCALE_FILE))
 
     def _stage(
         self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False

@@ -72,12 +72,18 @@ class ScaledReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], history: Sequence[Any] | None = None, **kwargs: Any
     ) -> list[float]:
         """Rewards of the completions, texts or messages; under the `history` of each row, where the dataset has that column."""
-        rows: list[dict[str, Any]] = [{"prompt": p, "response": c} for p, c in zip(prompts, completions, strict=True)]
-        if history is not None:
-            rows = [{**row, "history": past} for row, past in zip(rows, history, strict=True)]
-        # A batch in which nobody has a past says nothing of the others.
-        raw = [[row["response"]] for row in self.scorer.score(rows, allow_no_history=history is not None)]
-        return self.scale(np.array(raw))[:, 0].tolist()
+        return self.scale(np.array(raw_rewards(self.scorer, prompts, completions, history))[:, None])[:, 0].tolist()
+
+
+def raw_rewards(
+    scorer: RewardScorer, prompts: Sequence[Any], completions: Sequence[Any], history: Sequence[Any] | None = None
+) -> list[float]:
+    """What a reward function of TRL's trainers is asked for, as a saved reward model gives it."""
+    rows: list[dict[str, Any]] = [{"prompt": p, "response": c} for p, c in zip(prompts, completions, strict=True)]
+    if history is not None:
+        rows = [{**row, "history": past} for row, past in zip(rows, history, strict=True)]
+    # A batch in which nobody has a past says nothing of the others.
+    return [row["response"] for row in scorer.score(rows, allow_no_history=history is not None)]
 
 
 def fit_reward_models(
