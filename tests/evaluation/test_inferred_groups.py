@@ -6,15 +6,24 @@ from datasets import Dataset
 from helpers.parts import make_pairs
 
 from trl_pafo.errors import ConfigError
-from trl_pafo.evaluation import tastes
+from trl_pafo.evaluation import inferred_groups, tastes
 from trl_pafo.evaluation.inferred_groups import infer_groups
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(tastes, "DIRECTIONS", (8,))
-    monkeypatch.setattr(tastes, "PENALTIES", (0.1,))
-    monkeypatch.setattr(tastes, "FOLDS", 2)
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    found = {}
+
+    def remembered(differences, user, prompt, **how):
+        """Most tests have the same training pairs, in which the same is found."""
+        key = differences.tobytes(), tuple(user), tuple(prompt)
+        return found.get(key) or found.setdefault(key, tastes.find_tastes(differences, user, prompt, **how))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DIRECTIONS": (8,), "PENALTIES": (0.1,), "FOLDS": 2}.items():
+            patch.setattr(tastes, name, value)
+        patch.setattr(inferred_groups, "find_tastes", remembered)
+        yield
 
 
 def rows_of(name, num_users, num_minority, seed, hidden="all"):

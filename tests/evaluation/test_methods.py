@@ -12,10 +12,7 @@ from trl_pafo.evaluation.methods import METHODS, RIVALS, TITLES, RunArguments
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (
-            {"methods": ["pafo", "magic", "personalized_bt"]},
-            f"`methods` must be some of {', '.join((*METHODS, *RIVALS))}, rivals, or all, got",
-        ),
+        ({"methods": ["magic"]}, f"`methods` must be some of {', '.join((*METHODS, *RIVALS))}, rivals, or all, got"),
         ({"methods": []}, "`methods` must be some of"),
         ({"methods": ["pafo", "group_routed"]}, r"`reference` must be one of the methods \(pafo, group_routed\), got 'personal"),
         ({"teacher_kind": "half"}, "`teacher_kind` must be auto, adapter or full, got 'half'"),
@@ -23,12 +20,10 @@ from trl_pafo.evaluation.methods import METHODS, RIVALS, TITLES, RunArguments
         ({"student_start": "personalized_bt"}, "`student_start` must be teachers or base, got 'personalized_bt'"),
         ({"teacher_start": "hot"}, "`teacher_start` must be base or warm, got 'hot'"),
         ({"teacher_start": "warm", "methods": ["pafo", "bradley_terry"], "reference": "bradley_terry"}, "add it to `methods`"),
-        ({"methods": ["pafo", "all"]}, "`methods` must be some of"),
         ({"methods": ["worst_group_bt"], "reference": "worst_group_bt"}, "add that to `methods`"),
         ({"reference_steps": [0.5, 2]}, r"with 1 among them; got \[0.5, 2.0\]"),
         ({"reference_steps": [1, 1]}, "must be different multiples"),
         ({"reference_steps": [0, 1]}, "must be different multiples of the student's steps, above 0"),
-        ({"reference_steps": [1, float("inf")]}, "must be different multiples"),
         ({"num_resamples": 0}, "`num_resamples` must be at least 1"),
         ({"methods": ["personalized_bt", "teacher_mixture"], "validation_share": 0.0}, "is fitted on held-out pairs"),
         ({"methods": ["bradley_terry", "teacher_mixture"], "reference": "bradley_terry"}, "beside personalized_bt: add that"),
@@ -47,12 +42,10 @@ def test_every_method_has_a_title():
 
 
 def test_rivals_are_all_methods_of_other_papers_each_once():
-    assert "group_dro" in RIVALS
     assert not set(RIVALS) & set(METHODS)
-    assert RunArguments(methods=["personalized_bt", "group_dro", "rivals"]).methods[:2] == ["personalized_bt", "group_dro"]
-    assert sorted(RunArguments(methods=["personalized_bt", "group_dro", "rivals"]).methods) == sorted(
-        ["personalized_bt", *RIVALS]
-    )
+    methods = RunArguments(methods=["personalized_bt", "group_dro", "rivals"]).methods
+    assert methods[:2] == ["personalized_bt", "group_dro"]
+    assert sorted(methods) == sorted(["personalized_bt", *RIVALS])
 
 
 def test_each_option_of_the_data_decides_them_and_none_of_the_run():

@@ -54,11 +54,7 @@ def test_the_oracle_scores_each_row_by_the_model_of_its_group(folder, rows, tmp_
         score_routed({"majority": folder}, rows)
 
 
-def test_pairs_beyond_the_model_positions_are_refused_with_their_groups(folder, rows):
-    longest = AutoModelForSequenceClassification.from_pretrained(folder).config.max_position_embeddings
-    long = rows.map(
-        lambda row, number: {"chosen": [{"role": "assistant", "content": "cat " * longest}]} if number == 2 else row,
-        with_indices=True,
-    )
-    with pytest.raises(DataError, match=r"1 of \d+ pairs are longer than the \d+ positions of the model, the first is row 2"):
-        score_rows(folder, long)
+def test_pairs_beyond_the_model_positions_are_refused(encoder, pairs):
+    long = pairs.remove_columns("chosen").add_column("chosen", ["cat " * (300 if number == 2 else 1) for number in range(30)])
+    with pytest.raises(DataError, match=r"1 of 30 pairs are longer than the 256 positions of the model, the first is row 2"):
+        score_rows(encoder, long)

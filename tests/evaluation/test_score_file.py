@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import suppress
 
 import pytest
-from helpers.parts import WORDS, make_model
+from helpers.parts import WORDS, make_model, remember_inputs
 from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
@@ -46,55 +46,43 @@ def read(encoder, tmp_path, monkeypatch):
     return score
 
 
-class TestParse:
-    @pytest.mark.parametrize(
-        ("line", "match"),
-        [
-            ("{", "line 2: not JSON .*Write one JSON object per line"),
-            ("[1]", "line 2: expected a JSON object, got list"),
-            ("null", "line 2: expected a JSON object, got NoneType"),
-            ("[" * 100_000, "line 2: not JSON .*nested too deeply"),
-            ('{"other": ' + "[" * 600 + "]" * 600 + "}", "line 2: not JSON .*nested too deeply"),
-            ('{"response": "\\ud800"}', "line 2: not JSON .*surrogates not allowed"),
-            ('{"response": "a", "prompt": "b", "reward": 1}', "line 2 has `reward` already, which would be replaced. Rename"),
-            ("{}", "line 2 has neither `response` nor `chosen` and `rejected`; it has nothing"),
-            ('{"prompt": "a", "chosen": "b"}', "line 2 has neither .*; it has prompt, chosen"),
-            ('{"response": 3}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),
-            ('{"response": ["a"]}', "line 2: `response` must be a text"),
-            ('{"response": [{"role": "user"}]}', "line 2: `response` must be a text"),
-            ('{"response": "a", "prompt": null}', "line 2: `prompt` must be a text"),
-            ('{"prompt": "a", "response": ""}', "line 2: `response` must be a text that is not empty"),
-            ('{"prompt": "a", "chosen": "a", "rejected": []}', r"line 2: `rejected` must be .*got \[\]"),
-            ('{"response": "a"}', "line 2: `prompt` is missing, and is not the start of `response` either; the row has response"),
-            (
-                '{"question": "a", "chosen": "b", "rejected": "c"}',
-                "line 2: `prompt` is missing, and is not the start of `chosen` and `rejected`",
-            ),
-            (
-                '{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',
-                "line 2: `prompt` text, `response` messages",
-            ),
-        ],
-    )
-    def test_a_bad_line_is_named(self, read, line, match):
-        with pytest.raises(DataError, match=match):
-            read(json.dumps(ROWS[0]), line)
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ('{"other": ' + "[" * 600 + "]" * 600 + "}", "line 2: not JSON .*nested too deeply"),
+        ('{"response": "a", "prompt": "b", "reward": 1}', "line 2 has `reward` already, which would be replaced. Rename"),
+        ('{"prompt": "a", "chosen": "b"}', "line 2 has neither `response` nor `chosen` and `rejected`; it has prompt, chosen"),
+        ('{"response": ["a"]}', "line 2: `response` must be a text that is not empty, or messages with `role` and `content`"),
+        ('{"response": [{"role": "user"}]}', "line 2: `response` must be a text"),
+        ('{"response": "a", "prompt": null}', "line 2: `prompt` must be a text"),
+        ('{"prompt": "a", "chosen": "a", "rejected": []}', r"line 2: `rejected` must be .*got \[\]"),
+        (
+            '{"question": "a", "chosen": "b", "rejected": "c"}',
+            "line 2: `prompt` is missing, and is not the start of `chosen` and `rejected`",
+        ),
+        ('{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}', "line 2: `prompt` text, `response` messages"),
+    ],
+)
+def test_a_bad_line_is_named(read, line, match):
+    with pytest.raises(DataError, match=match):
+        read(json.dumps(ROWS[0]), line)
 
-    @pytest.mark.parametrize(
-        "row",
-        [
-            {"chosen": "Human: hi Assistant: ho", "rejected": "Human: hi Assistant: no"},
-            {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
-        ],
-    )
-    def test_responses_that_begin_with_their_prompt_need_no_other(self, read, monkeypatch, row):
-        monkeypatch.undo()
-        read(json.dumps(row))
 
-    @pytest.mark.parametrize("lines", [[], ["", " \n"]])
-    def test_no_rows(self, read, lines):
-        with pytest.raises(DataError, match="f holds no rows"):
-            read(*lines)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": "Human: hi Assistant: ho", "rejected": "Human: hi Assistant: no"},
+        {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
+    ],
+)
+def test_responses_that_begin_with_their_prompt_need_no_other(read, monkeypatch, row):
+    monkeypatch.undo()
+    read(json.dumps(row))
+
+
+def test_no_rows(read):
+    with pytest.raises(DataError, match="f holds no rows"):
+        read("", " \n")
 
 
 @pytest.fixture
@@ -140,7 +128,8 @@ class TestScoreFile:
     def model(cls, request, tmp_path_factory):
         return make_model(request.param, tmp_path_factory.mktemp("lively"))
 
-    def test_the_rewards_are_those_of_the_model(self, model, source, tmp_path, capsys):
+    def test_the_rewards_are_those_of_the_model_whatever_part_a_row_is_in(self, model, source, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(score_file_module, "BATCHES_AT_ONCE", 1)
         out = tmp_path / "scored.jsonl"
         score_file(flags(model, source, output=str(out)))
         assert_same(out.read_text(encoding="utf-8"), expected_rows(model))
@@ -166,39 +155,18 @@ class TestScoreFile:
         with pytest.raises(DataError, match=r"rows.jsonl, line 1: this is not UTF-8 text"):
             score_file(flags("no/such-model", source))
 
-    @pytest.mark.parametrize(
-        ("row", "match"),
-        [
-            ({"response": "red " * 300}, "1 of 2 rows are longer than the 256 positions of the model, the first is .*, line 3"),
-            ({"response": "a", "history": "b"}, "line 3: a history must be a list of past pairs.*newest first"),
-            (
-                {"response": "a", "history": [{**PAST[0], "prompt": 1}]},
-                "line 3: `prompt` of an entry of the history must be a text",
-            ),
-        ],
-    )
-    def test_what_the_model_cannot_read_is_named_before_its_weights_are_loaded(self, encoder, source, monkeypatch, row, match):
-        monkeypatch.setattr("trl_pafo.models.scoring.load_reward_model", None)
-        source.write_text("\n\n".join(map(json.dumps, [ROWS[0], {"prompt": "what", **row}])))
-        with pytest.raises(DataError, match=match):
-            score_file(flags(encoder, source))
+    def test_a_file_of_another_kind(self, encoder, source):
+        with pytest.raises(ConfigError, match=r"--output out\.jsonl\.gz: plain JSON Lines are written"):
+            score_file(flags(encoder, source, output="out.jsonl.gz"))
+        with pytest.raises(ConfigError, match=r"rows\.parquet: rows are read from JSON Lines"):
+            score_file(flags(encoder, "rows.parquet"))
 
-    @pytest.mark.parametrize("name", ["out.csv", "out.parquet", "out.jsonl.gz"])
-    def test_an_output_is_named_as_what_it_is(self, encoder, source, name):
-        with pytest.raises(ConfigError, match=f"--output {name}: plain JSON Lines are written"):
-            score_file(flags(encoder, source, output=name))
-
-    @pytest.mark.parametrize("name", ["rows.parquet", "rows.xlsx"])
-    def test_an_input_of_another_kind(self, encoder, name):
-        with pytest.raises(ConfigError, match=f"{name}: rows are read from JSON Lines"):
-            score_file(flags(encoder, name))
-
-    @pytest.mark.parametrize("missing", ["model_name_or_path", "input"])
-    def test_both_model_and_input_are_needed(self, encoder, source, missing):
-        args = flags(encoder, source)
-        setattr(args, missing, None)
-        with pytest.raises(ConfigError, match="Give --model_name_or_path and --input"):
-            score_file(args)
+    def test_both_model_and_input_are_needed(self, encoder, source):
+        for missing in ("model_name_or_path", "input"):
+            args = flags(encoder, source)
+            setattr(args, missing, None)
+            with pytest.raises(ConfigError, match="Give --model_name_or_path and --input"):
+                score_file(args)
 
     def test_a_model_that_is_not_there_is_told_before_the_rows_are_read(self, source, monkeypatch):
         monkeypatch.setattr(score_file_module, "read_records", None)
@@ -211,11 +179,7 @@ class TestManyRows:
 
     @pytest.fixture
     def model(self, encoder, tmp_path):
-        folder = shutil.copytree(encoder, tmp_path / "model")
-        tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-        HistoryCutter(tokenizer, 1).remember()
-        tokenizer.save_pretrained(folder)
-        return folder
+        return remember_inputs(shutil.copytree(encoder, tmp_path / "model"), num_history=1)
 
     @pytest.fixture
     def rows(self, tmp_path, monkeypatch):
@@ -252,17 +216,9 @@ class TestManyRows:
         assert (tmp_path / "out").read_bytes() == (tmp_path / "at once").read_bytes()
         assert not (tmp_path / "out.partial").exists()
 
-    def test_rewards_are_the_same_whatever_part_a_row_is_in(self, model, rows, monkeypatch, capsys):
-        score_file(flags(model, rows))
-        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        monkeypatch.setattr(score_file_module, "BATCHES_AT_ONCE", 9)
-        score_file(flags(model, rows))
-        assert_same(capsys.readouterr().out, found)
-        assert len({row["reward"] for row in found}) == 7
-
     @pytest.mark.parametrize(
         ("change", "named"),
-        [({"bf16": True}, "bf16"), ({"batch_size": 4}, "batch_size"), ({"input": "a"}, "input"), ({}, "model")],
+        [({"bf16": True}, "bf16"), ({"input": "a"}, "input"), ({}, "model")],
     )
     def test_other_options_or_files_are_not_mixed_with_what_was_begun(self, model, rows, tmp_path, monkeypatch, change, named):
         args = flags(model, rows, output=str(tmp_path / "out"))
@@ -284,9 +240,8 @@ class TestManyRows:
             return real(self, *given, **how)
 
         monkeypatch.setattr(RewardScorer, "score", score)
-        monkeypatch.setattr(
-            score_file_module, "BATCHES_AT_ONCE", 4 if change == "cut off" else 1
-        )  # it is the only part, or the first
+        # It is the only part, or the first.
+        monkeypatch.setattr(score_file_module, "BATCHES_AT_ONCE", 4 if change == "cut off" else 1)
         with pytest.raises(DataError, match=r"rows.jsonl was changed while it was read.*start again"):
             score_file(flags(model, rows, output=str(tmp_path / "out")))
         assert not (tmp_path / "out").exists()
@@ -333,31 +288,27 @@ class TestManyRows:
         store = tmp_path / "history.jsonl"
         past = {"ada": PAST[1], "bob": PAST[0]}
         store.write_text("".join(json.dumps({"user": user, **pair}) + "\n" for user, pair in past.items()))
-        given = [json.loads(line) for line in rows.read_text().splitlines()]
-        for row, user in zip(given, ["ada", "bob", "eve"] * 3, strict=False):
-            row["user"] = user
-            row["history"] = [past[user]] if user in past else []
-        rows.write_text("\n".join(map(json.dumps, given)))
-        with pytest.warns(UserWarning, match="2 of 7 rows have no history"):
-            score_file(flags(model, rows))
-        expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        without = [{name: value for name, value in row.items() if name != "history"} for row in given]
-        rows.write_text("\n".join(map(json.dumps, without)))
-        with pytest.warns(
-            UserWarning, match="2 of 7 rows are of users without past pairs in .*history.jsonl .the first: .*, line 3"
+        named = [
+            {**json.loads(line), "user": "ada bob eve".split()[n % 3]} for n, line in enumerate(rows.read_text().splitlines())
+        ]
+        own = [{**row, "history": [past[row["user"]]] if row["user"] in past else []} for row in named]
+        found = []
+        for given, users, warning in (
+            (own, None, "2 of 7 rows have no history"),
+            (named, str(store), "2 of 7 rows are of users without past pairs in .*history.jsonl .the first: .*, line 3"),
         ):
-            score_file(flags(model, rows, users=str(store)))
-        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        assert found == [{**row, "reward": wanted["reward"]} for row, wanted in zip(without, expected, strict=True)]
-        assert len({row["reward"] for row in found}) == 7
+            rows.write_text("\n".join(json.dumps(row if users is None else {**row, "history": None}) for row in given))
+            with pytest.warns(UserWarning, match=warning):
+                score_file(flags(model, rows, users=users))
+            found.append([json.loads(line)["reward"] for line in capsys.readouterr().out.splitlines()])
+        assert found[0] == found[1]
+        assert len(set(found[0])) == 7
 
     def test_a_store_without_effect_is_refused(self, model, rows, encoder, tmp_path):
         (tmp_path / "history.jsonl").write_text("")
         store = {"users": str(tmp_path / "history.jsonl")}
         with pytest.raises(ConfigError, match="--users gives histories, and --num_history 0 shows none"):
             score_file(flags(model, rows, num_history=0, **store))
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        HistoryCutter(tokenizer, 0).remember()
-        tokenizer.save_pretrained(model)
+        plain = remember_inputs(model, num_history=0)
         with pytest.raises(ConfigError, match=r"the model was trained without\. Leave it out"):
-            score_file(flags(model, rows, **store))
+            score_file(flags(plain, rows, **store))

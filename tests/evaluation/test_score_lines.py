@@ -7,10 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate import PartialState
-from helpers.parts import break_rewards_of, make_model
-from transformers import AutoTokenizer
+from helpers.parts import break_rewards_of, make_model, remember_inputs
 
-from trl_pafo.data import HistoryCutter, add_history_template
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.score_lines import lines_as_they_come, score_lines
 from trl_pafo.models import FairRewardModel, scoring
@@ -24,11 +22,7 @@ ASK = {"prompt": "how do i sing", "response": "kindly sir"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = make_model("encoder", tmp_path_factory.mktemp("trained"))
-    tokenizer = add_history_template(AutoTokenizer.from_pretrained(folder))
-    HistoryCutter(tokenizer, 1).remember()
-    tokenizer.save_pretrained(folder)
-    return folder
+    return remember_inputs(make_model("encoder", tmp_path_factory.mktemp("trained")), num_history=1)
 
 
 @pytest.fixture
@@ -80,27 +74,25 @@ def test_each_line_is_answered_before_the_next_is_waited_for(answer, folder):
 def test_an_error_is_the_answer_to_its_line_alone(answer, capfd):
     wrong = {
         b"{\n": "standard input, line 2: not JSON",
-        b"\n": "standard input, line 3: not JSON",
-        b'{"response": "\xff"}\n': "standard input, line 4: this is not UTF-8",
-        line(history=3): "line 5: a history must be a list of past pairs",
-        line(): "line 6: `history` is missing, and the model was trained with histories",
+        b'{"response": "\xff"}\n': "standard input, line 3: this is not UTF-8",
+        line(history=3): "line 4: a history must be a list of past pairs",
+        line(): "line 5: `history` is missing, and the model was trained with histories",
         line(
             history=[], response="red " * 300
-        ): "1 of 1 rows are longer than the 256 positions of the model, the first is line 7",
-        line(history=[], response="", id=3): "line 8: `response` must be a text that is not empty",
-        b"[1]\n": "standard input, line 9: expected a JSON object",
-        line(history=[], reward=2.5): "line 10 has `reward` already, which would be replaced",
+        ): "1 of 1 rows are longer than the 256 positions of the model, the first is line 6",
+        line(history=[], response="", id=3): "line 7: `response` must be a text that is not empty",
+        line(history=[], reward=2.5): "line 8 has `reward` already, which would be replaced",
     }
     good = line(history=PAST)
     found, _ = answer(good + b"".join(wrong) + good)
-    assert [row.get("line") for row in found] == [None, *range(2, 11), None]
+    assert [row.get("line") for row in found] == [None, *range(2, 9), None]
     for row, message in zip(found[1:-1], wrong.values(), strict=True):
         assert row["error"].startswith(message)
         assert row.get("reward", 2.5) == 2.5
-    assert found[7]["id"] == 3
+    assert found[6]["id"] == 3
     assert found[0] == found[-1]
     assert isinstance(found[0]["reward"], float)
-    assert "11 lines answered: 9 with an error, 0 for a user without a history.\n" in capfd.readouterr().err
+    assert "9 lines answered: 7 with an error, 0 for a user without a history.\n" in capfd.readouterr().err
 
 
 def test_past_pairs_of_the_user_up_to_now(answer, folder, tmp_path, capfd):
@@ -170,10 +162,5 @@ def test_lines_that_have_come_meanwhile_are_one_batch():
         def read1(self, size=-1):
             return super().read(6)
 
-    assert list(lines_as_they_come(Stream(b"a\nb\nc\nd\nlong line\nx"), 2)) == [
-        [b"a", b"b"],
-        [b"c"],
-        [b"d"],
-        [b"long line"],
-        [b"x"],
-    ]
+    found = list(lines_as_they_come(Stream(b"a\nb\nc\nd\nlong line\nx"), 2))
+    assert found == [[b"a", b"b"], [b"c"], [b"d"], [b"long line"], [b"x"]]

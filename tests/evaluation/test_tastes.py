@@ -8,7 +8,6 @@ import pytest
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation import tastes
 from trl_pafo.evaluation.tastes import (
-    Mixture,
     Pairs,
     Setting,
     adjusted_rand,
@@ -25,12 +24,19 @@ from trl_pafo.evaluation.tastes import (
 ONE, OTHER = np.array([3.0, 0, 0, 1, 0]), np.array([-2.0, 3.0, 0, 1, 0])
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(tastes, "DIRECTIONS", (4,))
-    monkeypatch.setattr(tastes, "PENALTIES", (0.1,))
-    monkeypatch.setattr(tastes, "FOLDS", 3)
-    monkeypatch.setattr(tastes, "_CLUSTERINGS", 1)
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DIRECTIONS": (4,), "PENALTIES": (0.1,), "FOLDS": 3, "_CLUSTERINGS": 1}.items():
+            patch.setattr(tastes, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def two(quick):
+    """Differences, users, prompts and groups of two tastes, and what is found in them."""
+    rows = population([ONE, OTHER], (50, 12))
+    return *rows, find_tastes(*rows[:3])
 
 
 def population(heads, users, pairs_a_user=6, num_prompts=40, seed=0, wrong=0.0):
@@ -109,20 +115,18 @@ def test_one_step_of_em_equals_plain_loops(monkeypatch):
     assert climbed == pytest.approx(total)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3])
-def test_the_likelihood_never_falls(groups):
+def test_the_likelihood_never_falls():
     differences, user, prompt, _ = population([ONE, OTHER], (30, 12), seed=3)
     pairs = as_pairs(differences, user, prompt)
-    for seed in range(3):
-        start = np.random.default_rng(seed).dirichlet(np.ones(groups), size=pairs.num_users)
+    for groups in (2, 3):
+        start = np.random.default_rng(groups).dirichlet(np.ones(groups), size=pairs.num_users)
         climbed = fit_mixture(pairs, start, penalty=0.1)[2]
-        assert groups == 1 or len(climbed) > 2
+        assert len(climbed) > 2
         assert (np.diff(climbed) > -1e-6).all()
 
 
-def test_groups_are_found():
-    differences, user, prompt, group = population([ONE, OTHER], (50, 12))
-    found = find_tastes(differences, user, prompt)
+def test_groups_are_found(two):
+    differences, user, _, group, found = two
     assert found.names == ["majority", "minority"]
     group_of = groups_of(found, differences, user)
     true_of = dict(zip(user, group, strict=True))
@@ -135,10 +139,8 @@ def test_groups_are_found():
     assert found.summary()["users"] == found.num_users
 
 
-def test_the_posterior_of_a_group_equals_plain_loops():
-    differences, user, prompt, _ = population([ONE, OTHER], (30, 12), pairs_a_user=3)
-    found = find_tastes(differences, user, prompt)
-    assert len(found.names) == 2
+def test_the_posterior_of_a_group_equals_plain_loops(two):
+    differences, user, _, _, found = two
     for name, (group, posterior) in found.assign(differences, user).items():
         own = [i for i, u in enumerate(user) if u == name]
         joint = [
@@ -168,10 +170,9 @@ def test_no_groups_where_all_have_one_taste_even_if_some_are_careless(wrong):
     assert set(found.assign(differences, user).values()) == {("all", 1.0)}
 
 
-def test_the_order_of_rows_changes_nothing():
-    differences, user, prompt, _ = population([ONE, OTHER], (24, 9))
+def test_the_order_of_rows_changes_nothing(two):
+    differences, user, prompt, _, first = two
     order = np.random.default_rng(1).permutation(len(user))
-    first = find_tastes(differences, user, prompt)
     again = find_tastes(differences[order], [user[i] for i in order], [prompt[i] for i in order])
     assert first.assign(differences, user) == again.assign(differences, user)
     assert first.gains == again.gains
@@ -186,9 +187,9 @@ def test_held_out_likelihood_equals_plain_loops():
     found, fold = held_out_log_likelihood(pairs, setting), folds_of(pairs.prompt, 0)
     assert all(len(set(fold[pairs.prompt == number])) == 1 for number in set(prompt))
     strangers = 0
+    fitted = {held: find_mixture(pairs.of(fold != held, 4), setting)[0] for held in range(3)}
     for row in range(len(user)):
-        known = fold != fold[row]
-        mixture, _ = find_mixture(pairs.of(known, 4), setting)
+        known, mixture = fold != fold[row], fitted[fold[row]]
         own = [i for i in np.flatnonzero(known) if user[i] == user[row]]
         strangers += not own
         joint = [
@@ -229,8 +230,8 @@ def test_a_taste_is_told_from_noise(taste):
     assert nobody == {}
 
 
-def test_one_group_more_must_raise_the_likelihood_by_a_standard_error():
-    differences, user, prompt, _ = population([ONE, OTHER], (50, 12))
+def test_one_group_more_must_raise_the_likelihood_by_a_standard_error(two):
+    differences, user, prompt, _, _ = two
     pairs = as_pairs(differences, user, prompt)
     chosen, tried = choose_setting(pairs, max_groups=2)
     assert [setting.groups for setting in chosen] == [1, 2]
@@ -266,10 +267,3 @@ def test_adjusted_rand_equals_a_count_of_pairs():
     expected = first * second / number
     assert adjusted_rand(one, other) == pytest.approx((both - expected) / ((first + second) / 2 - expected))
     assert adjusted_rand(one, one) == adjusted_rand([0, 0], [1, 1]) == 1
-
-
-def test_users_without_pairs_have_the_shares():
-    mixture = Mixture(np.zeros((2, 3)), np.log([0.75, 0.25]))
-    log_posterior, total = mixture.log_posterior(Pairs(np.ones((1, 3)), np.array([1]), np.array([0]), 2))
-    assert np.exp(log_posterior) == pytest.approx(np.array([[0.75, 0.25]] * 2))
-    assert np.exp(total) == pytest.approx([1, 0.5])

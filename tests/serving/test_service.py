@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 import random
 import re
 import signal
@@ -18,7 +17,7 @@ from threading import Event
 import pytest
 from helpers.parts import WORDS, break_rewards_of, make_model, remember_inputs
 from helpers.rounding import rounding
-from helpers.served import flags, serving
+from helpers.served import Service, flags, serving
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -68,84 +67,55 @@ def named(tmp_path_factory):
     return folder
 
 
-def test_a_model_that_reads_the_name_of_a_group_is_asked_for_each_and_answers_with_one_reward(named):
-    model = FairRewardModel.from_pretrained(named)
-    responses = ["kindly sir", "haha lol no"]
-    with serving(named) as running:
-        several = {"prompt": ASK["prompt"], "responses": responses, "history": PAST}
+@pytest.mark.parametrize("kind", ["folder", "named"])
+def test_rows_pairs_and_lists_of_responses_get_the_rewards_of_the_class(kind, request):
+    folder = request.getfixturevalue(kind)
+    model, responses = FairRewardModel.from_pretrained(folder), ["kindly sir", "haha lol", "ok"]
+    several = {"prompt": ASK["prompt"], "responses": responses, "history": PAST}
+    expected = [
+        {"reward": alone(model, ASK)},
+        {"rewards": model.score(**several)},
+        {"reward_chosen": alone(model, PAIR, "chosen"), "reward_rejected": alone(model, PAIR, "rejected")},
+        {"reward": alone(model, {**ASK, "history": []})},
+    ]
+    assert (
+        kind == "named"
+        or len({*expected[0].values(), *expected[1]["rewards"], *expected[2].values(), *expected[3].values()}) == 6
+    )
+    with serving(folder) as running:
         status, answers = running.ask("/score", [ASK, several, PAIR, {**ASK, "history": []}])
-        assert status == 200
-        expected = [
-            {"reward": alone(model, ASK)},
-            {"rewards": model.score(ASK["prompt"], responses, history=PAST)},
-            {"reward_chosen": alone(model, PAIR, "chosen"), "reward_rejected": alone(model, PAIR, "rejected")},
-            {"reward": alone(model, {**ASK, "history": []})},
-        ]
-        for answer, right in zip(answers, expected, strict=True):
-            assert answer.keys() == right.keys()
-            assert list(answer.values()) == [pytest.approx(value, abs=1e-4) for value in right.values()]
-        turns = [{"role": "user", "content": ASK["prompt"]}, {"role": "assistant", "content": ASK["response"]}]
-        body = {"messages": turns, "chat_template_kwargs": {"history": PAST}, "use_activation": False}
-        status, answer = running.ask("/classify", body)
-        assert (status, answer["data"][0]["probs"]) == (200, [pytest.approx(alone(model, ASK), abs=1e-4)])
-        status, answer = running.ask("/score", {**ASK, "history": [{"chosen": "ok"}]})
-        assert status == 422
+        singly = [running.ask("/score", row) for row in (ASK, several)]
+        classified = running.ask("/classify", TestClassify.BODY)[1]["data"][0]["probs"]
+        assert running.ask("/score", {**ASK, "history": [{"chosen": "ok"}]})[0] == 422
+    assert status == 200
+    for answer, right in zip([*answers, *(one for _, one in singly)], [*expected, *expected[:2]], strict=True):
+        assert answer.keys() == right.keys()
+        for found, wanted in zip(answer.values(), right.values(), strict=True):
+            assert found == pytest.approx(wanted, abs=1e-4)
+    assert classified == [pytest.approx(alone(model, ASK), abs=1e-4)]
 
 
 class TestScore:
-    def test_one_row_and_many_get_the_rewards_of_score(self, service, model):
-        status, answer = service.ask("/score", ASK)
-        assert (status, set(answer)) == (200, {"reward"})
-        assert answer["reward"] == pytest.approx(alone(model, ASK), abs=rounding(answer["reward"]))
-        status, answers = service.ask("/score", [ASK, PAIR, {**ASK, "history": []}])
-        expected = [
-            {"reward": alone(model, ASK)},
-            {"reward_chosen": alone(model, PAIR, "chosen"), "reward_rejected": alone(model, PAIR, "rejected")},
-            {"reward": alone(model, {**ASK, "history": []})},
-        ]
-        assert status == 200
-        assert len({round(reward, 3) for row in expected for reward in row.values()}) == 4
-        for found, wanted in zip(answers, expected, strict=True):
-            assert found == pytest.approx(wanted, abs=rounding(*wanted.values()))
-
-    def test_responses_in_a_list_as_the_class_in_python_takes_them(self, service, model):
-        request = {"prompt": ASK["prompt"], "responses": ["kindly sir", "haha lol", "ok"], "history": PAST}
-        expected = model.score(**request)
-        assert len({round(reward, 3) for reward in expected}) == 3
-        status, answer = service.ask("/score", [request, ASK])
-        assert (status, set(answer[0]), set(answer[1])) == (200, {"rewards"}, {"reward"})
-        assert answer[0]["rewards"] == pytest.approx(expected, abs=rounding(*expected))
-        assert service.ask("/score", request)[1]["rewards"] == pytest.approx(expected, abs=rounding(*expected))
-        for wrong in ({"responses": "ok"}, {"responses": []}, {"response": "ok"}):
-            status, answer = service.ask("/score", {**request, **wrong})
+    def test_responses_are_a_list_without_a_response_beside_it(self, service):
+        for wrong in ({"responses": "ok"}, {"responses": []}, {"responses": ["ok"]}):
+            status, answer = service.ask("/score", {**ASK, **wrong})
             assert (status, answer["detail"][0]["item"]) == (422, 0)
             assert "item 0: `responses` must be a list of responses, without response, chosen" in answer["detail"][0]["error"]
-        assert service.ask("/score", {**request, "responses": ["ok"] * 1025})[0] == 413
+        assert service.ask("/score", {"prompt": "how", "responses": ["ok"] * 1025})[0] == 413
 
     def test_each_item_that_is_wrong_is_named_and_none_is_scored(self, service):
         before = service.number("trl_pafo_items_total")
-        rows = [
-            ASK,
-            {"prompt": "how"},
-            3,
-            {**ASK, "history": 3},
-            {"prompt": "a", "response": "b"},
-            {**ASK, "response": "red " * 300},
-        ]
-        status, answer = service.ask("/score", rows)
+        wrong = {
+            "item 1 has neither `response` nor `chosen` and `rejected`; it has prompt.": {"prompt": "how"},
+            "item 2: expected a JSON object, got int": 3,
+            "item 3: a history must be a list of past pairs": {**ASK, "history": 3},
+            "item 4: `history` is missing, and the model was trained with histories": {"prompt": "a", "response": "b"},
+            "1 of 1 rows are longer than the 256 positions of the model, the first is item 5": {**ASK, "response": "red " * 300},
+        }
+        status, answer = service.ask("/score", [ASK, *wrong.values()])
         assert status == 422
         assert [error["item"] for error in answer["detail"]] == [1, 2, 3, 4, 5]
-        for error, message in zip(
-            answer["detail"],
-            (
-                "item 1 has neither `response` nor `chosen` and `rejected`; it has prompt.",
-                "item 2: expected a JSON object, got int",
-                "item 3: a history must be a list of past pairs",
-                "item 4: `history` is missing, and the model was trained with histories",
-                "1 of 1 rows are longer than the 256 positions of the model, the first is item 5",
-            ),
-            strict=True,
-        ):
+        for error, message in zip(answer["detail"], wrong, strict=True):
             assert error["error"].startswith(message)
         assert service.number("trl_pafo_items_total") == before
 
@@ -154,9 +124,7 @@ class TestScore:
         [
             (b"{", "The body is not JSON (Expecting property name"),
             (b"\xff", "The body, line 1: this is not UTF-8 text"),
-            (b"[" * 100_000, "The body is not JSON (it is nested too deeply)"),
             (b'{"a": ' + b"[" * 700 + b"]" * 700 + b"}", "The body is not JSON (it is nested too deeply)"),
-            (b"", "The body is not JSON"),
             (b"[]", "The list holds no items"),
             (b"3", "item 0: expected a JSON object, got int"),
         ],
@@ -176,9 +144,7 @@ class TestClassify:
         assert status == 200
         (item,) = answer["data"]
         assert item == {"index": 0, "label": "LABEL_0", "probs": item["probs"], "num_classes": 1}
-        assert item["probs"] == pytest.approx([alone(model, ASK)], abs=rounding(item["probs"]))
-        scorer = RewardScorer(model.scorer.folder)
-        (ids,) = scorer.tokenize([ASK])
+        (ids,) = RewardScorer(model.scorer.folder).tokenize([ASK])
         assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == len(ids["response"])
         assert (answer["object"], answer["model"]) == ("list", str(model.scorer.folder))
 
@@ -199,12 +165,9 @@ class TestClassify:
         ("change", "message"),
         [
             ({"use_activation": None}, "`use_activation` must be false: rewards are raw"),
-            ({"use_activation": True}, "`use_activation` must be false"),
             ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens is not known here"),
             ({"messages": None}, "Give either `messages`"),
-            ({"input": "a"}, "Give either `messages`"),
             ({"messages": "a"}, "item 0: `prompt` is missing"),
-            ({"messages": [3]}, "item 0: `response` must be"),
             ({"chat_template_kwargs": None}, "item 0: `history` is missing"),
             ({"messages": None, "input": "a"}, "`input` is a text without a history"),
             ({"messages": None, "input": "a", "chat_template_kwargs": None}, "item 0 is a text without a prompt, and the model"),
@@ -239,29 +202,21 @@ class TestManyAtOnce:
 
         with serving(folder) as service, ThreadPoolExecutor(num_clients) as pool:
             list(pool.map(client, range(num_clients)))
-            counts = {
-                name: service.number(f"trl_pafo_{name}")
-                for name in ("batches_total", "queue", 'requests_total{endpoint="/score",status="200"}')
-            }
-        num_bad = len(range(50, num_requests, 100))
-        assert [status for status, _ in answers].count(422) == num_bad
-        good = [(rows, answer) for rows, (status, answer) in zip(requests, answers, strict=True) if status == 200]
-        assert len(good) == num_requests - num_bad
+            num_good = service.number('trl_pafo_requests_total{endpoint="/score",status="200"}')
+            assert service.number("trl_pafo_queue") == 0
+            assert service.number("trl_pafo_batches_total") < num_good  # they were scored together
         model = FairRewardModel.from_pretrained(folder)
-        for rows, answer in good:
-            for row, found in zip(rows, answer, strict=True):
-                expected = alone(model, row)
-                assert found["reward"] == pytest.approx(expected, abs=rounding(expected))
-        assert all(
-            status == 200 or answer["detail"][0]["item"] == len(rows) - 1
-            for rows, (status, answer) in zip(requests, answers, strict=True)
-        )
-        assert counts['requests_total{endpoint="/score",status="200"}'] == len(good)
-        assert counts["queue"] == 0
-        assert counts["batches_total"] < len(good)  # they were scored together
+        for number, (rows, (status, answer)) in enumerate(zip(requests, answers, strict=True)):
+            assert status == (422 if number % 100 == 50 else 200)
+            if status == 422:
+                assert answer["detail"][0]["item"] == len(rows) - 1
+                continue
+            expected = [alone(model, row) for row in rows]
+            assert [found["reward"] for found in answer] == pytest.approx(expected, abs=rounding(expected))
+        assert num_good == sum(status == 200 for status, _ in answers)
 
-    def test_three_hundred(self, folder):
-        self.ask_all(folder, 300, 6)
+    def test_sixty(self, folder):
+        self.ask_all(folder, 60, 6)
 
     @pytest.mark.slow
     def test_ten_thousand(self, folder):
@@ -473,49 +428,35 @@ def test_what_was_accepted_is_answered_before_it_stops(folder, model, number):
     command = [sys.executable, "-c", COMMAND, "--model_name_or_path", folder, "--port", "0"]
     # Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
     undo = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}, preexec_fn=undo) as process:
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=undo) as process,
+        ThreadPoolExecutor(2) as pool,
+    ):
         try:
             line = next(line for line in process.stderr if line.startswith("Serving "))
-            port = int(line.rsplit(":", 1)[1])
-            answers = _ask_in_background(port)
+            running = Service(int(line.rsplit(":", 1)[1]), None, None)
+            while not is_ready(running):
+                time.sleep(0.05)
+            answers = [pool.submit(running.ask, "/score", ASK) for _ in range(2)]
             assert next(line for line in process.stderr if line == "scoring\n")
             process.send_signal(number)
             assert process.wait(60) == 0
             rest = process.stderr.read()
         finally:
             process.kill()
-    found = [answer.result() for answer in answers]
+        found = [answer.result() for answer in answers]
     assert [status for status, _ in found] == [200, 200]
     expected = alone(model, ASK)
-    assert [json.loads(text)["reward"] for _, text in found] == pytest.approx([expected] * 2, abs=rounding(expected))
+    assert [answer["reward"] for _, answer in found] == pytest.approx([expected] * 2, abs=rounding(expected))
     assert "Traceback" not in rest
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", port))
+    assert not is_ready(running)
 
 
-def _ask_in_background(port):
-    """Two requests, as soon as there is an answer that the model is ready."""
-    import http.client
-
-    def ask():
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", "/score", json.dumps(ASK))
-        response = connection.getresponse()
-        return response.status, response.read()
-
-    def ready():
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-
-    while True:
-        try:
-            if ready():
-                break
-        except ConnectionRefusedError:  # it does not listen yet
-            time.sleep(0.05)
-    pool = ThreadPoolExecutor(2)
-    return [pool.submit(ask), pool.submit(ask)]
+def is_ready(running):
+    try:
+        return running.ask("/health")[0] == 200
+    except ConnectionRefusedError:  # it does not listen yet, or not any more
+        return False
 
 
 @pytest.mark.parametrize(
@@ -541,15 +482,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(service):
         serve(flags("nowhere/x", port=service.port))
 
 
-def test_without_the_extra_it_says_what_to_install(folder):
-    code = (
-        "import sys\nfor name in ('fastapi', 'uvicorn', 'prometheus_client', 'starlette'):\n    sys.modules[name] = None\n"
-        "import importlib.util as util\nreal = util.find_spec\n"
-        "util.find_spec = lambda name, *more: None if sys.modules.get(name, 0) is None else real(name, *more)\n"
-        "from trl_pafo.cli import main\nassert main(['score', '--input', 'missing.jsonl', '--model_name_or_path', 'x']) == 1\n"
-        f"sys.exit(main(['serve', '--model_name_or_path', {folder!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "A service needs fastapi, uvicorn, prometheus_client: pip install trl-pafo[serve].\n" in done.stderr
-    assert "'missing.jsonl' cannot be read" in done.stderr
+def test_without_the_extra_it_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setattr("trl_pafo.serving.serve.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"A service needs fastapi, uvicorn, prometheus_client: pip install trl-pafo\[serve\]"):
+        serve(flags(folder))
