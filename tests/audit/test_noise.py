@@ -48,7 +48,7 @@ def test_what_others_say_equals_a_naive_loop():
     assert set(votes["majority"].dropna()) == {0.0, 0.5, 1.0}
 
 
-@pytest.mark.parametrize("q", [0.5, 0.7, 0.95])
+@pytest.mark.parametrize("q", [0.5, 0.8])
 def test_the_best_shared_judge_lies_within_the_bounds(q):
     """Each pair is preferred one way by q of the people: pairwise agreement is q^2 + (1 - q)^2, the best judge max(q, 1 - q)."""
     found = noise_ceiling(make_votes(np.full((60, 1500), q), num_pairs=1500))
@@ -59,12 +59,6 @@ def test_the_best_shared_judge_lies_within_the_bounds(q):
     if q > 0.5:  # of alike pairs the upper bound is the truth
         assert high == pytest.approx(q, abs=0.02)
     assert (found["num_votes"], found["votes_a_pair"]) == (7500, 5)
-
-
-def test_too_few_common_votes_are_an_error():
-    votes = with_others(pd.DataFrame({"user": ["a", "b"], "pair": [0, 0], "label": [0, 1]}))
-    with pytest.raises(DataError, match=r"Only 2 of 2 votes .* cannot be estimated"):
-        noise_ceiling(votes)
 
 
 def judged_by_many(num_users=24, num_pairs=60, careless=6):
@@ -94,7 +88,7 @@ def test_made_labels_have_a_known_ceiling(options, known):
 def test_without_common_pairs_it_is_said_that_nothing_can_be_estimated():
     rows = make_pairs(history=0).add_column("support_rate", [0.5] * 30)
     noise = LabelNoise(DataArguments(source="files"), rows, 0)
-    assert "cannot be estimated" in noise.summary["reason"]
+    assert noise.summary["reason"].startswith("Only 0 of 30 votes are on pairs")
     assert np.isnan(noise.ceiling_of(rows)).all()
 
 
@@ -126,30 +120,17 @@ def test_low_support_without_held_out_prompts_equals_a_plain_count():
         liked = rng.random() < (0.15 if user < 3 else 0.85)
         chosen, rejected = ("a", "b") if liked else ("b", "a")
         rows.append({"prompt": f"p{number}", "chosen": chosen, "rejected": rejected, "user": f"u{user:02d}"})
-    data = DataArguments(source="files", data_path="x", minority_quantile=0.25)
     rates = support_rate_by_agreement(
         [r["user"] for r in rows], [r["prompt"] for r in rows], [1 if r["chosen"] == "a" else -1 for r in rows]
     )
     cut = [{**row, "support_rate": rates[row["user"]], "group": "few" if rates[row["user"]] < 0.5 else "many"} for row in rows]
+    data = DataArguments(source="files", data_path="x", minority_quantile=0.25)
     noise = LabelNoise(data, Dataset.from_list(cut), seed=0)
     assert noise.minority_share == 0.25
-    users = sorted(rates, reverse=True)
-    held_out = {f"p{number}" for number in range(10)}
-    kept = [row for row in rows if row["prompt"] not in held_out]
+    users, held_out = sorted(rates, reverse=True), {f"p{number}" for number in range(10)}
+    votes = {(row["user"], row["prompt"]): row["chosen"] for row in rows if row["prompt"] not in held_out}
     support = {
-        user: np.mean(
-            [
-                np.mean(
-                    [
-                        other["chosen"] == row["chosen"]
-                        for other in kept
-                        if other["prompt"] == row["prompt"] and other["user"] != user
-                    ]
-                )
-                for row in kept
-                if row["user"] == user
-            ]
-        )
+        user: np.mean([votes[user, p] == votes[o, p] for u, p in votes if u == user for o in users if o != user])
         for user in users
     }
     lowest = sorted(users, key=support.get)[:3]

@@ -19,6 +19,7 @@ from trl_pafo.errors import DataError
 RNG = np.random.default_rng(0)
 DIFFERENCES, HISTORIES = RNG.normal(size=(40, 5)), RNG.normal(size=(40, 5))
 HISTORIES[3] = 0  # a user's first pair
+SCALED = HISTORIES / np.sqrt((HISTORIES**2).sum() / 39)
 FITTED, JUDGED = np.arange(30), np.arange(30, 40)
 ONE, OTHER = RNG.normal(size=12), RNG.normal(size=12)
 
@@ -28,12 +29,10 @@ def kernels():
     return PairKernels(DIFFERENCES @ DIFFERENCES.T, HISTORIES @ HISTORIES.T)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("share", [0.0, 0.4])
 def test_the_product_kernel_is_ridge_regression_on_all_products(share, kernels):
     """Weights linear in the history: features d and all products of d and h, and no constant."""
-    squares = (HISTORIES**2).sum(axis=1)
-    scaled = HISTORIES / np.sqrt(squares[squares > 0].mean())
-    products = (DIFFERENCES[:, :, None] * scaled[:, None, :]).reshape(40, -1)
+    products = (DIFFERENCES[:, :, None] * SCALED[:, None, :]).reshape(40, -1)
     features = np.hstack([np.sqrt(1 - share) * DIFFERENCES, np.sqrt(share) * products])
     penalty = 0.3 * (features[FITTED] ** 2).sum() / len(FITTED)
     x = features[FITTED]
@@ -43,11 +42,9 @@ def test_the_product_kernel_is_ridge_regression_on_all_products(share, kernels):
 
 
 def test_the_gaussian_kernel(kernels):
-    squares = (HISTORIES**2).sum(axis=1)
-    scaled = HISTORIES / np.sqrt(squares[squares > 0].mean())
     found = kernels(FITTED, JUDGED, Kernel(2.0, 0.6))
     for i, j in ((0, 30), (3, 35), (29, 39)):
-        near = np.exp(-2.0 * ((scaled[i] - scaled[j]) ** 2).sum())
+        near = np.exp(-2.0 * ((SCALED[i] - SCALED[j]) ** 2).sum())
         assert found[i, j - 30] == pytest.approx(DIFFERENCES[i] @ DIFFERENCES[j] * (0.4 + 0.6 * near), abs=1e-4)
 
 
@@ -109,10 +106,12 @@ def test_the_front_is_above_the_shared_probe_where_groups_differ_and_the_history
 
 
 def test_nothing_is_above_it_where_groups_are_alike():
-    found = probe_front(population({"a": ONE, "b": ONE}), num_history=3, folds=2, repeats=2)
+    pairs = population({"a": ONE, "b": ONE})
+    found, again, other = (probe_front(pairs, num_history=3, folds=2, repeats=1, seed=seed) for seed in (0, 0, 1))
     assert found["worth"] is False
     assert found["sentence"].startswith("Nothing to distill: for no tau")
     assert accuracy(found, "shared probe", "b") > 0.8
+    assert found["points"] == again["points"] != other["points"]
 
 
 def test_nothing_is_above_it_where_the_history_says_it_all():
@@ -147,14 +146,6 @@ def test_a_fitted_row_shows_no_held_out_prompt_and_a_judged_one_its_newest():
     judged, allowed = np.array([False, True, False]), np.array([True, False, True, True])
     weights = _history_weights([[1, 3, 2], [1, 3, 2], [1]], 2, judged, allowed).toarray()
     assert weights.tolist() == [[0, 0, 0.5, 0.5], [0, 0.5, 0, 0.5], [0, 0, 0, 0]]
-
-
-def test_the_result_is_the_same_every_time_and_differs_with_the_seed():
-    pairs = population({"a": ONE, "b": OTHER}, users=(12, 6))
-    how = {"num_history": 1, "folds": 2, "repeats": 1}
-    first, again, other = (probe_front(pairs, seed=seed, **how) for seed in (0, 0, 1))
-    assert first["points"] == again["points"]
-    assert first["points"] != other["points"]
 
 
 def test_entries_that_only_serve_as_history():

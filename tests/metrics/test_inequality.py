@@ -36,7 +36,7 @@ accuracies = st.lists(st.integers(0, 8).map(lambda k: k / 8), min_size=1, max_si
 
 
 @each_name
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(benefits=accuracies.filter(any), random=st.randoms(use_true_random=False), factor=st.floats(0.01, 100))
 def test_it_is_scipys_whatever_the_order_and_the_unit(name, benefits, random, factor):
     measure, reference, _ = MEASURES[name]
@@ -48,7 +48,7 @@ def test_it_is_scipys_whatever_the_order_and_the_unit(name, benefits, random, fa
 
 
 @each_name
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(accuracies.filter(lambda b: len(set(b)) > 1), st.floats(0, 0.5), st.randoms(use_true_random=False))
 def test_a_transfer_to_a_worse_user_makes_it_fairer(name, benefits, share, random):
     """Pigou and Dalton: a transfer that leaves the worse user at most where the better one was."""

@@ -16,7 +16,7 @@ pairs_of_values = st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 3)), min
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(pairs_of_values)
 def test_it_is_scipys_with_ties(rows):
     x, y = zip(*rows, strict=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.metrics import compare, fairness_summary, gini, hf_evaluate, jain, pair_correctness, theil
+from trl_pafo.metrics import compare, gini, hf_evaluate, jain, pair_correctness, theil
 
 evaluate = pytest.importorskip("evaluate")
 
@@ -98,18 +98,14 @@ def is_plain(value):
 
 
 class TestGroupFairness:
-    def test_equals_a_plain_loop(self, pairs):
-        rewards, groups, _ = pairs
-        results = hf_evaluate.load("group_fairness").compute(predictions=rewards, groups=groups)
-        assert results == pytest.approx(expected_groups(rewards, groups))
-        assert is_plain(results)
-
-    def test_margins_and_rewards_say_the_same(self, pairs):
+    def test_equals_a_plain_loop_of_margins_and_of_rewards(self, pairs):
         rewards, groups, _ = pairs
         metric = hf_evaluate.load("group_fairness")
-        of_rewards = metric.compute(predictions=rewards, groups=groups)
-        assert metric.compute(predictions=rewards[:, 0] - rewards[:, 1], groups=groups) == of_rewards
-        assert metric.compute(predictions=torch.tensor(rewards), groups=list(groups)) == of_rewards
+        results = metric.compute(predictions=rewards, groups=groups)
+        assert results == pytest.approx(expected_groups(rewards, groups))
+        assert is_plain(results)
+        assert metric.compute(predictions=rewards[:, 0] - rewards[:, 1], groups=groups) == results
+        assert metric.compute(predictions=torch.tensor(rewards), groups=list(groups)) == results
 
     def test_keys_stay_where_groups_are_named(self):
         metric = hf_evaluate.load("group_fairness")
@@ -157,59 +153,31 @@ class TestParetoVerdict:
             assert is_plain(results)
 
 
-def test_equal_to_the_summary(pairs):
-    """One word means one number in the whole package."""
-    rewards, groups, users = pairs
-    modules = [hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")]
-    results = evaluate.combine(modules).compute(predictions=rewards, groups=groups, users=users)
-    summary = fairness_summary(pair_correctness(rewards[:, 0] - rewards[:, 1]), users, groups, num_resamples=2)
-    names = {"accuracy": "overall", "user_accuracy_mean": "user_mean", "user_accuracy_cvar": "user_worst_decile"}
-    names |= {f"accuracy/{name}": f"accuracy/{name}" for name in set(groups)}
-    names |= {f"accuracy_{name}": name for name in ("group_min", "group_max", "difference", "ratio")}
-    names |= {f"user_accuracy_{name}": f"user_{name}" for name in ("std", "max_min", "gini", "theil", "jain")}
-    for ours, theirs in names.items():
-        assert results[ours] == pytest.approx(summary[theirs]["value"])
-    assert results["worst_group"] == summary["worst_group"]
-    assert results["user_count"] == summary["num_users"]
-
-
 class TestAdding:
     @pytest.mark.parametrize("options", [{}, {"keep_in_memory": True}])
-    def test_batches_of_any_size_and_single_pairs(self, pairs, options):
-        rewards, groups, _ = pairs
-        metric = hf_evaluate.load("group_fairness", **options)
-        for start, end in [(0, 64), (64, 64), (64, 65), (65, 290)]:
-            metric.add_batch(predictions=rewards[start:end], groups=groups[start:end])
-        for reward, group in zip(rewards[290:299], groups[290:299], strict=True):
-            metric.add(prediction=reward, groups=group)
-        assert metric.compute(predictions=rewards[299:], groups=groups[299:]) == pytest.approx(expected_groups(rewards, groups))
-
-    def test_combined(self, pairs):
+    def test_batches_of_any_size_and_single_pairs_combined(self, pairs, options):
         rewards, groups, users = pairs
-        both = evaluate.combine([hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")])
-        expected = pytest.approx(expected_groups(rewards, groups) | expected_users(rewards, users))
-        assert both.compute(predictions=rewards, groups=groups, users=users) == expected
-        both.add_batch(predictions=rewards[:100], groups=groups[:100], users=users[:100])
-        for reward, group, user in zip(rewards[100:], groups[100:], users[100:], strict=True):
+        both = evaluate.combine([hf_evaluate.load(name, **options) for name in ("group_fairness", "user_fairness")])
+        for start, end in [(0, 64), (64, 64), (64, 65), (65, 290)]:
+            both.add_batch(predictions=rewards[start:end], groups=groups[start:end], users=users[start:end])
+        for reward, group, user in zip(rewards[290:299], groups[290:299], users[290:299], strict=True):
             both.add(prediction=reward, groups=group, users=user)
+        both.add_batch(predictions=rewards[299:], groups=groups[299:], users=users[299:])
+        expected = pytest.approx(expected_groups(rewards, groups) | expected_users(rewards, users))
         assert both.compute() == expected
+        assert both.compute(predictions=rewards, groups=groups, users=users) == expected
 
     @pytest.mark.parametrize(
         ("columns", "match"),
         [
             ({"predictions": [1.0]}, "takes the columns predictions, groups, one value per pair; got predictions"),
-            ({"predictions": [1.0], "groups": ["a"], "group": ["a"]}, "got predictions, groups, group"),
             ({"predictions": [1.0], "groups": ["a"], "references": [1]}, "takes no references: .* Give the columns"),
             ({"predictions": [1.0, 2.0], "groups": ["a"]}, "their lengths are {'predictions': 2, 'groups': 1}"),
             ({"predictions": [1.0, np.nan], "groups": ["a", "b"]}, "1 of 2 margins are NaN"),
-            ({"predictions": [[np.inf, np.inf]], "groups": ["a"]}, "1 of 1 margins are NaN"),
             ({"predictions": [True], "groups": ["a"]}, r"`predictions` must be margins of shape .* got shape \(1,\) of bool"),
             ({"predictions": [[1.0]], "groups": ["a"]}, r"the chosen response's first; got shape \(1, 1\)"),
-            ({"predictions": [{}], "groups": ["a"]}, "`predictions` cannot be read as numbers"),
             ({"predictions": torch.ones(1, requires_grad=True), "groups": ["a"]}, r"`.detach\(\).float\(\).cpu\(\)`"),
-            ({"predictions": torch.ones(1, dtype=torch.bfloat16), "groups": ["a"]}, r"of a tensor, `.detach\(\)"),
             ({"predictions": [1.0, 2.0], "groups": ["a", None]}, "row 1: has no `groups`. Fill the column"),
-            ({"predictions": [1.0, 2.0], "groups": "ab"}, "`groups` must hold one label per row, got the text 'ab'"),
         ],
     )
     def test_a_bad_batch_is_refused_and_not_stored(self, columns, match):
@@ -230,9 +198,6 @@ class TestAdding:
             metric.add(prediction=np.nan, groups="a")
         metric.add(prediction=2, groups="a")
         assert metric.compute()["count"] == 1
-
-    def test_no_pairs_at_all(self):
-        metric = hf_evaluate.load("group_fairness")
         with pytest.raises(DataError, match="at least one pair"):
             metric.compute(predictions=[], groups=[])
 
@@ -246,11 +211,10 @@ def compute_shard(rank, world_size, folder, shards, queue):
     queue.put((rank, group_metric.compute(), user_metric.compute()))
 
 
-@pytest.mark.parametrize("cuts", [[100], [7, 300]])
-def test_several_processes(pairs, cuts, tmp_path):
+def test_several_processes(pairs, tmp_path):
     rewards, groups, users = pairs
     hf_evaluate.load("group_fairness"), hf_evaluate.load("user_fairness")  # scripts copied once, before the fork
-    shards = list(zip(*(np.split(column, cuts) for column in pairs), strict=True))
+    shards = list(zip(*(np.split(column, [7, 300]) for column in pairs), strict=True))
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     processes = [
