@@ -20,7 +20,7 @@ def build(oracle, num_rewards: int = 2, epsilon: float = 0.1, delta: float = 0.0
 # The promise
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.integers(0, 10**6),
     st.integers(2, 4),
@@ -46,16 +46,6 @@ def test_every_weight_is_served_within_the_tolerance(seed: int, d: int, toleranc
     assert portfolio.smallest
     assert len(portfolio) <= (size_bound(d, epsilon, delta) or np.inf)
     assert portfolio.observed_factor == 0
-
-
-@settings(max_examples=8)
-@given(st.integers(0, 10**6))
-def test_no_fewer_of_the_known_policies_would_do(seed: int) -> None:
-    portfolio = build(Finite(np.random.default_rng(seed).random((15, 2)) ** 0.5), 2, 0.02)
-    values = np.array([call.result.values for call in portfolio.calls])
-    for members in combinations(range(len(values)), len(portfolio) - 1):
-        if members:
-            assert certify(values[list(members)], portfolio.upper_bound).relative_gap > 0.02
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.3])
@@ -148,15 +138,6 @@ def test_an_inexact_oracle_whose_factor_is_given() -> None:
         build(Sloppy(), 2, 0.02, oracle_factor=0.02)
 
 
-def test_an_inexact_oracle_whose_factor_is_estimated() -> None:
-    # The best policy for the middle is there already; the oracle's own answer in the middle is 10 % worse.
-    worse = Finite([[1.0, 0.0], [0.0, 1.0], [0.72, 0.72]])
-    known = [OracleResult([0.8, 0.8]), (np.array([0.5, 0.5]), OracleResult([0.72, 0.72]))]
-    portfolio, estimated = (build(worse, 2, 0.2, warm_start=known, oracle_factor=factor) for factor in (0.0, "estimate"))
-    assert portfolio.observed_factor == estimated.upper_bound.factor == pytest.approx(0.1)
-    assert estimated.upper_bound.bounds == pytest.approx(portfolio.upper_bound.bounds / np.array([1, 0.9, 0.9]))
-
-
 def test_an_oracle_too_far_from_the_best_serves_with_what_it_found() -> None:
     with pytest.raises(PortfolioError, match="weights that the oracle has answered"):
         build(Sphere(), 2, 0.1, 0.001, oracle_factor=0.3)
@@ -179,23 +160,17 @@ def test_progress_shows_calls_and_gap(capsys: pytest.CaptureFixture) -> None:
     ("options", "message"),
     [
         ({"num_rewards": 1}, "at least 2 rewards"),
-        ({"epsilon": 1.0}, r"epsilon must be 0 or lie in \[1e-6, 1\)"),
         ({"epsilon": float("nan")}, "epsilon must be 0 or lie"),
         ({"epsilon": 0.0}, "epsilon or delta be at least 1e-6"),
         ({"delta": -0.1}, "delta must not be negative"),
         ({"beta": -1.0}, "beta must not be negative"),
         ({"pruning_share": 1.0}, r"pruning_share must lie in \[0, 1\)"),
         ({"oracle_factor": 1.0}, r"oracle_factor must lie in \[0, 1\)"),
-        ({"oracle_factor": "guess"}, "or be 'estimate'"),
         ({"num_members": 0}, "num_members must be at least 1"),
-        ({"reward_names": ["a"]}, "2 different names"),
         ({"reward_names": ["a", "a"]}, "2 different names"),
         ({"search": "random"}, "search='random' is unknown"),
         ({"search": "grid"}, "needs epsilon > 0 and delta > 0"),
-        ({"search": "grid", "delta": 0.1, "beta": 0.1}, "and beta = 0"),
         ({"warm_start": [3]}, r"warm_start\[0\] must be an OracleResult or a pair"),
-        ({"warm_start": [OracleResult([0.1])]}, r"warm_start\[0\]: `values` must have shape \(2,\)"),
-        ({"warm_start": [([0.1, 0.1], OracleResult([0.1, 0.1]))]}, "simplex"),
     ],
 )
 def test_options_out_of_range(options: dict, message: str) -> None:
@@ -203,11 +178,6 @@ def test_options_out_of_range(options: dict, message: str) -> None:
     with pytest.raises(PortfolioError, match=message):
         build(oracle, **options)
     assert not oracle.asked
-
-
-def test_an_answer_that_cannot_be_used() -> None:
-    with pytest.raises(PortfolioError, match=r"answer to w = \[1., 0.\]: `values` holds NaN"):
-        build(lambda weights: OracleResult([0.5, float("nan")]))
 
 
 def test_too_many_calls() -> None:
@@ -246,10 +216,8 @@ def test_a_failed_oracle_loses_nothing_and_a_finer_tolerance_goes_on(tmp_path: P
 
 
 def test_another_problem_in_the_folder_is_refused(tmp_path: Path) -> None:
-    build(Sphere(), folder=tmp_path, problem={"base": "tiny"})
-    with pytest.raises(PortfolioError, match="a different problem"):
-        build(Sphere(), folder=tmp_path, problem={"base": "large"})
     named = Sphere()
     named.problem = {"base": "tiny"}  # type: ignore[attr-defined]
-    assert build(named, folder=tmp_path).oracle_calls > 0
-    assert not named.asked
+    build(named, folder=tmp_path)
+    with pytest.raises(PortfolioError, match="a different problem"):
+        build(named, folder=tmp_path, problem={"base": "large"})

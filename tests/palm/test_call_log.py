@@ -32,13 +32,6 @@ def policies(path: Path) -> list[str]:
     return [c.result.policy for c in CallLog(path, PROBLEM).calls]
 
 
-def test_calls_come_back_to_the_last_digit(path: Path) -> None:
-    for place, back in enumerate(CallLog(path, PROBLEM).calls):
-        assert np.array_equal(back.weights, call(place).weights)
-        assert np.array_equal(back.result.values, call(place).result.values)
-        assert back.result.policy == f"adapter_{place}"
-
-
 def test_each_answer_is_on_disk_before_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
     monkeypatch.setattr("os.fsync", lambda number: synced.append(path.read_text().count("\n")))
@@ -58,17 +51,11 @@ def test_a_line_that_was_being_written_is_dropped_and_the_file_goes_on(path: Pat
     assert policies(path) == [*kept, "adapter_7"]
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"problem": {"base": "large"}}, r"problem: \{'base': 'tiny'\} -> \{'base': 'large'\}"),
-        ({"beta": 0.1}, r"beta: 0\.0 -> 0\.1"),
-    ],
-)
-def test_another_problem_is_refused_and_the_file_left_alone(path: Path, change: dict, match: str) -> None:
+def test_another_problem_is_refused_and_the_file_left_alone(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(PortfolioError, match=f"a different problem.*{match}"):
-        CallLog(path, {**PROBLEM, **change})
+    changed = r"beta: 0\.0 -> 0\.1; problem: \{'base': 'tiny'\} -> \{'base': 'large'\}"
+    with pytest.raises(PortfolioError, match=f"a different problem.*{changed}"):
+        CallLog(path, {**PROBLEM, "beta": 0.1, "problem": {"base": "large"}})
     assert path.read_bytes() == before
 
 

@@ -11,23 +11,18 @@ from trl_pafo.palm import OracleCall, OracleResult, check_weights
 from trl_pafo.palm.core import checked_result
 
 
-def test_weights_come_back_on_the_simplex() -> None:
-    weights = check_weights(np.float32([0.1, 0.2, 0.7]), 3)
-    assert weights.dtype == np.float64
-    assert weights.sum() == pytest.approx(1, abs=1e-15)
-
-
-def test_weights_a_rounding_error_below_0_are_0() -> None:
-    weights = check_weights([1.0, 1e-10, -1e-10], 3)
-    assert weights.min() == 0
-    assert weights.sum() == pytest.approx(1, abs=1e-15)
+def test_weights_come_back_on_the_simplex_and_a_rounding_error_below_0_is_0() -> None:
+    for given in (np.float32([0.1, 0.2, 0.7]), [1.0, 1e-10, -1e-10]):
+        weights = check_weights(given, 3)
+        assert weights.dtype == np.float64
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1, abs=1e-15)
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
         ([0.5, 0.6], "adding up to 1"),
-        ([1.5, -0.5], "none negative"),
         ([0.2, 0.3, 0.5], r"shape \(2,\)"),
         ([np.nan, 1.0], "NaN"),
         (["a", "b"], "must be numbers"),
@@ -48,14 +43,11 @@ def test_rounding_over_the_edge_is_clipped() -> None:
     ("result", "message"),
     [
         ({"values": [0, 1]}, "got dict"),
-        (OracleResult([0.5, np.nan]), "Answer 7: `values` holds NaN"),
-        (OracleResult([0.5, 0.5, 0.5]), r"must have shape \(2,\), got \(3,\)"),
         (OracleResult([0.5, -0.1]), r"are outside \[0, 1\]. Normalize"),
         (OracleResult([0.5, 0.5], kl=float("nan")), "`kl` must be a number of nats"),
         (OracleResult([0.5, 0.5], kl=-0.1), "not negative, got -0.1"),
         (OracleResult([0.5, 0.5], kl="much"), "`kl` must be a number, got 'much'"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.1, 0.5]]), "mean of `prompt_values`"),
-        (OracleResult([0.5, 0.5], prompt_values=[[0.5]]), "`prompt_values` must have shape"),
         (OracleResult([0.5, 0.5], prompt_values=[]), "`prompt_values` must have shape"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5]], prompt_kl=[0.1, 0.2]), "`prompt_kl` must have shape"),
     ],

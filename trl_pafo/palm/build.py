@@ -211,7 +211,25 @@ class Build:
         problem: Mapping[str, Any] | None = None,
     ) -> "Build":
         """Check the options and read what the folder knows already; arguments as of [`build_portfolio`]."""
-        names = _checked_options(num_rewards, epsilon, delta, beta, reward_names, oracle_factor)
+        if num_rewards < 2:
+            raise PortfolioError(f"A portfolio needs at least 2 rewards, got num_rewards={num_rewards}.")
+        if not (epsilon == 0 or 1e-6 <= epsilon < 1):
+            raise PortfolioError(f"epsilon must be 0 or lie in [1e-6, 1), got {epsilon}; it is a share, 0.05 for 5 %.")
+        if not (math.isfinite(delta) and delta >= 0 and epsilon + delta >= 1e-6):
+            raise PortfolioError(f"delta must not be negative, and epsilon or delta be at least 1e-6; got {epsilon=}, {delta=}.")
+        if not (math.isfinite(beta) and beta >= 0):
+            raise PortfolioError(f"beta must not be negative, got {beta}.")
+        if oracle_factor != "estimate":
+            if not (isinstance(oracle_factor, int | float) and 0 <= oracle_factor < 1):
+                raise PortfolioError(f"oracle_factor must lie in [0, 1) or be 'estimate', got {oracle_factor!r}.")
+            if delta == 0 and oracle_factor >= epsilon:
+                raise PortfolioError(
+                    f"With an oracle that may miss {oracle_factor:g} of the best, no number of calls certifies "
+                    f"epsilon={epsilon:g}: ask for more than the factor."
+                )
+        names = tuple(reward_names) if reward_names is not None else tuple(f"reward_{place}" for place in range(num_rewards))
+        if len(names) != num_rewards or len(set(names)) != num_rewards:
+            raise PortfolioError(f"reward_names must be {num_rewards} different names, got {list(names)}.")
         calls = [_warm_call(item, num_rewards, place) for place, item in enumerate(warm_start)]
         log = None
         if folder is not None:
@@ -279,33 +297,3 @@ def _warm_call(item: OracleResult | tuple[ArrayLike, OracleResult], num_rewards:
     result = checked_result(item, num_rewards, f"warm_start[{place}]")
     asked = np.full(num_rewards, np.nan) if weights is None else check_weights(weights, num_rewards)
     return OracleCall(asked, result, warm=True)
-
-
-def _checked_options(
-    num_rewards: int,
-    epsilon: float,
-    delta: float,
-    beta: float,
-    reward_names: Sequence[str] | None,
-    oracle_factor: float | str,
-) -> tuple[str, ...]:
-    """The names of the rewards; [`PortfolioError`] for an option that cannot be used."""
-    if num_rewards < 2:
-        raise PortfolioError(f"A portfolio needs at least 2 rewards, got num_rewards={num_rewards}.")
-    if not (epsilon == 0 or 1e-6 <= epsilon < 1):
-        raise PortfolioError(f"epsilon must be 0 or lie in [1e-6, 1), got {epsilon}; it is a share, 0.05 for 5 %.")
-    if not (math.isfinite(delta) and delta >= 0 and epsilon + delta >= 1e-6):
-        raise PortfolioError(f"delta must not be negative, and epsilon or delta be at least 1e-6; got {epsilon=}, {delta=}.")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise PortfolioError(f"beta must not be negative, got {beta}.")
-    if oracle_factor != "estimate" and not (isinstance(oracle_factor, int | float) and 0 <= oracle_factor < 1):
-        raise PortfolioError(f"oracle_factor must lie in [0, 1) or be 'estimate', got {oracle_factor!r}.")
-    if isinstance(oracle_factor, int | float) and delta == 0 and oracle_factor >= epsilon:
-        raise PortfolioError(
-            f"With an oracle that may miss {oracle_factor:g} of the best, no number of calls certifies epsilon={epsilon:g}: "
-            "ask for more than the factor."
-        )
-    names = tuple(reward_names) if reward_names is not None else tuple(f"reward_{place}" for place in range(num_rewards))
-    if len(names) != num_rewards or len(set(names)) != num_rewards:
-        raise PortfolioError(f"reward_names must be {num_rewards} different names, got {list(names)}.")
-    return names

@@ -65,20 +65,14 @@ class CallLog:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                if number == 1:
-                    self._check_header(row, header)
-                else:
-                    self.calls.append(self._checked(OracleCall.from_json(row), header, number))
+                if number > 1:
+                    call = OracleCall.from_json(row)
+                    result = checked_result(call.result, header["num_rewards"], f"{self.path}, line {number}")
+                    self.calls.append(replace(call, result=result))
+                elif changed := sorted(key for key in {*row, *header} if row.get(key) != header.get(key)):
+                    detail = "; ".join(f"{key}: {row.get(key)!r} -> {header.get(key)!r}" for key in changed)
+                    raise PortfolioError(f"{self.path} was written for a different problem ({detail}). Choose another folder.")
+            except PortfolioError:
+                raise
             except (ValueError, KeyError, TypeError) as error:
-                if isinstance(error, PortfolioError):
-                    raise
                 raise PortfolioError(f"{self.path}, line {number} cannot be read ({error}). Choose another folder.") from error
-
-    def _check_header(self, found: dict[str, Any], header: dict[str, Any]) -> None:
-        changed = sorted(key for key in {*found, *header} if found.get(key) != header.get(key))
-        if changed:
-            detail = "; ".join(f"{key}: {found.get(key)!r} -> {header.get(key)!r}" for key in changed)
-            raise PortfolioError(f"{self.path} was written for a different problem ({detail}). Choose another folder.")
-
-    def _checked(self, call: OracleCall, header: dict[str, Any], number: int) -> OracleCall:
-        return replace(call, result=checked_result(call.result, header["num_rewards"], f"{self.path}, line {number}"))

@@ -73,7 +73,7 @@ def certify(args: Any) -> Result:
 
 def choose(args: Any) -> Result:
     """`trl-pafo portfolio choose`."""
-    portfolio = _load(args.portfolio)
+    portfolio, folder = _load(args.portfolio)
     given = [name for name in ("weights", "answers", "history", "users") if getattr(args, name) is not None]
     if len(given) != 1:
         raise ConfigError(f"Give one of --weights, --answers, --history, --users; got {', '.join(given) or 'none'}.")
@@ -89,7 +89,7 @@ def choose(args: Any) -> Result:
     if args.answers:
         return _choose_by_answers(args, portfolio)
     if args.history:
-        return _choose_by_history(args, portfolio)
+        return _choose_by_history(args, portfolio, folder)
     weights, groups, users = read_users(args.users, portfolio.reward_names)
     service = serve(portfolio, weights, groups)
     result = service.to_json() | {"members": dict(zip(users, service.members.tolist(), strict=True))}
@@ -101,12 +101,12 @@ def plot(args: Any) -> Result:
     from trl_pafo.metrics.plotting import write_png
     from trl_pafo.palm.files.pictures import draw_cells, draw_gap, draw_usage
 
-    portfolio = _load(args.portfolio)
+    portfolio, folder = _load(args.portfolio)
     num_rewards = portfolio.values.shape[1]
     weights, groups = random_weights(num_rewards, 1000), None
     if args.users:
         weights, groups, _ = read_users(args.users, portfolio.reward_names)
-    folder = Path(args.output_dir or _folder_of(args.portfolio))
+    folder = Path(args.output_dir or folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"gap.png": draw_gap(portfolio), "usage.png": draw_usage(serve(portfolio, weights, groups))}
     if num_rewards <= 3:
@@ -124,7 +124,7 @@ def compare(args: Any) -> Result:
 
     if args.candidates:
         _refuse_unused(args, ["policies"], "no effect beside --candidates, whose best is known for all weights")
-    portfolio = _load(args.portfolio)
+    portfolio, _ = _load(args.portfolio)
     args.beta = args.beta or portfolio.beta
     args.reward_names = args.reward_names or list(portfolio.reward_names)
     oracle, names, _, _ = _oracle(args)
@@ -152,7 +152,7 @@ def export(args: Any) -> Result:
     """`trl-pafo portfolio export`."""
     if not args.output_dir:
         raise ConfigError("Give --output_dir, a new folder.")
-    portfolio = _load(args.portfolio)
+    portfolio, _ = _load(args.portfolio)
     out = export_members(portfolio, args.output_dir, base_model=args.base_model)
     return f"{len(portfolio)} members and their card: {out}", {}
 
@@ -260,7 +260,7 @@ def _choose_by_answers(args: Any, portfolio: Portfolio) -> Result:
     return f"{text}\n{_chosen(portfolio, best.member)}", result
 
 
-def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
+def _choose_by_history(args: Any, portfolio: Portfolio, folder: Path) -> Result:
     from trl_pafo.models.scoring import RewardScorer
 
     rows, names = read_history(args.history), portfolio.reward_names
@@ -279,7 +279,7 @@ def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
                 f"{args.history}: the user {user!r} has pairs in several groups ({', '.join(sorted(own))}); give it one."
             )
         groups += own - {None}
-    kept = _folder_of(args.portfolio) / SCALE_FILE
+    kept = folder / SCALE_FILE
     scale = RewardScale.load(kept) if kept.exists() else None
     differences = history_differences(rows, [RewardScorer.from_pretrained(source) for source in args.reward_models], scale)
     weights = []
@@ -298,15 +298,12 @@ def _choose_by_history(args: Any, portfolio: Portfolio) -> Result:
     return text, service.to_json() | {"members": found}
 
 
-def _load(folder: str | None) -> Portfolio:
+def _load(folder: str | None) -> tuple[Portfolio, Path]:
+    """A portfolio and its folder."""
     if not folder:
         raise ConfigError("Give --portfolio, the folder that `trl-pafo portfolio build` wrote.")
-    return Portfolio.load(folder)
-
-
-def _folder_of(portfolio: str) -> Path:
-    path = Path(portfolio)
-    return path if path.is_dir() else path.parent
+    path = Path(folder)
+    return Portfolio.load(path), path if path.is_dir() else path.parent
 
 
 def _chosen(portfolio: Portfolio, member: int) -> str:

@@ -43,7 +43,6 @@ def test_candidates_with_different_numbers_of_responses(lines) -> None:
     ("rows", "match"),
     [
         ([{"rewards": [[0.1, 0.2]], "color": "red"}], "line 1 has the unknown entry `color`; known are rewards"),
-        ([{"prompt": "p"}], "line 1 lacks `rewards`"),
         ([{"rewards": [[0.1, 0.2]]}, {"rewards": [[0.1]]}], r"prompts have \[1, 2\] rewards"),
         ([{"rewards": [[0.1, 0.2]], "logprobs": [0.0, 0.1]}], "line 1: 1 responses and 2 `logprobs`"),
         ([{"rewards": [[0.1, 0.2]], "logprobs": [0.0]}, {"rewards": [[0.1, 0.2]]}], "give them to all or to none"),
@@ -78,7 +77,6 @@ def test_a_table_of_policies(tmp_path) -> None:
     ("text", "options", "match"),
     [
         ("policy,model,helpful,brief\na,llama,1,1\n", {}, "t.csv, a, column model: 'llama' must be numbers"),
-        ("policy,helpful,brief\na,1,\n", {}, "t.csv, a, column brief: '' must be numbers"),
         ("policy,helpful,brief\na,1,1\n", {"reward_names": ["helpful", "warm"]}, "asked for are helpful, warm"),
         ("policy,helpful\na,1\n", {}, "at least 2"),
         ("policy,helpful,brief\n", {}, "holds no rows"),
@@ -87,7 +85,6 @@ def test_a_table_of_policies(tmp_path) -> None:
         ("policy,kl,helpful,brief\na,0,1,1\nb,,1,1\n", {}, "b has no `kl`, which others have; give it for all or for none"),
         ("policy,helpful,brief\na,1,1\na,0,1\n", {}, "two policies are named a"),
         ("policy,helpful,brief\na,1,4.5\n", {}, r"a, column brief: 4.5 is not in .* --reward_range LEAST GREATEST"),
-        ("policy,helpful,brief\na,1,6\n", {"reward_range": [1, 5]}, r"a, column brief: 6 is not in \[1, 5\]"),
         ("Unnamed: 0,policy,helpful,brief\n0,a,1,1\n", {}, "the column 'Unnamed: 0' has no name"),
     ],
 )
@@ -114,7 +111,6 @@ def test_users_answers_and_histories(lines) -> None:
     ("read", "rows", "error", "match"),
     [
         (read_users, [{"weights": [0.4, 0.7]}], PortfolioError, "line 1: `weights` must lie on the simplex"),
-        (read_users, [{"weights": [0.4, 0.3, 0.3]}], DataError, "holds 3 numbers for the 2 rewards helpful, brief"),
         (read_users, [{"weights": {"helpful": 1}}], DataError, "line 1: `weights` names helpful; the rewards are helpful, brief"),
         (read_users, [{**WEIGHTS, "age": 3}], DataError, "unknown entry `age`"),
         (read_users, [{**WEIGHTS, "user": 2.0}, {**WEIGHTS, "user": None}], DataError, "the user '2' occurs twice"),

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.errors import ConfigError, DataError, PortfolioError
-from trl_pafo.palm import CandidateOracle, RewardScale, build_portfolio
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.palm import CandidateOracle, RewardScale
 
 RNG = np.random.default_rng(0)
 REWARDS = RNG.random((6, 4, 3))
@@ -77,26 +77,16 @@ class TestPolicy:
             padded.evaluate(np.full((6, 5), 0.2))
 
 
-def test_a_folder_remembers_the_problem(tmp_path):
-    build_portfolio(CandidateOracle(REWARDS), 3, 0.1, folder=tmp_path, progress=False)
-    with pytest.raises(PortfolioError, match="problem"):
-        build_portfolio(CandidateOracle(REWARDS**2), 3, 0.1, folder=tmp_path, progress=False)
-
-
 class TestInput:
     @pytest.mark.parametrize(
         ("rewards", "changes", "error", "message"),
         [
             (REWARDS[0], {}, DataError, r"shape \(num_prompts, num_candidates, num_rewards\), got \(4, 3\)"),
-            (np.zeros((0, 4, 3)), {}, DataError, "shape"),
             (REWARDS + 0.5, {}, DataError, r"rewards are not in \[0, 1\].*RewardScale"),
             (np.where(REWARDS > 0.9, np.nan, REWARDS), {}, DataError, r"not in \[0, 1\], the first is nan"),
             (REWARDS, {"beta": -0.1}, ConfigError, "`beta` must be a finite number of at least 0"),
-            (REWARDS, {"beta": np.inf}, ConfigError, "`beta`"),
             (REWARDS, {"reference": np.ones((6, 4))}, DataError, "`reference` must hold probabilities"),
-            (REWARDS, {"reference": np.array([[1.5, -0.5, 0, 0]] * 6)}, DataError, "probabilities"),
             (REWARDS, {"reference": REFERENCE[:3]}, DataError, r"`reference` must have the shape .* = \(6, 4\), got \(3, 4\)"),
-            (REWARDS, {"reference": np.array([0.5, 0.5])}, DataError, r"`reference` must have the shape"),
         ],
     )
     def test_bad_input_is_named(self, rewards, changes, error, message):

@@ -1,10 +1,13 @@
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers.parts import make_tokenizer
 from helpers.rounding import rounding
 from helpers.tiny_policies import animals, brevity, make_adapter, make_policy, prompt_rows
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_pafo.errors import ConfigError, DataError, PortfolioError, TeacherError
@@ -42,25 +45,28 @@ def mixed_adapters(adapters, base):
     return MixedPolicy(adapters, tokenizer=AutoTokenizer.from_pretrained(base))
 
 
-def alone(folder, ids):
-    """Log-probabilities of a saved policy, by transformers and peft alone."""
-    from peft import AutoPeftModelForCausalLM
+@cache
+def load(folder):
+    """A saved policy, by transformers and peft alone."""
+    return (AutoPeftModelForCausalLM if "adapter" in folder else AutoModelForCausalLM).from_pretrained(folder).eval()
 
-    loader = AutoPeftModelForCausalLM if "adapter" in folder else AutoModelForCausalLM
+
+def alone(folder, ids):
+    """Log-probabilities of a saved policy."""
     with torch.no_grad():
-        return loader.from_pretrained(folder).eval()(input_ids=ids).logits.log_softmax(dim=-1)
+        return load(folder)(input_ids=ids).logits.log_softmax(dim=-1)
 
 
 @pytest.mark.parametrize("kind", ["models", "adapters"])
 class TestMixture:
-    @pytest.mark.parametrize("weights", [np.array([0.2, 0.5, 0.3]), E[1]])
-    def test_it_is_the_normalized_product(self, kind, weights, request):
+    def test_it_is_the_normalized_product(self, kind, request):
         folders, mixed = request.getfixturevalue(kind), request.getfixturevalue(f"mixed_{kind}")
         probabilities = [alone(folder, IDS).exp().double().numpy() for folder in folders]
-        product = np.prod([p**w for p, w in zip(probabilities, weights, strict=True)], axis=0)
-        expected = product / product.sum(axis=-1, keepdims=True)
-        np.testing.assert_allclose(mixed.log_probs(weights, IDS).exp().numpy(), expected, atol=rounding(expected))
-        assert np.abs(expected - probabilities[0]).max() > 0.01
+        for weights in (np.array([0.2, 0.5, 0.3]), E[1]):
+            product = np.prod([p**w for p, w in zip(probabilities, weights, strict=True)], axis=0)
+            expected = product / product.sum(axis=-1, keepdims=True)
+            np.testing.assert_allclose(mixed.log_probs(weights, IDS).exp().numpy(), expected, atol=rounding(expected))
+            assert np.abs(expected - probabilities[0]).max() > 0.01
 
     def test_sampling_agrees_with_a_loop_that_reads_each_sequence_anew(self, kind, request):
         mixed = request.getfixturevalue(f"mixed_{kind}")
@@ -89,8 +95,6 @@ class TestToy:
     @staticmethod
     def policy(probabilities):
         """A model that says token i with `probabilities[i]`."""
-        import transformers
-
         size = len(make_tokenizer("decoder"))
         config = transformers.LlamaConfig(
             vocab_size=size, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, eos_token_id=5
@@ -139,8 +143,6 @@ class TestToy:
 
 def test_positions_do_not_count_the_padding(tmp_path):
     """A model of absolute positions: prompts of other lengths in the batch must not move them."""
-    import transformers
-
     tokenizer = make_tokenizer("decoder")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -157,14 +159,12 @@ def test_positions_do_not_count_the_padding(tmp_path):
 
 class TestEvaluate:
     def judge(self, mixed, weights=(0.5, 0.2, 0.3), conversational=True, **options):
-        options = {"max_new_tokens": 6, "num_samples": 2, "batch_size": 4, "seed": 3, **options}
+        options = {"max_new_tokens": 4, "num_samples": 2, "batch_size": 4, "seed": 3, **options}
         return mixed.evaluate(np.array(weights), [brevity, animals], prompt_rows(conversational=conversational), **options)
 
-    @pytest.mark.parametrize("conversational", [True, False])
-    def test_the_same_whatever_the_batch_and_the_share_of_rows(self, mixed_models, conversational):
-        whole = self.judge(mixed_models, conversational=conversational)
-        single = self.judge(mixed_models, conversational=conversational, batch_size=1)
-        parts = [self.judge(mixed_models, conversational=conversational, rows=rows) for rows in (range(0, 7, 2), range(1, 7, 2))]
+    def test_the_same_whatever_the_batch_and_the_share_of_rows(self, mixed_models):
+        whole, single = self.judge(mixed_models), self.judge(mixed_models, batch_size=1)
+        parts = [self.judge(mixed_models, rows=rows) for rows in (range(0, 7, 2), range(1, 7, 2))]
         together = {**parts[0].responses, **parts[1].responses}
         for row, answers in whole.responses.items():
             for other in (single.responses[row], together[row]):
@@ -172,9 +172,8 @@ class TestEvaluate:
                 np.testing.assert_allclose([a[2] for a in other], [a[2] for a in answers], atol=1e-4)
 
     def test_the_reference_itself_has_no_kl(self, mixed_models):
-        result = self.judge(mixed_models, weights=(1, 0, 0)).result(None)
-        assert result.kl == 0.0
-        assert self.judge(mixed_models, weights=(0, 1, 0)).result(None).kl > 0.1
+        assert self.judge(mixed_models, weights=(1, 0, 0), conversational=False).result(None).kl == 0.0
+        assert self.judge(mixed_models, weights=(0, 1, 0), conversational=False).result(None).kl > 0.1
 
     def test_the_chat_template_takes_its_options(self, base):
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -199,7 +198,8 @@ class TestOracle:
         rows = prompt_rows()
         options = {"max_new_tokens": 5, "seed": 1}
         oracle = DecodingOracle(mixed_adapters, [brevity, animals, brevity], rows, **options)
-        for corner, folder in zip(E, adapters, strict=True):
+        assert len({id(member.model) for member in (*mixed_adapters._members, mixed_adapters._reference)}) == 1  # one base
+        for corner, folder in zip(E[:2], adapters, strict=False):
             result = oracle(corner)
             own = MixedPolicy([folder], reference=base).evaluate(np.ones(1), [brevity, animals], rows, **options).result(None)
             np.testing.assert_allclose(result.values[:2], own.values, atol=1e-12)
@@ -214,8 +214,10 @@ class TestOracle:
 def test_equal_weights_of_another_configuration_are_another_policy(base):
     """Another width of attention, twice the scale of an adapter, another adapter of one model: other answers."""
 
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
     def identity() -> str:
-        return str(MixedPolicy([model], reference=base, tokenizer=AutoTokenizer.from_pretrained(base)).identity())
+        return str(MixedPolicy([model], reference=base, tokenizer=tokenizer).identity())
 
     model = AutoModelForCausalLM.from_pretrained(base)
     found = [identity(), identity()]
@@ -258,6 +260,3 @@ class TestLoading:
         ]:
             with pytest.raises(error, match=message):
                 MixedPolicy(policies, **options)
-
-    def test_adapters_share_the_base(self, mixed_adapters):
-        assert len({id(member.model) for member in (*mixed_adapters._members, mixed_adapters._reference)}) == 1

@@ -29,10 +29,10 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(base, tmp_path_factory):
-    """Two members, trained for long enough to see which reward each was trained for."""
+    """A member that was trained for long enough to see for which reward."""
     folder = tmp_path_factory.mktemp("portfolio") / "run"
-    oracle = make_oracle(base, folder, options={"max_steps": 25, "per_device_train_batch_size": 16}, num_samples=8)
-    return oracle, oracle.evaluate_base(), oracle(np.array([1.0, 0.0])), oracle(np.array([0.0, 1.0]))
+    oracle = make_oracle(base, folder, options={"max_steps": 20, "per_device_train_batch_size": 16}, num_samples=8)
+    return oracle, oracle.evaluate_base(), oracle(np.array([0.0, 1.0]))
 
 
 @pytest.fixture(scope="module")
@@ -48,38 +48,36 @@ def run(half, tmp_path):
 
 
 class TestMembers:
-    def test_each_member_beats_the_base_for_its_weights(self, trained):
-        _, start, brief, animal = trained
-        assert brief.values[0] > start.values[0] + 0.1
+    def test_a_member_beats_the_base_for_its_weights(self, trained):
+        _, start, animal = trained
         assert animal.values[1] > start.values[1] + 0.1
-        assert animal.values[1] > brief.values[1]
+        assert animal.values[1] - start.values[1] > animal.values[0] - start.values[0]
         assert start.kl == 0.0
-        assert min(brief.kl, animal.kl) > 0.1
+        assert animal.kl > 0.1
 
     def test_a_member_is_an_adapter_that_peft_loads(self, trained, base):
-        oracle, _, brief, _ = trained
-        folder = Path(brief.policy)
-        assert folder == oracle.path / "members" / member_name([1, 0])
+        oracle, _, animal = trained
+        folder = Path(animal.policy)
+        assert folder == oracle.path / "members" / member_name([0, 1])
         about = json.loads((folder / "member.json").read_text())
-        assert about == {"rewards": ["brevity", "animals"], "weights": [1.0, 0.0], "steps": 25}
+        assert about == {"rewards": ["brevity", "animals"], "weights": [0.0, 1.0], "steps": 20}
         model = AutoPeftModelForCausalLM.from_pretrained(folder)
         assert model.peft_config["default"].base_model_name_or_path == base
         assert any(p.abs().sum() > 0 for name, p in model.named_parameters() if "lora_B" in name)
         assert AutoTokenizer.from_pretrained(folder).get_vocab() == oracle.tokenizer.get_vocab()
 
     def test_values_and_kl_are_those_of_the_saved_adapter(self, trained):
-        oracle, _, brief, _ = trained
-        again = MixedPolicy([brief.policy]).evaluate(
+        oracle, _, animal = trained
+        again = MixedPolicy([animal.policy]).evaluate(
             np.ones(1), [brevity, animals], oracle.eval_dataset, max_new_tokens=4, num_samples=8, batch_size=5, seed=42
         )
-        np.testing.assert_allclose(again.result(None).prompt_values, brief.prompt_values, atol=1e-9)
-        assert again.result(None).kl == pytest.approx(brief.kl, abs=1e-4)
-        responses = oracle.responses(member_name([1, 0]))
+        np.testing.assert_allclose(again.result(None).prompt_values, animal.prompt_values, atol=1e-9)
+        assert again.result(None).kl == pytest.approx(animal.kl, abs=1e-4)
+        name = member_name([0, 1])
+        responses = oracle.responses(name)
         assert sorted(responses) == [0, 1, 2]
         assert [a[0] for a in responses[1]] == [a[0] for a in again.responses[1]]
-        assert set(oracle.seconds()) == {
-            f"{what} {name}" for name in (member_name([1, 0]), member_name([0, 1])) for what in ("member", "evaluation")
-        } | {"evaluation base"}
+        assert set(oracle.seconds()) == {f"member {name}", f"evaluation {name}", "evaluation base"}
 
 
 class TestResume:
@@ -124,9 +122,8 @@ class TestResume:
             make_oracle(base, run, options={"learning_rate": 0.5})(HALF)
         with pytest.raises(RunFolderError, match="prompts:"):
             make_oracle(base, run, train_dataset=prompt_rows(3))(HALF)
-        for other in ({"optim_args": "foreach=False"}, {"neftune_noise_alpha": 5.0}, {"delta": 2.0}):
-            with pytest.raises(RunFolderError, match=rf"args\.{next(iter(other))}: not set -> "):
-                make_oracle(base, run, options=other)(HALF)
+        with pytest.raises(RunFolderError, match=r"args\.neftune_noise_alpha: not set -> "):
+            make_oracle(base, run, options={"neftune_noise_alpha": 5.0})(HALF)
         changed = make_oracle(base, run, options={"learning_rate": 0.5}, overwrite=True)(HALF)
         assert changed.kl > 0
 
@@ -137,9 +134,8 @@ class TestResume:
         assert result.prompt_values.shape == (2, 2)
         monkeypatch.setattr(grpo, "MixedPolicy", None)
         make_oracle(base, run).evaluate_base()
-        for other in ({"chat_template_kwargs": {"a": 1}}, {"model_init_kwargs": {"dtype": "bfloat16"}}):
-            with pytest.raises(TypeError):
-                make_oracle(base, run, options=other).evaluate_base()
+        with pytest.raises(TypeError):
+            make_oracle(base, run, options={"chat_template_kwargs": {"a": 1}}).evaluate_base()
 
     def test_the_first_layers_of_a_model(self, base, tmp_path):
         oracle = make_oracle(base, tmp_path / "run", num_hidden_layers=1)

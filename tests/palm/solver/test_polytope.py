@@ -53,9 +53,9 @@ def test_corners_are_all_there(d: int, num_policies: int, seed: int, kind: str) 
     if kind == "equal":
         values, costs = values[np.zeros(num_policies, int)], np.zeros(num_policies)
     corners = envelope_corners(values, costs)
-    assert np.allclose(corners.weights.sum(axis=1), 1)
+    assert np.allclose(corners.points.sum(axis=1), 1)
     expected = every_corner(values, costs)
-    distances = np.abs(expected[:, None] - corners.weights).max(axis=-1)
+    distances = np.abs(expected[:, None] - corners.points).max(axis=-1)
     # A degenerate corner may be split along an edge, but each true one is there.
     assert (distances.min(axis=1) <= 1e-6).all()
 
@@ -126,11 +126,11 @@ def test_corners_do_not_depend_on_the_level_of_the_rewards_nor_on_what_all_polic
     values, costs = rng.random((5, 3)), 0.3 * rng.random(5)
     corners = envelope_corners(values, costs)
     expected = np.unique(every_corner(values, costs).round(9), axis=0)
-    assert np.unique(corners.weights.round(9), axis=0) == pytest.approx(expected, abs=1e-8)
-    assert len(corners.weights) == len(expected)  # each once
+    assert np.unique(corners.points.round(9), axis=0) == pytest.approx(expected, abs=1e-8)
+    assert len(corners.points) == len(expected)  # each once
     assert corners.move == 0
     for level, cost in ((4.0, 0.0), (-4.0, 0.0), (0.0, 20.0)):
-        found = envelope_corners(values + level, costs + cost).weights
+        found = envelope_corners(values + level, costs + cost).points
         assert np.unique(found.round(7), axis=0) == pytest.approx(expected, abs=1e-6)
     assert 0 < envelope_corners(values[[0, 1, 1]], costs[[0, 1, 1]]).move <= MAX_MOVE
 
@@ -152,7 +152,7 @@ def test_a_flat_polytope_has_no_answer() -> None:
 def test_many_policies_with_few_distinct_values(levels: int, d: int) -> None:
     rng = np.random.default_rng(levels)
     values = rng.integers(0, levels + 1, (60, d)) / levels
-    corners = envelope_corners(values, np.zeros(60)).weights
+    corners = envelope_corners(values, np.zeros(60)).points
     limits = np.column_stack([values, -np.ones(60)])
     for slope in rng.random((8, d)):
         # min over w of max_k w.v_k - w.slope is reached in a corner: one that is missing shows.

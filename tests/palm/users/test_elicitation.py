@@ -60,23 +60,26 @@ def test_the_gap_holds_for_all_weights_that_fit(portfolio: Portfolio, pool: np.n
     assert 1 - portfolio.values[member] @ weights / np.linalg.norm(weights) <= gap
 
 
-def test_no_question_is_asked_whose_answer_is_known() -> None:
-    portfolio = build_portfolio(Sphere(), 2, 0.1, progress=False)
-    interview = Interview(portfolio, [[0.5, 0.5], [0.4, -0.4], [0.2, -0.2]])  # the last says what the second does
+@pytest.fixture(scope="module")
+def two() -> Portfolio:
+    return build_portfolio(Sphere(), 2, 0.1, progress=False)
+
+
+def test_no_question_is_asked_whose_answer_is_known(two: Portfolio) -> None:
+    interview = Interview(two, [[0.5, 0.5], [0.4, -0.4], [0.2, -0.2]])  # the last says what the second does
     assert interview.next_question() in (1, 2)
     interview.answer(1, True)
     assert interview.next_question() is None
 
 
-def test_contradictions_are_named_and_a_tolerance_lets_them_pass() -> None:
-    portfolio = build_portfolio(Sphere(), 2, 0.1, progress=False)
+def test_contradictions_are_named_and_a_tolerance_lets_them_pass(two: Portfolio) -> None:
     questions = [[0.5, -0.5], [-0.4, 0.3]]  # likes the first reward more than 0.5, and less than 0.43
-    interview = Interview(portfolio, questions)
+    interview = Interview(two, questions)
     interview.answer(0, True)
     with pytest.raises(PortfolioError, match=r"No weights fit answer 2 and those before.*WeightPosterior"):
         interview.answer(1, True)
     assert len(interview.answers) == 1
-    lenient = Interview(portfolio, questions, tolerance=0.1)
+    lenient = Interview(two, questions, tolerance=0.1)
     lenient.answer(0, True)
     lenient.answer(1, True)
     assert lenient.consistent.points[:, 0].min() == pytest.approx(0.4)  # w - (1 - w) >= -0.2

@@ -10,7 +10,7 @@ from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import build_for_users, build_portfolio
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_user_is_served_by_the_fewest(seed: int) -> None:
     rng = np.random.default_rng(seed)
     users, oracle = rng.dirichlet(np.ones(3), 12), Sphere()
@@ -50,9 +50,7 @@ def test_a_folder_is_shared_with_other_builds(tmp_path) -> None:
     ("weights", "options", "match"),
     [
         ([0.5, 0.5], {}, "one row per user"),
-        ([[0.5, 0.6]], {}, "adding up to 1"),
         ([[1.0, 0.0], [0.0, 1.0]], {"max_calls": 1}, "After max_calls=1 calls"),
-        ([[0.5, 0.5]], {"epsilon": 2.0}, "epsilon must be 0 or lie in"),
         ([[0.3, 0.7], [0.9, 0.1]], {"epsilon": 0.05, "delta": 0.01, "oracle_factor": 0.3}, "not near enough to the best"),
     ],
 )

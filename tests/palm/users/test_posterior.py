@@ -27,7 +27,7 @@ def on_grid(differences: np.ndarray, sharpness: float) -> np.ndarray:
     return chances / chances.sum()
 
 
-@pytest.mark.parametrize("number", [0, 3, 40, 200])
+@pytest.mark.parametrize("number", [0, 3, 100])
 def test_mean_and_spread_are_those_of_the_integral(number: int) -> None:
     differences = answers(np.array([0.6, 0.3, 0.1]), number, 10.0)
     posterior = WeightPosterior(3, 10.0, num_draws=4000, seed=1)
@@ -49,18 +49,6 @@ def test_one_by_one_or_all_at_once() -> None:
     assert len(one_by_one.differences) == 30
 
 
-def test_the_recommended_member_serves_and_a_contradiction_is_no_error() -> None:
-    portfolio = build_portfolio(Sphere(), 3, 0.1, progress=False)
-    weights = np.array([0.6, 0.3, 0.1])
-    posterior = WeightPosterior(3, 30.0)
-    before = posterior.recommend(portfolio).gap
-    posterior.update(answers(weights, 20, 30.0))
-    member, gap = posterior.recommend(portfolio)
-    assert 1 - portfolio.values[member] @ weights / np.linalg.norm(weights) <= gap < before
-    posterior.update(-posterior.differences)
-    assert np.isfinite(posterior.mean).all()
-
-
 def test_a_recommendation_is_of_the_mean_with_a_quantile_of_its_gap() -> None:
     portfolio = build_portfolio(Sphere(), 3, 0.1, progress=False)
     posterior = WeightPosterior(3, num_draws=500)
@@ -71,6 +59,8 @@ def test_a_recommendation_is_of_the_mean_with_a_quantile_of_its_gap() -> None:
     for level, found in ((0.9, posterior.recommend(portfolio)), (0.5, posterior.recommend(portfolio, 0.5))):
         assert found.member == member
         assert found.gap == pytest.approx(np.quantile(gaps, level), abs=1e-9)
+    posterior.update(-posterior.differences)  # a contradiction is no error
+    assert np.isfinite(posterior.mean).all()
 
 
 def test_what_is_not_given_is_a_sharpness_of_10_and_2000_draws_of_seed_0() -> None:

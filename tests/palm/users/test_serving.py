@@ -80,7 +80,6 @@ def test_the_interval_of_few_users_is_unknown(portfolio: Portfolio, users: np.nd
     ("weights", "groups", "match"),
     [
         ([[0.5, 0.5]], None, r"shape \(num_users, 3\)"),
-        ([[0.5, 0.5, 0.5]], None, "adding up to 1"),
         (np.zeros((0, 3)), None, "no users to serve"),
         ([[0.2, 0.3, 0.5]], ["a", "b"], "1 users and 2 groups"),
     ],

@@ -251,19 +251,15 @@ def _numbers(given: Any, num_axes: int, where: str) -> FloatArray:
 
 
 def _records(path: Path, known: Sequence[str] | None, needed: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Each row with its place."""
+    """Each row with its place; the keys are checked."""
     rows = list(read_records(path))
     for place, row in rows:
-        _check_keys(row, known, needed, place)
+        missing = [name for name in needed if name not in row]
+        unknown = [] if known is None else [str(name) for name in row if name not in known]
+        if missing or unknown:
+            problem = f"lacks `{missing[0]}`" if missing else f"has the unknown entry `{unknown[0]}`"
+            allowed = "" if known is None else f"; known are {', '.join(known)}"
+            raise DataError(f"{place} {problem}{allowed}.")
     if not rows:
         raise DataError(f"{path} holds no rows.")
     return rows
-
-
-def _check_keys(row: Mapping[str, Any], known: Sequence[str] | None, needed: Sequence[str], where: str) -> None:
-    missing = [name for name in needed if name not in row]
-    unknown = [] if known is None else [str(name) for name in row if name not in known]
-    if missing or unknown:
-        problem = f"lacks `{missing[0]}`" if missing else f"has the unknown entry `{unknown[0]}`"
-        allowed = "" if known is None else f"; known are {', '.join(known)}"
-        raise DataError(f"{where} {problem}{allowed}.")

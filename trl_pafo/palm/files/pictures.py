@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.labels import normalize_labels
 from trl_pafo.errors import PortfolioError
-from trl_pafo.metrics.plotting import COLORS, GRID, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, new_figure, short
+from trl_pafo.metrics.plotting import COLORS, GROUP_COLORS, MARKERS, MUTED, PAPER, TEXT, add_axes, new_figure, short
 from trl_pafo.palm.baselines import METHODS
 from trl_pafo.palm.core import FloatArray
 from trl_pafo.palm.portfolio import Portfolio
@@ -44,8 +44,8 @@ def draw_cells(portfolio: Portfolio, weights: ArrayLike | None = None, groups: S
         raise PortfolioError(f"Cells can be drawn for 2 or 3 rewards, not for {num_rewards}; draw_gap works for any number.")
     users = np.zeros((0, num_rewards)) if weights is None else np.asarray(weights, dtype=np.float64)
     portfolio.choose_many(users)  # checks them
-    figure, axes = _figure()
-    (_draw_lines if num_rewards == 2 else _draw_triangle)(axes, portfolio)
+    figure = new_figure(*_SIZE, dpi=_DPI)
+    axes = (_draw_lines if num_rewards == 2 else _draw_triangle)(figure, portfolio)
     bottom = axes.get_ylim()[0]
     places = users @ _CORNERS if num_rewards == 3 else np.column_stack([users[:, 1], np.full(len(users), bottom)])
     _draw_users(axes, places, groups)
@@ -57,9 +57,9 @@ def draw_cells(portfolio: Portfolio, weights: ArrayLike | None = None, groups: S
 def draw_gap(portfolio: Portfolio) -> "Figure":
     """Gap to the upper bound at each weight: a line for 2 rewards, a map for 3, for more the share of weights below each gap."""
     num_rewards = portfolio.values.shape[1]
-    figure, axes = _figure()
+    figure = new_figure(*_SIZE, dpi=_DPI)
     if num_rewards == 3:
-        _draw_gap_map(figure, axes, portfolio)
+        axes = _draw_gap_map(figure, portfolio)
     else:
         if num_rewards == 2:
             x = np.linspace(0, 1, 2001)
@@ -69,13 +69,12 @@ def draw_gap(portfolio: Portfolio) -> "Figure":
             x = np.linspace(0, 1, _SAMPLES)
             y = np.sort(_gaps(portfolio, random_weights(num_rewards, _SAMPLES)))
             label = f"share of {_SAMPLES:,} weights drawn evenly from the simplex"
+        axes = add_axes(figure, label, portfolio.measure.name)
         axes.plot(x, y, color=COLORS[0], linewidth=1.6)
         certified = f"certified over all weights: {portfolio.gap:.4f}"
         axes.axhline(portfolio.gap, color=COLORS[1], linestyle=(0, (5, 3)), linewidth=1.3, label=certified)
-        _labels(axes, label, portfolio.measure.name)
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0)
-        _frame(axes)
     _legend(figure)
     _title(axes, f"Gap to the {portfolio.upper_bound.name}", portfolio)
     return figure
@@ -85,7 +84,8 @@ def draw_sizes(rows: Sequence[dict[str, Any]], measure: str) -> "Figure":
     """Worst gap, by the name of its measure, against the number of members, with the range over draws; rows are from
     [`compare_sizes`].
     """
-    figure, axes = _figure()
+    figure = new_figure(*_SIZE, dpi=_DPI)
+    axes = add_axes(figure, "members", f"worst {measure} over all weights")
     shown = [row for row in rows if np.isfinite(row["gap"])]
     for place, method in enumerate(METHODS):
         mine = [row for row in shown if row["method"] == method]
@@ -96,10 +96,8 @@ def draw_sizes(rows: Sequence[dict[str, Any]], measure: str) -> "Figure":
     if min(row["low"] for row in shown) > 0:
         axes.set_yscale("log")
     axes.set_xticks(sorted({row["size"] for row in shown}))
-    _labels(axes, "members", f"worst {measure} over all weights")
     _legend(figure)
     _title(axes, f"Gap against size (bands: least to greatest of {max(row['draws'] for row in rows)} draws)")
-    _frame(axes)
     return figure
 
 
@@ -108,7 +106,8 @@ def draw_usage(service: Service) -> "Figure":
     num_members = len(service.portfolio)
     groups = [] if service.groups is None else sorted(service.by_group(num_resamples=1), key=lambda group: -group.users)
     bars = [(short(g.name), g.usage, g.perplexity) for g in groups] or [("all users", service.usage, service.perplexity)]
-    figure, axes = _figure()
+    figure = new_figure(*_SIZE, dpi=_DPI)
+    axes = add_axes(figure, "member", "share of the users")
     width = 0.8 / len(bars)
     for place, (name, usage, perplexity) in enumerate(bars):
         at = np.arange(num_members) + (place - (len(bars) - 1) / 2) * width
@@ -118,14 +117,14 @@ def draw_usage(service: Service) -> "Figure":
     axes.set_xlim(-0.6, num_members - 0.4)
     axes.set_xticks(range(num_members)[:: max(1, num_members // 20)])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _labels(axes, "member", "share of the users")
     _title(axes, f"{len(service.members):,} users on {num_members} members: perplexity {service.perplexity:.2f}")
     _legend(figure)
-    _frame(axes)
     return figure
 
 
-def _draw_lines(axes: "Axes", portfolio: Portfolio) -> None:
+def _draw_lines(figure: "Figure", portfolio: Portfolio) -> "Axes":
+    names = [short(name) for name in portfolio.reward_names]
+    axes = add_axes(figure, f"weight of {names[1]} (the rest: {names[0]})", portfolio.objective)
     share = np.linspace(0, 1, 501)
     weights = np.column_stack([1 - share, share])
     chosen, earned = portfolio.choose_many(weights), weights @ portfolio.values.T - portfolio.beta * portfolio.kl
@@ -138,14 +137,13 @@ def _draw_lines(axes: "Axes", portfolio: Portfolio) -> None:
     best = float(earned.max(axis=1).min())
     axes.set_xlim(0, 1)
     axes.set_ylim(best - 0.25 * (float(upper.max()) - best + 1e-9), None)
-    names = [short(name) for name in portfolio.reward_names]
-    _labels(axes, f"weight of {names[1]} (the rest: {names[0]})", portfolio.objective)
-    _frame(axes)
+    return axes
 
 
-def _draw_triangle(axes: "Axes", portfolio: Portfolio) -> None:
+def _draw_triangle(figure: "Figure", portfolio: Portfolio) -> "Axes":
     from matplotlib.patches import Polygon
 
+    axes = _triangle(figure, portfolio)
     cells = WeightRegion.simplex(3).cells(portfolio.values, portfolio.beta * portfolio.kl)
     for place, cell in enumerate(cells):
         if cell is None or len(cell.points) < 3:
@@ -157,12 +155,13 @@ def _draw_triangle(axes: "Axes", portfolio: Portfolio) -> None:
         axes.add_patch(Polygon(corners[order], facecolor=color, edgecolor=PAPER, alpha=0.5, linewidth=1.6))
         x, y = corners.mean(axis=0)
         axes.text(x, y, str(place), fontsize=_FONT, color=TEXT, ha="center", va="center", zorder=5)
-    _triangle_frame(axes, portfolio)
+    return axes
 
 
-def _draw_gap_map(figure: "Figure", axes: "Axes", portfolio: Portfolio) -> None:
+def _draw_gap_map(figure: "Figure", portfolio: Portfolio) -> "Axes":
     from matplotlib.tri import Triangulation
 
+    axes = _triangle(figure, portfolio)
     i, j = np.array([(i, j) for i in range(_STEPS + 1) for j in range(_STEPS + 1 - i)]).T
     weights = np.column_stack([_STEPS - i - j, i, j]) / _STEPS
     triangles = Triangulation(*(weights @ _CORNERS).T)
@@ -174,10 +173,12 @@ def _draw_gap_map(figure: "Figure", axes: "Axes", portfolio: Portfolio) -> None:
     label = f"certified worst: {portfolio.gap:.4f} at ({', '.join(f'{w:.2f}' for w in worst)})"
     at = worst @ _CORNERS
     axes.plot(*at, "o", color=COLORS[1], markeredgecolor=PAPER, markersize=8, label=label, clip_on=False, linestyle="none")
-    _triangle_frame(axes, portfolio)
+    return axes
 
 
-def _triangle_frame(axes: "Axes", portfolio: Portfolio) -> None:
+def _triangle(figure: "Figure", portfolio: Portfolio) -> "Axes":
+    """The simplex of three weights, without axes."""
+    axes = figure.add_subplot()
     axes.set_aspect("equal")
     axes.set_axis_off()
     closed = np.vstack([_CORNERS, _CORNERS[:1]])
@@ -187,6 +188,7 @@ def _triangle_frame(axes: "Axes", portfolio: Portfolio) -> None:
         axes.text(x, at, f"{short(name)} alone", fontsize=_FONT, color=TEXT, ha="center", va=side, parse_math=False)
     axes.set_xlim(-0.12, 1.12)
     axes.set_ylim(-0.08, _HEIGHT + 0.08)
+    return axes
 
 
 def _draw_users(axes: "Axes", at: FloatArray, groups: Sequence[str] | None) -> None:
@@ -195,28 +197,19 @@ def _draw_users(axes: "Axes", at: FloatArray, groups: Sequence[str] | None) -> N
         raise PortfolioError(f"There are {len(at)} users and {len(names)} groups: give one group per user.")
     for place, name in enumerate(dict.fromkeys(names)):
         mine = at[names == name]
-        axes.plot(
-            mine[:, 0],
-            mine[:, 1],
-            linestyle="none",
-            marker=MARKERS[place % len(MARKERS)],
-            markersize=4,
-            color=TEXT,
-            markeredgecolor=PAPER,
-            markeredgewidth=0.5,
-            label=short(str(name)),
-            clip_on=False,
-        )
+        look: dict[str, Any] = {
+            "markersize": 4,
+            "color": TEXT,
+            "markeredgecolor": PAPER,
+            "markeredgewidth": 0.5,
+            "clip_on": False,
+        }
+        axes.plot(*mine.T, MARKERS[place % len(MARKERS)], linestyle="none", label=short(str(name)), **look)
 
 
 def _gaps(portfolio: Portfolio, weights: FloatArray) -> FloatArray:
     lower = best_values(weights, portfolio.values, portfolio.beta * portfolio.kl)
     return portfolio.measure.gaps(portfolio.upper_bound.at(weights), lower)
-
-
-def _figure() -> "tuple[Figure, Axes]":
-    figure = new_figure(*_SIZE, dpi=_DPI)
-    return figure, figure.add_subplot()
 
 
 def _title(axes: "Axes", text: str, portfolio: Portfolio | None = None) -> None:
@@ -225,18 +218,6 @@ def _title(axes: "Axes", text: str, portfolio: Portfolio | None = None) -> None:
     axes.set_title(text, fontsize=_FONT + 1, color=TEXT, wrap=True)
 
 
-def _labels(axes: "Axes", x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=_FONT, color=TEXT, parse_math=False)
-    axes.set_ylabel(y, fontsize=_FONT, color=TEXT)
-
-
 def _legend(figure: "Figure") -> None:
     if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
         figure.legend(loc="outside lower center", ncols=4, fontsize=_FONT - 1, frameon=False, labelcolor=TEXT)
-
-
-def _frame(axes: "Axes") -> None:
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_FONT - 1, colors=TEXT)
-    axes.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerBase
 from trl.trainer.utils import get_callable_name
 
-from trl_pafo.errors import ConfigError, DataError, PortfolioError
+from trl_pafo.errors import ConfigError, PortfolioError
 from trl_pafo.models.base_models import load_base
 from trl_pafo.models.safe_loading import (
     ADAPTER_CONFIG,
@@ -27,7 +27,7 @@ from trl_pafo.models.safe_loading import (
     read_config,
 )
 from trl_pafo.palm.core import OracleResult, check_weights
-from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, digest_rows
+from trl_pafo.palm.oracles.judging import Judged, RewardFunction, call_rewards, check_prompts, digest_rows
 from trl_pafo.storage.canonical import canonical
 
 PolicySource = str | Path | torch.nn.Module
@@ -51,7 +51,10 @@ class _Member:
             "position_ids": (mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
         }
         if cache is not None:
-            inputs |= {self._cache_name(): cache, "use_cache": True}
+            # What the forward pass calls its cache: transformers renamed it in 5.24.
+            plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+            name = "cache" if "cache" in signature(plain.forward).parameters else "past_key_values"
+            inputs |= {name: cache, "use_cache": True}
         if last and self.model._supports_logits_to_keep():
             inputs["logits_to_keep"] = 1
         if self.adapter is not None:
@@ -60,11 +63,6 @@ class _Member:
         with self.model.disable_adapter() if without else nullcontext():
             logits = self.model(input_ids=ids, **inputs).logits
         return logits[:, -1:].float() if last else logits.float()
-
-    def _cache_name(self) -> str:
-        """What the forward pass calls its cache: transformers renamed it in 5.24."""
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 class MixedPolicy:
@@ -142,7 +140,9 @@ class MixedPolicy:
                 f"The policies have vocabularies of {sizes}, the tokenizer {len(self.tokenizer)} tokens: their distributions "
                 "cannot be mixed token by token. Train them on one tokenizer."
             )
-        self._ends = torch.tensor(sorted(_end_ids(self._members[0].model, self.tokenizer)))
+        ends = self._members[0].model.generation_config.eos_token_id  # beside the tokenizer's own, as in GRPOTrainer
+        ends = [self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        self._ends = torch.tensor(sorted({end for end in ends if end is not None}))
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers, as JSON values: the weights of the policies and of the reference, and how they compute."""
@@ -248,14 +248,11 @@ class MixedPolicy:
         Raises:
             DataError: If a reward is missing, not finite, or outside [0, 1], or there are no prompts.
         """
-        if "prompt" not in dataset.column_names or not len(dataset):
-            raise DataError(
-                f"The prompts must be rows with a column `prompt`; got {len(dataset)} rows of {dataset.column_names}."
-            )
+        check_prompts(dataset, "The prompts")
         if min(max_new_tokens, num_samples, batch_size) < 1:
             raise ConfigError("`max_new_tokens`, `num_samples` and `batch_size` must be at least 1.")
         rows = range(len(dataset)) if rows is None else rows
-        judged = Judged(len(rewards))
+        judged = Judged()
         asked = [(row, sample) for row in rows for sample in range(num_samples)]
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
@@ -377,12 +374,6 @@ def _common_tokenizer(sources: Sequence[str], given: PreTrainedTokenizerBase | N
     if common is None:
         raise ConfigError("No policy was saved with its tokenizer: give `tokenizer`.")
     return common
-
-
-def _end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end a response: the tokenizer's and the model's own, as in GRPOTrainer."""
-    own = model.generation_config.eos_token_id
-    return {i for i in [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])] if i is not None}
 
 
 def _identity_of(source: str | torch.nn.Module) -> str:

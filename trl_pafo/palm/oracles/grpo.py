@@ -5,7 +5,6 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.candidates import SCALE_FILE, RewardScale
 from trl_pafo.palm.oracles.decoding import MixedPolicy
-from trl_pafo.palm.oracles.judging import Judged, RewardFunction, checked_rewards, digest_rows
+from trl_pafo.palm.oracles.judging import Judged, RewardFunction, check_prompts, checked_rewards, digest_rows
 from trl_pafo.palm.oracles.texts import ScaledReward, raw_rewards
 from trl_pafo.storage.files import write_text
 from trl_pafo.storage.run_folder import RunFolder
@@ -177,11 +176,8 @@ class GRPOOracle:
                 f"Two rewards have one name ({', '.join(self.names)}): members are known by the names of their rewards. Give "
                 "`reward_names`."
             )
-        for what, dataset in (("train_dataset", self.train_dataset), ("eval_dataset", self.eval_dataset)):
-            if "prompt" not in dataset.column_names or not len(dataset):
-                raise DataError(
-                    f"`{what}` must be rows with a column `prompt`; got {len(dataset)} rows of {dataset.column_names}."
-                )
+        check_prompts(self.train_dataset, "`train_dataset`")
+        check_prompts(self.eval_dataset, "`eval_dataset`")
         seen = {json.dumps(prompt) for prompt in self.train_dataset["prompt"]}
         both = sum(json.dumps(prompt) in seen for prompt in self.eval_dataset["prompt"])
         if both:
@@ -199,16 +195,15 @@ class GRPOOracle:
         """The base as a folder that `from_pretrained` reads, and what decides its answers."""
         if model in WHEEL_MODELS or num_hidden_layers is not None:
             inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}
-            write = partial(self._write_base, model, num_hidden_layers)
+
+            def write(out: Path) -> None:
+                load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers).save_pretrained(out)
+                self.tokenizer.save_pretrained(out)
+
             on_first(lambda: self._do("model", inputs, "base_model", write))
             # Absolute: it is written into every adapter, which may be loaded from another working directory.
             return str((self.path / "base_model").resolve()), inputs
         return model, {"model": identity_of(model)}
-
-    def _write_base(self, model: str, num_hidden_layers: int | None, out: Path) -> None:
-        policy = load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers)
-        policy.save_pretrained(out)
-        self.tokenizer.save_pretrained(out)
 
     def _train(self, weights: np.ndarray, out: Path) -> None:
         args = copy.deepcopy(self.args)
@@ -248,7 +243,7 @@ class GRPOOracle:
                 write_text(out, json.dumps({"rewards": self.names, "responses": judged}) + "\n")
 
         self._stage(f"evaluation {name}", inputs, output, work, derived=True)
-        judged = Judged(len(self.rewards))
+        judged = Judged()
         judged.responses = on_first(lambda: self.responses(name))
         return judged
 

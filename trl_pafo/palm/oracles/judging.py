@@ -19,8 +19,7 @@ RewardFunction = Callable[..., Sequence[float | None]]
 class Judged:
     """Responses with their rewards and KL divergences, row by row of a dataset, and what they say of the policy."""
 
-    def __init__(self, num_rewards: int):
-        self.num_rewards = num_rewards
+    def __init__(self) -> None:
         self.responses: dict[int, list[tuple[str, list[float], float]]] = {}
 
     def add(self, batch: Sequence[tuple[int, int]], texts: Sequence[str], rewards: np.ndarray, kl: np.ndarray) -> None:
@@ -58,6 +57,12 @@ def call_rewards(
         answers = reward(prompts=prompts, completions=completions, completion_ids=list(completion_ids), **more)
         columns.append(checked_rewards(answers, len(prompts), get_callable_name(reward)))
     return np.stack(columns, axis=-1)
+
+
+def check_prompts(dataset: Dataset, name: str) -> None:
+    """Raise [`DataError`] unless a dataset has rows with `prompt`; `name` says what it is."""
+    if "prompt" not in dataset.column_names or not len(dataset):
+        raise DataError(f"{name} must be rows with a column `prompt`; got {len(dataset)} rows of {dataset.column_names}.")
 
 
 def checked_rewards(answers: Any, number: int, name: str) -> np.ndarray:

@@ -163,7 +163,7 @@ def certify(
 def corner_values(values: FloatArray, costs: FloatArray, reference: Reference) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Corner weights of the members' cells, and there the reference and the best member (never too high)."""
     corners = envelope_corners(values, costs)
-    return corners.weights, reference.at(corners.weights), best_values(corners.weights, values, costs) - corners.move
+    return corners.points, reference.at(corners.points), best_values(corners.points, values, costs) - corners.move
 
 
 def objective_name(beta: float) -> str:

@@ -78,15 +78,10 @@ def _fits(excess: FloatArray, facets_of_vertices: list[list[int]], move: float) 
     return move > 0 or not (excess > -_APART).any()
 
 
-class Corners(NamedTuple):
-    """`weights` of shape `(num_corners, num_rewards)`; `move` is how far below the true values they were found."""
-
-    weights: FloatArray
-    move: float
-
-
-def envelope_corners(values: FloatArray, costs: FloatArray) -> Corners:
+def envelope_corners(values: FloatArray, costs: FloatArray) -> Vertices:
     """The weights at which cells meet, a cell being the weights for which one policy is the best of them.
+
+    `points` are weights, of shape `(num_corners, num_rewards)`; `move` is how far below the true values they were found.
 
     They are the vertices of {(w, t) : w in the simplex, t >= w.values_k - costs_k for all k}; the corners of the simplex are among
     them. (The corner weights of optimistic linear support: Roijers, 2016.) The costs are beta times KL. Corners that cannot be
@@ -110,4 +105,4 @@ def envelope_corners(values: FloatArray, costs: FloatArray) -> Corners:
         )
     below = found.points[found.points[:, -1] < lid - 0.5]
     weights = np.maximum(np.column_stack([below[:, :-1], 1 - below[:, :-1].sum(axis=1)]), 0.0)
-    return Corners(weights / weights.sum(axis=1, keepdims=True), found.move)
+    return Vertices(weights / weights.sum(axis=1, keepdims=True), found.move)
