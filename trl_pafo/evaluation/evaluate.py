@@ -21,8 +21,6 @@ from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.reward_sources import check_models, columns_in, name_sources, score_sources
 from trl_pafo.evaluation.rewards import ScoredPairs
 from trl_pafo.metrics import compare, fairness_summary, pair_correctness, preference_score, win_rates
-from trl_pafo.metrics.accuracy import encode_pairs
-from trl_pafo.metrics.support import support_of_users
 from trl_pafo.metrics.verdict import fewest_resamples
 from trl_pafo.models.safe_loading import identity_of_folder, local_folder
 from trl_pafo.models.scoring import RewardScorer
@@ -182,13 +180,14 @@ def evaluate_models(
     if processes is not None and not processes.is_main_process:
         output_dir = None
     with nullcontext() if output_dir is None else new_folder(Path(output_dir)) as out:
-        given, part = (load_benchmark(benchmark, _path_of(data), split), None) if benchmark else (data, split)
+        given, part = data, split
+        if benchmark:
+            if not isinstance(data, str | Path):
+                raise ConfigError("A benchmark is read from a folder, file or Hub id. Give its path, or leave out `benchmark`.")
+            given, part = load_benchmark(benchmark, data, split), None
         rows, read = load_pairs(given, part, scores=columns_in(models), **table)
         what = f"The data {data}" if isinstance(data, str | Path) else "The table"
-        user, group, support = (_column(rows, name) for name in ("user", "group", "support_rate"))
-        encoded = encode_pairs(user, group, len(rows))  # one group a user
-        if user is not None and support is not None:
-            support_of_users(support, encoded)  # and one support rate
+        user, group = _column(rows, "user"), _column(rows, "group")
         has_history = "history" in rows.column_names
         if num_history and not {"history", "chat_template_kwargs"} & set(rows.column_names):
             raise ConfigError(
@@ -210,15 +209,17 @@ def evaluate_models(
 
         scored, folders = score_sources(sources, rows, what, scorer_of, batch_size, processes)
         majority, minority = (None, None) if group is None else largest_and_smallest(group, user)
+        margins = {name: pairs.chosen - pairs.rejected for name, pairs in scored.items()}
+        own_measures = {name: OWN_MEASURES[benchmark](values, group) for name, values in margins.items()} if benchmark else {}
         results = json_ready(
             {
                 "dataset": (str(data) if isinstance(data, str | Path) else "a table") + (f", split {split}" if split else ""),
                 "read": read,
                 "majority": majority,
                 "minority": minority,
-                "models": {name: s if isinstance(s, str) else s._asdict() for name, s in sources.items()},
+                "models": {name: s if isinstance(s, str) else vars(s) for name, s in sources.items()},
                 "reference": compared,
-                **({"benchmark": benchmark, "own_measures": _own_measures(benchmark, scored, group)} if benchmark else {}),
+                **({"benchmark": benchmark, "own_measures": own_measures} if benchmark else {}),
                 "methods": {name: summary_of(pairs, rows, num_resamples) for name, pairs in scored.items()},
                 "verdicts": {
                     name: verdict_of(pairs, scored[compared], rows, [str(folders[n]) for n in (name, compared) if n in folders])
@@ -233,16 +234,6 @@ def evaluate_models(
                 write_rewards(out, file, rows, scored[name])
             write_text(out / "results.json", json.dumps(results, indent=2, default=str) + "\n")
     return results
-
-
-def _path_of(data: Any) -> str | Path:
-    if not isinstance(data, str | Path):
-        raise ConfigError("A benchmark is read from a folder, file or Hub id. Give its path, or leave out `benchmark`.")
-    return data
-
-
-def _own_measures(benchmark: str, scored: Mapping[str, ScoredPairs], group: list[Any] | None) -> dict[str, dict[str, float]]:
-    return {name: OWN_MEASURES[benchmark](pairs.chosen - pairs.rejected, group) for name, pairs in scored.items()}
 
 
 def _scorer_of(source: str, how: Mapping[str, Any], beside_others: bool, has_history: bool) -> RewardScorer:

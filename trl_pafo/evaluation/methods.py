@@ -119,14 +119,10 @@ class RunArguments(DataArguments):
             raise ConfigError(f"`methods` must be some of {', '.join(known)}, rivals, or all, got {self.methods}.")
         if self.reference not in self.methods:
             raise ConfigError(f"`reference` must be one of the methods ({', '.join(self.methods)}), got {self.reference!r}.")
-        if self.teacher_kind not in TEACHER_KINDS:
-            raise ConfigError(
-                f"`teacher_kind` must be {', '.join(TEACHER_KINDS[:-1])} or {TEACHER_KINDS[-1]}, got {self.teacher_kind!r}."
-            )
-        if self.teacher_start not in ("base", "warm"):
-            raise ConfigError(f"`teacher_start` must be base or warm, got {self.teacher_start!r}.")
-        if self.student_start not in ("teachers", "base"):
-            raise ConfigError(f"`student_start` must be teachers or base, got {self.student_start!r}.")
+        choices = {"teacher_kind": TEACHER_KINDS, "teacher_start": ("base", "warm"), "student_start": ("teachers", "base")}
+        for name, (*first, last) in choices.items():
+            if (given := getattr(self, name)) not in (*first, last):
+                raise ConfigError(f"`{name}` must be {', '.join(first)} or {last}, got {given!r}.")
         if "worst_group_bt" in self.methods and "personalized_bt" not in self.methods:
             raise ConfigError("worst_group_bt is a point of the path of personalized_bt: add that to `methods`.")
         steps = self.reference_steps = [float(multiple) for multiple in self.reference_steps]
@@ -138,12 +134,9 @@ class RunArguments(DataArguments):
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
         if self.student_learning_rate is not None and not 0 < self.student_learning_rate < math.inf:
             raise ConfigError(f"`student_learning_rate` must be above 0, got {self.student_learning_rate}.")
-        if self.teacher_folds < 1:
-            raise ConfigError(f"`teacher_folds` must be at least 1, got {self.teacher_folds}.")
-        if self.trainings_at_once is not None and self.trainings_at_once < 1:
-            raise ConfigError(f"`trainings_at_once` must be at least 1, got {self.trainings_at_once}.")
-        if self.num_resamples < 1:
-            raise ConfigError(f"`num_resamples` must be at least 1, got {self.num_resamples}.")
+        for name in ("teacher_folds", "trainings_at_once", "num_resamples"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ConfigError(f"`{name}` must be at least 1, got {number}.")
         if "teacher_mixture" in self.methods and not self.predicts_front:
             raise ConfigError(
                 "teacher_mixture is fitted on held-out pairs, beside personalized_bt: add that to `methods`, and hold pairs out "

@@ -6,8 +6,9 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -21,14 +22,16 @@ from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.models.weights import check_reward_model
 
 
-class RewardFunction(NamedTuple):
+@dataclass(frozen=True)
+class RewardFunction:
     """A Python function in the shape of TRL's reward functions, and its name."""
 
     name: str
     call: Callable[..., Sequence[float]]
 
 
-class TableRewards(NamedTuple):
+@dataclass(frozen=True)
+class TableRewards:
     """Columns of the table with the rewards of a model, and which of the models there it is."""
 
     columns: tuple[str, ...]
@@ -64,7 +67,7 @@ def load_function(spec: str) -> RewardFunction:
 
 def columns_in(models: Any) -> list[str]:
     """The columns of the table among `models`, see [`name_sources`]."""
-    return [name for model in _listed(models) if isinstance(model, tuple) for name in model if not _is_function(model)]
+    return [name for model in _listed(models) if isinstance(model, tuple) for name in model]
 
 
 def name_sources(models: Any, reference: Any = None, num_in_table: int = 0) -> tuple[dict[str, Source], str | None]:
@@ -76,14 +79,13 @@ def name_sources(models: Any, reference: Any = None, num_in_table: int = 0) -> t
     Raises:
         ConfigError: If there is no model, or one is given twice.
     """
-    columns = columns_in(models)
-    shared = len(columns) // num_in_table if num_in_table else 0
+    shared = len(columns_in(models)) // num_in_table if num_in_table else 0
     taken = 0
     sources: list[Source] = []
     names: list[str | None] = []
     given = list(models) if isinstance(models, Mapping) else None
     for number, model in enumerate(_listed(models)):
-        if isinstance(model, tuple) and not _is_function(model):
+        if isinstance(model, tuple):
             each = shared or len(model)
             parts: list[Source] = [
                 TableRewards(model[n : n + each], (taken + n) // each) for n in range(0, len(model) - len(model) % each, each)
@@ -97,26 +99,24 @@ def name_sources(models: Any, reference: Any = None, num_in_table: int = 0) -> t
             parts = [model if isinstance(model, RewardFunction) else str(model)]
         sources += parts
         names += [None if given is None else str(given[number])] * len(parts)
-    if reference is not None and not isinstance(reference, tuple | str):
-        reference = getattr(reference, "__name__", str(reference))
     if not sources:
         raise ConfigError("Give a model: --model_name_or_path, --score_columns or --reward_function.")
-    added = reference is not None and reference not in _names_of(sources, names)
-    if added:
-        sources.append(str(reference))
-        names.append(None)
-    elif reference is not None and len(sources) == 1:
-        raise ConfigError(f"--reference is the model itself ({reference}). Name another, or leave it out.")
+    place = 0
+    if reference is not None:
+        reference = reference if isinstance(reference, tuple | str) else getattr(reference, "__name__", str(reference))
+        place = _names_of(sources, names).get(reference, len(sources))
+        if place == len(sources):
+            sources.append(str(reference))
+            names.append(None)
+        elif len(sources) == 1:
+            raise ConfigError(f"--reference is the model itself ({reference}). Name another, or leave it out.")
     if twice := [label for label, number in Counter(map(_label, sources)).items() if number > 1 and given is None]:
         raise ConfigError(f"The model {twice[0]} is given twice. Leave one out.")
     short = _short(sources)
     titles = [name or short[number] for number, name in enumerate(names)]
     if len(set(titles)) < len(titles):
         raise ConfigError(f"Two models have one name ({', '.join(titles)}). Give each its own.")
-    if reference is None:
-        return dict(zip(titles, sources, strict=True)), titles[0] if len(titles) > 1 else None
-    place = len(titles) - 1 if added else _names_of(sources, names)[reference]
-    return dict(zip(titles, sources, strict=True)), titles[place]
+    return dict(zip(titles, sources, strict=True)), titles[place] if len(titles) > 1 else None
 
 
 def _names_of(sources: list[Source], names: list[str | None]) -> dict[Any, int]:
@@ -124,10 +124,6 @@ def _names_of(sources: list[Source], names: list[str | None]) -> dict[Any, int]:
     short = _short(sources)
     found = {name: place for place, name in enumerate(names) if name is not None}
     return {_label(s): place for place, s in enumerate(sources)} | {title: n for n, title in enumerate(short)} | found
-
-
-def _is_function(model: Any) -> bool:
-    return isinstance(model, RewardFunction)
 
 
 def _listed(models: Any) -> list[Any]:

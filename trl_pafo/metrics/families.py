@@ -41,7 +41,7 @@ def accuracy_family(pairs: EncodedPairs, correct: FloatArray) -> Family:
         totals = group_totals(cells, weights, np.column_stack([cells.pairs, *cells.sums]))
         total, right = totals[:, :, 0], totals[:, :, 1]
         # A resample may hold nobody of a group that was pooled with others.
-        by_group = _share(right, total)
+        by_group = np.divide(right, total, out=np.full_like(right, np.nan), where=total > 0)
         worst, best = by_group.min(axis=1), by_group.max(axis=1)
         columns = [right.sum(axis=1) / total.sum(axis=1), *(by_group.T if pairs.groups else ())]
         if several:
@@ -65,10 +65,6 @@ def _users_of_each(pairs: EncodedPairs) -> dict[str, int]:
     if pairs.has_users:
         users_of |= dict.fromkeys((f"user_{name}" for name in USER_MEASURES), everybody)
     return users_of
-
-
-def _share(right: FloatArray, total: FloatArray) -> FloatArray:
-    return np.divide(right, total, out=np.full(np.shape(right), np.nan), where=total > 0)
 
 
 def support_family(pairs: EncodedPairs, correct: FloatArray, support: FloatArray) -> Family:

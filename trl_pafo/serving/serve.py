@@ -27,13 +27,11 @@ def serve(args: Any) -> None:
         raise ConfigError("Give --model_name_or_path: the folder or Hub id of a reward model.")
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ConfigError(f"A service needs {', '.join(missing)}: pip install trl-pafo[serve].")
-    for name in ("batch_tokens", "max_body_mb", "max_items", "max_queue"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    for name in ("batch_tokens", "max_body_mb", "max_items", "max_queue", "max_tokens"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {number}.")
     if not 0 <= args.port < 2**16:
         raise ConfigError(f"--port must be from 0 to 65535, got {args.port}.")
-    if args.max_tokens is not None and args.max_tokens < 1:
-        raise ConfigError(f"--max_tokens must be at least 1, got {args.max_tokens}.")
     if not 0 <= args.batch_wait_ms < 1000:
         raise ConfigError(f"--batch_wait_ms must be from 0 to 1000, got {args.batch_wait_ms}.")
     with _listen(args.host, args.port) as sock:
