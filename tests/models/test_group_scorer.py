@@ -78,6 +78,18 @@ def test_the_reward_is_that_of_all_groups_weighed_by_the_newest_past_pairs(folde
     assert second["chosen"] != second["rejected"]
 
 
+def test_past_pairs_that_several_rows_have_are_tokenized_once(folder, monkeypatch):
+    scorer, alone = GroupScorer(folder), GroupScorer(folder)
+    rows = [{"prompt": f"question {i}", "response": "one answer", "history": PAST[i:]} for i in range(3)]
+    expected = [alone.tokenize([row])[0] for row in rows]
+    read, sizes = RewardScorer.sequences, []
+    monkeypatch.setattr(
+        RewardScorer, "sequences", lambda self, shown, *rest, **how: sizes.append(len(shown)) or read(self, shown, *rest, **how)
+    )
+    assert scorer.tokenize(rows) == expected
+    assert sizes == [(3 + 4) * len(GROUPS)]  # of three rows two past pairs each, four of them different
+
+
 def test_tau_and_the_number_of_past_pairs_can_be_set(folder, plain):
     row = {"prompt": "one question", "response": "one answer"}
     for tau, number in ((0.0, 1), (1.0, 3)):

@@ -1,5 +1,6 @@
 """Rewards of a model that was trained with the names of groups: asked once for each, weighed by the user's past pairs."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -73,17 +74,26 @@ class GroupScorer(RewardScorer):
         inputs, _ = reading or self.renderer.reading(given, name, allow_no_history=allow_no_history)
         groups = self.mixture.groups
         pairs = [[_alone(row), *self._past(row, inputs)] for row in given]
-        of_row = [place for place, own in enumerate(pairs) for _ in own for _ in groups]
-        shown = [name_group(pair, group) for own in pairs for pair in own for group in groups]
-        tokens = iter(super().sequences(shown, lambda number: name(of_row[number]), reading=Reading(inputs, False)))
+        keys = [[json.dumps(pair, sort_keys=True, default=str) for pair in own] for own in pairs]
+        # A user's past pairs stand in each of its rows, and to render and tokenize takes longer than to score.
+        of_row: dict[str, int] = {}
+        shown: list[dict[str, Any]] = []
+        for place, own in enumerate(pairs):
+            for key, pair in zip(keys[place], own, strict=True):
+                if key not in of_row:
+                    of_row[key] = place
+                    shown += [name_group(pair, group) for group in groups]
+        first = [place for place in of_row.values() for _ in groups]
+        tokens = iter(super().sequences(shown, lambda number: name(first[number]), reading=Reading(inputs, False)))
+        found = {key: [next(tokens) for _ in groups] for key in of_row}
         return [
             {
                 (number, side, place): ids
-                for number in range(-1, len(own) - 1)
-                for place in range(len(groups))
-                for side, ids in next(tokens).items()
+                for number, key in enumerate(own, -1)
+                for place, sides in enumerate(found[key])
+                for side, ids in sides.items()
             }
-            for own in pairs
+            for own in keys
         ]
 
     def _past(self, row: Mapping[str, Any], inputs: str) -> list[dict[str, Any]]:
