@@ -41,9 +41,8 @@ def naive_loss(slope, bias, scores, group):
     return total / len(set(group.tolist())) + (slope - 1) ** 2 / (2 * len(group))
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
-def test_a_temperature_is_the_best_of_a_fine_grid(scale):
-    margins = scale * np.random.default_rng(1).normal(0.8, 1, 200)
+def test_a_temperature_is_the_best_of_a_fine_grid():
+    margins = 4.0 * np.random.default_rng(1).normal(0.8, 1, 200)
     grid = np.exp(np.linspace(*np.log(TEMPERATURES), 4001))
     means = [sum(-log_sigmoid(margin / t) for margin in margins) / len(margins) for t in grid]
     best = int(np.argmin(means))
@@ -66,8 +65,8 @@ def test_a_temperature_of_margins_that_are_all_right_all_wrong_or_absent():
         fit_temperature([1.0, math.nan])
 
 
-@pytest.mark.parametrize("num_groups", [2, 3, 4])
-def test_scores_of_histories_are_sums_over_their_pairs(num_groups):
+def test_scores_of_histories_are_sums_over_their_pairs():
+    num_groups = 3
     margins = np.random.default_rng(2).normal(size=(5, num_groups)) * 30
     past = [[0, 3], [], [3, 3, 1], [4]]
     found = history_scores(margins, past)
@@ -77,7 +76,7 @@ def test_scores_of_histories_are_sums_over_their_pairs(num_groups):
     assert history_scores(np.zeros((0, num_groups)), [[], []]).tolist() == [[0.0] * num_groups] * 2
 
 
-@pytest.mark.parametrize("num_groups", [2, 3, 4])
+@pytest.mark.parametrize("num_groups", [2, 4])
 def test_the_likelihood_has_the_least_loss(num_groups, monkeypatch):
     scores, group = drawn(num_groups)
     if num_groups == 4:  # one history of the last group
@@ -115,8 +114,8 @@ def test_scores_that_say_the_opposite_have_slope_0():
     np.testing.assert_allclose(found.bias, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("absent", [0, 1, 2])
-def test_a_group_without_histories_keeps_the_bias_0(absent):
+def test_a_group_without_histories_keeps_the_bias_0():
+    absent = 1
     scores, group = drawn(3, 200)
     there, others = group != absent, [g for g in range(3) if g != absent]
     found = GroupLikelihood.fit(scores[there], group[there])
@@ -165,8 +164,8 @@ def test_a_group_that_has_no_score_is_an_error(group):
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("num_groups", [2, 3, 4])
-def test_the_posterior_and_its_mixture_follow_from_bayes(num_groups, tau):
+def test_the_posterior_and_its_mixture_follow_from_bayes(tau):
+    num_groups = 3
     rng = np.random.default_rng(4)
     log_likelihood, margins = rng.normal(size=(2, 6, num_groups))
     prior = rng.dirichlet(np.ones(num_groups))

@@ -20,8 +20,6 @@ from trl_pafo.errors import ConfigError, DataError
 class TestByType:
     def test_share_of_the_users_own_type(self):
         assert support_rate_by_type(["a", "b", "a", "a"]).tolist() == [0.75, 0.25, 0.75, 0.75]
-
-    def test_against_another_population(self):
         assert support_rate_by_type(["b", "c"], population=["a", "b"]).tolist() == [0.5, 0.0]
 
     def test_an_empty_population_is_refused(self):
@@ -58,24 +56,17 @@ class TestByAgreement:
         rates = support_rate_by_agreement(np.array([1.0, 2.0, 3.0, 1.0]), ["p", "p", "p", "q"], [1, 1, -1, 1])
         assert rates == {"1": 0.5, "2": 0.5, "3": 0.0}
 
-    @pytest.mark.parametrize("missing", [None, float("nan"), ""])
-    def test_nobody_is_no_user_and_no_pair(self, missing):
+    def test_nobody_is_no_user_and_no_pair(self):
         with pytest.raises(DataError, match=r"The votes, row 1: has no `user`"):
-            support_rate_by_agreement(["u", missing, missing], [0, 0, 0], [1, 1, -1])
+            support_rate_by_agreement(["u", None, None], [0, 0, 0], [1, 1, -1])
         with pytest.raises(DataError, match=r"The votes, row 0: has no `pair`"):
-            support_rate_by_agreement(["u", "v", "w"], [missing, missing, 0], [1, 1, -1])
+            support_rate_by_agreement(["u", "v", "w"], [None, None, 0], [1, 1, -1])
         with pytest.raises(DataError, match=r"The users, row 1: has no `types`"):
-            support_rate_by_type(["a", missing])
+            support_rate_by_type(["a", None])
 
-    def test_no_votes_no_users(self):
-        assert support_rate_by_agreement([], [], []) == {}
-
-    @pytest.mark.parametrize("label", [[1, 0], [1, 2]])
-    def test_labels_other_than_plus_and_minus_one_are_refused(self, label):
+    def test_votes_that_cannot_be_counted(self):
         with pytest.raises(DataError, match="leave undecided votes out"):
-            support_rate_by_agreement(["u", "v"], [0, 0], label)
-
-    def test_lengths_must_agree(self):
+            support_rate_by_agreement(["u", "v"], [0, 0], [1, 0])
         with pytest.raises(DataError, match="of one length"):
             support_rate_by_agreement(["u", "v"], [0, 0], [1])
 
@@ -108,11 +99,6 @@ class TestByWeights:
             support_rate_by_weights(weights, probes, population), naive_weights(weights, probes, population)
         )
 
-    def test_the_user_does_not_agree_with_itself(self):
-        weights = [[1.0], [1.0], [-1.0]]
-        assert support_rate_by_weights(weights, [[1.0], [-2.0]]).tolist() == [0.5, 0.5, 0.0]
-        assert support_rate_by_weights(weights, [[1.0]], population=weights) == pytest.approx([2 / 3, 2 / 3, 1 / 3])
-
     def test_a_user_without_preference_has_none(self):
         assert np.isnan(support_rate_by_weights([[0.0], [1.0]], [[1.0]])).all()
 
@@ -136,11 +122,6 @@ class TestAssignGroups:
     def test_several_thresholds(self):
         groups = assign_groups([0.1, 0.5, 0.9], threshold=(0.2, 0.6), names=("high", "middle", "low"))
         assert groups.tolist() == ["low", "middle", "high"]
-
-    @pytest.mark.parametrize("quantile", [0.01, 0.1, 0.2, 0.9])
-    def test_typed_users_are_never_torn_apart(self, quantile):
-        support = np.array([0.1] * 2 + [0.9] * 18)
-        assert assign_groups(support, quantile=quantile).tolist() == ["minority"] * 2 + ["majority"] * 18
 
     def test_of_two_equally_near_cuts_the_lower_is_taken(self):
         # Cuts at 2/10 and 4/10 are equally near to 0.3.

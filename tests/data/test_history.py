@@ -64,8 +64,9 @@ class TestTemplate:
         expected = render(tokenizer, [{**first, "content": past + first["content"]}, *rest])
         assert render(add_history_template(tokenizer), messages, history=PAST) == expected
 
-    @pytest.mark.parametrize("kwargs", [{}, {"history": None}, {"history": []}])
-    @pytest.mark.parametrize("start", ["", "\n", "\n  {% if true %}x{% endif %}"])
+    @pytest.mark.parametrize(
+        ("start", "kwargs"), [("", {}), ("\n", {"history": None}), ("\n  {% if true %}x{% endif %}", {"history": []})]
+    )
     def test_without_history_the_template_renders_as_before(self, kwargs, start):
         for messages in (MESSAGES, SYSTEM):
             tokenizer = make_tokenizer("decoder")
@@ -75,20 +76,8 @@ class TestTemplate:
         encoder = add_history_template(make_tokenizer("encoder"))
         assert render(encoder, **kwargs) == "[CLS]how do i sing[SEP]kindly[SEP]"
 
-    @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-    def test_past_pairs_may_be_messages(self, kind):
-        tokenizer = add_history_template(make_tokenizer(kind))
-        conversational = [
-            {"prompt": as_messages(p["prompt"], "user"), **{s: as_messages(p[s], "assistant") for s in ("chosen", "rejected")}}
-            for p in PAST
-        ]
-        assert render(tokenizer, history=conversational) == render(tokenizer, history=PAST)
-        turns = [{**PAST[0], "prompt": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]}]
-        assert "red\nblue" in render(tokenizer, history=turns)
-
-    @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-    def test_it_is_added_once_and_saved_with_the_tokenizer(self, kind, tmp_path):
-        tokenizer = add_history_template(make_tokenizer(kind))
+    def test_it_is_added_once_and_saved_with_the_tokenizer(self, tmp_path):
+        tokenizer = add_history_template(make_tokenizer("decoder"))
         template = tokenizer.chat_template
         assert add_history_template(tokenizer).chat_template == template
         tokenizer.save_pretrained(tmp_path)
@@ -142,7 +131,7 @@ class TestCutter:
         cutter = HistoryCutter(make_tokenizer("encoder"), max_tokens=20)
         assert cutter([small, long, small]) == [small]
 
-    @settings(max_examples=80)
+    @settings(max_examples=40)
     @given(HISTORY, st.integers(12, 60), st.sampled_from(["encoder", "decoder"]))
     def test_the_rendered_history_is_within_the_budget(self, history, budget, kind):
         tokenizer = add_history_template(make_tokenizer(kind))
@@ -179,7 +168,7 @@ class TestCutter:
         assert prompt.startswith(shown["prompt"])
         assert all(shown.values())
 
-    @pytest.mark.parametrize(("budget", "kept"), [(14, 6), (13, 5), (12, 4), (11, 3), (10, 2), (9, 1)])
+    @pytest.mark.parametrize(("budget", "kept"), [(14, 6), (12, 4), (9, 1)])
     def test_words_are_kept_whole(self, budget, kept):
         words = ["house", "tree\nhouse", "tree", "house", "tree"]
         prompt = " ".join(words)
@@ -218,10 +207,6 @@ class TestCutter:
         changed = HistoryCutter.of(loaded, num_history=0, max_tokens=None, fields=None)
         assert (changed.num_history, changed.max_tokens, changed.fields) == (0, 40, ["prompt", "chosen"])
 
-    def test_a_tokenizer_that_remembers_nothing_shows_all(self):
-        cutter = HistoryCutter.of(make_tokenizer("decoder"))
-        assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (None, None, list(HISTORY_FIELDS))
-
 
 def load_tokenizer_that_counts_characters():
     """Stands for tokenizers that split words: one token a character that is no white space."""
@@ -238,14 +223,15 @@ class TestTexts:
 
 
 class TestRender:
-    def test_a_rendered_row_is_known(self, pairs):
-        assert not is_rendered(pairs)
-        assert is_rendered(render_history(pairs, HistoryCutter(make_tokenizer("encoder"), 1)))
-
-    @pytest.mark.parametrize("num_history", [None, 0, 1, 2])
-    @pytest.mark.parametrize("fields", [("chosen",), ("prompt", "rejected"), HISTORY_FIELDS])
-    @pytest.mark.parametrize("conversational", [False, True])
-    @pytest.mark.parametrize("budget", [None, 10_000])
+    @pytest.mark.parametrize(
+        ("num_history", "fields", "conversational", "budget"),
+        [
+            (None, HISTORY_FIELDS, False, None),
+            (0, ("chosen",), True, None),
+            (1, ("prompt", "rejected"), True, 10_000),
+            (2, HISTORY_FIELDS, False, 10_000),
+        ],
+    )
     def test_each_row_shows_its_own_history(self, num_history, fields, conversational, budget):
         shown = (lambda text: as_messages(text, "user")) if conversational else str
         histories = [PAST, [], PAST[1:], None, PAST[::-1]]
@@ -266,6 +252,7 @@ class TestRender:
         rows = [{"prompt": "p", "chosen": "a", "rejected": "b", "history": past} for past in (PAST[:1], PAST, [])]
         tokenizer = make_tokenizer("encoder")
         rendered = render_history(Dataset.from_list(rows), HistoryCutter(tokenizer, fields=["rejected", "prompt"]))
+        assert is_rendered(rendered)
         remember_rendering(rendered, tokenizer)
         cutter = HistoryCutter.of(tokenizer)
         assert (cutter.num_history, cutter.max_tokens, cutter.fields) == (2, None, ["prompt", "rejected"])

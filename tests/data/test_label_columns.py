@@ -29,9 +29,8 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("kind", [None, "torch", "numpy"])
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("rows", list(ROWS))
+@pytest.mark.parametrize(("rows", "kind"), [*((rows, None) for rows in ROWS), ("integers", "torch"), ("floats", "numpy")])
 def test_whatever_they_held(rows: str, streams: bool, kind: str | None):
     build, labels = ROWS[rows]
     dataset = build().with_format(kind)
@@ -60,9 +59,8 @@ def test_rows_behind_indices():
 
 
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("values", [[0, 1, None, None], [0, 1, float("nan"), None], ["a", "b", "", None]])
-def test_a_label_that_is_needed(values: list, streams: bool):
-    dataset = Dataset.from_dict({"group": values})
+def test_a_label_that_is_needed(streams: bool):
+    dataset = Dataset.from_dict({"group": [0, 1, None, None]})
     if streams:
         dataset = dataset.to_iterable_dataset()
     assert [row["group"] for row in normalize_columns(dataset, WHAT, ["user"])][2:] == [None, None]
@@ -71,9 +69,8 @@ def test_a_label_that_is_needed(values: list, streams: bool):
 
 
 @pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("values", [[None, ["b"]], [None, {"a": 2}], [None, b"b"], [None, b"b", b"b"]])
-def test_a_label_that_cannot_be_read(values: list, streams: bool):
-    dataset = Dataset.from_dict({"user": values})
+def test_a_label_that_cannot_be_read(streams: bool):
+    dataset = Dataset.from_dict({"user": [None, ["b"]]})
     with pytest.raises(DataError, match=r"^The training dataset, row 1, column `user`: .* one text or number, got"):
         list(normalize_columns(dataset.to_iterable_dataset() if streams else dataset, WHAT))
 

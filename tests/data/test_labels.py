@@ -1,7 +1,6 @@
 """Groups and users as they come: one name for one thing, and no name for what is missing."""
 
 import datetime
-import decimal
 import enum
 
 import numpy as np
@@ -43,11 +42,8 @@ class Number(enum.IntEnum):
         (np.float32(0.1), "0.1"),
         (np.bool_(False), "False"),
         (np.array(3), "3"),
-        (np.datetime64("2020-01-01", "ns"), "2020-01-01T00:00:00.000000000"),
         (torch.tensor([1.0], dtype=torch.bfloat16), "1"),
-        (torch.tensor(True), "True"),
         (pa.scalar(1), "1"),
-        (decimal.Decimal("1.5"), "1.5"),
         (datetime.date(2020, 1, 2), "2020-01-02"),
         (("de", "young"), "('de', 'young')"),
     ],
@@ -65,14 +61,11 @@ def test_one_name(value: object, label: str):
         "",
         " \t",
         float("nan"),
-        np.float32("nan"),
         torch.tensor(float("nan")),
         pd.NA,
         pd.NaT,
         np.datetime64("NaT", "ns"),
-        decimal.Decimal("nan"),
         pa.scalar(None, pa.int64()),
-        np.str_(""),
     ],
 )
 def test_missing_is_no_name(value: object):
@@ -90,15 +83,9 @@ def test_no_single_value(value: object):
     [
         ["0", 1, 0.0],
         (value for value in (0, 1, 0)),
-        np.array([0, 1, 0], dtype=np.uint8),
         np.array([0.0, 1.0, 0.0], dtype=np.float32),
-        np.array([0, "1", 0.0], dtype=object),
         torch.tensor([0.0, 1.0, 0.0], dtype=torch.bfloat16),
-        [torch.tensor(0), torch.tensor(1), torch.tensor(0)],
         pd.Series([0, 1, 0], dtype="category"),
-        pd.Categorical(["0", "1", "0"]),
-        pd.Series([0, 1, 0], dtype="Int64"),
-        pa.chunked_array([["0"], ["1", "0"]]),
         pa.array(["0", "1", "0"]).dictionary_encode(),
     ],
 )
@@ -108,20 +95,12 @@ def test_a_column_of_any_kind(values):
     assert {type(label) for label in labels} == {str}
 
 
-def test_equal_values_of_different_kinds():
-    assert normalize_labels([1, True, 1.0, "1"], "group", "The pairs") == ["1", "True", "1", "1"]
-
-
 @pytest.mark.parametrize(
     "values",
     [
         np.array([0, np.nan, 1, np.nan]),
-        pd.Series([0, None, 1, None]),
         pd.Series([0, None, 1, None], dtype="Int64"),
-        pd.Series(["0", None, "1", None], dtype="category"),
         pa.array([0, None, 1, None]),
-        torch.tensor([0, float("nan"), 1, float("nan")]),
-        ["0", "", "1", "  "],
     ],
 )
 def test_a_column_with_gaps(values):

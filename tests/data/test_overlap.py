@@ -13,9 +13,9 @@ from trl_pafo.data.sources.splits import hold_out_prompts
 from trl_pafo.errors import DataError
 
 
-def one_topic(num_users=6, pairs_per_user=5, num_statements=9, seed=0):
+def one_topic(num_users=6, pairs_per_user=5, num_statements=9):
     """Pairs of a few statements, so that many share one."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     rows = []
     for user in range(num_users):
         for _ in range(pairs_per_user):
@@ -38,9 +38,8 @@ def test_pairs_are_told_apart_by_the_prompt_unless_there_is_only_one():
 
 
 @pytest.mark.parametrize("past_only", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_a_history_holds_no_statement_of_its_pair_and_every_other_pair(past_only, seed):
-    rows = one_topic(num_statements=15, seed=seed).to_list()
+def test_a_history_holds_no_statement_of_its_pair_and_every_other_pair(past_only):
+    rows = one_topic(num_statements=15).to_list()
     expected = []
     for place, row in enumerate(rows):
         own = [other for other, r in enumerate(rows) if r["user"] == row["user"]]
@@ -50,12 +49,6 @@ def test_a_history_holds_no_statement_of_its_pair_and_every_other_pair(past_only
     found = [[past["chosen"] for past in history] for history in attached["history"]]
     assert found == [history for history in expected if history]
     assert len(found) > 10
-
-
-def test_a_user_whose_pairs_all_share_a_statement_has_no_history():
-    rows = [{"prompt": "Parks", "chosen": f"s{i}", "rejected": "s9", "user": "u"} for i in range(3)]
-    with pytest.raises(DataError, match="or with different responses where all pairs have one prompt"):
-        attach_history(Dataset.from_list(rows), 1)
 
 
 def test_the_one_prompt_may_be_in_training_and_test_but_no_user():

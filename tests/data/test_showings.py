@@ -24,13 +24,12 @@ def judged(num_groups=2, seed=0, num_prompts=8, num_rows=30):
     return Dataset.from_list(rows)
 
 
-def draws(rows, epochs=400, **options):
+def draws(rows, epochs=150, **options):
     draw = HistoryDraw(rows, rows, seed=0, **options)
     return [draw(row, epoch) for epoch in range(epochs) for row in range(len(rows))]
 
 
-@pytest.mark.parametrize("num_groups", [2, 3])
-@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("num_groups", "tau"), [(2, 0.0), (3, 0.5), (2, 1.0)])
 def test_groups_are_drawn_as_tau_says_and_donors_evenly(num_groups, tau):
     rows = judged(num_groups, num_prompts=10**9)
     group = np.asarray(rows["group"])
@@ -48,13 +47,15 @@ def test_groups_are_drawn_as_tau_says_and_donors_evenly(num_groups, tau):
 
 
 def test_in_its_own_group_a_pair_keeps_its_own_history_and_never_sees_its_prompt_elsewhere():
-    rows = judged(3)
-    for each in draws(rows, tau=0.7, epochs=50):
-        if rows["group"][each.donor] == rows["group"][each.row]:
+    data = judged(3)
+    rows = data.to_list()
+    for each in draws(data, tau=0.7, epochs=50):
+        row, donor = rows[each.row], rows[each.donor]
+        if donor["group"] == row["group"]:
             assert each.donor == each.row
         else:
-            assert rows["prompt"][each.row] not in [past["prompt"] for past in rows["history"][each.donor]]
-        assert each.num_history == len(rows["history"][each.donor])
+            assert row["prompt"] not in [past["prompt"] for past in donor["history"]]
+        assert each.num_history == len(donor["history"])
 
 
 def test_where_all_pairs_have_one_prompt_their_responses_are_not_shown():
@@ -63,13 +64,10 @@ def test_where_all_pairs_have_one_prompt_their_responses_are_not_shown():
     rows = rows.map(lambda row, n: {**pairs[n], "history": [pairs[(5 * n + 3) % 30]]}, with_indices=True)
     borrowed = [each for each in draws(rows, tau=1.0, epochs=50) if each.donor != each.row]
     assert borrowed
+    rows = rows.to_list()
     for each in borrowed:
-        row, (past,) = rows[each.row], rows["history"][each.donor]
+        row, (past,) = rows[each.row], rows[each.donor]["history"]
         assert {row["chosen"], row["rejected"]}.isdisjoint({past["chosen"], past["rejected"]})
-
-
-def test_without_tau_each_pair_keeps_its_own_history():
-    assert draws(judged(), epochs=1) == [Showing(row, row, n) for row, n in enumerate(map(len, judged()["history"]))]
 
 
 def test_a_draw_hangs_on_seed_epoch_and_row_alone():
@@ -107,8 +105,10 @@ def test_a_pair_that_nobody_can_lend_a_history_keeps_its_own_and_is_counted():
     assert {each.donor for each in shown if each.row == 2} == {2}
     assert all(each.donor % 2 == 0 or each.donor == each.row for each in shown)
 
+    plain = rows.to_list()
+
     def lends(row, donor):
-        return fits(row, donor) and rows["prompt"][row] not in [past["prompt"] for past in rows["history"][donor]]
+        return fits(row, donor) and plain[row]["prompt"] not in [past["prompt"] for past in plain[donor]["history"]]
 
     stuck = [row for row in range(30) if not any(lends(row, donor) for donor in np.flatnonzero(group != group[row]))]
     assert draw.without_donor == Counter(group[stuck])
@@ -119,10 +119,10 @@ def test_rows_without_histories_have_none_to_draw():
     assert HistoryDraw(rows, rows, seed=0, min_history=1)(1, 0) == Showing(1, 1, 0)
 
 
-@pytest.mark.parametrize("num_groups", [2, 3])
-def test_each_pair_is_shown_under_every_group_once_an_epoch_and_first_under_its_own(num_groups):
+def test_each_pair_is_shown_under_every_group_once_an_epoch_and_first_under_its_own():
+    num_groups = 3
     rows = judged(num_groups)
-    group = rows["group"]
+    group = rows["group"][:]
     draw = EveryGroup(group)
     assert draw.times == num_groups
     for row in range(len(rows)):

@@ -40,8 +40,9 @@ def assert_same_ids(dataset: Dataset, tokenizer, expect_shared=True) -> Dataset:
 
 
 @cache
-def real_rows(history: int) -> Dataset:
-    rows = attach_history(load_source(DataArguments(source="styles"))["test"], num_history=history, past_only=False)
+def real_rows() -> Dataset:
+    splits = load_source(DataArguments(source="styles", train_users=20, test_users=20))
+    rows = attach_history(splits["test"], num_history=3, past_only=False)
     return rows.shuffle(seed=0).select(range(30))
 
 
@@ -56,11 +57,11 @@ def wheel_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return copy.deepcopy(loaded(name))
 
 
-@pytest.mark.parametrize("name", list(WHEEL_MODELS))
-@pytest.mark.parametrize("history", [0, 3])
-def test_real_texts_with_histories(name, history):
+# Reading the vocabulary of smollm2 out of its weights takes seconds.
+@pytest.mark.parametrize("name", ["minilm", pytest.param("smollm2", marks=pytest.mark.slow)])
+def test_real_texts_with_histories(name):
     tokenizer = wheel_tokenizer(name)
-    rows = render_history(real_rows(history), HistoryCutter(add_history_template(tokenizer)))
+    rows = render_history(real_rows(), HistoryCutter(add_history_template(tokenizer)))
     found = assert_same_ids(rows, tokenizer)
     assert found["prompt"][:] == rows["prompt"][:]  # the other columns as they were
     assert set(found.column_names) == {*rows.column_names, "chosen_ids", "rejected_ids"}
@@ -68,7 +69,7 @@ def test_real_texts_with_histories(name, history):
 
 def test_each_piece_is_tokenized_once(monkeypatch):
     tokenizer = wheel_tokenizer("minilm")
-    rows = render_history(real_rows(3), HistoryCutter(add_history_template(tokenizer)))
+    rows = render_history(real_rows(), HistoryCutter(add_history_template(tokenizer)))
     given = []
     call = type(tokenizer).__call__
     monkeypatch.setattr(type(tokenizer), "__call__", lambda self, text, **how: given.append(text) or call(self, text, **how))
@@ -129,7 +130,7 @@ def kind(name: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(texts=st.lists(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join), min_size=1, max_size=4))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_pieces_add_up_to_the_text(name, texts):
     tokenizer = kind(name)
     assert sum_of_pieces(tokenizer, texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -196,13 +197,7 @@ def test_a_tokenizer_with_a_template_or_pieces_of_its_own_gets_whole_rows(monkey
     assert_same_ids(chats(), whole)
 
 
-def test_rows_in_another_order_than_their_files_keep_their_ids():
-    rows = chats().shuffle(seed=3).select([4, 0, 2])
-    found = assert_same_ids(rows, make_tokenizer("decoder"))
-    assert found["user"] == rows["user"]
-
-
-@pytest.mark.parametrize("max_length", [1, 12, 16, 1000])
+@pytest.mark.parametrize("max_length", [1, 16])
 def test_pairs_are_dropped_as_the_base_class_drops_them(max_length):
     tokenizer = make_tokenizer("decoder")
     rows = chats(number=list(range(6)))

@@ -35,8 +35,7 @@ def prompts(users, row=ROW, num_history=None):
     return [entry["prompt"] for entry in users.attach(row, num_history, "line 1")["history"]]
 
 
-@pytest.mark.parametrize("prompt", [None, "the topic"])
-@pytest.mark.parametrize("num_history", [1, 3, 50])
+@pytest.mark.parametrize(("prompt", "num_history"), [(None, 1), (None, 50), ("the topic", 3)])
 def test_they_are_those_that_training_attaches(tmp_path, prompt, num_history):
     """(attach_history reads all rows at once; here, a row at a time.)"""
     rng = random.Random(num_history)
@@ -53,20 +52,7 @@ def test_they_are_those_that_training_attaches(tmp_path, prompt, num_history):
         missing="keep",
         pool=Dataset.from_list(pairs),
     )
-    found = [users.attach(row, num_history, "here")["history"] for row in rows]
-    assert found == expected["history"][:]
-    own = {"prompt", "chosen", "rejected"} if not prompt else {"chosen", "rejected"}
-    assert not any(
-        row[name] == entry[name] for row, history in zip(rows, found, strict=True) for entry in history for name in own
-    )
-
-
-def test_the_newest_come_first_and_the_prompt_of_the_row_is_left_out(path):
-    users = UserHistories(path)
-    assert prompts(users) == ["can i run", "what is red"]
-    assert prompts(users, num_history=1) == ["can i run"]
-    assert prompts(users, {**ROW, "prompt": "can i run"}, 1) == ["what is red"]
-    assert prompts(users, {**ROW, "prompt": [{"role": "user", "content": "can i run"}]}, 1) == ["what is red"]
+    assert [users.attach(row, num_history, "here")["history"] for row in rows] == expected["history"][:]
     assert prompts(users, {**ROW, "user": "eve"}) == []
 
 
@@ -79,6 +65,7 @@ def test_where_all_have_one_prompt_responses_tell(tmp_path):
     append(path, past(prompt="another"))
     users.read_on()
     assert prompts(users, {**ROW, "prompt": "what is red"}) == ["another"]
+    assert prompts(users, {**ROW, "prompt": [{"role": "user", "content": "another"}]}, 1) == ["what is red"]
 
 
 def test_what_is_appended_is_read(path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from helpers.fake_runs import make_run
@@ -35,38 +36,24 @@ def test_given_teachers_are_told_from_trained_ones(record):
     assert record.has_given_teachers
 
 
-@pytest.mark.parametrize(
-    "name", ["results/results.json", "manifest.json", "run.yaml", "data/summary.json", "data/test.parquet", "results/pafo.jsonl"]
-)
-def test_a_run_that_is_not_complete_is_named(tmp_path, name):
-    folder = make_run(tmp_path / "run")
-    (folder / name).unlink()
-    with pytest.raises(
-        RunFolderError,
-        match=rf"{name}.* (is missing\. Give the folder of a `trl-pafo run`, and finish one|is not what an evaluation writes)",
-    ):
-        read_record(folder)
+RESULTS = [[], {"methods": {}}, {"methods": {"model": {"overall": {"value": 0.5}}}}]
+BAD_REWARD = '{"user": null, "group": null, "reward_chosen": "a", "reward_rejected": 1}'
+SPOILED = [
+    *((name, None, rf"{name} is missing\. Give the folder of a `trl-pafo run`") for name in ("results/results.json", "run.yaml")),
+    ("results/results.json", "{", "cannot be read"),
+    *(("results/results.json", json.dumps(results), "is not what this version of trl-pafo writes") for results in RESULTS),
+    *(("results/pafo.jsonl", line, r"pafo\.jsonl is not what an eval.*Evaluate again") for line in ("{", "{}", "[]", BAD_REWARD)),
+    ("results/pafo.jsonl", "", "The rewards of pafo in .* are those of other pairs"),
+    ("results/pafo.jsonl", None, r"pafo\.jsonl is not what an evaluation writes"),
+]
 
 
-def test_rewards_of_other_pairs_are_refused(tmp_path):
-    folder = make_run(tmp_path / "run")
-    path = folder / "results/pafo.jsonl"
-    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[1:]), encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"The rewards of pafo in .* are those of other pairs"):
-        read_record(folder)
-
-
-@pytest.mark.parametrize("results", ["{", [], {"methods": {}}, {"methods": {"model": {"overall": {"value": 0.5}}}}])
-def test_results_that_cannot_be_read(tmp_path, results):
-    folder = make_run(tmp_path / "run")
-    (folder / "results/results.json").write_text(results if isinstance(results, str) else json.dumps(results), encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"cannot be read|is not what this version of trl-pafo writes"):
-        read_record(folder)
-
-
-@pytest.mark.parametrize("line", ["{", "{}", "[]", '{"user": null, "group": null, "reward_chosen": "a", "reward_rejected": 1}'])
-def test_rewards_that_cannot_be_read(tmp_path, line):
-    folder = make_run(tmp_path / "run")
-    (folder / "results/pafo.jsonl").write_text(line, encoding="utf-8")
-    with pytest.raises(RunFolderError, match=r"pafo\.jsonl is not what an evaluation writes .*Evaluate again"):
-        read_record(folder)
+def test_a_run_that_is_not_complete_or_cannot_be_read_is_named(complete, tmp_path):
+    for number, (name, text, message) in enumerate(SPOILED):
+        folder = tmp_path / str(number)
+        shutil.copytree(complete, folder)
+        (folder / name).unlink()
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")
+        with pytest.raises(RunFolderError, match=message):
+            read_record(folder)

@@ -94,7 +94,7 @@ def run(capsys, *argv):
 
 
 class TestScore:
-    @settings(fuzz, max_examples=15 * TIMES)
+    @settings(fuzz, max_examples=8 * TIMES)
     @given(FILES | BYTES)
     @example(DEEP.encode())
     @example(MANY_DIGITS.encode())
@@ -115,7 +115,7 @@ class TestScore:
         else:
             assert error.splitlines()[-1].startswith("trl-pafo score: ")
 
-    @settings(fuzz, max_examples=15 * TIMES)
+    @settings(fuzz, max_examples=8 * TIMES)
     @given(FILES | BYTES)
     @example(DEEP.encode() + b"\n" + MANY_DIGITS.encode())
     @example(b'{"prompt": "a", "response": "\xff"}\n{"prompt": "a", "response": "yes", "user": {}}')
@@ -132,7 +132,6 @@ class TestScore:
         ("flags", "says"),
         [
             (["--batch_size", "-3"], "`batch_size` must be a whole number of at least 1, got -3"),
-            (["--batch_size", "x"], "invalid int value: 'x'"),
             (["--num_history", "-1"], "`num_history` must be at least 0"),
             (["--history_fields", "bogus"], "`history_fields` must be some of"),
             (["--output", "/proc/there/is/none"], "/proc/there"),
@@ -173,7 +172,7 @@ def read(path):
 
 
 class TestFiles:
-    @settings(fuzz, max_examples=60 * TIMES)
+    @settings(fuzz, max_examples=30 * TIMES)
     @given(FILES | BYTES, st.booleans())
     @example(DEEP.encode(), False)
     @example(DEEP.encode(), True)
@@ -186,7 +185,7 @@ class TestFiles:
         path.write_bytes(gzip.compress(data) if zipped else data)
         read(path)
 
-    @settings(fuzz, max_examples=25 * TIMES)
+    @settings(fuzz, max_examples=15 * TIMES)
     @given(ROW)
     @example({"history": [{"prompt": 1, "chosen": None, "rejected": {}}]})
     @example({"history": [{"prompt": [{"x": 1}], "chosen": "b", "rejected": "c"}]})
@@ -233,7 +232,7 @@ class TestFiles:
         ]
     )
 
-    @settings(fuzz, max_examples=30 * TIMES)
+    @settings(fuzz, max_examples=20 * TIMES)
     @given(st.fixed_dictionaries(dict.fromkeys(RIGHT, TYPES)), st.integers(0, 3))
     def test_any_types_of_a_table(self, folder, types, num_rows):
         arrays = {}
@@ -260,7 +259,7 @@ class TestFiles:
 
 
 class TestPrepare:
-    @settings(fuzz, max_examples=5 * TIMES)
+    @settings(fuzz, max_examples=3 * TIMES)
     @given(st.lists(ROW, max_size=3))
     @example([{"group": "\x00"}])
     @example([{"group": "../../x"}, {"user": "/abs"}])

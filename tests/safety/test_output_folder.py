@@ -1,13 +1,12 @@
-"""No name that comes from data, a manifest or a card leads a file out of the output folder, and no text in the report is markup."""
+"""No name that comes from data, a manifest or a card leads a file out of the output folder."""
 
 import hashlib
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers.fake_runs import make_run
 from helpers.parts import make_model, make_pairs
+from helpers.small_runs import train_nothing
 from trl import ModelConfig
 
 from trl_pafo import PAFOConfig
@@ -15,23 +14,8 @@ from trl_pafo.data.sources.typed_users import AnsweredPrompt
 from trl_pafo.evaluation.methods import RunArguments
 from trl_pafo.palm import fit_reward_models
 from trl_pafo.pipeline.run import Run
-from trl_pafo.report.page import write_report
 
 NAMES = ["../../x", "/abs/x", "a/b", "..", "x" * 300, "a\x00b", "CON", "a\\b"]
-TEXTS = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "</style><script>alert(1)</script>",
-    "</svg><iframe src=javascript:alert(1)>",
-    "<!-- --><a href=javascript:alert(1)>x</a>",
-    "]]><b>x</b>",
-    "&lt;script&gt;",
-    "{{ 7 * 7 }}{% raw %}",
-    "$\\frac{1}{$ $x$",
-    "a\x00b\x0b\x1b",
-    "\u202e\u2028",
-]
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -53,7 +37,7 @@ def inside(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["b"]
 
 
-def test_groups_of_any_name_have_teachers_of_their_own(inside, training, tmp_path_factory):
+def test_groups_of_any_name_have_teachers_of_their_own(inside, training, tmp_path_factory, monkeypatch):
     """`a/b` and `a_b` were one folder once: the second teacher took the place of the first."""
     groups = ["a/b", "a_b", "../../x", "A_B"]
     rows = make_pairs(num_users=40, pairs_per_user=2, num_minority=20, history=0)
@@ -67,15 +51,14 @@ def test_groups_of_any_name_have_teachers_of_their_own(inside, training, tmp_pat
     options = RunArguments(
         source="files", data_path=str(path), methods=["bradley_terry", "group_routed"], reference="bradley_terry"
     )
-    options.num_resamples = 2
-    run = Run(options, args, ModelConfig(model_name_or_path=base))
-    run()
+    train_nothing(monkeypatch)
+    Run(options, args, ModelConfig(model_name_or_path=base))()
     teachers = json.loads((inside / "run/manifest.json").read_text())["stages"]
     outputs = {name: stage["output"] for name, stage in teachers.items() if name.startswith("teacher")}
     assert {name.partition(":")[2] for name in outputs} == set(groups)
     assert len({output.casefold() for output in outputs.values()}) == len(outputs) == 2 * len(groups)  # one a fold
-    for output in outputs.values():
-        assert (inside / "run" / output / "model.safetensors").is_file()
+    weights = [(inside / "run" / output / "model.safetensors").read_text() for output in outputs.values()]
+    assert len(set(weights)) == len(outputs)
 
 
 def test_types_of_responses_as_folders(inside, tmp_path_factory):
@@ -87,45 +70,3 @@ def test_types_of_responses_as_folders(inside, tmp_path_factory):
     for folder in folders.values():
         assert Path(folder).parent == inside / "models"
         assert (Path(folder) / "model.safetensors").is_file()
-
-
-class Skeleton(HTMLParser):
-    """Elements and the names of their attributes, in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, tuple(sorted(name for name, _ in attrs))))
-
-    def handle_comment(self, data):
-        self.found.append(("comment", data))
-
-
-def test_texts_and_names_add_no_element_to_the_report(tmp_path):
-    """The page of hostile texts and groups has the very elements and attributes of the page of plain ones."""
-    found = []
-    for number, word in enumerate(("plain", " ".join(TEXTS))):
-        groups = (f"m {word}", f"f {word}")
-        folder = make_run(tmp_path / str(number), methods=("personalized_bt", "pafo"), groups=groups, text=word, users=(4, 3))
-        results = json.loads((folder / "results/results.json").read_text())
-        results["verdicts"]["pafo"]["sentence"] = word
-        (folder / "results/results.json").write_text(json.dumps(results))
-        found.append(write_report(folder).read_text(encoding="utf-8"))
-    plain, hostile = (Skeleton(page).found for page in found)
-    # Glyphs of pictures are paths, as many as there are different ones.
-    plain, hostile = (
-        [entry for entry in page if entry[0] not in ("path", "use", "defs", "g", "text", "tspan")] for page in (plain, hostile)
-    )
-    assert hostile == plain
-    assert len(plain) > 200
-    assert not {tag for tag, _ in Skeleton(found[1]).found} & {*"script img iframe object embed base form comment".split()}
-    assert not [name for _, names in Skeleton(found[1]).found for name in names if name.startswith("on")]
-    assert "default-src 'none'" in found[1]
-
-
-@pytest.mark.parametrize("text", TEXTS[:6])
-def test_the_skeleton_shows_what_would_not_be_escaped(text):
-    assert Skeleton(f"<p title='{text}'>{text}</p>").found != Skeleton("<p title='plain'>plain</p>").found

@@ -90,6 +90,7 @@ def test_no_loader_reads_it(evil, load):
         load(evil)
 
 
+@pytest.mark.parametrize("evil", ["model"], indirect=True)
 def test_no_command_reads_it(evil, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "what", "chosen": "yes", "rejected": "no", "group": "a"}\n')
@@ -100,15 +101,13 @@ def test_no_command_reads_it(evil, tmp_path, capsys):
         assert "Traceback" not in error
 
 
-def test_a_run_does_not_start_from_it(mark, tmp_path, decoder):
-    folder = tmp_path / "evil"
-    shutil.copytree(decoder, folder)
-    (folder / "model.safetensors").unlink()
-    torch.save(Payload(mark), folder / "pytorch_model.bin")
+@pytest.mark.parametrize("evil", ["model"], indirect=True)
+def test_a_run_does_not_start_from_it(evil, tmp_path):
     with pytest.raises(ConfigError, match=REFUSED):
-        materialize_model(str(folder), tmp_path / "base", 1, seed=0)
+        materialize_model(str(evil), tmp_path / "base", 1, seed=0)
 
 
+@pytest.mark.parametrize("evil", ["model", "adapter"], indirect=True)
 @pytest.mark.parametrize("as_teacher", [False, True], ids=["student", "teacher"])
 def test_no_training_reads_it(evil, as_teacher, decoder, training, tmp_path):
     student = decoder if as_teacher else str(evil)
@@ -156,11 +155,6 @@ class TestCheck:
         (folder / "model.safetensors").unlink()
         self.change(folder / "model.safetensors.index.json", metadata={}, weight_map={"score.weight": shard})
         with pytest.raises(ConfigError, match="as a shard; shards are safetensors beside it"):
-            load_reward_model(folder)
-
-    def test_a_config_that_names_a_pickle(self, folder):
-        self.change(folder / "config.json", transformers_weights="adapter_model.bin")
-        with pytest.raises(ConfigError, match=r"names 'adapter_model\.bin' as its weights, which are not safetensors"):
             load_reward_model(folder)
 
     def test_broken_weights(self, folder):

@@ -9,26 +9,7 @@ from hypothesis import strategies as st
 
 from trl_pafo.storage.filenames import folder_names
 
-HOSTILE = [
-    "../../x",
-    "/abs",
-    "a/b",
-    "a_b",
-    "..",
-    ".",
-    "",
-    "\x00",
-    "x" * 5000,
-    "CON",
-    "con.txt",
-    "C:\\x",
-    "~",
-    "a\n",
-    "\ud800",
-    "多数",
-    "é",
-    "é",
-]
+HOSTILE = [*"../../x /abs a/b a_b .. . CON con.txt C:\\x ~ \ud800 多数 é e\u0301".split(), "", "\x00", "a\n", "x" * 5000]
 
 
 def test_plain_names_stay():
@@ -43,11 +24,7 @@ def test_names_that_would_be_one_get_a_digest():
     for name in ("a/b", "a_b", "A_B"):
         assert names[name].casefold().startswith("a_b-")
     assert folder_names(["a_b", "a/b"])["a/b"] == names["a/b"]
-
-
-def test_one_that_looks_like_another_with_its_digest():
-    known = folder_names(["a/b", "a_b"])["a/b"]
-    assert len(set(folder_names(["a/b", "a_b", known]).values())) == 3
+    assert len(set(folder_names(["a/b", "a_b", names["a/b"]]).values())) == 3
 
 
 @pytest.mark.parametrize("name", ["CON", "nul", "com1.txt", "", "..", "x" * 5000, "é" * 100])

@@ -9,7 +9,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import trl_pafo
-from trl_pafo.cli import main
 from trl_pafo.errors import ConfigError
 from trl_pafo.storage.versions import BUILT_ON, check_versions
 
@@ -92,32 +91,15 @@ def test_a_missing_library(monkeypatch):
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(ConfigError, match=r"peft is not installed.*pip install 'peft<1,>=0.20'"):
         check_versions(["peft>=0.20,<1"])
-    check_versions([])
+    monkeypatch.setattr(metadata, "requires", missing)  # as in a folder, which declares nothing
+    check_versions()
 
 
-@pytest.fixture
-def other_versions(monkeypatch):
+def test_the_trainer_is_refused_and_the_package_is_not(monkeypatch):
     monkeypatch.setattr(metadata, "requires", lambda name: ["trl>=1.16,<2"])
     monkeypatch.setattr(metadata, "version", lambda name: "1.2.0")
-
-
-def test_the_trainer_is_refused_and_the_package_is_not(other_versions):
     assert trl_pafo.__version__
     assert issubclass(ConfigError, trl_pafo.TrlPafoError)
     for name in ("PAFORewardTrainer", "PAFOConfig", "DataCollatorForGroupPreference"):
         with pytest.raises(ConfigError, match=r"trl is 1\.2\.0\. Run: pip install 'trl<2,>=1.16'"):
             getattr(trl_pafo, name)
-
-
-def test_a_command_says_so_in_one_line(other_versions, capsys):
-    assert main(["score", "--input", "x"]) == 1
-    assert capsys.readouterr().err.startswith("trl-pafo score: trl-pafo does not support the installed versions")
-    assert main(["--version"]) == 0
-
-
-def test_running_from_a_folder_declares_nothing(monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "requires", missing)
-    check_versions()

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from trl_pafo.cli import main
 from trl_pafo.data.sources.benchmarks import SUBSETS, load_benchmark
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation import evaluate_models
@@ -79,24 +78,12 @@ class TestPersonalizedRewardBench:
             numbers = [int(prompt.split()[2].removesuffix("?")) for prompt in prompts]
             return [margin[n] if text == "A long one." else 0.0 for n, text in zip(numbers, completions, strict=True)]
 
-        results = evaluate_models(reward, subsets, benchmark="personalized_rewardbench", num_resamples=10)
+        results = evaluate_models(reward, subsets, benchmark="personalized_rewardbench", num_resamples=2)
         by_subset = dict(zip([f"chosen_win_rate/{name}" for name in SUBSETS], [1 / 3, 1.0, 0.0], strict=True))
         expected = {"chosen_win_rate": 0.5, **by_subset, "ties": 2.0, "mean_difference": 5 / 6}
         assert results["own_measures"]["reward"] == pytest.approx(expected)
         assert results["methods"]["reward"]["overall"]["value"] == pytest.approx(4 / 6)
         assert results["methods"]["reward"][f"accuracy/{SUBSETS[2]}"]["value"] == 0.5
-
-    def test_the_command_reports_both(self, subsets, capsys, tmp_path, monkeypatch):
-        (tmp_path / "first_is_longer.py").write_text(
-            "def length(prompts, completions, **_):\n    return list(map(len, completions))\n"
-        )
-        monkeypatch.chdir(tmp_path)
-        flags = "--reward_function first_is_longer:length --benchmark personalized_rewardbench --num_resamples 10".split()
-        assert main(["evaluate", "--dataset_name", str(subsets), *flags, "--output_dir", str(tmp_path / "out")]) == 0
-        printed = capsys.readouterr().out
-        assert "first_is_longer:length by personalized_rewardbench's own measures: chosen_win_rate 1," in printed
-        results = json.loads((tmp_path / "out/results.json").read_text())
-        assert results["own_measures"]["first_is_longer:length"]["mean_difference"] == 3.0
 
 
 class TestPersonalRewardBench:
@@ -129,7 +116,7 @@ class TestPersonalRewardBench:
             liked = {"ann asks 4": 1.0, "ann asks 3": 0.0, "bob asks 5": 1.0}
             return [liked[p[-1]["content"]] * (c[0]["content"] == "Yes.") for p, c in zip(prompts, completions, strict=True)]
 
-        results = evaluate_models(reward, users, benchmark="personal_rewardbench", num_resamples=10)
+        results = evaluate_models(reward, users, benchmark="personal_rewardbench", num_resamples=2)
         assert results["own_measures"]["reward"] == pytest.approx({"mean": 2 / 3, "accuracy": 5 / 6})
         assert results["methods"]["reward"]["user_mean"]["value"] == pytest.approx((0.75 + 1) / 2)
 

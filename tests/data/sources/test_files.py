@@ -1,6 +1,5 @@
 """Your own pairs: every form of file, the test set, and where the groups come from."""
 
-import json
 import logging
 
 import pandas as pd
@@ -8,6 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from helpers.sources import check_splits, load, write_lines
 
+from trl_pafo.data.sources.files import _warn_of_alike
 from trl_pafo.data.sources.splits import facts_of, is_cut_by_support
 from trl_pafo.errors import ConfigError, DataError
 
@@ -65,21 +65,19 @@ def test_groups_that_are_to_be_found_are_one_until_then(of):
 
 
 class TestForms:
-    @pytest.mark.parametrize("form", ["json", "csv", "tsv", "csv.gz", "parquet", "folder", "folder of splits"])
+    @pytest.mark.parametrize("form", ["csv", "parquet", "folder", "folder of splits"])
     def test_all_forms_hold_the_same(self, tmp_path, of, form):
         rows = [{**row, "chosen": "None"} for row in grouped()]
         table = pd.DataFrame(rows)
         path = tmp_path / f"pairs.{form}"
-        if form == "json":
-            path.write_text(json.dumps(rows))
-        elif form == "parquet":
+        if form == "parquet":
             table.to_parquet(path)
         elif form == "folder":
             Dataset.from_list(rows).save_to_disk(path)
         elif form == "folder of splits":
             DatasetDict(train=Dataset.from_list(rows)).save_to_disk(path)
         else:
-            table.to_csv(path, index=False, sep="\t" if form == "tsv" else ",")
+            table.to_csv(path, index=False)
         splits, expected = load("files", path), of(rows)
         for name in ("train", "test"):
             assert splits[name].to_list() == expected[name].to_list()
@@ -140,21 +138,18 @@ class TestSplit:
 
     @pytest.mark.parametrize(
         ("role", "one", "other"),
-        [("user", "7", "007"), ("user", "u0", "u0 "), ("group", "many", "Many"), ("user", "é", "e\u0301")],
+        [("user", "u7", "U7 "), ("user", "007", "7"), ("group", "many", "Many"), ("user", "é", "e\u0301")],
     )
-    def test_names_that_may_be_one_are_told(self, role, one, other, of, caplog):
-        rows = [{**row, "user": f"v{row['user']}"} for row in grouped()]
-        train, test = ([{**pair("t", n, group="many"), "user": user} for n in range(3)] for user in ("t", "s"))
-        of([*rows, *({**row, role: one} for row in train)], [{**pair("s", 9, group="many"), "user": "s"}])
+    def test_names_that_may_be_one_are_told(self, role, one, other, caplog):
+        _warn_of_alike(role, ["u0", "u1", one])
         assert "in several ways" not in caplog.text
-        of(
-            [
-                *rows,
-                *({**row, role: one} for row in train),
-                *({**row, role: other, "prompt": f"new {row['prompt']}"} for row in test),
-            ]
-        )
-        assert f"1 names of a {role} are written in several ways, which count as several: " in caplog.text
+        _warn_of_alike(role, ["u0", "u1", one, other])
+        names = " and ".join(map(repr, sorted((one, other))))
+        assert f"1 names of a {role} are written in several ways, which count as several: {names}. Write" in caplog.text
+
+    def test_users_of_a_table_are_looked_at(self, of, caplog):
+        of([*grouped(), *(pair("U0", n, group="few") for n in range(2))])
+        assert "1 names of a user are written in several ways, which count as several: 'U0' and 'u0'." in caplog.text
 
     def test_splits_that_are_not_used_are_named(self, tmp_path, caplog):
         rows = Dataset.from_list(grouped())

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -110,15 +108,14 @@ def test_a_user_without_a_preference_has_a_pair_all_the_same(of, rows):
     check_splits(of([{**row, **alike} if number % 2 else row for number, row in enumerate(rows)]))
 
 
-@pytest.mark.parametrize("options", [{"pairs_per_user": 30}, {"test_prompt_share": 0.01}])
-def test_too_few_prompts(of, options):
-    with pytest.raises(ConfigError, match=r"Each user judges \d+ different prompts"):
-        of(**options)
+def test_too_few_prompts(of):
+    for options in ({"pairs_per_user": 30}, {"test_prompt_share": 0.01}):
+        with pytest.raises(ConfigError, match=r"Each user judges \d+ different prompts"):
+            of(**options)
 
 
-@pytest.mark.parametrize("value", [float("nan"), None])
-def test_a_bad_score_is_named(tmp_path, rows, value):
-    path = write_lines(tmp_path / "scored.jsonl", [rows[0], {**rows[1], "response_3_gemma_2b": value}])
+def test_a_bad_score_is_named(tmp_path, rows):
+    path = write_lines(tmp_path / "scored.jsonl", [rows[0], {**rows[1], "response_3_gemma_2b": None}])
     with pytest.raises(DataError, match="row 1: the score response_3_gemma_2b is missing or not finite"):
         load("personal_llm", path)
 
@@ -134,7 +131,6 @@ def test_a_bad_score_is_named(tmp_path, rows, value):
     ],
 )
 def test_columns_that_cannot_be_used(tmp_path, rows, change, message):
-    path = tmp_path / "scored.jsonl"
-    path.write_text("\n".join(json.dumps(change(row)) for row in rows))
+    path = write_lines(tmp_path / "scored.jsonl", map(change, rows[:3]))
     with pytest.raises(DataError, match=message):
         load("personal_llm", path)

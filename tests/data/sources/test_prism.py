@@ -61,6 +61,9 @@ def test_no_survey_is_needed_where_groups_are_to_be_found(folder):
 class TestPairs:
     def test_a_conversation_turn_by_turn(self, folder):
         splits = load("prism", folder, group_by="religion.simplified")
+        check_splits(splits)
+        assert len(set(splits["test"]["user"])) == 4
+        assert {row["rejected"][0]["content"] for row in splits["train"] if len(row["prompt"]) == 1} == {"low", "lower"}
         own = [row for split in splits.values() for row in split if row["user"] == "user0"]
         # The second conversation took place before the first.
         assert [row["prompt"][-1]["content"] for row in own] == [
@@ -75,12 +78,6 @@ class TestPairs:
         assert second["prompt"] == [*first["prompt"], *first["chosen"], {"role": "user", "content": "user0 goes on with 2"}]
         assert second["chosen"][0]["content"] == "liked"
         assert second["rejected"][0]["content"] == "refused"
-
-    def test_the_rejected_answer_is_drawn(self, folder):
-        rejected = {
-            row["rejected"][0]["content"] for row in load("prism", folder, group_by="age")["train"] if len(row["prompt"]) == 1
-        }
-        assert rejected == {"low", "lower"}
 
     @pytest.mark.parametrize(
         ("first", "last"),
@@ -99,16 +96,13 @@ class TestPairs:
 
 
 class TestSplits:
-    def test_users_and_prompts_apart(self, folder):
-        splits = load("prism", folder, group_by="religion.simplified")
-        check_splits(splits)
-        assert len(set(splits["test"]["user"])) == 4
-
-    def test_shared_prompts_leave_the_test(self, tmp_path):
+    def test_shared_prompts_leave_the_test_and_people_without_an_answer_both(self, tmp_path):
         talks = [conversation(user, n) for user in USERS for n in (1, 2)]
         for talk in talks[::2]:
             talk["conversation_history"][0]["content"] = "Hello"
-        splits = load("prism", write(tmp_path / "prism", talks, survey(USERS)), group_by="age")
+        people = survey(USERS, religion=lambda number: None if number == 5 else "x")
+        splits = load("prism", write(tmp_path / "prism", talks, people), group_by="religion.simplified")
+        assert {user for split in splits.values() for user in split["user"]} == set(USERS) - {"user5"}
         assert [{"role": "user", "content": "Hello"}] in splits["train"]["prompt"][:]
         assert [{"role": "user", "content": "Hello"}] not in splits["test"]["prompt"][:]
 
@@ -121,12 +115,6 @@ class TestSplits:
                     assert row["group"] == names[0 if row["user"] in rare else 1]
                     # 8 training people, of whom 2 are rare.
                     assert row["support_rate"] == (0.25 if row["user"] in rare else 0.75)
-
-    def test_people_without_an_answer_are_left_out(self, tmp_path):
-        people = survey(USERS, religion=lambda number: None if number == 5 else "x")
-        talks = [conversation(user, n) for user in USERS for n in (1, 2)]
-        splits = load("prism", write(tmp_path / "prism", talks, people), group_by="religion.simplified")
-        assert {user for split in splits.values() for user in split["user"]} == set(USERS) - {"user5"}
 
 
 class TestErrors:

@@ -6,7 +6,6 @@ import json
 import tracemalloc
 from importlib.util import find_spec
 
-import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -41,16 +40,16 @@ def test_records_of_json_have_their_places(tmp_path, text, places):
         assert list(read_records(path)) == [(f"{path}, {place}", row) for place, row in expected]
 
 
-@pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize(
-    ("name", "head", "line"), [("a.jsonl", b"", b'{"text": "%d %s"}\n'), ("a.csv", b"text\n", b'"%d %s"\r\n')]
+    ("name", "head", "line", "zipped"),
+    [("a.jsonl", b"", b'{"text": "%d %s"}\n', True), ("a.csv", b"text\n", b'"%d %s"\r\n', False)],
 )
 def test_memory_holds_a_row_not_the_file(tmp_path, name, head, line, zipped):
-    data = head + b"".join(line % (number, b"x" * 200) for number in range(20_000))
+    data = head + b"".join(line % (number, b"x" * 2000) for number in range(2000))
     (tmp_path / name).write_bytes(gzip.compress(data) if zipped else data)
     tracemalloc.start()
     try:
-        assert sum(1 for _ in iterate_records(tmp_path / name)) == 20_000
+        assert sum(1 for _ in iterate_records(tmp_path / name)) == 2000
         assert tracemalloc.get_traced_memory()[1] < len(data) / 8
     finally:
         tracemalloc.stop()
@@ -61,7 +60,6 @@ def test_memory_holds_a_row_not_the_file(tmp_path, name, head, line, zipped):
     [
         ("a.csv", HEADER + QUOTED),
         ("A.CSV", HEADER + "\n" + QUOTED + "\n\n"),
-        ("a.csv", (HEADER + QUOTED).rstrip("\n")),
         ("a.csv", HEADER.replace("\n", "\r") + "\n" + QUOTED),
         ("a.csv", " prompt ,chosen, rejected,user\n,,,\n" + QUOTED + " ,,,\n"),
         ("a.tsv", HEADER + QUOTED),
@@ -91,7 +89,6 @@ def test_values_of_a_table_stay_text(tmp_path):
     ("name", "data", "message"),
     [
         ("a.json", b'[{"a": 1},\n{"a" 2}]', "line 2: not JSON"),
-        ("a.jsonl", b'{"a": 1}\n{"a" 2}', "line 2: not JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a": {"b": 1, "b": 1}}', "line 2: not JSON .the key 'b' stands twice in an object"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}', "line 2: not JSON .*surrogates"),
         ("a.json", b"[3]", "entry 1: expected a JSON object, got int"),
@@ -108,13 +105,9 @@ def test_values_of_a_table_stay_text(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-8] + b"\0" * 8, "cut off or damaged"),
         # Pandas takes the first column of these as an index, and shifts all others.
         ("a.csv", HEADER.encode() + b"a,b,c,u1,\n" * 3, "line 2: more fields than the header names"),
-        ("a.csv", HEADER.encode() + b"a,b,c,u1\n\na,b, and c,d,u2\n", "line 4: more fields"),
         ("a.csv", HEADER.encode() + b"a,b,c,u1\na,b,c\n", "line 3: fewer fields .*holds ',' or a line break needs double quotes"),
         ("a.csv", HEADER.encode() + b'a,b,c,u1\n"a,b,c,u2\na,b,c,u3\n', "line 4: the quotes do not match"),
-        ("a.csv", HEADER.encode() + b'"a,b,c,u1\n"a",b,c,u2\n', "line 3: the quotes do not match"),
         ("a.csv", b"prompt,user,user\na,b,c\n", r"line 1: the header names a column twice \(prompt, user, user\)"),
-        ("a.csv", b"prompt,user,user \na,b,c\n", r"line 1: the header names a column twice"),
-        ("a.csv", b"PK\x03\x04\0\xff", "line 1: this is not UTF-8 text"),
         ("a.csv", HEADER.encode() + b'a,b,"c\nd",u1\r\na,b,\xe9,u2\n', "line 4: this is not UTF-8 text"),
         ("a.parquet", b"\x00\xff\xfe", "cannot be read"),
         ("a.txt", b"x", r"its ending is unknown\). Give a file \(\.jsonl"),
@@ -127,50 +120,31 @@ def test_a_file_that_cannot_be_read_right_is_named(tmp_path, name, data, message
     assert name in str(caught.value)
 
 
-def test_excel_files_are_read_as_tables_of_texts(tmp_path):
-    if find_spec("openpyxl") is None:
-        with pytest.raises(DataError, match=r"a\.xlsx: .*Run `pip install openpyxl`, or save the sheet as CSV"):
-            open_dataset(tmp_path / "a.xlsx")
-        pytest.skip("openpyxl is not installed")
-    pd.DataFrame({"user": ["007", 8, None], "text": ["NA", "x", "y"]}).to_excel(tmp_path / "a.xlsx", index=False)
-    expected = [{"user": "007", "text": "NA"}, {"user": "8", "text": "x"}, {"user": "", "text": "y"}]
-    assert open_dataset(tmp_path / "a.xlsx").to_list() == expected
-
-
-@pytest.mark.parametrize("path", ["none.jsonl", "/none/at/all", "owner/none", "folder"])
-def test_nothing_there(path, monkeypatch, tmp_path):
+def test_nothing_there(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match=f"{path}' cannot be read"):
-        open_dataset(path)
+    for path in ("none.jsonl", "owner/none", "folder"):
+        with pytest.raises(DataError, match=f"{path}' cannot be read"):
+            open_dataset(path)
 
 
 def test_rows_with_other_fields_and_other_types():
+    values = {"user": ["ann", float("nan")], "score": [float("nan"), 1]}  # NaN among texts is a missing text
+    assert columns_to_dataset(values, "x")[:] == {"user": ["ann", None], "score": [None, 1.0]}
     assert rows_to_dataset([{"a": 1}, {"a": 2, "b": "x"}], "rows").to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
     rows = [{"a": 1, "b": "x"}, {"a": 2, "b": [3]}]
     assert rows_to_dataset(rows, "rows", columns=["a"]).column_names == ["a"]
+    with pytest.raises(DataError, match="x has no split 'train'; it has a, b"):
+        single_split(DatasetDict(a=Dataset.from_list(rows[:1]), b=Dataset.from_list(rows[:1])), "train", "x")
     with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1"):
         rows_to_dataset(rows, "rows")
 
 
-def test_nan_among_texts_is_a_missing_text():
-    assert columns_to_dataset({"user": ["ann", float("nan")], "score": [float("nan"), 1]}, "x")[:] == {
-        "user": ["ann", None],
-        "score": [None, 1.0],
-    }
-
-
-def test_which_split():
-    one, two = Dataset.from_dict({"a": [1]}), Dataset.from_dict({"a": [2]})
-    assert single_split(one, "train", "x") is one
-    assert single_split(DatasetDict(all=one), "train", "x") is one
-    assert single_split(DatasetDict(train=one, test=two), "test", "x") is two
-    with pytest.raises(DataError, match="x has no split 'train'; it has a, b"):
-        single_split(DatasetDict(a=one, b=two), "train", "x")
-
-
 def test_a_survey_in_excel_is_that_in_csv(tmp_path, caplog):
+    if find_spec("openpyxl") is None:
+        with pytest.raises(DataError, match=r"a\.xlsx: .*Run `pip install openpyxl`, or save the sheet as CSV"):
+            open_dataset(tmp_path / "a.xlsx")
     openpyxl = pytest.importorskip("openpyxl")
     header = ["user_id", "age", "prompt", "response_a", "response_b", "preferred"]
     rows = [

@@ -24,11 +24,6 @@ def test_context_pairs_are_those_of_the_options_or_of_the_caller():
         assert len(load_source(data, context_pairs=asked)["train"]) == 20 * (1 + expected)
 
 
-def test_every_source_is_named_where_the_option_is_described():
-    text = DataArguments.__dataclass_fields__["source"].metadata["help"]
-    assert all(name in text for name in SOURCES)
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -43,10 +38,7 @@ def test_every_source_is_named_where_the_option_is_described():
         ({"data_path": "x", "infer_groups": "minilm", "minority_quantile": 0.1}, "--minority_quantile: no effect"),
         ({"source": "styles", "data_path": "x"}, r"--data_path: no effect on the source 'styles'.*--source \(dsp, .*files\)"),
         ({"max_words": 9}, r"--max_words: no effect on the source 'styles'. Leave it out, or choose another --source \(dsp\)"),
-        ({"source": "swissmetro", "label_noise": 0.1}, "--label_noise: no effect on the source 'swissmetro'"),
         ({"data_path": "x", "group_by": "y", "train_users": 5}, "--train_users, --group_by: no effect on the source 'files'"),
-        ({"source": "prism", "data_path": "x", "group_by": "y", "majority": ["z"]}, "--majority: no effect"),
-        ({"source": "personal_llm", "data_path": "x", "minority": ["z"]}, "--minority: no effect on the source 'personal_llm'"),
     ],
 )
 def test_options_that_do_not_fit_the_source(options, match):
@@ -60,13 +52,9 @@ def test_options_with_an_effect_are_none_of_these():
     assert unused_options(DataArguments(train_users=5, minority=["warm"], infer_groups="minilm")) == []
 
 
-@pytest.mark.parametrize("option", ["data_path", "test_data_path"])
-def test_a_path_alone_names_files(option):
-    assert DataArguments(**{option: "survey.csv"}).source == "files"
-    assert DataArguments(source="dsp", **{option: "survey.csv"}).source == "dsp"
-
-
-def test_the_name_of_the_data_names_its_files():
+def test_a_path_alone_names_files_and_the_name_of_the_data_names_them():
+    assert DataArguments(test_data_path="survey.csv").source == "files"
+    assert DataArguments(source="dsp", data_path="survey.csv").source == "dsp"
     assert data_name(DataArguments().data_inputs()) == "styles (the shipped corpus)"
     assert data_name(DataArguments(data_path="a.csv", test_data_path="b.csv").data_inputs()) == "files (a.csv and b.csv)"
     assert data_name(DataArguments(source="swissmetro").data_inputs()) == "swissmetro"

@@ -13,7 +13,6 @@ from trl_pafo.data.sources.splits import (
     are_new,
     drop_users_without_history,
     hold_out_prompts,
-    rows_by_user,
     split_users,
     without,
 )
@@ -70,16 +69,10 @@ class TestSplitUsers:
 
 
 class TestRows:
-    def test_rows_by_user(self):
-        data = rows(("a", "1"), ("b", "2"), ("a", "3"), ("c", "4"))
-        assert rows_by_user(data, ["c", "a"])["prompt"][:] == ["4", "1", "3"]
-
     def test_users_without_history_are_dropped(self):
         data = rows(("a", "1"), ("a", "2"), ("b", "1"), ("c", "1"), ("c", "1"), ("d", "1"), ("d", "2"), ("d", "2"))
-        assert set(drop_users_without_history(data)["user"]) == {"a", "d"}
+        assert drop_users_without_history(data)["prompt"][:] == ["1", "2", "1", "2", "2"]
         assert set(drop_users_without_history(data, min_pairs=3)["user"]) == {"d"}
-        with pytest.raises(DataError, match="None of 4 users has 4 pairs on at least two prompts"):
-            drop_users_without_history(data, min_pairs=4)
 
 
 class TestSupport:
@@ -90,18 +83,7 @@ class TestSupport:
         assert splits["train"]["support_rate"][:] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
         assert splits["test"]["support_rate"][:] == pytest.approx([1 / 3])
 
-    def test_agreement_does_not_depend_on_the_order_of_the_responses(self):
-        data = Dataset.from_dict(
-            {
-                "prompt": ["p", "p", "p", "q"],
-                "chosen": ["x", "y", "x", "x"],
-                "rejected": ["y", "x", "y", "y"],
-                "user": ["a", "b", "c", "a"],
-            }
-        )
-        assert agreement(data) == {"a": 0.5, "b": 0.0, "c": 0.5}
-
-    @settings(max_examples=40)
+    @settings(max_examples=25)
     @given(st.lists(st.tuples(st.sampled_from("uvw"), st.sampled_from("pq"), st.permutations("xyz")), max_size=20), st.booleans())
     def test_agreement_is_that_of_votes_on_pairs_told_apart_by_their_texts(self, votes, conversational):
         shown = (lambda text: [{"role": "user", "content": text}]) if conversational else str
@@ -141,15 +123,12 @@ class TestHoldOutPrompts:
         assert (len(kept), len(out)) == (2, 0)
         assert "No pairs are held out of training: that would leave" in caplog.text
 
-    def test_a_seed_draws_the_same_prompts_as_texts_and_as_messages(self):
+    def test_a_seed_draws_the_same_prompts_as_texts_as_messages_and_in_any_order(self):
         texts = rows(*[("u", f"{word} it{quote}s?") for word in ("is", "was", "isn't") for quote in ("'", '"', "`", " ")])
         messages = texts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
         for seed in range(3):
-            drawn = [hold_out_prompts(data, 0.3, seed)[1]["prompt"][:] for data in (texts, messages)]
-            assert drawn[0] == [prompt[0]["content"] for prompt in drawn[1]]
-
-    def test_a_seed_draws_the_same_prompts_in_any_order_of_rows(self):
-        pairs = [("u", prompt) for prompt in "abcdefghij"]
-        first = hold_out_prompts(rows(*pairs), 0.3, seed=1)[1]
-        assert set(first["prompt"]) == set(hold_out_prompts(rows(*pairs[::-1]), 0.3, seed=1)[1]["prompt"])
-        assert set(first["prompt"]) != set(hold_out_prompts(rows(*pairs), 0.3, seed=2)[1]["prompt"])
+            drawn = [
+                hold_out_prompts(data, 0.3, seed)[1]["prompt"][:] for data in (texts, messages, texts.select(range(11, -1, -1)))
+            ]
+            assert drawn[0] == [prompt[0]["content"] for prompt in drawn[1]] == drawn[2][::-1]
+        assert drawn[0] != hold_out_prompts(texts, 0.3, 9)[1]["prompt"][:]
