@@ -1,7 +1,7 @@
 """Which past pairs of its user a row shows."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import chain, islice
 from typing import Any
 
@@ -18,6 +18,8 @@ from trl_pafo.errors import DataError
 from trl_pafo.storage.versions import __version__
 
 logger = logging.getLogger(__name__)
+
+_Key = tuple[int, ...]
 
 
 def attach_history(
@@ -62,11 +64,8 @@ def attach_history(
     fields = telling_fields(dataset, shown)
     numbers = PairNumbers(fields)
     keys = list(map(numbers, read_rows(dataset, fields)))
-    if pool is None:
-        past = _past_pairs(users, keys, num_history, past_only)
-    else:
-        of_pool = (shown.with_format(None)["user"][:], [*map(numbers, read_rows(shown, fields))])
-        past = _newest_of(*of_pool, users, keys, num_history)
+    of_pool = None if pool is None else (shown.with_format(None)["user"][:], [*map(numbers, read_rows(shown, fields))])
+    past = _past_pairs(users, keys, num_history, past_only, of_pool)
     most: defaultdict[str, int] = defaultdict(int)
     for user, rows in zip(users, past, strict=True):
         most[user] = max(most[user], len(rows))
@@ -103,30 +102,20 @@ def attach_history(
     )
 
 
-def _past_pairs(users: list[str], keys: list[tuple[int, ...]], num_history: int, past_only: bool) -> list[list[int]]:
-    """Numbers of the rows that make the history of each row, the newest first."""
-    rows_of: defaultdict[str, list[int]] = defaultdict(list)
-    for row, user in enumerate(users):
-        rows_of[user].append(row)
-    past: list[list[int]] = [[] for _ in users]
-    for rows in rows_of.values():
-        for place, row in enumerate(rows):
-            latest = () if past_only else range(len(rows) - 1, place, -1)
-            others = (rows[other] for other in chain(range(place - 1, -1, -1), latest))
-            own = set(keys[row])
-            past[row] = list(islice((other for other in others if own.isdisjoint(keys[other])), num_history))
-    return past
-
-
-def _newest_of(
-    pool_users: list[str], pool_keys: list[tuple[int, ...]], users: list[str], keys: list[tuple[int, ...]], num_history: int
+def _past_pairs(
+    users: list[str], keys: list[_Key], num_history: int, past_only: bool, pool: tuple[list[str], list[_Key]] | None
 ) -> list[list[int]]:
-    """The same for rows that are not in the pool."""
+    """Numbers of the rows, or of those of the pool, that make the history of each row, the newest first."""
+    pool_users, pool_keys = pool or (users, keys)
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, user in enumerate(pool_users):
         rows_of[user].append(row)
-    others = (
-        (other for other in reversed(rows_of[user]) if set(own).isdisjoint(pool_keys[other]))
-        for user, own in zip(users, keys, strict=True)
-    )
-    return [list(islice(rows, num_history)) for rows in others]
+    past, seen = [], Counter[str]()
+    for user, key in zip(users, keys, strict=True):
+        rows, own = rows_of[user], set(key)
+        place = len(rows) if pool else seen[user]
+        seen[user] += 1
+        latest = () if past_only else range(len(rows) - 1, place, -1)
+        others = (rows[other] for other in chain(range(place - 1, -1, -1), latest))
+        past.append(list(islice((other for other in others if own.isdisjoint(pool_keys[other])), num_history)))
+    return past

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.metrics.plotting import as_svg
@@ -15,6 +18,7 @@ from trl_pafo.report.plain_words import plain_sentences
 from trl_pafo.report.record import Record, read_record
 from trl_pafo.report.sections import Picture, Section, about, answer, front, groups, reproduction
 from trl_pafo.storage.files import write_text
+from trl_pafo.storage.versions import __version__
 
 SECTIONS: tuple[Callable[[Record], Section], ...] = (
     answer,
@@ -29,6 +33,7 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
 )
 """The sections of a report, in order."""
 
+_HERE = Path(__file__).parent
 _MARK = '<meta name="generator" content="trl-pafo '
 
 
@@ -43,9 +48,25 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     path = Path(folder) / "report.html" if output is None else Path(output)
     refuse_foreign(path)
     record = read_record(folder)
-    sections = [make(record) for make in SECTIONS]
-    _write_page(path, f"Report of {record.name}", plain_sentences(record.results), _lead(record), sections)
+    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True)
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    html = environment.get_template("page.html.jinja").render(
+        title=f"Report of {record.name}",
+        words=plain_sentences(record.results),
+        lead=_lead(record),
+        version=__version__,
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        sections=[{**vars(made), "pictures": list(map(_shown, made.pictures))} for made in (make(record) for make in SECTIONS)],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, html + "\n")
     return path
+
+
+def _shown(picture: Picture) -> dict[str, Any]:
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
+    svg = Markup(as_svg(picture.figure, name, f"{picture.title}. {picture.caption}"))
+    return {**vars(picture), "name": name, "svg": svg}
 
 
 def _lead(record: Record) -> list[str]:
@@ -81,30 +102,3 @@ def refuse_foreign(path: Path) -> None:
         raise ConfigError(f"A report is a .html file; --output is {path}.")
     if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:4000]):
         raise RunFolderError(f"{path} is there and is no report of trl-pafo. Choose another --output; nothing was overwritten.")
-
-
-def _write_page(path: Path, title: str, words: list[str], lead: list[str], sections: list[Section]) -> None:
-    from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
-
-    from trl_pafo.storage.versions import __version__
-
-    here = Path(__file__).parent
-
-    def shown(picture: Picture) -> dict[str, Any]:
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", picture.name)
-        description = f"{picture.title}. {picture.caption}"
-        return {**vars(picture), "name": name, "svg": Markup(as_svg(picture.figure, name, description))}
-
-    environment = Environment(loader=FileSystemLoader(here), autoescape=True)
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    html = environment.get_template("page.html.jinja").render(
-        title=title,
-        words=words,
-        lead=lead,
-        version=__version__,
-        css=Markup((here / "page.css").read_text(encoding="utf-8")),
-        sections=[{**vars(section), "pictures": [shown(picture) for picture in section.pictures]} for section in sections],
-    )
-    write_text(path, html + "\n")

@@ -10,9 +10,8 @@ two principal components, with missing votes at the mean.
 import logging
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -29,7 +28,6 @@ from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-TEST_USER_SHARE = 0.3
 MIN_PEOPLE = 20
 """Fewer people who can be judged are no population: six of these are for test."""
 
@@ -38,8 +36,7 @@ _VOTES = {"1": 1.0, "0": 0.0, "-1": -1.0, "": np.nan}
 _STARTS = 20
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """
     The votes of one conversation: different texts that no moderator rejected, names of the participants, and their votes, of shape
     `(num_people, num_statements)`: 1 for agreement, -1 for disagreement, 0 for a pass, NaN where the person did not vote.
@@ -110,7 +107,7 @@ def load(data: DataArguments) -> DatasetDict:
             {"prompt": prompt, "chosen": talk.statements[liked], "rejected": talk.statements[other]} for liked, other in pairs
         ]
 
-    people = draw_people(dict.fromkeys(pairs), TEST_USER_SHARE, data)
+    people = draw_people(dict.fromkeys(pairs), data)
     for split, members in people.items():
         people[split] = [person for person in members if pairs[person][split]]
         if len(people[split]) < len(members):

@@ -18,12 +18,10 @@ from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.data.labels import as_label
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import open_dataset, read_records, rows_to_dataset, single_split, text_of
-from trl_pafo.data.sources.splits import add_type_support, drop_users_without_history, one_value_per_user, split_people
+from trl_pafo.data.sources.splits import add_type_support, drop_users_without_history, split_people
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
-
-TEST_USER_SHARE = 0.3
 
 
 def load(data: DataArguments) -> DatasetDict:
@@ -67,7 +65,7 @@ def load(data: DataArguments) -> DatasetDict:
             f"{path}: no conversation has a chosen answer, one that was rated lower, and a person with {group_by or 'pairs'}."
         )
     people = drop_users_without_history(rows_to_dataset(rows, path))
-    splits = split_people(people, one_value_per_user(people, "group"), TEST_USER_SHARE, data)
+    splits = split_people(people, data)
     for split in splits.keys() - {"train"}:
         splits[split] = drop_users_without_history(splits[split])
     return add_type_support(splits)

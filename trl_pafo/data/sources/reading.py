@@ -57,7 +57,8 @@ def iterate_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from _table_records(file, str(path))
                 return
             if file.peek(1).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-                yield from _json_list(decode(file.read(), str(path)), str(path))
+                for number, entry in enumerate(_parse_part(decode(file.read(), str(path)), str(path), 1), start=1):
+                    yield (place := f"{path}, entry {number}"), _object(entry, place)
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -78,12 +79,6 @@ def file_in(folder: Path, name: str, needed: str) -> Path:
         if path.is_file():
             return path
     raise DataError(f"The folder {folder} lacks {name} (or {name}.gz). Give the folder that holds {needed}.")
-
-
-def _json_list(text: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, entry in enumerate(_parse_part(text, what, 1), start=1):
-        place = f"{what}, entry {number}"
-        yield place, _object(entry, place)
 
 
 def parse_json_line(line: bytes, what: str, number: int) -> dict[str, Any]:

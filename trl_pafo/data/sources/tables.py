@@ -249,11 +249,16 @@ def _parse_messages(values: list[Any]) -> list[Any]:
     )
 
 
-def _rate(value: Any, place: str) -> float:
+def _as_number(value: Any) -> float:
+    """NaN for what is no number."""
     try:
-        rate = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        rate = math.nan
+        return math.nan
+
+
+def _rate(value: Any, place: str) -> float:
+    rate = _as_number(value)
     if not 0 <= rate <= 1:
         raise DataError(f"{place}: `support_rate` must be a number in [0, 1], got {value!r}.")
     return rate
@@ -312,10 +317,7 @@ class _Scores:
 
     def _number(self, name: str, row: int) -> float:
         value = self._values[name][row]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        number = _as_number(value)
         if not math.isfinite(number):
             raise DataError(
                 f"{self.what}, row {row}: the score {name} is {value!r}, which is no finite number. Fill it, or leave such rows out for "
@@ -390,13 +392,11 @@ def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _
         if value is None or _is_empty(prompt):
             count(f"rows without a {name}" if value is None else _NO_TEXT, row)
             continue
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
+        number = _as_number(value)
         if not math.isfinite(number):  # "nan" is read as a number, which is neither above another nor equal to it
             raise DataError(f"{count.what}, row {row}: the {name} {value!r} is no number. Correct it, or leave it empty.")
-        rated.setdefault((_user_of(values, row), content_key(prompt)), []).append((row, number if name == "score" else -number))
+        user = values["user"][row] if "user" in values else None
+        rated.setdefault((user, content_key(prompt)), []).append((row, number if name == "score" else -number))
     for entries in rated.values():
         if len(entries) == 1:
             count("responses that are the only one of their user and prompt", entries[0][0])
@@ -407,10 +407,6 @@ def _rated_pairs(values: Mapping[str, list[Any]], order: Iterable[int], count: _
             liked, other = (one, two) if first > second else (two, one)
             pair = {"chosen": values["response"][liked], "rejected": values["response"][other]}
             yield one, pair | _prompt_of(values, one) | given.of_pair(liked, other)
-
-
-def _user_of(values: Mapping[str, list[Any]], row: int) -> Any:
-    return values["user"][row] if "user" in values else None
 
 
 def _is_empty(value: Any) -> bool:
