@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = ("A loss", "A metric", "A data source", "A baseline", "An oracle")
@@ -36,7 +34,7 @@ def put(where: str, code: str, root: Path) -> None:
 
 
 def test_every_recipe_works(tmp_path):
-    shutil.copytree(ROOT / "trl_pafo", tmp_path / "trl_pafo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "trl_pafo", tmp_path / "trl_pafo")  # with what is compiled already
     checks = []
     for title in RECIPES:
         blocks = blocks_of(title)
@@ -57,16 +55,13 @@ def test_every_recipe_works(tmp_path):
         assert not subprocess.run([ruff, "format", "--check", *options, tmp_path / "trl_pafo"], check=False).returncode
 
 
-@pytest.mark.parametrize("target", re.findall(r"`make ([\w-]+)`", PAGE))
-def test_every_make_target_is_there(target):
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_make_targets_on_the_page_are_those_that_are_there():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([\w-]+)`", PAGE))
+    assert named <= targets <= named | {"setup", "help", "clean"}
 
 
-def test_every_make_target_is_on_the_page():
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(targets) - {"help", "clean"} == set(re.findall(r"make ([a-z-]+)", PAGE)) & set(targets)
-
-
-@pytest.mark.parametrize("path", re.findall(r"`(t\w+/[\w./]*)`", PAGE) + re.findall(r"\]\(([\w./]+)", PAGE))
-def test_every_path_on_the_page_is_there(path):
-    assert (ROOT / path).exists()
+def test_every_path_on_the_page_is_there():  # links: tests/test_docs.py
+    paths = re.findall(r"`(t\w+/[\w./]*)`", PAGE)
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]

@@ -1,11 +1,10 @@
 """The blocks of README.md do what it says: the swap in TRL's own script, and the rewards for a user."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import trl
+from helpers.guides import run_script
 from helpers.parts import make_model, make_pairs, make_teachers
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -27,7 +26,7 @@ def swapped() -> str:
     return script
 
 
-def test_the_swap_trains_a_student_whose_rewards_are_as_shown(tmp_path, monkeypatch):
+def test_the_swap_trains_a_student_whose_rewards_are_as_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = make_pairs()
     Path("data").mkdir()
@@ -36,11 +35,9 @@ def test_the_swap_trains_a_student_whose_rewards_are_as_shown(tmp_path, monkeypa
     teachers = make_teachers("decoder", tmp_path / "teachers")
     Path("reward.py").write_text(swapped(), encoding="utf-8")
     names = ", ".join(f'"{group}": "{folder}"' for group, folder in teachers.items())
-    command = [sys.executable, "reward.py", "--dataset_name", "data", "--model_name_or_path", model]
-    command += ["--output_dir", "fair-reward-model", "--teachers", f"{{{names}}}", *FLAGS.split()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "'distillation_loss': " in done.stdout + done.stderr
+    flags = ["--dataset_name", "data", "--model_name_or_path", model, "--output_dir", "fair-reward-model"]
+    run_script(tmp_path / "reward.py", *flags, "--teachers", f"{{{names}}}", *FLAGS.split())
+    assert "'distillation_loss': " in capsys.readouterr().out
     found: dict = {}
     exec(block("python"), found)
     assert len(found["rewards"]) == 2

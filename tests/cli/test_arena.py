@@ -40,7 +40,7 @@ def test_the_guide(arena, encoder, monkeypatch, capfd, caplog):
         assert set(people["country"]) == {"FI", "PT"}
     assert Path("audits/arena/groups.png").is_file()
     monkeypatch.setattr("trl_pafo.report.page.SECTIONS", SECTIONS[:2])
-    arena.do("run", encoder)
+    arena.do("run", encoder, "--methods", "personalized_bt")
     report = Path("runs/arena/report.html").read_text(encoding="utf-8")
     assert "The groups were found in the training pairs" in report
     assert "How sure the groups are" in report

@@ -2,15 +2,11 @@
 
 import functools
 import json
-import os
 import sys
 
 import pytest
-from datasets import DatasetDict
 from helpers.parts import make_model, make_pairs, remember_inputs
 
-from trl_pafo.audit.audit import run_audit
-from trl_pafo.audit.options import AuditArguments
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
 from trl_pafo.data.people import read_people
@@ -20,12 +16,11 @@ STYLES = ["--train_users", "12", "--test_users", "12", "--minority_ratio", "0.25
 
 
 @pytest.fixture(autouse=True)
-def quick(request, monkeypatch):
+def quick(monkeypatch):
     """Fewer folds and repeats."""
-    if "slow" not in request.keywords:
-        monkeypatch.setattr("trl_pafo.audit.audit.probe_front", functools.partial(probe_front, folds=2, repeats=1))
-        for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
-            monkeypatch.setattr(f"trl_pafo.evaluation.tastes.{name}", value)
+    monkeypatch.setattr("trl_pafo.audit.audit.probe_front", functools.partial(probe_front, folds=2, repeats=1))
+    for name, value in (("DIRECTIONS", (8,)), ("PENALTIES", (0.1,)), ("FOLDS", 2)):
+        monkeypatch.setattr(f"trl_pafo.evaluation.tastes.{name}", value)
 
 
 def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
@@ -49,15 +44,6 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
-
-
-def test_audit_counts_all_pairs_of_a_folder(tmp_path):
-    rows = make_pairs(num_users=20, pairs_per_user=4, num_minority=10, history=0)
-    users = {"train": range(4, 16), "validation": range(4), "test": range(16, 20)}
-    splits = {name: rows.filter(lambda row, own=own: int(row["user"][5:]) in own) for name, own in users.items()}
-    DatasetDict(splits).save_to_disk(tmp_path / "folder")
-    result = run_audit(AuditArguments(data_path=str(tmp_path / "folder"), probes=False))
-    assert (result["counts"]["users"], result["counts"]["pairs"]) == (20, 80)
 
 
 def test_audit_of_files_without_probes(tmp_path, capsys):
@@ -125,50 +111,36 @@ def test_models_beside_the_noise_ceiling_on_a_folder_of_prepare(encoder, tmp_pat
     assert "- Bias of manners:polite: " in printed
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_model_that_was_trained_without_histories_is_shown_none_of_those_that_the_audit_makes(trained, tmp_path, capsys):
-    folder = make_model("encoder", tmp_path / "model")
-    if trained:
-        remember_inputs(folder, "text", num_history=0)
-    rows = make_pairs(num_users=12, pairs_per_user=5, num_minority=5, history=0)
-    rows.to_json(tmp_path / "pairs.jsonl")
-    flags = ["--data_path", str(tmp_path / "pairs.jsonl"), "--probes", "false", "--model_name_or_path", folder]
-    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
-    scored = RewardScorer.from_pretrained(folder).score(rows.to_list())
-    right = [pair["chosen"] > pair["rejected"] for pair in scored]
-    [found] = json.loads((tmp_path / "audit/audit.json").read_text())["models"].values()
-    assert found["overall"]["value"] == pytest.approx(sum(right) / len(right))
-
-
-@pytest.mark.parametrize("num_history", [1, None])
-def test_a_model_that_was_trained_with_histories_is_shown_them(num_history, tmp_path):
-    """Also one that was trained with all past pairs, however many (None)."""
+@pytest.mark.parametrize("num_history", [0, 1, None])
+def test_a_model_is_shown_the_histories_that_it_was_trained_with(num_history, tmp_path):
+    """None, where it was trained without; all, where it was trained with all past pairs, however many (`None`)."""
     folder = remember_inputs(make_model("encoder", tmp_path / "model"), num_history=num_history)
-    rows = make_pairs(num_users=12, pairs_per_user=4, num_minority=5)
+    rows = make_pairs(
+        num_users=12, pairs_per_user=4, num_minority=5, history=0 if num_history == 0 else 2
+    )  # else the audit makes them
     for split in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         kept = [n for n, user in enumerate(rows["user"]) if (user in ("user-0", "user-1", "user-11")) == (split == "test")]
         rows.select(kept).add_column("support_rate", [0.5] * len(kept)).to_parquet(tmp_path / f"data/{split}.parquet")
     flags = ["--dataset_name", str(tmp_path / "data"), "--probes", "false", "--model_name_or_path", folder]
     assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
-    scored = RewardScorer.from_pretrained(folder).score(rows.to_list())
-    right = [pair["chosen"] > pair["rejected"] for pair in scored]
-    alone = RewardScorer.from_pretrained(folder, num_history=0).score(rows.to_list())
-    assert right != [pair["chosen"] > pair["rejected"] for pair in alone]
+    alone, shown = (
+        [pair["chosen"] > pair["rejected"] for pair in RewardScorer.from_pretrained(folder, **how).score(rows.to_list())]
+        for how in ({"num_history": 0}, {})
+    )
+    assert (shown == alone) == (num_history == 0)
     [found] = json.loads((tmp_path / "audit/audit.json").read_text())["models"].values()
-    assert found["overall"]["value"] == pytest.approx(sum(right) / len(right))
+    assert found["overall"]["value"] == pytest.approx(sum(shown) / len(shown))
 
 
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
         (["--probe_pairs", "1"], "`probe_pairs` must be at least 50"),
-        (["--num_history", "-1"], "`num_history` must be at least 0"),
         (["--probes", "false", "--probe_pairs", "100"], "--probe_pairs: no effect without probes"),
         (["--probes", "false", "--num_history", "1"], "--embedding_model, --num_history: no effect without probes"),
         (["--infer_groups", "x", "--probes", "false"], "which --probes false does without"),
         (["--infer_groups", "x"], "--embedding_model: no effect beside --infer_groups"),
-        (["--seed", "-1"], "`seed` must be at least 0"),
         (["--validation_share", "0.3"], "--validation_share: no effect on an audit"),
         (["--score_columns", "a", "b"], "--score_columns: no effect on the source 'styles'"),
         (["--source", "dsp"], "give its path with --data_path"),
@@ -191,13 +163,3 @@ def test_a_group_of_one_user_is_told_before_anything_is_embedded(tmp_path, capsy
     monkeypatch.setattr("trl_pafo.audit.audit.pair_features", lambda *_, **__: pytest.fail("embedded"))
     assert main(["audit", "--data_path", str(tmp_path / "pairs.jsonl"), "--num_history", "1"]) == 1
     assert "'user-5' has only one user" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("TRL_PAFO_DSP" not in os.environ, reason="TRL_PAFO_DSP does not name the file of the DSP data")
-def test_dsp_has_something_to_distill_for_the_minority(tmp_path):
-    flags = ["--source", "dsp", "--data_path", os.environ["TRL_PAFO_DSP"], "--max_words", "45", "--num_history", "1"]
-    assert main(["audit", *flags, "--output_dir", str(tmp_path / "audit")]) == 0
-    result = json.loads((tmp_path / "audit/audit.json").read_text())
-    assert result["verdict"].startswith("Worth distilling")
-    assert result["front"]["mixture"][-1]["gains"]["minority"]["low"] > 0.1

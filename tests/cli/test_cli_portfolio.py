@@ -200,7 +200,6 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
     ("flags", "status", "match"),
     [
         ("dance", 2, "unknown command 'dance'; choose one of build, train"),
-        ("build --nope 3", 2, "--nope"),
         ("build", 1, "Give --candidates or --policies.*portfolio train"),
         ("build --candidates C --users U --num_members 2", 1, "--num_members: no effect with --users"),
         ("build --candidates C --reward_names a b", 1, "has 3 rewards"),

@@ -32,16 +32,15 @@ def test_a_method_that_fails_is_status_1(config, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "status", "match"),
+    ("flags", "match"),
     [
-        ([], 1, "Give --config: the YAML file of a study; or --cells_from and --output_dir"),
-        (["--cells_from", "x", "--output_dir", "y", "--cells", "1/2"], 1, "--cells: no effect without --config"),
-        (["--config", "missing.yaml"], 1, "missing.yaml"),
-        (["--sells", "1/2"], 2, "--sells is unknown. Did you mean --cells?"),
+        ([], "Give --config: the YAML file of a study; or --cells_from and --output_dir"),
+        (["--cells_from", "x", "--output_dir", "y", "--cells", "1/2"], "--cells: no effect without --config"),
+        (["--config", "missing.yaml"], "missing.yaml"),
     ],
 )
-def test_what_cannot_be_is_one_line(flags, status, match, capsys):
-    assert main(["study", *flags]) == status
+def test_what_cannot_be_is_one_line(flags, match, capsys):
+    assert main(["study", *flags]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("trl-pafo study: ")
     assert match in line

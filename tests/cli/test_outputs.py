@@ -1,6 +1,7 @@
-"""Outputs of the commands that train nothing where the disk is full: an error in one line, and what was there is still there."""
+"""Outputs of the commands that train nothing where the disk is full: an error in one line, and the next try goes on."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,67 +12,49 @@ from trl_pafo.cli import main
 from trl_pafo.report.sections import groups
 
 
-def refused(argv, capsys, match):
-    assert main([str(word) for word in argv]) == 1
-    error = capsys.readouterr().err
-    assert f"trl-pafo {argv[0]}: " in error
-    assert match in error
-    assert "Traceback" not in error
+def evaluate(encoder):
+    make_pairs(history=0).to_json("test.jsonl")
+    flags = "--dataset_name test.jsonl --num_resamples 50 --num_history 0 --output_dir out"
+    return ["evaluate", "--model_name_or_path", encoder, *flags.split()]
 
 
-class TestEvaluate:
-    @pytest.fixture
-    def argv(self, encoder, tmp_path):
-        make_pairs(history=0).to_json(tmp_path / "test.jsonl")
-        flags = ["--dataset_name", tmp_path / "test.jsonl", "--num_resamples", 50, "--num_history", 0]
-        return ["evaluate", "--model_name_or_path", encoder, *flags, "--output_dir", tmp_path / "out"]
-
-    def test_full_disk(self, argv, tmp_path, capsys):
-        with full_after(100):
-            refused(argv, capsys, "File too large")
-        assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
-        assert main([str(word) for word in argv]) == 0
-        assert (tmp_path / "out/results.json").exists()
+def score(encoder):
+    rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in make_pairs(num_users=8, history=0)]
+    with open("rows.jsonl", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    flags = "--input rows.jsonl --batch_size 1 --output out"
+    return ["score", "--model_name_or_path", encoder, *flags.split()]
 
 
-class TestScore:
-    def test_after_a_full_disk_it_goes_on(self, encoder, tmp_path, capsys):
-        rows = [{"prompt": row["prompt"], "response": row["chosen"]} for row in make_pairs(num_users=8, history=0)]
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        argv = ["score", "--model_name_or_path", encoder, "--input", tmp_path / "rows.jsonl", "--batch_size", 1, "--output"]
-        assert main([str(word) for word in [*argv, tmp_path / "whole"]]) == 0
-        whole = (tmp_path / "whole").read_bytes()
-        with full_after(2 * len(whole) // 3):  # in the second of three parts of 16 rows
-            refused([*argv, tmp_path / "out"], capsys, "File too large")
-        assert not (tmp_path / "out").exists()
-        assert main([str(word) for word in [*argv, tmp_path / "out"]]) == 0
-        assert "Going on after 16 of 40 rows" in capsys.readouterr().err
-        assert (tmp_path / "out").read_bytes() == whole
+def report(encoder):
+    return ["report", str(make_run(Path("run"), methods=("personalized_bt", "pafo"))), "--output", "out.html"]
 
 
-class TestReport:
-    def test_full_disk_leaves_the_report_before(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))
-        run = make_run(tmp_path / "run", methods=("personalized_bt", "pafo"))
-        argv = ["report", run]
-        assert main([str(word) for word in argv]) == 0
-        before = files_of(run)
-        with full_after(100):
-            refused(argv, capsys, "File too large")
-        assert files_of(run) == before
+def portfolio(encoder):
+    prompts = np.random.default_rng(0).random((5, 4, 2)).tolist()
+    with open("candidates.jsonl", "w") as file:
+        file.writelines(json.dumps({"rewards": rewards}) + "\n" for rewards in prompts)
+    return "portfolio build --candidates candidates.jsonl --reward_names a b --output_dir out".split()
 
 
-class TestPortfolio:
-    @pytest.fixture
-    def argv(self, tmp_path):
-        prompts = np.random.default_rng(0).random((5, 4, 2)).tolist()
-        (tmp_path / "candidates.jsonl").write_text("".join(json.dumps({"rewards": rewards}) + "\n" for rewards in prompts))
-        options = ["--candidates", tmp_path / "candidates.jsonl", "--reward_names", "a", "b", "--output_dir", tmp_path / "out"]
-        return ["portfolio", "build", *options]
-
-    def test_full_disk(self, argv, tmp_path, capsys):
-        with full_after(500):
-            refused(argv, capsys, "File too large")
-        kept = (tmp_path / "out/calls.jsonl").read_text()
-        assert main([str(word) for word in argv]) == 0
-        assert (tmp_path / "out/calls.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])
+@pytest.mark.parametrize(("make", "room"), [(evaluate, 100), (score, 3700), (report, 100), (portfolio, 500)])
+def test_a_full_disk(make, room, encoder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))
+    argv = make(encoder)
+    before = files_of(tmp_path)
+    with full_after(room):
+        assert main(argv) == 1
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-pafo ")]
+    assert error.startswith(f"trl-pafo {argv[0]}: ")
+    assert "File too large" in error
+    assert files_of(tmp_path) | before == files_of(tmp_path)
+    kept = Path("out/calls.jsonl").read_text() if make is portfolio else None
+    assert make is portfolio or not {"out", "out.html"} & {path.name for path in tmp_path.iterdir()}
+    assert main(argv) == 0
+    said = capsys.readouterr().err
+    if make is score:
+        assert "Going on after 16 of 40 rows" in said
+        assert len(Path("out").read_text().splitlines()) == 40
+    if kept is not None:
+        assert Path("out/calls.jsonl").read_text().startswith(kept[: kept.rfind("\n") + 1])

@@ -33,11 +33,12 @@ def test_the_same_people_on_new_questions_and_some_who_answered_one(survey, enco
     rows = pd.read_csv("survey.csv")
     once = rows[::10][:2].assign(user_id=["once 0", "once 1"], preferred="a")
     pd.concat([rows, once]).to_csv("survey.csv", index=False)
-    flags = ["--hold_out", "pairs", "--min_pairs", "1", "--distill_anyway", "true", "--minority_quantile", "0.25"]
+    flags = ["--hold_out", "pairs", "--min_pairs", "1", "--minority_quantile", "0.25"]
+    flags += ["--methods", "personalized_bt", "bradley_terry", "--reference_steps", "1"]
     survey.do("run", encoder, *flags)
     results = json.loads(Path("runs/survey/results/results.json").read_text())
     assert {"once 0", "once 1"} & set(pd.read_parquet("runs/survey/data/train.parquet")["user"])
-    summary = results["methods"]["pafo"]
+    summary = results["methods"]["personalized_bt"]
     assert (summary["num_users"], summary["num_units"]) == (40, summary["num_pairs"])
     assert summary["overall"]["low"] < summary["overall"]["high"]
     assert summary["user_gini"]["low"] is None

@@ -2,13 +2,12 @@
 
 import json
 import re
-import runpy
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.guides import run_script
 from helpers.small_runs import small_run
 from helpers.tiny_policies import make_policy
 
@@ -18,12 +17,6 @@ from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.pipeline.starting_points import student_model, teacher_model
 
 ROOT = Path(__file__).parents[2]
-
-
-def run_script(script: str, *flags: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [script, *flags])
-        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def test_a_policy_is_trained_with_a_fair_reward_and_judged_by_the_teachers(finis
 
 
 def test_the_best_of_n_is_counted_by_group(finished_run, capsys):
-    run_script("benchmarks/best_of_n.py", finished_run)
+    run_script(ROOT / "benchmarks/best_of_n.py", finished_run)
     printed = capsys.readouterr().out
     assert "Best of 5: 120 prompts of 40 test users; by chance 0.200" in printed
     found = json.loads((Path(finished_run) / "results/best_of_n.json").read_text())
@@ -69,7 +62,7 @@ def test_a_model_that_likes_thorough_answers_picks_for_the_majority_alone(finish
         return [[float(content_text(response) in thorough) for response in request["responses"]] for request in requests]
 
     monkeypatch.setattr("trl_pafo.models.fair_reward_model.FairRewardModel.score_batch", score_batch)
-    run_script("benchmarks/best_of_n.py", finished_run, "--methods", "pafo")
+    run_script(ROOT / "benchmarks/best_of_n.py", finished_run, "--methods", "pafo")
     found = json.loads((Path(finished_run) / "results/best_of_n.json").read_text())["pafo"]
     assert (found["majority"]["value"], found["minority"]["value"]) == (1, 0)
 
@@ -83,20 +76,12 @@ def test_a_prompt_that_is_too_long_for_a_model_is_left_out_for_all(finished_run,
     monkeypatch.setattr("trl_pafo.data.rendering.InputRenderer.sequences", sequences)
     monkeypatch.setattr("trl_pafo.models.RewardScorer.positions", sorted(lengths)[-5])
     monkeypatch.setattr("trl_pafo.models.FairRewardModel.score_batch", lambda self, requests: [[0.0] * 5 for _ in requests])
-    run_script("benchmarks/best_of_n.py", finished_run)
+    run_script(ROOT / "benchmarks/best_of_n.py", finished_run)
     kept, left_out = re.search(
         r"Best of 5: (\d+) prompts .*\nLeft out for all models: (\d+) prompts", capsys.readouterr().out
     ).groups()
     assert int(kept) + int(left_out) == 120
     assert 0 < int(left_out) < 120
-
-
-def test_methods_without_a_model_of_their_own_are_left_out(finished_run, tmp_path, capsys):
-    run = shutil.copytree(finished_run, tmp_path / "run")
-    shutil.rmtree(run / "models/pafo")
-    run_script("benchmarks/best_of_n.py", str(run))
-    assert "| PAFO |" not in capsys.readouterr().out
-    assert list(json.loads((run / "results/best_of_n.json").read_text())) == ["personalized_bt"]
 
 
 def test_the_configuration_of_adapters_makes_adapters_of_all(monkeypatch):

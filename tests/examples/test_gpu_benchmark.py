@@ -94,7 +94,7 @@ def test_a_training_that_takes_too_long_is_stopped_and_what_was_measured_is_kept
 
     monkeypatch.setattr(script, "measure_side", endless)
     monkeypatch.setattr(script, "GRACE", 0.2)
-    results, said = run("--minutes", "0.05", "--parts", "speed", "equality")
+    results, said = run("--minutes", "0.01", "--parts", "speed", "equality")
     sides = results["speed tiny 64"]
     assert sides["RewardTrainer"][0]["tokens_per_second"] == 1
     assert sides["PAFO, all off"][0]["failed"] == "TimeoutError: no time left"

@@ -1,14 +1,24 @@
-"""Guides of the documentation, command by command, on a tiny model."""
+"""Guides of the documentation, command by command, on a tiny model, and scripts."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from trl_pafo.cli import main
 
 TINY = ["--max_steps", "1", "--reference_steps", "1", "--num_resamples", "20", "--report_to", "none", "--bf16", "false"]
+
+
+def run_script(script: Path, *flags: str) -> None:
+    """As `python SCRIPT FLAGS` does, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *flags])
+        runpy.run_path(str(script), run_name="__main__")
 
 
 class Guide:

@@ -27,6 +27,7 @@ COMMANDS = {
     "portfolio": "PALM: a few policies for every preference weight, with a certificate",
 }
 
+HELP = ("-h", "--help", "help")
 TRAINING = ("quickstart", "reward", "run")  # Commands that also take the flags of a training.
 _OF_SEVERAL = (*TRAINING, "audit", "evaluate", "score")  # Commands that the processes of a launcher do together.
 
@@ -34,16 +35,41 @@ _OF_SEVERAL = (*TRAINING, "audit", "evaluate", "score")  # Commands that the pro
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print("usage: trl-pafo COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
-        for name, text in COMMANDS.items():
-            print(f"  {name:<12}{text}")
-        print("\n`trl-pafo COMMAND --help` lists the flags of a command, `--help-all` also those of TRL and transformers.")
+    try:
+        try:
+            return _main(argv)
+        finally:
+            show()
+    except OSError as error:  # standard output is a file on a full disk
+        return _failed(1, f"trl-pafo: {error}")
+
+
+def show(text: str = "") -> None:
+    """Print what was asked for, and all before it. That a reader wants no more of it, such as `head -1`, is no error."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:
+        # Else Python writes what is left when it ends, and tells of that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def commands_page(prog: str, commands: dict[str, str], more: str = "") -> str:
+    """The help of a command that has others behind it."""
+    lines = "".join(f"  {name:<12}{text}\n" for name, text in commands.items())
+    usage = f"usage: {prog} COMMAND [--config FILE.yaml] [flags]\n\ncommands:\n"
+    return f"{usage}{lines}\n`{prog} COMMAND --help` lists the flags of a command{more}.\n"
+
+
+def _main(argv: list[str]) -> int:
+    if not argv or argv[0] in HELP:
+        show(commands_page("trl-pafo", COMMANDS, ", `--help-all` also those of TRL and transformers"))
         return 0
     if argv[0] in ("-V", "--version"):
         from trl_pafo.storage.versions import __version__
 
-        print(f"trl-pafo {__version__}")
+        show(f"trl-pafo {__version__}\n")
         return 0
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:

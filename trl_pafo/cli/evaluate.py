@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_pafo.data.sources.arguments import option
+
 
 def make_parser(prog: str | None = None) -> Any:
     from trl import TrlParser
@@ -18,43 +20,27 @@ def make_parser(prog: str | None = None) -> Any:
                 "aliases": ["--data_path"],
             },
         )
-        dataset_split: str | None = field(default=None, metadata={"help": "Split of a folder or Hub id. Default: test."})
-        benchmark: str | None = field(
-            default=None,
-            metadata={
-                "help": "The pairs are a public benchmark in its own schema: personalized_rewardbench or personal_rewardbench. Its own measures "
-                "are reported too."
-            },
+        dataset_split: str | None = option(None, "Split of a folder or Hub id. Default: test.")
+        benchmark: str | None = option(
+            None,
+            "The pairs are a public benchmark in its own schema: personalized_rewardbench or personal_rewardbench. Its own measures "
+            "are reported too.",
         )
-        columns: list[str] | None = field(
-            default=None, metadata={"help": "What columns are: user=NAME prompt=NAME ...; most are recognized."}
+        columns: list[str] | None = option(None, "What columns are: user=NAME prompt=NAME ...; most are recognized.")
+        preferred_values: list[str] | None = option(None, "Values of the column `preferred`: a=VALUE b=VALUE tie=VALUE.")
+        minority_quantile: float | None = option(
+            None, "Without a column group: this share of users, with the lowest support rates, are the minority."
         )
-        preferred_values: list[str] | None = field(
-            default=None, metadata={"help": "Values of the column `preferred`: a=VALUE b=VALUE tie=VALUE."}
+        minority_threshold: float | None = option(None, "Or: users with a support rate below it are the minority.")
+        reference: str | None = option(
+            None, "One of the models, or a further one, that the others are compared with. Default: the first of several."
         )
-        minority_quantile: float | None = field(
-            default=None,
-            metadata={"help": "Without a column group: this share of users, with the lowest support rates, are the minority."},
-        )
-        minority_threshold: float | None = field(
-            default=None, metadata={"help": "Or: users with a support rate below it are the minority."}
-        )
-        reference: str | None = field(
-            default=None,
-            metadata={
-                "help": "One of the models, or a further one, that the others are compared with. Default: the first of several."
-            },
-        )
-        output_dir: str | None = field(
-            default=None, metadata={"help": "Write results.json and the rewards here; must not exist."}
-        )
-        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
-        reference_num_history: int | None = field(
-            default=None, metadata={"help": "Past pairs that the reference alone is shown."}
-        )
-        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
-        history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
-        num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples over users."})
+        output_dir: str | None = option(None, "Write results.json and the rewards here; must not exist.")
+        num_history: int | None = option(None, "Past pairs in the prompt. Default: all that are given.")
+        reference_num_history: int | None = option(None, "Past pairs that the reference alone is shown.")
+        history_max_tokens: int | None = option(None, "Token budget of the history.")
+        history_fields: list[str] | None = option(None, "What of a past pair is shown.")
+        num_resamples: int = option(1000, "Bootstrap resamples over users.")
 
     return TrlParser(EvaluateArguments, prog=prog)  # type: ignore[arg-type]
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trl_pafo.cli import HELP, commands_page, parse, refuse, show
+from trl_pafo.data.sources.arguments import option
+
 COMMANDS = {
     "build": "search, prune and certify, from rewards of candidate responses or a table of policies",
     "train": "the same, from reward models: members are adapters that TRL's GRPOTrainer trains",
@@ -16,49 +19,45 @@ COMMANDS = {
 }
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text.replace("%", "%%")})
-
-
 @dataclass
 class _Oracle:
-    candidates: str | None = _option(None, "Rewards of candidate responses: JSON Lines, one line per prompt.")
-    policies: str | None = _option(
+    candidates: str | None = option(None, "Rewards of candidate responses: JSON Lines, one line per prompt.")
+    policies: str | None = option(
         None, "CSV of policies that exist: policy, kl, w_NAME, a column for each reward. With --candidates: known beforehand."
     )
-    normalize: str = _option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
-    reward_names: list[str] | None = _option(None, "Names of the rewards, in the order of the weights.")
-    reward_range: list[float] | None = _option(None, "Least and greatest value of a reward, which become 0 and 1, such as 1 5.")
-    beta: float = _option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
+    normalize: str = option("none", "Raw rewards of --candidates into [0, 1]: none, min_max or sigmoid; the scale is kept.")
+    reward_names: list[str] | None = option(None, "Names of the rewards, in the order of the weights.")
+    reward_range: list[float] | None = option(None, "Least and greatest value of a reward, which become 0 and 1, such as 1 5.")
+    beta: float = option(0.0, "Weight of the KL term: the objective is w.R - beta KL.")
 
 
 @dataclass
 class BuildArguments(_Oracle):
-    epsilon: float = _option(0.05, "Relative tolerance; 0 to use only the additive one.")
-    delta: float = _option(0.0, "Additive tolerance, in units of the rewards.")
-    num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
-    search: str = _option("corners", "corners, or grid: the structured grid (needs delta > 0 and beta = 0).")
-    users: str | None = _option(None, "JSON Lines of users (weights, group): build for these users only.")
-    max_calls: int = _option(1000, "Calls of the oracle at most.")
-    output_dir: str | None = _option(None, "Folder for portfolio.json; an interrupted build goes on there.")
+    epsilon: float = option(0.05, "Relative tolerance; 0 to use only the additive one.")
+    delta: float = option(0.0, "Additive tolerance, in units of the rewards.")
+    num_members: int | None = option(None, "This many members with the least gap, whatever it is.")
+    search: str = option("corners", "corners, or grid: the structured grid (needs delta > 0 and beta = 0).")
+    users: str | None = option(None, "JSON Lines of users (weights, group): build for these users only.")
+    max_calls: int = option(1000, "Calls of the oracle at most.")
+    output_dir: str | None = option(None, "Folder for portfolio.json; an interrupted build goes on there.")
 
 
 @dataclass
 class _TrainOptions:
-    model_name_or_path: str | None = _option(None, "Base of all members: a Hub id or a folder.")
-    num_hidden_layers: int | None = _option(None, "Keep only the first layers of the base.")
-    rewards: list[str] | None = _option(
+    model_name_or_path: str | None = option(None, "Base of all members: a Hub id or a folder.")
+    num_hidden_layers: int | None = option(None, "Keep only the first layers of the base.")
+    rewards: list[str] | None = option(
         None,
         "Folders or Hub ids of reward models, or dotted paths of reward functions with values in [0, 1], such as my_rewards.brevity, in the "
         "order of the weights.",
     )
-    reward_names: list[str] | None = _option(None, "Their names. Default: the last parts of --rewards.")
-    gap: float = _option(0.05, "Relative tolerance: train until it is certified. (GRPOConfig has an --epsilon of its own.)")
-    num_members: int | None = _option(None, "This many members with the least gap, whatever it is.")
-    max_calls: int = _option(20, "Members that are trained at most.")
-    num_samples: int = _option(1, "Responses to each held-out prompt, by which a member is judged.")
-    lora_r: int = _option(16, "Rank of the adapters.")
-    lora_alpha: int = _option(32, "Scale of the adapters.")
+    reward_names: list[str] | None = option(None, "Their names. Default: the last parts of --rewards.")
+    gap: float = option(0.05, "Relative tolerance: train until it is certified. (GRPOConfig has an --epsilon of its own.)")
+    num_members: int | None = option(None, "This many members with the least gap, whatever it is.")
+    max_calls: int = option(20, "Members that are trained at most.")
+    num_samples: int = option(1, "Responses to each held-out prompt, by which a member is judged.")
+    lora_r: int = option(16, "Rank of the adapters.")
+    lora_alpha: int = option(32, "Scale of the adapters.")
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"], metadata={"help": "Modules that get an adapter."}
     )
@@ -66,60 +65,58 @@ class _TrainOptions:
 
 @dataclass
 class CertifyArguments:
-    portfolio: str | None = _option(None, "Folder of a portfolio.")
-    policies: str | None = _option(None, "CSV of policies, in place of --portfolio.")
-    members: list[str] | None = _option(None, "With --policies: names (or rows, from 0 on) of the policies that are served.")
-    reward_names: list[str] | None = _option(None, "Names of the rewards of a table, in the order of the weights.")
-    reward_range: list[float] | None = _option(None, "With --policies: least and greatest value of a reward.")
-    beta: float = _option(0.0, "With --policies: weight of the KL term.")
-    num_resamples: int = _option(200, "Resamples of the prompts for the interval, where values are known by prompt; 0: none.")
-    output: str | None = _option(None, "JSON file to write; must not exist.")
+    portfolio: str | None = option(None, "Folder of a portfolio.")
+    policies: str | None = option(None, "CSV of policies, in place of --portfolio.")
+    members: list[str] | None = option(None, "With --policies: names (or rows, from 0 on) of the policies that are served.")
+    reward_names: list[str] | None = option(None, "Names of the rewards of a table, in the order of the weights.")
+    reward_range: list[float] | None = option(None, "With --policies: least and greatest value of a reward.")
+    beta: float = option(0.0, "With --policies: weight of the KL term.")
+    num_resamples: int = option(200, "Resamples of the prompts for the interval, where values are known by prompt; 0: none.")
+    output: str | None = option(None, "JSON file to write; must not exist.")
 
 
 @dataclass
 class ChooseArguments:
-    portfolio: str | None = _option(None, "Folder of a portfolio.")
-    weights: list[float] | None = _option(None, "Weights of the rewards, adding up to 1.")
-    answers: str | None = _option(
+    portfolio: str | None = option(None, "Folder of a portfolio.")
+    weights: list[float] | None = option(None, "Weights of the rewards, adding up to 1.")
+    answers: str | None = option(
         None, 'JSON Lines of answers: {"first": [...], "second": [...], "liked": "first"}, rewards of both.'
     )
-    tolerance: float = _option(0.0, "With --answers: options whose worth differs by no more may be mistaken.")
-    sharpness: float | None = _option(
+    tolerance: float = option(0.0, "With --answers: options whose worth differs by no more may be mistaken.")
+    sharpness: float | None = option(
         None,
         "Answers are sometimes wrong: right with chance sigmoid(sharpness x difference of worth). Default: answers never are, histories 10.",
     )
-    history: str | None = _option(None, "JSON Lines of past pairs: prompt, chosen, rejected, optionally user and group.")
-    reward_models: list[str] | None = _option(
+    history: str | None = option(None, "JSON Lines of past pairs: prompt, chosen, rejected, optionally user and group.")
+    reward_models: list[str] | None = option(
         None, "With --history: folders or Hub ids of reward models, in the order of the rewards."
     )
-    users: str | None = _option(None, "JSON Lines of users: weights, optionally group and user.")
-    output: str | None = _option(None, "JSON file to write; must not exist.")
+    users: str | None = option(None, "JSON Lines of users: weights, optionally group and user.")
+    output: str | None = option(None, "JSON file to write; must not exist.")
 
 
 @dataclass
 class PlotArguments:
-    portfolio: str | None = _option(None, "Folder of a portfolio.")
-    users: str | None = _option(
+    portfolio: str | None = option(None, "Folder of a portfolio.")
+    users: str | None = option(
         None, "JSON Lines of users to show: weights, optionally group. Default: 1,000 drawn evenly, for the usage."
     )
-    output_dir: str | None = _option(None, "Folder for the pictures. Default: that of the portfolio.")
+    output_dir: str | None = option(None, "Folder for the pictures. Default: that of the portfolio.")
 
 
 @dataclass
 class CompareArguments(_Oracle):
-    portfolio: str | None = _option(None, "Folder of a portfolio that was built from --candidates or --policies.")
-    max_size: int = _option(8, "Sizes 1 to this.")
-    num_seeds: int = _option(10, "Draws of the baselines.")
-    output_dir: str | None = _option(
-        None, "Folder for comparison.json and gap_by_size.png; without it only the table is printed."
-    )
+    portfolio: str | None = option(None, "Folder of a portfolio that was built from --candidates or --policies.")
+    max_size: int = option(8, "Sizes 1 to this.")
+    num_seeds: int = option(10, "Draws of the baselines.")
+    output_dir: str | None = option(None, "Folder for comparison.json and gap_by_size.png; without it only the table is printed.")
 
 
 @dataclass
 class ExportArguments:
-    portfolio: str | None = _option(None, "Folder of a portfolio whose policies are folders of adapters.")
-    output_dir: str | None = _option(None, "New folder.")
-    base_model: str | None = _option(None, "What the adapters are loaded on, such as a Hub id. Default: what they name.")
+    portfolio: str | None = option(None, "Folder of a portfolio whose policies are folders of adapters.")
+    output_dir: str | None = option(None, "New folder.")
+    base_model: str | None = option(None, "What the adapters are loaded on, such as a Hub id. Default: what they name.")
 
 
 _EPILOG = (
@@ -152,13 +149,8 @@ class _Parser:
         return TrlParser(_ARGUMENTS[name], prog=f"{self.prog} {name}")  # type: ignore[arg-type]
 
     def parse_args_and_config(self, argv: list[str], return_remaining_strings: bool = True) -> tuple[str, Any, list[str]]:
-        from trl_pafo.cli import parse, refuse
-
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(f"usage: {self.prog} COMMAND [--config FILE.yaml] [flags]\n\ncommands:")
-            for name, text in COMMANDS.items():
-                print(f"  {name:<12}{text}")
-            print(f"\n`{self.prog} COMMAND --help` lists the flags of a command.")
+        if not argv or argv[0] in HELP:
+            show(commands_page(self.prog, COMMANDS))
             raise SystemExit(0)
         name = argv[0]
         if name not in COMMANDS:

@@ -1,7 +1,9 @@
 """`trl-pafo prepare`: splits, groups and histories, as files that any RewardTrainer reads."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from trl_pafo.data.sources.arguments import option
 
 
 def make_parser(prog: str | None = None) -> Any:
@@ -11,17 +13,14 @@ def make_parser(prog: str | None = None) -> Any:
 
     @dataclass
     class PrepareArguments(DataArguments):
-        model_name_or_path: str | None = field(
-            default=None,
-            metadata={"help": "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."},
+        model_name_or_path: str | None = option(
+            None, "Model whose tokenizer and chat template are used: Hub id, folder, minilm or smollm2."
         )
-        model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
-        output_dir: str | None = field(default=None, metadata={"help": "Folder to write to; must not exist."})
-        num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt, newest first. Default: 3."})
-        history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
-        history_fields: list[str] | None = field(
-            default=None, metadata={"help": "Which parts of a past pair are shown: some of prompt, chosen, rejected."}
-        )
+        model_revision: str = option("main", "Branch, tag or commit of a model on the Hub.")
+        output_dir: str | None = option(None, "Folder to write to; must not exist.")
+        num_history: int | None = option(None, "Past pairs in the prompt, newest first. Default: 3.")
+        history_max_tokens: int | None = option(None, "Token budget of the history.")
+        history_fields: list[str] | None = option(None, "Which parts of a past pair are shown: some of prompt, chosen, rejected.")
 
     return TrlParser(PrepareArguments, prog=prog)  # type: ignore[arg-type]
 

@@ -1,7 +1,9 @@
 """`trl-pafo push FOLDER`: a model of a run, or a saved model, to the Hub: weights, tokenizer and card."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from trl_pafo.data.sources.arguments import option
 
 
 def make_parser(prog: str | None = None) -> Any:
@@ -9,15 +11,11 @@ def make_parser(prog: str | None = None) -> Any:
 
     @dataclass
     class PushArguments:
-        hub_model_id: str | None = field(default=None, metadata={"help": "NAME or NAMESPACE/NAME on the Hub."})
-        method: str | None = field(default=None, metadata={"help": "Which model of a run. Default: pafo."})
-        private: bool = field(
-            default=False, metadata={"help": "Make a new repository private. Default: what its owner's settings say."}
-        )
-        hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to. Default: main."})
-        base_model: str | None = field(
-            default=None, metadata={"help": "Hub id of an adapter's base model, where it was trained from a folder."}
-        )
+        hub_model_id: str | None = option(None, "NAME or NAMESPACE/NAME on the Hub.")
+        method: str | None = option(None, "Which model of a run. Default: pafo.")
+        private: bool = option(False, "Make a new repository private. Default: what its owner's settings say.")
+        hub_revision: str | None = option(None, "Branch to push to. Default: main.")
+        base_model: str | None = option(None, "Hub id of an adapter's base model, where it was trained from a folder.")
 
     parser = TrlParser(PushArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("folder", metavar="FOLDER", help="Folder of a run, or of a saved model.")

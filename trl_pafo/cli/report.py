@@ -1,7 +1,9 @@
 """`trl-pafo report RUN`: the results as one HTML file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from trl_pafo.data.sources.arguments import option
 
 
 def make_parser(prog: str | None = None) -> Any:
@@ -9,7 +11,7 @@ def make_parser(prog: str | None = None) -> Any:
 
     @dataclass
     class ReportArguments:
-        output: str | None = field(default=None, metadata={"help": "HTML file to write. Default: RUN/report.html."})
+        output: str | None = option(None, "HTML file to write. Default: RUN/report.html.")
 
     parser = TrlParser(ReportArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("run", metavar="RUN", help="Folder of a run.")

@@ -1,23 +1,24 @@
 """`trl-pafo score`: raw rewards for a JSONL file of pairs or responses (with histories), or for lines as they come."""
 
 from argparse import SUPPRESS
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from trl_pafo.data.sources.arguments import option
 
 
 @dataclass
 class ScorerArguments:
     """Which model gives rewards, and what of the users it is shown."""
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of a reward model or adapter."})
-    users: str | None = field(
-        default=None,
-        metadata={"help": "JSONL of past pairs (user, prompt, chosen, rejected), newest last. Rows then name their user."},
+    model_name_or_path: str | None = option(None, "Folder or Hub id of a reward model or adapter.")
+    users: str | None = option(
+        None, "JSONL of past pairs (user, prompt, chosen, rejected), newest last. Rows then name their user."
     )
-    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 mixed precision."})
-    num_history: int | None = field(default=None, metadata={"help": "Past pairs in the prompt. Default: all that are given."})
-    history_max_tokens: int | None = field(default=None, metadata={"help": "Token budget of the history."})
-    history_fields: list[str] | None = field(default=None, metadata={"help": "What of a past pair is shown."})
+    bf16: bool = option(False, "Compute in bfloat16 mixed precision.")
+    num_history: int | None = option(None, "Past pairs in the prompt. Default: all that are given.")
+    history_max_tokens: int | None = option(None, "Token budget of the history.")
+    history_fields: list[str] | None = option(None, "What of a past pair is shown.")
 
 
 def make_parser(prog: str | None = None) -> Any:
@@ -25,14 +26,11 @@ def make_parser(prog: str | None = None) -> Any:
 
     @dataclass
     class ScoreArguments(ScorerArguments):
-        input: str | None = field(
-            default=None,
-            metadata={
-                "help": "JSONL with prompt and response (or chosen and rejected), optional history; - answers standard input."
-            },
+        input: str | None = option(
+            None, "JSONL with prompt and response (or chosen and rejected), optional history; - answers standard input."
         )
-        output: str | None = field(default=None, metadata={"help": "JSONL to write; must not exist. Default: standard output."})
-        batch_size: int = field(default=32, metadata={"help": "Responses in a forward pass."})
+        output: str | None = option(None, "JSONL to write; must not exist. Default: standard output.")
+        batch_size: int = option(32, "Responses in a forward pass.")
 
     parser = TrlParser(ScoreArguments, prog=prog)  # type: ignore[arg-type]
     parser.add_argument("input", nargs="?", default=SUPPRESS, metavar="INPUT", help="The same as --input.")
