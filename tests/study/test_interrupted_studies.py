@@ -28,7 +28,7 @@ def hang(options):
         time.sleep(600)
 
 done = []
-study.Study(make_config(Path(sys.argv[1])), attempt=pretend(hang, done))()
+study.Study(make_config(Path(sys.argv[1]), seeds=[1]), attempt=pretend(hang, done))()
 """
 
 
@@ -44,11 +44,12 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     assert any(line == "hangs\n" for line in process.stdout)
     process.kill()
     process.wait()
-    assert "2 of 8 cells are done" in (tmp_path / "study/study.md").read_text()
+    assert "2 of 4 cells are done" in (tmp_path / "study/study.md").read_text()
     done = []
-    Study(make_config(tmp_path / "study"), attempt=pretend(done=done))()
-    assert len(done) == 6
-    Study(make_config(tmp_path / "undisturbed"), attempt=pretend())()
+    config = make_config(tmp_path / "study", seeds=[1])
+    Study(config, attempt=pretend(done=done))()
+    assert done == [{**cell.options, "output_dir": str(tmp_path / "study" / cell.folder / "run")} for cell in config.cells[2:]]
+    Study(make_config(tmp_path / "undisturbed", seeds=[1]), attempt=pretend())()
     for name in ("study.md", "study.csv", "study.tex"):
         assert (tmp_path / "study" / name).read_text() == (tmp_path / "undisturbed" / name).read_text()
 

@@ -35,8 +35,6 @@ def test_what_a_setting_does_not_change_is_trained_once(options, monkeypatch):
     trained.clear()
     do_run(options("alpha_0", alpha=0))
     assert trained == ["PAFO"]
-    do_run(options("default", "population0-seed2", seed=2))
-    assert len(trained) == 1 + 4
 
 
 def test_other_seeds_and_other_data_give_nothing(tmp_path):

@@ -2,7 +2,6 @@
 
 import matplotlib.image
 import numpy as np
-import pytest
 from helpers.studies import make_config, pretend
 
 from trl_pafo.study.pictures import can_draw, draw_front, draw_intervals
@@ -11,22 +10,12 @@ from trl_pafo.study.study import Study
 from trl_pafo.study.summary import summarize
 
 
-@pytest.fixture
-def study(tmp_path):
-    return Study(make_config(tmp_path / "study", seeds=[1], data={"a": {"source": "styles"}}), attempt=pretend())
-
-
-def test_both_are_written_with_the_table(study):
-    study()
+def test_what_is_drawn_is_what_the_table_says(tmp_path):
+    config = make_config(tmp_path / "study", seeds=[1], data={"a": {"source": "styles"}})
+    rows = Study(config, attempt=pretend())()
     for name in ("front.png", "intervals.png"):
-        picture = matplotlib.image.imread(study.folder / name)
+        picture = matplotlib.image.imread(tmp_path / "study" / name)
         assert picture.std() > 0.05  # not blank
-
-
-def test_what_is_drawn_is_what_the_table_says(study, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("trl_pafo.study.study.can_draw", lambda rows: False)
-        rows = study()
     [summaries] = summarize(rows).values()
     [axes] = draw_front(rows).axes
     drawn = [line.get_xydata() for line in axes.lines]

@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from trl_pafo.study.rows import complete
-from trl_pafo.study.summary import failures, mean_with_interval, summarize
+from trl_pafo.study.summary import mean_with_interval, summarize
 
 
-@pytest.mark.parametrize("number", [2, 3, 10])
+@pytest.mark.parametrize("number", [2, 10])
 def test_a_mean_has_the_interval_of_scipy(number):
     values = np.random.default_rng(number).uniform(0.4, 0.9, number)
     found = mean_with_interval(values.tolist())
@@ -70,8 +70,3 @@ def test_a_summary_is_over_the_runs_of_a_method():
 def test_teachers_that_gain_nothing_are_the_end_of_no_way():
     table = as_table([*rows("pafo", 1, (1, 1, 1), (0.1, 0, 0)), *rows("group_routed", 1, (1, 1, 1), (-0.1, 0, 0))])
     assert math.isnan(summarize(table)["d", "s"][0].way)
-
-
-def test_failures_name_cell_method_and_error():
-    table = as_table([{"data": "d", "setting": "s", "population_seed": 1, "seed": 3, "method": "pafo", "error": "no memory"}])
-    assert list(failures(table)) == [("d, s, population 1, seed 3: pafo", "no memory")]

@@ -8,6 +8,7 @@ from helpers import small_runs
 from helpers.studies import make_config, pretend
 from pyarrow.parquet import read_table
 
+from trl_pafo.baselines import UserModel
 from trl_pafo.errors import ConfigError, StudyError
 from trl_pafo.metrics import compare
 from trl_pafo.study.config import Trial
@@ -20,12 +21,22 @@ RATES = [1e-4, 2e-4, 3e-4]
 TUNING = {"learning_rate": RATES, "population_seeds": [10, 11]}
 
 
+def make_tuned(folder, **given):
+    one = {"tuning": TUNING, "data": {"a": {"source": "styles"}}, "seeds": [1, 2], "population_seeds": [0]}
+    return make_config(folder, **one | given)
+
+
 @pytest.fixture
 def config(tmp_path):
-    return lambda folder="study", **given: make_config(
-        tmp_path / folder,
-        **{"tuning": TUNING, "data": {"a": {"source": "styles"}}, "seeds": [1, 2], "population_seeds": [0]} | given,
-    )
+    return lambda folder="study", **given: make_tuned(tmp_path / folder, **given)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A tuned study, its rows, and the options of each run."""
+    done = []
+    study = Study(make_tuned(tmp_path_factory.mktemp("tuned") / "study"), attempt=pretend(done=done))
+    return study, study(), done
 
 
 def correct(folder, method):
@@ -38,9 +49,8 @@ def correct(folder, method):
     )
 
 
-def test_every_method_has_the_same_trials_on_populations_of_their_own(config):
-    done = []
-    Study(config(), attempt=pretend(done=done))()
+def test_every_method_has_the_same_trials_on_populations_of_their_own(tuned):
+    _, _, done = tuned
     trials = [options for options in done if "/tuning/" in options["output_dir"]]
     assert [(o["learning_rate"], o["population_seed"], o["seed"]) for o in trials] == [
         (rate, population, 1) for population in (10, 11) for rate in RATES
@@ -49,10 +59,9 @@ def test_every_method_has_the_same_trials_on_populations_of_their_own(config):
     assert {options["population_seed"] for options in done if options not in trials} == {0}
 
 
-def test_each_method_gets_the_values_that_are_best_in_the_trials_and_is_compared_across_runs(config):
+def test_each_method_gets_the_values_that_are_best_in_the_trials_and_is_compared_across_runs(tuned):
     """Against a loop over what trials and runs left."""
-    study = Study(config(), attempt=pretend())
-    rows = study()
+    study, rows, _ = tuned
     best = {}
     for method in ("personalized_bt", "bradley_terry", "pafo", "group_routed"):
         of_rates = []
@@ -87,23 +96,24 @@ def test_each_method_gets_the_values_that_are_best_in_the_trials_and_is_compared
                         assert found == pytest.approx(difference)
 
 
-def test_a_study_that_was_tuned_is_not_tuned_again(config):
-    Study(config(), attempt=pretend())()
+def test_a_study_that_was_tuned_is_not_tuned_again(tuned):
+    study, *_ = tuned
     done = []
-    Study(config(), attempt=pretend(done=done))()
+    Study(make_tuned(study.folder), attempt=pretend(done=done))()
     assert done == []
     with pytest.raises(ConfigError, match="was done with other options"):
-        Study(config(tuning={"learning_rate": [1e-4]}), attempt=pretend())
+        Study(make_tuned(study.folder, tuning={"learning_rate": [1e-4]}), attempt=pretend())
 
 
 def test_parts_share_the_trials_and_wait_for_each_other(config):
-    for number, missing in ((1, 4), (2, 2)):
+    few = {"tuning": TUNING | {"learning_rate": RATES[:2]}, "seeds": [1, 2, 3]}
+    for number, missing in ((1, 3), (2, 2)):
         with pytest.raises(StudyError, match=f"{missing} trials of tuning are those of other parts"):
-            Study(config(seeds=[1, 2, 3]), f"{number}/3", attempt=pretend())()
+            Study(config(**few), f"{number}/3", attempt=pretend())()
     for number in (3, 1, 2):
-        Study(config(seeds=[1, 2, 3]), f"{number}/3", attempt=pretend())()
-    Study(config("whole", seeds=[1, 2, 3]), attempt=pretend())()
-    study, whole = (Study(config(name, seeds=[1, 2, 3])).folder / "study.csv" for name in ("study", "whole"))
+        Study(config(**few), f"{number}/3", attempt=pretend())()
+    Study(config("whole", **few), attempt=pretend())()
+    study, whole = (Study(config(name, **few)).folder / "study.csv" for name in ("study", "whole"))
     assert study.read_text() == whole.read_text()
 
 
@@ -136,8 +146,8 @@ def test_groups_count_the_same_equals_go_to_the_first_and_failures_to_none():
 
 def test_a_method_that_fails_in_all_trials_is_told_and_the_others_are_done(config):
     fails = lambda options: "no memory" if "pafo" in options["methods"] and "/tuning/" in options["output_dir"] else None  # noqa: E731
-    study = Study(config(), attempt=pretend(fails))
-    with pytest.raises(StudyError, match="2 of 2 cells"):
+    study = Study(config(seeds=[1], tuning={"learning_rate": RATES[:1]}), attempt=pretend(fails))
+    with pytest.raises(StudyError, match="1 of 1 cells"):
         study()
     rows = read_rows(study.folder / study.cells[0].folder / ROWS)
     assert {row["method"]: row["error"] for row in rows if row["error"]} == {"pafo": "it failed in all trials"}
@@ -161,6 +171,7 @@ def test_methods_of_the_same_values_share_a_run_and_only_those_that_read_the_pat
     [
         ({"learning_rate": 1e-4}, "learning_rate must be a list of different values"),
         ({"learning_rate": [1e-4, 1e-4]}, "learning_rate must be a list of different values"),
+        ({"model_name_or_path": ["a/b", "a_b"]}, "model_name_or_path must be a list of different values"),
         ({"learning_rte": [1]}, "learning_rte=1: unknown option 'learning_rte'"),
         ({"alpha": [0.5, 2]}, r"alpha=2: `alpha` must be in \[0, 1\]"),
         ({"num_history": [1, 2]}, "num_history: all methods of a cell see the same pairs"),
@@ -174,23 +185,20 @@ def test_tuning_that_cannot_be_is_refused(config, tuning, match):
         config(tuning=tuning)
 
 
-@pytest.mark.parametrize("method", ["bradley_terry", "lore"])
-def test_a_trial_is_judged_on_its_validation_pairs(encoder, training, tmp_path, monkeypatch, method):
+def test_a_trial_is_judged_on_its_validation_pairs(encoder, training, tmp_path, monkeypatch):
     """Those of a user model read features, which are made of the pairs that are judged."""
     monkeypatch.setattr(small_runs, "Run", TrialRun)
-    options = {
-        "methods": ["bradley_terry", method] if method == "lore" else [method],
-        "reference": "bradley_terry",
-        "validation_share": 0.3,
-        "validation_users": 8,
-    }
+    monkeypatch.setattr(UserModel, "num_steps", 5)
+    options = {"methods": ["bradley_terry", "lore"], "reference": "bradley_terry", "validation_share": 0.3, "validation_users": 8}
     results = small_runs.small_run(tmp_path / "run", training, encoder, **options)()
     users = {name: read_table(tmp_path / f"run/data/{name}.parquet")["user"].to_pylist() for name in ("validation", "test")}
-    _, judged, _ = correct(tmp_path / "run", method)
-    assert judged == users["validation"]
-    assert not set(judged) & set(users["test"])
-    assert results["methods"][method]["num_users"] == len(set(judged))
-    row = next(row for row in rows_of_run(tmp_path / "run") if row["method"] == method)
-    assert (row["steps"], row["steps_in_all"]) == ((2, 2) if method == "bradley_terry" else (1000, 2 * 1000 + 2))
-    chosen = results["features"].get(method)  # on these pairs, with two fits
-    assert row.get("tuned") == (f"features={chosen['chosen']}" if chosen else None)
+    rows = {row["method"]: row for row in rows_of_run(tmp_path / "run")}
+    for method in options["methods"]:
+        _, judged, _ = correct(tmp_path / "run", method)
+        assert judged == users["validation"]
+        assert not set(judged) & set(users["test"])
+        assert results["methods"][method]["num_users"] == len(set(judged))
+    steps = {method: (row["steps"], row["steps_in_all"]) for method, row in rows.items()}
+    assert steps == {"bradley_terry": (2, 2), "lore": (5, 2 * 5 + 2)}  # on these pairs, with two fits
+    assert "tuned" not in rows["bradley_terry"]
+    assert rows["lore"]["tuned"] == f"features={results['features']['lore']['chosen']}"

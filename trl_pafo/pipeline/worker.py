@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -34,12 +33,16 @@ def serve(connection: Connection) -> None:
         try:
             say_to(job.log)
             start = time.monotonic()
-            opened = opened or _open(*options)
-            _do(job, *opened, lambda *steps: connection.send(("steps", *steps)))
+            run, stages = opened = opened or _open(*options)
+            run.report = lambda *steps: connection.send(("steps", *steps))
+            stage = run.ready(job.stage, stages)
+            if stage.digest != job.digest:
+                raise TrlPafoError(
+                    "data, model or a file that the options name changed after the run was started. Start it again"
+                )
+            run.do(stage)
         except Exception as error:
-            traceback.print_exc()
-            known = isinstance(error, TrlPafoError | OSError)
-            connection.send(("failed", str(error) if known else f"{type(error).__name__}: {error}"))
+            connection.send(("failed", print_error(error)))
         else:
             connection.send(("done", time.monotonic() - start))
 
@@ -52,12 +55,11 @@ def _open(run: Any, args: Any, model: Any) -> tuple[Any, Any]:
     return opened, opened.plan(prepares=False).stages
 
 
-def _do(job: Job, run: Any, stages: Any, report: Callable[[int, int], None]) -> None:
-    run.report = report
-    stage = run.ready(job.stage, stages)
-    if stage.digest != job.digest:
-        raise TrlPafoError("data, model or a file that the options name changed after the run was started. Start it again")
-    run.do(stage)
+def print_error(error: Exception) -> str:
+    """Print the traceback; return what is said of the error."""
+    traceback.print_exc()
+    known = isinstance(error, TrlPafoError | OSError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
 
 
 def say_to(log: str) -> None:

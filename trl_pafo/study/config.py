@@ -38,6 +38,7 @@ _OURS = {
 }
 """Options of a run that a study sets itself, and what to do instead."""
 
+_PATHS = ("data_path", "test_data_path")
 _FROM_HUB = ("files", "personal_llm")
 """Sources whose data may be a Hub id, which is no file here."""
 
@@ -80,10 +81,11 @@ class Cell:
     def digest(self) -> str:
         """Digest of all that decides the cell but its methods: the options, and the content of the files of its data."""
         decides = yaml.safe_load(self.config)
-        for name in ("methods", "data_path", "test_data_path"):  # data are known by their content
+        for name in ("methods", *_PATHS):  # data are known by their content
             decides.pop(name, None)
         tuned = {"tuning": dict(self.tuning)} if self.tuning else {}
-        return digest_of({"options": decides, "files": _files_of(self.options["source"], *_paths(self.options)), **tuned})
+        files = _files_of(self.options["source"], *map(self.options.get, _PATHS))
+        return digest_of({"options": decides, "files": files, **tuned})
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +108,6 @@ def name_of(values: Mapping[str, Any]) -> str:
     return re.sub(r"[^\w.,=+-]", "_", ",".join(f"{name}={value}" for name, value in values.items()), flags=re.ASCII)
 
 
-def _paths(options: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    return options.get("data_path"), options.get("test_data_path")
-
-
 @cache
 def _files_of(source: str, data_path: str | None, test_data_path: str | None) -> dict[str, str]:
     """By content, read once for all cells."""
@@ -119,11 +117,7 @@ def _files_of(source: str, data_path: str | None, test_data_path: str | None) ->
 
 
 def parse(options: Mapping[str, Any]) -> tuple[RunArguments, PAFOConfig, ModelConfig]:
-    """The options of a run, as `trl-pafo run --config` reads them.
-
-    Raises:
-        ConfigError: If there is no such option, or one has a value that cannot be used.
-    """
+    """The options of a run, as `trl-pafo run --config` reads them. What cannot be used is a [`ConfigError`]."""
     parser = TrlParser((RunArguments, PAFOConfig, ModelConfig))  # type: ignore[arg-type]
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     # Else an adapter loses its reward head.
@@ -207,31 +201,28 @@ class StudyConfig:
         wrong += _refused(shared, "")
         for name, block in [*data.items(), *settings.items()]:
             wrong += _refused(block, f"{name}: ")
-        if methods:
-            for (name, of_data), (setting, of_setting) in product(data.items(), settings.items()):
-                options = _options(shared, of_data, of_setting, methods, wrong)
-                where = name if setting == DEFAULT else f"{name}, {setting}"
-                wrong += [f"{where}: {error}" for error in _check(options)]
-                for values in tuning.get("grid", ()):
-                    wrong += [f"{where}, {name_of(values)}: {error}" for error in _check(options | values, warn=False)]
+        blocks = {
+            (name, setting): _options(shared, of_data, of_setting, methods, wrong)
+            for (name, of_data), (setting, of_setting) in product(data.items(), settings.items())
+        }
+        for (name, setting), options in blocks.items() if methods else ():
+            where = name if setting == DEFAULT else f"{name}, {setting}"
+            wrong += [f"{where}: {error}" for error in _check(options)]
+            for values in tuning.get("grid", ()):
+                wrong += [f"{where}, {name_of(values)}: {error}" for error in _check(options | values, warn=False)]
         if wrong:
             raise ConfigError("The study cannot be done:\n" + "\n".join(f"- {line}" for line in dict.fromkeys(wrong)))
-        cells, trials = [], []
-        for seed, population, (name, of_data), (setting, of_setting) in product(
-            seeds, populations, data.items(), settings.items()
-        ):
-            options = _options(shared, of_data, of_setting, methods, []) | {"population_seed": population, "seed": seed}
-            cells.append(Cell(name, setting, population, seed, options, tuning))
-        for seed, population, (name, of_data), (setting, of_setting), values in product(
-            *(tuning.get(key, ()) for key in ("seeds", "population_seeds")),
-            data.items(),
-            settings.items(),
-            tuning.get("grid", ()),
-        ):
-            options = _options(shared, of_data, of_setting, methods, []) | values
-            trials.append(
-                Trial(name, setting, population, seed, options | {"population_seed": population, "seed": seed}, {}, values)
+        cells = [
+            Cell(name, setting, population, seed, options | {"population_seed": population, "seed": seed}, tuning)
+            for seed, population, ((name, setting), options) in product(seeds, populations, blocks.items())
+        ]
+        of_trials = (tuning.get(key, ()) for key in ("seeds", "population_seeds"))
+        trials = [
+            Trial(name, setting, population, seed, options | values | {"population_seed": population, "seed": seed}, {}, values)
+            for seed, population, ((name, setting), options), values in product(
+                *of_trials, blocks.items(), tuning.get("grid", ())
             )
+        ]
         return cls(str(given["output_dir"]), tuple(cells), tuple(trials))
 
 
@@ -258,7 +249,8 @@ def _check(options: Mapping[str, Any], warn: bool = True) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
-    for name, path in zip(("data_path", "test_data_path"), _paths(options), strict=True):
+    for name in _PATHS:
+        path = options.get(name)
         if path and run.source not in _FROM_HUB and not Path(path).exists():
             yield f"{name}: {path} does not exist"
     if model.model_name_or_path is None:
@@ -298,7 +290,8 @@ def _tuning(given: Mapping[str, Any], populations: list[int], seeds: list[int], 
     of_data = sorted(set(lists) & {*DataArguments.__dataclass_fields__, "num_history", "methods"})
     wrong += [f"tuning: {name}: all methods of a cell see the same pairs; make it a setting" for name in of_data]
     for name, values in lists.items():
-        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+        # Trials of the same name would have one folder.
+        if not isinstance(values, list) or not values or len({name_of({name: value}) for value in values}) < len(values):
             wrong.append(f"tuning: {name} must be a list of different values to try, got {values!r}")
             return {}
     return {

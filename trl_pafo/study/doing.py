@@ -59,7 +59,10 @@ def do_cell(cell: Cell, folder: Path, attempt: Attempt, chosen: Mapping[str, Map
     rows: list[Row] = []
     parts = parts_of(methods, chosen or {})
     for number, part in enumerate(parts):
-        failed = _errors_of(cell, part, folder, attempt)
+        try:
+            failed = _errors_of(cell, part, folder, attempt)
+        except RunFailedError as error:
+            failed = dict.fromkeys(part.methods, str(error))
         errors |= failed
         if REFERENCE in errors:
             return [{"method": method, "error": errors.get(method, errors[REFERENCE])} for method in cell.methods]
@@ -84,15 +87,7 @@ def with_place(cell: Cell, rows: Sequence[Row]) -> list[Row]:
 
 
 def _errors_of(cell: Cell, part: Part, folder: Path, attempt: Attempt) -> dict[str, str]:
-    """Do a run; return the methods that failed, and how: all, where it was the run that failed."""
-    try:
-        return _errors_of_methods(cell, part, folder, attempt)
-    except RunFailedError as error:
-        return dict.fromkeys(part.methods, str(error))
-
-
-def _errors_of_methods(cell: Cell, part: Part, folder: Path, attempt: Attempt) -> dict[str, str]:
-    """A method that fails is found by doing each alone beside the reference."""
+    """Do a run; return the methods that failed, and how. They are found by doing each alone beside the reference."""
     methods = list(dict.fromkeys([REFERENCE, *part.methods]))
 
     def try_(methods: Sequence[str]) -> str | None:

@@ -1,14 +1,13 @@
 """A run in a process of its own, so that one that fails, or for which memory runs out, takes nothing else with it."""
 
-import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from trl_pafo.errors import DataError, RunFolderError, TrlPafoError
+from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.pipeline.apart import Apart
-from trl_pafo.pipeline.worker import end_as_told, say_to
+from trl_pafo.pipeline.worker import end_as_told, print_error, say_to
 from trl_pafo.storage.files import lacks_room
 from trl_pafo.study.doing import RunFailedError
 
@@ -43,8 +42,8 @@ def _run(connection: Connection, options: dict[str, Any], log: str, trial: bool)
     try:
         do_run(options, trial)
     except Exception as error:
-        traceback.print_exc()
-        connection.send((what_went_wrong(error), is_of_run(error, Path(options["output_dir"]))))
+        said = " ".join(print_error(error).split())
+        connection.send((said, is_of_run(error, Path(options["output_dir"]))))
     else:
         connection.send((None, False))
 
@@ -73,9 +72,3 @@ def is_of_run(error: Exception, folder: Path) -> bool:
     """Whether a run in a folder would fail with each of its methods."""
     unprepared = isinstance(error, DataError) and not (folder / "data").exists()
     return unprepared or isinstance(error, OSError | RunFolderError) or lacks_room(error)
-
-
-def what_went_wrong(error: Exception) -> str:
-    """An error in a line."""
-    known = isinstance(error, TrlPafoError | OSError)
-    return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())

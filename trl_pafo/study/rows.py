@@ -1,7 +1,5 @@
 """What a finished run says as rows of a table: a row a method and group. They are all that tables and pictures of a study are made of."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 from trl_pafo.baselines.table import USER_MODELS
@@ -27,10 +26,6 @@ _KEY = {"data": str, "setting": str, "population_seed": int, "seed": int}
 KEY = tuple(_KEY)
 """The columns that name a cell."""
 _TEXTS = ("method", "role", "group", "verdict", "tuned", "options", "error")
-_NUMBERS = (
-    *("accuracy", "low", "high", "users", "pairs", "difference", "difference_low", "difference_high"),
-    *("steps", "steps_in_all", "trials", "seconds"),
-)
 COLUMNS = (
     *(*KEY, "method", "role", "group", "accuracy", "low", "high", "users", "pairs"),
     *("difference", "difference_low", "difference_high", "verdict", "steps", "steps_in_all", "seconds", "trials", "tuned"),
@@ -47,13 +42,9 @@ def rows_of_run(folder: Path, reference: Path | None = None, seed: int = 0) -> l
     """The rows of the methods of a finished run, and of the points of the reference's path (`personalized_bt@2`).
 
     The reference is that of the run, or of another run on the same test pairs, whose folder is given; `seed` is that of its verdicts.
-
     `accuracy` has its 95 % bootstrap interval over users, `difference` is that to the reference on the same pairs, with the simultaneous
     interval of the verdict where it is that of a group, `steps` are those of the method's own model, `steps_in_all` and `seconds` those of
-    all trainings that it needs.
-
-    Raises:
-        DataError: If the run is not finished.
+    all trainings that it needs. A run that is not finished is a [`DataError`].
     """
     try:
         results = json.loads((folder / "results/results.json").read_text(encoding="utf-8"))
@@ -136,29 +127,20 @@ def _of_groups(
         worst = min(known, key=lambda group: summary[groups[group]]["value"])
         places.append(("worst", worst, groups[worst]))
     for role, group, key in [*places, ("overall", "", "overall")]:
-        entry = summary[key]
+        entry, suffix = summary[key], f"/{group}" if group else ""
         if role == "worst":
             before = min(_number(reference[other]["value"]) for other in groups.values() if reference[other]["value"] is not None)
             difference = {"value": entry["value"] - before}
         else:
             before = _number(reference[key]["value"])
             difference = differences.get(group, {"value": _number(entry["value"]) - before})
-        yield {
-            "role": role,
-            "group": group,
-            "accuracy": _number(entry["value"]),
-            "low": _number(entry["low"]),
-            "high": _number(entry["high"]),
-            "users": _number(summary.get(f"num_users/{group}" if group else "num_users")),
-            "pairs": _number(summary.get(f"num_pairs/{group}" if group else "num_pairs")),
-            "difference": _number(difference["value"]),
-            "difference_low": _number(difference.get("low")),
-            "difference_high": _number(difference.get("high")),
-            "verdict": said,
-        }
+        numbers = {"accuracy": entry["value"], "low": entry["low"], "high": entry["high"]}
+        numbers |= {name: summary.get(f"num_{name}{suffix}") for name in ("users", "pairs")}
+        numbers |= {"difference": difference["value"], **{f"difference_{end}": difference.get(end) for end in ("low", "high")}}
+        yield {"role": role, "group": group, "verdict": said, **{name: _number(value) for name, value in numbers.items()}}
 
 
-def _number(value: float | None) -> float:
+def _number(value: float | str | None) -> float:
     """What is not known is `None` in JSON."""
     return math.nan if value is None else float(value)
 
@@ -175,11 +157,7 @@ def key_of(row: Row) -> tuple[Any, ...]:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a CSV file; a number that is not known is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in map(complete, rows))
-    write_text(path, text.getvalue())
+    write_text(path, pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -188,21 +166,11 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: If the file holds something else.
     """
+    kinds = {name: str if name in _TEXTS else _KEY.get(name, lambda text: _number(text or None)) for name in COLUMNS}
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                differ = ", ".join(sorted(set(COLUMNS) ^ set(reader.fieldnames or ())))
-                raise DataError(
-                    f"{path} is no table of the cell of a study of this version: its columns differ in {differ or 'their order'}."
-                )
-            return [_typed(row) for row in reader]
-    except DataError:
-        raise
-    except (ValueError, TypeError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if differ := set(COLUMNS) ^ set(table.columns):
+            raise ValueError(f"its columns differ from those of this version in {', '.join(sorted(differ))}")
+        return [{name: kinds[name](text) for name, text in row.items()} for row in table.to_dict("records")]
+    except ValueError as error:
         raise DataError(f"{path} is no table of the cell of a study: {error}.") from error
-
-
-def _typed(row: dict[str, str]) -> Row:
-    numbers = {name: float(row[name]) if row[name] else math.nan for name in _NUMBERS}
-    return {**row, **{name: kind(row[name]) for name, kind in _KEY.items()}, **numbers}

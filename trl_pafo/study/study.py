@@ -81,14 +81,10 @@ class Study:
             )
         return table
 
-    def rows(self) -> list[Row]:
-        """The rows of all cells that are done, by this process or another, and of those that were joined."""
-        found = [read_rows(self.folder / cell.folder / ROWS) for cell in self.config.cells if self._has_rows(cell)]
-        return [*chain(*found), *self.joined]
-
     def write(self) -> list[Row]:
-        """Write the table and the pictures; return the rows."""
-        table = self.rows()
+        """Write the table and the pictures of all cells that are done, by this process or another, or were joined; return the rows."""
+        found = [read_rows(self.folder / cell.folder / ROWS) for cell in self.config.cells if self._has_rows(cell)]
+        table = [*chain(*found), *self.joined]
         if table:
             write_study(self.folder, table, len(self.config.cells))
         return table
@@ -175,11 +171,7 @@ def _changed(path: Path, cell: Cell) -> str:
 
 
 def part_of(cells: Sequence[_Cell], part: str | None) -> tuple[_Cell, ...]:
-    """The part `"3/10"` of the cells: neighbors, and as many as in the other parts, or one more.
-
-    Raises:
-        ConfigError: If there is no such part.
-    """
+    """The part `"3/10"` of the cells: neighbors, and as many as in the other parts, or one more."""
     if part is None:
         return tuple(cells)
     number, _, of = part.partition("/")

@@ -6,7 +6,7 @@ population share their test users, so that of few populations they say more of s
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,26 +38,12 @@ def mean_with_interval(values: Sequence[float]) -> Entry:
 
 @dataclass(frozen=True)
 class Summary:
-    """
-    A method, or a point of the reference's path, over the runs of one data set and setting.
+    """A method, or a point of the reference's path, over the runs of one data set and setting.
 
-    Attributes:
-        data, setting, method (`str`):
-            Which.
-        accuracy, difference (`dict[str, dict]`):
-            By role (majority, minority, worst, overall), the mean over runs with its interval: of the accuracy, and of the difference to the
-            reference of the same run. That of `worst` compares the worst groups, which need not be the same.
-        way (`float`):
-            Share of the way from the reference to the group-routed teachers: the mean difference, added up over majority and minority, over
-            that of the teachers in the same runs. NaN without them, or where they gain nothing.
-        runs, failed (`int`):
-            How many runs stand behind the numbers, and in how many more the method failed.
-        verdicts (`dict[str, int]`):
-            How many runs have which verdict.
-        steps, steps_in_all, seconds (`float`):
-            Means over runs: optimizer steps of the method's model, those of all trainings that it needs, and what these took.
-        trials (`float`):
-            Sets of options that were tried; 0 without tuning.
+    `accuracy` and `difference`, to the reference of the same run, are means by role; the difference of `worst` compares the worst groups,
+    which need not be the same. `way` is the share of the way from the reference to the group-routed teachers: the mean difference, added up
+    over majority and minority, over that of the teachers in the same runs; NaN without them, or where they gain nothing. `failed` counts
+    the runs beside the `runs` behind the numbers, `verdicts` runs by verdict; steps and seconds are means over runs.
     """
 
     data: str
@@ -127,11 +113,3 @@ def _way(differences: Mapping[Any, float], routed: Mapping[Any, float]) -> float
     both = [place for place in differences if place in routed]
     whole = sum(routed[place] for place in both)
     return sum(differences[place] for place in both) / whole if whole > 0 else math.nan
-
-
-def failures(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """What failed, and how: the cell with its method, and the error."""
-    for row in rows:
-        if row["error"]:
-            place = f"{row['data']}, {row['setting']}, population {row['population_seed']}, seed {row['seed']}"
-            yield f"{place}: {row['method']}", row["error"]

@@ -10,9 +10,7 @@ from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.metrics.verdict import number_with_interval
 from trl_pafo.study.config import DEFAULT, REFERENCE
 from trl_pafo.study.rows import ROLES, Row, key_of
-from trl_pafo.study.summary import Summary, blocks_of, failures, summarize
-
-_WORST = "worst group"
+from trl_pafo.study.summary import Summary, blocks_of, summarize
 
 
 def title_of(method: str) -> str:
@@ -32,7 +30,7 @@ def role_titles(rows: Sequence[Row]) -> dict[str, str]:
     for role in ROLES:
         groups = {row["group"] for row in rows if row["role"] == role}
         name = groups.pop() if len(groups) == 1 and role in ROLES[:2] else role
-        titles[role] = _WORST if role == "worst" else role if name == role else f"{name} ({role})"
+        titles[role] = "worst group" if role == "worst" else role if name == role else f"{name} ({role})"
     return titles
 
 
@@ -58,14 +56,7 @@ def _whole(number: float) -> str:
 
 
 def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
-    """The tables of all data sets and settings, how to read them, and what failed.
-
-    Args:
-        rows (`Sequence[dict]`):
-            The rows of all cells.
-        num_cells (`int`, *optional*):
-            How many cells the study has, where that is known.
-    """
+    """The tables of all data sets and settings, how to read them, and what failed; of a study of so many cells, where that is known."""
     done = len({key_of(row) for row in rows})
     counted = f"{done} cell{'s' if done != 1 else ''}" if num_cells is None else f"{done} of {num_cells} cells are done"
     parts = [f"# Study\n\n{counted}. {_HOW_TO_READ}"]
@@ -75,7 +66,11 @@ def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
         runs = dict.fromkeys(f"{row['population_seed']}/{row['seed']}" for row in blocks[place])
         table = _markdown([cells_of(summary, titles) for summary in summaries])
         parts.append(f"## {title_of_block(*place)}\n\nPopulation/training seeds: {', '.join(runs)}.\n\n{table}")
-    failed = [f"- {place}: {error}" for place, error in failures(rows)]
+    failed = [
+        f"- {row['data']}, {row['setting']}, population {row['population_seed']}, seed {row['seed']}: {row['method']}: {row['error']}"
+        for row in rows
+        if row["error"]
+    ]
     if failed:
         parts.append("## What failed\n\n" + "\n".join(failed))
     return "\n\n".join(parts) + "\n"

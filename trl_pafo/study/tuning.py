@@ -37,16 +37,9 @@ def balanced_accuracy(rows: Sequence[Row]) -> float:
 
 def choose(trials: Mapping[Trial, Sequence[Row]], methods: Sequence[str]) -> dict[str, Values]:
     """The values of the options that each method gets: those with the highest group-balanced accuracy, the mean over trials; of equals
-    the first. A method that failed in a trial with some values is not given these.
+    the first. A method that failed in a trial with some values is not given these, and none if it failed with all.
 
-    Args:
-        trials (`Mapping[Trial, Sequence[dict]]`):
-            The rows of each trial of one data set and setting, on validation users.
-        methods (`Sequence[str]`):
-            Which methods.
-
-    Returns:
-        `dict[str, Mapping]`: Without those that failed with all values.
+    `trials` has the rows of each trial of one data set and setting, on validation users.
     """
     chosen = {}
     for method in methods:
