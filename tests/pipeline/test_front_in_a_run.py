@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
-from helpers.small_runs import train_nothing
 
 from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.evaluation.mixture import draw_histories, score_mixture
@@ -71,15 +70,6 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
         said.index("[front]") < said.index("mixture of teachers, tau 0.6") < said.index(front["sentence"]) < said.index("[pafo]")
     )
     assert "[front] done before, kept" in (made(), capsys.readouterr().out)[1]
-
-
-def test_another_tau_judges_again_and_trains_no_teacher(run, monkeypatch):
-    trained = train_nothing(monkeypatch, worth=False)
-    options = {"methods": ["personalized_bt", "pafo"], "validation_share": 0.3, "validation_users": 4}
-    run(**options)()
-    before = len(trained)
-    run(**options, tau=0.5, overwrite=True)()
-    assert len(trained) == before
 
 
 def test_without_held_out_pairs_nothing_is_worth_it(tmp_path, encoder):

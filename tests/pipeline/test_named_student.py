@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from helpers.parts import make_teachers
 
 from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.rows import read_rows
@@ -46,7 +47,8 @@ def test_it_is_fitted_to_held_out_pairs_and_judged_as_it_is_served(run, tmp_path
 
 
 def test_without_held_out_pairs_it_serves_with_the_shares_of_the_training(run, tmp_path):
-    run(methods=["personalized_bt", "pafo"], conditioning="named", tau=0.75)()
+    options = {"methods": ["pafo"], "reference": "pafo", "teachers": make_teachers("encoder", tmp_path)}
+    run(**options, conditioning="named", tau=0.75).do_only(["prepare", "pafo"])
     scorer = RewardScorer.from_pretrained(tmp_path / "run/models/pafo")
     shares = load_prepared(tmp_path / "run/data")["train"].to_pandas()["group"].value_counts(normalize=True)
     assert scorer.tau == 0.75

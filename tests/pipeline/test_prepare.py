@@ -19,18 +19,24 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 
-@pytest.mark.parametrize("budget", [None, 12])
-def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget, tmp_path):
+def prepared(folder, num_history=1, **data):
+    """The folder of pairs of a source, prepared for an encoder."""
+    data = data or {"source": "styles", "train_users": 12, "test_users": 10, "validation_share": 0.2}
+    args = PAFOConfig(str(folder), num_history=num_history, use_cpu=True, bf16=False)
+    prepare(DataArguments(**data), args, add_history_template(make_tokenizer("encoder")), folder / "data")
+    return folder / "data"
+
+
+def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(tmp_path):
     tokenizer = add_history_template(make_tokenizer("encoder"))
-    args = PAFOConfig(
-        str(tmp_path), num_history=2, history_max_tokens=budget, history_fields=["chosen"], use_cpu=True, bf16=False
-    )
+    how = {"num_history": 2, "history_max_tokens": 12, "history_fields": ["chosen"]}
+    args = PAFOConfig(str(tmp_path), **how, use_cpu=True, bf16=False)
     data = DataArguments(source="styles", train_users=12, test_users=10, validation_share=0.2)
-    prepare(data, args, tokenizer, tmp_path / "data")
+    prepare(data, args, tokenizer, tmp_path / "data", with_lengths=True)
     names = {"train", "validation", "test"}
-    written = {f"{name}.parquet" for name in names} | {"chat_template.jinja", "summary.json", "groups.csv"}
+    written = {f"{name}.parquet" for name in names} | {"chat_template.jinja", "summary.json", "groups.csv", LENGTHS}
     assert {path.name for path in (tmp_path / "data").iterdir()} == written
-    cutter = HistoryCutter(make_tokenizer("encoder"), 2, budget, ["chosen"])
+    cutter = HistoryCutter(make_tokenizer("encoder"), *how.values())
     loaded = load_prepared(tmp_path / "data")
     assert set(loaded) == names
     summary = json.loads((tmp_path / "data/summary.json").read_text())
@@ -41,21 +47,20 @@ def test_prepared_rows_show_what_the_cutter_leaves_of_their_whole_history(budget
             assert row["chat_template_kwargs"] == {"history": cutter(row["history"])}
             assert [message["role"] for message in row["prompt"] + row["chosen"]] == ["user", "assistant"]
         assert sum(summary[name]["pairs"].values()) == len(rows)
+        longer = [max(len(tokenize_row(tokenizer, row, side)) for side in ("chosen", "rejected")) for row in rows]
+        assert np.load(tmp_path / "data" / LENGTHS)[name].tolist() == longer
     assert summary["groups"] == "data"
 
 
 @pytest.mark.parametrize("source", ["styles", "files"])
 def test_what_was_prepared_is_prepared_again_with_its_validation_pairs(source, tmp_path):
     """Those of new people, as of styles, and those of training people on other prompts."""
-    tokenizer = add_history_template(make_tokenizer("encoder"))
-    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
     options = {"source": "styles", "train_users": 12, "test_users": 10, "validation_users": 8}
     if source == "files":
         make_pairs(20, pairs_per_user=6, num_minority=8, history=0).to_json(tmp_path / "pairs.jsonl")
         options = {"data_path": str(tmp_path / "pairs.jsonl"), "validation_share": 0.3}
-    prepare(DataArguments(**options), args, tokenizer, tmp_path / "once")
-    prepare(DataArguments(data_path=str(tmp_path / "once")), args, tokenizer, tmp_path / "again")
-    once, again = load_prepared(tmp_path / "once"), load_prepared(tmp_path / "again")
+    folder = prepared(tmp_path / "once", **options)
+    once, again = load_prepared(folder), load_prepared(prepared(tmp_path / "again", data_path=str(folder)))
     names = [
         name for name in once["train"].column_names if name not in ("unit", "support_rate")
     ]  # made anew of the training pairs
@@ -66,14 +71,12 @@ def test_what_was_prepared_is_prepared_again_with_its_validation_pairs(source, t
 
 
 def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
-    tokenizer = add_history_template(make_tokenizer("encoder"))
     rows = [
         {"prompt": f"what {p}", "chosen": a, "rejected": b, "user": f"u{u}", "support_rate": u / 20}
         for u in range(20)
         for p, (a, b) in enumerate([("yes", "no"), ("tea", "soup"), (f"sun {u}", "rain")])
     ]
     test = [{**row, "prompt": f"how {row['prompt']}", "user": f"t{row['user']}"} for row in rows]
-    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
     for groups in ("support", "data"):
         paths = {}
         for name, part in (("train", rows), ("test", test)):
@@ -82,9 +85,9 @@ def test_groups_that_were_inferred_are_told_from_given_ones(tmp_path):
             )
             paths[name] = str(tmp_path / f"{groups}-{name}.jsonl")
             Dataset.from_list(part).to_json(paths[name])
-        data = DataArguments(source="files", data_path=paths["train"], test_data_path=paths["test"], validation_share=0)
-        prepare(data, args, tokenizer, tmp_path / groups)
-        assert json.loads((tmp_path / groups / "summary.json").read_text())["groups"] == groups
+        options = {"data_path": paths["train"], "test_data_path": paths["test"], "validation_share": 0}
+        folder = prepared(tmp_path / groups, source="files", **options)
+        assert json.loads((folder / "summary.json").read_text())["groups"] == groups
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -94,9 +97,7 @@ def test_groups_are_found_in_training_pairs(named, encoder, tmp_path, monkeypatc
     rows = make_pairs(40, pairs_per_user=4, num_minority=12, history=0)
     rows = rows if named else rows.remove_columns("group")
     rows.to_json(tmp_path / "pairs.jsonl")
-    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
-    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), infer_groups=encoder)
-    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    prepared(tmp_path, source="files", data_path=str(tmp_path / "pairs.jsonl"), infer_groups=encoder)
     assert "Tastes: 2 groups found in the pairs alone, majority" in capsys.readouterr().out
     summary = json.loads((tmp_path / "data/summary.json").read_text())
     assert summary["groups"] == ("training pairs" if named else "pairs")
@@ -116,9 +117,7 @@ def test_what_users_are_is_counted_and_stays_out_of_the_pairs(tmp_path, capsys):
         for row in make_pairs(12, pairs_per_user=4, num_minority=4, history=0)
     ]
     Dataset.from_list(rows).to_json(tmp_path / "pairs.jsonl")
-    args = PAFOConfig(str(tmp_path), num_history=1, use_cpu=True, bf16=False)
-    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), describe=["country"])
-    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    prepared(tmp_path, source="files", data_path=str(tmp_path / "pairs.jsonl"), describe=["country"])
     printed = capsys.readouterr().out
     assert "country of 8 majority users: FR (8); of 4 minority users: DE (4)." in printed
     assert "No probability of a group is known: the groups come with the data." in printed
@@ -139,9 +138,7 @@ def few_pairs():
 @pytest.mark.parametrize("how", ["users", "users_and_prompts", "pairs"])
 def test_what_is_held_out_is_known_to_the_files(how, tmp_path):
     Dataset.from_list(few_pairs()).to_json(tmp_path / "pairs.jsonl")
-    args = PAFOConfig(str(tmp_path), num_history=2, use_cpu=True, bf16=False)
-    data = DataArguments(source="files", data_path=str(tmp_path / "pairs.jsonl"), hold_out=how, test_prompt_share=0.4)
-    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    prepared(tmp_path, 2, source="files", data_path=str(tmp_path / "pairs.jsonl"), hold_out=how, test_prompt_share=0.4)
     assert json.loads((tmp_path / "data/summary.json").read_text())["hold_out"] == how
     loaded = load_prepared(tmp_path / "data")
     assert all(("unit" in rows.column_names) == (how == "pairs") for rows in loaded.values())
@@ -155,33 +152,14 @@ def test_what_is_held_out_is_known_to_the_files(how, tmp_path):
 
 def test_who_has_no_past_is_served_without_it_where_that_is_asked_for(tmp_path, encoder, training):
     Dataset.from_list([{**row, "group": "all"} for row in few_pairs()]).to_json(tmp_path / "pairs.jsonl")
-    args = PAFOConfig(str(tmp_path), num_history=2, use_cpu=True, bf16=False)
-    data = DataArguments(
-        source="files", data_path=str(tmp_path / "pairs.jsonl"), min_pairs=1, validation_share=0.0, population_seed=3
-    )
-    prepare(data, args, add_history_template(make_tokenizer("encoder")), tmp_path / "data")
+    options = {"min_pairs": 1, "validation_share": 0.0, "population_seed": 3}
+    prepared(tmp_path, 2, source="files", data_path=str(tmp_path / "pairs.jsonl"), **options)
     loaded = load_prepared(tmp_path / "data")
     [row] = [row for rows in loaded.values() for row in rows if row["user"] == "once"]
     assert (row["history"], row["chat_template_kwargs"]) == ([], {"history": []})
     rows = loaded["train"] if "once" in loaded["train"]["user"] else loaded["test"]
     # The student reads such a row beside others.
     PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path / "out"), **training), train_dataset=rows).train()
-
-
-def prepared(folder, **options):
-    tokenizer = add_history_template(make_tokenizer("encoder"))
-    data = DataArguments(source="styles", train_users=12, test_users=10, validation_share=0.2)
-    prepare(data, PAFOConfig(str(folder), num_history=1, use_cpu=True, bf16=False), tokenizer, folder / "data", **options)
-    return folder / "data"
-
-
-def test_lengths_are_those_of_the_longer_sequence(tmp_path):
-    folder = prepared(tmp_path, with_lengths=True)
-    tokenizer = add_history_template(make_tokenizer("encoder"))
-    with np.load(folder / LENGTHS) as lengths:
-        for name, rows in load_prepared(folder).items():
-            expected = [max(len(tokenize_row(tokenizer, row, side)) for side in ("chosen", "rejected")) for row in rows]
-            assert lengths[name].tolist() == expected
 
 
 def test_prepared_rows_train_plain_reward_trainer(encoder, training, tmp_path):
@@ -200,18 +178,6 @@ def test_prepared_rows_train_plain_reward_trainer(encoder, training, tmp_path):
     trainer.train()
     trainer.save_model()
     assert "history" in load_tokenizer(str(tmp_path / "out")).chat_template
-
-
-def test_test_users_and_prompts_are_apart_from_training(tmp_path):
-    dataset = load_prepared(prepared(tmp_path))
-    train, test = dataset["train"], dataset["test"]
-    seen = {p[0]["content"] for p in train["prompt"]} | {e["prompt"] for h in train["history"] for e in h}
-    assert not set(train["user"]) & set(test["user"])
-    assert not seen & {p[0]["content"] for p in test["prompt"]}
-    for row in test:
-        assert row["prompt"][0]["content"] not in {entry["prompt"] for entry in row["history"]}
-        texts = {t for entry in row["history"] for t in (entry["chosen"], entry["rejected"])}
-        assert not texts & {row["chosen"][0]["content"], row["rejected"][0]["content"]}
 
 
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from helpers.parts import make_model, make_teachers, remember_inputs
+from helpers.parts import make_model, make_pairs, make_teachers, remember_inputs
 from helpers.small_runs import train_nothing
 
 from trl_pafo.data.history import remembered
@@ -61,24 +61,24 @@ class TestRealTrainings:
             assert f"[{stage}] done before, kept" in said
 
     def test_an_interrupted_training_goes_on_from_its_checkpoint(self, run, monkeypatch, tmp_path, capsys):
-        options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "methods": ["personalized_bt", "pafo"]}
+        options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "methods": ["pafo"], "reference": "pafo"}
+        options["teachers"] = make_teachers("encoder", tmp_path)
         original = PAFORewardTrainer.training_step
         steps = []
 
         def interrupted_in_the_fourth(self, *args, **kwargs):
-            if self._pairs.distills:
-                steps.append(self.state.global_step)
-            if self._pairs.distills and len(steps) == 4:
+            steps.append(self.state.global_step)
+            if len(steps) == 4:
                 raise KeyboardInterrupt
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(PAFORewardTrainer, "training_step", interrupted_in_the_fourth)
         with pytest.raises(KeyboardInterrupt):
-            run(**options)()
-        run(**options)()
+            run(**options).do_only(["prepare", "pafo"])
+        run(**options).do_only(["prepare", "pafo"])
         assert steps == [0, 1, 2, 3, 2, 3]
         said = capsys.readouterr().out
-        assert "[personalized_bt@1] done before, kept" in said
+        assert "[prepare] done before, kept" in said
         assert "resuming after step 2" in said
         files = {p.name for p in (tmp_path / "run/models/pafo").iterdir()}
         assert "model.safetensors" in files
@@ -109,24 +109,12 @@ class TestRealTrainings:
 
 
 class TestSkipping:
-    def test_a_damaged_model_is_not_used(self, run, trained, tmp_path):
-        options = {"methods": ["personalized_bt", "pafo"]}
-        run(**options)()
-        damaged = tmp_path / "run/models/personalized_bt/model.safetensors"
-        damaged.write_bytes(damaged.read_bytes()[:-1])
-        with pytest.raises(RunFolderError, match=r"is missing, or has another size .*'personalized_bt@1' cannot be used"):
-            run(**options)()
-        trained.clear()
-        run(**options, overwrite=True)()
-        assert trained == ["personalized BT, x1"]  # the same inputs: what was made from it is as good as before
-
     @pytest.mark.parametrize(
         ("first", "second", "match", "again"),
         [
             ({}, {"alpha": 0.5}, r"'pafo' of another run \(alpha: 0.1 -> 0.5\)", ["PAFO"]),
             (PLAIN, {"data": {"minority_ratio": 0.2}}, r"minority_ratio: 0\.3 -> 0\.2", ALL),
             (PERSONALIZED, {**PERSONALIZED, "kind": {"model_revision": "v2"}}, "'prepare'.*revision", ALL[1:2]),
-            (PERSONALIZED, {**PERSONALIZED, "neftune_noise_alpha": 5.0}, "neftune_noise_alpha: not set -> 5", ALL[1:2]),
             (
                 {"kind": {"use_peft": True}},
                 {"kind": {"use_peft": True}, "teacher_kind": "full"},
@@ -154,22 +142,14 @@ class TestSkipping:
         assert trained == []
 
     def test_a_data_file_that_changed_under_its_name_is_noticed(self, run, trained, tmp_path):
-        path = tmp_path / "pairs.jsonl"
-
-        def write(answer: str) -> None:
-            rows = [
-                {"prompt": f"p{i}", "chosen": f"a{i}", "rejected": f"b{i}", "user": f"u{i % 8}", "group": "ab"[i % 2]}
-                for i in range(64)
-            ]
-            path.write_text("".join(json.dumps(row) + "\n" for row in [{**rows[0], "chosen": answer}, *rows[1:]]))
-
+        path, rows = tmp_path / "pairs.jsonl", make_pairs(8, pairs_per_user=8, num_minority=4, history=0)
         defaults = {"train_users": None, "test_users": None, "minority_ratio": 0.1, "pairs_per_user": 4, "context_pairs": None}
         options = {**PLAIN, "data": {"source": "files", "data_path": str(path), **defaults}}
         for _ in range(2):  # another time, the same rows
-            write("an answer")
+            rows.to_json(path)
             run(**options)()
         assert trained == ["Bradley-Terry"]
-        write("answer an")
+        rows.select(range(1, len(rows))).to_json(path)
         with pytest.raises(RunFolderError, match=r"stage 'prepare' of another run \(data_files\.data_path: "):
             run(**options)()
 
@@ -183,19 +163,15 @@ class TestSkipping:
         with pytest.raises(RunFolderError, match=r"of another run .*identity: "):
             run(str(base), num_hidden_layers=1, **PLAIN)()
 
-    def test_results_are_made_again_where_their_options_change(self, run, trained, capsys):
+    def test_results_are_made_again_where_their_options_change_and_pairs_are_read_once(self, run, trained, monkeypatch, capsys):
         run(**PLAIN)()
+        monkeypatch.setattr("trl_pafo.pipeline.prepare.longest_sequences", lambda *args: pytest.fail("tokenized again"))
         for other in ({"num_resamples": 60}, {"per_device_eval_batch_size": 2}):
             capsys.readouterr()
             run(**PLAIN, **other)()
             said = capsys.readouterr().out
             assert "[bradley_terry] done before, kept" in said
             assert "[evaluate]\n" in said
-
-    def test_lengths_are_counted_once(self, run, trained, monkeypatch):
-        run(**PLAIN)()
-        monkeypatch.setattr("trl_pafo.pipeline.prepare.longest_sequences", lambda *args: pytest.fail("tokenized again"))
-        run(**PLAIN)()
 
 
 class TestTeachers:
@@ -211,38 +187,18 @@ class TestTeachers:
         run(validation_share=0.3, distill_anyway=True, overwrite=True)()
         assert trained == ALL
 
-    def test_given_teachers_are_used_and_not_trained(self, run, trained, tmp_path):
-        results = run(teachers=make_teachers("encoder", tmp_path))()
-        assert trained == ["Bradley-Terry", "personalized BT, x1", "PAFO"]
-        assert "group_routed" in results["methods"]
-
     def test_given_teachers_that_do_not_fit_are_refused_before_training(self, run, trained, tmp_path):
         folder = remember_inputs(make_model("encoder", tmp_path / "t"), num_history=2)
         with pytest.raises(TeacherError, match="was trained on rows with histories"):
             run(teachers={"majority": folder, "minority": folder})()
         assert trained == []
 
-    def test_warm_teachers_start_from_the_model_of_all_groups(self, run, monkeypatch):
-        train_nothing(monkeypatch)
-        starts = {}
-        original = stages.Run._train
-
-        def spy(self, out, title, *args, start=None, **kwargs):
-            starts[title] = Path(start).name if isinstance(start, str) else start
-            return original(self, out, title, *args, **kwargs)
-
-        monkeypatch.setattr(stages.Run, "_train", spy)
-        run(teacher_start="warm", student_start="base")()
-        assert starts == dict.fromkeys(ALL, None) | dict.fromkeys(ALL[2:4], "personalized_bt_x1")
-
     @pytest.mark.parametrize(
         ("options", "steps"),
         [
-            ({"teacher_min_steps": 8}, {"majority": 8, "minority": 8}),  # 28 and 12 pairs in batches of 4: 7 and 3 steps
-            ({"teacher_min_steps": 5}, {"majority": 7, "minority": 5}),
+            ({"teacher_min_steps": 5}, {"majority": 7, "minority": 5}),  # 28 and 12 pairs in batches of 4: 7 and 3 steps
             ({"teacher_min_steps": 5, "gradient_accumulation_steps": 2}, {"majority": 5, "minority": 5}),
             ({"teacher_min_steps": 5, "max_steps": 2}, {"majority": 2, "minority": 2}),
-            ({}, {"majority": -1, "minority": -1}),
         ],
     )
     def test_a_small_group_gets_its_least_number_of_steps(self, run, monkeypatch, options, steps):
@@ -250,10 +206,8 @@ class TestTeachers:
         monkeypatch.setattr(
             trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps})
         )
-        real = stages.Run._train
-        train_nothing(monkeypatch)
-        monkeypatch.setattr(stages.Run, "_train", real)
-        run(methods=["personalized_bt", "group_routed"], **{"max_steps": -1, "num_train_epochs": 1, **options})()
+        made = run(methods=["personalized_bt", "group_routed"], **{"max_steps": -1, "num_train_epochs": 1, **options})
+        made.do_only(["prepare", "teacher:majority", "teacher:minority"])
         assert {title.removeprefix("Teacher of "): n for title, n in found.items() if title.startswith("Teacher")} == steps
 
 
@@ -282,22 +236,15 @@ class TestOptions:
 
 class TestFolds:
     def test_students_learn_from_teachers_that_have_not_seen_the_prompt(self, run, tmp_path, capsys):
-        options = {
-            **{"teacher_folds": 2, "validation_share": 0.3, "distill_anyway": True},
-            "methods": ["personalized_bt", "pafo", "group_routed", "teacher_mixture"],
-        }
-        results = run(**options)()
-        said = capsys.readouterr().out
-        assert "[teacher_without_fold_1:minority]" in said
-        assert "The teacher of minority prefers the chosen response" in said
-        assert {"pafo", "group_routed", "teacher_mixture"} <= set(results["methods"])
+        options = {"teacher_folds": 2, "methods": ["pafo"], "reference": "pafo"}
+        teachers = [f"teacher_without_fold_{fold}:{group}" for fold in (0, 1) for group in ("majority", "minority")]
+        run(**options).do_only(["prepare", *teachers, "pafo"])
+        assert "The teacher of minority prefers the chosen response" in capsys.readouterr().out
         assert (tmp_path / "run/teachers/minority/without_fold_0/model.safetensors").exists()
         assert not (tmp_path / "run/teacher_margins").exists()  # those of one teacher, whatever it has seen
         before = weights(tmp_path, "pafo")
         run(**options, conditioning="posterior", overwrite=True).do_only(["pafo"])
-        said = capsys.readouterr().out
-        assert "The teacher of minority prefers the chosen response" in said
-        assert "[teacher" not in said
+        assert "The teacher of minority prefers the chosen response" in capsys.readouterr().out
         assert weights(tmp_path, "pafo") != before
 
     def test_a_group_in_one_fold_is_refused_before_any_training(self, run, monkeypatch):

@@ -68,8 +68,6 @@ def test_quickstart_and_run_measure_and_other_commands_do_not(encoder, measured,
     ("flags", "match"),
     [
         (["--model_name_or_path", "nowhere"], "No tokenizer can be loaded from 'nowhere'"),
-        (["--sorce", "styles"], "--sorce is unknown"),
-        (["--source", "dsp"], "'dsp' reads a file"),
         (["--num_history", "0"], "--num_history 0 shows no histories"),
     ],
 )

@@ -7,7 +7,7 @@ from trl_pafo.errors import ConfigError, RunFolderError, TrainingError
 from trl_pafo.pipeline.run import Run
 from trl_pafo.storage.files import alone
 
-OPTIONS = {"reference_steps": [1, 2], "save_strategy": "steps", "save_steps": 1}
+OPTIONS = {"methods": ["personalized_bt", "pafo"], "reference_steps": [1, 2]}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def in_turn(run, tmp_path):
 @pytest.mark.slow
 def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
     folder = tmp_path / "run"
-    assert len(in_turn["weights"]) == 7  # two of the path, and that which is chosen
+    assert len(in_turn["weights"]) == 6  # two of the path, and that which is chosen
     first = run(trainings_at_once=2)
     blocked = folder / "teacher_margins"
     blocked.write_text("in the way of the student, which is the last training")
@@ -44,14 +44,12 @@ def test_results_are_those_of_trainings_in_turn(in_turn, run, tmp_path, capsys):
 def test_stages_by_several_commands_make_the_same_run(in_turn, run, tmp_path, capsys):
     run(only=["prepare"]).do_only(["prepare"])
     said = capsys.readouterr().out
-    assert (
-        "Trainings for --only: personalized_bt@2 teacher:majority teacher:minority bradley_terry personalized_bt@1 pafo" in said
-    )
+    assert "Trainings for --only: personalized_bt@2 teacher:majority teacher:minority personalized_bt@1 pafo" in said
     with pytest.raises(
         ConfigError, match=r"--only pafo: it needs stages that are not done in .*: teacher:majority, teacher:minority"
     ):
         run(only=["pafo"]).do_only(["pafo"])
-    names = ["teacher:minority", "teacher:majority", "pafo", "bradley_terry"]
+    names = ["teacher:minority", "teacher:majority", "pafo"]
     run(only=names).do_only(names)
     run()()
     assert "[pafo] done before, kept" in capsys.readouterr().out
@@ -62,16 +60,16 @@ def test_what_cannot_be_done_alone_is_told(run, tmp_path, monkeypatch):
     trained = train_nothing(monkeypatch)
     with pytest.raises(ConfigError, match="is not prepared: do the same with --only prepare first"):
         run().do_only(["pafo"])
-    run().do_only(["prepare", "bradley_terry"])
-    assert trained == ["Bradley-Terry"]
+    run().do_only(["prepare", "personalized_bt@2"])
+    assert trained == ["personalized BT, x2"]
     with pytest.raises(
-        ConfigError, match=r"--only magic: this run has no such stage. Choose of: prepare, bradley_terry, personal"
+        ConfigError, match=r"--only magic: this run has no such stage. Choose of: prepare, personalized_bt@1, personal"
     ):
         run().do_only(["magic"])
     monkeypatch.setattr("trl_pafo.storage.run_folder._SOON", 0.05)
     with alone(tmp_path / "run", ""), pytest.raises(RunFolderError, match="Another run is running in"):
         run().do_only(["personalized_bt@1"])
-    assert trained == ["Bradley-Terry"]
+    assert trained == ["personalized BT, x2"]
 
 
 def test_nothing_is_pushed_by_a_single_stage(run, monkeypatch):

@@ -92,8 +92,10 @@ def test_warm_teachers_go_on_from_the_adapter_of_all_groups(run, teacher_kind, m
 
     monkeypatch.setattr(Run, "_train", learn_nothing)
     kind = {**LORA, "use_peft": True, "lora_dropout": 0.0}
-    run(kind=kind, methods=["personalized_bt", "group_routed"], teacher_start="warm", teacher_kind=teacher_kind, max_steps=4)()
-    shared, teacher = tmp_path / "run/models/personalized_bt", tmp_path / "run/teachers/minority"
+    methods = ["personalized_bt", "group_routed"]
+    made = run(kind=kind, methods=methods, teacher_start="warm", teacher_kind=teacher_kind, max_steps=4)
+    made.do_only(["prepare", "personalized_bt@1", "teacher:minority"])
+    shared, teacher = tmp_path / "run/models/personalized_bt_x1", tmp_path / "run/teachers/minority"
     assert is_adapter(teacher) is (teacher_kind == "adapter")
     assert (teacher / "model.safetensors").exists() is (teacher_kind == "full")
     ids = torch.tensor([[5, 6, 7, 8], [9, 3, 7, 8]])
@@ -130,7 +132,9 @@ def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, tea
 
     monkeypatch.setattr(Run, "_train", learn_nothing)
     kind = {**LORA, "lora_dropout": 0.0}
-    run(kind=kind, methods=["pafo"], reference="pafo", teacher_kind=teacher_kind, teacher_folds=teacher_folds)()
+    made = run(kind=kind, methods=["pafo"], reference="pafo", teacher_kind=teacher_kind, teacher_folds=teacher_folds)
+    made.do_only(["prepare"])
+    made.do_only([stage.name for stage in made.plan(prepares=False).stages])
     teachers = sorted({path.parent for path in (tmp_path / "run/teachers").rglob("*model.safetensors")})
     assert len(teachers) == 2 * teacher_folds
     student = tmp_path / "run/models/pafo"
@@ -142,24 +146,28 @@ def test_the_student_starts_from_the_mean_of_the_teachers(run, teacher_kind, tea
 
 
 def test_students_that_start_from_the_base(run, monkeypatch, tmp_path):
-    """By option, where full teachers have no mean that an adapter is, and where the teachers are given."""
+    """By option, where full teachers have no mean that an adapter is, and where the teachers are given; and their learning rates."""
     train_nothing(monkeypatch)
-    starts: list[object] = []
+    asked: list[tuple[object, float]] = []
     original = Run._train
 
-    def remember(self, out, title, rows, start=None, **options):
+    def remember(self, out, title, rows, start=None, changes=None, **options):
         if title == "PAFO":
-            starts.append(start)
+            asked.append((start, changes["learning_rate"]))
+        else:
+            assert "learning_rate" not in (changes or {})
         return original(self, out, title)
 
     monkeypatch.setattr(Run, "_train", remember)
-    methods = {"methods": ["personalized_bt", "pafo"], "overwrite": True}
-    run(**methods)()
-    assert [len(start) for start in starts] == [2]
-    run(student_start="base", **methods)()
-    run(kind={**LORA, "use_peft": True}, teacher_kind="full", **methods)()
-    run(teachers=make_teachers("decoder", tmp_path), **methods)()
-    assert starts[1:] == [None, None, None]
+    options = {"methods": ["personalized_bt", "pafo"], "overwrite": True, "learning_rate": 1e-3}
+    run(**options)()
+    [(start, rate)] = asked
+    assert (len(start), rate) == (2, 5e-4)
+    run(student_start="base", **options)()
+    run(kind={**LORA, "use_peft": True}, teacher_kind="full", **options)()
+    run(teachers=make_teachers("decoder", tmp_path), **options)()
+    run(student_start="base", student_learning_rate=2e-4, **options)()
+    assert asked[1:] == [*[(None, 1e-3)] * 3, (None, 2e-4)]
 
 
 def test_full_teachers_that_start_from_another_shared_model_are_trained_again(run, monkeypatch):

@@ -1,6 +1,5 @@
 """Methods of a run that show what can be had without teachers of groups: other losses, and an ensemble distilled into one model."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +23,8 @@ MARGINS = "ensemble_margins.npy"
 
 def baseline(run: "Run", method: str, train: Dataset) -> Stage:
     """A trainer of `TRAINERS` in the place of personalized Bradley-Terry: the student's steps, from the base, on the same pairs."""
-    changes = {"max_steps": run._steps}
-
-    def work(out: Path) -> None:
-        trainer = TRAINERS[method].load()
-        run._train(out, TITLES[method], train, trainer=trainer, columns=trainer.columns, changes=changes)
-
-    return Stage(method, f"models/{method}", run._inputs(run.model, method=method, **changes), work, steps=run._steps)
+    trainer = TRAINERS[method].load()
+    return run._of_all(method, TITLES[method], train, trainer=trainer, columns=trainer.columns)
 
 
 def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
@@ -39,7 +33,10 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
 
     None of the training pairs is too long.
     """
-    members = [_member(run, train, run.args.seed + i) for i in range(1, NUM_MEMBERS + 1)]
+    members = [
+        run._of_all(f"ensemble_seed{seed}", f"Ensemble, seed {seed}", train, method="personalized_bt", changes={"seed": seed})
+        for seed in range(run.args.seed + 1, run.args.seed + 1 + NUM_MEMBERS)
+    ]
     identities = [member.digest for member in members]
 
     def average(out: Path) -> None:
@@ -61,14 +58,3 @@ def distilled_ensemble(run: "Run", train: Dataset) -> list[Stage]:
     options = {name: value for name, value in student_inputs(run.args).items() if name not in DRAWING_OPTIONS}
     inputs = run._inputs(run.model, method=method, members=identities, **options, **changes)
     return [*members, mean, Stage(method, f"models/{method}", inputs, work, (mean.name,), steps=run._steps)]
-
-
-def _member(run: "Run", train: Dataset, seed: int) -> Stage:
-    changes: Mapping[str, Any] = {"max_steps": run._steps, "seed": seed}
-
-    def work(out: Path) -> None:
-        run._train(out, f"Ensemble, seed {seed}", train, changes=changes)
-
-    name = f"ensemble_seed{seed}"
-    inputs = run._inputs(run.model, method="personalized_bt", **changes)
-    return Stage(name, f"models/{name}", inputs, work, steps=run._steps)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def evaluate_run(
     tested = set(test["group"])
     of_tested = train.select([i for i, group in enumerate(train["group"]) if group in tested])
     majority, minority = largest_and_smallest(of_tested["group"], of_tested["user"])
-    untested = sorted(set(train["group"]) - set(test["group"]))
+    untested = sorted(set(train["group"]) - tested)
+    unknown: dict[str, Any] = {f"accuracy/{group}": dict.fromkeys(("value", "low", "high"), math.nan) for group in untested}
+    unknown |= {f"num_{what}/{group}": 0 for group in untested for what in ("users", "pairs")}
     out.mkdir(parents=True)
     # How a method gives rewards: `score(source, rows, **how)`, for what it left in the run; the others left a saved model.
     scorers: dict[str, Callable[..., ScoredPairs]] = {
@@ -64,7 +66,7 @@ def evaluate_run(
 
     def judged(source: Any, what: str, score: Callable[..., ScoredPairs] = score_rows) -> tuple[ScoredPairs, dict[str, Any]]:
         scored = score(source, test, desc=f"Test pairs, {what}", **how)
-        return scored, summary_of(scored, test, run.num_resamples, args.seed) | _unknown(untested)
+        return scored, summary_of(scored, test, run.num_resamples, args.seed) | unknown
 
     of_points = {multiple: judged(source, f"personalized BT, x{multiple:g}") for multiple, source in points.items()}
     found = {}
@@ -84,18 +86,11 @@ def evaluate_run(
         write_front(out, front)
     path.pop("margins", None)
     reference = run.reference
-    verdicts = {
-        method: verdict_of(
-            found[method][0],
-            found[reference][0],
-            test,
-            (models[method], models[reference]),
-            "nothing was distilled" if method in STUDENTS else "",
-            args.seed,
-        )
-        for method in models
-        if method != reference
-    }
+    verdicts = {}
+    for method in models:
+        if method != reference:
+            pair, same = (models[method], models[reference]), "nothing was distilled" if method in STUDENTS else ""
+            verdicts[method] = verdict_of(found[method][0], found[reference][0], test, pair, same, args.seed)
     results = {
         "majority": majority,
         "minority": minority,
@@ -111,9 +106,3 @@ def evaluate_run(
     }
     write_text(out / "results.json", json.dumps(json_ready(results), indent=2, default=str) + "\n")
     write_results(out, results)
-
-
-def _unknown(groups: Sequence[str]) -> dict[str, Any]:
-    """What is known of groups without test pairs."""
-    unknown = {f"accuracy/{group}": dict.fromkeys(("value", "low", "high"), math.nan) for group in groups}
-    return unknown | {f"num_{what}/{group}": 0 for group in groups for what in ("users", "pairs")}

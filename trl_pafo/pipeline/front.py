@@ -41,7 +41,12 @@ def predict_run(
     [`~trl_pafo.evaluation.front.TAUS`]. `scoring` are options of [`~trl_pafo.evaluation.rewards.score_rows`].
     """
     if len(held_out):
-        found = _predict(held_out, train, teachers, path, sorted({*TAUS, tau}), num_resamples, seed, scoring)
+        margins = margins_of(score_alone(teachers, held_out, desc="Held-out pairs", **scoring))
+        shares = {name: number / len(train) for name, number in count_by_group(train).items()}
+        past = held_out_histories(held_out, seed)
+        mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, past)
+        found = front_of_mixture(mixture, margins, past, held_out, path, sorted({*TAUS, tau}), num_resamples, seed)
+        found |= {"fitted": mixture.as_json()}
     else:
         found = predict_front({}, {}, 0.0, np.zeros(0), [], [], sorted(teachers))
     majority, minority = largest_and_smallest(train["group"], train["user"])
@@ -49,24 +54,6 @@ def predict_run(
     out.mkdir(parents=True)
     write_text(out / "front.json", json.dumps(json_ready(found), indent=2) + "\n")
     write_front(out, found)
-
-
-def _predict(
-    held_out: Dataset,
-    train: Dataset,
-    teachers: Mapping[str, str | Sequence[str]],
-    path: Mapping[str, Any],
-    taus: Sequence[float],
-    num_resamples: int,
-    seed: int,
-    scoring: Mapping[str, Any],
-) -> dict[str, Any]:
-    margins = margins_of(score_alone(teachers, held_out, desc="Held-out pairs", **scoring))
-    shares = {name: number / len(train) for name, number in count_by_group(train).items()}
-    past = held_out_histories(held_out, seed)
-    mixture = GroupMixture.fit(shares, margins, held_out["group"][:], margins, past)
-    found = front_of_mixture(mixture, margins, past, held_out, path, taus, num_resamples, seed)
-    return found | {"fitted": mixture.as_json()}
 
 
 def front_of_mixture(

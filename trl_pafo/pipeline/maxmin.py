@@ -47,7 +47,7 @@ def maxmin(run: "Run", train: Dataset) -> Stage:
         def train_further(model: int, mine: NDArray[Any], number: int) -> None:
             start, at[model] = at.get(model), out / KEPT / f"round_{number + 1}/model_{model + 1}"
             if not (at[model] / _DONE).exists():
-                rows = alone.select(np.flatnonzero(np.isin(of_pair, mine)))
+                rows = train.select(np.flatnonzero(np.isin(of_pair, mine)))
                 title = f"{TITLES[method]}, round {number + 1}, model {model + 1}"
                 changes = {"max_steps": steps}
                 run._train(

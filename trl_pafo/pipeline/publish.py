@@ -65,6 +65,7 @@ def run_card(record: Record, method: str) -> Card:
             sentence = f"{verdict['verdict']}; without numbers, since a group has fewer than {FEWEST_USERS} users."
         said = [" ".join(plain_sentences(record.results))] if tells else []
         findings = [*said, f"Against {record.title(str(record.reference))}: {sentence}"]
+    likes = [] if hides else likes_sentences(record.likes, with_words=data.get("source") not in _OWN_DATA)
     how = over(next(iter(record.methods.values())))
     evaluated_on = "On the test pairs of the run, which no training of the run has seen."
     if is_distilled and record.has_given_teachers:
@@ -79,14 +80,14 @@ def run_card(record: Record, method: str) -> Card:
         title=f"{record.title(method)} reward model",
         tags=("trl", "reward-trainer", *(("pafo",) if method in STUDENTS else ())),
         datasets=hub_ids([data.get("data_path")]),
-        group_definition=" ".join([record.group_definition(numbers=not hides), *([] if hides else _likes(record))]),
+        group_definition=" ".join([record.group_definition(numbers=not hides), *likes]),
         groups=groups,
         accuracies=accuracies,
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
         cost=_cost(record, method, is_distilled),
-        picture=_what_is_seen(record) if tells and (record.folder / _PICTURE).is_file() else None,
+        picture=_in_words(record) if tells and (record.folder / _PICTURE).is_file() else None,
     )
 
 
@@ -140,15 +141,10 @@ def _cost(record: Record, method: str, is_distilled: bool) -> str:
     return cost_of(stage["seconds"], stage["hardware"], teachers if is_distilled else 0)
 
 
-def _what_is_seen(record: Record) -> str:
-    """The picture of a run's results in words, for those who do not see it."""
+def _in_words(record: Record) -> str:
+    """The picture of a run's results, for those who do not see it."""
     sides = [record.group_title(str(record.results[role])) for role in ("majority", "minority")]
     return f"Accuracy on test pairs, {sides[0]} against {sides[1]}, with 95 % intervals: each method, and the path of personalized BT"
-
-
-def _likes(record: Record) -> list[str]:
-    """What each group likes; words only of public data."""
-    return likes_sentences(record.likes, with_words=record.results["data"]["source"] not in _OWN_DATA)
 
 
 def _counts(record: Record, split: str) -> list[GroupCount]:

@@ -20,7 +20,7 @@ from trl_pafo.baselines.table import TRAINERS, USER_MODELS
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.data.sources.registry import check_source, data_identity
 from trl_pafo.errors import ConfigError, RunFolderError
-from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, RunArguments
+from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArguments
 from trl_pafo.evaluation.reference_path import CHOSEN, Point
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.models.card import base_id
@@ -38,7 +38,7 @@ from trl_pafo.pipeline.run_options import RunConfig, optimizer_steps, run_config
 from trl_pafo.pipeline.schedule import in_turn, longest_first, rounds
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.starting_points import is_quantized, student_model, teacher_model
-from trl_pafo.pipeline.trainings import Trainings
+from trl_pafo.pipeline.trainings import LOGGED, Trainings
 from trl_pafo.pipeline.user_models import FOLDER, user_models
 from trl_pafo.pipeline.workers import Workers
 from trl_pafo.report.page import refuse_foreign, write_report
@@ -218,7 +218,9 @@ class Run(Trainings):
         self.base = str(self.folder / base.output) if base else str(self.model.model_name_or_path)
         self._made_from = {"data": prepared.digest, "base": base.digest if base else self._base_identity}
         of_users = [method for method in USER_MODELS if method in run.methods]
-        plain = self._bradley_terry(train) if "bradley_terry" in run.methods or of_users else None
+        plain = None
+        if "bradley_terry" in run.methods or of_users:
+            plain = self._of_all("bradley_terry", TITLES["bradley_terry"], train, with_history=False, columns=LOGGED)
         multiples = sorted(run.reference_steps) if "personalized_bt" in run.methods else []
         points = {point: self._point(point, train) for point in (Point(m, math.ceil(m * self._steps)) for m in multiples)}
         path = path_of(self, points, data) if points else None

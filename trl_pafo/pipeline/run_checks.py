@@ -38,14 +38,10 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         raise ConfigError(
             "--teachers: no effect, as none of the methods has teachers. Leave it out, or add pafo or group_routed to --methods."
         )
-    if students and args.num_history == 0:
+    if args.num_history == 0 and (of_histories := [TITLES[m] for m in (*STUDENTS, *USER_MODELS) if m in run.methods]):
         raise ConfigError(
-            f"--num_history 0 shows no histories, without which {' and '.join(students)} cannot tell the groups apart. Raise it, "
-            "or leave them out of --methods."
-        )
-    if (of_users := [TITLES[method] for method in USER_MODELS if method in run.methods]) and args.num_history == 0:
-        raise ConfigError(
-            f"--num_history 0 shows no histories, and {' and '.join(of_users)} would know nothing of a user. Raise it, or leave them out of --methods."
+            f"--num_history 0 shows no histories, without which nothing is known of a user. Raise it, or leave {' and '.join(of_histories)} "
+            "out of --methods."
         )
     if args.push_to_hub and not students:
         raise ConfigError(
@@ -66,12 +62,7 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
 
 
 def check_group_names(run: RunArguments, given: Mapping[str, Teacher], train: Dataset) -> None:
-    """Raise if methods with teachers find one group alone, or other groups than the teachers that are `given`.
-
-    Raises:
-        ConfigError: If there is one group alone.
-        TeacherError: If groups and teachers do not match.
-    """
+    """Raise if methods with teachers find one group alone, or other groups than the teachers that are `given`."""
     groups = train.unique("group")
     if run.needs_teachers and len(groups) < 2:
         raise ConfigError(

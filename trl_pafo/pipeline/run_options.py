@@ -66,9 +66,8 @@ def run_config(run: RunArguments, args: PAFOConfig, model: ModelConfig) -> str:
             value = canonical(getattr(options, field.name))
             if field.name not in _NOT_IN_FILE and value != default_of(field):
                 config[field.name] = value
-    launched = (
-        f"# On {num_processes()} processes.\n" if num_processes() > 1 else ""
-    )  # `args` know one where the first works alone
+    # `args` know one where the first works alone.
+    launched = f"# On {num_processes()} processes.\n" if num_processes() > 1 else ""
     return launched + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 

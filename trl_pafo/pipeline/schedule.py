@@ -15,12 +15,7 @@ class Round(NamedTuple):
 
 
 def rounds(stages: Sequence[Stage]) -> list[Round]:
-    """The stages of a run in rounds; what is cheap and made from trainings begins a new one.
-
-    Args:
-        stages (`Sequence[Stage]`):
-            Each after those that it needs, which keep this order.
-    """
+    """The stages of a run, each after those that it needs, in rounds; what is cheap and made from trainings begins a new one."""
     by_name = {stage.name: stage for stage in stages}
 
     @cache

@@ -39,7 +39,7 @@ from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
 # Columns that change no training without teachers: accuracies of groups are logged.
-_LOGGED = ("group",)
+LOGGED = ("group",)
 
 
 class Trainings:
@@ -79,63 +79,56 @@ class Trainings:
     def _inputs(self, model: ModelConfig, **more: Any) -> dict[str, Any]:
         return training_inputs(self.args, model) | self._made_from | more
 
-    def _bradley_terry(self, train: Dataset) -> Stage:
-        method, steps = "bradley_terry", self._steps
+    def _of_all(
+        self, name: str, title: str, train: Dataset, output: str = "", method: str = "", changes: Any = (), **how: Any
+    ) -> Stage:
+        """A training on the pairs of all groups, for the student's steps unless `changes` say otherwise; `how` is for [`_train`]."""
+        changes = {"max_steps": self._steps, **dict(changes)}
 
         def work(out: Path) -> None:
-            changes = {"max_steps": steps}
-            self._train(out, TITLES[method], without_history(train), with_history=False, columns=_LOGGED, changes=changes)
+            self._train(out, title, train, changes=changes, **how)
 
-        return Stage(method, f"models/{method}", self._inputs(self.model, method=method, max_steps=steps), work, steps=steps)
+        inputs = self._inputs(self.model, method=method or name, **changes)
+        return Stage(name, output or f"models/{name}", inputs, work, steps=changes["max_steps"])
 
     def _point(self, point: Point, train: Dataset) -> Stage:
         """Personalized Bradley-Terry, trained for so many times the student's steps."""
-        method = "personalized_bt"
-        changes = {"max_steps": point.steps}
-
-        def work(out: Path) -> None:
-            self._train(out, f"{TITLES[method]}, x{point.multiple:g}", train, columns=_LOGGED, changes=changes)
-
-        return Stage(point.stage, point.output, self._inputs(self.model, method=method, **changes), work, steps=point.steps)
+        method, changes = "personalized_bt", {"max_steps": point.steps}
+        title = f"{TITLES[method]}, x{point.multiple:g}"
+        return self._of_all(point.stage, title, train, point.output, method, changes, columns=LOGGED)
 
     def _teachers_of(self, group: str, name: str, train: Dataset, shared: str | None, folds: PromptFolds | None) -> list[Stage]:
         """The teacher of a group, or one for each fold of the prompts, trained without it."""
         num_folds, own = self.run.teacher_folds, train.filter(lambda row: row["group"] == group)
+        place, title = f"teachers/{name}", f"Teacher of {group}"
         if folds is None:
-            return [self._teacher(f"teacher:{group}", f"teachers/{name}", f"Teacher of {group}", group, own, shared)]
+            return [self._teacher(f"teacher:{group}", place, title, group, own, shared)]
         fold = folds.of(own)
         if (np.bincount(fold, minlength=num_folds) == len(own)).any():
             raise ConfigError(
                 f"All training pairs of the group {group!r} are in one of {num_folds} folds, without which its teacher has none to learn "
                 "from. Lower `teacher_folds`."
             )
-        return [
-            self._teacher(
-                f"teacher_without_fold_{number}:{group}",
-                f"teachers/{name}/without_fold_{number}",
-                f"Teacher of {group}, without fold {number}",
-                group,
-                own.select(np.flatnonzero(fold != number)),
-                shared,
-                fold=f"{number} of {num_folds}",
-            )
-            for number in range(num_folds)
-        ]
+        found = []
+        for number in range(num_folds):
+            stage, output = f"teacher_without_fold_{number}:{group}", f"{place}/without_fold_{number}"
+            rows, of_fold = own.select(np.flatnonzero(fold != number)), f"{number} of {num_folds}"
+            found.append(self._teacher(stage, output, f"{title}, without fold {number}", group, rows, shared, fold=of_fold))
+        return found
 
     def _teacher(
         self, stage: str, output: str, title: str, group: str, own: Dataset, shared: str | None, **of_fold: str
     ) -> Stage:
         run = self.run
-        inputs = self._inputs(
-            self.teacher_model, group=group, start=run.teacher_start, min_steps=run.teacher_min_steps, **of_fold
-        )
+        decides = {"group": group, "start": run.teacher_start, "min_steps": run.teacher_min_steps, **of_fold}
+        inputs = self._inputs(self.teacher_model, **decides)
         start = str(self.folder / Point(1, 0).output) if run.teacher_start == "warm" else None
         if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
             inputs["start_from"] = shared
 
         def work(out: Path) -> None:
             options: dict[str, Any] = {"model": self.teacher_model, "with_history": False, "min_steps": run.teacher_min_steps}
-            self._train(out, title, without_history(own), start=start, **options)
+            self._train(out, title, own, start=start, **options)
 
         steps = optimizer_steps(len(own), self.args)
         if self.args.max_steps <= 0:
@@ -217,7 +210,7 @@ class Trainings:
     ) -> None:
         """Train on rows that are rendered already, from the base of the run or from `start` (of several models the mean), and save to `out`.
 
-        Without teachers and further `columns` of the rows it is TRL's own trainer, but for what makes it faster.
+        Without `with_history` the rows show none. Without teachers and further `columns` of the rows it is TRL's own trainer, but for what makes it faster.
         """
         model = model or self.model
         args = copy.deepcopy(self.args)
@@ -238,6 +231,8 @@ class Trainings:
         if teachers is None:
             read = ("prompt", "chosen", "rejected", "chat_template_kwargs", *columns)
             rows = rows.select_columns([name for name in read if name in rows.column_names])
+        if not with_history:
+            rows = without_history(rows)
         forget_accelerator()
         made = trainer(
             model=source,

@@ -1,10 +1,8 @@
 """Trainings of a run side by side, each in a process of its own, of which several follow each other in one process."""
 
 import copy
-import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -25,25 +23,18 @@ class Worker(Apart):
     """A process that does stages of a run, one at a time, and what it does now."""
 
     def __init__(self, threads: int, options: Any):
-        with _environment(OMP_NUM_THREADS=str(threads)):
+        from accelerate.utils import patch_environment
+
+        with patch_environment(OMP_NUM_THREADS=threads):
             super().__init__(serve)
         self.connection.send(options)
         self.stage: Stage | None = None
 
 
 class Workers:
-    """
-    Processes that do trainings of a run; on leaving, or where the run ends otherwise, they end.
+    """Processes that do trainings of a run in a folder, which is locked; on leaving, or where the run ends otherwise, they end.
 
-    Args:
-        folder ([`~trl_pafo.storage.run_folder.RunFolder`]):
-            The folder of the run, which is locked.
-        num (`int`):
-            How many.
-        threads (`int`):
-            Of torch, in each.
-        options (`tuple`):
-            The three that a [`Run`] takes.
+    `num` says how many, `threads` how many each has in torch, `options` are the three that a [`Run`] takes.
     """
 
     def __init__(self, folder: RunFolder, num: int, threads: int, options: tuple[Any, Any, Any]):
@@ -91,7 +82,7 @@ class Workers:
                     worker = next(worker for worker in self._workers if worker.connection is connection)
                     self._hear(worker, progress)
         finally:
-            progress.close()
+            progress.bar.close()
 
     def _start(self, worker: Worker, stage: Stage) -> None:
         worker.stage = stage
@@ -125,44 +116,20 @@ class Progress:
 
     def __init__(self, stages: Sequence[Stage]):
         self._at = {stage.name: (0, stage.steps) for stage in stages}
-        self._going: set[str] = set()
-        self._bar = tqdm(total=sum(stage.steps for stage in stages), desc="Trainings", unit="step")
-        if not self._bar.fp.isatty():  # a line now and then
-            self._bar.mininterval = 30.0
+        self.bar = tqdm(total=sum(stage.steps for stage in stages), desc="Trainings", unit="step")
+        if not self.bar.fp.isatty():  # a line now and then
+            self.bar.mininterval = 30.0
 
     def steps(self, stage: Stage, step: int, steps: int) -> None:
-        self._going.add(stage.name)
-        self._show(stage, step, steps)
-
-    def done(self, stage: Stage, seconds: float) -> None:
-        self._going.discard(stage.name)
-        _, steps = self._at[stage.name]
-        self._show(stage, steps, steps)
-        with tqdm.external_write_mode():
-            print(f"[{stage.name}] {seconds:.0f} s", flush=True)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _show(self, stage: Stage, step: int, steps: int) -> None:
         before, expected = self._at[stage.name]
         self._at[stage.name] = step, steps
-        self._bar.total += steps - expected
-        going = (f"{name} {done}/{of}" for name, (done, of) in self._at.items() if name in self._going)
-        self._bar.set_postfix_str(", ".join(going), refresh=False)
-        self._bar.update(step - before)
+        self.bar.total += steps - expected
+        going = (f"{name} {done}/{of}" for name, (done, of) in self._at.items() if 0 < done < of)
+        self.bar.set_postfix_str(", ".join(going), refresh=False)
+        self.bar.update(step - before)
 
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Variables that processes inherit which are started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    def done(self, stage: Stage, seconds: float) -> None:
+        _, steps = self._at[stage.name]
+        self.steps(stage, steps, steps)
+        with tqdm.external_write_mode():
+            print(f"[{stage.name}] {seconds:.0f} s", flush=True)
