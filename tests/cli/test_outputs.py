@@ -37,7 +37,7 @@ def portfolio(encoder):
     return "portfolio build --candidates candidates.jsonl --reward_names a b --output_dir out".split()
 
 
-@pytest.mark.parametrize(("make", "room"), [(evaluate, 100), (score, 3700), (report, 100), (portfolio, 500)])
+@pytest.mark.parametrize(("make", "room"), [(evaluate, 100), (score, 2700), (report, 100), (portfolio, 500)])
 def test_a_full_disk(make, room, encoder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trl_pafo.report.page.SECTIONS", (groups,))
