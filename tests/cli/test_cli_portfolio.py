@@ -178,6 +178,8 @@ def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, cap
     posterior.update(history_differences(own, [RewardScorer(model) for model in models], scale))
     assert result["members"]["user-0"]["weights"] == pytest.approx(posterior.mean.tolist(), abs=1e-6)
     assert "worst-served group" in capsys.readouterr().out
+    assert portfolio("choose", *flags, "--sharpness", 0) == 1
+    assert "sharpness must be positive, got 0.0" in capsys.readouterr().err
     lines(history, [{**pairs[0], "group": group} for group in (0, 1)])
     assert portfolio("choose", *flags) == 1
     assert "has pairs in several groups (0, 1); give it one" in capsys.readouterr().err

@@ -244,6 +244,7 @@ class TestNames:
         sources, name = name_sources(["a/fair", "c/third"], "b/plain")
         assert (list(sources), name) == (["fair", "third", "plain"], "plain")
         assert name_sources([polite, "a/fair"], polite)[1] == "polite"
+        assert name_sources([("a1", "a2"), ("b1", "b2")], ("b1", "b2"), 2)[1] == "b1, b2"
 
     @pytest.mark.parametrize(
         ("models", "reference", "match"),

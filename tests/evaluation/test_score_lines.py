@@ -144,15 +144,10 @@ def test_nothing_else_is_said_on_standard_output(answer, monkeypatch, capfd):
     assert "Loading" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"), [({"model_name_or_path": None}, "give --model"), ({"output": "a"}, "leave out --output")]
-)
-def test_flags_that_make_no_sense(answer, flags, message):
-    with pytest.raises(ConfigError, match=message):
-        answer(**flags)
-
-
-def test_the_processes_of_a_launcher_are_refused():
+def test_flags_that_make_no_sense_and_the_processes_of_a_launcher_are_refused(answer):
+    for flags, message in (({"model_name_or_path": None}, "give --model"), ({"output": "a"}, "leave out --output")):
+        with pytest.raises(ConfigError, match=message):
+            answer(**flags)
     with pytest.raises(ConfigError, match=r"reads standard input, which the processes .* Start it without a launcher"):
         score_lines(Namespace(), PartialState())
 

@@ -4,7 +4,6 @@ from threading import Event
 
 import pytest
 import torch
-from helpers.parts import make_model
 from helpers.rounding import rounding
 
 from trl_pafo.models import RewardScorer
@@ -105,9 +104,8 @@ def test_all_that_was_submitted_is_answered_before_the_end():
     assert [answer.result(0) for answer in answers] == [[float(n)] * 2 for n in range(50)]
 
 
-@pytest.mark.parametrize("kind", ["encoder", "decoder"])
-def test_rewards_are_those_of_each_sequence_alone(make, tmp_path, kind):
-    scorer = RewardScorer(make_model(kind, tmp_path))
+def test_rewards_are_those_of_each_sequence_alone(make, decoder):
+    scorer = RewardScorer(decoder)
     worker, told = make(scorer, batch_tokens=4000)
     torch.manual_seed(0)
     sequences = [torch.randint(6, 50, (length,)).tolist() for length in torch.randint(1, 200, (60,)).tolist()]

@@ -103,10 +103,13 @@ def name_sources(models: Any, reference: Any = None, num_in_table: int = 0) -> t
         raise ConfigError("Give a model: --model_name_or_path, --score_columns or --reward_function.")
     place = 0
     if reference is not None:
-        reference = reference if isinstance(reference, tuple | str) else getattr(reference, "__name__", str(reference))
+        if isinstance(reference, tuple):
+            reference = ", ".join(reference)
+        elif not isinstance(reference, str):
+            reference = getattr(reference, "__name__", str(reference))
         place = _names_of(sources, names).get(reference, len(sources))
         if place == len(sources):
-            sources.append(str(reference))
+            sources.append(reference)
             names.append(None)
         elif len(sources) == 1:
             raise ConfigError(f"--reference is the model itself ({reference}). Name another, or leave it out.")

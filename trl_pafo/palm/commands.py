@@ -284,7 +284,7 @@ def _choose_by_history(args: Any, portfolio: Portfolio, folder: Path) -> Result:
     differences = history_differences(rows, [RewardScorer.from_pretrained(source) for source in args.reward_models], scale)
     weights = []
     for places in users.values():
-        posterior = WeightPosterior(len(names), args.sharpness or 10.0)
+        posterior = WeightPosterior(len(names), 10.0 if args.sharpness is None else args.sharpness)
         posterior.update(differences[places])
         weights.append(posterior.mean)
     service = serve(portfolio, np.array(weights), groups or None)

@@ -26,7 +26,7 @@ def problem(seed: int) -> np.ndarray:
     return covers
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_the_smallest(seed: int) -> None:
     covers = problem(seed)

@@ -60,7 +60,7 @@ class CandidateOracle:
                 f"{int(bad.sum())} rewards are not in [0, 1], the first is {self.rewards[prompt, candidate, reward]} (prompt {prompt}, "
                 f"candidate {candidate}, reward {reward}). Normalize them, for example by RewardScale.fit(rewards)(rewards)."
             )
-        self.num_prompts, self.num_candidates, self.num_rewards = rewards.shape
+        _, self.num_candidates, self.num_rewards = rewards.shape
 
     def __call__(self, weights: np.ndarray) -> OracleResult:
         """The best policy for `weights`, of shape `(num_rewards,)`: its values and KL, exact, prompt by prompt too.
