@@ -10,11 +10,10 @@ from transformers import AutoTokenizer
 
 from trl_pafo.data.group_mixture import GroupMixture
 from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature, history_scores
-from trl_pafo.data.history import HistoryCutter, render_history, without_history
+from trl_pafo.data.history import HistoryCutter, render_history
 from trl_pafo.data.messages import as_messages
 from trl_pafo.data.template import add_history_template
-from trl_pafo.evaluation.mixture import draw_histories, margins_of, score_alone, score_mixture
-from trl_pafo.evaluation.rewards import score_rows
+from trl_pafo.evaluation.mixture import draw_histories, score_mixture
 from trl_pafo.models import RewardScorer
 
 
@@ -111,12 +110,3 @@ def test_each_pair_is_scored_alone_and_weighed_by_the_past_pairs_that_are_shown(
         weights = [math.exp(x) / sum(map(math.exp, q)) for x in q]
         right = sum(w * sigmoid(m) for w, m in zip(weights, alone, strict=True))
         assert found.chosen[i] - found.rejected[i] == pytest.approx(math.log(right / (1 - right)), abs=1e-3)
-
-
-def test_margins_are_in_the_order_of_the_groups(prepared):
-    teachers, rows = prepared
-    margins = margins_of(score_alone(teachers, rows))
-    assert margins.shape == (len(rows), 2)
-    scored = score_rows(teachers["majority"], without_history(rows))
-    np.testing.assert_allclose(margins[:, 0], scored.chosen - scored.rejected, atol=1e-5)
-    assert not np.allclose(margins[:, 0], margins[:, 1])

@@ -16,7 +16,6 @@ from trl_pafo.evaluation.tastes import (
     find_tastes,
     fit_mixture,
     folds_of,
-    head_loss,
     held_out_log_likelihood,
     own_head_gains,
 )
@@ -69,16 +68,6 @@ def sigmoid(x):
 
 def groups_of(found, differences, user):
     return {name: group for name, (group, _) in found.assign(differences, user).items()}
-
-
-def test_the_gradient_equals_finite_differences():
-    rng = np.random.default_rng(0)
-    differences, weights, head = rng.normal(size=(30, 4)), rng.random(30), rng.normal(size=4)
-    _, gradient = head_loss(head, differences, weights, 0.7)
-    for place in range(4):
-        step = 1e-6 * np.eye(4)[place]
-        above, below = (head_loss(head + sign * step, differences, weights, 0.7)[0] for sign in (1, -1))
-        assert gradient[place] == pytest.approx((above - below) / 2e-6, rel=1e-6)
 
 
 def naive_head(differences, weights, penalty):

@@ -62,13 +62,6 @@ def test_what_came_meanwhile_is_one_batch(make):
     assert told == [(1, 1), (4, 6)]
 
 
-def test_a_batch_that_has_its_tokens_does_not_wait(make):
-    scorer = Scorer()
-    worker, _ = make(scorer, batch_tokens=4, wait=600.0)
-    assert worker.submit([[1, 1], [1], [2]]).result(60) == [2.0, 1.0, 2.0]
-    assert scorer.batches == [[[1, 1], [1], [2]]]
-
-
 def test_the_first_of_a_batch_waits_for_others(make):
     scorer = Scorer()
     worker, _ = make(scorer, batch_tokens=2, wait=600.0)
