@@ -80,30 +80,17 @@ class OracleCall:
             "kl": result.kl,
             "policy": policy_to_json(result.policy),
         }
-        if self.warm:
-            row["warm"] = True
-        if result.prompt_values is not None:
-            row["prompt_values"] = np.asarray(result.prompt_values).tolist()
-        if result.prompt_kl is not None:
-            row["prompt_kl"] = np.asarray(result.prompt_kl).tolist()
-        return row
+        by_prompt = {"prompt_values": result.prompt_values, "prompt_kl": result.prompt_kl}
+        row |= {"warm": True} if self.warm else {}
+        return row | {name: np.asarray(array).tolist() for name, array in by_prompt.items() if array is not None}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "OracleCall":
         """The call that [`~OracleCall.to_json`] wrote."""
-        values = np.asarray(row["values"], dtype=np.float64)
-        weights = row["weights"]
-        return cls(
-            weights=np.full(len(values), np.nan) if weights is None else np.asarray(weights, dtype=np.float64),
-            result=OracleResult(
-                values=values,
-                kl=float(row["kl"]),
-                policy=row["policy"],
-                prompt_values=_optional_array(row.get("prompt_values")),
-                prompt_kl=_optional_array(row.get("prompt_kl")),
-            ),
-            warm=bool(row.get("warm", False)),
-        )
+        names = ("weights", "values", "prompt_values", "prompt_kl")
+        arrays = {name: np.asarray(row[name], dtype=np.float64) for name in names if name in row and row[name] is not None}
+        weights = np.full(len(row["values"]), np.nan) if row["weights"] is None else arrays.pop("weights")
+        return cls(weights, OracleResult(kl=float(row["kl"]), policy=row["policy"], **arrays), bool(row.get("warm")))
 
 
 def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:
@@ -187,10 +174,6 @@ def _array(value: ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
     if not math.isfinite(array.sum()):
         raise PortfolioError(f"{name} holds NaN or infinity: find out which reward gives it, and why.")
     return array
-
-
-def _optional_array(value: Any) -> FloatArray | None:
-    return None if value is None else np.asarray(value, dtype=np.float64)
 
 
 def _short(values: FloatArray) -> str:

@@ -145,8 +145,7 @@ class Portfolio:
         Raises:
             PortfolioError: If the weights are off the simplex.
         """
-        vector = check_weights(weights, self.values.shape[1])
-        return int((self.values @ vector - self.beta * self.kl).argmax())
+        return int(self.choose_many(check_weights(weights, self.values.shape[1])[None])[0])
 
     def choose_many(self, weights: ArrayLike) -> IntArray:
         """[`~Portfolio.choose`] for each row of an array of shape `(num_users, num_rewards)`."""
@@ -201,14 +200,12 @@ class Portfolio:
         rows = []
         for place, call in enumerate(self.calls):
             values, kl = call.result.prompt_values, call.result.prompt_kl
-            if values is None or (self.beta > 0 and kl is None):
-                wanted = "prompt_values" if values is None else "prompt_kl"
+            if wanted := "prompt_values" if values is None else "prompt_kl" if self.beta > 0 and kl is None else "":
                 raise PortfolioError(
                     f"Policy {place} has no `{wanted}`: let the oracle return it, prompt by prompt, for an interval."
                 )
-            rows.append(
-                np.column_stack([np.asarray(values), np.zeros(len(np.asarray(values))) if kl is None else np.asarray(kl)])
-            )
+            table = np.asarray(values)
+            rows.append(np.column_stack([table, np.zeros(len(table)) if kl is None else np.asarray(kl)]))
         if len({len(row) for row in rows}) > 1:
             raise PortfolioError("All policies must be evaluated on the same prompts; their numbers of prompts differ.")
         return np.stack(rows)
@@ -283,8 +280,8 @@ class Portfolio:
             _ = portfolio.values  # of members that are there
         except OSError as error:
             raise PortfolioError(f"No portfolio at {path}: {error}. Give the folder that `save` or `build` wrote.") from error
+        except PortfolioError:
+            raise
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            if isinstance(error, PortfolioError):
-                raise
             raise PortfolioError(f"{path} cannot be read as a portfolio ({error!r}); build it again.") from error
         return portfolio

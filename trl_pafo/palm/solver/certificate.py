@@ -42,7 +42,7 @@ class Measure:
         return "relative gap" if self.relative else "additive gap"
 
     def gaps(self, upper: FloatArray, lower: FloatArray) -> FloatArray:
-        """The gap for each pair of numbers, elementwise."""
+        """The gap for each pair of numbers."""
         return _relative(upper, lower, self.delta) if self.relative else np.maximum(upper - lower, 0.0)
 
 

@@ -142,7 +142,7 @@ class Pruner:
     def _rows(self, weights: FloatArray, upper: FloatArray) -> FloatArray:
         """Gap of each distinct policy alone at each weight, no less than the certificate finds, so that a cut cuts."""
         lower = weights @ self.values[self._distinct].T - self.costs[self._distinct] - 2 * MAX_MOVE
-        return self.measure.gaps(np.broadcast_to(upper[:, None], lower.shape), lower)
+        return self.measure.gaps(upper[:, None], lower)
 
     def _first_choice(self, num_members: int) -> list[int]:
         """Always the policy that lowers the greatest gap over the rows most."""

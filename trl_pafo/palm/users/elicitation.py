@@ -129,7 +129,7 @@ class Interview:
 def member_gaps(portfolio: Portfolio, weights: FloatArray, reference: Reference) -> FloatArray:
     """Gap of every member at every row of `weights`, of shape `(num_weights, num_members)`, in the portfolio's measure."""
     lower = weights @ portfolio.values.T - portfolio.beta * portfolio.kl
-    return portfolio.measure.gaps(np.broadcast_to(reference.at(weights)[:, None], lower.shape), lower)
+    return portfolio.measure.gaps(reference.at(weights)[:, None], lower)
 
 
 def question_pool(rewards: ArrayLike, num_questions: int = 300, seed: int = 0) -> tuple[FloatArray, IntArray]:

@@ -84,8 +84,7 @@ def build_for_users(
             break
         asked = users[worst]
         refuse_again(known, asked, float(gaps[worst]), measure, goal)
-    lower = users @ known.values.T - known.costs
-    own = measure.gaps(np.broadcast_to(upper[:, None], lower.shape), lower)
+    own = measure.gaps(upper[:, None], users @ known.values.T - known.costs)
     cover = minimum_cover(own <= goal, NODES)
     gap = float(own[:, cover.columns].min(axis=1).max())
     return UserPortfolio(build.finish(cover.columns, cover.exact), gap, len(users))
