@@ -5,12 +5,7 @@ import torch
 from helpers.vectors import pairs_of_two_tastes
 from scipy.stats import norm
 
-from trl_pafo.baselines.gpo import GPO, gaussian_nll
-
-
-def test_the_likelihood_is_scipys():
-    target, mean, std = (torch.tensor(values, dtype=torch.float64) for values in ([1.0, 0.0], [0.3, -0.2], [0.5, 2.0]))
-    np.testing.assert_allclose(gaussian_nll(target, mean, std), -norm.logpdf(target, mean, std))
+from trl_pafo.baselines.gpo import GPO
 
 
 def naive_layer(layer, tokens, seen):
@@ -59,20 +54,15 @@ def test_all_tokens_attend_to_the_context_alone():
 def test_the_loss_is_that_of_1_for_chosen_and_0_for_rejected_and_the_mean_is_the_reward(monkeypatch):
     pairs = pairs_of_two_tastes(4)[0]
     model = GPO.fit(pairs, num_steps=1, width=8, num_layers=1, num_heads=2)
-    monkeypatch.setattr("trl_pafo.baselines.gpo.drawn", lambda is_there, least, most: is_there)
+    limits = []  # from none to all past pairs are in the context
+    monkeypatch.setattr("trl_pafo.baselines.gpo.drawn", lambda is_there, *own: limits.append(own) or is_there)
     rows = torch.arange(24)
     with torch.no_grad():
         mean, std = model.predict(pairs.pairs[rows], *pairs.context(rows))
         loss = float(model.loss(pairs, rows, 0.0))
     expected = -(norm.logpdf(1.0, mean[:, 0], std[:, 0]).mean() + norm.logpdf(0.0, mean[:, 1], std[:, 1]).mean()) / 2
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert limits == [(0, 3)]
     standard = pairs.standardized(model.mean, model.scale)
     with torch.no_grad():
         np.testing.assert_allclose(model.score(pairs), model.predict(standard.pairs, *standard.context(rows))[0], atol=1e-6)
-
-
-def test_from_none_to_all_past_pairs_are_in_the_context(monkeypatch):
-    limits = []
-    monkeypatch.setattr("trl_pafo.baselines.gpo.drawn", lambda is_there, *own: limits.append(own) or is_there)
-    GPO.fit(pairs_of_two_tastes(4)[0], num_steps=1, width=8, num_layers=1, num_heads=2)
-    assert limits == [(0, 3)]

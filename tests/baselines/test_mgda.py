@@ -25,8 +25,7 @@ def test_two_vectors_by_hand():
     assert of([0.0, 0.0], [0.0, 0.0]) == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("number", [2, 3, 5])
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("number", "scale"), [(2, 1.0), (3, 1e-4), (4, 1e4)])
 def test_no_other_weights_give_a_shorter_vector(number, scale):
     rng = np.random.default_rng(number)
     for _ in range(5):
@@ -105,16 +104,7 @@ def test_one_group_in_a_batch_is_its_own_mean(build, batch_of):
     assert {name: float(part) for name, part in parts.items()} == {"group_weight/majority": 0.0, "group_weight/minority": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"torch_compile": True}, "which torch_compile does not give"),
-        (
-            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-            "which reentrant gradient checkpointing does not give",
-        ),
-    ],
-)
-def test_what_gives_no_single_gradients_is_refused(build, options, match):
-    with pytest.raises(ConfigError, match=match):
-        build(MGDARewardTrainer, **options)
+def test_what_gives_no_single_gradients_is_refused(build):
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ConfigError, match="which torch_compile and reentrant gradient checkpointing does not give"):
+        build(MGDARewardTrainer, torch_compile=True, **reentrant)

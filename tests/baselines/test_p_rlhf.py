@@ -6,13 +6,14 @@ import re
 
 import pytest
 import torch
-from helpers.parts import StoppedAfter, as_chat, losses, make_model, make_pairs
+from helpers.parts import StoppedAfter, make_model, make_pairs
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_pafo import PAFOConfig
-from trl_pafo.baselines.p_rlhf import PRLHFRewardTrainer, p_rlhf_loss
+from trl_pafo.baselines import p_rlhf
+from trl_pafo.baselines.p_rlhf import PRLHFRewardTrainer
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.scoring import RewardScorer
 
@@ -29,12 +30,6 @@ def build(training, tmp_path):
         return PRLHFRewardTrainer(model, args, train_dataset=rows, num_user_tokens=3, **given, **of_method)
 
     return make
-
-
-def test_the_loss_is_that_of_a_plain_loop():
-    known, generic = [0.5, 1.5, 0.1], [2.0, 0.25, 0.75]
-    expected = 0.3 * sum(known) / 3 + 0.7 * sum(generic) / 3
-    assert float(p_rlhf_loss(torch.tensor(known), torch.tensor(generic), 0.3)) == pytest.approx(expected)
 
 
 def test_each_pair_of_a_batch_is_one_of_its_user_and_one_of_the_generic_user(base_model, build):
@@ -78,8 +73,7 @@ def test_each_pair_of_a_batch_is_one_of_its_user_and_one_of_the_generic_user(bas
 
 
 @pytest.mark.parametrize(
-    ("kind", "adapter", "form"),  # any two of them together
-    [("encoder", 0, "individual"), ("encoder", 1, "cluster"), ("decoder", 1, "individual"), ("decoder", 0, "cluster")],
+    ("kind", "adapter", "form"), [("encoder", 0, "individual"), ("encoder", 1, "cluster"), ("decoder", 1, "individual")]
 )
 def test_what_is_saved_is_a_plain_model(kind, adapter, form, build, request, tmp_path):
     base = request.getfixturevalue(kind)
@@ -92,6 +86,8 @@ def test_what_is_saved_is_a_plain_model(kind, adapter, form, build, request, tmp
     trainer.save_model()
     out = tmp_path / "out"
     assert "user_table.safetensors" not in {path.name for path in out.iterdir()}
+    assert json.dumps("user-3") in (out / "chat_template.jinja").read_text()  # names of users stand there alone
+    assert 'user-3"' not in (out / "tokenizer.json").read_text()
     if not adapter:
         model, info = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
         assert not any(info.values())
@@ -121,25 +117,11 @@ def test_known_users_get_what_they_like(decoder, build):
     """Without past pairs, two tastes: a model that knows no user can serve one of them."""
     rows = make_pairs(num_users=4, pairs_per_user=20, history=0)
     new = make_pairs(num_users=4, pairs_per_user=10, seed=5, history=0)
-    trainer = build(decoder, rows, max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3)
+    trainer = build(decoder, rows, max_steps=40, per_device_train_batch_size=8, learning_rate=8e-3)
     trainer.train()
     unknown = new.map(lambda row: {"user": f"new-{row['user']}"})
     assert trainer.evaluate(new)["eval_accuracy_group_min"] > 0.8
     assert trainer.evaluate(unknown)["eval_accuracy_group_mean"] == pytest.approx(0.5, abs=0.15)
-
-
-def test_texts_and_messages_are_the_same(decoder, build):
-    texts, chats = build(decoder), build(decoder, as_chat(make_pairs(history=1)))
-    assert texts.train_dataset["chosen_ids"][:] == chats.train_dataset["chosen_ids"][:]
-
-
-def test_variables_of_the_template_are_kept(decoder, build):
-    past = [[{"prompt": "a dog", "chosen": f"yes {row['group']}", "rejected": "no"}] for row in make_pairs()]
-    rows = as_chat(make_pairs(history=0)).add_column("chat_template_kwargs", [{"history": entry} for entry in past])
-    trainer = build(decoder, rows, num_history=None)
-    text = trainer.processing_class.decode(trainer.train_dataset[0]["chosen_ids"])
-    assert text.startswith("<|user-1-0|>")
-    assert "Asked: a dog" in text.replace("[UNK]", "Asked") or "a dog" in text
 
 
 @pytest.mark.parametrize(("form", "adapter"), [("individual", False), ("cluster", True)])
@@ -182,15 +164,6 @@ def test_a_checkpoint_is_a_plain_model_and_the_best_one_is_gone_back_to(decoder,
         build(decoder, form="cluster", num_clusters=2).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
 
 
-def test_gradient_checkpointing_with_an_adapter(decoder, build):
-    def logged(**options):
-        trainer = build(decoder, peft_config=LoraConfig(r=2, target_modules=["q_proj"]), **options)
-        trainer.train()
-        return losses(trainer)
-
-    assert logged(gradient_checkpointing=True) == pytest.approx(logged(), rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -206,25 +179,17 @@ def test_what_cannot_be_used_is_refused(options, error, match, build):
         build("no/such-model", **options)
 
 
-@pytest.mark.parametrize("launcher", ["FSDP", "DEEPSPEED"])
-def test_launchers_that_cut_weights_up_are_refused(launcher, training, tmp_path, monkeypatch):
-    args = PAFOConfig(str(tmp_path), **training)
-    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
-    with pytest.raises(ConfigError, match="which FSDP and DeepSpeed cut up"):
-        PRLHFRewardTrainer("no/such-model", args, train_dataset=make_pairs())
-
-
-def test_a_pair_of_nobody_is_refused(build):
-    users = [None if row == 3 else f"user-{row % 3}" for row in range(30)]
-    rows = make_pairs().remove_columns("user").add_column("user", users)
-    with pytest.raises(DataError, match="row 3: has no `user`"):
-        build("no/such-model", rows)
-
-
 def test_an_adapter_as_the_model_is_refused(decoder, build):
     model = AutoModelForSequenceClassification.from_pretrained(decoder)
     with pytest.raises(ConfigError, match="give the base as `model`"):
         build(get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])))
+
+
+@pytest.mark.parametrize("launcher", ["FSDP", "DEEPSPEED"])
+def test_launchers_that_cut_weights_up_are_refused(launcher, build, monkeypatch):
+    monkeypatch.setattr(p_rlhf, "parse_flag_from_env", lambda name: name == f"ACCELERATE_USE_{launcher}")
+    with pytest.raises(ConfigError, match="which FSDP and DeepSpeed cut up"):
+        build("no/such-model")
 
 
 def test_scaled_embeddings_are_refused(build, tmp_path):
@@ -236,10 +201,3 @@ def test_scaled_embeddings_are_refused(build, tmp_path):
     Gemma3TextForSequenceClassification(config).save_pretrained(tmp_path / "gemma")
     with pytest.raises(ConfigError, match="scales what its embeddings give"):
         build(str(tmp_path / "gemma"))
-
-
-def test_names_of_users_stand_in_the_template_alone(decoder, build, tmp_path):
-    trainer = build(decoder)
-    trainer.save_model()
-    assert json.dumps("user-3") in (tmp_path / "out/chat_template.jinja").read_text()
-    assert 'user-3"' not in (tmp_path / "out/tokenizer.json").read_text()

@@ -71,23 +71,6 @@ def test_pairs_of_a_user_are_averaged_first(build):
     assert parts == {}
 
 
-def test_batches_of_a_training_tell_the_user(build):
-    seen = []
-
-    class Spy(SoftTailRewardTrainer):
-        def training_loss(self, losses, batch):
-            seen.extend(zip(batch.user_id.tolist(), batch.group_id.tolist(), strict=True))
-            return super().training_loss(losses, batch)
-
-    trainer = build(Spy, max_steps=4)
-    trainer.train()
-    rows = make_pairs(history=0)
-    known = {(trainer.data_collator.users[r["user"]], trainer.data_collator.groups.index(r["group"])) for r in rows}
-    assert len(seen) == 16
-    assert set(seen) <= known
-    assert len({user for user, _ in seen}) > 1
-
-
 @pytest.mark.parametrize(
     ("constants", "match"),
     [

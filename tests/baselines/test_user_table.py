@@ -58,10 +58,7 @@ def test_tokens_begin_as_different_words(form, rows):
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
-@pytest.mark.parametrize(
-    ("variables", "number"),
-    [({}, 0), ({"user": "ada"}, 1), ({"user": USERS[1]}, 2), ({"user": "who"}, 0), ({"user": None}, 0), ({"user": "2"}, 0)],
-)
+@pytest.mark.parametrize(("variables", "number"), [({}, 0), ({"user": "ada"}, 1), ({"user": USERS[1]}, 2), ({"user": "2"}, 0)])
 def test_the_template_writes_the_tokens_of_a_user_behind_the_first_token(kind, variables, number):
     tokenizer = make_tokenizer(kind)
     plain = add_history_template(copy.deepcopy(tokenizer))

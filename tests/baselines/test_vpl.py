@@ -76,8 +76,8 @@ def test_z_is_drawn_and_scaled_in_training_and_mu_as_it_is_when_asked(monkeypatc
 
 
 def test_the_loss_is_bradley_terry_and_the_divergence(monkeypatch):
-    pairs, eps = pairs_of_two_tastes(4)[0], torch.randn(24, 8)
-    monkeypatch.setattr("trl_pafo.baselines.vpl.drawn", lambda is_there, *limits: is_there)
+    pairs, eps, limits = pairs_of_two_tastes(4)[0], torch.randn(24, 8), []
+    monkeypatch.setattr("trl_pafo.baselines.vpl.drawn", lambda is_there, *own: limits.append(own) or is_there)
     monkeypatch.setattr(torch, "randn_like", lambda mu: eps)
     found = []
     for weight in (0.0, 2.0):
@@ -89,11 +89,5 @@ def test_the_loss_is_bradley_terry_and_the_divergence(monkeypatch):
         z = mu + eps * (logvar / 2).exp()
         rewards = model.rewards_given(pairs.pairs, z / z.norm(dim=-1, keepdim=True) * math.sqrt(8))
     np.testing.assert_allclose(found[0], np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean(), rtol=1e-5)
+    assert limits == [(2, 8)] * 2  # past pairs that are shown
     np.testing.assert_allclose(found[1] - found[0], kl_to_standard_normal(mu, logvar).mean(), rtol=1e-4)
-
-
-def test_2_to_8_past_pairs_are_shown(monkeypatch):
-    limits = []
-    monkeypatch.setattr("trl_pafo.baselines.vpl.drawn", lambda is_there, *own: limits.append(own) or is_there)
-    VPL.fit(pairs_of_two_tastes(4)[0], num_steps=1, width=8)
-    assert limits == [(2, 8)]

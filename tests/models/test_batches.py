@@ -88,10 +88,6 @@ class TestScoreSequences:
         with pytest.raises(ConfigError, match=r"and this one gives logits of shape \(\d+, 2\)"):
             score_sequences(model, SEQUENCES, PAD)
 
-    def test_no_sequences(self, model):
-        assert score_sequences(model, [], PAD).shape == (0,)
-        assert [part.shape for part in score_pairs(model, [], [], PAD)] == [(0,), (0,)]
-
     def test_broken_weights_are_found(self, model):
         with torch.no_grad():
             next(model.parameters())[7] = float("nan")  # the embedding of token 7, in two of the five different ones
@@ -105,22 +101,8 @@ class TestScoreSequences:
         rough = score_sequences(model, SEQUENCES, PAD, autocast=lambda: torch.autocast("cpu", torch.bfloat16))
         assert 0 < np.abs(rough - exact).max() < 0.1
 
-    def test_pairs(self, model):
-        chosen, rejected = score_pairs(model, SEQUENCES[:3], SEQUENCES[2:5], PAD, batch_size=2)
-        np.testing.assert_allclose(chosen, one_at_a_time(model, SEQUENCES[:3]), atol=rounding(chosen), rtol=0)
-        np.testing.assert_allclose(rejected, one_at_a_time(model, SEQUENCES[2:5]), atol=rounding(rejected), rtol=0)
-
 
 class TestPoolSequences:
-    def test_the_head_makes_the_rewards_of_them(self, model):
-        """Weights and bias of the head on the features give the reward of each sequence alone; so they are what it reads."""
-        head = getattr(model, "score", None) or model.classifier
-        found = pool_sequences(model, SEQUENCES, PAD, batch_size=2)
-        assert found.shape == (len(SEQUENCES), model.config.hidden_size)
-        bias = 0.0 if head.bias is None else head.bias.item()
-        rewards = found @ head.weight[0].detach().numpy() + bias
-        np.testing.assert_allclose(rewards, one_at_a_time(model, SEQUENCES), atol=rounding(*rewards), rtol=0)
-
     def test_they_are_the_hidden_states_of_a_plain_loop(self, model):
         found = pool_sequences(model, SEQUENCES, PAD, batch_size=3)
         for ids, features in zip(SEQUENCES, found, strict=True):
@@ -129,10 +111,12 @@ class TestPoolSequences:
             expected = outputs.last_hidden_state[0, -1] if hasattr(model, "score") else outputs.pooler_output[0]
             np.testing.assert_allclose(features, expected, atol=rounding(expected), rtol=0)
 
-    def test_the_model_is_as_before(self, model):
+    def test_the_model_is_as_before_and_of_nothing_there_is_nothing(self, model):
         expected = score_sequences(model, SEQUENCES, PAD)
         pool_sequences(model, SEQUENCES, PAD)
         np.testing.assert_array_equal(score_sequences(model, SEQUENCES, PAD), expected)
+        assert pool_sequences(model, [], PAD).shape == (0, model.config.hidden_size)
+        assert [part.shape for part in score_pairs(model, [], [], PAD)] == [(0,), (0,)]
 
     def test_an_adapter_has_a_head_of_its_own(self, tmp_path):
         model = load_reward_model(make_adapter(make_model("decoder", tmp_path / "base"), tmp_path / "adapter", seed=1))
@@ -144,6 +128,3 @@ class TestPoolSequences:
     def test_no_head(self, model):
         with pytest.raises(ConfigError, match=r"has no linear reward head with one output to take features from. Use another"):
             pool_sequences(model.base_model, SEQUENCES, PAD)
-
-    def test_no_sequences(self, model):
-        assert pool_sequences(model, [], PAD).shape == (0, model.config.hidden_size)

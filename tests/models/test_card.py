@@ -1,14 +1,15 @@
 """The model card: numbers and names as given, and no name that can break or change it."""
 
 import re
+from functools import cache
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.models.base_models import WHEEL_MODELS, locate_model
+from trl_pafo.models.base_models import WHEEL_MODELS
 from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id, hub_ids, with_base, with_repo
 from trl_pafo.models.card_template import one_line
 
@@ -68,21 +69,20 @@ def shape(text: str) -> tuple[list[str], list[str], int, list[str]]:
     return headings(text), list(map(str, cells)), body.count("```"), re.findall(r"\]\([^)]*\)|https?://\S+|<\w+|\{\{|\{%", plain)
 
 
+@cache
+def tame_shape() -> tuple[list[str], list[str], int, list[str]]:
+    return shape(card_of("some", "other").render())
+
+
 def check_harmless(name: str) -> None:
     text = card_of(name, "other").render()
-    assert shape(text) == shape(card_of("some", "other").render())
+    assert shape(text) == tame_shape()
     data = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
     assert "base_model" not in data
     metrics = data["model-index"][0]["results"][0]["metrics"]
     assert [m.get("args", {}).get("group", "") for m in metrics] == ["", one_line(name), "other"] or not one_line(name)
     assert not card_errors(text)
-    assert 'model_id = "."' in text
-    assert len(re.findall(r"^model_id = ", text, re.M)) == 1
-
-
-@pytest.mark.parametrize("name", EVIL)
-def test_a_group_name_cannot_break_or_change_the_card(name):
-    check_harmless(name)
+    assert re.findall(r"^model_id = .*", text, re.M) == ['model_id = "."']
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -103,19 +103,23 @@ def test_a_reader_of_markdown_sees_the_name_as_text(name):
 
 
 @given(st.text(min_size=1, max_size=40))
-@settings(max_examples=25)
-def test_no_text_at_all_can(name):
+@settings(max_examples=10)
+@example("a\n---\nbase_model: evil/model\n---\n# Owned")
+@example('model_id = "evil/model"')
+@example("1e3")
+def test_no_group_name_at_all_can_break_or_change_the_card(name):
     if one_line(name):
         check_harmless(name)
 
 
 @pytest.mark.parametrize("name", EVIL)
 def test_titles_definitions_and_options_are_escaped_too(name):
-    wild = dict(title=f"a {name}", group_definition=f"Made by {name}", findings=[f"Against {name}"], eval_dataset=f"x {name}")
-    wild |= dict(hyperparameters={"optim": name}, dropped={f"g {name}": 3})
-    tame = dict(title="a b", group_definition="Made by b", findings=["Against b"], eval_dataset="x b")
-    tame |= dict(hyperparameters={"optim": "b"}, dropped={"g b": 3})
-    text, reference = card_of("g", **wild).render(), card_of("g", **tame).render()
+    def card_with(name):
+        options = dict(title=f"a {name}", group_definition=f"Made by {name}", findings=[f"Against {name}"])
+        options |= dict(eval_dataset=f"x {name}", hyperparameters={"optim": name}, dropped={f"g {name}": 3})
+        return card_of("g", **options).render()
+
+    text, reference = card_with(name), card_with("b")
     assert len(headings(text)) == len(headings(reference))
     assert shape(text)[1:] == shape(reference)[1:]
     assert not card_errors(text)
@@ -144,7 +148,7 @@ def test_where_a_group_is_small_no_number_by_group_is_given():
         rows += [Accuracy(group.name, group.users, group.pairs, right / pairs, 0.1, 0.9) for group in groups]
         return Card("fair", groups=groups, accuracies=rows, dropped={"few": pairs, "many": 2}).render()
 
-    hidden = {card_of_few(users, pairs, right) for users in range(1, 5) for pairs in (users, 16) for right in range(pairs + 1)}
+    hidden = {card_of_few(users, pairs, right) for users in (1, 4) for pairs in (users, 16) for right in (0, pairs)}
     assert len(hidden) == 1
     text = hidden.pop()
     assert "| all pairs | 0.607 | 0.400 to 0.700 | 14 | 56 |" in text
@@ -160,14 +164,6 @@ def test_where_a_group_is_small_no_number_by_group_is_given():
     assert "| all pairs | 0.600 | unknown | 10 | 40 |" in Card("fair", accuracies=rows).render()
 
 
-def test_numbers_that_are_not_known_are_left_out():
-    text = Card("fair", accuracies=[Accuracy("absent", None, 0, float("nan"))]).render()
-    assert "Not evaluated" in text
-    assert "model-index" not in text
-    assert "The training data name no groups." in text
-    assert "nan" not in text.split("## Intended")[0].lower().replace("finance", "")
-
-
 def test_paths_and_other_texts_are_no_hub_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org").mkdir()
@@ -178,11 +174,10 @@ def test_paths_and_other_texts_are_no_hub_ids(tmp_path, monkeypatch):
     assert base_id("org/there") == "org/there"
 
 
-@pytest.mark.parametrize("name", WHEEL_MODELS)
-def test_the_models_of_wheels_are_named_as_on_the_hub(name):
-    assert re.fullmatch(r"[\w-]+/[\w.-]+", base_id(name))
-    assert base_id(f"/somewhere/{WHEEL_MODELS[name].package}/model") == base_id(name)
-    assert locate_model("org/other")[0] == base_id("org/other")
+def test_the_models_of_wheels_are_named_as_on_the_hub():
+    for name, wheel in WHEEL_MODELS.items():
+        assert re.fullmatch(r"[\w-]+/[\w.-]+", base_id(name))
+        assert base_id(f"/somewhere/{wheel.package}/model") == base_id(name)
 
 
 def test_repo_and_base_are_put_in_and_the_rest_is_kept():

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.parts import make_model
-from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from helpers.parts import make_adapter, make_model, remember_inputs
+from transformers import AutoTokenizer
 
 from trl_pafo import FairRewardModel
 from trl_pafo.data import HistoryCutter, add_history_template
@@ -36,9 +35,14 @@ def trained(folder, kind="encoder", inputs="messages", num_history=2, **settings
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=["encoder", "decoder"])
-def folder(request, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("trained"), request.param)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return FairRewardModel.from_pretrained(folder, device="cpu")
 
 
 def scored(folder, rows, tmp_path, batch_size=32):
@@ -63,8 +67,12 @@ def as_chat(text, role):
     return [{"role": role, "content": text}]
 
 
-@pytest.mark.parametrize("messages", [False, True])
-def test_rewards_are_those_of_score_to_the_last_bit(folder, tmp_path, messages):
+@pytest.mark.parametrize(("kind", "messages"), [("encoder", True), ("decoder", False), ("adapter", False)])
+def test_rewards_are_those_of_score_to_the_last_bit(kind, messages, decoder, tmp_path):
+    if kind == "adapter":
+        folder = remember_inputs(make_adapter(decoder, tmp_path / "model", seed=1), num_history=2)
+    else:
+        folder = trained(tmp_path / "model", kind)
     model = FairRewardModel.from_pretrained(folder, device="cpu")
     prompts, histories = ["how do i sing", "when is the sun red", "how do i sing"], [PAST[:1], [], PAST]
     prompts = [as_chat(text, "user") for text in prompts] if messages else prompts
@@ -81,39 +89,27 @@ def test_rewards_are_those_of_score_to_the_last_bit(folder, tmp_path, messages):
     assert single == pytest.approx(found[0], abs=1e-4)
 
 
-def test_the_history_is_cut_to_what_the_folder_remembers(folder):
-    model = FairRewardModel.from_pretrained(folder)
+def test_the_history_is_cut_to_what_the_folder_remembers(folder, model, tmp_path):
     assert model.num_history == 2
     ask = {"prompt": "how do i sing", "responses": RESPONSES}
     assert model.score(**ask, history=PAST) == model.score(**ask, history=PAST[:2])
     assert model.score(**ask, history=PAST[:2]) != pytest.approx(model.score(**ask, history=PAST[:1]), abs=1e-3)
     one = FairRewardModel.from_pretrained(folder, num_history=1)
     assert one.score(**ask, history=PAST) == model.score(**ask, history=PAST[:1])
+    without = FairRewardModel.from_pretrained(trained(tmp_path, inputs="text", num_history=0))
+    assert without.num_history == 0
+    assert len(without.score(**ask)) == 3
+    with pytest.raises(DataError, match="response 0 has a history, and the model was trained without"):
+        without.score(**ask, history=PAST)
 
 
-def test_an_adapter(decoder, tmp_path):
-    base = AutoModelForSequenceClassification.from_pretrained(decoder)
-    torch.manual_seed(1)
-    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(base, lora).save_pretrained(tmp_path / "lora")
-    tokenizer = add_history_template(AutoTokenizer.from_pretrained(decoder))
-    HistoryCutter(tokenizer, 2).remember()
-    tokenizer.save_pretrained(tmp_path / "lora")
-    found = FairRewardModel.from_pretrained(tmp_path / "lora").score("how do i sing", RESPONSES, history=PAST)
-    rows = [{"prompt": "how do i sing", "response": response, "history": PAST} for response in RESPONSES]
-    assert found == [row["reward"] for row in scored(str(tmp_path / "lora"), rows, tmp_path)]
-    assert found != pytest.approx(
-        FairRewardModel.from_pretrained(decoder).score("how do i sing", RESPONSES, history=PAST), abs=1e-3
-    )
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_weights_stand_where_and_in_the_dtype_that_was_asked_for(folder, dtype):
-    model = FairRewardModel.from_pretrained(folder, device="cpu", dtype=dtype)
-    weight = next(model.scorer.model.parameters())
-    assert (weight.dtype, weight.device.type) == (torch.bfloat16, "cpu")
+def test_weights_are_in_the_dtype_that_was_asked_for(folder, model):
     ask = {"prompt": "how do i sing", "responses": RESPONSES, "history": PAST}
-    exact, rough = FairRewardModel.from_pretrained(folder).score(**ask), model.score(**ask)
+    exact = model.score(**ask)
+    for dtype in ("bfloat16", torch.bfloat16):
+        smaller = FairRewardModel.from_pretrained(folder, device="cpu", dtype=dtype)
+        assert next(smaller.scorer.model.parameters()).dtype == torch.bfloat16
+    rough = smaller.score(**ask)
     assert exact != rough
     assert rough == pytest.approx(exact, abs=0.1 * max(map(abs, exact)))
     with pytest.raises(ConfigError, match="`dtype` must be float32, bfloat16 or float16, got 'auto'"):
@@ -134,12 +130,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("row", REFUSED)
-def test_what_score_refuses_is_refused(folder, tmp_path, row):
+def test_what_score_refuses_is_refused(folder, model, tmp_path, row):
     with pytest.raises(TrlPafoError) as of_score:
         scored(folder, [row], tmp_path)
     request = {**row, "prompt": row.get("prompt"), "responses": [row["response"]]}
     del request["response"]
-    model = FairRewardModel.from_pretrained(folder)
     with pytest.raises(TrlPafoError) as found:
         model.score(**request)
     if "history" in row:
@@ -152,32 +147,26 @@ def test_what_score_refuses_is_refused(folder, tmp_path, row):
         model.score_batch([{"prompt": "how do i sing", "responses": ["ha"], "history": PAST}, request])
 
 
-def test_a_model_without_histories_takes_none(tmp_path):
-    model = FairRewardModel.from_pretrained(trained(tmp_path, inputs="text", num_history=0))
-    assert model.num_history == 0
-    assert len(model.score("how do i sing", RESPONSES)) == 3
-    with pytest.raises(DataError, match="response 0 has a history, and the model was trained without"):
-        model.score("how do i sing", RESPONSES, history=PAST)
-
-
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
         ({"responses": "haha"}, "request 0, response 0: `responses` must be a list of responses, got 'haha'"),
-        ({}, "`responses` must be a list of responses, got None"),
         ({"response": "haha"}, "response is unknown. Give .*, responses"),
         ({"responses": ["haha"], "past": []}, "past is unknown. Give chat_template_kwargs, history, prompt, responses, tools"),
     ],
 )
-def test_a_request_that_is_none(folder, request_, message):
+def test_a_request_that_is_none(model, request_, message):
     with pytest.raises(DataError, match=message):
-        FairRewardModel.from_pretrained(folder).score_batch([{"prompt": "how", "history": PAST, **request_}])
+        model.score_batch([{"prompt": "how", "history": PAST, **request_}])
+
+
+def test_no_requests_and_what_is_no_list_of_them(model):
     with pytest.raises(ConfigError, match="`batch_size` must be a whole number"):
-        FairRewardModel.from_pretrained(folder).score_batch([], batch_size=0)
-    assert FairRewardModel.from_pretrained(folder).score_batch([]) == []
+        model.score_batch([], batch_size=0)
+    assert model.score_batch([]) == []
     for requests in ({"prompt": "how", "responses": ["haha"], "history": []}, ["haha"]):
         with pytest.raises(DataError, match="`requests` must be a list of dicts with `prompt`, `responses`"):
-            FairRewardModel.from_pretrained(folder).score_batch(requests)
+            model.score_batch(requests)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])

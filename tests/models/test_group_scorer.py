@@ -112,17 +112,10 @@ def test_a_served_user_must_tell_its_history(folder):
         model.score("one question", ["one answer"], history=[{"prompt": "a", "chosen": "b"}])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"history_max_tokens": 9}, "`history_max_tokens`"),
-        ({"history_fields": ["chosen"]}, "`history_fields`"),
-        ({"tau": 2}, "`tau`"),
-    ],
-)
-def test_options_without_effect_are_refused(folder, options, message):
-    with pytest.raises(ConfigError, match=message):
-        RewardScorer.from_pretrained(folder, **options)
+def test_options_without_effect_are_refused(folder):
+    for name, value in {"history_max_tokens": 9, "history_fields": ["chosen"], "tau": 2}.items():
+        with pytest.raises(ConfigError, match=f"`{name}`"):
+            RewardScorer.from_pretrained(folder, **{name: value})
 
 
 def test_the_tokenizer_keeps_what_it_remembers(folder):
@@ -142,22 +135,12 @@ def test_the_tokenizer_keeps_what_it_remembers(folder):
             {"prompt": "", "chosen": "Preference group: b\nc", "rejected": "Preference group: b\nr"},
         ),
         (
-            {"prompt": [{"role": "user", "content": "p"}, {"role": "user", "content": "q"}], "response": "r"},
-            {
-                "prompt": [{"role": "user", "content": "Preference group: b\np"}, {"role": "user", "content": "q"}],
-                "response": "r",
-            },
+            {"prompt": [{"content": "p"}, {"content": "q"}], "response": "r"},
+            {"prompt": [{"content": "Preference group: b\np"}, {"content": "q"}], "response": "r"},
         ),
         (
-            {"response": [{"role": "user", "content": [{"type": "text", "text": "p"}]}]},
-            {
-                "response": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "text", "text": "Preference group: b\n"}, {"type": "text", "text": "p"}],
-                    }
-                ]
-            },
+            {"response": [{"content": [{"type": "text", "text": "p"}]}]},
+            {"response": [{"content": [{"type": "text", "text": "Preference group: b\n"}, {"type": "text", "text": "p"}]}]},
         ),
     ],
 )

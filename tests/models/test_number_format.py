@@ -38,12 +38,6 @@ def test_the_least_of_each_format_counts_and_they_are_timed_in_turn():
     assert formats == [torch.float32, torch.bfloat16] * 3
 
 
-def test_where_one_takes_twice_as_long_it_is_not_measured_to_the_end():
-    durations = [1.0, 9.0, 2.0, 2.5]
-    times = accumulate(step for duration in durations for step in (1.0, duration))
-    assert seconds_of_a_step(clock=lambda: next(times)) == (1.0, 2.5)
-
-
 def test_random_numbers_and_threads_of_the_run_stay_as_they_are(monkeypatch):
     threads = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)

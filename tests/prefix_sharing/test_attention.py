@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.shared_pairs import gradients, make_family, needs_minilm, real_pairs, recompute_layers, shared_rewards
+from helpers.shared_pairs import make_family, needs_minilm, real_pairs, shared_rewards
 from torch.nn.functional import scaled_dot_product_attention
 
 from trl_pafo.prefix_sharing.attention import RowMask, attention_mask
@@ -22,20 +22,6 @@ def dense():
     return dense_mask(row_layout(LENGTHS, NUM_TOKENS))
 
 
-@pytest.fixture
-def attended(monkeypatch) -> list[int]:
-    """Number of rows, for each time that attention went row by row."""
-    calls: list[int] = []
-    original = RowMask._attend
-
-    def spy(self, *args, **kwargs):
-        calls.append(len(self))
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(RowMask, "_attend", spy)
-    return calls
-
-
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_outputs_and_gradients_are_those_of_the_dense_mask(mask, dense, scale, attended):
     torch.manual_seed(0)
@@ -47,14 +33,11 @@ def test_outputs_and_gradients_are_those_of_the_dense_mask(mask, dense, scale, a
     )
     assert attended == [4]
     torch.testing.assert_close(found, expected)
+    unmasked = scaled_dot_product_attention(*tensors, attn_mask=mask)
+    assert torch.equal(unmasked[1, :, 6:], torch.zeros(3, 14, 8, dtype=torch.float64))  # padding gives zeros
     weights = torch.randn_like(found)
     for one, other in zip(*(torch.autograd.grad((o * weights).sum(), tensors) for o in (found, expected)), strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_padding_gives_zeros(mask):
-    out = scaled_dot_product_attention(*torch.randn(3, 4, 1, NUM_TOKENS, 8), attn_mask=mask)
-    assert torch.equal(out[1, :, 6:], torch.zeros(1, 14, 8))
 
 
 def test_it_looks_like_the_dense_mask_and_is_not_made_for_that(mask, dense):
@@ -63,26 +46,18 @@ def test_it_looks_like_the_dense_mask_and_is_not_made_for_that(mask, dense):
     assert mask._dense is None
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
+def test_any_other_use_meets_the_dense_mask(mask, dense, attended):
+    zeros, tensors = torch.zeros(4, 1, NUM_TOKENS, NUM_TOKENS), torch.randn(3, 4, 1, NUM_TOKENS, 8)
+    for use in (
         lambda mask: mask[:, :, 3:9, :5],
-        lambda mask: ~mask,
         lambda mask: torch.where(mask, 0.0, -1.0),
-        lambda mask: torch.zeros(4, 1, NUM_TOKENS, NUM_TOKENS).masked_fill(mask, 7.0),
+        lambda mask: zeros.masked_fill(mask, 7.0),
         lambda mask: torch.cat([mask, mask]),
-    ],
-)
-def test_any_other_use_meets_the_dense_mask(mask, dense, use):
-    found = use(mask)
-    assert type(found) is torch.Tensor
-    assert torch.equal(found, use(dense))
-
-
-def test_a_mask_handed_over_by_place_is_the_dense_one(mask, dense, attended):
-    tensors = torch.randn(3, 4, 1, NUM_TOKENS, 8)
-    found = scaled_dot_product_attention(*tensors, mask)
-    torch.testing.assert_close(found, scaled_dot_product_attention(*tensors, dense))
+        lambda mask: scaled_dot_product_attention(*tensors, mask),  # handed over by place
+    ):
+        found = use(mask)
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, use(dense))
     assert attended == []
 
 
@@ -96,21 +71,7 @@ def test_a_window_that_bites_needs_the_mask(window, by_rows):
 
 @needs_minilm
 class TestInModels:
-    def test_each_layer_goes_row_by_row(self, attended):
-        shared_rewards(make_family("llama"), real_pairs(2))
-        assert attended == [4] * 4
-
     def test_layers_with_and_without_a_window(self, attended):
         shared_rewards(make_family("gemma3_text", attention="sdpa"), real_pairs(2))
         types = make_family("gemma3_text").config.layer_types
         assert attended == [4] * types.count("full_attention")
-
-    @pytest.mark.parametrize("family", ["llama", "gpt2"])  # which hand the mask over by name, and by place
-    @pytest.mark.parametrize("use_reentrant", [True, False])
-    def test_recomputed_layers_go_row_by_row_again(self, use_reentrant, family, attended):
-        model = make_family(family)
-        recompute_layers(model, use_reentrant)
-        model.enable_input_require_grads()
-        model.train()
-        gradients(model, shared_rewards(model, real_pairs(2)))
-        assert attended == [4] * 8

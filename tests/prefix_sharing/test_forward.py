@@ -43,9 +43,8 @@ def test_families(family):
     assert_same(make_family(family), real_pairs(2))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_eager_attention(family):
-    assert_same(make_family(family, attention="eager"), real_pairs(2))
+def test_eager_attention():
+    assert_same(make_family("gemma2", attention="eager"), real_pairs(2))
 
 
 def test_padding_to_a_multiple_changes_nothing():
@@ -72,16 +71,16 @@ def test_the_end_token_as_padding():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_flex_attention(family, monkeypatch):
-    """The kernel as Python code: compiling it takes a compiler and minutes, and changes nothing in what it is told."""
+def test_flex_attention(monkeypatch):
+    """The kernel as Python code: compiling it takes a compiler and minutes, and changes nothing in what it is told. Some layers of
+    the family have a window."""
     from torch.nn.attention.flex_attention import flex_attention
     from transformers.integrations import flex_attention as integration
 
     monkeypatch.setattr(integration.WrappedFlexAttention, "__call__", lambda self: flex_attention)
     pairs = real_pairs(2)
-    expected = two_row_rewards(make_family(family, attention="eager"), pairs)
-    model = make_family(family, attention="flex_attention")
+    expected = two_row_rewards(make_family("gemma2", attention="eager"), pairs)
+    model = make_family("gemma2", attention="flex_attention")
     with torch.no_grad():
         torch.testing.assert_close(shared_rewards(model, pairs), expected, atol=rounding(expected), rtol=0)
 
@@ -96,13 +95,18 @@ def test_flex_attention_compiled():
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing(use_reentrant):
-    model = make_family("llama")
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # which hand the mask over by name, and by place
+def test_gradient_checkpointing(family, use_reentrant, attended):
+    model = make_family(family)
     wanted = gradients(model, two_row_rewards(model, real_pairs(2)))
     recompute_layers(model, use_reentrant)
     model.enable_input_require_grads()
-    model.train()  # where it is in force; there is no dropout
+    model.train()  # where it is in force
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     assert largest_difference(gradients(model, shared_rewards(model, real_pairs(2))), wanted) < 16 * rounding()
+    assert attended == [4] * 8  # each layer went row by row, and again
 
 
 @pytest.mark.parametrize("task_type", ["SEQ_CLS", None])
@@ -119,36 +123,24 @@ def test_adapters(task_type):
     assert head == ("ModulesToSaveWrapper" if task_type else "Linear")
 
 
-def test_bfloat16_autocast():
-    model = make_family("llama")
-    expected = two_row_rewards(model, real_pairs(2))
-    with torch.autocast("cpu", torch.bfloat16):
-        two = two_row_rewards(model, real_pairs(2)).float()
-        found = shared_rewards(model, real_pairs(2)).float()
-    rounding = (two - expected).abs().max()
-    assert 0 < (found - expected).abs().max() < 2 * rounding
-    gradients(model, found)
-
-
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_float16_autocast_and_scaled_gradients(attention):
-    """As `fp16=True` trains; accelerate wants a GPU for it."""
+def test_autocast_and_scaled_gradients(dtype, attention):
+    """As `bf16=True` and `fp16=True` train; for the latter accelerate wants a GPU."""
     model = make_family("llama", attention=attention)
     expected = two_row_rewards(model, real_pairs(2))
     wanted = gradients(model, expected)
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast("cpu", dtype):
         two = two_row_rewards(model, real_pairs(2)).float()
         found = shared_rewards(model, real_pairs(2)).float()
     assert 0 < (found - expected).abs().max() < 2 * (two - expected).abs().max()
-    chosen, rejected = found.chunk(2)
     model.zero_grad()
-    loss = -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+    loss = -torch.nn.functional.logsigmoid(torch.sub(*found.chunk(2))).mean()
     scaler = torch.amp.GradScaler("cpu")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
+    scaler.unscale_(torch.optim.SGD(model.parameters(), lr=0.0))
     scaled = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert largest_difference(scaled, wanted) < 0.05
+    assert largest_difference(scaled, wanted) < (0.05 if dtype == torch.float16 else 0.4)
 
 
 @pytest.mark.slow
@@ -168,10 +160,8 @@ class TestPairHead:
         model = make_family("llama")
         ids = torch.tensor([[5, 6, 7, 8]])
         before = model(ids).logits
-        head = PairHead.of(model)
-        assert torch.equal(model(ids).logits, before)
         shared_rewards(model, real_pairs(2))
-        assert head.places is None
+        assert PairHead.of(model).places is None
         assert torch.equal(model(ids).logits, before)
 
     def test_is_put_on_a_model_once_and_found_through_wrappers(self):
@@ -215,19 +205,10 @@ class TestPairHead:
 
 
 class TestWindows:
-    @pytest.mark.parametrize(
-        ("family", "expected"),
-        [
-            ("llama", None),
-            ("mistral", None),
-            ("mistral sliding", 24),
-            ("qwen2", None),
-            ("qwen2 sliding", {"full_attention": None, "sliding_attention": 24}),
-            ("gemma3_text", {"full_attention": None, "sliding_attention": 24}),
-        ],
-    )
-    def test_of_families(self, family, expected):
-        assert layer_windows(make_family(family).config) == expected
+    def test_of_families(self):
+        some = {"full_attention": None, "sliding_attention": 24}
+        for family, expected in {"mistral": None, "mistral sliding": 24, "qwen2": None, "qwen2 sliding": some}.items():
+            assert layer_windows(make_family(family).config) == expected
 
     def test_a_window_that_is_not_heeded_shows(self, monkeypatch):
         """So the tests of sliding families above can fail."""

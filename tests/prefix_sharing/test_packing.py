@@ -11,9 +11,8 @@ from helpers.shared_pairs import gradients, largest_difference, make_family, rec
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import scaled_dot_product_attention
 
-from trl_pafo import PAFOConfig, PAFORewardTrainer
+from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
-from trl_pafo.models.batches import score_sequences
 from trl_pafo.models.loading import load_reward_model
 from trl_pafo.prefix_sharing.packing import FirstTokens, PackedMask, forward_packed
 from trl_pafo.prefix_sharing.packing_choice import TESTED_ENCODERS, choose_packing, why_not_packed
@@ -98,34 +97,15 @@ class TestForward:
         packed(model, {name: tensor[:3] for name, tensor in batch.items()})
         assert largest_difference(gradients(model, found), wanted) < 16 * rounding()
 
-    @pytest.mark.parametrize("before", [True, False], ids=["used before", "fresh"])
-    def test_adapters(self, before, batch):
+    def test_adapters(self, batch):
         model = make_family("bert")
-        if before:
-            packed(model, batch)
+        packed(model, batch)  # the hooks are there before the adapter
         lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value", "dense"], init_lora_weights=False)
         adapted = get_peft_model(model, lora).eval()
         assert why_not_packed(adapted) is None
         assert (padded(adapted, batch) - padded(adapted.base_model.model, batch)).abs().max() < rounding()
         assert_same(adapted, batch)
         assert_same(adapted.merge_and_unload(), batch)
-
-    def test_dropout_is_where_the_modules_have_it(self, batch):
-        model = make_family("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0).train()
-        assert_same(model, batch)
-        for option in ("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"):
-            off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
-            model = make_family("bert", **off | {option: 0.3})
-            expected = padded(model, batch)
-            model.train()
-            torch.manual_seed(0)
-            found = torch.stack([packed(model, batch).detach() for _ in range(200)])
-            assert found.std(0).min() > 0, option
-            torch.manual_seed(0)
-            theirs = torch.stack([padded(model, batch).detach() for _ in range(200)])
-            error = torch.sqrt((found.var(0) + theirs.var(0)) / 200)
-            assert ((found.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-6).all(), option
-            assert expected.isfinite().all()
 
     def test_bfloat16(self, batch):
         model = make_family("bert")
@@ -136,12 +116,23 @@ class TestForward:
         assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max()
         assert all(gradient.isfinite().all() for gradient in gradients(model, ours).values())
 
-    def test_a_copy_and_a_compiled_model(self, batch, seen):
+    def test_dropout_is_where_the_modules_have_it(self, batch):
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+        for option in off:
+            model = make_family("bert", num_hidden_layers=2, **off | {option: 0.3}).train()
+            with torch.no_grad():
+                torch.manual_seed(0)
+                found, theirs = (torch.stack([forward(model, batch) for _ in range(60)]) for forward in (packed, padded))
+            assert found.std(0).min() > 0, option
+            error = torch.sqrt((found.var(0) + theirs.var(0)) / 60)
+            assert ((found.mean(0) - theirs.mean(0)).abs() < 5 * error + 1e-6).all(), option
+
+    def test_a_copy_packs_and_a_compiled_model_does_not(self, batch, seen, monkeypatch):
         model = make_family("bert")
         expected = packed(model, batch)
         assert torch.equal(packed(copy.deepcopy(model), batch), expected)
         del seen[:]
-        model.compile(backend="eager")
+        monkeypatch.setattr(model, "_compiled_call_impl", model._call_impl)  # what compile() sets
         torch.testing.assert_close(packed(model, batch), expected, atol=rounding(expected), rtol=0)
         assert not seen
 
@@ -172,19 +163,18 @@ def test_the_mask_stands_for_a_dense_one():
 class TestInUse:
     @pytest.fixture
     def make_trainer(self, encoder, training, tmp_path):
-        def make(mode, model=encoder, collator=None, peft=None, **options):
-            options = {"padding_free": mode, "eos_token": "[SEP]", "logging_steps": 1, **training, **options}
+        def make(mode, collator=None, **options):
+            options = {"padding_free": mode, "eos_token": "[SEP]", **training, **options}
             args = PAFOConfig(str(tmp_path / mode), **options)
             rows = [make_pairs(num_users=8, pairs_per_user=4, history=0, seed=seed) for seed in (0, 1)]
-            return PAFORewardTrainer(model, args, collator, *rows, peft_config=peft)
+            return PAFORewardTrainer(encoder, args, collator, *rows)
 
         return make
 
-    @pytest.mark.parametrize("peft", [None, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])])
-    def test_training_evaluation_and_prediction(self, make_trainer, peft, seen):
+    def test_training_evaluation_and_prediction(self, make_trainer, seen):
         found = {}
         for mode in ("on", "off"):
-            trainer = make_trainer(mode, peft=peft, max_steps=10, learning_rate=1e-3, num_train_epochs=3)
+            trainer = make_trainer(mode, max_steps=5, learning_rate=1e-3)
             del seen[:]
             trainer.train()
             assert set(seen) == ({2 * trainer.args.per_device_train_batch_size} if mode == "on" else set())
@@ -192,30 +182,19 @@ class TestInUse:
             # Margins: what shifts both rewards of a pair has no gradient but rounding, which Adam divides by its size.
             margins = np.subtract(*trainer.predict(trainer.eval_dataset).predictions.T)
             found[mode] = (losses(trainer), tokens, trainer.evaluate()["eval_loss"], margins)
-        assert len(found["on"][0]) == 10
+        assert len(found["on"][0]) == 5
         assert found["on"][1] == found["off"][1]
         for ours, theirs in zip(*found.values(), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=rounding(theirs, steps=8))
 
-    def test_scores(self, encoder, seen):
+    def test_reasons(self, make_trainer, encoder, decoder):
         model = load_reward_model(encoder)
-        sequences = [[2, 7, 8, 9, 3], [2, 10, 3], [2, 7, 3], [2, 11, 12, 13, 14, 15, 3]]
-        with torch.no_grad():
-            expected = [float(model(torch.tensor([ids])).logits) for ids in sequences]
-        assert np.ptp(expected) > 0.05
-        del seen[:]
-        np.testing.assert_allclose(score_sequences(model, sequences, 0, batch_size=3), expected, atol=rounding(expected))
-        assert set(seen[-4:]) == {3, 1}
-
-    def test_reasons(self, make_trainer, encoder, decoder, monkeypatch):
-        assert make_trainer("off").padding_free == (False, "padding_free='off'")
-        chosen = make_trainer("auto").padding_free
-        assert chosen == (True, "the model is an encoder that gives the rewards of padded sequences")
-        own = make_trainer("off").data_collator
+        assert choose_packing("off", model) == (False, "padding_free='off'")
+        assert choose_packing("auto", model) == (True, "the model is an encoder that gives the rewards of padded sequences")
+        own = DataCollatorForGroupPreference(pad_token_id=0)
         assert make_trainer("auto", collator=own).padding_free.reason == "the data collator is not the trainer's own"
         with pytest.raises(ConfigError, match=r"padding_free='on' cannot give .* `classifier` reads the first token"):
             choose_packing("on", load_reward_model(decoder))
-        model = load_reward_model(encoder)
         model.set_attn_implementation("eager")
         assert "'eager' cannot attend sequence by sequence" in choose_packing("auto", model).reason
         assert "gradients are compared in our tests" in choose_packing("auto", make_family("ernie")).reason

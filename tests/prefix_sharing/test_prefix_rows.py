@@ -65,12 +65,6 @@ class TestBatch:
         for pair, both in zip(pairs, sequences.tolist(), strict=True):
             assert [[token for token in side if token != -1] for side in both] == [pair["chosen_ids"], pair["rejected_ids"]]
 
-    def test_an_example(self):
-        pairs = [{"chosen_ids": [1, 2, 3, 4], "rejected_ids": [1, 2, 5]}, {"chosen_ids": [6], "rejected_ids": [6]}]
-        batch = collate_pairs(pairs, 9)
-        assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 6, 9, 9, 9]]
-        assert batch[PAIR_LENGTHS].tolist() == [[2, 2, 1], [0, 1, 1]]
-
 
 class TestWhoSeesWhom:
     @given(PAIRS, MULTIPLES, st.sampled_from([None, 1, 2, 5]))
@@ -114,21 +108,6 @@ class TestWhoSeesWhom:
         index = torch.arange(num_tokens)
         grid = torch.meshgrid(torch.arange(len(pairs)), index, index, indexing="ij")
         torch.testing.assert_close(block_mask.mask_mod(grid[0], None, grid[1], grid[2])[:, None], expected)
-
-    @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-    def test_flex_attention_leaves_out_blocks_of_the_other_rest(self):
-        """Rests that fill blocks of their own: what flex_attention computes is what SDPA does, in fewer blocks."""
-        from torch.nn.attention.flex_attention import flex_attention
-
-        lengths = torch.tensor([[256, 256, 256], [0, 128, 60]])
-        layout = row_layout(lengths, 768)
-        block_mask = attention_mask(layout, None, "flex_attention", torch.float32)
-        blocks = block_mask.to_dense()[0, 0].bool()
-        assert not blocks[4:, 2:4].any()  # the rejected rest on the chosen one
-        assert blocks[4:, :2].all()
-        query, key, value = torch.randn(3, 2, 1, 768, 8).unbind(0)
-        expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=dense_mask(layout))
-        torch.testing.assert_close(flex_attention(query, key, value, block_mask=block_mask), expected, atol=1e-5, rtol=1e-4)
 
 
 class TestWhereRewardsAreRead:

@@ -1,14 +1,12 @@
-"""Which pairs share a batch, and that a training step waits for nothing that its model does not wait for."""
+"""Which pairs share a batch. (What a training step waits for: tests/distributed/test_mock_gpu.py)"""
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.parts import as_chat, numbered_pairs
+from helpers.parts import numbered_pairs
 from helpers.rounding import rounding
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.trainer.samplers import DrawnOrder, row_lengths
@@ -112,43 +110,3 @@ def test_evaluation_goes_by_length_and_predict_keeps_the_order(make_trainer, sha
         for row, rewards in zip(trainer.train_dataset, output.predictions, strict=True):
             alone = [trainer.model(torch.tensor([row[side]])).logits.item() for side in ("chosen_ids", "rejected_ids")]
             assert rewards == pytest.approx(alone, abs=rounding(alone))
-
-
-class Waits(TorchDispatchMode):
-    """Counts what makes the host wait for the device: reading a number off it."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("more", [{"prefix_sharing": "on"}, GROUPED], ids=["shared", "grouped"])
-def test_a_training_step_waits_for_nothing_that_the_model_does_not_wait_for(decoder, training, tmp_path, monkeypatch, more):
-    """All that happens in a step, not only the loss; RewardTrainer's reads six numbers more."""
-    gathers = []
-    monkeypatch.setattr("accelerate.Accelerator.gather", lambda self, tensor: gathers.append(tensor) or tensor)
-    monkeypatch.setattr("trl_pafo.trainer.pair_metrics.gather_object", lambda found: gathers.append(found) or found)
-
-    def counts(kind, config, **options) -> tuple[float, float]:
-        found = []
-        for steps in (1, 3):
-            options = {**training, **options, "max_steps": steps, "logging_steps": 100, "logging_nan_inf_filter": False}
-            trainer = kind(decoder, config(str(tmp_path), **options), train_dataset=rows)
-            gathers.clear()
-            with Waits() as waits:
-                trainer.train()
-            found.append((waits.count, len(gathers)))
-        return (found[1][0] - found[0][0]) / 2, (found[1][1] - found[0][1]) / 2
-
-    rows = as_chat(numbered_pairs()).select_columns(["chosen", "rejected"])
-    of_model = counts(RewardTrainer, RewardConfig)
-    ours = counts(PAFORewardTrainer, PAFOConfig, **more)
-    assert of_model[0] - ours[0] >= 6
-    assert of_model[1] >= 3
-    assert ours[1] == 0
-    # Masks of transformers ask whether there is padding, once a step; shared rows need no such mask.
-    assert ours[0] <= 1

@@ -29,11 +29,10 @@ def parse(*argv):
 
 
 class TestValues:
-    @pytest.mark.parametrize("name", ["alpha", "tau"])
-    @pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf])
-    def test_shares_are_between_0_and_1(self, name, value, tmp_path):
-        with pytest.raises(ConfigError, match=rf"`{name}` must be in \[0, 1\], got {value}"):
-            config(tmp_path, **{name: value})
+    def test_shares_are_between_0_and_1(self, tmp_path):
+        for name, value in (("alpha", -0.01), ("tau", 1.01), ("alpha", math.nan)):
+            with pytest.raises(ConfigError, match=rf"`{name}` must be in \[0, 1\], got {value}"):
+                config(tmp_path, **{name: value})
 
     @pytest.mark.parametrize(
         ("name", "choices"),
@@ -45,15 +44,13 @@ class TestValues:
         ],
     )
     def test_choices(self, name, choices, tmp_path):
-        for choice in choices:
-            assert getattr(config(tmp_path, **{name: choice}), name) == choice
+        assert getattr(config(tmp_path, **{name: choices[-1]}), name) == choices[-1]
         with pytest.raises(ConfigError, match=f"`{name}` must be one of {', '.join(choices)}, got 'nonsense'"):
             config(tmp_path, **{name: "nonsense"})
 
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"distillation_temperature": 0.0}, "`distillation_temperature` must be above 0"),
             ({"distillation_temperature": math.nan}, "`distillation_temperature` must be above 0"),
             ({"min_num_history": -1}, r"`min_num_history` must be from 0 to `num_history` \(None\)"),
             ({"min_num_history": 3, "num_history": 2}, r"`min_num_history` must be from 0 to `num_history` \(2\)"),
@@ -67,11 +64,9 @@ class TestValues:
         with pytest.raises(ConfigError, match=match):
             config(tmp_path, **options)
 
-    @pytest.mark.parametrize(
-        "metric", ["accuracy_difference", "user_accuracy_std", "user_accuracy_gini", "eval_user_accuracy_theil"]
-    )
-    def test_of_what_is_unequal_less_is_better(self, metric, tmp_path):
-        assert config(tmp_path, metric_for_best_model=metric).greater_is_better is False
+    def test_of_what_is_unequal_less_is_better(self, tmp_path):
+        for metric in ("accuracy_difference", "user_accuracy_std", "user_accuracy_gini", "eval_user_accuracy_theil"):
+            assert config(tmp_path, metric_for_best_model=metric).greater_is_better is False
         assert config(tmp_path, metric_for_best_model="user_accuracy_p10").greater_is_better is not False
         assert config(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
 
@@ -88,10 +83,8 @@ class TestCommandLine:
 
     def test_yaml(self, tmp_path):
         options = {
-            "output_dir": str(tmp_path),
-            "teachers": {"majority": "a", "minority": "b"},
-            "history_fields": ["chosen"],
-            "tau": 0.5,
+            **{"output_dir": str(tmp_path), "teachers": {"majority": "a", "minority": "b"}},
+            **{"history_fields": ["chosen"], "tau": 0.5},
         }
         file = tmp_path / "config.yaml"
         file.write_text(yaml.safe_dump(options))
@@ -99,39 +92,19 @@ class TestCommandLine:
         assert args.teachers == options["teachers"]
         assert args.history_fields == ["chosen"]
         assert args.tau == 0.25  # the command line takes precedence
-
-    def test_paths_of_teachers_are_written_as_texts(self, tmp_path):
-        args = config(tmp_path, teachers={0: tmp_path / "a", "minority": "b"})
-        assert json.loads(args.to_json_string())["teachers"] == {"0": str(tmp_path / "a"), "minority": "b"}
+        args = config(tmp_path, teachers={0: tmp_path / "a"})
+        assert json.loads(args.to_json_string())["teachers"] == {"0": str(tmp_path / "a")}  # as texts
 
 
 class TestFromRewardConfig:
     def test_every_field_is_kept_and_the_given_one_left_alone(self, tmp_path):
-        given = RewardConfig(
-            str(tmp_path),
-            **CPU,
-            learning_rate=3e-4,
-            max_length=77,
-            center_rewards_coefficient=0.01,
-            warmup_steps=5,
-            logging_steps=0.5,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            report_to="none",
-        )
-        names = list(vars(given))
+        options = {**CPU, "learning_rate": 3e-4, "max_length": 77, "warmup_steps": 5, "logging_steps": 0.5, "report_to": "none"}
+        given = RewardConfig(str(tmp_path), **options)
         before = copy.deepcopy(given.to_dict())
         args = PAFOConfig.from_reward_config(given)
         assert type(args) is PAFOConfig
         assert type(given) is RewardConfig
-        assert list(vars(given)) == names
-        assert given.to_dict() == before
-        for f in fields(RewardConfig):
-            assert getattr(args, f.name) == getattr(given, f.name), f.name
+        assert args.to_dict() == PAFOConfig(str(tmp_path), **options).to_dict()
         args.alpha = 0.9
         args.max_length = 5
         assert given.to_dict() == before
-
-    def test_it_is_the_same_as_a_pafo_config_made_with_these_options(self, tmp_path):
-        options = {**CPU, "learning_rate": 1e-3, "logging_steps": 3, "report_to": "none"}
-        taken = PAFOConfig.from_reward_config(RewardConfig(str(tmp_path), **options))
-        assert taken.to_dict() == PAFOConfig(str(tmp_path), **options).to_dict()

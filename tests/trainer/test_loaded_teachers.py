@@ -1,9 +1,5 @@
 """Teachers in memory: several on one backbone, scored like each alone, and freed. (On ranks: tests/distributed)"""
 
-import gc
-import weakref
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +8,9 @@ from helpers.parts import make_adapter, make_model
 from helpers.rounding import rounding
 from transformers import AutoTokenizer
 
-import trl_pafo.trainer.loaded_teachers
 from trl_pafo.errors import DataError, TeacherError
 from trl_pafo.models.loading import load_reward_model
+from trl_pafo.trainer import loaded_teachers as module
 from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
 from trl_pafo.trainer.teacher import as_teachers
 
@@ -48,16 +44,20 @@ def models_of(teachers, tokenizer, **options) -> TeacherModels:
 
 def test_adapters_of_one_base_share_it(adapters, decoder, sequences, monkeypatch):
     loads = []
-    monkeypatch.setattr(
-        trl_pafo.trainer.loaded_teachers, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k)
-    )
+    monkeypatch.setattr(module, "load_reward_model", lambda *a, **k: loads.append(a) or load_reward_model(*a, **k))
     with models_of(adapters, decoder) as models:
         for group in ("b", "a", "c", "a"):  # in any order, each head with its adapter
             expected = plain(load_reward_model(adapters[group]), sequences)
             np.testing.assert_allclose(margins(models, group, sequences, batch_size=2), expected, atol=rounding(expected))
         assert not any(p.requires_grad for p in models._model.parameters())
-        assert not models._model.training
     assert len(loads) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        margins(models, "a", sequences)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    models_of(adapters, decoder)  # draws a head for the base, but nothing of what the student draws
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_each_adapter_is_scored_with_its_own_pad_id(adapters, decoder, sequences, tmp_path):
@@ -88,48 +88,6 @@ def test_what_shares_a_backbone(adapters, decoder, tmp_path):
     )
     groups = [set(together) for together in by_backbone(teachers)]
     assert groups == [{"a", "b", "c"}, {"full", "again"}, {"of another"}, {"with biases"}]
-
-
-def test_closing_frees_what_was_loaded(adapters, decoder, sequences, tmp_path):
-    other = make_model("decoder", tmp_path / "other", seed=7)
-    for teachers in (adapters, {"full": other}):
-        with models_of(teachers, decoder) as models:
-            margins(models, next(iter(teachers)), sequences)
-            model = weakref.ref(models._model)
-            weight = weakref.ref(next(models._model.parameters()))
-            assert model() is not None
-        gc.collect()
-        assert model() is None
-        assert weight() is None
-        with pytest.raises(RuntimeError, match="closed"):
-            margins(models, next(iter(teachers)), sequences)
-
-
-def test_rewards_do_not_depend_on_how_many_processes_share_the_batches(adapters, decoder, sequences, monkeypatch):
-    """Each process in turn, without the others: together they score every sequence, in batches that are always the same."""
-    with models_of(adapters, decoder) as models:
-        alone = margins(models, "a", sequences, batch_size=1)
-        shares, calls = [], []
-        models._model.register_forward_pre_hook(lambda *args: calls.append(args))
-        monkeypatch.setattr("trl_pafo.models.batches.gather_object", lambda found: shares.extend(found) or shares)
-        monkeypatch.setattr(type(models.accelerator), "num_processes", 3)
-        for rank in range(3):
-            monkeypatch.setattr(type(models.accelerator), "process_index", rank)
-            # What no process has scored is an error, never a number.
-            with nullcontext() if rank == 2 else pytest.raises(TeacherError, match="of 9 rewards are NaN"):
-                got = margins(models, "a", sequences, batch_size=1)
-        np.testing.assert_array_equal(got, alone)
-        assert len(calls) == 3 * 2  # 9 different sequences are 5 batches: each process takes 2, one of them again
-
-
-def test_what_the_student_draws_does_not_depend_on_teachers(adapters, decoder, sequences):
-    """The base of an adapter draws a head at random, which the adapter replaces."""
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    with models_of(adapters, decoder):
-        pass
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_mixed_precision_of_the_run_is_used(adapters, decoder, sequences, monkeypatch):
@@ -164,30 +122,15 @@ def test_a_teacher_of_fewer_positions_than_the_rows_have_tokens(prefix_sharing, 
             models.margins("a", [[*prefix, 8, 9]], [[*prefix, 9, 8, 7]], prefix_sharing=prefix_sharing)
 
 
-class TestMarginsOfPairs:
-    """Chosen and rejected responses that begin alike are computed as one row, where that pays."""
-
-    @pytest.fixture
-    def pairs(self) -> tuple[list[list[int]], list[list[int]]]:
-        rng = np.random.default_rng(1)
-        prefixes = [rng.integers(6, 40, rng.integers(20, 30)).tolist() for _ in range(7)]
-        chosen, rejected = ([[*p, first, *rng.integers(6, 40, 3).tolist()] for p in prefixes] for first in (4, 5))
-        return [*chosen, chosen[2]], [*rejected, rejected[2]]
-
-    def test_shared_rows_give_the_margins_of_two_rows(self, adapters, decoder, pairs, monkeypatch):
-        calls = []
-        score_pairs = trl_pafo.trainer.loaded_teachers.score_pairs
-        monkeypatch.setattr(
-            trl_pafo.trainer.loaded_teachers,
-            "score_pairs",
-            lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k),
-        )
-        with models_of(adapters, decoder) as models:
-            for group in ("b", "a"):
-                apart = models.margins(group, *pairs, batch_size=3)
-                assert calls.pop() is False
-                shared = models.margins(group, *pairs, batch_size=3, prefix_sharing="auto")
-                assert calls.pop() is True
-                np.testing.assert_allclose(shared, apart, atol=rounding(apart))
-                assert np.ptp(apart) > 1e-3
-                assert shared[2] == shared[7]
+def test_shared_rows_give_the_margins_of_two_rows(adapters, decoder, monkeypatch):
+    rng = np.random.default_rng(1)
+    prefixes = [rng.integers(6, 40, rng.integers(20, 30)).tolist() for _ in range(7)]
+    chosen, rejected = ([[*p, first, *rng.integers(6, 40, 3).tolist()] for p in prefixes] for first in (4, 5))
+    calls, score_pairs = [], module.score_pairs
+    monkeypatch.setattr(module, "score_pairs", lambda *a, **k: calls.append(k["share_prefix"]) or score_pairs(*a, **k))
+    with models_of(adapters, decoder) as models:
+        apart = models.margins("b", chosen, rejected, batch_size=3)
+        shared = models.margins("b", chosen, rejected, batch_size=3, prefix_sharing="auto")
+    assert calls == [False, True]
+    np.testing.assert_allclose(shared, apart, atol=rounding(apart))
+    assert np.ptp(apart) > 1e-3

@@ -173,10 +173,3 @@ def test_a_damaged_file_is_written_anew(make, scored, tmp_path, caplog, size):
     assert len(scored) == 3
     assert f"{damaged} is damaged" in caplog.text
     assert damaged.read_bytes() == whole
-
-
-def test_no_half_written_file_is_left(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.np, "save", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        score(make())
-    assert not list((tmp_path / "cache").iterdir())

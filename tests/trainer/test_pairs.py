@@ -1,7 +1,5 @@
 """Preference pairs as rows of token ids: checked once, with histories, counted where they are dropped. No model is loaded."""
 
-import gc
-import weakref
 from functools import partial
 
 import pytest
@@ -48,70 +46,7 @@ TEXTS = make_pairs(history=0)
 IDS = Dataset.from_dict({"chosen_ids": [[1, 2], [3]], "rejected_ids": [[1], [4, 5]]})
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [TEXTS, as_chat(TEXTS), TEXTS.to_iterable_dataset(), IDS],
-    ids=["texts", "messages", "stream", "tokens"],
-)
-def test_tokens_are_those_of_reward_trainer(preparer, rows):
-    made = preparer(max_length=30)
-    expected = by_trl(rows, make_tokenizer("decoder"), made.args, "train")
-    for name in ("chosen_ids", "rejected_ids"):
-        assert [row[name] for row in prepare(made, rows)] == [row[name] for row in expected]
-
-
-def test_datasets_are_checked_for_gaps_once_and_let_go(preparer, monkeypatch):
-    looked = []
-    check = module.checks.check_filled
-    monkeypatch.setattr(module.checks, "check_filled", lambda rows, what: looked.append(what) or check(rows, what))
-    made, tokenizer = preparer(), make_tokenizer("decoder")
-    given = Dataset.from_list(TEXTS.to_list())
-    train, evaluation = made.check(given, {"same": given, "other": TEXTS})
-    known = weakref.ref(train)
-    made.prepare(train, tokenizer, "train", by_trl)
-    for name, rows in evaluation.items():
-        made.prepare(rows, tokenizer, name, by_trl)
-    assert looked == ["The training dataset", "The evaluation dataset same", "The evaluation dataset other"]
-    made.prepare(Dataset.from_list(TEXTS.to_list()), tokenizer, "eval", by_trl)  # one that comes later
-    assert looked[3:] == ["The evaluation dataset"]
-    del given, train, evaluation, rows
-    gc.collect()
-    assert known() is None
-
-
-# --- histories
-
-
-def test_rows_are_kept_for_teachers_and_for_drawn_histories_alone(preparer):
-    rows = make_pairs()
-    for groups, options, kept in (
-        ((), {}, False),
-        ((), {"min_num_history": 1}, True),
-        (GROUPS, {}, True),
-        (GROUPS, {"conditioning": "own"}, True),
-        (GROUPS, {"alpha": 1.0}, False),
-    ):
-        made = preparer(groups, **options)
-        tokenized = prepare(made, rows)
-        assert len(tokenized) == 30
-        assert (made.rows is not None) == kept
-        if kept:
-            assert made.rows.given["history"] == rows["history"]
-            assert made.rows.messages[7]["chat_template_kwargs"] == tokenized[7]["chat_template_kwargs"]
-
-
-def test_a_column_of_margins_names_the_groups(preparer):
-    made = preparer()
-    made.check(WITH_MARGINS, None)
-    assert made.groups == list(GROUPS)
-    assert made.draws_donors
-    for options in ({"conditioning": "own"}, {"num_history": 0}):
-        assert not _checked(preparer(**options), WITH_MARGINS).draws_donors
-
-
-def _checked(made, rows):
-    made.check(rows, None)
-    return made
+# --- how rows are read
 
 
 @pytest.mark.parametrize(
@@ -121,7 +56,6 @@ def _checked(made, rows):
         (as_chat(TEXTS), {}, ("messages", 0)),
         (make_pairs(history=2), {}, ("messages", None)),
         (make_pairs(history=2), {"num_history": 1}, ("messages", 1)),
-        (make_pairs(history=2), {"num_history": 0}, ("messages", 0)),
     ],
 )
 def test_the_tokenizer_remembers_how_pairs_are_read_and_later_ones_are_read_so(preparer, rows, options, read):
@@ -226,7 +160,6 @@ def test_with_alpha_one_nothing_is_asked_of_teachers(preparer):
     ("rows", "options", "expected"),
     [
         (FULL, {}, {"shares_tokens": False, "alone": True}),
-        (FULL, {"conditioning": "own"}, {"shares_tokens": False, "alone": False}),
         (IDS.add_column("group", list(GROUPS)), {"conditioning": "own"}, {"shares_tokens": True, "alone": False}),
     ],
 )
@@ -235,17 +168,3 @@ def test_teachers_are_asked_whether_they_can_score_such_rows(preparer, asked, ro
     made.check(rows, None)
     made.check_teachers(make_tokenizer("decoder"))
     assert asked == [(f"teacher of {group}", expected) for group in GROUPS]
-
-
-def test_teachers_are_looked_at_before_the_texts(preparer, monkeypatch):
-    """Which takes minutes where there are many."""
-    monkeypatch.setattr(module.checks, "check_filled", None)
-    with pytest.raises(TeacherError, match="there are teachers for 'majority', 'nobody'"):
-        preparer(["majority", "nobody"]).check(FULL, FULL)
-
-    def refuse(teacher):
-        raise TeacherError("no reward model")
-
-    monkeypatch.setattr(module, "check_gives_rewards", refuse)
-    with pytest.raises(TeacherError, match="no reward model"):
-        preparer(GROUPS).check(FULL, FULL)

@@ -13,7 +13,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl_pafo.data.history import HistoryCutter, remembered, render_history
 from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import TeacherError
-from trl_pafo.models import safe_loading
 from trl_pafo.trainer.teacher import QuantizedBase, Teacher, as_teachers, check_teacher
 
 
@@ -40,18 +39,6 @@ def test_paths_become_teachers(tmp_path):
 def test_what_is_no_teacher_is_refused(teachers, match):
     with pytest.raises(TeacherError, match=match):
         as_teachers(teachers)
-
-
-def test_a_teacher_is_resolved_once(adapter, decoder, monkeypatch):
-    looked = []
-    folder_of = safe_loading.local_folder
-    monkeypatch.setattr("trl_pafo.trainer.teacher.local_folder", lambda name: looked.append(name) or folder_of(name))
-    teacher = Teacher("a", adapter)
-    check_teacher(teacher, AutoTokenizer.from_pretrained(decoder))
-    assert teacher.config is teacher.config
-    assert teacher.adapter["base_model_name_or_path"] == decoder
-    assert teacher.backbone() == Teacher("b", adapter).backbone()
-    assert looked == [adapter] * 2
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])

@@ -2,17 +2,13 @@
 
 import torch
 from torch import nn
+from torch.distributions import Normal
 from torch.nn.functional import softplus
 
 from trl_pafo.baselines.features import FeaturePairs
 from trl_pafo.baselines.user_model import UserModel, drawn
 
 _LEAST_STD = 0.05
-
-
-def gaussian_nll(target: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Negative log density of the target under N(mean, std^2), element by element."""
-    return -torch.distributions.Normal(mean, std).log_prob(target)
 
 
 class GPO(UserModel):
@@ -48,14 +44,8 @@ class GPO(UserModel):
         self.answer = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
     def predict(self, features: torch.Tensor, context: torch.Tensor, is_there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation, each of shape `(num_rows, 2)`, of y of both responses of each row.
-
-        Args:
-            features (`torch.Tensor` of shape `(num_rows, 2, num_features)`):
-                Of the responses that are asked for.
-            context (`torch.Tensor` of shape `(num_rows, longest, 2, num_features)`), is_there (`torch.Tensor` of shape `(num_rows, longest)`):
-                Past pairs, chosen first, and which there are.
-        """
+        """Mean and standard deviation, each of shape `(num_rows, 2)`, of y of both responses of each row, with features of shape
+        `(num_rows, 2, num_features)`, given past pairs ([`~trl_pafo.baselines.features.FeaturePairs.context`])."""
         known = context.new_tensor([1.0, 0.0])[:, None].expand(*context.shape[:-1], 1)
         seen = self.token(torch.cat([context, known], dim=-1).flatten(1, 2))
         asked = self.token(torch.cat([features, features.new_zeros(*features.shape[:-1], 1)], dim=-1))
@@ -68,7 +58,7 @@ class GPO(UserModel):
     def loss(self, pairs: FeaturePairs, rows: torch.Tensor, progress: float) -> torch.Tensor:
         context, is_there = pairs.context(rows)
         mean, std = self.predict(pairs.pairs[rows], context, drawn(is_there, 0, is_there.shape[1]))
-        return gaussian_nll(mean.new_tensor([1.0, 0.0]).expand_as(mean), mean, std).mean()
+        return -Normal(mean, std).log_prob(mean.new_tensor([1.0, 0.0])).mean()
 
     def rewards(self, pairs: FeaturePairs, rows: torch.Tensor) -> torch.Tensor:
         return self.predict(pairs.pairs[rows], *pairs.context(rows))[0]

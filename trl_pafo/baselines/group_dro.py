@@ -62,8 +62,8 @@ class GroupDRORewardTrainer(GroupTrainer):
 
     def weighted(self, losses: torch.Tensor) -> Loss:
         """Move the weights, then `sum_g q_g L_g`, with the losses `L_g` of the groups, of shape `(num_groups,)`."""
-        steps = dro_steps(losses, self.group_sizes.to(losses), self.eta, self.adjustment)
-        weights = self.group_weights.multiply(steps)
+        adjusted = losses.detach() + self.adjustment / self.group_sizes.to(losses).clamp(min=1).sqrt()
+        weights = self.group_weights.multiply(self.eta * adjusted)
         return (weights * losses).sum(), self.named(weights)
 
     @property
@@ -100,15 +100,6 @@ class GroupRobustRewardTrainer(GroupDRORewardTrainer):
         super().__init__(*args, eta=eta, **kwargs)
 
     def group_loss(self, sums: torch.Tensor, counts: torch.Tensor) -> Loss:
-        loss, parts = self.weighted(scaled_sums(sums, self.group_sizes.to(sums)))
+        sizes = self.group_sizes.to(sums)
+        loss, parts = self.weighted(sizes.sum() / sizes.clamp(min=1) * sums)
         return loss / counts.sum(), parts
-
-
-def scaled_sums(sums: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """`(N / N_g) * sum` of each group, of shape `(num_groups,)`; `sizes` has the training pairs `N_g`."""
-    return sizes.sum() / sizes.clamp(min=1) * sums
-
-
-def dro_steps(losses: torch.Tensor, sizes: torch.Tensor, eta: float, adjustment: float = 0.0) -> torch.Tensor:
-    """Logarithm of what multiplies the weight of each group, `eta (L_g + C / sqrt(N_g))`, of shape `(num_groups,)`; no gradient."""
-    return eta * (losses.detach() + adjustment / sizes.clamp(min=1).sqrt())

@@ -11,37 +11,17 @@ SCALE = 100.0
 
 
 def mixed_rewards(features: torch.Tensor, basis: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """`phi^T V softmax(w) / 100`.
-
-    Args:
-        features (`torch.Tensor` of shape `(num_rows, ..., num_features)`):
-            phi.
-        basis (`torch.Tensor` of shape `(num_features, num_basis)`):
-            V, a reward function a column.
-        logits (`torch.Tensor` of shape `(num_rows, num_basis)`):
-            w of the user of each row.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, ...)`.
-    """
+    """`phi^T V softmax(w) / 100`, of shape `(num_rows, ...)`, for phi of shape `(num_rows, ..., num_features)`, V with a reward function a
+    column, `(num_features, num_basis)`, and w of the user of each row, `(num_rows, num_basis)`."""
     return torch.einsum("b...k,bk->b...", features @ basis, softmax(logits, dim=-1)) / SCALE
 
 
 def fit_weights(
     past: torch.Tensor, is_there: torch.Tensor, basis: torch.Tensor, start: torch.Tensor, num_steps: int = 500, lr: float = 0.1
 ) -> torch.Tensor:
-    """The w of users whom past pairs tell, by Adam on the mean loss of each user's pairs, all else frozen.
+    """The w of users whom past pairs tell, of shape `(num_rows, num_basis)`, by Adam on the mean loss of each user's pairs, all else frozen.
 
-    Args:
-        past (`torch.Tensor` of shape `(num_rows, longest, 2, num_features)`), is_there (`torch.Tensor` of shape `(num_rows, longest)`):
-            Features of past pairs, and which there are.
-        basis (`torch.Tensor` of shape `(num_features, num_basis)`):
-            V.
-        start (`torch.Tensor` of shape `(num_basis,)`):
-            The w that is started from, which a user without past pairs keeps.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, num_basis)`.
+    Past pairs, and which there are, are those of [`~trl_pafo.baselines.features.FeaturePairs.context`]. A user without any keeps `start`.
     """
     values = (past @ basis / SCALE).detach()
     with torch.enable_grad():

@@ -26,25 +26,10 @@ def hard_em(
 ) -> NDArray[np.int64]:
     """Train each of several models on its users, assign each user to the model that explains it best, and again.
 
-    Users are dealt out at random, in equal numbers, before the first round. A model to which no user is assigned stays as it is.
-
-    Args:
-        train (`Callable`):
-            Trains a model further, given its number, the numbers of its users, in rising order, and the number of the round.
-        log_likelihood (`Callable`):
-            How well each model explains each user now, of shape `(num_users, num_models)`, such as [`user_log_likelihood`].
-        num_users, num_models (`int`):
-            Of the training users, and of the models.
-        num_rounds (`int`, *optional*, defaults to `3`):
-            How often both are done.
-        seed (`int`, *optional*, defaults to `0`):
-            Of the first assignment.
-
-    Returns:
-        `np.ndarray` of shape `(num_users,)`: the number of each user's model.
-
-    Raises:
-        DataError: If there are fewer users than models.
+    Users are dealt out at random, by the seed, in equal numbers, before the first round. A model to which no user is assigned stays as it is.
+    `train` takes the number of a model, those of its users, in rising order, and that of the round; `log_likelihood` says how well each
+    model explains each user now, of shape `(num_users, num_models)`, such as [`user_log_likelihood`]. The result, of shape `(num_users,)`,
+    has the number of each user's model. Fewer users than models raise [`DataError`].
     """
     if num_users < num_models:
         raise DataError(f"{num_models} models need as many training users, and there are {num_users}. Give more users.")
@@ -77,15 +62,8 @@ def serve(rewards: ArrayLike, past_margins: ArrayLike, past: Sequence[Sequence[i
     The authors train one policy for all users on the least of the models' expected rewards. That a model is chosen by past pairs
     is ours, and so is the offset: rewards of Bradley-Terry models have no common zero, so the least would be a matter of chance.
 
-    Args:
-        rewards (`ArrayLike` of shape `(num_pairs, 2, num_models)`):
-            Rewards of the chosen and the rejected response under each model.
-        past_margins (`ArrayLike` of shape `(num_past_pairs, num_models)`):
-            Margins of past pairs under each model, in reward units.
-        past (`Sequence[Sequence[int]]`):
-            For each pair, the numbers of its user's past pairs.
-        offset (`ArrayLike` of shape `(num_models,)`):
-            The mean reward of each model on its training responses, which is taken off.
+    Under each model there are the rewards of both responses, of shape `(num_pairs, 2, num_models)`, the margins of past pairs, whose numbers
+    `past` has for each pair, `(num_past_pairs, num_models)`, and the `offset` that is taken off: the mean reward of its training responses.
     """
     centered = np.asarray(rewards, dtype=np.float64) - np.asarray(offset, dtype=np.float64)
     best = history_scores(past_margins, past).argmax(axis=1)

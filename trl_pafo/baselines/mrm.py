@@ -11,20 +11,11 @@ from trl_pafo.baselines.user_model import UserModel, bradley_terry, masked_mean
 def inner_step(
     weights: torch.Tensor, differences: torch.Tensor, is_there: torch.Tensor, basis: torch.Tensor, lr: float
 ) -> torch.Tensor:
-    """`w - lr * dL/dw`, with L the mean Bradley-Terry loss of a user's past pairs; written out, so that it can be differentiated again.
+    """`w - lr * dL/dw`, of shape `(num_rows, num_basis)`, with L the mean Bradley-Terry loss of a user's past pairs; written out, so that it
+    can be differentiated again. Without past pairs it is w, of shape `(num_basis,)`.
 
-    Args:
-        weights (`torch.Tensor` of shape `(num_basis,)`):
-            w of all users.
-        differences (`torch.Tensor` of shape `(num_rows, longest, num_features)`), is_there (`torch.Tensor` of shape `(num_rows, longest)`):
-            Features of the chosen less those of the rejected response of past pairs, and which there are.
-        basis (`torch.Tensor` of shape `(num_basis, num_features)`):
-            B.
-        lr (`float`):
-            Learning rate of the step.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, num_basis)`: w of each row's user; without past pairs that of all users.
+    Of past pairs there are the features of the chosen less those of the rejected response, of shape `(num_rows, longest, num_features)`,
+    and which are there, `(num_rows, longest)`; the basis B has the shape `(num_basis, num_features)`.
     """
     share = softmax(weights, dim=-1)
     of_basis = differences @ basis.T

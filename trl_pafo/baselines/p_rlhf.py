@@ -19,23 +19,16 @@ from trl_pafo.baselines.user_table import FORMS, UserTable, add_user_tokens, gen
 from trl_pafo.data.history import rows_as_messages
 from trl_pafo.data.labels import as_label
 from trl_pafo.errors import ConfigError, DataError
-from trl_pafo.models.adapters import keep_reward_head
 from trl_pafo.models.ranks import replaced
-from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
-from trl_pafo.models.weights import check_student
+from trl_pafo.models.safe_loading import read_tokenizer
 from trl_pafo.trainer.collator import PairBatch
 from trl_pafo.trainer.config import PAFOConfig, check_visible_gpus
+from trl_pafo.trainer.trainer import check_model
 
 NUM_USER_TOKENS = 10
 _KWARGS = "chat_template_kwargs"
 _TABLE = "user_table.safetensors"
 """File of a checkpoint: what of the table trains."""
-
-
-def p_rlhf_loss(known: torch.Tensor, generic: torch.Tensor, known_weight: float) -> torch.Tensor:
-    """`a * mean(known) + (1 - a) * mean(generic)`, of losses of shape `(num_pairs,)`: each pair as of its user and as of the generic
-    one (P-RLHF, Li et al., arXiv 2402.05133, Eq. 6, with DPO's losses there)."""
-    return known_weight * known.mean() + (1 - known_weight) * generic.mean()
 
 
 class PRLHFRewardTrainer(BaselineTrainer):
@@ -129,28 +122,22 @@ class PRLHFRewardTrainer(BaselineTrainer):
         args = copy.copy(PAFOConfig.from_reward_config(args or PAFOConfig(f"{name.split('/')[-1]}-P-RLHF")))
         check_visible_gpus(args, model)
         if any(
-            parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED")
-        ):  # before a model is loaded in parts
+            parse_flag_from_env(f"ACCELERATE_USE_{launcher}") for launcher in ("FSDP", "DEEPSPEED")
+        ):  # before it is loaded in parts
             raise ConfigError("P-RLHF adds rows to the embeddings, which FSDP and DeepSpeed cut up. Use DDP, or one process.")
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
         if hasattr(model, "peft_config") or (peft_config is not None and not hasattr(peft_config, "trainable_token_indices")):
             raise ConfigError("P-RLHF trains added tokens: give the base as `model`, and a `peft_config` such as LoraConfig.")
+        revision = check_model(model, args, peft_config, trains=True)
+        if processing_class is None:
+            processing_class = read_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
         if isinstance(model, str):
-            options: Any = safe_init_kwargs(model, args.model_init_kwargs)  # type: ignore[arg-type]
-            check_student(model, options, trains=True)
-            keep_reward_head(model, peft_config, options.get("revision"))
-            if processing_class is None:
-                processing_class = read_tokenizer(
-                    model, revision=options.get("revision"), trust_remote_code=args.trust_remote_code
-                )
+            # On an accelerator TRL would spread it over all devices, also where a launcher starts a process for each.
+            options: Any = {"num_labels": 1, "device_map": None, **args.model_init_kwargs}  # type: ignore[dict-item]
             args.model_init_kwargs = None
             set_seed(args.seed)  # as the base class does before it draws a new head
             with suppress_seqcls_warning():
-                # On an accelerator TRL would spread it over all devices, also where a launcher starts a process for each.
-                options = {"device_map": None, **options}
-                model = create_model_from_path(model, AutoModelForSequenceClassification, num_labels=1, **options)  # type: ignore[arg-type]
-        if processing_class is None:
-            processing_class = read_tokenizer(name, trust_remote_code=args.trust_remote_code)
+                model = create_model_from_path(model, AutoModelForSequenceClassification, **options)  # type: ignore[arg-type]
         tokenizer = copy.deepcopy(processing_class)
         num_words = len(tokenizer)
         first = add_user_tokens(tokenizer, self.users, num_user_tokens)
@@ -176,9 +163,9 @@ class PRLHFRewardTrainer(BaselineTrainer):
             return super().get_train_dataloader()
 
     def training_loss(self, losses: torch.Tensor, batch: PairBatch) -> Loss:
-        known, generic = losses.chunk(2)
-        parts = {"known_user_loss": known.mean(), "generic_user_loss": generic.mean()}
-        return p_rlhf_loss(known, generic, self.known_weight), parts
+        known, generic = (part.mean() for part in losses.chunk(2))
+        loss = self.known_weight * known + (1 - self.known_weight) * generic  # Eq. 6, with DPO's losses there
+        return loss, {"known_user_loss": known, "generic_user_loss": generic}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from datasets import Dataset
 
 from trl_pafo.data.groups import count_by_group, group_names
@@ -89,11 +88,19 @@ class BaselineTrainer(PAFORewardTrainer):
         raise NotImplementedError
 
     def total(self, own: torch.Tensor) -> torch.Tensor:
-        """See [`total`]."""
-        return total(own, self.accelerator)
+        """The sum of a tensor over all processes, as a term of a loss that each process computes alike.
+
+        Launchers average the gradients of the processes, so each carries its own part times their number: the average is then the gradient
+        of the loss.
+        """
+        num = self.accelerator.num_processes
+        if num == 1:
+            return own
+        scaled = num * own
+        return scaled + (self.accelerator.reduce(own.detach(), "sum") - scaled.detach())
 
     def sums(self, values: torch.Tensor, ids: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum and number of the values of the pairs of each id, over all processes, both of shape `(num,)`; see [`total`]."""
+        """Sum and number of the values of the pairs of each id, over all processes, both of shape `(num,)`; see `total`."""
         of_id = F.one_hot(ids, num).to(values)
         both = self.total(torch.stack([values @ of_id, of_id.sum(0)]))
         return both[0], both[1].detach()
@@ -132,19 +139,6 @@ class GroupTrainer(BaselineTrainer):
     def named(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         """The weights of the groups by the names under which they are logged."""
         return {f"group_weight/{name}": weight for name, weight in zip(self.group_names, weights, strict=True)}
-
-
-def total(own: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """The sum of a tensor over all processes, as a term of a loss that each process computes alike.
-
-    Launchers average the gradients of the processes, so each carries its own part times their number: the average is then the gradient
-    of the loss.
-    """
-    num = accelerator.num_processes
-    if num == 1:
-        return own
-    scaled = num * own
-    return scaled + (accelerator.reduce(own.detach(), "sum") - scaled.detach())
 
 
 def mean_of_groups(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -11,17 +11,8 @@ from trl_pafo.baselines.user_model import UserModel, bradley_terry, drawn, maske
 
 
 def attention_pool(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
-    """One attention head over the past pairs, then the mean over them; zeros where there are none.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(num_rows, longest, width)`):
-            What each past pair asks for, offers and says.
-        is_there (`torch.Tensor` of shape `(num_rows, longest)`):
-            Which past pairs there are.
-
-    Returns:
-        `torch.Tensor` of shape `(num_rows, width)`.
-    """
+    """One attention head over the past pairs, then the mean over them, of shape `(num_rows, width)`; zeros where there are none. What each
+    past pair asks for, offers and says has the shape `(num_rows, longest, width)`, which there are `(num_rows, longest)`."""
     logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
     weights = logits.masked_fill(~is_there[:, None], -1e9).softmax(dim=-1)
     return masked_mean(weights @ value, is_there)

@@ -132,7 +132,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         train_dataset, eval_dataset = self._pairs.check(train_dataset, eval_dataset)
         choose_checkpoint(args, train_dataset, eval_dataset)
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
-        revision = _check_model(model, args, peft_config, trains=train_dataset is not None)
+        revision = check_model(model, args, peft_config, trains=train_dataset is not None)
         if processing_class is None:  # as the base class loads it, but before the model, so that teachers are checked first
             code = args.trust_remote_code
             processing_class = read_tokenizer(name, revision=revision, trust_remote_code=code)
@@ -311,7 +311,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         return loss.loss, {"bradley_terry": loss.bradley_terry, "distillation": loss.distillation}
 
 
-def _check_model(model: Any, args: PAFOConfig, peft_config: Any, trains: bool) -> str | None:
+def check_model(model: Any, args: PAFOConfig, peft_config: Any, trains: bool) -> str | None:
     """Raise where a model would get random weights or is no reward model; the revision of one that is given by its name."""
     if not isinstance(model, str):
         check_loaded_model(model, "`model`")
