@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from trl_pafo.data.history import history_of, is_rendered, past_pairs
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError
+from trl_pafo.models.group_scorer import without_past
 from trl_pafo.models.scoring import FeatureReader
 from trl_pafo.storage.files import replacing
 
@@ -104,17 +104,17 @@ def pair_features(reader: FeatureReader, rows: Dataset, *, batch_size: int = 32,
     missing = [name for name in ("prompt", *_SIDES, "user", "history") if name not in rows.column_names]
     if missing:
         fix = (
-            " attach_history of trl_pafo.data.attaching makes histories of the users' other pairs."
+            "attach_history of trl_pafo.data.attaching makes histories of the users' other pairs"
             if "history" in missing
-            else ""
+            else "Add them"
         )
-        raise DataError(f"The rows lack {', '.join(missing)}.{fix}")
+        raise DataError(f"The rows lack {', '.join(missing)}. {fix}.")
     entries, past = past_pairs(rows)
     if is_rendered(rows):
         shown = [len(history_of(row) or []) for row in read_rows(rows, ["chat_template_kwargs"])]
         past = [own[:number] for own, number in zip(past, shown, strict=True)]
     names = [name for name in ("prompt", *_SIDES, "chat_template_kwargs", "tools") if name in rows.column_names]
-    alone = [_alone(row) for row in read_rows(rows, names)]
+    alone = [without_past(row) for row in read_rows(rows, names)]
     reading = reader.renderer.reading(alone, allow_no_history=True)
     ids = [
         *reader.tokenize(alone, reading=reading),
@@ -124,8 +124,3 @@ def pair_features(reader: FeatureReader, rows: Dataset, *, batch_size: int = 32,
     both = torch.from_numpy(np.array([[row[side] for side in _SIDES] for row in found], dtype=np.float32))
     user = np.unique(np.asarray(rows["user"][:]), return_inverse=True)[1]
     return FeaturePairs(both[: len(rows)], both[len(rows) :], past, torch.from_numpy(user))
-
-
-def _alone(row: dict[str, Any]) -> dict[str, Any]:
-    kwargs = {name: value for name, value in (row.get("chat_template_kwargs") or {}).items() if name != "history"}
-    return {**row, "chat_template_kwargs": kwargs}

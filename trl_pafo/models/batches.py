@@ -98,8 +98,7 @@ def pool_sequences(
     *,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    desc: str | None = None,
+    **how: Any,
 ) -> np.ndarray:
     """The hidden state of each token sequence that the reward head makes its reward of: of a decoder that of the last token, of an
     encoder what its head has pooled. The arguments are those of [`score_sequences`].
@@ -121,7 +120,6 @@ def pool_sequences(
     width = inner.get_submodule(heads[0]).in_features
     # The head gives back what it reads, so that the model's own forward pass pools it.
     hooks = [inner.get_submodule(name).register_forward_hook(lambda module, args, output: args[0]) for name in heads]
-    how: dict[str, Any] = {"autocast": autocast, "desc": desc}
     try:
         return _read_sequences(model, sequences, pad_token_id, lambda outputs: outputs.logits, width, batch_size, device, how)
     finally:
@@ -158,18 +156,16 @@ def score_pairs(
     share_prefix: bool = False,
     batch_size: int = 32,
     device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-    desc: str | None = None,
-    accelerator: Accelerator | PartialState | None = None,
+    **how: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. See [`score_sequences`].
+    """Rewards of the chosen and of the rejected responses, each of shape `(num_pairs,)`. The other arguments are those of
+    [`score_sequences`].
 
     Args:
         share_prefix (`bool`, *optional*, defaults to `False`):
             Compute what both responses of a pair begin with once. The rewards are the same to rounding, if the model is one that
             [`~trl_pafo.prefix_sharing.choice.choose_sharing`] shares with. A pair still counts as two of `batch_size`.
     """
-    how: dict[str, Any] = {"autocast": autocast, "desc": desc, "accelerator": accelerator}
     if not share_prefix:
         sequences = [*chosen_ids, *rejected_ids]
         rewards = score_sequences(model, sequences, pad_token_id, batch_size=batch_size, device=device, **how)

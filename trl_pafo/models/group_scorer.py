@@ -73,7 +73,7 @@ class GroupScorer(RewardScorer):
         given: list[dict[str, Any]] = [plain(row) for row in rows]
         inputs, _ = reading or self.renderer.reading(given, name, allow_no_history=allow_no_history)
         groups = self.mixture.groups
-        pairs = [[_alone(row), *self._past(row, inputs)] for row in given]
+        pairs = [[without_past(row), *self._past(row, inputs)] for row in given]
         keys = [[json.dumps(pair, sort_keys=True, default=str) for pair in own] for own in pairs]
         # A user's past pairs stand in each of its rows, and to render and tokenize takes longer than to score.
         of_row: dict[str, int] = {}
@@ -140,7 +140,7 @@ class GroupScorer(RewardScorer):
         return own, chosen - rejected
 
 
-def _alone(row: Mapping[str, Any]) -> dict[str, Any]:
+def without_past(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row that is read without a history."""
     variables = {name: value for name, value in (row.get(_KWARGS) or {}).items() if name != "history"}
     return {**{name: value for name, value in row.items() if name != "history"}, _KWARGS: variables}

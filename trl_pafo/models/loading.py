@@ -1,24 +1,18 @@
 """A saved reward model in memory, and what of it decides which texts it can read."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from trl_pafo.errors import ConfigError, DataError, TrlPafoError
-from trl_pafo.models.safe_loading import (
-    SAFELY,
-    adapter_config,
-    base_folder,
-    has_tokenizer,
-    load_saved_tokenizer,
-    reason,
-)
-from trl_pafo.models.weights import check_reward_model, complete_weights
+from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.safe_loading import SAFELY, adapter_config, base_folder, has_tokenizer, load_saved_tokenizer, reason
+from trl_pafo.models.weights import as_config_error, check_reward_model, complete_weights
 
 
 def load_reward_model(
@@ -47,23 +41,16 @@ def load_reward_model(
     adapter = adapter_config(folder)
     tokenizer = load_saved_tokenizer(folder) if has_tokenizer(folder) else None
     options: dict[str, Any] = {} if quantization_config is None else {"quantization_config": quantization_config}
-    try:
-        with complete_weights():
-            if adapter is None:
-                model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY)
-            else:
-                base = AutoModelForSequenceClassification.from_pretrained(
-                    base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
-                )  # a head of another shape is replaced by that of the adapter, or was refused
-                if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
-                    base.resize_token_embeddings(len(tokenizer))
-                model = _with_adapter(base, folder, is_trainable)
-    except TrlPafoError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(
-            f"No reward model can be loaded from {folder}: {reason(error)}. Use another model, or save it again."
-        ) from error
+    with as_config_error(folder), complete_weights():
+        if adapter is None:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **SAFELY)
+        else:
+            base = AutoModelForSequenceClassification.from_pretrained(
+                base_folder(adapter), num_labels=1, ignore_mismatched_sizes=True, dtype=dtype, **SAFELY, **options
+            )  # a head of another shape is replaced by that of the adapter, or was refused
+            if tokenizer is not None and len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+                base.resize_token_embeddings(len(tokenizer))
+            model = _with_adapter(base, folder, is_trainable)
     config = model.config.get_text_config()
     config.pad_token_id = trained_pad_id(config, tokenizer, adapter is not None)
     return model.eval()
@@ -123,19 +110,16 @@ def check_positions(
     whose: str,
     name: Callable[[int], str] = "row {}".format,
 ) -> None:
-    """Raise where rows, whose longest sequences have these lengths, have more tokens than a model has positions. The lengths are not kept.
+    """Raise where rows, whose longest sequences have these lengths, have more tokens than a model has positions.
 
     Raises:
         DataError: If a row is too long; the message names the first.
     """
-    num_rows = num_long = first = 0
-    for num_rows, length in enumerate(lengths, start=1):
-        if positions is not None and length > positions:
-            first = first if num_long else num_rows - 1
-            num_long += 1
-    if num_long:
+    found = np.fromiter(lengths, dtype=np.int64)
+    long = np.flatnonzero(found > (math.inf if positions is None else positions)).tolist()
+    if long:
         raise DataError(
-            f"{num_long} of {num_rows} {what} are longer than the {positions} positions of {whose}, the first is {name(first)}. Lower "
+            f"{len(long)} of {len(found)} {what} are longer than the {positions} positions of {whose}, the first is {name(long[0])}. Lower "
             "`history_max_tokens`, cut the responses, or leave such rows out."
         )
 

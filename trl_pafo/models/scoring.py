@@ -16,11 +16,7 @@ from trl_pafo.data.rendering import InputRenderer, Reading
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.batches import pool_sequences, score_sequences
 from trl_pafo.models.loading import as_dtype, check_positions, load_reward_model, pad_id_of, plain_device, positions_of
-from trl_pafo.models.safe_loading import (
-    load_config,
-    load_saved_tokenizer,
-    local_folder,
-)
+from trl_pafo.models.safe_loading import load_config, load_saved_tokenizer, local_folder
 from trl_pafo.models.weights import check_reward_model
 
 
@@ -73,12 +69,10 @@ class FeatureReader:
         self,
         rows: Sequence[Mapping[str, Any]],
         name: Callable[[int], str] = "row {}".format,
-        *,
-        allow_no_history: bool = False,
-        reading: Reading | None = None,
+        **how: Any,
     ) -> list[dict[Any, list[int]]]:
-        """Token ids of the responses of rows, each with its prompt; see [`~RewardScorer.score`]."""
-        sequences = self.sequences(rows, name, allow_no_history=allow_no_history, reading=reading)
+        """Token ids of the responses of rows, each with its prompt; `allow_no_history` and `reading` as for [`~RewardScorer.score`]."""
+        sequences = self.sequences(rows, name, **how)
         check_positions([max(map(len, row.values())) for row in sequences], self.positions, "rows", "the model", name)
         return sequences
 
@@ -226,19 +220,9 @@ class RewardScorer(FeatureReader):
         sequences = self.tokenize(rows, name, allow_no_history=allow_no_history, reading=reading)
         return self.score_tokens(sequences, batch_size=batch_size, desc=desc, processes=processes)
 
-    def score_tokens(
-        self,
-        sequences: Sequence[Mapping[str, Sequence[int]]],
-        *,
-        batch_size: int = 32,
-        desc: str | None = None,
-        processes: PartialState | None = None,
-    ) -> list[dict[str, float]]:
-        """Rewards of rows that are tokenized, as [`~RewardScorer.tokenize`] returns them; see [`~RewardScorer.score`].
-
-        The `processes`, all of which call this with the same rows, share the work.
-        """
-        return self.combine(self.read_tokens(sequences, batch_size=batch_size, desc=desc, processes=processes))
+    def score_tokens(self, sequences: Sequence[Mapping[Any, Sequence[int]]], **how: Any) -> list[dict[str, float]]:
+        """Rewards of rows that are tokenized, as [`~RewardScorer.tokenize`] returns them; see [`~RewardScorer.read_tokens`]."""
+        return self.combine(self.read_tokens(sequences, **how))
 
     def read_tokens(
         self,
@@ -248,7 +232,7 @@ class RewardScorer(FeatureReader):
         desc: str | None = None,
         processes: PartialState | None = None,
     ) -> list[dict[Any, float]]:
-        """What the model gives for each sequence of rows that are tokenized; see [`~RewardScorer.score_tokens`]."""
+        """What the model gives for each sequence of rows that are tokenized; see [`~RewardScorer.score`]."""
         rewards = self._read(score_sequences, sequences, batch_size=batch_size, desc=desc, accelerator=processes)
         return _by_side(rewards.tolist(), sequences)
 

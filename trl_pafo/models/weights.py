@@ -95,7 +95,7 @@ def check_reward_model(folder: str | Path) -> None:
     check_model_folder(folder)
     adapter = adapter_config(folder)
     base = folder if adapter is None else base_folder(adapter)
-    with _as_config_error(folder):
+    with as_config_error(folder):
         config = load_config(folder)
         shapes = {} if adapter is None else _shapes_in(folder / "adapter_model.safetensors")
         brought = {name.removeprefix("base_model.model."): shape for name, shape in shapes.items()}
@@ -109,16 +109,12 @@ def check_reward_model(folder: str | Path) -> None:
     if gaps.missing:
         only_head = set(gaps.missing) <= set(gaps.of_head)
         fix = "Train it with RewardTrainer, and save all of it: model.save_pretrained, not that of a part of it"
-        rows = (
-            []
-            if adapter is not None
-            else [name for name, shape in _shapes_in(*weight_files(folder)).items() if shape[:-1] == [1]]
-        )
-        others = [name for name in rows if "embed" not in name]
-        if only_head and others:
-            fix = f"If {name_some(others)} is its head under another name, load it with its own code, and score with a function (--reward_function)"
-        if adapter is not None and only_head:
+        if only_head and adapter is not None:
             fix = "Train it again with task_type='SEQ_CLS', or with these layers in `modules_to_save`, or on a base that has a trained head"
+        elif only_head:
+            rows = [name for name, shape in _shapes_in(*weight_files(folder)).items() if shape[:-1] == [1]]
+            if others := [name for name in rows if "embed" not in name]:
+                fix = f"If {name_some(others)} is its head under another name, load it with its own code, and score with a function (--reward_function)"
         raise ConfigError(
             f"{where} weights for {name_some(gaps.missing)}{', so there is no reward head' if only_head else ''}: "
             f"they would be random, and so would the rewards. {fix}."
@@ -197,7 +193,7 @@ def gaps_of_base(source: str, revision: str | None = None) -> Gaps | None:
     """What a base lacks of a reward model; `None` where only loading it can show that."""
     try:
         folder = local_folder(source, revision)
-        with _as_config_error(folder):
+        with as_config_error(folder):
             return find_gaps(folder, AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False))
     except TrlPafoError:
         return None
@@ -257,7 +253,7 @@ def _shapes_in(*files: Path) -> _Shapes:
 
 
 @contextmanager
-def _as_config_error(folder: Path) -> Iterator[None]:
+def as_config_error(folder: Path) -> Iterator[None]:
     """What the libraries raise inside becomes one error that names the folder and the fix."""
     try:
         yield

@@ -7,13 +7,7 @@ from trl import ModelConfig
 from trl_pafo.storage.canonical import canonical, values_of
 from trl_pafo.trainer.config import PAFOConfig
 
-STUDENT_OPTIONS = (
-    "alpha",
-    "distillation_loss",
-    "distillation_temperature",
-    "conditioning",
-    "tau",
-)
+STUDENT_OPTIONS = ("alpha", "distillation_loss", "distillation_temperature", "conditioning", "tau")
 """Options of PAFO that only the student depends on: changing them must not ask for new teachers."""
 
 DRAWING_OPTIONS = ("conditioning", "tau")

@@ -192,6 +192,11 @@ class ExactRewardTrainer(RewardTrainer):
                 )
             batch.pair_number = range(len(scored), len(scored) + len(rewards))
         process = None if prediction_loss_only else self.preprocess_logits_for_metrics
+        token_ids = None  # those of both sequences of each pair, of shape (num_pairs, 2, num_tokens)
+        if self._keeps_inputs and batch.pair_lengths is None:
+            token_ids = torch.stack(torch.chunk(inputs["input_ids"], chunks=2), dim=1)
+        elif self._keeps_inputs:
+            token_ids = two_rows(inputs["input_ids"], batch.pair_lengths, self.data_collator.pad_token_id)
         scored.add(
             pair_number=batch.pair_number,
             pair_group=batch.pair_group or [""] * len(rewards),
@@ -199,15 +204,9 @@ class ExactRewardTrainer(RewardTrainer):
             rewards=rewards,
             margin=batch.margin,
             predictions=process and process(rewards, None),
-            inputs=self._token_ids(inputs, batch) if self._keeps_inputs else None,
+            inputs=token_ids,
         )
         return None, None, None  # nothing for the base class to gather
-
-    def _token_ids(self, inputs: dict[str, Any], batch: PairBatch) -> torch.Tensor:
-        """Those of both sequences of each pair, of shape `(num_pairs, 2, num_tokens)`."""
-        if batch.pair_lengths is None:
-            return torch.stack(torch.chunk(inputs["input_ids"], chunks=2), dim=1)
-        return two_rows(inputs["input_ids"], batch.pair_lengths, self.data_collator.pad_token_id)
 
     def evaluation_loop(
         self,

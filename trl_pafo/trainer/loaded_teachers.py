@@ -33,12 +33,12 @@ def by_backbone(teachers: Mapping[str, Teacher]) -> list[dict[str, Teacher]]:
     return list(shared.values())
 
 
-class TeacherModels:
+class TeacherModels(AbstractContextManager["TeacherModels"]):
     """
     Teachers of one backbone (see [`by_backbone`]) in memory, frozen, to be used as one of them at a time.
 
     They never meet the optimizer, and neither the accelerator nor the trainer knows of them, so that nothing saves them or keeps
-    them alive. [`~TeacherModels.close`] frees them. The accelerator says where the models go; all of its processes have to make
+    them alive. They are freed at the end of a `with` block. The accelerator says where the models go; all of its processes have to make
     this object together. Teachers that are adapters of the student's base are loaded on it as it is, `quantized`.
     """
 
@@ -129,16 +129,9 @@ class TeacherModels:
             raise TeacherError(f"The teacher of group {group!r}: {error}") from error
         return of_chosen - of_rejected
 
-    def close(self) -> None:
-        """Free the models."""
+    def __exit__(self, *error: object) -> None:
         self._model = None
         clear_device_cache(garbage_collection=True)
-
-    def __enter__(self) -> "TeacherModels":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _autocast(accelerator: Accelerator) -> Callable[[], AbstractContextManager]:

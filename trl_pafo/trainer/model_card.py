@@ -13,6 +13,7 @@ from trl_pafo.data.history import remembered
 from trl_pafo.data.named_groups import remembered_groups
 from trl_pafo.models.card import Accuracy, Card, GroupCount, base_id
 from trl_pafo.storage.cost import hardware, seconds_in_words
+from trl_pafo.trainer.cache_keys import STUDENT_OPTIONS
 
 PAPER = {
     "title": "PAFO: Pareto Fairness Optimization for Personalized Reward Modeling",
@@ -49,7 +50,6 @@ HOW_TRAINED = {
 }
 
 # The options of a training that a card shows, in this order. None of them can hold a path.
-_OF_STUDENTS = ("alpha", "distillation_loss", "distillation_temperature", "conditioning", "tau")
 _OF_ALL = (
     *("num_history", "min_num_history", "history_max_tokens", "history_fields", "max_length"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps", "per_device_train_batch_size"),
@@ -80,7 +80,7 @@ def reward_model_card(
             **{f"history_{name}": read[name] for name in ("max_tokens", "fields")},
             "num_history": read["num_history"],
         }
-    names = (*(_OF_STUDENTS if method == "pafo" else ()), *_OF_ALL, *(_OF_ADAPTERS if is_adapter else ()))
+    names = (*(STUDENT_OPTIONS if method == "pafo" else ()), *_OF_ALL, *(_OF_ADAPTERS if is_adapter else ()))
     return Card(
         how_trained=how_trained or HOW_TRAINED[method],
         base_model=base_id(base),
