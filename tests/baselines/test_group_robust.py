@@ -30,14 +30,3 @@ def test_losses_and_weights_are_those_of_a_plain_loop(build, batch_of, eta):
     names = trainer.group_names
     expected = log_q["majority"] - log_q["minority"]
     assert float(odds[names.index("majority")] - odds[names.index("minority")]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_over_all_pairs_equal_weights_are_the_mean_of_the_means_of_groups(build, batch_of):
-    trainer = build(GroupRobustRewardTrainer, constants={"eta": 1e-12})
-    trainer.model.train()
-    names = trainer.train_dataset["group"][:]
-    differences = torch.linspace(-2, 3, len(names))
-    found, _ = trainer.pair_loss(differences, batch_of(trainer, names))
-    of_pair = [math.log(1 + math.exp(-d)) for d in differences.tolist()]
-    means = [sum(loss for loss, n in zip(of_pair, names, strict=True) if n == g) / SIZES[g] for g in SIZES]
-    assert float(found) == pytest.approx(sum(means) / 2, rel=1e-5)

@@ -112,8 +112,8 @@ def train_all(out: Path, parts: str, *students: str) -> dict:
 
 STUDENTS = [f"{kind}-{teachers}" for kind in ("full", "lora") for teachers in ("checkpoints", "adapters", "column")]
 MODES = ["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+# A training under DDP is part of the runs of test_run_on_ranks.py and test_exact_on_ranks.py, so here it is a slow test.
 QUICK = {
-    "ddp": ["lora-checkpoints"],
     "fsdp2": ["full-checkpoints", "lora-adapters"],
     "zero3": ["full-adapters", "lora-checkpoints"],
 }

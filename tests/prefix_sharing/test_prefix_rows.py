@@ -1,10 +1,8 @@
 """Shared rows against loops over single tokens and against rows of their own."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from trl_pafo.prefix_sharing.attention import attention_mask
 from trl_pafo.prefix_sharing.rows import (
@@ -125,23 +123,3 @@ class TestWhereRewardsAreRead:
                 belongs, at = tokens[place]
                 assert side in belongs
                 assert at == pooled
-
-    @pytest.mark.parametrize("pad", [0, 2])
-    def test_is_what_the_installed_transformers_pools(self, pad):
-        """The loop above says how we think that pooling works; this asks."""
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1
-        )
-        model = LlamaForSequenceClassification(config).eval()
-        model.config.pad_token_id = pad
-        pairs = [{"chosen_ids": [1, 3, 2, 2], "rejected_ids": [1, 3, 4, 2]}, {"chosen_ids": [2, 2], "rejected_ids": [5]}]
-        batch = collate_pairs(pairs, pad)
-        places = reward_places(batch["input_ids"], batch[PAIR_LENGTHS], pad)
-        sequences = two_rows(batch["input_ids"], batch[PAIR_LENGTHS], pad)
-        with torch.no_grad():
-            pooled = torch.stack([model(sequences[:, side]).logits.squeeze(-1) for side in (0, 1)], dim=1)
-            everywhere = torch.stack([model.score(model.model(sequences[:, side]).last_hidden_state) for side in (0, 1)], dim=1)
-        positions = row_layout(batch[PAIR_LENGTHS], batch["input_ids"].shape[1]).position.gather(1, places)
-        read = everywhere.squeeze(-1).gather(2, positions[:, :, None]).squeeze(-1)
-        torch.testing.assert_close(read, pooled)

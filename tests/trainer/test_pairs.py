@@ -8,7 +8,8 @@ from helpers.parts import GROUPS, as_chat, make_pairs, make_tokenizer
 from trl import RewardTrainer
 
 from trl_pafo import PAFOConfig
-from trl_pafo.data.history import remembered
+from trl_pafo.data.history import HistoryCutter, remembered, render_history
+from trl_pafo.data.template import add_history_template
 from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.trainer import pairs as module
 from trl_pafo.trainer.pairs import PairPreparer
@@ -43,6 +44,7 @@ def prepare(preparer: PairPreparer, train, evaluation=None, tokenizer=None):
 
 
 TEXTS = make_pairs(history=0)
+RENDERED = render_history(make_pairs(), HistoryCutter(add_history_template(make_tokenizer("decoder")), 1))  # cut before
 IDS = Dataset.from_dict({"chosen_ids": [[1, 2], [3]], "rejected_ids": [[1], [4, 5]]})
 
 
@@ -56,6 +58,7 @@ IDS = Dataset.from_dict({"chosen_ids": [[1, 2], [3]], "rejected_ids": [[1], [4, 
         (as_chat(TEXTS), {}, ("messages", 0)),
         (make_pairs(history=2), {}, ("messages", None)),
         (make_pairs(history=2), {"num_history": 1}, ("messages", 1)),
+        (RENDERED, {}, ("messages", 1)),
     ],
 )
 def test_the_tokenizer_remembers_how_pairs_are_read_and_later_ones_are_read_so(preparer, rows, options, read):
@@ -113,7 +116,7 @@ def with_margins(margins: dict) -> Dataset:
 FIRST = FULL[0]
 TOKENIZED = IDS.add_column("group", list(GROUPS)).add_column("history", [FIRST["history"]] * 2)
 WITH_MARGINS = with_margins({"majority": 1.0, "minority": -1.0})
-RENDERED = TEXTS.add_column("chat_template_kwargs", [{"history": FIRST["history"]}] * 30)
+WITH_VARIABLES = TEXTS.add_column("chat_template_kwargs", [{"history": FIRST["history"]}] * 30)
 
 
 def with_first(**changes) -> Dataset:
@@ -138,11 +141,11 @@ def with_first(**changes) -> Dataset:
         (WITH_MARGINS, (), {"conditioning": "posterior"}, DataError, "lacks the column history_log_likelihood"),
         (TOKENIZED, GROUPS, {}, DataError, "is tokenized, so its pairs cannot be shown under other histories"),
         (TOKENIZED, (), {"min_num_history": 0}, DataError, "is tokenized, so the number of past pairs cannot be drawn"),
-        (RENDERED, GROUPS, {}, DataError, "or set conditioning='own'.* lacks the column history"),
+        (WITH_VARIABLES, GROUPS, {}, DataError, "or set conditioning='own'.* lacks the column history"),
         (FULL.to_iterable_dataset(), GROUPS, {}, DataError, "is a stream, whose pairs no teacher can score before"),
         (TEXTS.to_iterable_dataset(), (), {"min_num_history": 1}, ConfigError, "which a stream cannot do"),
         (FULL.to_iterable_dataset(), (), {}, DataError, "write it into `chat_template_kwargs` first"),
-        (RENDERED.to_iterable_dataset(), (), {}, DataError, "holds texts with a `history` .*, which only messages show"),
+        (WITH_VARIABLES.to_iterable_dataset(), (), {}, DataError, "holds texts with a `history` .*, which only messages show"),
     ],
 )
 def test_what_does_not_fit_is_refused(preparer, rows, groups, options, error, match):

@@ -232,7 +232,12 @@ def test_named_pairs_that_may_become_too_long_are_left_out(build):
 
 def test_what_names_cannot_do_is_an_error(build):
     ungrouped = as_chat(make_pairs()).remove_columns("group")
-    for change, message in (({"eval_dataset": ungrouped}, "lacks the column group"), ({"min_num_history": 0}, "Leave one")):
+    stream = as_chat(make_pairs(history=0)).to_iterable_dataset()
+    for change, message in (
+        ({"eval_dataset": ungrouped}, "The evaluation dataset lacks the column group"),
+        ({"eval_dataset": stream}, "The evaluation dataset .* is a stream"),
+        ({"min_num_history": 0}, "Leave one of them out"),
+    ):
         with pytest.raises(TrlPafoError, match=message):
             build(rows=as_chat(make_pairs()), conditioning="named", **change)
 

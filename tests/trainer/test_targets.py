@@ -11,7 +11,6 @@ from trl_pafo.trainer.targets import (
     group_numbers,
     posterior_of_histories,
     score_pairs,
-    targets_from_teachers,
 )
 
 RNG = np.random.default_rng(0)
@@ -49,32 +48,6 @@ def test_the_prior_of_a_posterior_is_the_share_of_the_group(tau):
     for row in range(6):
         weights = [math.exp(likelihood[row, g]) * (np.mean(names == "abc"[g])) ** (1 - tau) for g in range(3)]
         assert found[row] == pytest.approx([w / sum(weights) for w in weights])
-
-
-def test_histories_that_tell_the_group_are_likely_under_it():
-    """One past pair a row, on which the teachers disagree more often than not as the group of the row says."""
-    rng = np.random.default_rng(1)
-    group = np.where(rng.random(400) < 0.3, "b", "a")
-    said = np.where(np.arange(2) == (group == "b")[:, None], 1.0, -1.0) + rng.normal(size=(400, 2))
-
-    class FakeTeacher:
-        def __init__(self, place):
-            self.place = place
-
-        def read(self, rows, tokenizer):
-            return rows.map(lambda row: {"said": said[int(row["chosen"]), self.place]})
-
-    def score(teachers, pairs):
-        return {name: np.array(rows["said"]) for name, rows in pairs.items()}
-
-    pairs = [{"prompt": "p", "chosen": str(n), "rejected": "no"} for n in range(400)]
-    rows = Dataset.from_list([{**pair, "history": [pair]} for pair in pairs])
-    targets = targets_from_teachers(score, {"b": FakeTeacher(1), "a": FakeTeacher(0)}, rows, group, None, tau=1.0)
-    likely = np.array(["a", "b"])[targets.posterior.argmax(axis=1)]
-    told = [(likely == group)[group == name].mean() for name in "ab"]
-    assert min(told) > 0.85
-    assert np.mean(told) == pytest.approx(((said[:, 1] > said[:, 0]) == (group == "b")).mean(), abs=0.05)
-    assert targets.margins == pytest.approx(said)
 
 
 def test_numbers_of_groups_have_the_order_that_is_asked_for():

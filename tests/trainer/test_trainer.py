@@ -357,29 +357,6 @@ def test_a_dataset_sharded_by_dispatch_is_not(encoder, pairs, training, tmp_path
     assert PAFORewardTrainer(encoder, args, train_dataset=pairs).accelerator.dispatch_batches is False
 
 
-# --- what it saves
-
-
-@pytest.mark.parametrize(("kind", "peft"), [("encoder", True), ("decoder", False)])
-def test_saved_model_is_plain_and_gives_the_same_rewards(kind, peft, request, training, tmp_path):
-    out = tmp_path / "out"
-    lora = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]) if peft else None
-    rows = make_pairs().add_column("teacher_margins", [dict.fromkeys(GROUPS, 1.0)] * 30)
-    args = PAFOConfig(str(out), **training)
-    trainer = PAFORewardTrainer(request.getfixturevalue(kind), args, train_dataset=rows, peft_config=lora)
-    trainer.train()
-    trainer.save_model()
-    model = AutoModelForSequenceClassification.from_pretrained(out, num_labels=1).eval()
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    row = trainer.train_dataset[0]
-    messages = [*row["prompt"], *row["chosen"]]
-    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **row["chat_template_kwargs"])["input_ids"]
-    assert ids == row["chosen_ids"]
-    with torch.no_grad():
-        inner = trainer.model.eval()
-        assert model(torch.tensor([ids])).logits.item() == pytest.approx(inner(torch.tensor([ids])).logits.item(), abs=rounding())
-
-
 # --- teachers
 
 

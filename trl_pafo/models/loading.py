@@ -1,12 +1,10 @@
 """A saved reward model in memory, and what of it decides which texts it can read."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
@@ -110,16 +108,19 @@ def check_positions(
     whose: str,
     name: Callable[[int], str] = "row {}".format,
 ) -> None:
-    """Raise where rows, whose longest sequences have these lengths, have more tokens than a model has positions.
+    """Raise where rows, whose longest sequences have these lengths, have more tokens than a model has positions. The lengths are not kept.
 
     Raises:
         DataError: If a row is too long; the message names the first.
     """
-    found = np.fromiter(lengths, dtype=np.int64)
-    long = np.flatnonzero(found > (math.inf if positions is None else positions)).tolist()
-    if long:
+    num_rows = num_long = first = 0
+    for num_rows, length in enumerate(lengths, start=1):
+        if positions is not None and length > positions:
+            first = first if num_long else num_rows - 1
+            num_long += 1
+    if num_long:
         raise DataError(
-            f"{len(long)} of {len(found)} {what} are longer than the {positions} positions of {whose}, the first is {name(long[0])}. Lower "
+            f"{num_long} of {num_rows} {what} are longer than the {positions} positions of {whose}, the first is {name(first)}. Lower "
             "`history_max_tokens`, cut the responses, or leave such rows out."
         )
 

@@ -205,12 +205,18 @@ class PairPreparer:
         if dataset not in self._checked:
             dataset = self._look_at_evaluated(dataset, name)
         columns = get_dataset_column_names(dataset)
-        given = dataset
+        given, groups = dataset, None
         if not {"chosen_ids", "chosen_input_ids"} & set(columns):
             if "chat_template_kwargs" in columns:
                 add_history_template(tokenizer)  # a template that knows no `history` would lose it in silence
             if is_train:
                 self._remember(dataset, tokenizer)
+            groups = remembered_groups(tokenizer)
+            if groups and (not isinstance(dataset, Dataset) or "group" not in columns):
+                raise DataError(
+                    f"{what} lacks the column group, or is a stream: the model reads the name of a group in the prompt. Add the group of each "
+                    "pair and load it without streaming, or let `trl-pafo evaluate` weigh the groups by each user's past pairs."
+                )
             dataset = self._render(dataset, tokenizer, what, is_train)
         if tokenizer.eos_token is None and "chosen_ids" not in columns and not is_conversational(_first(dataset)):
             raise ConfigError(
@@ -221,16 +227,15 @@ class PairPreparer:
             return tokenize_rest(dataset, tokenizer, self.args, name)
         messages = dataset
         longest: Any = self.args.max_length
-        if "chosen_ids" not in columns and (groups := remembered_groups(tokenizer)):
-            dataset = self._named(dataset, given, what)
+        if groups:
+            dataset = name_groups(dataset, given["group"][:])  # each pair names its own
             if longest is not None and is_train:
                 longest = longest - _left_for_names(dataset["group"][:], groups["groups"], tokenizer)
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
         draws = self.draws_donors or self.names_groups or self.args.min_num_history is not None
-        needed = draws or (self.distills and bool(self._teachers))
-        keeps_rows = is_train and needed
+        keeps_rows = is_train and (draws or (self.distills and bool(self._teachers)))
         rows = [dataset, *([given, messages] if keeps_rows else [])]
         if longest is not None and len(kept := rows_within(dataset, longest)) < len(dataset):
             rows = [part.select(kept) for part in rows]
@@ -238,15 +243,6 @@ class PairPreparer:
         if keeps_rows:
             self.rows = TrainingRows(*rows[1:])
         return rows[0]
-
-    def _named(self, dataset: Dataset, given: Dataset, what: str) -> Dataset:
-        """Pairs whose prompts name their own group."""
-        if not isinstance(dataset, Dataset) or "group" not in given.column_names:
-            raise DataError(
-                f"{what} lacks the column group, or is a stream: the model reads the name of a group in the prompt. Add the group of each pair, "
-                "or let `trl-pafo evaluate` weigh the groups by each user's past pairs."
-            )
-        return name_groups(dataset, given["group"][:])
 
     def _is_cut(self, dataset: Dataset) -> bool:
         """Whether the histories were cut before, and are shown unchanged."""
@@ -277,9 +273,8 @@ class PairPreparer:
     def _render(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, what: str, is_train: bool) -> Any:
         """Pairs as the model reads them; evaluation pairs as it was trained to, which the options override."""
         args = self.args
-        if isinstance(dataset, Dataset) and remembered_groups(tokenizer):
-            rows = plain_rows(dataset)
-            return InputRenderer(tokenizer, 0).render(rows, what, args.dataset_num_proc)
+        if remembered_groups(tokenizer):
+            return InputRenderer(tokenizer, 0).render(plain_rows(dataset), what, args.dataset_num_proc)
         if not isinstance(dataset, Dataset):
             trained, inputs = remembered(tokenizer), _inputs_of(_first(dataset))
             if trained is not None and trained["inputs"] != inputs:
