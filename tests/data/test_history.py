@@ -85,12 +85,6 @@ class TestTemplate:
         assert render(loaded, history=PAST) == render(tokenizer, history=PAST)
         assert add_history_template(loaded).chat_template == template
 
-    def test_a_template_that_names_history_is_kept(self):
-        tokenizer = make_tokenizer("decoder")
-        tokenizer.chat_template = "{% for h in history or [] %}{{ h.chosen }}{% endfor %}{{ messages[0].content }}"
-        before = tokenizer.chat_template
-        assert add_history_template(tokenizer).chat_template == before
-
     @pytest.mark.parametrize("talk", ["{# the chat history #}", "Use the history.", "{{ 'You see a history.' }}"])
     def test_a_template_that_only_speaks_of_history_does_not_take_it(self, talk):
         tokenizer = make_tokenizer("decoder")
@@ -111,25 +105,12 @@ HISTORY = st.lists(st.fixed_dictionaries({name: TEXT for name in HISTORY_FIELDS}
 
 
 class TestCutter:
-    def test_the_newest_pairs_and_the_shown_fields_are_kept(self):
-        cutter = HistoryCutter(make_tokenizer("encoder"), num_history=1, fields=["rejected", "chosen"])
-        assert cutter(PAST) == [{"chosen": "the house", "rejected": "haha"}]
-        assert list(cutter(PAST)[0]) == ["chosen", "rejected"]
-        assert HistoryCutter(make_tokenizer("encoder"), num_history=0)(PAST) == []
-        assert HistoryCutter(make_tokenizer("encoder"), max_tokens=5)([]) == []
-
     def test_what_fits_exactly_is_kept_and_one_token_less_drops_the_oldest(self):
         tokenizer = make_tokenizer("decoder")
         rendered = ["Asked : " + p["prompt"] + " Liked : " + p["chosen"] + " Disliked : " + p["rejected"] for p in PAST]
         both = sum(len(text.split()) for text in rendered)
         assert HistoryCutter(tokenizer, max_tokens=both)(PAST) == PAST
         assert HistoryCutter(tokenizer, max_tokens=both - 1)(PAST) == PAST[:1]
-
-    def test_a_pair_that_does_not_fit_ends_the_history(self):
-        long = {"prompt": "red " * 50, "chosen": "a", "rejected": "an"}
-        small = {"prompt": "tea", "chosen": "a", "rejected": "an"}
-        cutter = HistoryCutter(make_tokenizer("encoder"), max_tokens=20)
-        assert cutter([small, long, small]) == [small]
 
     @settings(max_examples=40)
     @given(HISTORY, st.integers(12, 60), st.sampled_from(["encoder", "decoder"]))

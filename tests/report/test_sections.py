@@ -117,16 +117,6 @@ def test_what_could_be_had_is_told_and_drawn(record):
     assert not sections.front(record).pictures
 
 
-def test_four_groups(tmp_path):
-    folder = make_run(tmp_path / "run", groups=("a", "b", "c", "d"), users=(8, 5, 4, 4))
-    record = read_record(folder)
-    made = {section.id: section for section in (make(record) for make in SECTIONS)}
-    assert made["answer"].tables[0]["header"][2:6] == ["a (majority)", "b", "c", "d (minority)"]
-    assert "Of 4 groups" in made["groups"].pictures[0].caption
-    assert {case["group"] for case in made["cases"].cases} <= {"a", "b", "c", "d"}
-    assert not any(section.missing for section in made.values())
-
-
 def test_a_group_without_test_pairs_is_said_to_be_untested(record):
     for summary in record.methods.values():
         summary["accuracy/lone"] = {"value": None, "low": None, "high": None}

@@ -2,6 +2,7 @@
 Unix alone has."""
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,13 @@ def dotted(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else "?"
 
 
-def faults(source: str) -> list[str]:
+NODES = {path: [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))] for path in FILES}
+
+
+def faults(nodes: Iterable[ast.AST]) -> list[str]:
     """What of all this a source text does."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found += [f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
@@ -73,7 +77,7 @@ def _needs_no_more(name: str, keywords: dict) -> bool:
 
 
 def test_no_file_does_any_of_it():
-    found = {str(path): wrong for path in FILES if (wrong := faults(path.read_text(encoding="utf-8")))}
+    found = {str(path): wrong for path, nodes in NODES.items() if (wrong := faults(nodes))}
     assert not found, "See trl_pafo/models/safe_loading.py for how models are loaded."
 
 
@@ -98,7 +102,7 @@ def test_no_file_does_any_of_it():
     ],
 )
 def test_each_would_be_found(source):
-    assert faults(source)
+    assert faults(ast.walk(ast.parse(source)))
 
 
 def test_what_is_allowed_is_not_found():
@@ -106,15 +110,15 @@ def test_what_is_allowed_is_not_found():
         "np.load(p, allow_pickle=False)\nyaml.safe_load(t)\nAutoModel.from_pretrained(p, **SAFELY)\n"
         "AutoTokenizer.from_pretrained(p, trust_remote_code=args.trust_remote_code)\nre.compile('a')"
     )
-    assert not faults(allowed)
+    assert not faults(ast.walk(ast.parse(allowed)))
 
 
 def test_templates_escape():
     """Only what the page makes itself is marked as markup."""
     marked = [
         (path.name, ast.unparse(node))
-        for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, nodes in NODES.items()
+        for node in nodes
         if isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] == "Markup"
     ]
     assert {file for file, _ in marked} == {"page.py"}

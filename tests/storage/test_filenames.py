@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trl_pafo.storage.filenames import folder_names
@@ -34,6 +34,7 @@ def test_names_that_are_no_file_names(name):
     assert found[-9] == "-"
 
 
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=12) | st.sampled_from(HOSTILE), max_size=8))
 @example(HOSTILE)
 def test_each_has_a_place_of_its_own_in_the_folder(names):

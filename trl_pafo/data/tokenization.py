@@ -57,14 +57,14 @@ def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, title: str = "", num_pro
     own_template = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
     variables = chats.features.get("chat_template_kwargs")
     tells_how = bool(isinstance(variables, dict) and _HOW & set(variables))
-    is_sum = not own_template and not tells_how and _by_pieces(*first) == _one_by_one(*first)
+    is_sum = not own_template and not tells_how and _tokenize(*first, by_pieces=True) == _tokenize(*first, by_pieces=False)
     with global_then_local_main_first():
         ids = chats.map(
-            _by_pieces if is_sum else _one_by_one,
+            _tokenize,
             batched=True,
             batch_size=_BATCH,
             with_indices=True,
-            fn_kwargs={"tokenizer": tokenizer, "what": what},
+            fn_kwargs={"tokenizer": tokenizer, "what": what, "by_pieces": is_sum},
             remove_columns=columns,
             num_proc=num_proc,
             desc=f"Tokenizing {title} dataset",
@@ -126,20 +126,15 @@ def tokenize_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], side: 
     return _from_template(tokenizer, row, side, place, tokenize=True, return_dict=True)["input_ids"]
 
 
-def _by_pieces(
-    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
+def _tokenize(
+    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str, by_pieces: bool
 ) -> dict[str, list[list[int]]]:
     rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
+    if not by_pieces:
+        return {f"{side}_ids": [tokenize_row(tokenizer, row, side, place) for row, place in rows] for side in _SIDES}
     texts = [_from_template(tokenizer, row, side, place, tokenize=False) for side in _SIDES for row, place in rows]
     ids = sum_of_pieces(tokenizer, texts)
     return {"chosen_ids": ids[: len(rows)], "rejected_ids": ids[len(rows) :]}
-
-
-def _one_by_one(
-    batch: dict[str, list[Any]], numbers: Sequence[int], tokenizer: PreTrainedTokenizerBase, what: str
-) -> dict[str, list[list[int]]]:
-    rows = [(row, f"{what}, row {number}") for number, row in zip(numbers, rows_of_batch(batch), strict=True)]
-    return {f"{side}_ids": [tokenize_row(tokenizer, row, side, place) for row, place in rows] for side in _SIDES}
 
 
 def sum_of_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

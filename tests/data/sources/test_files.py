@@ -114,18 +114,6 @@ class TestSplit:
             assert set(zip(split["group"], split["support_rate"], strict=True)) == {("few", 1 / 7), ("many", 6 / 7)}
             assert len({"u0", "u1"} & set(users)) == 1
 
-    def test_shared_prompts_leave_the_test_and_are_counted(self, of, caplog):
-        rows = [{**row, "prompt": "all ask"} if row["prompt"].endswith("0") else row for row in grouped()]
-        splits = of(rows)
-        check_splits(splits)
-        assert "3 of 9 test pairs are left out, whose prompts occur in training" in caplog.text
-
-    def test_prompts_of_training_histories_count_as_known(self, of):
-        past = {"prompt": "a past question", "chosen": "yes", "rejected": "no"}
-        test = [{**pair("u1", 0, group="a", history=[]), "prompt": p} for p in ("a past question", "another")]
-        splits = of([pair("u0", 0, group="a", history=[past])], test)
-        assert splits["test"]["prompt"][:] == ["another"]
-
     def test_a_given_test_set(self, of, tmp_path):
         train, test = ([row for row in grouped() if (row["user"] in ("u1", "u5")) == is_test] for is_test in (False, True))
         splits = of(train, test)

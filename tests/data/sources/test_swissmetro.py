@@ -98,10 +98,6 @@ class TestSplits:
         rejected = {row["prompt"]: row["rejected"] for row in full["train"]}
         assert all(rejected[row["prompt"]] == row["rejected"] for row in small["train"])
 
-    def test_the_seed_decides(self, survey):
-        tests = [load("swissmetro", survey, population_seed=seed)["test"].to_list() for seed in (0, 0, 1)]
-        assert tests[0] == tests[1] != tests[2]
-
 
 class TestErrors:
     def test_the_data_is_not_installed(self, monkeypatch):

@@ -9,6 +9,7 @@ two principal components, with missing votes at the mean.
 
 import logging
 import random
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,7 +249,14 @@ def vote_clusters(votes: FloatArray, num_train: int, num_clusters: int, seed: in
     rng = np.random.default_rng(seed)
     deciding = points[:num_train]
     starts = [rng.choice(np.unique(deciding, axis=0), num_clusters, replace=False) for _ in range(_STARTS)]
-    found = [kmeans2(deciding, start, 100, minit="matrix")[0] for start in starts]
-    nearest = vq(points, min(found, key=lambda centers: (vq(deciding, centers)[1] ** 2).sum()))[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a start lost a cluster: it is chosen only where all have
+        found = [kmeans2(deciding, start, 100, minit="matrix")[0] for start in starts]
+
+    def cost(centers: FloatArray) -> tuple[int, float]:
+        labels, distances = vq(deciding, centers)
+        return -len(np.unique(labels)), float((distances**2).sum())
+
+    nearest = vq(points, min(found, key=cost))[0]
     sizes = np.bincount(nearest[:num_train], minlength=num_clusters)
     return np.argsort(np.argsort(-sizes, kind="stable"))[nearest]
