@@ -19,7 +19,7 @@ from trl_pafo.cli import main
 from trl_pafo.data.tokenization import tokenize_row
 from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.evaluation import evaluate_models
-from trl_pafo.evaluation.reward_sources import name_sources
+from trl_pafo.evaluation.reward_sources import load_function, name_sources
 from trl_pafo.models import RewardScorer
 
 ROWS = make_pairs(num_users=8, pairs_per_user=4, num_minority=3, history=0).to_list()
@@ -126,6 +126,14 @@ class TestFunctions:
         error = capsys.readouterr().err
         assert f"--reward_function {spec}: " in error
         assert re.search(match, error)
+
+    def test_one_of_the_working_folder(self, tmp_path, monkeypatch):
+        (tmp_path / "rewards_of_tests.py").write_text("def reward(**columns):\n    return [0.0]\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        for _ in range(2):
+            found = load_function("rewards_of_tests:reward")
+            assert (found.name, found.call(prompts=[])) == ("rewards_of_tests:reward", [0.0])
 
 
 class TestColumns:

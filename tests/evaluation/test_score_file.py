@@ -155,11 +155,13 @@ class TestScoreFile:
         with pytest.raises(DataError, match=r"rows.jsonl, line 1: this is not UTF-8 text"):
             score_file(flags("no/such-model", source))
 
-    def test_a_file_of_another_kind(self, encoder, source):
+    def test_a_file_of_another_kind_or_none(self, encoder, source):
         with pytest.raises(ConfigError, match=r"--output out\.jsonl\.gz: plain JSON Lines are written"):
             score_file(flags(encoder, source, output="out.jsonl.gz"))
         with pytest.raises(ConfigError, match=r"rows\.parquet: rows are read from JSON Lines"):
             score_file(flags(encoder, "rows.parquet"))
+        with pytest.raises(DataError, match=r"missing\.jsonl.* cannot be read"):
+            score_file(flags(encoder, "missing.jsonl"))
 
     def test_both_model_and_input_are_needed(self, encoder, source):
         for missing in ("model_name_or_path", "input"):

@@ -138,6 +138,14 @@ def test_an_inexact_oracle_whose_factor_is_given() -> None:
         build(Sloppy(), 2, 0.02, oracle_factor=0.02)
 
 
+def test_an_inexact_oracle_whose_factor_is_estimated() -> None:
+    # The best policy for the middle is there already; the oracle's own answer in the middle is 10 % worse.
+    worse = Finite([[1.0, 0.0], [0.0, 1.0], [0.72, 0.72]])
+    known = [OracleResult([0.8, 0.8]), (np.array([0.5, 0.5]), OracleResult([0.72, 0.72]))]
+    estimated = build(worse, 2, 0.2, warm_start=known, oracle_factor="estimate")
+    assert estimated.observed_factor == estimated.upper_bound.factor == pytest.approx(0.1)
+
+
 def test_an_oracle_too_far_from_the_best_serves_with_what_it_found() -> None:
     with pytest.raises(PortfolioError, match="weights that the oracle has answered"):
         build(Sphere(), 2, 0.1, 0.001, oracle_factor=0.3)

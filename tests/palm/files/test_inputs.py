@@ -111,6 +111,7 @@ def test_users_answers_and_histories(lines) -> None:
     ("read", "rows", "error", "match"),
     [
         (read_users, [{"weights": [0.4, 0.7]}], PortfolioError, "line 1: `weights` must lie on the simplex"),
+        (read_users, [{"weights": [0.4, 0.3, 0.3]}], DataError, "holds 3 numbers for the 2 rewards helpful, brief"),
         (read_users, [{"weights": {"helpful": 1}}], DataError, "line 1: `weights` names helpful; the rewards are helpful, brief"),
         (read_users, [{**WEIGHTS, "age": 3}], DataError, "unknown entry `age`"),
         (read_users, [{**WEIGHTS, "user": 2.0}, {**WEIGHTS, "user": None}], DataError, "the user '2' occurs twice"),
