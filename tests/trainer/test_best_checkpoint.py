@@ -62,6 +62,7 @@ def test_what_transformers_needs_is_set_also_after_the_options_were_made(tmp_pat
         ({"metric_for_best_model": "loss"}, "by accuracy_group_mean, not by metric_for_best_model='loss'. Leave out one"),
         ({"eval_strategy": "steps", "save_strategy": "epoch"}, r"eval_strategy='steps' .* is not save_strategy='epoch'"),
         ({"eval_strategy": "steps", "eval_steps": 10, "save_steps": 20}, "eval_steps=10.* Leave out the options of one"),
+        ({"eval_strategy": "steps", "eval_steps": 20, "save_steps": 10}, "eval_steps=20.* Leave out the options of one"),
     ],
     ids=str,
 )
