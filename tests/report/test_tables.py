@@ -103,6 +103,8 @@ def test_intervals_that_are_not_known_are_no_numbers():
 def test_any_number_of_groups():
     three = plain_table({"m": summary_of({"north": 9, "south": 7, "a|b": 8})}, width=300).splitlines()[0]
     assert three.split()[2:5] == ["north", "a|b", "south"]
+    worst = plain_table({"m": summary_of({"north": 9, "worst group": 7})}, width=300, worst_group=True).splitlines()[0]
+    assert re.split("  +", worst)[2:6] == ["north", "worst group", "worst of all groups", "gap"]
     many = plain_table({"m": summary_of({f"group {i}": 6 for i in range(9)})}, width=300)
     assert re.split("  +", many.splitlines()[0])[2:4] == ["worst of 9 groups", "best of 9 groups"]
     assert "group 3" not in many

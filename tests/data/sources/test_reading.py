@@ -135,6 +135,7 @@ def test_rows_with_other_fields_and_other_types():
     assert rows_to_dataset([{"a": 1}, {"a": 2, "b": "x"}], "rows").to_list() == [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
     rows = [{"a": 1, "b": "x"}, {"a": 2, "b": [3]}]
     assert rows_to_dataset(rows, "rows", columns=["a"]).column_names == ["a"]
+    assert single_split(DatasetDict(a=Dataset.from_list(rows[:1])), "train", "x").num_rows == 1
     with pytest.raises(DataError, match="x has no split 'train'; it has a, b"):
         single_split(DatasetDict(a=Dataset.from_list(rows[:1]), b=Dataset.from_list(rows[:1])), "train", "x")
     with pytest.raises(DataError, match="the field `b` changes its type from row to row, first in row 1"):
