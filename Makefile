@@ -76,7 +76,7 @@ test-launchers:
 	DS_BUILD_OPS=0 .venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements-deepspeed.lock
 	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-nodeps.lock
 	.venv-launchers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(TEST_ENV) .venv-launchers/bin/python -m pytest -q -m "slow or not slow" tests/distributed
+	$(TEST_ENV) .venv-launchers/bin/python -m pytest -q -m "slow or not slow" tests/distributed tests/cli/test_cli_portfolio_train.py
 
 # Environments of their own, so that .venv stays what the lock says.
 test-lowest:

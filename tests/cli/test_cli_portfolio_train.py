@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.parts import make_model, remember_inputs
-from helpers.ranks import accelerate, environment
+from helpers.ranks import CPU_AS_GPU, accelerate, environment, needs_deepspeed
 from helpers.tiny_policies import PROMPTS, make_policy
 
 from trl_pafo.cli import main
@@ -123,21 +123,42 @@ def test_bad_input_is_one_line_before_a_model_is_loaded(changes, status, match, 
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
-def test_two_processes_of_a_launcher_train_what_one_does(trained, files, tmp_path):
+def launched(config: str, files: Path, folder: Path) -> Portfolio:
+    """The portfolio of two processes that a configuration of TRL starts."""
     for name in ("base", "warm", "brief", "prompts"):
-        shutil.copytree(files / name, tmp_path / name)
-    launcher = accelerate("multi_gpu", tmp_path)
-    argv = [*launcher, "-m", "trl_pafo.cli", *command("warm", "brief", batch=4), "--output_dir", "run"]
-    done = subprocess.run(argv, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        shutil.copytree(files / name, folder / name)
+    argv = [*accelerate(config, folder, mixed_precision="no"), "-m", "trl_pafo.cli", *command("warm", "brief", batch=4)]
+    more = {} if config == "multi_gpu" else CPU_AS_GPU
+    done = subprocess.run(
+        [*argv, "--output_dir", "run"], env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Portfolio: run/portfolio") == 1
-    alone, together = (Portfolio.load(folder / "portfolio") for folder in (trained, tmp_path / "run"))
-    assert [call.weights.tolist() for call in together.calls[:2]] == [call.weights.tolist() for call in alone.calls[:2]]
-    first, second = (
-        json.loads((folder / "evaluations/base.json").read_text())["responses"] for folder in (trained, tmp_path / "run")
-    )
-    assert first.keys() == second.keys()
-    for row, answers in first.items():
-        assert [text for text, *_ in answers] == [text for text, *_ in second[row]]
-        np.testing.assert_allclose([rewards for _, rewards, _ in answers], [rewards for _, rewards, _ in second[row]], atol=1e-4)
+    return Portfolio.load(folder / "run/portfolio")
+
+
+@pytest.fixture(scope="module")
+def data_parallel(files, tmp_path_factory) -> tuple[Path, Portfolio]:
+    folder = tmp_path_factory.mktemp("data_parallel")
+    return folder, launched("multi_gpu", files, folder)
+
+
+@pytest.mark.slow
+def test_two_processes_judge_the_base_as_one_does(trained, data_parallel):
+    first, second = (json.loads((run / "evaluations/base.json").read_text()) for run in (trained, data_parallel[0] / "run"))
+    assert first["responses"].keys() == second["responses"].keys()
+    for row, answers in first["responses"].items():
+        others = second["responses"][row]
+        assert [text for text, *_ in answers] == [text for text, *_ in others]
+        np.testing.assert_allclose([rewards for _, rewards, _ in answers], [rewards for _, rewards, _ in others], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["fsdp2", *(pytest.param(zero, marks=needs_deepspeed) for zero in ("zero2", "zero3"))])
+def test_launchers_that_shard_train_the_members_of_one_that_does_not(config, files, data_parallel, tmp_path):
+    sharded, whole = launched(config, files, tmp_path), data_parallel[1]
+    assert [call.weights.tolist() for call in sharded.calls[:2]] == [[1.0, 0.0], [0.0, 1.0]]
+    for call, other in zip(sharded.calls[:2], whole.calls[:2], strict=True):
+        np.testing.assert_allclose(call.result.values, other.result.values, atol=1e-3)
+        assert call.result.kl == pytest.approx(other.result.kl, abs=0.01)
+        assert call.result.kl > 0.1  # it has learned

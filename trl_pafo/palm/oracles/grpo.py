@@ -20,9 +20,10 @@ from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
-from trl_pafo.models.ranks import on_first, together
+from trl_pafo.models.ranks import forget_accelerator, on_first, together
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.models.scoring import RewardScorer
+from trl_pafo.models.weights import complete_weights
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.palm.oracles.candidates import SCALE_FILE, RewardScale
 from trl_pafo.palm.oracles.decoding import MixedPolicy
@@ -48,8 +49,8 @@ class GRPOOracle:
     at work and no other.
 
     Works under `accelerate launch`: all processes call the oracle with the same weights, train together, and each judges its
-    share of the prompts; the main one writes. The responses judged do not depend on the number of processes. Tried with
-    data-parallel processes; sharded launchers (FSDP, ZeRO-3) are not tried.
+    share of the prompts, with the complete base; the main one writes. The responses judged do not depend on the number of
+    processes, nor on what the launcher shards.
 
     The values are mean rewards, in [0, 1], and the KL divergence from the base, in nats a response, stands beside them: both
     are estimates from samples, and a trained member is not the best policy for its weights, so the oracle is inexact. With
@@ -211,6 +212,7 @@ class GRPOOracle:
         args.run_name = f"{args.run_name or self.path.name}: {member_name(weights)}"  # what trackers show
         args.reward_weights = weights.tolist()
         args.model_init_kwargs = safe_init_kwargs(self.base, args.model_init_kwargs)  # type: ignore[arg-type]
+        forget_accelerator()
         trainer = GRPOTrainer(
             model=self.base,
             reward_funcs=[_Checked(reward) for reward in self.rewards],  # type: ignore[misc]
@@ -252,15 +254,16 @@ class GRPOOracle:
     ) -> dict[int, list[tuple[str, list[float], float]]]:
         """Responses to the prompts, of which each process draws its share, and what the rewards say of them; by row."""
         state = PartialState()
-        mixture = MixedPolicy(
-            policies,
-            reference=self.base if is_base else None,
-            tokenizer=self.tokenizer,
-            chat_template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
-            device=self.args.device,
-            dtype=(self.args.model_init_kwargs or {}).get("dtype", torch.float32),  # type: ignore[union-attr]
-            bf16=bool(self.args.bf16),
-        )
+        with complete_weights():  # each process draws its share alone
+            mixture = MixedPolicy(
+                policies,
+                reference=self.base if is_base else None,
+                tokenizer=self.tokenizer,
+                chat_template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+                device=self.args.device,
+                dtype=(self.args.model_init_kwargs or {}).get("dtype", torch.float32),  # type: ignore[union-attr]
+                bf16=bool(self.args.bf16),
+            )
         judged = mixture.evaluate(
             np.ones(1),
             rewards,
