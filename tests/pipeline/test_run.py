@@ -16,6 +16,7 @@ from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline import run as stages
 from trl_pafo.pipeline import trainings
+from trl_pafo.pipeline.prepare import load_prepared
 from trl_pafo.trainer.config import PAFOConfig
 from trl_pafo.trainer.trainer import PAFORewardTrainer
 
@@ -235,12 +236,21 @@ class TestOptions:
 
 
 class TestFolds:
-    def test_students_learn_from_teachers_that_have_not_seen_the_prompt(self, run, tmp_path, capsys):
+    def test_students_learn_from_teachers_that_have_not_seen_the_prompt(self, run, monkeypatch, tmp_path, capsys):
+        seen, original = {}, stages.Run._train
+
+        def spy(self, out, title, rows, **how):
+            seen[title] = rows
+            return original(self, out, title, rows, **how)
+
+        monkeypatch.setattr(stages.Run, "_train", spy)
         options = {"teacher_folds": 2, "methods": ["pafo"], "reference": "pafo"}
         teachers = [f"teacher_without_fold_{fold}:{group}" for fold in (0, 1) for group in ("majority", "minority")]
         run(**options).do_only(["prepare", *teachers, "pafo"])
         assert "The teacher of minority prefers the chosen response" in capsys.readouterr().out
-        assert (tmp_path / "run/teachers/minority/without_fold_0/model.safetensors").exists()
+        folds = stages.PromptFolds(load_prepared(tmp_path / "run/data")["train"], 2, seed=42)
+        for fold in (0, 1):
+            assert set(folds.of(seen[f"Teacher of minority, without fold {fold}"])) == {1 - fold}
         assert not (tmp_path / "run/teacher_margins").exists()  # those of one teacher, whatever it has seen
         before = weights(tmp_path, "pafo")
         run(**options, conditioning="posterior", overwrite=True).do_only(["pafo"])
