@@ -208,7 +208,23 @@ def _train(args: Any, training_args: Any) -> None:
     if args.dataset_streaming:
         raise ConfigError("--dataset_streaming: members are trained on the same prompts again and again. Leave it out.")
     splits = args.dataset_train_split, args.dataset_test_split
+    rewards = [_reward(name) for name in args.rewards]
     with all_processes():
         dataset = load_named(args)
         check_splits(dataset, *splits)
-        print(train_portfolio(args, training_args, *(dataset[split] for split in splits)))
+        print(train_portfolio(args, training_args, rewards, *(dataset[split] for split in splits)))
+
+
+def _reward(name: str) -> Any:
+    """A reward function by its dotted path, as `trl grpo` finds it; else the folder or Hub id of a reward model."""
+    from trl_pafo.errors import ConfigError
+    from trl_pafo.evaluation.reward_sources import load_function
+
+    if "." not in name or "/" in name or Path(name).exists():
+        return name
+    try:
+        return load_function(":".join(name.rsplit(".", 1)), "the function").call
+    except ConfigError as error:
+        raise ConfigError(
+            f"--rewards {name} is no folder, no Hub id, and no function that can be imported from here: {error}"
+        ) from error

@@ -42,26 +42,24 @@ Source = str | RewardFunction | TableRewards
 """A folder or Hub id of a saved model, a function, or columns."""
 
 
-def load_function(spec: str) -> RewardFunction:
-    """The function that `package.module:name` names; modules of the working folder are found too.
+def load_function(spec: str, flag: str = "--reward_function") -> RewardFunction:
+    """The function that `package.module:name` names; modules of the working folder are found too. Errors begin with the flag.
 
     Raises:
         ConfigError: If there is none, or its module cannot be imported.
     """
     module, _, name = spec.partition(":")
     if not module or not name:
-        raise ConfigError(f"--reward_function {spec}: write package.module:function.")
+        raise ConfigError(f"{flag} {spec}: write package.module:function.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
     except Exception as error:  # whatever the module does
-        raise ConfigError(
-            f"--reward_function {spec}: the module {module} cannot be imported ({type(error).__name__}: {error})."
-        ) from error
+        raise ConfigError(f"{flag} {spec}: the module {module} cannot be imported ({type(error).__name__}: {error}).") from error
     call = getattr(found, name, None)
     if not callable(call):
-        raise ConfigError(f"--reward_function {spec}: {module} has no function {name}. Correct the name.")
+        raise ConfigError(f"{flag} {spec}: {module} has no function {name}. Correct the name.")
     return RewardFunction(spec, call)
 
 

@@ -1,8 +1,6 @@
 """What `trl-pafo portfolio train` does: reward models and prompts in, trained members and their portfolio out."""
 
-import sys
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +8,6 @@ import numpy as np
 from datasets import Dataset
 from peft import LoraConfig
 
-from trl_pafo.errors import ConfigError
 from trl_pafo.models.ranks import on_first
 from trl_pafo.palm.build import build_portfolio
 from trl_pafo.palm.commands import plot
@@ -18,17 +15,20 @@ from trl_pafo.palm.core import OracleResult
 from trl_pafo.palm.oracles.candidates import SCALE_FILE
 from trl_pafo.palm.oracles.grpo import GRPOOracle
 from trl_pafo.palm.oracles.judging import RewardFunction
+from trl_pafo.palm.oracles.texts import ScaledReward
 from trl_pafo.palm.portfolio import Portfolio
 
 
-def train_portfolio(args: Any, training_args: Any, train_dataset: Dataset, eval_dataset: Dataset) -> str:
+def train_portfolio(
+    args: Any, training_args: Any, rewards: Sequence[RewardFunction | str], train_dataset: Dataset, eval_dataset: Dataset
+) -> str:
     """Train members until the tolerance is certified, and write `portfolio/` beside them; what is to be said of it.
 
     All processes of a launcher call it. Members that are complete are kept: an interrupted build goes on.
     """
     oracle = GRPOOracle(
         args.model_name_or_path,
-        [_reward(name) for name in args.rewards],
+        rewards,
         train_dataset,
         eval_dataset,
         training_args.output_dir,
@@ -59,29 +59,11 @@ def train_portfolio(args: Any, training_args: Any, train_dataset: Dataset, eval_
     return on_first(lambda: _written(portfolio, oracle, base))
 
 
-def _reward(name: str) -> RewardFunction | str:
-    """A reward function by its dotted path, as `trl grpo` finds it; else the folder or Hub id of a reward model."""
-    if "." not in name or "/" in name or Path(name).exists():
-        return name
-    module, _, function = name.rpartition(".")
-    sys.path.insert(0, "")  # a module in the working directory
-    try:
-        found: RewardFunction = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"--rewards {name} is no folder, no Hub id, and no function that can be imported from here: {error}."
-        ) from error
-    finally:
-        sys.path.remove("")
-    return found
-
-
 def _written(portfolio: Portfolio, oracle: GRPOOracle, base: OracleResult) -> str:
     folder = oracle.path / "portfolio"
     portfolio.save(folder)
-    if oracle.scale is not None and len(oracle.scale.origin) == len(
-        oracle.names
-    ):  # so that `choose --history` can read past pairs
+    # `choose --history` scores past pairs, which functions of completions cannot.
+    if oracle.scale is not None and all(isinstance(reward, ScaledReward) for reward in oracle.rewards):
         oracle.scale.save(folder / SCALE_FILE)
     pictures, _ = plot(SimpleNamespace(portfolio=str(folder), users=None, output_dir=None))
     seconds = sum(oracle.seconds().values())
