@@ -79,3 +79,14 @@ def test_the_site_shows_every_page_every_command_and_every_public_name(tmp_path:
     api = (tmp_path / "docs" / "api.md").read_text(encoding="utf-8")
     for name in trl_pafo.__all__:
         assert name.startswith("__") or f":: trl_pafo.{name}\n" in api
+
+
+@pytest.mark.parametrize(
+    ("markdown", "rst"),
+    [
+        ("    *args, **kwargs:", r"    \*args, \*\*kwargs:"),
+        ("As in *their paper*, **ours** alone: `a * b`", "As in *their paper*, **ours** alone: ``a * b``"),
+    ],
+)
+def test_the_site_tells_what_a_docstring_stresses_from_the_stars_of_arguments(markdown: str, rst: str) -> None:
+    assert runpy.run_path(str(DOCS / "site/conf.py"))["inline"](markdown) == rst

@@ -37,7 +37,7 @@ def to_rst(app, what, name, obj, options, lines):
 
 def inline(line: str) -> str:
     """Code in double backquotes, links to names as code, and what Markdown does not read as a mark escaped."""
-    parts = re.split(r"(``[^`]+``|\[`[^`]+`\]|`[^`]+`|\*\*[^*]+\*\*(?!\w)|(?<!\*)\*[^*\s][^*]*\*(?!\w))", line)
+    parts = re.split(r"(``[^`]+``|\[`[^`]+`\]|`[^`]+`|\*\*[^*]+\*\*(?!\w)|(?<!\*)\*[^*\s](?:[^*]*[^*\s])?\*(?![\w*]))", line)
     for i, part in enumerate(parts):
         if not i % 2:
             parts[i] = ("\\ " if i and part[:1].isalnum() else "") + re.sub(r"[*|]", r"\\\g<0>", part)
