@@ -8,13 +8,12 @@ OUT ?= runs/quickstart
 # Two test workers want one thread each; a training wants all cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test coverage test-slow test-processors test-launchers test-lowest test-highest lint format docs examples clean
+.PHONY: help setup quickstart test test-slow test-processors test-launchers test-lowest test-highest lint format docs examples clean
 
 help:
 	@echo "make setup        .venv with the pinned packages"
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
-	@echo "make coverage     the same tests, and which lines and branches of trl_pafo they reach"
 	@echo "make docs         the documentation as a site: site/README.html"
 	@echo "make examples     the examples of the shipped corpus, one after the other (an hour)"
 	@echo "make test-slow    the tests that take minutes"
@@ -38,10 +37,6 @@ quickstart: setup
 	HF_HUB_OFFLINE=1 $(BIN)/trl-pafo quickstart --output_dir $(OUT) $(ARGS)
 
 test: setup lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q
-
-# Not a part of `make test`: to follow each line takes time.
-coverage: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -q --cov --cov-fail-under=92
 
 examples: quickstart

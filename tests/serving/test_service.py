@@ -78,10 +78,8 @@ def test_rows_pairs_and_lists_of_responses_get_the_rewards_of_the_class(kind, re
         {"reward_chosen": alone(model, PAIR, "chosen"), "reward_rejected": alone(model, PAIR, "rejected")},
         {"reward": alone(model, {**ASK, "history": []})},
     ]
-    assert (
-        kind == "named"
-        or len({*expected[0].values(), *expected[1]["rewards"], *expected[2].values(), *expected[3].values()}) == 6
-    )
+    different = [*expected[0].values(), *expected[1]["rewards"][1:], *expected[2].values(), *expected[3].values()]
+    assert kind == "named" or len({round(reward, 4) for reward in different}) == 6
     with serving(folder) as running:
         status, answers = running.ask("/score", [ASK, several, PAIR, {**ASK, "history": []}])
         singly = [running.ask("/score", row) for row in (ASK, several)]
