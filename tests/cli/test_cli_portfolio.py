@@ -64,7 +64,7 @@ def test_build_from_yaml_with_raw_rewards_a_kl_term_and_known_policies(tmp_path,
     built, scale = Portfolio.load(tmp_path / "built"), RewardScale.fit(raw)
     oracle = CandidateOracle(scale(raw), 0.05, np.exp(logprobs) / np.exp(logprobs).sum())
     assert built.values[0] == pytest.approx(np.asarray(oracle(built.weights[0]).values))
-    kept = RewardScale.from_json(json.loads((tmp_path / "built/scale.json").read_text()))
+    kept = RewardScale.load(tmp_path / "built/scale.json", 3)
     assert kept.origin == pytest.approx(scale.origin)
     rows = [f"{kl},{','.join(map(str, values))}" for values, kl in zip(built.values, built.kl, strict=True)]
     (tmp_path / "pool.csv").write_text("kl,a,b,c\n" + "\n".join(rows) + "\n")
@@ -165,7 +165,7 @@ def test_choose_by_preference_history_of_a_population(files: Path, tmp_path, cap
     scaled = tmp_path / "scaled"
     scaled.mkdir()
     (scaled / "portfolio.json").write_text((files / "built/portfolio.json").read_text())
-    (scaled / "scale.json").write_text(json.dumps(scale.to_json()))
+    scale.save(scaled / "scale.json")
     history = lines(tmp_path / "history.jsonl", pairs)
     out = tmp_path / "out.json"
     flags = ["--portfolio", scaled, "--history", history, "--reward_models", *models]

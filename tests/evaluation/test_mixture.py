@@ -35,7 +35,7 @@ def test_it_is_fitted_group_by_group_and_survives_json(groups):
     likelihood = GroupLikelihood.fit(history_scores(margins / temperature, past), np.concatenate([own] * 3))
     assert (found.likelihood.slope, *found.likelihood.bias) == (likelihood.slope, *likelihood.bias)
     assert likelihood.slope > 0.2
-    again = GroupMixture.from_json(json.loads(json.dumps(found.as_json())))
+    again = GroupMixture.from_json(json.loads(json.dumps(found.as_json())), "")
     for tau in (0.0, 0.5):
         mixed = again.margins(margins, margins, past[:80], tau)
         np.testing.assert_array_equal(mixed, found.margins(margins, margins, past[:80], tau))

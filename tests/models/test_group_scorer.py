@@ -122,8 +122,32 @@ def test_the_tokenizer_keeps_what_it_remembers(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert remembered_groups(tokenizer) == {**FITTED.as_json(), "tau": 0.25}
     tokenizer.init_kwargs["trl_pafo_groups"] = {"groups": GROUPS}
-    with pytest.raises(ConfigError, match="Train the model again"):
+    with pytest.raises(ConfigError, match=f"of the tokenizer '{folder}' is not as trl-pafo writes it.*Train the model again"):
         remembered_groups(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"groups": ["a", "c", "b"]},
+        {"groups": ["a", "a", "b"]},
+        {"groups": 3},
+        {"slope": -1.5},
+        {"slope": None},
+        {"bias": [0.3]},
+        {"bias": [0.3, -0.3, math.inf]},
+        {"temperature": [0.5, 0.0, 2.0]},
+        {"share": [0.9, 0.1, 0.0]},
+        {"share": [0.9, 0.1]},
+        {"share": ["a", "b", "c"]},
+        {"tau": 1.5},
+    ],
+)
+def test_a_record_that_cannot_be_used_is_refused(change):
+    record = {**FITTED.as_json(), "tau": 0.25}
+    assert GroupMixture.from_json(record, "here").as_json() == FITTED.as_json()
+    with pytest.raises(ConfigError, match=r"^here is not as trl-pafo writes it"):
+        GroupMixture.from_json({**record, **change}, "here")
 
 
 @pytest.mark.parametrize(

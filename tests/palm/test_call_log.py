@@ -61,15 +61,18 @@ def test_another_problem_is_refused_and_the_file_left_alone(path: Path) -> None:
 
 def test_a_damaged_line_is_refused(path: Path) -> None:
     lines = path.read_text().splitlines()
-    out_of_range = json.dumps({**json.loads(lines[2]), "values": [0.1, 7]})
-    for damaged, message in [
-        ("{", "cannot be read"),
-        ("{}", "cannot be read"),
-        ("[]", ""),
-        (out_of_range, ": the values .* are outside"),
+    answer = json.loads(lines[2])
+    for number, damaged, message in [
+        (3, "{", " cannot be read"),
+        (3, "{}", " cannot be read"),
+        (3, "[]", " cannot be read"),
+        (3, "\xff", " cannot be read"),
+        (1, "[]", " cannot be read"),
+        (3, json.dumps({**answer, "values": [0.1, 7]}), ": the values .* are outside"),
+        (3, json.dumps({**answer, "weights": [0.5, 7]}), ": `weights` must lie on the simplex"),
     ]:
-        path.write_text("\n".join([*lines[:2], damaged, *lines[3:]]) + "\n")
-        with pytest.raises(PortfolioError, match=f"line 3.*{message}"):
+        path.write_text("\n".join([*lines[: number - 1], damaged, *lines[number:]]) + "\n", encoding="latin-1")
+        with pytest.raises(PortfolioError, match=rf"calls\.jsonl, line {number}{message}"):
             CallLog(path, PROBLEM)
 
 

@@ -60,7 +60,7 @@ def test_an_answer_that_cannot_be_used_is_refused(result: OracleResult, message:
 def test_a_call_survives_json_to_the_last_digit() -> None:
     for weights, warm in ((np.array([1 / 3, 2 / 3]), False), (np.full(2, np.nan), True)):
         result = checked_result(OracleResult([0.1 + 0.2, 1 / 7], 1 / 9, Path("a/b"), [[0.1 + 0.2, 1 / 7]], [1 / 9]), 2, "")
-        back = OracleCall.from_json(json.loads(json.dumps(OracleCall(weights, result, warm).to_json())))
+        back = OracleCall.from_json(json.loads(json.dumps(OracleCall(weights, result, warm).to_json())), 2, "")
         assert np.array_equal(back.weights, weights, equal_nan=True)
         assert np.array_equal(back.result.values, result.values)
         assert np.array_equal(back.result.prompt_values, result.prompt_values)

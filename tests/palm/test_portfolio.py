@@ -86,13 +86,29 @@ def test_what_cannot_be_saved_or_loaded(portfolio: Portfolio, tmp_path: Path) ->
         portfolio.save(tmp_path / "file")
     portfolio.save(tmp_path / "old")
     content = json.loads((tmp_path / "old" / "portfolio.json").read_text())
+    first, num_calls = content["calls"][0], len(content["calls"])
     for change, message in [
-        ({"format": "trl-pafo portfolio 0"}, "not a portfolio of this version"),
-        ({"members": [99]}, "cannot be read as a portfolio"),
-        ({"calls": None}, "cannot be read as a portfolio"),
+        ({"format": "trl-pafo portfolio 0"}, "not of this version"),
+        ({"members": [num_calls]}, f"`members` must be different places from 0 to {num_calls - 1}, got \\[{num_calls}\\]"),
+        ({"members": [0, -1]}, "`members` must be different places"),
+        ({"members": [0, 0]}, "`members` must be different places"),
+        ({"members": [True]}, "`members` must be different places"),
+        ({"members": []}, "`members` must be different places"),
+        ({"calls": None}, "not iterable"),
+        ({"calls": [{**first, "values": [0.5, 0.5]}]}, r"policy 0: `values` must have shape \(3,\)"),
+        ({"calls": [{**first, "values": [0.5, 0.5, 7]}]}, "policy 0: the values .* are outside"),
+        ({"calls": [{**first, "weights": [0.5, 0.5, 7]}]}, "policy 0: `weights` must lie on the simplex"),
+        ({"calls": [{**first, "weights": [0.5, 0.5]}]}, r"policy 0: `weights` must have shape \(3,\)"),
+        ({"calls": [{**first, "values": [10**400, 0, 0]}]}, "OverflowError"),
+        ({"reward_names": ["safe", "brief", "brief"]}, "must be 3 different names"),
+        ({"epsilon": float("nan")}, "epsilon must be 0 or lie in"),
+        ({"beta": -1}, "beta must not be negative"),
+        ({"oracle_factor": 1}, "oracle_factor must lie in"),
     ]:
         (tmp_path / "old" / "portfolio.json").write_text(json.dumps({**content, **change}))
-        with pytest.raises(PortfolioError, match=message):
+        with pytest.raises(
+            PortfolioError, match=rf"old/portfolio\.json cannot be read as a portfolio \(.*{message}.*; build it again"
+        ):
             Portfolio.load(tmp_path / "old")
 
 

@@ -42,7 +42,7 @@ def test_teachers_path_and_student_are_judged_on_the_same_held_out_pairs(run, tm
     shares = np.array(data["train"].to_pandas()["group"].value_counts(normalize=True).sort_index())
     np.testing.assert_allclose(front["fitted"]["share"], shares)
 
-    mixture = GroupMixture.from_json(front["fitted"])
+    mixture = GroupMixture.from_json(front["fitted"], "")
     margins = np.stack([np.subtract(*score_rows(teachers[name], held_out)) for name in sorted(teachers)], axis=1)
     texts = np.unique([str(prompt) for prompt in held_out["prompt"][:]], return_inverse=True)[1][:, None]
     past = draw_histories(held_out["user"][:], group, texts, [1] * len(held_out), 8, 42)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.data.group_posterior import GroupLikelihood, fit_temperature, history_scores, mixture_margin, posterior
 from trl_pafo.data.groups import FloatArray
+from trl_pafo.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,28 @@ class GroupMixture:
         return cls(groups, ones, GroupLikelihood(1.0, 0 * ones), np.array([shares[name] for name in groups]))
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "GroupMixture":
-        """What [`as_json`] gave."""
-        likelihood = GroupLikelihood(found["slope"], np.array(found["bias"]))
-        return cls(found["groups"], np.array(found["temperature"]), likelihood, np.array(found["share"]))
+    def from_json(cls, found: Mapping[str, Any], where: str) -> "GroupMixture":
+        """What [`as_json`] gave; [`ConfigError`], which names `where` it was found, if it cannot be that. A prior beside it is checked too."""
+        try:
+            groups, slope, tau = found["groups"], float(found["slope"]), float(found.get("tau", 0))
+            vectors = np.array([found[name] for name in ("bias", "temperature", "share")], dtype=np.float64)
+            bias, temperature, share = vectors
+            is_right = (
+                groups == sorted(set(groups))
+                and vectors.shape == (3, len(groups))
+                and np.isfinite([slope, *vectors.flat]).all()
+                and slope >= 0
+                and (vectors[1:] > 0).all()
+                and 0 <= tau <= 1
+            )
+        except (KeyError, TypeError, ValueError):
+            is_right = False
+        if not is_right:
+            raise ConfigError(
+                f"{where} is not as trl-pafo writes it: {found!r:.200}. Different groups in sorted order need a `slope` from 0, for each of "
+                "them a `bias`, and a positive `temperature` and `share`, all finite, and `tau` in [0, 1]. Train or fit it again."
+            )
+        return cls(groups, temperature, GroupLikelihood(slope, bias), share)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as lists and numbers."""

@@ -159,7 +159,9 @@ def read_record(tokenizer: PreTrainedTokenizerBase, name: str, keys: set[str]) -
     if record is None:
         return None
     if not isinstance(record, dict) or set(record) != keys:
-        raise ConfigError(f"`{name}` of the tokenizer is not as trl-pafo writes it: {record!r:.200}. Train the model again.")
+        raise ConfigError(
+            f"`{name}` of the tokenizer {tokenizer.name_or_path!r} is not as trl-pafo writes it: {record!r:.200}. Train the model again."
+        )
     return record
 
 

@@ -54,7 +54,7 @@ def score_mixture(
     of which those past pairs count that are read. The other arguments are those of [`score_alone`].
     """
     scored, past_margins, past = score_with_past(teachers, rows, **scoring)
-    mixture = GroupMixture.from_json(front["fitted"])
+    mixture = GroupMixture.from_json(front["fitted"], "`fitted` of the front")
     margins = mixture.margins(margins_of(scored), past_margins, past, front["tau"])
     return ScoredPairs(margins, np.zeros_like(margins))
 

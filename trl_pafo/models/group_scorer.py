@@ -56,7 +56,7 @@ class GroupScorer(RewardScorer):
         found = remembered_groups(self.tokenizer)
         if found is None:
             raise ConfigError(f"The tokenizer of {folder} remembers no groups. Load it with RewardScorer.from_pretrained.")
-        self.mixture = GroupMixture.from_json(found)
+        self.mixture = GroupMixture.from_json(found, f"`trl_pafo_groups` of the tokenizer of {folder}")
         self.tau: float = found["tau"] if tau is None else tau
 
     def sequences(

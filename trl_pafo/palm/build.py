@@ -1,6 +1,5 @@
 """PALM: search, prune, certify, for any oracle."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm.call_log import CallLog
-from trl_pafo.palm.core import FloatArray, Oracle, OracleCall, OracleResult, check_weights, checked_result
+from trl_pafo.palm.core import FloatArray, Oracle, OracleCall, OracleResult, check_options, check_weights, checked_result
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.solver.certificate import Measure
 from trl_pafo.palm.solver.prune import Pruner
@@ -211,25 +210,8 @@ class Build:
         problem: Mapping[str, Any] | None = None,
     ) -> "Build":
         """Check the options and read what the folder knows already; arguments as of [`build_portfolio`]."""
-        if num_rewards < 2:
-            raise PortfolioError(f"A portfolio needs at least 2 rewards, got num_rewards={num_rewards}.")
-        if not (epsilon == 0 or 1e-6 <= epsilon < 1):
-            raise PortfolioError(f"epsilon must be 0 or lie in [1e-6, 1), got {epsilon}; it is a share, 0.05 for 5 %.")
-        if not (math.isfinite(delta) and delta >= 0 and epsilon + delta >= 1e-6):
-            raise PortfolioError(f"delta must not be negative, and epsilon or delta be at least 1e-6; got {epsilon=}, {delta=}.")
-        if not (math.isfinite(beta) and beta >= 0):
-            raise PortfolioError(f"beta must not be negative, got {beta}.")
-        if oracle_factor != "estimate":
-            if not (isinstance(oracle_factor, int | float) and 0 <= oracle_factor < 1):
-                raise PortfolioError(f"oracle_factor must lie in [0, 1) or be 'estimate', got {oracle_factor!r}.")
-            if delta == 0 and oracle_factor >= epsilon:
-                raise PortfolioError(
-                    f"With an oracle that may miss {oracle_factor:g} of the best, no number of calls certifies "
-                    f"epsilon={epsilon:g}: ask for more than the factor."
-                )
         names = tuple(reward_names) if reward_names is not None else tuple(f"reward_{place}" for place in range(num_rewards))
-        if len(names) != num_rewards or len(set(names)) != num_rewards:
-            raise PortfolioError(f"reward_names must be {num_rewards} different names, got {list(names)}.")
+        check_options(epsilon, delta, beta, oracle_factor, names, num_rewards)
         calls = [_warm_call(item, num_rewards, place) for place, item in enumerate(warm_start)]
         log = None
         if folder is not None:

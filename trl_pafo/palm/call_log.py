@@ -2,12 +2,11 @@
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.core import OracleCall, checked_result
+from trl_pafo.palm.core import OracleCall
 
 _FORMAT = "trl-pafo portfolio calls 2"
 
@@ -61,18 +60,16 @@ class CallLog:
         if complete < len(text):
             # Interrupted while writing: nothing was built on that line, so it is cut off.
             os.truncate(self.path, complete)
-        lines = text[:complete].decode("utf-8").splitlines()
+        lines = text[:complete].splitlines()
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
                 if number > 1:
-                    call = OracleCall.from_json(row)
-                    result = checked_result(call.result, header["num_rewards"], f"{self.path}, line {number}")
-                    self.calls.append(replace(call, result=result))
+                    self.calls.append(OracleCall.from_json(row, header["num_rewards"], f"{self.path}, line {number}"))
                 elif changed := sorted(key for key in {*row, *header} if row.get(key) != header.get(key)):
                     detail = "; ".join(f"{key}: {row.get(key)!r} -> {header.get(key)!r}" for key in changed)
                     raise PortfolioError(f"{self.path} was written for a different problem ({detail}). Choose another folder.")
             except PortfolioError:
                 raise
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise PortfolioError(f"{self.path}, line {number} cannot be read ({error}). Choose another folder.") from error

@@ -280,7 +280,7 @@ def _choose_by_history(args: Any, portfolio: Portfolio, folder: Path) -> Result:
             )
         groups += own - {None}
     kept = folder / SCALE_FILE
-    scale = RewardScale.load(kept) if kept.exists() else None
+    scale = RewardScale.load(kept, len(names)) if kept.exists() else None
     differences = history_differences(rows, [RewardScorer.from_pretrained(source) for source in args.reward_models], scale)
     weights = []
     for places in users.values():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,42 @@ class OracleCall:
         return row | {name: np.asarray(array).tolist() for name, array in by_prompt.items() if array is not None}
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "OracleCall":
-        """The call that [`~OracleCall.to_json`] wrote."""
+    def from_json(cls, row: dict[str, Any], num_rewards: int, where: str) -> "OracleCall":
+        """The call that [`~OracleCall.to_json`] wrote; [`PortfolioError`], which begins with `where`, if it cannot be used."""
         names = ("weights", "values", "prompt_values", "prompt_kl")
         arrays = {name: np.asarray(row[name], dtype=np.float64) for name in names if name in row and row[name] is not None}
-        weights = np.full(len(row["values"]), np.nan) if row["weights"] is None else arrays.pop("weights")
-        return cls(weights, OracleResult(kl=float(row["kl"]), policy=row["policy"], **arrays), bool(row.get("warm")))
+        weights = arrays.pop("weights", np.full(num_rewards, np.nan))
+        if row["weights"] is not None:
+            try:
+                check_weights(weights, num_rewards)
+            except PortfolioError as error:
+                raise PortfolioError(f"{where}: {error}") from error
+        result = OracleResult(kl=row["kl"], policy=row["policy"], **arrays)
+        return cls(weights, checked_result(result, num_rewards, where), bool(row.get("warm")))
+
+
+def check_options(
+    epsilon: float, delta: float, beta: float, oracle_factor: float | str, reward_names: Sequence[str], num_rewards: int
+) -> None:
+    """Raise [`PortfolioError`] unless a portfolio can have these options, those of [`build_portfolio`]."""
+    if num_rewards < 2:
+        raise PortfolioError(f"A portfolio needs at least 2 rewards, got num_rewards={num_rewards}.")
+    if not (epsilon == 0 or 1e-6 <= epsilon < 1):
+        raise PortfolioError(f"epsilon must be 0 or lie in [1e-6, 1), got {epsilon}; it is a share, 0.05 for 5 %.")
+    if not (math.isfinite(delta) and delta >= 0 and epsilon + delta >= 1e-6):
+        raise PortfolioError(f"delta must not be negative, and epsilon or delta be at least 1e-6; got {epsilon=}, {delta=}.")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise PortfolioError(f"beta must not be negative, got {beta}.")
+    if oracle_factor != "estimate":
+        if not (isinstance(oracle_factor, int | float) and 0 <= oracle_factor < 1):
+            raise PortfolioError(f"oracle_factor must lie in [0, 1) or be 'estimate', got {oracle_factor!r}.")
+        if delta == 0 and oracle_factor >= epsilon:
+            raise PortfolioError(
+                f"With an oracle that may miss {oracle_factor:g} of the best, no number of calls certifies "
+                f"epsilon={epsilon:g}: ask for more than the factor."
+            )
+    if len(reward_names) != num_rewards or len(set(reward_names)) != num_rewards:
+        raise PortfolioError(f"reward_names must be {num_rewards} different names, got {list(reward_names)}.")
 
 
 def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.metrics.intervals import fewest_users
-from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, OracleResult, check_weights
+from trl_pafo.palm.core import FloatArray, IntArray, OracleCall, OracleResult, check_options, check_weights
 from trl_pafo.palm.solver.bounds import UpperBound
 from trl_pafo.palm.solver.certificate import Certificate, Measure, certify, corner_values, objective_name
 from trl_pafo.palm.solver.search import Known
@@ -270,18 +270,16 @@ class Portfolio:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != _FORMAT:
-                raise PortfolioError(f"{path} is not a portfolio of this version ({content['format']!r}); build it again.")
-            portfolio = cls(
-                calls=tuple(OracleCall.from_json(row) for row in content["calls"]),
-                members=tuple(content["members"]),
-                reward_names=tuple(content["reward_names"]),
-                **{name: content[name] for name in _PLAIN},
-            )
-            _ = portfolio.values  # of members that are there
+                raise PortfolioError(f"it is not of this version ({content['format']!r})")
+            names, members, options = content["reward_names"], content["members"], {name: content[name] for name in _PLAIN}
+            check_options(options["epsilon"], options["delta"], options["beta"], options["oracle_factor"], names, len(names))
+            calls = [OracleCall.from_json(row, len(names), f"policy {place}") for place, row in enumerate(content["calls"])]
+            places = [place for place in members if type(place) is int and 0 <= place < len(calls)]
+            if not members or len(set(places)) < len(members):
+                raise PortfolioError(f"`members` must be different places from 0 to {len(calls) - 1}, got {members}")
         except OSError as error:
             raise PortfolioError(f"No portfolio at {path}: {error}. Give the folder that `save` or `build` wrote.") from error
-        except PortfolioError:
-            raise
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise PortfolioError(f"{path} cannot be read as a portfolio ({error!r}); build it again.") from error
-        return portfolio
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            what = str(error) if isinstance(error, PortfolioError) else repr(error)
+            raise PortfolioError(f"{path} cannot be read as a portfolio ({what}); build it again.") from error
+        return cls(calls=tuple(calls), members=tuple(members), reward_names=tuple(names), **options)

@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.palm import CandidateOracle, RewardScale
 
 RNG = np.random.default_rng(0)
@@ -112,3 +114,27 @@ class TestScale:
             RewardScale.fit(np.stack([np.arange(4.0), np.ones(4)], axis=-1))
         with pytest.raises(DataError, match="must be finite"):
             RewardScale.fit(np.array([[1.0], [np.nan]]))
+
+    @pytest.mark.parametrize("kind", ["min_max", "sigmoid"])
+    def test_saved_and_loaded(self, kind, tmp_path):
+        path = tmp_path / "scale.json"
+        scale = RewardScale.fit(self.RAW, kind)
+        scale.save(path)
+        np.testing.assert_array_equal(RewardScale.load(path, 2)(self.RAW), scale(self.RAW))
+        saved = json.loads(path.read_text())
+        with pytest.raises(PortfolioError, match=r"scale\.json is no scale of 3 rewards.*Build the portfolio again"):
+            RewardScale.load(path, 3)
+        for change in (
+            {"kind": "rank"},
+            {"origin": [0.0]},
+            {"origin": [np.nan, 0.0]},
+            {"unit": [1.0, 0.0]},
+            {"unit": [1.0, -1.0]},
+        ):
+            path.write_text(json.dumps({**saved, **change}))
+            with pytest.raises(PortfolioError, match="no scale of 2 rewards"):
+                RewardScale.load(path, 2)
+        for damaged in ("{", "[]", '{"kind": "sigmoid"}', '{"kind": "sigmoid", "origin": ["a"], "unit": [1]}'):
+            path.write_text(damaged)
+            with pytest.raises(PortfolioError, match=r"scale\.json cannot be read as a scale"):
+                RewardScale.load(path, 2)

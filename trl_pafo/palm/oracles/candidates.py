@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logsumexp, rel_entr
 
-from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.errors import ConfigError, DataError, PortfolioError
 from trl_pafo.palm.core import OracleResult, check_weights
 from trl_pafo.storage.files import write_text
 
 SCALE_FILE = "scale.json"
 """Beside a portfolio: how the raw rewards of its reward models became its rewards."""
+_KINDS = ("min_max", "sigmoid")
 
 
 class CandidateOracle:
@@ -162,8 +163,8 @@ class RewardScale:
             ConfigError: If `kind` is unknown.
             DataError: If a reward is not finite, or the same for all responses.
         """
-        if kind not in ("min_max", "sigmoid"):
-            raise ConfigError(f"`kind` must be min_max or sigmoid, got {kind!r}.")
+        if kind not in _KINDS:
+            raise ConfigError(f"`kind` must be {' or '.join(_KINDS)}, got {kind!r}.")
         flat = np.asarray(rewards, dtype=np.float64).reshape(-1, np.shape(rewards)[-1])
         if not len(flat) or not np.isfinite(flat).all():
             raise DataError("Raw rewards must be finite, and there must be some. Score the texts again.")
@@ -178,23 +179,31 @@ class RewardScale:
         """The scale of each reward alone."""
         return [RewardScale(self.kind, *pair) for pair in zip(self.origin[:, None], self.unit[:, None], strict=True)]
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"kind": self.kind, "origin": self.origin.tolist(), "unit": self.unit.tolist()}
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> "RewardScale":
-        """The scale that [`~RewardScale.to_json`] wrote."""
-        return cls(row["kind"], np.array(row["origin"]), np.array(row["unit"]))
-
     def save(self, path: Path) -> None:
         """Write it as JSON."""
-        write_text(path, json.dumps(self.to_json()) + "\n")
+        write_text(path, json.dumps({"kind": self.kind, "origin": self.origin.tolist(), "unit": self.unit.tolist()}) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "RewardScale":
-        """The scale that [`~RewardScale.save`] wrote."""
-        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+    def load(cls, path: Path, num_rewards: int) -> "RewardScale":
+        """The scale of so many rewards that [`~RewardScale.save`] wrote.
+
+        Raises:
+            PortfolioError: If the file holds no such scale.
+        """
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+            kind, origin, unit = row["kind"], *(np.asarray(row[name], dtype=np.float64) for name in ("origin", "unit"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PortfolioError(
+                f"{path} cannot be read as a scale of rewards ({error!r}); build the portfolio again."
+            ) from error
+        fits = origin.shape == unit.shape == (num_rewards,) and np.isfinite([origin, unit]).all() and (unit > 0).all()
+        if not fits or kind not in _KINDS:
+            raise PortfolioError(
+                f"{path} is no scale of {num_rewards} rewards, which has the `kind` {' or '.join(_KINDS)} and for each reward a finite "
+                f"`origin` and a positive `unit`; got {row!r:.200}. Build the portfolio again."
+            )
+        return cls(kind, origin, unit)
 
     def __call__(self, rewards: np.ndarray) -> np.ndarray:
         """Raw rewards of shape `(..., num_rewards)` in [0, 1]."""

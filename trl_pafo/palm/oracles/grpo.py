@@ -299,7 +299,7 @@ class GRPOOracle:
                 RewardScale.fit(found, "sigmoid").save(out)
 
         self._stage("scale", self._inputs, SCALE_FILE, work, derived=True)
-        return on_first(lambda: RewardScale.load(self.path / SCALE_FILE))
+        return on_first(lambda: RewardScale.load(self.path / SCALE_FILE, len(scorers)))
 
     def _stage(
         self, stage: str, inputs: dict[str, Any], output: str, work: Callable[[Path], None], derived: bool = False
