@@ -1,13 +1,17 @@
-"""GRPO with a fair reward model: each prompt is answered for a user, and rewarded as that user would like it.
+"""GRPO with a fair reward model and with the reference: who gets better answers?
 
     trl-pafo quickstart --output_dir runs/quickstart
     python examples/grpo_fair_reward.py --run runs/quickstart
+    python examples/grpo_fair_reward.py --run runs/quickstart --methods pafo   (one policy)
 
 Training prompts and users are those of the run. The policy reads what the reward model reads of a user, the past pairs, as a system message, so that
-one policy can serve users of different tastes. Before and after, it answers test users' prompts; the table says the mean reward by group. All flags of
-TRL's GRPOConfig work, and `accelerate launch` does.
+one policy can serve users of different tastes. Each reward model trains a policy of its own, from the same start. Before and after, policies answer test
+users' prompts; the table says how the teachers of the user's group like the answers, `answers.jsonl` holds them. All flags of TRL's GRPOConfig work
+(`--bf16 true` on a CPU that is faster in bfloat16), and `accelerate launch` does.
 """
 
+import copy
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +45,12 @@ DEFAULTS = {
 @dataclass
 class ScriptArguments:
     run: str = field(default="runs/quickstart", metadata={"help": "Folder of a finished run: its data, models and teachers."})
-    method: str = field(default="pafo", metadata={"help": "Whose model rewards: pafo, personalized_bt or another of the run."})
+    methods: list[str] = field(
+        default_factory=lambda: ["personalized_bt", "pafo"],
+        metadata={
+            "help": "Whose models of the run reward, a policy each. The policies of the others are compared with the first."
+        },
+    )
     policy: str = field(default="smollm2", metadata={"help": "The policy to start from: smollm2, a folder or a Hub id."})
     num_hidden_layers: int | None = field(
         default=None, metadata={"help": "Keep only the first layers of the policy, for a look."}
@@ -63,7 +72,7 @@ def task(row: dict[str, Any]) -> dict[str, Any]:
     liked = "\n".join(content_text(past["chosen"]) for past in row["history"][:1])
     question = content_text(row["prompt"])
     prompt = [{"role": "system", "content": f"Answer as in: {liked}"}, {"role": "user", "content": question}]
-    return {"prompt": prompt, "question": question, "history": row["history"], "group": row["group"]}
+    return {"prompt": prompt, "question": question, "history": row["history"], "group": row["group"], "user": row["user"]}
 
 
 def reward_of(model: FairRewardModel) -> Any:
@@ -96,21 +105,28 @@ def answers(trainer: GRPOTrainer, rows: Dataset) -> list[Any]:
     return found
 
 
-def judged(run: Path, rows: Dataset, completions: list[Any]) -> dict[str, np.ndarray]:
-    """Rewards by group under the mean of the group's own teachers, which no user's history can mislead."""
-    group, found = np.asarray(rows["group"]), {}
+def judged(run: Path, rows: Dataset, completions: list[Any]) -> np.ndarray:
+    """The mean reward of each answer under the teachers of its user's group, which no user's history can mislead."""
+    group, found = np.asarray(rows["group"]), np.zeros(len(rows))
     for name in sorted(set(group)):
         mine = np.flatnonzero(group == name)
+        requests = [
+            {"prompt": [{"role": "user", "content": rows[int(i)]["question"]}], "responses": [completions[i]]} for i in mine
+        ]
         folders = sorted(path.parent for path in (run / "teachers" / name).rglob("config.json"))
-        of_teacher = []
-        for folder in folders:
-            model = FairRewardModel.from_pretrained(folder)
-            requests = [
-                {"prompt": [{"role": "user", "content": rows[int(i)]["question"]}], "responses": [completions[i]]} for i in mine
-            ]
-            of_teacher.append([reward for [reward] in model.score_batch(requests)])
-        found[name] = np.mean(of_teacher, axis=0)
+        of_teacher = [FairRewardModel.from_pretrained(folder).score_batch(requests) for folder in folders]
+        found[mine] = np.mean(of_teacher, axis=0)[:, 0]
     return found
+
+
+def difference(rewards: np.ndarray, others: np.ndarray, user: np.ndarray) -> str:
+    """Mean difference with a 95 % interval, from a bootstrap over users."""
+    of_user = [(rewards - others)[user == name] for name in sorted(set(user))]
+    sums, counts = np.array([[gains.sum(), len(gains)] for gains in of_user]).T
+    drawn = np.random.default_rng(0).integers(len(of_user), size=(10_000, len(of_user)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"{np.mean(rewards - others):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def main() -> None:
@@ -119,28 +135,43 @@ def main() -> None:
     assert not left, left
     script, args = parser.parse_args_and_config()
     set_threads()
-    run = Path(script.run)
-    trainer = GRPOTrainer(
-        model=load_base(AutoModelForCausalLM, script.policy, None, script.num_hidden_layers, dtype=torch.float32),
-        reward_funcs=reward_of(FairRewardModel.from_pretrained(run / "models" / script.method)),
-        args=args,
-        train_dataset=tasks(run / "data/train.parquet"),
-        processing_class=load_tokenizer(script.policy),
-    )
-    test = tasks(run / "data/test.parquet", script.num_test)
-    before = judged(run, test, answers(trainer, test))
-    trainer.train()
-    if trainer.accelerator.is_main_process:
+    run, out = Path(script.run), Path(args.output_dir)
+    models = {method: FairRewardModel.from_pretrained(run / "models" / method) for method in script.methods}
+    train, test = tasks(run / "data/train.parquet"), tasks(run / "data/test.parquet", script.num_test)
+    answered: dict[str, list[Any]] = {}
+    for method, model in models.items():
+        args = copy.copy(args)
+        args.output_dir = str(out / method)
+        trainer = GRPOTrainer(
+            model=load_base(AutoModelForCausalLM, script.policy, None, script.num_hidden_layers, dtype=torch.float32),
+            reward_funcs=reward_of(model),
+            args=args,
+            train_dataset=train,
+            processing_class=load_tokenizer(script.policy),
+        )
+        if not answered:
+            answered["untrained"] = answers(trainer, test)
+        trainer.train()
         trainer.save_model()
-        after = judged(run, test, answers(trainer, test))
-        print(f"\nReward of the answers under the teachers of the user's group, rewarded by {script.method} in training:")
-        for group, old in before.items():
-            gains = after[group] - old
-            means = gains[np.random.default_rng(0).integers(len(gains), size=(10_000, len(gains)))].mean(axis=1)
-            low, high = np.quantile(means, [0.025, 0.975])
-            print(
-                f"    {group}: {old.mean():+.3f} -> {after[group].mean():+.3f}, gain {gains.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
-            )
+        answered[method] = answers(trainer, test)
+    if not trainer.accelerator.is_main_process:
+        return
+    rewards = {policy: judged(run, test, found) for policy, found in answered.items()}
+    with open(out / "answers.jsonl", "w", encoding="utf-8") as file:
+        for i, row in enumerate(test):
+            found = {policy: {"answer": answered[policy][i][0]["content"], "reward": rewards[policy][i]} for policy in answered}
+            file.write(json.dumps({key: row[key] for key in ("question", "user", "group")} | found) + "\n")
+    user, group, first = np.asarray(test["user"]), np.asarray(test["group"]), script.methods[0]
+    print("\nReward of the answers under the teachers of the user's group, by the reward model that trained the policy:")
+    for name in sorted(set(group)):
+        mine = group == name
+        print(f"    {name}: untrained {rewards['untrained'][mine].mean():+.3f}")
+        for method in script.methods:
+            gain = difference(rewards[method][mine], rewards["untrained"][mine], user[mine])
+            line = f"        {method}: {rewards[method][mine].mean():+.3f}, gain {gain}"
+            if method != first:
+                line += f"; against {first} {difference(rewards[method][mine], rewards[first][mine], user[mine])}"
+            print(line)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,14 @@ PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 def commands() -> dict[str, tuple[str, bool]]:
     """Module of each command by its name, and whether it has a short form, with our own flags alone."""
     found = {name: (name, name in TRAINING) for name in COMMANDS if name != "portfolio"}
-    return found | {f"portfolio {name}": ("portfolio", False) for name in OF_PORTFOLIO}
+    return found | {f"portfolio {name}": ("portfolio", True) for name in OF_PORTFOLIO}
 
 
 def parser_of(name: str, module: str, short: bool) -> argparse.ArgumentParser:
     """The parser of a command."""
     make = importlib.import_module(f"trl_pafo.cli.{module}").make_parser
     if module == "portfolio":
-        return make().of(name.split()[1])
+        return make(short=short).of(name.split()[1])
     return make(f"trl-pafo {name}", **({"short": True} if short else {}))
 
 
@@ -51,13 +51,14 @@ def options_page() -> str:
     ]
     lines[-2] += " and of transformers' TrainingArguments; `--help-all` lists them. What each command is for: [cli.md](cli.md)."
     for name, (module, short) in commands().items():
-        lines += [f"## trl-pafo {name}", "", "| option | default | what it is |", "| --- | --- | --- |"]
+        lines += [f"## trl-pafo {name}", "", "| option | what it is, and its default |", "| --- | --- |"]
         for action in parser_of(name, module, short)._actions:
             if action.dest in ("help", "config") or not action.option_strings:
                 continue
             flag = next(text for text in action.option_strings if text.startswith("--"))
-            default = "" if action.default in (None, "", argparse.SUPPRESS) else f"`{cell(action.default)}`"
-            lines.append(f"| `{flag}` | {default} | {cell((action.help or '').replace('%%', '%'))} |")
+            values = action.default if isinstance(action.default, list) else [action.default]
+            default = "" if values[:1] in ([], [None], [""], [argparse.SUPPRESS]) else f" (`{cell(' '.join(map(str, values)))}`)"
+            lines.append(f"| `{flag}` | {cell((action.help or '').replace('%%', '%'))}{default} |")
         lines.append("")
     return "\n".join(lines)
 

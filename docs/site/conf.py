@@ -16,6 +16,8 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 default_role = "code"
 highlight_language = "text"
+pygments_style, pygments_dark_style = "friendly", "github-dark"  # both show what a diff adds and removes
+smartquotes_action = "qe"  # no dashes: `--` begins an option
 
 
 def to_rst(app, what, name, obj, options, lines):

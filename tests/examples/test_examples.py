@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers.guides import run_script
 from helpers.small_runs import small_run
@@ -27,20 +28,41 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> str:
     return str(folder)
 
 
-def test_a_policy_is_trained_with_a_fair_reward_and_judged_by_the_teachers(finished_run, tmp_path, capsys):
+def test_each_reward_model_trains_a_policy_and_the_teachers_judge_them(finished_run, tmp_path, capsys):
     policy, out = make_policy(tmp_path / "policy"), tmp_path / "out"
     flags = (
-        f"--run {finished_run} --policy {policy} --output_dir {out} --max_steps 1 --per_device_train_batch_size 2 --bf16 false"
+        f"--run {finished_run} --policy {policy} --output_dir {out} --max_steps 2 --per_device_train_batch_size 4 --bf16 false"
     )
-    run_script(
-        "examples/grpo_fair_reward.py", *flags.split(), *"--num_generations 2 --max_completion_length 4 --num_test 3".split()
-    )
+    more = "--num_generations 4 --max_completion_length 8 --num_test 5 --learning_rate 0.1"
+    run_script("examples/grpo_fair_reward.py", *flags.split(), *more.split())
     printed = capsys.readouterr().out
-    assert "rewarded by pafo in training" in printed
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    trained = {method: (out / method / "model.safetensors").read_bytes() for method in ("personalized_bt", "pafo")}
+    assert trained["personalized_bt"] != trained["pafo"]
     number = r"[+-]\d+\.\d{3}"
     for group in ("majority", "minority"):
-        assert re.search(rf"{group}: {number} -> {number}, gain {number} \[{number}, {number}\]", printed)
-    assert (tmp_path / "out/model.safetensors").exists()
+        mean = {
+            name: np.mean([row[name]["reward"] for row in rows if row["group"] == group])
+            for name in ("untrained", "personalized_bt", "pafo")
+        }
+        gain = rf"({number}) \[{number}, {number}\]"
+        found = re.search(
+            rf"{group}: untrained ({number})\n +personalized_bt: ({number}), gain {gain}\n"
+            rf" +pafo: ({number}), gain {gain}; against personalized_bt {gain}",
+            printed,
+        )
+        assert [float(value) for value in found.groups()] == pytest.approx(
+            [
+                mean["untrained"],
+                mean["personalized_bt"],
+                mean["personalized_bt"] - mean["untrained"],
+                mean["pafo"],
+                mean["pafo"] - mean["untrained"],
+                mean["pafo"] - mean["personalized_bt"],
+            ],
+            abs=6e-4,
+        )
 
 
 def test_the_best_of_n_is_counted_by_group(finished_run, capsys):
