@@ -126,6 +126,17 @@ def test_the_students_card_shows_the_picture_of_the_run_while_groups_may_be_told
     assert "accuracy.png" not in (run / "models/pafo/README.md").read_text()
 
 
+def test_emissions_of_a_student_are_told_with_those_of_its_teachers(run):
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    for number, folder in enumerate(path for stage in stages.values() if (path := run / stage["output"]).is_dir()):
+        (folder / "emissions.csv").write_text(f"run_id,emissions,energy_consumed\n{number},0.001,0.01\n")
+    write_cards(run)
+    pafo, shared = (ModelCard.load(run / "models" / name / "README.md") for name in ("pafo", "personalized_bt"))
+    assert "Together they emitted 3 g of CO2 equivalents, from 0.03 kWh, as codecarbon estimates." in pafo.content
+    assert "It emitted 1 g" in shared.content
+    assert shared.data.co2_eq_emissions["emissions"] == 1.0
+
+
 def test_teachers_that_were_given_may_have_seen_the_test_pairs(run):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["stages"] = {name: stage for name, stage in manifest["stages"].items() if not name.startswith("teacher")}

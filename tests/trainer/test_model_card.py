@@ -1,14 +1,17 @@
 """What the card of a training says of groups and evaluations."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 from helpers.parts import make_pairs
+from huggingface_hub import ModelCard
+from transformers.integrations import CodeCarbonCallback
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.history import HistoryCutter
-from trl_pafo.trainer.model_card import count_groups, last_accuracies
+from trl_pafo.trainer.model_card import Emissions, count_groups, emissions_in, last_accuracies
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,27 @@ def test_counts_of_groups_leave_out_rows_without_a_group():
     assert [(c.name, c.users, c.pairs) for c in count_groups(rows)] == [("a", 2, 3)]
     assert count_groups(rows.remove_columns("user"))[0].users is None
     assert count_groups(rows.to_iterable_dataset()) == count_groups(None) == []
+
+
+def test_what_codecarbon_has_measured_is_told(trainer, monkeypatch):
+    """In its kg, and grams on the card. Of a training that goes on it has no final word."""
+    measured = SimpleNamespace(values={"emissions": 0.0123456, "energy_consumed": 0.05})
+    callback = CodeCarbonCallback.__new__(CodeCarbonCallback)  # codecarbon need not be installed
+    callback.tracker = SimpleNamespace()
+    monkeypatch.setattr(trainer.callback_handler, "callbacks", [callback])
+    trainer.state.log_history.append({"train_runtime": 60.0})
+    assert "Its emissions were not measured." in trainer.model_card().cost
+    callback.tracker.final_emissions_data = measured
+    trainer.create_model_card()
+    card = ModelCard.load(Path(trainer.args.output_dir) / "README.md")
+    assert "It emitted 12.35 g of CO2 equivalents, from 0.05 kWh, as codecarbon estimates." in card.content
+    assert card.data.co2_eq_emissions == {"emissions": 12.35, "source": "codecarbon", "training_type": "fine-tuning"}
+
+
+def test_emissions_of_several_trainings_are_added(tmp_path):
+    for name, rows in {"student": ["a,0.001,0.01", "a,0.002,0.02"], "teacher": ["b,0.004,0.04"], "none": []}.items():
+        (tmp_path / name).mkdir()
+        if rows:  # a tracker writes what it has measured until then
+            (tmp_path / name / "emissions.csv").write_text("\n".join(["run_id,emissions,energy_consumed", *rows]))
+    assert emissions_in(tmp_path.iterdir()) == Emissions(grams=6.0, kwh=0.06)
+    assert emissions_in([tmp_path / "none"]) is None

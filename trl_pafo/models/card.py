@@ -116,6 +116,8 @@ class Card:
             Options by name; those that are not set are left out.
         cost (`str`):
             How long the training took, and on what, a sentence or more.
+        emissions (`float`, *optional*):
+            Grams of CO2 equivalents, where codecarbon measured them.
         paper (`Mapping[str, str]`, *optional*):
             Of the method: `title`, `id` (arXiv), `citation` (BibTeX), `note`.
     """
@@ -140,6 +142,7 @@ class Card:
     picture: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     cost: str = ""
+    emissions: float | None = None
     paper: Mapping[str, str] | None = None
 
     def render(self) -> str:
@@ -182,6 +185,7 @@ class Card:
 
     def _metadata(self) -> ModelCardData:
         results = [self._result(row) for row in self._accuracies_shown()] or None
+        measured = {"source": "codecarbon", "training_type": "fine-tuning"}
         return ModelCardData(
             base_model=self.base_model,
             datasets=list(self.datasets) or None,
@@ -190,6 +194,7 @@ class Card:
             tags=[one_line(tag) for tag in dict.fromkeys(("generated_from_trainer", *self.tags))],
             model_name=one_line(self.title) if results else None,
             eval_results=results,
+            co2_eq_emissions=None if self.emissions is None else {"emissions": self.emissions, **measured},
         )
 
     def _result(self, row: Accuracy) -> EvalResult:

@@ -20,7 +20,7 @@ from trl_pafo.report.results import MAJORITY_MINORITY
 from trl_pafo.report.tables import over
 from trl_pafo.storage.files import replacing, write_text
 from trl_pafo.storage.run_folder import MANIFEST
-from trl_pafo.trainer.model_card import cost_of, reward_model_card
+from trl_pafo.trainer.model_card import cost_of, emissions_in, reward_model_card
 
 _PICTURE = f"results/{MAJORITY_MINORITY}"
 _OWN_DATA = ("files", "polis")
@@ -86,7 +86,7 @@ def run_card(record: Record, method: str) -> Card:
         evaluated_on=f"{evaluated_on} Intervals come from a bootstrap over {how}, stratified by group; that of few is unknown.",
         eval_dataset=f"{data.get('source', 'preference pairs')} (test users of trl-pafo)",
         findings=findings,
-        cost=_cost(record, method, is_distilled),
+        **_cost(record, method, is_distilled),
         picture=_in_words(record) if tells and (record.folder / _PICTURE).is_file() else None,
     )
 
@@ -133,12 +133,16 @@ def _model_of(folder: Path, method: str | None) -> Path:
     return found[name]
 
 
-def _cost(record: Record, method: str, is_distilled: bool) -> str:
-    stage = record.stage_of(method if is_distilled or method not in STUDENTS else "personalized_bt")  # whose copy it then is
+def _cost(record: Record, method: str, is_distilled: bool) -> dict[str, Any]:
+    """What a card says of it: `cost` and `emissions`, those of the teachers with a student's."""
+    name = method if is_distilled or method not in STUDENTS else "personalized_bt"  # whose copy it then is
+    stage = record.stage_of(name)
     if "hardware" not in stage:  # of an earlier version
-        return ""
-    teachers = sum(done["seconds"] for name, done in record.stages.items() if name.startswith("teacher"))
-    return cost_of(stage["seconds"], stage["hardware"], teachers if is_distilled else 0)
+        return {}
+    teachers = [done for name, done in record.stages.items() if name.startswith("teacher")] if is_distilled else []
+    emissions = emissions_in(record.folder / done["output"] for done in (stage, *teachers))
+    cost = cost_of(stage["seconds"], stage["hardware"], emissions, sum(done["seconds"] for done in teachers))
+    return {"cost": cost, "emissions": emissions and emissions.grams}
 
 
 def _in_words(record: Record) -> str:

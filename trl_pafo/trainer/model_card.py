@@ -1,11 +1,14 @@
 """The card of a reward model that a method of this package has trained, and what a trainer knows for it."""
 
+import csv
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import PeftModel
+from transformers.integrations import CodeCarbonCallback
 from trl import RewardTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -117,6 +120,7 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
     read = remembered(tokenizer)
     groups, accuracies = count_groups(trainer.train_dataset), last_accuracies(trainer)
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    emissions = emissions_of(trainer)
     definition = "The groups are those of the column `group` of the training data; how they were made is for its author to say."
     return reward_model_card(
         "pafo" if distills else "personalized_bt" if read and read["num_history"] != 0 else "bradley_terry",
@@ -130,16 +134,53 @@ def card_of_training(trainer: RewardTrainer, dropped_pairs: Mapping[str, int], d
         groups=groups,
         dropped=dropped_pairs,
         accuracies=accuracies,
-        cost=cost_of(seconds[-1], hardware()) if seconds else "",
+        cost=cost_of(seconds[-1], hardware(), emissions) if seconds else "",
+        emissions=emissions and emissions.grams,
         evaluated_on=f"Measured by the trainer at step {trainer.state.global_step}, on its evaluation dataset. `trl-pafo evaluate` "
         "computes intervals over users.",
     )
 
 
-def cost_of(seconds: float, on: str, of_teachers: float = 0.0) -> str:
-    """How long a training and those of its teachers took, and on what hardware, for a card."""
+class Emissions(NamedTuple):
+    """What codecarbon measured: grams of CO2 equivalents, and kWh of electricity."""
+
+    grams: float
+    kwh: float
+
+    @classmethod
+    def total(cls, records: Iterable[Mapping[str, Any]]) -> "Emissions | None":
+        """Of records of codecarbon, in kg and kWh, to four digits; `None` if there is none."""
+        found = list(records)
+        grams, kwh = (sum(float(record[name]) for record in found) for name in ("emissions", "energy_consumed"))
+        return cls(float(f"{1000 * grams:.4g}"), float(f"{kwh:.4g}")) if found else None
+
+
+def emissions_of(trainer: RewardTrainer) -> Emissions | None:
+    """What transformers' callback (`report_to="codecarbon"`) has measured of a training that has ended."""
+    trackers = [each.tracker for each in trainer.callback_handler.callbacks if isinstance(each, CodeCarbonCallback)]
+    return Emissions.total(data.values for each in trackers if (data := getattr(each, "final_emissions_data", None)) is not None)
+
+
+def emissions_in(folders: Iterable[Path]) -> Emissions | None:
+    """What it has written of trainings into these folders, of each its last word."""
+    records: dict[str, Mapping[str, Any]] = {}
+    for path in (folder / "emissions.csv" for folder in folders):
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                records |= {row["run_id"]: row for row in csv.DictReader(file)}
+    return Emissions.total(records.values())
+
+
+def cost_of(seconds: float, on: str, emissions: Emissions | None, of_teachers: float = 0.0) -> str:
+    """How long a training and those of its teachers took, on what hardware, and what they emitted, for a card."""
     teachers = f", that of its teachers {seconds_in_words(of_teachers)}" if of_teachers else ""
-    return f"The training took {seconds_in_words(seconds)}{teachers}, on {on}. Its emissions were not measured."
+    together = "Together they" if of_teachers else "It"
+    measured = "Its emissions were not measured."
+    if emissions is not None:
+        measured = (
+            f"{together} emitted {emissions.grams:g} g of CO2 equivalents, from {emissions.kwh:g} kWh, as codecarbon estimates."
+        )
+    return f"The training took {seconds_in_words(seconds)}{teachers}, on {on}. {measured}"
 
 
 def count_groups(rows: Any) -> list[GroupCount]:
