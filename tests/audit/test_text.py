@@ -108,7 +108,10 @@ def test_groups_that_were_found_in_words():
     assert "2 groups found in the pairs alone, majority 40 users, minority 8 users: 2 groups change" in text
     assert "by +0.1000 (standard error 0.0200) a pair over 1" in text
     assert "minority +.300 [+.280, +.320]" in text
-    assert "agree by .900" in text
+    assert "those of agreement agree by .900 (adjusted Rand index); `--infer_groups MODEL` takes those that were found." in text
+    named = " ".join(make_result(tastes=tastes, groups_from="data")["findings"])
+    assert "those that are given agree by .900" in named
+    assert "--infer_groups" not in named
     assert make_result(tastes=tastes, front=None)["verdict"].startswith("Open: no groups are given, but the pairs show 2")
 
 

@@ -33,7 +33,7 @@ def findings(result: dict[str, Any]) -> list[str]:
         *(_bias(accuracy, f"Bias of {name}") for name, accuracy in result["models"].items()),
         *([] if result["accuracy"] is None else [_bias(result["accuracy"])]),
         *_noise(result["noise"]),
-        *([] if tastes is None else [*tastes_sentences(tastes), *given_sentences(tastes)]),
+        *([] if tastes is None else [*tastes_sentences(tastes), *given_sentences(tastes, result["groups_from"])]),
     ]
 
 
@@ -50,8 +50,8 @@ def _bias(accuracy: dict[str, Any], title: str = "Bias") -> str:
     return sentence + "."
 
 
-def given_sentences(tastes: dict[str, Any]) -> list[str]:
-    """Which of the given groups, beside the largest, have a taste of their own."""
+def given_sentences(tastes: dict[str, Any], groups_from: str) -> list[str]:
+    """Which of the given groups, beside the largest, have a taste of their own, and whether those that were found are the same."""
     found = []
     given = list(tastes["given"].items())
     for name, group in given[1:]:
@@ -67,9 +67,13 @@ def given_sentences(tastes: dict[str, Any]) -> list[str]:
             f"{format_number(group['shared'])} to {format_number(group['own'])})."
         )
     if tastes["adjusted_rand"] is not None and len(tastes["users"]) > 1:
-        found.append(
-            f"The groups that were found and those that are given agree by {format_number(tastes['adjusted_rand'])} (adjusted Rand index)."
-        )
+        agreed = f"agree by {format_number(tastes['adjusted_rand'])} (adjusted Rand index)"
+        if groups_from == "agreement":
+            found.append(
+                f"The groups that were found and those of agreement {agreed}; `--infer_groups MODEL` takes those that were found."
+            )
+        else:
+            found.append(f"The groups that were found and those that are given {agreed}.")
     return found
 
 
