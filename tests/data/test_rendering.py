@@ -169,8 +169,9 @@ def test_a_record_of_something_else_is_refused():
 
 # --- messages as they come
 
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
-OTHER_CALL = {"type": "function", "function": {"name": "weather", "arguments": {"unit": "C"}}}
+# In sorted order, in which pyarrow below 22 puts the keys of a column.
+CALL = {"function": {"arguments": {"city": "Rome"}, "name": "weather"}, "type": "function"}
+OTHER_CALL = {"function": {"arguments": {"unit": "C"}, "name": "weather"}, "type": "function"}
 ASKED = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "is it red", "name": "ann"}]
 CHAT_ROWS = [
     {
@@ -181,10 +182,10 @@ CHAT_ROWS = [
     {**MESSAGES, "prompt": [*ASKED[:1], {"role": "user", "content": "how"}]},
     {**MESSAGES, "chosen": [{"role": "assistant", "content": "ok", "tool_calls": [OTHER_CALL]}]},
 ]
-# It tells whether a key is there.
+# It tells whether a key is there, but of the content: transformers 5.18 shows a template that it is None, 5.23 does not.
 PICKY = (
     "{% for m in messages %}<|im_start|>{{ m.role }}{% for key in m if key not in ['role', 'content'] %} {{ key }}="
-    "{{ m[key] | tojson }}{% endfor %} {{ m.content | default('nothing') }}<|im_end|>{% endfor %}"
+    "{{ m[key] | tojson }}{% endfor %} {{ m.content | default('nothing', true) }}<|im_end|>{% endfor %}"
 )
 
 
@@ -257,8 +258,8 @@ class TestMessages:
         checks.check_history(rows, "The data")
         shown = {
             "prompt": "is it red",
-            "chosen": '{"name": "weather", "arguments": {"city": "Rome"}}',
-            "rejected": '{"name": "weather", "arguments": {"unit": "C"}}',
+            "chosen": '{"arguments": {"city": "Rome"}, "name": "weather"}',
+            "rejected": '{"arguments": {"unit": "C"}, "name": "weather"}',
         }
         for limit in (None, 1000):
             rendered = render_history(rows, HistoryCutter(make_tokenizer("decoder"), max_tokens=limit))
