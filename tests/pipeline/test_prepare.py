@@ -66,7 +66,7 @@ def test_what_was_prepared_is_prepared_again_with_its_validation_pairs(source, t
     ]  # made anew of the training pairs
     for name, rows in once.items():
         assert set(rows.column_names) == set(again[name].column_names)
-        found, given = ([repr(row) for row in part.select_columns(names)] for part in (again[name], rows))
+        found, given = ([json.dumps(row, sort_keys=True) for row in part.select_columns(names)] for part in (again[name], rows))
         assert sorted(found) == sorted(given)
 
 
