@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from contextlib import suppress
 
@@ -120,6 +122,18 @@ def assert_same(lines, expected):
         assert list(row) == list(wanted)
         for name, value in wanted.items():
             assert row[name] == (pytest.approx(value, abs=rounding(value)) if name.startswith("reward") else value)
+
+
+def test_without_what_a_service_needs_rewards_are_the_same(encoder, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(ROWS[0]))
+    hidden = ["fastapi", "starlette", "uvicorn", "prometheus_client"]
+    hide = f"import sys; sys.modules.update(dict.fromkeys({hidden}))"
+    code = f"{hide}; from trl_pafo.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "score", "--model_name_or_path", encoder, "--input", str(rows)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    score_file(flags(encoder, rows))
+    assert found == capsys.readouterr().out
 
 
 class TestScoreFile:
