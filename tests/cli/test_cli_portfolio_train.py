@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.parts import make_model, remember_inputs
-from helpers.ranks import CPU_AS_GPU, accelerate, environment, needs_deepspeed
+from helpers.ranks import CPU_AS_GPU, PATIENCE, accelerate, environment, needs_deepspeed
 from helpers.tiny_policies import PROMPTS, make_policy
 
 from trl_pafo.cli import main
@@ -130,7 +130,7 @@ def launched(config: str, files: Path, folder: Path) -> Portfolio:
     argv = [*accelerate(config, folder, mixed_precision="no"), "-m", "trl_pafo.cli", *command("warm", "brief", batch=4)]
     more = {} if config == "multi_gpu" else CPU_AS_GPU
     done = subprocess.run(
-        [*argv, "--output_dir", "run"], env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=300
+        [*argv, "--output_dir", "run"], env=environment(**more), cwd=folder, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Portfolio: run/portfolio") == 1

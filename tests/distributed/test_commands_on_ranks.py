@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.parts import make_pairs, make_teacher
-from helpers.ranks import CPU_AS_GPU, accelerate, environment, launch, needs_deepspeed
+from helpers.ranks import CPU_AS_GPU, PATIENCE, accelerate, environment, launch, needs_deepspeed
 
 from trl_pafo.audit.probes import probe_front
 from trl_pafo.cli import main
@@ -53,6 +53,7 @@ def run_all(out: Path, name: str) -> dict:
         "evaluate again": run("evaluate", "--model_name_or_path", *models, *evaluate),
         "score again": run(*score, pairs, "--output", str(to / "score")),
         "score other rows": run(*score, str(out / f"rows{rank}.jsonl"), "--output", str(to / "other")),
+        "score by other models": run(*score, pairs, "--model_name_or_path", models[rank == "1"]),
         "a wrong flag": run(*score, pairs, "--outptu", "file"),
         "files of their own": run(*score, str(out / f"nothing{rank}.jsonl")),
         "one alone": run("evaluate") if rank != "0" else None,
@@ -113,6 +114,7 @@ ERRORS = {
     "evaluate again": (1, "two/evaluate exists already. Choose another --output_dir"),
     "score again": (1, "two/score exists already. Choose another --output;"),
     "score other rows": (1, "The processes have read different rows"),
+    "score by other models": (1, "is another one than that of process 0 on"),
     "a wrong flag": (2, "--outptu is unknown. Did you mean --output?"),
 }
 
@@ -144,7 +146,7 @@ def test_the_configurations_of_trl(one, config, tmp_path):
             cwd=tmp_path,  # the package is found by its path alone
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=PATIENCE,
         )
         return done.returncode, done.stdout, done.stderr
 

@@ -67,7 +67,7 @@ def test_every_tracker_gets_every_number(one):
 )
 def test_groups_are_evaluated_as_by_one_process_and_the_training_goes_on(mode, one, tmp_path):
     model, alone = one
-    seen = launch(train, 2, tmp_path, model, mode=mode, timeout=1800)
+    seen = launch(train, 2, tmp_path, model, mode=mode)
     assert seen[0]["steps"]["tracked"] == alone["steps"]["tracked"]
     assert seen[1]["steps"]["tracked"] == {name: {} for name in NAMES}
     for found in seen:

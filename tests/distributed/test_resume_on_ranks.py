@@ -73,7 +73,7 @@ pytestmark = pytest.mark.slow
 def run(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param)
     model = make_model("encoder", out / "model")
-    return request.param, launch(interrupt_and_resume, 2, out, model, mode=request.param, timeout=600)
+    return request.param, launch(interrupt_and_resume, 2, out, model, mode=request.param)
 
 
 def test_losses_and_weights_are_those_of_the_unbroken_training(run):

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from helpers.ranks import CPU_AS_GPU, accelerate, environment, needs_deepspeed
+from helpers.ranks import CPU_AS_GPU, PATIENCE, accelerate, environment, needs_deepspeed
 
 from trl_pafo.storage.run_folder import KEPT
 
@@ -42,7 +42,7 @@ def start(folder: Path, model: str, launcher: str = "multi_gpu", **options) -> s
 
 
 def finish(process: subprocess.Popen) -> str:
-    said = process.communicate(timeout=600)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said[-4000:]
     return said
 
@@ -78,7 +78,7 @@ def kill(rank: int, process: subprocess.Popen, folder: Path) -> None:
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.01)
     psutil.Process(pid_of(rank, process)).send_signal(signal.SIGKILL)
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0, said
     assert not (folder / "run" / POINT).exists()
 
@@ -92,9 +92,8 @@ def test_a_run_of_which_a_process_was_killed_resumes(rank, undisturbed, encoder,
     assert outcome(tmp_path / "killed") == outcome(undisturbed[0])
 
 
-@needs_deepspeed
-@pytest.mark.parametrize("launcher", ["zero2", "zero3"])
-def test_a_run_under_deepspeed_resumes(launcher, encoder, tmp_path):
+@pytest.mark.parametrize("launcher", ["fsdp2", *(pytest.param(zero, marks=needs_deepspeed) for zero in ("zero2", "zero3"))])
+def test_a_run_whose_student_is_sharded_resumes(launcher, encoder, tmp_path):
     finish(start(tmp_path / "undisturbed", encoder, launcher))
     kill(1, start(tmp_path / "killed", encoder, launcher), tmp_path / "killed")
     assert "resuming after step" in finish(start(tmp_path / "killed", encoder, launcher))
@@ -105,7 +104,7 @@ def test_an_error_of_the_first_alone_ends_all_with_its_message(encoder, tmp_path
     (tmp_path / "broken.csv").write_text("prompt,chosen\nA?,yes\n")
     data = dict.fromkeys(("train_users", "test_users", "pairs_per_user", "context_pairs", "minority_ratio"))
     process = start(tmp_path / "failing", encoder, **data, source="files", data_path=str(tmp_path / "broken.csv"))
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0
     assert "trl-pafo run: " in said
     assert "broken.csv" in said
@@ -114,7 +113,7 @@ def test_an_error_of_the_first_alone_ends_all_with_its_message(encoder, tmp_path
 
 def test_an_error_of_a_training_ends_all_with_its_message(encoder, tmp_path):
     process = start(tmp_path / "failing", encoder, optim="adamw_bnb_8bit")
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0
     assert "bitsandbytes" in said
     assert not (tmp_path / "failing/run" / POINT).exists()

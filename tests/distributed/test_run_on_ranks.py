@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.ranks import assert_wrapped, launch, needs_deepspeed, wrapper_of
 from helpers.small_runs import small_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.data.named_groups import remembered_groups
@@ -56,6 +57,12 @@ def run_on_rank(out: Path, model: str, training: str) -> dict:
     (out / f"disk_of_{rank}").mkdir()
     os.chdir(out / f"disk_of_{rank}")
     ranks._SEEN_WITHIN = 0.2
+    shutil.copytree(model, "of_machine")
+    weights = load_file("of_machine/model.safetensors")
+    save_file({name: tensor + int(rank) for name, tensor in weights.items()}, "of_machine/model.safetensors", {"format": "pt"})
+    found["other_base"] = error_of(lambda: make_run(out / "four", training, "of_machine"))
+    teachers = {"majority": model, "minority": "of_machine"}
+    found["other_teacher"] = error_of(lambda: make_run(out / "four", training | {"teachers": teachers}, model))
     found["other_folder"] = error_of(lambda: make_run(Path("run"), training, model))
     return found
 
@@ -150,6 +157,8 @@ def test_what_the_first_does_alone_is_known_to_all(runs):
         ("failed", "ZeroDivisionError: on the first"),
         ("no_folder", "RunFolderError: The output folder .* is a file"),
         ("other_folder", "RunFolderError: .*, in which process 0 on .* writes, is not what process 1 on .* sees there"),
+        ("other_base", "ConfigError: The model 'of_machine' of process 1 on .* is another one than that of process 0 on .*"),
+        ("other_teacher", "ConfigError: The model 'of_machine' of process 1 on .* is another one than that of process 0 on .*"),
         ("side_by_side", "ConfigError: `trainings_at_once=2` gives each training a process of its own"),
         ("other_options", "RunFolderError: .* holds the stage .* of another run .*learning_rate: 0.01 -> 0.5"),
     ],
@@ -179,7 +188,7 @@ def sharded_run_on_rank(out: Path, model: str, training: str) -> list[dict]:
 def test_models_that_are_sharded_make_the_same_run(mode, decoder, training, short_report, tmp_path):
     training |= {"adam_epsilon": 1e-5}
     make_run(tmp_path / "one", training, decoder)()
-    seen = launch(sharded_run_on_rank, 2, tmp_path, decoder, json.dumps(training), mode=mode, timeout=1500)
+    seen = launch(sharded_run_on_rank, 2, tmp_path, decoder, json.dumps(training), mode=mode)
     assert len(assert_same_weights(tmp_path / "one", tmp_path / "two")) == 8
     for wrappers in seen:
         assert len(wrappers) == 7

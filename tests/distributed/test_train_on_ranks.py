@@ -180,7 +180,7 @@ def run(request, parts, wanted, tmp_path_factory) -> tuple[str, str, list[dict],
     with FileLock(f"{out}.lock"):
         if not out.exists():
             out.mkdir()
-            launch(train_all, 2, out, str(parts), *wanted[mode], mode=mode, timeout=1800)
+            launch(train_all, 2, out, str(parts), *wanted[mode], mode=mode)
     found = [json.loads((out / f"rank{rank}.json").read_text())[student] for rank in range(2)]
     return mode, student, found, out / student
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.parts import GROUPS
-from helpers.ranks import CONFIGS, CPU_AS_GPU, accelerate, environment, make_parts, training_pairs
+from helpers.ranks import CONFIGS, CPU_AS_GPU, PATIENCE, accelerate, environment, make_parts, training_pairs
 from helpers.rounding import rounding
 from safetensors.torch import load_file
 
@@ -71,7 +71,7 @@ def start(command: list[str], folder: Path, **variables: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-4000:]
 

@@ -55,6 +55,8 @@ MODES: dict[str, dict[str, str]] = {
     },
 }
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+PATIENCE = 3600
+"""Seconds after which processes hang, also on a machine that does much else."""
 NUM_STEPS = 4
 GLOBAL_BATCH = 8
 
@@ -68,9 +70,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, **common, "PYTHONPATH": os.pathsep.join(path), **more}
 
 
-def launch(
-    work: Callable[..., Any], num_processes: int, out: Path, *arguments: str, mode: str = "ddp", timeout: float = 300
-) -> list[Any]:
+def launch(work: Callable[..., Any], num_processes: int, out: Path, *arguments: str, mode: str = "ddp") -> list[Any]:
     """What `work(out, *arguments)` returns on each process; AssertionError with the end of its output where one fails."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -96,7 +96,7 @@ def launch(
     outputs = []
     try:
         for process in processes:
-            outputs.append(process.communicate(timeout=timeout)[0])
+            outputs.append(process.communicate(timeout=PATIENCE)[0])
     finally:
         for process in processes:
             process.kill()

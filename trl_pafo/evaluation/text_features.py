@@ -8,9 +8,10 @@ from accelerate import PartialState
 from transformers import AutoModel
 
 from trl_pafo.metrics.accuracy import FloatArray
-from trl_pafo.models.base_models import load_base, load_tokenizer
+from trl_pafo.models.base_models import identity_of, load_base, load_tokenizer
 from trl_pafo.models.batches import in_batches, pad_sequences
 from trl_pafo.models.loading import plain_device
+from trl_pafo.models.ranks import same_model
 from trl_pafo.models.weights import complete_weights
 
 MAX_TOKENS = 128
@@ -40,6 +41,8 @@ def embed_texts(
     raises [`ConfigError`].
     """
     tokenizer = load_tokenizer(model_name)
+    if processes is not None:
+        same_model(model_name, identity_of(model_name))
     with complete_weights():
         model = load_base(AutoModel, model_name)
     device = plain_device(PartialState().device)

@@ -25,7 +25,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, gather_object
 
-from trl_pafo.errors import RunFolderError, TrainingError, TrlPafoError
+from trl_pafo.errors import ConfigError, RunFolderError, TrainingError, TrlPafoError
 from trl_pafo.models.weights import complete_weights
 
 _Found = TypeVar("_Found")
@@ -146,7 +146,7 @@ def check_same_folder(folder: Path) -> None:
     until = time.monotonic() + _SEEN_WITHIN
     while not (sees := path.exists()) and time.monotonic() < until:
         time.sleep(0.1)
-    seen = gather_object([(sees, f"process {dist.get_rank()} on {socket.gethostname()}")])
+    seen = gather_object([(sees, _who())])
     on_first(path.unlink)
     blind = [name for sees, name in seen if not sees]
     if blind:
@@ -154,6 +154,27 @@ def check_same_folder(folder: Path) -> None:
             f"{folder}, in which {seen[0][1]} writes, is not what {', '.join(blind)} sees there. Give an --output_dir on a disk that all "
             "machines share, by its absolute path."
         )
+
+
+def same_model(name: str | Path, identity: str) -> str:
+    """The `identity` of a model, a digest of it as this process sees it; all processes call this.
+
+    Raises:
+        ConfigError: On all processes, if one has other files than the first: a copy on the disk of its machine.
+    """
+    if num_processes() == 1:
+        return identity
+    (first, *others) = gather_object([(identity, _who(), str(name))])
+    if differ := [who for found, who, _ in others if found != first[0]]:
+        raise ConfigError(
+            f"The model {first[2]!r} of {', '.join(differ)} is another one than that of {first[1]}. Give all machines the same files: "
+            "a path on a disk that they share, or one revision in the caches of all."
+        )
+    return identity
+
+
+def _who() -> str:
+    return f"process {dist.get_rank()} on {socket.gethostname()}"
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from trl_pafo.data.rendering import InputRenderer, Reading
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.batches import pool_sequences, score_sequences
 from trl_pafo.models.loading import as_dtype, check_positions, load_reward_model, pad_id_of, plain_device, positions_of
-from trl_pafo.models.safe_loading import load_config, load_saved_tokenizer, local_folder
+from trl_pafo.models.ranks import same_model
+from trl_pafo.models.safe_loading import identity_of_folder, load_config, load_saved_tokenizer, local_folder
 from trl_pafo.models.weights import check_reward_model
 
 
@@ -150,6 +151,7 @@ class RewardScorer(FeatureReader):
         history_fields: Sequence[str] | None = None,
     ):
         self.folder = Path(folder)
+        self._is_that_of_all = False
         check_reward_model(self.folder)
         self.dtype = as_dtype(dtype)
         if str(dtype).removeprefix("torch.") not in ("float32", "bfloat16", "float16"):
@@ -233,6 +235,9 @@ class RewardScorer(FeatureReader):
         processes: PartialState | None = None,
     ) -> list[dict[Any, float]]:
         """What the model gives for each sequence of rows that are tokenized; see [`~RewardScorer.score`]."""
+        if processes is not None and not self._is_that_of_all:
+            same_model(self.folder, identity_of_folder(self.folder))
+            self._is_that_of_all = True
         rewards = self._read(score_sequences, sequences, batch_size=batch_size, desc=desc, accelerator=processes)
         return _by_side(rewards.tolist(), sequences)
 

@@ -24,7 +24,7 @@ from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArgume
 from trl_pafo.evaluation.reference_path import CHOSEN, Point
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.models.card import base_id
-from trl_pafo.models.ranks import after_first, check_same_folder, on_first, together
+from trl_pafo.models.ranks import after_first, check_same_folder, on_first, same_model, together
 from trl_pafo.models.safe_loading import check_model_folder
 from trl_pafo.models.upload import create_repo
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
@@ -113,7 +113,11 @@ class Run(Trainings):
         self.folder = on_first(lambda: RunFolder(str(args.output_dir), run.overwrite))
         check_same_folder(self.folder.path)
         on_first(lambda: refuse_foreign(self.folder / "report.html"))
-        self._base_identity = on_first(lambda: identity_of(str(model.model_name_or_path), model.model_revision))
+        base = str(model.model_name_or_path)
+        self._base_identity = same_model(base, identity_of(base, model.model_revision))
+        self._teacher_identities = {
+            group: same_model(teacher.source, teacher.identity()) for group, teacher in self._given_teachers.items()
+        }
 
     def __call__(self) -> dict[str, Any]:
         """Do all stages that are not done, write `report.html`; return the results."""
@@ -235,8 +239,7 @@ class Run(Trainings):
         of_groups = list(chain(*trained.values()))
         teachers = {group: [str(teacher.source)] for group, teacher in given.items()}
         teachers |= {group: [str(self.folder / stage.output) for stage in stages] for group, stages in trained.items()}
-        identities = on_first(lambda: {group: str(teacher.identity()) for group, teacher in given.items()})
-        identities |= {group: " ".join(stage.digest for stage in stages) for group, stages in trained.items()}
+        identities = self._teacher_identities | {group: " ".join(stage.digest for stage in trained[group]) for group in trained}
         needs = tuple(stage.name for stage in of_groups)
         held_out = data.get("validation")
         students = [self._student(m, train, teachers, identities, shared, needs, held_out) for m in STUDENTS if m in run.methods]

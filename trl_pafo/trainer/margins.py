@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_pafo.models.ranks import same_model
 from trl_pafo.storage.files import replacing
 from trl_pafo.trainer.loaded_teachers import TeacherModels, by_backbone
 from trl_pafo.trainer.teacher import QuantizedBase, Teacher
@@ -82,9 +83,8 @@ class TeacherMargins:
 
     def _file_of(self, teacher: Teacher, pairs: Dataset) -> Path:
         """Where the margins of a teacher for these pairs are kept."""
-        identity = [teacher.identity() if self.accelerator.is_main_process else None]  # one process reads the files
-        broadcast_object_list(identity, from_process=0)
-        about = [_FORMAT, *identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
+        identity = same_model(teacher.source, teacher.identity())
+        about = [_FORMAT, identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
         if self.quantized is not None and (config := self.quantized.config_for(teacher)) is not None:
             about.append(repr(sorted(config.to_dict().items(), key=str)))
         if (precision := _product_precision()) in ("tf32", "bf16"):

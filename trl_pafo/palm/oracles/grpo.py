@@ -20,7 +20,7 @@ from trl.trainer.utils import get_callable_name
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.base_models import WHEEL_MODELS, identity_of, load_base, load_tokenizer
-from trl_pafo.models.ranks import forget_accelerator, on_first, together
+from trl_pafo.models.ranks import forget_accelerator, on_first, same_model, together
 from trl_pafo.models.safe_loading import safe_init_kwargs
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.models.weights import complete_weights
@@ -131,7 +131,7 @@ class GRPOOracle:
             "prompts": digest_rows(self.train_dataset),
         }
         if models:
-            self._inputs["reward_models"] = {name: identity_of(source) for name, source in models.items()}
+            self._inputs["reward_models"] = {name: same_model(source, identity_of(source)) for name, source in models.items()}
         self._judging = {"held_out": digest_rows(self.eval_dataset), "num_samples": num_samples}
         self.scale = self._fit_scale(scorers)
         scaled = dict(zip(scorers, self.scale.each() if self.scale else (), strict=True))
@@ -194,8 +194,9 @@ class GRPOOracle:
 
     def _materialize(self, model: str, num_hidden_layers: int | None) -> tuple[str, dict[str, Any]]:
         """The base as a folder that `from_pretrained` reads, and what decides its answers."""
+        identity = same_model(model, identity_of(model))
         if model in WHEEL_MODELS or num_hidden_layers is not None:
-            inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity_of(model)}
+            inputs = {"model": model, "num_hidden_layers": num_hidden_layers, "identity": identity}
 
             def write(out: Path) -> None:
                 load_base(AutoModelForCausalLM, model, num_hidden_layers=num_hidden_layers).save_pretrained(out)
@@ -204,7 +205,7 @@ class GRPOOracle:
             on_first(lambda: self._do("model", inputs, "base_model", write))
             # Absolute: it is written into every adapter, which may be loaded from another working directory.
             return str((self.path / "base_model").resolve()), inputs
-        return model, {"model": identity_of(model)}
+        return model, {"model": identity}
 
     def _train(self, weights: np.ndarray, out: Path) -> None:
         args = copy.deepcopy(self.args)
