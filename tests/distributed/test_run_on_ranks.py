@@ -169,6 +169,18 @@ def test_an_error_is_that_of_all(runs, what, told):
         assert re.match(told, found[what])
 
 
+def run_of_a_machine(out: Path, model: str, training: str) -> None:
+    """On the machine of the second the model is missing."""
+    make_run(out / "lost", json.loads(training), model if os.environ["RANK"] == "0" else "nowhere")()
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_on_another_machine_ends_the_others(encoder, training, tmp_path):
+    """Here no launcher watches over them."""
+    with pytest.raises(AssertionError, match=r"Process 0 of 2 failed:(?s:.*)TrainingError: Another process has ended"):
+        launch(run_of_a_machine, 2, tmp_path, encoder, json.dumps(training))
+
+
 def sharded_run_on_rank(out: Path, model: str, training: str) -> list[dict]:
     page.SECTIONS = page.SECTIONS[:1]
     wrappers, train = [], PAFORewardTrainer.train

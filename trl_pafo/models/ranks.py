@@ -47,7 +47,10 @@ def processes() -> PartialState | None:
     if "LOCAL_RANK" in os.environ:  # some clusters set the other variables for a machine
         # accelerate has to be told that there is only a CPU, else it finds a single process.
         PartialState(cpu=not torch.accelerator.is_available())
-    return PartialState() if num_processes() > 1 else None
+    if num_processes() == 1:
+        return None
+    _group()  # before one of them can end: for one that has never come the others would wait without end
+    return PartialState()
 
 
 def is_first() -> bool:
@@ -146,7 +149,7 @@ def check_same_folder(folder: Path) -> None:
     until = time.monotonic() + _SEEN_WITHIN
     while not (sees := path.exists()) and time.monotonic() < until:
         time.sleep(0.1)
-    seen = gather_object([(sees, _who())])
+    seen = _gather((sees, _who()))
     on_first(path.unlink)
     blind = [name for sees, name in seen if not sees]
     if blind:
@@ -164,7 +167,7 @@ def same_model(name: str | Path, identity: str) -> str:
     """
     if num_processes() == 1:
         return identity
-    (first, *others) = gather_object([(identity, _who(), str(name))])
+    (first, *others) = _gather((identity, _who(), str(name)))
     if differ := [who for found, who, _ in others if found != first[0]]:
         raise ConfigError(
             f"The model {first[2]!r} of {', '.join(differ)} is another one than that of {first[1]}. Give all machines the same files: "
@@ -247,8 +250,22 @@ def _group() -> Any:
 
 def _exchange(message: tuple[bool, Any] | None) -> tuple[bool, Any]:
     box = [message]
-    dist.broadcast_object_list(box, src=0, group=_group())
+    try:
+        dist.broadcast_object_list(box, src=0, group=_group())
+    except RuntimeError as error:
+        raise _ended(error) from error
     return box[0]  # type: ignore[return-value]
+
+
+def _gather(mine: _Found) -> list[_Found]:
+    try:
+        return gather_object([mine])  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise _ended(error) from error
+
+
+def _ended(error: RuntimeError) -> TrainingError:
+    return TrainingError(f"Another process has ended; what it has said last, on its machine, is the reason. ({error})")
 
 
 def _tell(found: Any) -> None:

@@ -24,7 +24,7 @@ from trl_pafo.evaluation.methods import OF_TEACHERS, STUDENTS, TITLES, RunArgume
 from trl_pafo.evaluation.reference_path import CHOSEN, Point
 from trl_pafo.models.base_models import WHEEL_MODELS, fit_lengths, identity_of, load_tokenizer, longest_input
 from trl_pafo.models.card import base_id
-from trl_pafo.models.ranks import after_first, check_same_folder, on_first, same_model, together
+from trl_pafo.models.ranks import after_first, check_same_folder, on_first, processes, same_model, together
 from trl_pafo.models.safe_loading import check_model_folder
 from trl_pafo.models.upload import create_repo
 from trl_pafo.pipeline.controls import baseline, distilled_ensemble
@@ -83,6 +83,7 @@ class Run(Trainings):
             raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
         check_source(run)
         check_run_options(run, args)
+        processes()
         if Path(model.model_name_or_path).is_dir():
             check_model_folder(model.model_name_or_path)
         self.tokenizer = load_tokenizer(model.model_name_or_path, args.trust_remote_code, model.model_revision)

@@ -68,7 +68,11 @@ class TeacherMargins:
             if kept is not None:
                 logger.info("Margins of the teacher of %s are reused from %s.", group, file)
                 margins[group] = kept
-        for together in by_backbone({group: teachers[group] for group in teachers if group not in margins}):
+        missing = {group: teachers[group] for group in teachers if group not in margins}
+        if self.accelerator.num_processes > 1:
+            for teacher in missing.values():
+                same_model(teacher.source, teacher.identity())
+        for together in by_backbone(missing):
             with self._load(together) as models:
                 for group in together:
                     margins[group] = models.margins(
@@ -83,8 +87,9 @@ class TeacherMargins:
 
     def _file_of(self, teacher: Teacher, pairs: Dataset) -> Path:
         """Where the margins of a teacher for these pairs are kept."""
-        identity = same_model(teacher.source, teacher.identity())
-        about = [_FORMAT, identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
+        identity = [teacher.identity() if self.accelerator.is_main_process else None]  # one process reads the files
+        broadcast_object_list(identity, from_process=0)
+        about = [_FORMAT, *identity, teacher.pad_id(self.tokenizer), str(self.dtype), self.accelerator.mixed_precision]
         if self.quantized is not None and (config := self.quantized.config_for(teacher)) is not None:
             about.append(repr(sorted(config.to_dict().items(), key=str)))
         if (precision := _product_precision()) in ("tf32", "bf16"):
