@@ -107,7 +107,10 @@ def test_data_without_groups_have_an_overall_accuracy_alone(evaluate, encoder, t
     assert printed.startswith(f"Data: {tmp_path / 'test.jsonl'}\n")
     assert printed.splitlines()[2].split()[:3] == ["method", "overall", "worst"]
     assert "gap" not in printed
-    assert "no column `group`, so nothing is said of groups" in printed
+    assert (
+        "no column `group`, so nothing is said of groups. Name it (--columns group=COLUMN), or make groups of the users'"
+        in printed
+    )
     summary = results["methods"]["encoder"]
     assert not [name for name in summary if "/" in name or name in ("group_min", "difference", "ratio", "worst_group")]
     assert results["reference"] == "other"
@@ -119,6 +122,13 @@ def test_data_without_users_say_nothing_of_users(evaluate):
     assert not [name for name in results["methods"]["encoder"] if name.startswith(("user_", "num_users"))]
     assert "Gini" not in printed
     assert "each pair counts as another person's" in printed
+    assert "Name it (--columns user=COLUMN)." in printed
+
+
+def test_groups_of_agreement_are_not_proposed_without_users(evaluate):
+    printed = evaluate(rows_of())[1]
+    assert "nothing is said of groups. Name it (--columns group=COLUMN).\n" in printed
+    assert "--minority_quantile" not in printed
 
 
 def test_a_model_beside_a_copy_of_itself_is_the_same_model(evaluate, encoder, tmp_path):

@@ -72,14 +72,15 @@ def _say(args: Any, results: dict[str, Any]) -> None:
         print(
             f"{name} by {results['benchmark']}'s own measures: {', '.join(f'{key} {value:.4g}' for key, value in measures.items())}"
         )
+    has_users = "num_users" in next(iter(results["methods"].values()))
     if results["majority"] is None and not args.benchmark:
-        print(
-            "The data have no column `group`, so nothing is said of groups. Name it (--columns group=COLUMN), or make groups of the users' "
-            "agreement (--minority_quantile 0.2)."
-        )
-    if "num_users" not in next(iter(results["methods"].values())):
+        agreement = ", or make groups of the users' agreement (--minority_quantile 0.2)" if has_users else ""
+        print(f"The data have no column `group`, so nothing is said of groups. Name it (--columns group=COLUMN){agreement}.")
+    if not has_users:
+        name_it = "" if args.benchmark else " Name it (--columns user=COLUMN)."
         print(
             "The data have no column `user`, so each pair counts as another person's: intervals are too narrow if people have several."
+            + name_it
         )
     for name, verdict in results["verdicts"].items():
         print(f"\n{name} against {results['reference']}: {verdict['sentence']}")
