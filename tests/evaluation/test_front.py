@@ -81,6 +81,15 @@ def test_the_intervals_reject_what_all_signs_together_reject():
     np.testing.assert_allclose(value, [[gained[m][members[g]].sum() / counts[g] for g in range(2)] for m in range(3)])
 
 
+def test_no_interval_goes_beyond_what_a_difference_can_be():
+    user, group, _ = population((8, 8), pairs=1)
+    correct = np.array([[float(i % 4 > 0) for i in range(len(user))]])
+    _, low, high = simultaneous_differences(correct, np.zeros(len(user)), encode_pairs(user, group, len(user)), 0)
+    assert high.max() == 1
+    assert low.min() > 0
+    assert simultaneous_differences(1 - correct, np.ones(len(user)), encode_pairs(user, group, len(user)), 0)[1].min() == -1
+
+
 def test_with_nothing_to_be_had_a_gain_is_shown_in_five_percent_of_studies(monkeypatch):
     monkeypatch.setattr(module, "_FLIPS", 399)
     shown = []

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -129,6 +131,14 @@ def test_any_number_of_groups_fits(number):
     figure = pictures.draw_differences(groups, {method: i for i, method in enumerate("ABCDE")}, "it")
     assert inside(figure)
     assert max(figure.axes[0].get_xticks()) <= 1
+
+
+def test_numbers_below_wide_intervals_do_not_run_into_each_other():
+    figure = pictures.draw_differences({LONG: {"PAFO": {"value": 0.059, "low": -1.0, "high": 1.0}}}, {"PAFO": 0}, "it")
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) >= 3
+    assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_support_draws_discs_by_number_of_users():

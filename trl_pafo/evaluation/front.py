@@ -192,4 +192,4 @@ def simultaneous_differences(
     threshold = np.sort(largest)[int(np.ceil((1 - LEVEL) * (_FLIPS + 1))) - 1]
     counts = np.bincount(pairs.group_codes)
     value, reach = gained @ members / counts, threshold * spread / counts * (1 + 1e-9)
-    return value, value - reach, value + reach
+    return value, np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)

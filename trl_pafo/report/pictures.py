@@ -157,6 +157,7 @@ def draw_differences(differences: Mapping[str, Mapping[str, Interval]], series: 
             axes.annotate(text, (ends_of(entry)[1], at), fontsize=FONT - 1, color=TEXT, **offset)
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=_DASHES)
     low, high = axes.get_xlim()
+    axes.locator_params(axis="x", nbins=6)  # more of them run into each other where intervals are wide
     axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= min(high, 1)])
     axes.set_xlim(low, high + 0.14 * (high - low))  # room for the numbers
     axes.set_ylim(len(differences) - 0.45, -0.55)
