@@ -169,7 +169,7 @@ def test_a_record_of_something_else_is_refused():
 
 # --- messages as they come
 
-# In sorted order, in which pyarrow below 22 puts the keys of a column.
+# In sorted order, in which pyarrow 21 puts the keys of a column.
 CALL = {"function": {"arguments": {"city": "Rome"}, "name": "weather"}, "type": "function"}
 OTHER_CALL = {"function": {"arguments": {"unit": "C"}, "name": "weather"}, "type": "function"}
 ASKED = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "is it red", "name": "ann"}]

@@ -92,12 +92,15 @@ def test_a_run_of_which_a_process_was_killed_resumes(rank, undisturbed, encoder,
     assert outcome(tmp_path / "killed") == outcome(undisturbed[0])
 
 
-@needs_deepspeed
-@pytest.mark.parametrize("launcher", ["zero2", "zero3"])
-def test_a_run_under_deepspeed_resumes(launcher, encoder, tmp_path):
-    finish(start(tmp_path / "undisturbed", encoder, launcher))
-    kill(1, start(tmp_path / "killed", encoder, launcher), tmp_path / "killed")
-    assert "resuming after step" in finish(start(tmp_path / "killed", encoder, launcher))
+@pytest.mark.parametrize(
+    ("launcher", "model"),
+    [("fsdp2", "decoder"), *(pytest.param(name, "encoder", marks=needs_deepspeed) for name in ("zero2", "zero3"))],
+)
+def test_a_run_whose_models_are_sharded_resumes(launcher, model, request, tmp_path):
+    base = request.getfixturevalue(model)
+    finish(start(tmp_path / "undisturbed", base, launcher))
+    kill(1, start(tmp_path / "killed", base, launcher), tmp_path / "killed")
+    assert "resuming after step" in finish(start(tmp_path / "killed", base, launcher))
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed")
 
 

@@ -63,7 +63,7 @@ def make_front(groups=("majority", "minority"), shared="personalized BT"):
 def make_run(
     folder: Path, methods=tuple(SKILL), groups=("majority", "minority"), users=(12, 5), text="plain", seed=0, units=False, **data
 ):
-    """A finished run: results, rewards, test pairs and a manifest, but no models; with `units`, of new pairs of known people."""
+    """A finished run: results, rewards, test pairs, logs and a manifest, but no models; with `units`, of new pairs of known people."""
     rows = make_rows(groups, users, text=text)
     unit = [f"{row['user']}, {i // 2}" for i, row in enumerate(rows)] if units else None
     rows = [row | {"unit": of_row} for row, of_row in zip(rows, unit, strict=True)] if unit else rows
@@ -117,6 +117,9 @@ def make_run(
             inputs = {"seed": 42, "learning_rate": 1e-4, "method": method, "base": "abc", "lora_target_modules": None}
             inputs |= {"alpha": 0.25} if method == "pafo" else {}
             stages[name] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
+            (folder / "models" / method).mkdir(parents=True)
+            log = [{"step": step, **{f"accuracy/{g}": 0.5 + step / 40 for g in groups}} for step in range(20)]
+            write_json(folder / "models" / method / "trainer_state.json", {"log_history": log})
     inputs = {"seed": 42, "reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
     stages["evaluate"] = {"inputs": inputs, "output": "results", "seconds": 1.0, "finished": "2026-01-02T03:04:05+0000"}
     write_json(folder / "manifest.json", {"format": "trl-pafo run 4", "stages": stages})

@@ -26,7 +26,7 @@ def test_a_complete_run_misses_nothing(record):
     assert len({section.id for section in made}) == len(made)
     assert [line for section in made for line in section.missing] == []
     pictures = [picture.name for section in made for picture in section.pictures]
-    assert len(pictures) == len(set(pictures)) == 2 + 1 + 2
+    assert len(pictures) == len(set(pictures)) == 2 + 1 + 2 + 2
 
 
 def test_the_verdict_stands_first_in_its_own_words(record):

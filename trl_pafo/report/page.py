@@ -11,6 +11,7 @@ from markupsafe import Markup
 from trl_pafo.data.sources.arguments import data_name
 from trl_pafo.errors import ConfigError, RunFolderError
 from trl_pafo.metrics.plotting import as_svg
+from trl_pafo.report.curves import curves
 from trl_pafo.report.details import cases, users
 from trl_pafo.report.likes import likes
 from trl_pafo.report.people import people
@@ -28,6 +29,7 @@ SECTIONS: tuple[Callable[[Record], Section], ...] = (
     front,
     users,
     cases,
+    curves,
     reproduction,
     about,
 )
