@@ -54,6 +54,6 @@ def draw_curves(log: Log, groups: Sequence[str]) -> "Figure":
         axes.plot(*means.T, label=short(group), marker="o", markersize=3, **look)
         if evaluated := logged(log, f"eval_accuracy/{group}"):
             axes.plot(*np.array(evaluated).T, label=f"{short(group)}, held out", linestyle="--", **look)
-    axes.set_ylim(top=1.02)
+    axes.set_ylim(min(0.48, axes.dataLim.y0 - 0.02), 1.02)  # the same in most pictures, so that they can be compared
     add_legend(figure, axes.lines, [str(line.get_label()) for line in axes.lines])
     return figure
