@@ -119,7 +119,7 @@ def make_run(
             stages[name] = {"inputs": inputs, "output": f"models/{method}", "seconds": 2.0}
             (folder / "models" / method).mkdir(parents=True)
             log = [{"step": step, **{f"accuracy/{g}": 0.5 + step / 40 for g in groups}} for step in range(20)]
-            write_json(folder / "models" / method / "trainer_state.json", {"log_history": log})
+            write_json(folder / "models" / method / "trainer_state.json", {"global_step": 20, "log_history": log})
     inputs = {"seed": 42, "reference": reference, "num_resamples": 60, "models": {}, "data": "abc"}
     stages["evaluate"] = {"inputs": inputs, "output": "results", "seconds": 1.0, "finished": "2026-01-02T03:04:05+0000"}
     write_json(folder / "manifest.json", {"format": "trl-pafo run 4", "stages": stages})
