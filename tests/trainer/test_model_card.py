@@ -82,9 +82,9 @@ def test_what_codecarbon_has_measured_is_told(trainer, monkeypatch):
 
 
 def test_emissions_of_several_trainings_are_added(tmp_path):
-    for name, rows in {"student": ["a,0.001,0.01", "a,0.002,0.02"], "teacher": ["b,0.004,0.04"], "none": []}.items():
-        (tmp_path / name).mkdir()
-        if rows:  # a tracker writes what it has measured until then
-            (tmp_path / name / "emissions.csv").write_text("\n".join(["run_id,emissions,energy_consumed", *rows]))
+    for name, rows in {"student": ["a,0.001,0.01", "a,0.002,0.02"], "teacher": ["b,0.004,0.04"]}.items():
+        (tmp_path / name).mkdir()  # a tracker writes what it has measured until then
+        (tmp_path / name / "emissions.csv").write_text("\n".join(["run_id,emissions,energy_consumed", *rows]))
     assert emissions_in(tmp_path.iterdir()) == Emissions(grams=6.0, kwh=0.06)
-    assert emissions_in([tmp_path / "none"]) is None
+    (tmp_path / "not measured").mkdir()
+    assert emissions_in(tmp_path.iterdir()) is None

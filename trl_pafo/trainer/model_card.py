@@ -162,12 +162,14 @@ def emissions_of(trainer: RewardTrainer) -> Emissions | None:
 
 
 def emissions_in(folders: Iterable[Path]) -> Emissions | None:
-    """What it has written of trainings into these folders, of each its last word."""
+    """What it has written of trainings into these folders, of each its last word; `None` where it measured not all of them."""
+    paths = [folder / "emissions.csv" for folder in folders]
+    if not all(path.is_file() for path in paths):  # a part would be told as the whole
+        return None
     records: dict[str, Mapping[str, Any]] = {}
-    for path in (folder / "emissions.csv" for folder in folders):
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                records |= {row["run_id"]: row for row in csv.DictReader(file)}
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            records |= {row["run_id"]: row for row in csv.DictReader(file)}
     return Emissions.total(records.values())
 
 
