@@ -16,6 +16,7 @@ from trl_pafo.evaluation.methods import METHODS, RIVALS, TITLES, RunArguments
         ({"methods": ["pafo", "group_routed"]}, r"`reference` must be one of the methods \(pafo, group_routed\), got 'personal"),
         ({"teacher_kind": "half"}, "`teacher_kind` must be auto, adapter or full, got 'half'"),
         ({"student_learning_rate": 0.0}, "`student_learning_rate` must be above 0, got 0.0"),
+        ({"teacher_epochs": -1.0}, "`teacher_epochs` must be above 0, got -1.0"),
         ({"student_start": "personalized_bt"}, "`student_start` must be teachers or base, got 'personalized_bt'"),
         ({"teacher_start": "hot"}, "`teacher_start` must be base or warm, got 'hot'"),
         ({"teacher_start": "warm", "methods": ["pafo", "bradley_terry"], "reference": "bradley_terry"}, "add it to `methods`"),

@@ -16,6 +16,7 @@ from trl_pafo.cli import main
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.pipeline.starting_points import student_model, teacher_model
+from trl_pafo.report.record import read_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +76,29 @@ def test_the_best_of_n_is_counted_by_group(finished_run, capsys):
         for group in ("majority", "minority"):
             assert 0 <= of_model[group]["low"] <= of_model[group]["value"] <= of_model[group]["high"] <= 1
     assert found["pafo"]["verdict"] in printed
+
+
+def test_states_that_hold_the_group_of_a_history_are_told_apart_by_the_probe(finished_run, capsys, monkeypatch):
+    pairs = read_record(finished_run).pairs
+    of_majority = {str(row["history"]) for row in pairs if row["group"] == "majority"}
+
+    def sequences(self, rows, name):
+        return [{key: [str(row["history"]) in of_majority] for key in ("chosen", "rejected")} for row in rows]
+
+    def features(self, sequences, *, desc):
+        """Noise, and in those of one model whose history it is."""
+        found = np.random.default_rng(0).normal(size=(len(sequences), 2, 3))
+        found[:, :, 0] += 10 * (desc == "pafo") * np.array([row["chosen"] for row in sequences])
+        return [{"chosen": chosen, "rejected": rejected} for chosen, rejected in found]
+
+    monkeypatch.setattr("trl_pafo.models.RewardScorer.sequences", sequences)
+    monkeypatch.setattr("trl_pafo.models.RewardScorer.features", features)
+    run_script(ROOT / "benchmarks/hidden_states.py", finished_run, "--pairs", "40")
+    found = json.loads((Path(finished_run) / "results/hidden_states.json").read_text())
+    assert found["pafo"] > 0.9
+    assert found["personalized_bt"] < 0.7
+    assert "By chance .500." in capsys.readouterr().out
+    assert (Path(finished_run) / "results/hidden_states.png").stat().st_size > 10_000
 
 
 def test_a_model_that_likes_thorough_answers_picks_for_the_majority_alone(finished_run, capsys, monkeypatch):

@@ -200,9 +200,11 @@ class TestTeachers:
             ({"teacher_min_steps": 5}, {"majority": 7, "minority": 5}),  # 28 and 12 pairs in batches of 4: 7 and 3 steps
             ({"teacher_min_steps": 5, "gradient_accumulation_steps": 2}, {"majority": 5, "minority": 5}),
             ({"teacher_min_steps": 5, "max_steps": 2}, {"majority": 2, "minority": 2}),
+            ({"teacher_epochs": 3, "teacher_min_steps": 5}, {"majority": 21, "minority": 9}),
+            ({"teacher_epochs": 3, "max_steps": 2}, {"majority": 2, "minority": 2}),
         ],
     )
-    def test_a_small_group_gets_its_least_number_of_steps(self, run, monkeypatch, options, steps):
+    def test_teachers_have_epochs_of_their_own_and_a_least_number_of_steps(self, run, monkeypatch, options, steps):
         found = {}
         monkeypatch.setattr(
             trainings, "train_and_save", lambda trainer, out, title: found.update({title: trainer.args.max_steps})

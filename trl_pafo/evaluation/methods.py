@@ -78,6 +78,10 @@ class RunArguments(DataArguments):
     )
     teacher_start: str = option("base", "'base': teachers start from the base model; 'warm': from the model of all groups.")
     teacher_min_steps: int = option(0, "Minimum number of optimizer steps per teacher, so that it learns a group with few pairs.")
+    teacher_epochs: float | None = option(
+        None,
+        "Epochs of a teacher's training, which has no histories to learn to read. Default: num_train_epochs; max_steps is for teachers, too.",
+    )
     teacher_folds: int = option(
         2,
         "Teachers a group, each trained without one part of the prompts. A pair is distilled from those that have not seen its prompt, their "
@@ -132,8 +136,9 @@ class RunArguments(DataArguments):
             )
         if self.teacher_start == "warm" and "personalized_bt" not in self.methods:
             raise ConfigError("`teacher_start=warm` starts from personalized_bt: add it to `methods`.")
-        if self.student_learning_rate is not None and not 0 < self.student_learning_rate < math.inf:
-            raise ConfigError(f"`student_learning_rate` must be above 0, got {self.student_learning_rate}.")
+        for name in ("student_learning_rate", "teacher_epochs"):
+            if (given := getattr(self, name)) is not None and not 0 < given < math.inf:
+                raise ConfigError(f"`{name}` must be above 0, got {given}.")
         for name in ("teacher_folds", "trainings_at_once", "num_resamples"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ConfigError(f"`{name}` must be at least 1, got {number}.")

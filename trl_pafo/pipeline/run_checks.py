@@ -52,7 +52,8 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     of_students = DRAWING_OPTIONS if "distilled_ensemble" in run.methods else STUDENT_OPTIONS
     unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in of_students] + [(run, "student_learning_rate")]
     if args.teachers or not run.needs_teachers:
-        unused += [(run, name) for name in ("teacher_start", "teacher_min_steps", "teacher_folds", "student_start")]
+        of_teachers = ("teacher_start", "teacher_min_steps", "teacher_epochs", "teacher_folds", "student_start")
+        unused += [(run, name) for name in of_teachers]
     if "personalized_bt" not in run.methods:
         unused += [(run, "reference_steps")]
     defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}

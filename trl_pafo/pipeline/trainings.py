@@ -119,8 +119,10 @@ class Trainings:
     def _teacher(
         self, stage: str, output: str, title: str, group: str, own: Dataset, shared: str | None, **of_fold: str
     ) -> Stage:
-        run = self.run
-        decides = {"group": group, "start": run.teacher_start, "min_steps": run.teacher_min_steps, **of_fold}
+        run, args = self.run, copy.copy(self.args)
+        changes: dict[str, Any] = {} if run.teacher_epochs is None else {"num_train_epochs": run.teacher_epochs}
+        vars(args).update(changes)
+        decides = {"group": group, "start": run.teacher_start, "min_steps": run.teacher_min_steps, **of_fold, **changes}
         inputs = self._inputs(self.teacher_model, **decides)
         start = str(self.folder / Point(1, 0).output) if run.teacher_start == "warm" else None
         if start and self.teacher_model.use_peft != self.model.use_peft:  # else the inputs of the start are the teacher's own
@@ -128,10 +130,10 @@ class Trainings:
 
         def work(out: Path) -> None:
             options: dict[str, Any] = {"model": self.teacher_model, "with_history": False, "min_steps": run.teacher_min_steps}
-            self._train(out, title, own, start=start, **options)
+            self._train(out, title, own, start=start, changes=changes, **options)
 
-        steps = optimizer_steps(len(own), self.args)
-        if self.args.max_steps <= 0:
+        steps = optimizer_steps(len(own), args)
+        if args.max_steps <= 0:
             steps = max(steps, run.teacher_min_steps)
         return Stage(stage, output, inputs, work, (Point(1, 0).stage,) if start else (), steps=steps)
 
