@@ -33,6 +33,21 @@ def rows_of(*columns: str) -> Dataset:
     return make_pairs(history=0).select_columns(["prompt", "chosen", "rejected", *columns])
 
 
+def test_columns_of_a_table_may_be_named_as_our_own():
+    rows = [{**row, "rewards": n / 2, "row": -n, "unit": "the same"} for n, row in enumerate(make_pairs(history=0))]
+    plain = [{name: row[name] for name in ("prompt", "chosen", "rejected", "user", "group")} for row in rows]
+    seen = []
+
+    def number(prompts, completions, rewards=None, row=None, **_):
+        seen.extend(zip(rewards, row, strict=True) if rewards else ())
+        return list(map(len, completions))
+
+    found, expected = (evaluation.evaluate_models(number, Dataset.from_list(r), num_resamples=50) for r in (rows, plain))
+    assert sorted(set(seen)) == sorted((row["rewards"], row["row"]) for row in rows)
+    assert found["methods"] == expected["methods"]
+    assert expected["methods"]["number"]["overall"]["low"] < expected["methods"]["number"]["overall"]["high"]
+
+
 def test_bad_rows_are_left_out_and_counted(tmp_path):
     rows = [{**row, **({"user": None} if n == 2 else {})} for n, row in enumerate(ROWS)]
     Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))

@@ -46,7 +46,7 @@ def verdict_of(
         _column(rows, "group"),
         margins=margins,
         reference_margins=of_reference,
-        unit=_column(rows, "unit"),
+        unit=_units(rows),
         num_resamples=max(2000, fewest_resamples(max(1, len(set(_column(rows, "group") or ()))))),
         seed=seed,
     )
@@ -63,7 +63,7 @@ def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int
         _column(rows, "user"),
         _column(rows, "group"),
         support=_column(rows, "support_rate") if "user" in rows.column_names else None,
-        unit=_column(rows, "unit"),
+        unit=_units(rows),
         num_resamples=num_resamples,
         seed=seed,
     )
@@ -72,7 +72,7 @@ def summary_of(scored: ScoredPairs, rows: Dataset, num_resamples: int, seed: int
 def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> None:
     """`<name>.jsonl` with user, group and raw rewards of each pair, and the number of its row where that is known."""
     nobody: list[Any] = [None] * len(rows)
-    numbers = {ROW: rows[ROW][:]} if ROW in rows.column_names else {}
+    numbers = {"row": rows[ROW][:]} if ROW in rows.column_names else {}
     columns = (
         *numbers.values(),
         _column(rows, "user") or nobody,
@@ -87,6 +87,15 @@ def write_rewards(out: Path, name: str, rows: Dataset, scored: ScoredPairs) -> N
 
 def _column(rows: Dataset, name: str) -> list[Any] | None:
     return rows[name][:] if name in rows.column_names else None
+
+
+def _units(rows: Dataset) -> list[Any] | None:
+    """The prompts of each person, where pairs of known people are held out. A `unit` that does not begin with its user is of somebody else,
+    such as that of a hospital, and says nothing of what is drawn by itself."""
+    units, users = _column(rows, "unit"), _column(rows, "user")
+    if units is None or users is None:
+        return None
+    return units if all(str(unit).startswith(f"{user}, ") for unit, user in zip(units, users, strict=True)) else None
 
 
 def evaluate_models(

@@ -106,7 +106,7 @@ def load_pairs(table: str | Path | pd.DataFrame | Dataset, split: str | None = N
     `table` may be a path or Hub id, of which the `split` "test" or the only one is read unless another is named. Nothing but chosen and
     rejected is needed. `options` are `columns` and `preferred_values`, `minority_quantile` or `minority_threshold`, which make groups of
     support rates where there is no column `group`, and `scores`, as in [`~trl_pafo.data.sources.tables.read_table`]. The pairs keep the
-    other columns of the table and the number of their `row`.
+    other columns of the table and the number of their row ([`~trl_pafo.data.sources.tables.ROW`]).
 
     Raises:
         ConfigError: If an option cannot be used, or has no effect.

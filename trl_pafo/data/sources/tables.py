@@ -67,9 +67,10 @@ _TEXTS = (*_PAIR, "response_a", "response_b", "response")
 _NO_TEXT = "rows without a prompt or a response"
 _OF_USER = ("group", "support_rate", "history")
 
-REWARDS = "rewards"
+# Named as no column of a table, which may be called "rewards" or "row".
+REWARDS = "trl_pafo_rewards"
 """Column of the rewards that a table brings: for each model of `scores`, that of the chosen and that of the rejected response."""
-ROW = "row"
+ROW = "trl_pafo_row"
 """Column of the number of the row that a pair is from."""
 
 
@@ -166,7 +167,7 @@ def read_table(
     keep_others &= not rated
     if keep_others:
         numbers = [row[ROW] for row in rows]
-        others = {name: _read_column(table, name, names) for name in left if name not in (*kept, ROW)}
+        others = {name: _read_column(table, name, names) for name in left if name not in kept}
         built |= {ROW: numbers} | {name: [column[row] for row in numbers] for name, column in others.items()}
     pairs = columns_to_dataset(built, what)
     described = {name: list(zip(values["user"], labels(name), strict=True)) for name in describe}
