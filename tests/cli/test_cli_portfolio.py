@@ -198,6 +198,19 @@ def test_plot_and_compare(files: Path, tmp_path, capsys) -> None:
     assert (tmp_path / "c/gap_by_size.png").exists()
 
 
+def test_compare_refuses_what_the_portfolio_was_not_built_from(files: Path, tmp_path, capsys) -> None:
+    raw = lines(tmp_path / "raw.jsonl", [{"rewards": (0.3 + 0.4 * table).tolist()} for table in REWARDS])
+    assert portfolio("build", "--candidates", raw, "--normalize", "min_max", "--output_dir", tmp_path / "built") == 0
+    flags = ["compare", "--portfolio", tmp_path / "built", "--candidates", raw, "--max_size", 1, "--num_seeds", 1]
+    assert portfolio(*flags, "--normalize", "min_max") == 0
+    assert portfolio(*flags) == 1  # whose rewards are in [0, 1] too
+    assert "with the same --normalize or --reward_range" in capsys.readouterr().err
+    (tmp_path / "table.csv").write_text("reward_0,reward_1,reward_2\n.2,.3,.4\n.1,.5,.4\n")
+    assert portfolio(*flags[:3], "--policies", tmp_path / "table.csv") == 1
+    assert portfolio("build", "--policies", files / "table.csv", "--output_dir", tmp_path / "pool") == 0
+    assert portfolio("compare", "--portfolio", tmp_path / "pool", "--policies", files / "table.csv", "--max_size", 1) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "match"),
     [

@@ -133,6 +133,7 @@ def compare(args: Any) -> Result:
             f"The portfolio has the rewards {', '.join(portfolio.reward_names)} and beta={portfolio.beta:g}, the oracle "
             f"{', '.join(names)} and beta={args.beta:g}. Give what the portfolio was built from."
         )
+    _check_built_from(portfolio, oracle)
     if isinstance(oracle, CandidateOracle):
         reference: Reference = Optimum(lambda weights: np.array([oracle.optimum(row / row.sum()) for row in weights]))
     else:
@@ -146,6 +147,23 @@ def compare(args: Any) -> Result:
         write_png(draw_sizes(rows, portfolio.measure.name), folder / "gap_by_size.png")
         text += f"\n\nPicture: {folder / 'gap_by_size.png'}"
     return text, {}
+
+
+def _check_built_from(portfolio: Portfolio, oracle: CandidateOracle | PolicyTable) -> None:
+    """Raise [`ConfigError`] where an answer of the portfolio's oracle is worth another number under this one: its gaps would be of two
+    scales, or of other data."""
+    for call in portfolio.calls:
+        if call.warm:
+            continue
+        known, found = (
+            float(call.weights @ np.asarray(result.values) - portfolio.beta * result.kl)
+            for result in (call.result, oracle(call.weights))
+        )
+        if abs(known - found) > 1e-6:
+            raise ConfigError(
+                f"For the weights {_row(call.weights)} the best of the portfolio's build was {known:.6g}, and here it is {found:.6g}. Give what the "
+                "portfolio was built from, with the same --normalize or --reward_range."
+            )
 
 
 def export(args: Any) -> Result:

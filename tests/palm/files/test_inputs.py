@@ -85,6 +85,8 @@ def test_a_table_of_policies(tmp_path) -> None:
         ("policy,kl,helpful,brief\na,0,1,1\nb,,1,1\n", {}, "b has no `kl`, which others have; give it for all or for none"),
         ("policy,helpful,brief\na,1,1\na,0,1\n", {}, "two policies are named a"),
         ("policy,helpful,brief\na,1,4.5\n", {}, r"a, column brief: 4.5 is not in .* --reward_range LEAST GREATEST"),
+        ("policy,KL,helpful,brief\na,0.1,1,1\n", {}, "the column KL would count as a reward"),
+        ("W_brief,helpful,brief\n0.1,1,1\n", {}, "the column W_brief would count as a reward"),
         ("Unnamed: 0,policy,helpful,brief\n0,a,1,1\n", {}, "the column 'Unnamed: 0' has no name"),
     ],
 )
@@ -92,6 +94,19 @@ def test_tables_that_cannot_be_used(text: str, options: dict, match: str, tmp_pa
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=match):
         read_table(tmp_path / "t.csv", **options)
+
+
+def test_a_table_of_policies_in_json_lines(lines) -> None:
+    row = {"helpful": 0.9, "brief": 0.1}
+    assert read_table(lines({"policy": 1, **row}, row)).policies == ["1", "policy 1"]
+    for second, match in [
+        ({"helpful": 0.1}, "line 2 has other entries than the first policy"),
+        ({**row, "warm": 1}, "line 2 has other entries"),
+        ({"policy": "1", **row}, "two policies are named 1"),
+        ({"policy": ["a"], **row}, r"column `policy`: .* got \['a'\]"),
+    ]:
+        with pytest.raises(DataError, match=match):
+            read_table(lines({"policy": 1, **row}, second))
 
 
 def test_users_answers_and_histories(lines) -> None:

@@ -115,18 +115,26 @@ def read_table(
 
     Raises:
         DataError: If a column is unknown or missing, holds no numbers or some out of range, or two policies have one name; the
-            message names policy and column.
+            message names policy and column, or the line.
         PortfolioError: If weights are off the simplex.
     """
     path = Path(path)
-    rows = [row for _, row in _records(path, None, ())]
+    found_rows = _records(path, None, ())
+    rows = [row for _, row in found_rows]
     columns = list(rows[0])
+    if other := [place for place, row in found_rows if (set(row) ^ set(columns)) - {"policy", "kl"}]:
+        raise DataError(f"{other[0]} has other entries than the first policy ({', '.join(columns)}). Give the same to each.")
     if nameless := [name for name in columns if not name or name.startswith("Unnamed:")]:
         raise DataError(
             f"{path}: the column {nameless[0]!r} has no name, so it would count as a reward. Leave it out, as an index of pandas "
             "by to_csv(index=False), or name it."
         )
     found = [name for name in columns if name not in ("policy", "kl") and not name.startswith("w_")]
+    if reward_names is None and (meant := [name for name in found if name.lower() in ("policy", "kl") or name.startswith("W_")]):
+        raise DataError(
+            f"{path}: the column {meant[0]} would count as a reward. Write policy, kl and w_NAME in small letters, or say which columns are "
+            "rewards: --reward_names."
+        )
     names = tuple(found if reward_names is None else reward_names)
     if sorted(found) != sorted(names) or len(names) < 2:
         raise DataError(
@@ -139,8 +147,9 @@ def read_table(
     least, greatest = reward_range or (0.0, 1.0)
     has_kl = any(not _is_blank(row.get("kl")) for row in rows)
     results, weights, policies = [], [], set()
+    labels = normalize_labels([row.get("policy") for row in rows], "policy", str(path), missing="keep")
     for number, row in enumerate(rows):
-        policy = f"policy {number}" if _is_blank(row.get("policy")) else row["policy"]
+        policy = labels[number] or f"policy {number}"
         where = f"{path}, {policy}"
         if policy in policies:
             raise DataError(f"{path}: two policies are named {policy}. Give each a name of its own.")
