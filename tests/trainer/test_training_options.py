@@ -6,6 +6,7 @@ import transformers
 from helpers.parts import TRAINING, losses, make_pairs, make_teachers
 from helpers.rounding import rounding
 from peft import LoraConfig
+from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
@@ -50,6 +51,27 @@ def assert_same(got, expected, atol: float | None = None) -> None:
 def test_accumulated_steps_are_those_of_a_large_batch(train):
     """Counterfactual rows are not spread evenly, so only means over all rows add up."""
     assert_same(train(per_device_train_batch_size=2, gradient_accumulation_steps=2), train())
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_noise_on_the_embeddings_is_that_of_reward_trainer(kind, request, tmp_path):
+    """Its size goes by the tokens of a row, and one row would hold a pair, or a batch."""
+    rows, found = make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"]), {}
+    for trainer, config in ((RewardTrainer, RewardConfig), (PAFORewardTrainer, PAFOConfig)):
+        eos_token = "[SEP]" if kind == "encoder" else None
+        args = config(str(tmp_path / trainer.__name__), neftune_noise_alpha=5, eos_token=eos_token, **TRAINING)
+        torch.manual_seed(0)
+        made = trainer(request.getfixturevalue(kind), args, train_dataset=rows)
+        made.train()
+        found[trainer] = losses(made)
+    assert found[PAFORewardTrainer] == found[RewardTrainer]
+    assert "neftune_noise_alpha" in (made.prefix_sharing if kind == "decoder" else made.padding_free).reason
+    with pytest.raises(ConfigError, match="`neftune_noise_alpha`"):
+        PAFORewardTrainer(
+            request.getfixturevalue(kind),
+            PAFOConfig(str(tmp_path), neftune_noise_alpha=5, prefix_sharing="on", eos_token=eos_token, **TRAINING),
+            train_dataset=rows,
+        )
 
 
 @pytest.mark.parametrize(("peft", "reentrant"), [(False, False), (True, True)])

@@ -224,6 +224,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             return "tensor, context and sequence parallelism split what the reward head reads"
         if self.is_model_parallel:
             return "the layers are on several devices, and what a kernel is told of who sees whom is on the first"
+        if self.args.neftune_noise_alpha is not None:  # its size is by the tokens of a row, and a shared prefix would get it once
+            return "the noise of `neftune_noise_alpha` is for sequences in rows of their own"
         return None if own_collator else "the data collator is not the trainer's own"
 
     def _choose_packing(self, own_collator: bool) -> PackingChoice:
