@@ -63,6 +63,10 @@ def read(encoder, tmp_path, monkeypatch):
             "line 2: `prompt` is missing, and is not the start of `chosen` and `rejected`",
         ),
         ('{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}', "line 2: `prompt` text, `response` messages"),
+        (
+            json.dumps({side: json.dumps([MESSAGE]) for side in ("prompt", "response")}),
+            "line 2: .* messages that are written as text",
+        ),
     ],
 )
 def test_a_bad_line_is_named(read, line, match):
@@ -75,6 +79,7 @@ def test_a_bad_line_is_named(read, line, match):
     [
         {"chosen": "Human: hi Assistant: ho", "rejected": "Human: hi Assistant: no"},
         {"response": [{"role": "user", "content": "hi"}, MESSAGE]},
+        {"prompt": "how does a chat look as JSON", "response": json.dumps([MESSAGE])},
     ],
 )
 def test_responses_that_begin_with_their_prompt_need_no_other(read, monkeypatch, row):

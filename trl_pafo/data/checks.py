@@ -1,6 +1,7 @@
 """What must hold of a dataset before a model is loaded. Each failure is one clear error that names the fix."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ RESPONSES = ("response", *PAIR_COLUMNS)
 TOKEN_COLUMNS = ("chosen_ids", "rejected_ids")
 LEGACY_TOKEN_COLUMNS = ("chosen_input_ids", "rejected_input_ids")
 NUMBERS = ("margin", "teacher_margin")
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 _FROM_USERS = "Of rows that only name their `user`, `trl-pafo prepare` makes groups and histories."
 
 
@@ -94,8 +96,8 @@ def _check_gaps(row: Mapping[str, Any], names: Iterable[str], number: int, what:
 
 
 def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = PAIR_COLUMNS) -> None:
-    """Raise [`DataError`], which names the `place`, if the prompt or a response of a row is missing, or some are texts and some
-    messages.
+    """Raise [`DataError`], which names the `place`, if the prompt or a response of a row is missing, some are texts and some
+    messages, or all are messages written as text.
 
     A row without a `prompt` is one whose responses begin with it.
     """
@@ -108,6 +110,12 @@ def check_texts(row: Mapping[str, Any], place: str, responses: Sequence[str] = P
                 f"or null beside `tool_calls`); got "
                 f"{row[name]!r:.200}."
             )
+    # All of them: one alone may be a text about messages.
+    if all(kind == "text" and is_written_messages(row[name]) for name, kind in kinds.items()):
+        raise DataError(
+            f"{place}: {' and '.join(f'`{name}`' for name in names)} are messages that are written as text, which would be read as it stands "
+            f"({row[names[-1]]!r:.80}). Give lists of messages, in JSON Lines or Parquet."
+        )
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
         raise DataError(f"{place}: {found}. Give all as texts or all as messages.")
@@ -130,6 +138,11 @@ def check_responses(row: Mapping[str, Any], place: str) -> None:
     check_texts(row, place, [name for name in RESPONSES if name in row])
     if not isinstance(row.get("chat_template_kwargs") or {}, dict):
         raise DataError(f"{place}: `chat_template_kwargs` must be an object, the variables of the chat template.")
+
+
+def is_written_messages(text: str) -> bool:
+    """Whether a text looks like a list of messages, as JSON or as Python prints it."""
+    return _WRITTEN_MESSAGES.match(text) is not None
 
 
 def kind_of(value: Any) -> str | None:

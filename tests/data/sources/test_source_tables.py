@@ -128,6 +128,11 @@ class TestAgainst:
         assert pairs["chosen"][1] == [{"role": "assistant", "content": "b1"}]
         assert chosen([{**row, "response_a": "[see above]"} for row in rows]) == ["[see above]", "b1"]  # no JSON: a text
 
+    def test_messages_as_python_prints_them_are_no_text(self):
+        printed = [{**row, "response_a": str(talk(row["prompt"], row["response_a"]))} for row in survey("a", "b")]
+        with pytest.raises(DataError, match=r"the column response_a holds messages as text that is no JSON .* json\.dumps"):
+            read(printed)
+
     def test_texts_beside_messages_become_messages(self):
         pairs = read([{**row, "response_a": talk("", row["response_a"])[1:]} for row in survey("a", "b")]).pairs
         assert pairs["prompt"][0] == [{"role": "user", "content": "q0"}]

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import pandas as pd
 from datasets import Dataset
 
 from trl_pafo.data import HISTORY_FIELDS
-from trl_pafo.data.checks import check_texts, kind_of
+from trl_pafo.data.checks import check_texts, is_written_messages, kind_of
 from trl_pafo.data.history import history_problem
 from trl_pafo.data.labels import as_label, label_names, normalize_labels
 from trl_pafo.data.messages import as_messages, content_key
@@ -135,7 +136,7 @@ def read_table(
 
     values |= {role: labels(column_of[role]) for role in {"user", "group"} & set(values)}
     for role in set(_TEXTS) & set(values):
-        values[role] = _parse_messages(values[role])
+        values[role] = _parse_messages(values[role], f"{what}: the column {column_of[role]}")
     for role, conform in (("support_rate", _rate), ("history", _history)):
         if role in values and not (keep_others and role == "history"):  # which models read as they are
             values[role] = [conform(value, f"{what}, row {row}") for row, value in enumerate(values[role])]
@@ -233,21 +234,22 @@ def _read_column(table: Dataset | pd.DataFrame, name: str, names: list[str]) -> 
     return [None if not isinstance(v, list | dict) and pd.isna(v) else v for v in values]
 
 
-def _parse_messages(values: list[Any]) -> list[Any]:
+def _parse_messages(values: list[Any], what: str) -> list[Any]:
     """Texts as they are, numbers as text; messages that stand as JSON in a column of texts are read, if all are such."""
     values = [as_label(v) if isinstance(v, int | float) else v for v in values]
     texts = [v for v in values if isinstance(v, str) and v.strip()]
     if not texts or not all(v.lstrip().startswith("[") for v in texts):
         return values
-    try:
+    with suppress(ValueError):
         parsed = {text: json.loads(text) for text in texts}
-    except ValueError:
-        return values
-    return (
-        [parsed.get(v, v) if isinstance(v, str) else v for v in values]
-        if all(kind_of(v) == "messages" for v in parsed.values())
-        else values
-    )
+        if all(kind_of(v) == "messages" for v in parsed.values()):
+            return [parsed.get(v, v) if isinstance(v, str) else v for v in values]
+    if all(map(is_written_messages, texts)):
+        raise DataError(
+            f"{what} holds messages as text that is no JSON ({texts[0]!r:.80}), which would be read as it stands. Write each cell with json.dumps, "
+            "or the table as JSON Lines or Parquet."
+        )
+    return values
 
 
 def _as_number(value: Any) -> float:
