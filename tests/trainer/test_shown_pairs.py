@@ -189,6 +189,17 @@ def test_named_pairs_have_no_history_and_the_margin_of_each_groups_teacher(build
     assert [number % 30 for number in order[::2]] == [number % 30 for number in order[1::2]]  # side by side in a batch
 
 
+@pytest.mark.parametrize("strategy", ["random", "sequential"])
+def test_an_epoch_of_named_pairs_shows_each_under_each_name_once(build, strategy):
+    trainer = build(conditioning="named", train_sampling_strategy=strategy)
+    order = list(trainer._get_train_sampler(trainer._shown))
+    assert sorted(order) == list(range(60))
+    assert len(trainer.get_train_dataloader()) == 15
+    rows = [number % 30 for number in order]
+    assert rows[::2] == rows[1::2]
+    assert (rows[::2] == list(range(30))) == (strategy == "sequential")
+
+
 def test_what_is_saved_knows_its_groups_and_reads_past_pairs(build, tmp_path):
     rows = as_chat(make_pairs())
     trainer = build(rows=rows, conditioning="named", tau=0.25, num_history=1, eval_dataset=rows)

@@ -280,7 +280,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         elif isinstance(given, ShownPairs) and self.args.train_sampling_strategy == "random":
             sampler = DrawnOrder(len(dataset), self._data_seed)  # the Trainer's own does not tell its epoch
         else:
-            sampler = super()._get_train_sampler(train_dataset)
+            sampler = super()._get_train_sampler(dataset)  # of the rows: those of `ShownPairs` count each of their showings
         return ShowingSampler(sampler, given.draw.times) if isinstance(given, ShownPairs) else sampler
 
     def get_train_dataloader(self) -> Any:
