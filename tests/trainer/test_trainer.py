@@ -173,6 +173,16 @@ def test_margins_in_a_column_are_those_of_the_teachers(encoder, pairs, teachers,
     assert [found.share for found in trainer.teacher_agreement] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("dropped", ["teacher_margin", "has_label"])
+def test_a_collator_that_drops_what_is_distilled_is_named(encoder, pairs, training, tmp_path, dropped):
+    rows = pairs.add_column("teacher_margins", [dict.fromkeys(GROUPS, 0.5)] * len(pairs))
+    trainer = PAFORewardTrainer(encoder, PAFOConfig(str(tmp_path), **training), train_dataset=rows)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda given: {key: value for key, value in collate(given).items() if key != dropped}
+    with pytest.raises(ConfigError, match=f"The data collator drops `{dropped}`, without which"):
+        trainer.train()
+
+
 # --- training logs
 
 

@@ -295,9 +295,9 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
     def pair_loss(self, difference: torch.Tensor, batch: PairBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not self._pairs.distills or not self.model.training:  # evaluation is Bradley-Terry, as in the base class
             return super().pair_loss(difference, batch)
-        if batch.teacher_margin is None:
+        if dropped := [name for name in ("teacher_margin", "has_label") if getattr(batch, name) is None]:
             raise ConfigError(
-                "The data collator drops `teacher_margin`, so nothing could be distilled. Use DataCollatorForGroupPreference, or leave "
+                f"The data collator drops `{dropped[0]}`, without which nothing can be distilled. Use DataCollatorForGroupPreference, or leave "
                 "`data_collator` out."
             )
         args = self.args
