@@ -71,6 +71,12 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
             "--num_history 0 shows no histories, .* Raise it, or leave VPL and MRM out of --methods",
         ),
         (BASELINES, {"push_to_hub": True}, ConfigError, "--push_to_hub pushes the model of PAFO, and the methods have none"),
+        (
+            {},
+            {"model_init_kwargs": '{"dtype": "bfloat16", "attn_implementation": "eager"}'},
+            ConfigError,
+            "--model_init_kwargs: dtype, attn_implementation would decide .* Give --dtype, --attn_implementation instead",
+        ),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
         ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
         ({}, {"dataloader_drop_last": True, "per_device_train_batch_size": 10}, ConfigError, "The 9 training pairs of .*few"),

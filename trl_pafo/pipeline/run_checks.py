@@ -29,6 +29,15 @@ from trl_pafo.trainer.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
+_FLAG_OF = {
+    "dtype": "--dtype",
+    "torch_dtype": "--dtype",
+    "attn_implementation": "--attn_implementation",
+    "revision": "--model_revision",
+    "quantization_config": "--load_in_4bit or --load_in_8bit",
+}
+"""Flags of TRL's ModelConfig, which decide every training of a run, by the names that `model_init_kwargs` has for the same."""
+
 
 def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     """Raise [`ConfigError`] if an option of a run would be refused after the trainings, and warn of those without effect."""
@@ -46,6 +55,11 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     if args.push_to_hub and not students:
         raise ConfigError(
             "--push_to_hub pushes the model of PAFO, and the methods have none. Add pafo to --methods, or leave it out."
+        )
+    if of_model := [name for name in _FLAG_OF if name in (args.model_init_kwargs or {})]:
+        raise ConfigError(
+            f"--model_init_kwargs: {', '.join(of_model)} would decide the trainings from the base alone, not those that start from trained models, as a "
+            f"student from its teachers. Give {', '.join(dict.fromkeys(_FLAG_OF[name] for name in of_model))} instead."
         )
     if args.per_device_eval_batch_size < 1:
         raise ConfigError(f"`per_device_eval_batch_size` must be at least 1, got {args.per_device_eval_batch_size}.")
