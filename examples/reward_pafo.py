@@ -11,7 +11,7 @@ It runs unchanged under `accelerate launch`.
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 
@@ -26,6 +26,8 @@ def main() -> None:
     parser = TrlParser((ScriptArguments, PAFOConfig, ModelConfig))
     parser.set_defaults_with_config(lora_task_type="SEQ_CLS")  # with --use_peft: else the adapter loses its reward head
     script, args, model = parser.parse_args_and_config()
+    of_model = {name: getattr(model, name) for name in ("attn_implementation", "dtype")} | {"revision": model.model_revision}
+    args.model_init_kwargs = of_model | (args.model_init_kwargs or {})
     dataset = load_dataset(script.dataset_name)
     if script.group is not None:
         dataset = dataset.filter(lambda row: row["group"] == script.group)
@@ -34,6 +36,7 @@ def main() -> None:
         args=args,
         train_dataset=dataset["train"],
         eval_dataset=dataset["test"] if args.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers.guides import run_script
+from helpers.parts import make_pairs
 from helpers.small_runs import small_run
 from helpers.tiny_policies import make_policy
 
+from trl_pafo import PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.data.messages import content_text
 from trl_pafo.data.sources.styles import load_styles
@@ -27,6 +30,27 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, encoder: str) -> str:
     training = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
     small_run(folder, training, encoder, methods=["personalized_bt", "pafo"], history_fields=["chosen"], test_users=40)()
     return str(folder)
+
+
+def test_options_of_the_model_decide_as_in_the_script_of_trl(encoder, tmp_path, monkeypatch):
+    made: list[dict] = []
+
+    class Recorded(PAFORewardTrainer):
+        def __init__(self, **arguments):
+            super().__init__(**{**arguments, "quantization_config": None})  # which needs a library, and a GPU
+            made.append({**arguments, "loaded": self.model})
+
+    monkeypatch.setattr("trl_pafo.PAFORewardTrainer", Recorded)
+    make_pairs(history=0).to_json(tmp_path / "pairs/train.jsonl")
+    flags = f"--dataset_name {tmp_path}/pairs --model_name_or_path {encoder} --output_dir {tmp_path}/out --eos_token [SEP] --max_steps 1"
+    flags += " --use_cpu true --bf16 false --report_to none --save_strategy no"
+    of_model = "--dtype bfloat16 --attn_implementation eager --model_revision v1 --load_in_8bit true"
+    run_script("examples/reward_pafo.py", *flags.split(), *of_model.split())
+    [given] = made
+    assert given["args"].model_init_kwargs["revision"] == "v1"
+    assert given["quantization_config"].load_in_8bit
+    assert given["loaded"].dtype == torch.bfloat16
+    assert given["loaded"].config._attn_implementation == "eager"
 
 
 def test_each_reward_model_trains_a_policy_and_the_teachers_judge_them(finished_run, tmp_path, capsys):
