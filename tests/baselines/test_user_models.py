@@ -1,5 +1,6 @@
 """What every method that describes a user by a vector promises."""
 
+import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -117,6 +118,26 @@ def test_a_saved_model_is_the_same(fitted, tmp_path):
         other.load(tmp_path / "saved")
     with pytest.raises(ConfigError, match="holds no fitted"):
         other.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["weights cut off", "no object", "no class", "an option more", "another size", "no weight"])
+def test_a_damaged_model_is_named(damage, tmp_path):
+    pairs = pairs_of_two_tastes(4)[0]
+    GPO.fit(pairs, num_steps=1, **SMALL[GPO]).save(tmp_path / "saved")
+    config, weights = tmp_path / "saved/user_model.json", tmp_path / "saved/user_model.safetensors"
+    options = json.loads(config.read_text())
+    changed = {"no class": {"num_features": 4}, "an option more": {**options, "colors": 2}, "no object": [1]}
+    changed |= {"another size": {**options, "num_features": 9}}
+    if damage in changed:
+        config.write_text(json.dumps(changed[damage]))
+    else:
+        weights.write_bytes(weights.read_bytes()[:-9] if damage == "weights cut off" else (2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'saved'} holds no fitted GPO .* Fit it again, and save it"):
+        GPO.load(tmp_path / "saved")
+    pairs.save(tmp_path / "pairs.safetensors")
+    (tmp_path / "pairs.safetensors").write_bytes((tmp_path / "pairs.safetensors").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"pairs\.safetensors holds no features of pairs .* Save them again"):
+        FeaturePairs.load(tmp_path / "pairs.safetensors")
 
 
 def test_each_epoch_shows_each_pair_once(monkeypatch):

@@ -346,3 +346,16 @@ def test_tools_are_read_in_evaluation_as_in_training():
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.name }} {% endfor %}" + tokenizer.chat_template
     row = {**MESSAGES, "tools": json.dumps([{"name": "rain sun"}])}
     assert tokenizer.convert_tokens_to_ids("rain") in InputRenderer(tokenizer).sequences([row])[0]["chosen"]
+
+
+@pytest.mark.parametrize("given", [{"tools": [{"name": "rain"}]}, {"chat_template_kwargs": {"thinking": False}}])
+def test_what_a_template_reads_is_not_left_out_of_texts_in_silence(given):
+    reader = InputRenderer(make_tokenizer("decoder"))
+    row = {"prompt": "what is red", "response": "wind"}
+    with pytest.raises(
+        DataError, match=r"row 1 has `tools` or `chat_template_kwargs`, which the chat template reads.* Give messages"
+    ):
+        reader.sequences([row, {**row, **given}])
+    empty = {"tools": None, "chat_template_kwargs": {"history": [], "thinking": None}}
+    assert reader.sequences([{**row, **empty}]) == reader.sequences([row])
+    assert reader.sequences([{**row, **given, "history": []}, {**row, "history": PAST}])  # which makes messages of texts

@@ -228,6 +228,14 @@ class TestAdapters:
         np.testing.assert_allclose(score_sequences(loaded, SEQUENCES, 0), expected, atol=rounding(expected))
         assert np.abs(score_sequences(load_reward_model(decoder), SEQUENCES, 0) - expected).max() > 1e-2
 
+    @pytest.mark.parametrize("wrong", [{"task_type": "CAUSAL_LM"}, {"r": "x"}, {"lora_alpha": None}])
+    def test_a_configuration_that_peft_cannot_use(self, wrong, decoder, tmp_path):
+        lora(tmp_path, decoder, task_type="SEQ_CLS")
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(ConfigError, match=f"No reward model can be loaded from {tmp_path}: .*model, or save it again"):
+            load_reward_model(tmp_path)
+
     def test_on_a_base_whose_own_head_has_two_labels(self, tmp_path):
         base = make_model("decoder", tmp_path / "base", num_labels=2)
         model = lora(tmp_path / "adapter", base, task_type="SEQ_CLS")

@@ -13,6 +13,7 @@ from trl_pafo.data.history import history_of, is_rendered, past_pairs
 from trl_pafo.data.rows import read_rows
 from trl_pafo.errors import DataError
 from trl_pafo.models.group_scorer import without_past
+from trl_pafo.models.safe_loading import reason
 from trl_pafo.models.scoring import FeatureReader
 from trl_pafo.storage.files import replacing
 
@@ -75,10 +76,17 @@ class FeaturePairs:
 
     @classmethod
     def load(cls, path: str | Path) -> "FeaturePairs":
-        """Read what [`~FeaturePairs.save`] wrote."""
-        found = load_file(path)
-        past = [own.tolist() for own in found["past"].split(found["num_past"].tolist())]
-        return cls(found["pairs"], found["past_pairs"], past, found["user"])
+        """Read what [`~FeaturePairs.save`] wrote.
+
+        Raises:
+            DataError: If the file holds no such features.
+        """
+        try:
+            found = load_file(path)
+            past = [own.tolist() for own in found["past"].split(found["num_past"].tolist())]
+            return cls(found["pairs"], found["past_pairs"], past, found["user"])
+        except Exception as error:  # it may be missing, cut off, or something else
+            raise DataError(f"{path} holds no features of pairs ({reason(error)}). Save them again.") from error
 
 
 def pair_features(reader: FeatureReader, rows: Dataset, *, batch_size: int = 32, desc: str | None = None) -> FeaturePairs:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from trl_pafo.baselines.features import FeaturePairs
 from trl_pafo.errors import ConfigError, DataError
+from trl_pafo.models.safe_loading import reason
 from trl_pafo.storage.files import new_folder, write_text
 
 _CONFIG, _WEIGHTS = "user_model.json", "user_model.safetensors"
@@ -146,13 +147,14 @@ class UserModel(torch.nn.Module):
         """
         try:
             config = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(Path(folder) / _WEIGHTS)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} holds no fitted {cls.__name__} ({error}). Fit it again, and save it.") from error
-        if config.pop("class") != cls.__name__:
-            raise ConfigError(f"{folder} holds another class than {cls.__name__}. Load it with that one.")
-        model = cls(**config)
-        model.load_state_dict(weights)
+            if config.pop("class") != cls.__name__:
+                raise ConfigError(f"{folder} holds another class than {cls.__name__}. Load it with that one.")
+            model = cls(**config)
+            model.load_state_dict(load_file(Path(folder) / _WEIGHTS))
+        except ConfigError:
+            raise
+        except Exception as error:  # a file may be missing, cut off, or of another fit
+            raise ConfigError(f"{folder} holds no fitted {cls.__name__} ({reason(error)}). Fit it again, and save it.") from error
         return model.eval()
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_pafo.data.history import HistoryCutter, history_of, history_problem, remembered, render_history, rows_as_messages
-from trl_pafo.data.messages import as_messages
+from trl_pafo.data.messages import as_messages, without_nones
 from trl_pafo.data.rows import read_rows
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
@@ -181,10 +181,16 @@ class InputRenderer:
                 raise DataError(f"{name(number)}: {problem}.")
             holds = {"past" if history else "no past", "text" if True in kinds else "messages"}
             holds |= {"bare text"} if True in kinds and not row.get("prompt") else set()
+            holds |= {"variables"} if _variables(row) else set()
             first |= {kind: name(number) for kind in holds - first.keys()}
             num_rows, num_past = num_rows + 1, num_past + bool(history)
             with_history |= bool(history_of(row))
         inputs = self._inputs(first, num_rows, num_past, what, allow_no_history)
+        if inputs == "text" and "variables" in first:
+            raise DataError(
+                f"{first['variables']} has `tools` or `chat_template_kwargs`, which the chat template reads, and texts do not pass through it. "
+                "Give messages, or leave them out."
+            )
         if inputs == "messages" and self.tokenizer.chat_template is None:
             end = self.tokenizer.sep_token or self.tokenizer.eos_token
             warnings.warn(
@@ -229,6 +235,12 @@ class InputRenderer:
                 "who said what. Give `prompt` and the response, or messages."
             )
         return self.trained["inputs"]
+
+
+def _variables(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row has for the chat template beside a history."""
+    given = {**(row.get("chat_template_kwargs") or {}), "tools": row.get("tools"), "history": None}
+    return {name: value for name, value in without_nones(given).items() if value not in ({}, [], "", "[]")}
 
 
 def plain(value: Any) -> Any:
