@@ -9,6 +9,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 root_doc = "README"
 html_theme = "furo"
 html_title = f"trl-pafo {release}"
+html_static_path, html_css_files = ["static"], ["tables.css"]
 myst_heading_anchors = 4
 autodoc_typehints = "none"  # the docstrings say them
 autodoc_inherit_docstrings = False
