@@ -10,6 +10,7 @@ the state, cross-validated over the users whose histories they are; by chance on
 
 import argparse
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,18 @@ def under_all_groups(record: Record, num_pairs: int, seed: int) -> tuple[list[di
     """Test pairs, each once a group with the history of a user of that group; and for each of these rows the group and the user."""
     rng = np.random.default_rng(seed)
     histories: dict[str, dict[str, Any]] = {name: {} for name in record.groups}
+    judged: dict[str, set[str]] = defaultdict(set)
     for row in record.pairs:
         histories[row["group"]].setdefault(row["user"], row["history"])
-    judged: dict[str, set[str]] = {}
-    for row in record.pairs:
-        judged.setdefault(row["user"], set()).add(content_text(row["prompt"]))
+        judged[row["user"]].add(content_text(row["prompt"]))
     rows, group, user = [], [], []
     for number in rng.permutation(len(record.pairs))[:num_pairs]:
         row = record.pairs[number]
+        prompt = content_text(row["prompt"])
         for name, of_group in histories.items():
-            others = [u for u, h in of_group.items() if h and content_text(row["prompt"]) not in judged[u]]
+            others = [u for u, h in of_group.items() if h and prompt not in judged[u]]
             if not others:
-                raise ConfigError(f"No test user of {name} has a history and has not judged {content_text(row['prompt'])!r}.")
+                raise ConfigError(f"No test user of {name} has a history and has not judged {prompt!r}.")
             donor = others[rng.integers(len(others))]
             rows.append({side: row[side] for side in ("prompt", *SIDES)} | {"history": of_group[donor]})
             group.append(name)
@@ -78,10 +79,12 @@ def main() -> None:
         raise ConfigError(f"{args.run} has no model of {', '.join(missing)}.")
     rows, group, user = under_all_groups(record, args.pairs, args.seed)
     figure = new_figure(height=2.8)
-    found, handles = {}, {}
+    labels, donors = np.repeat(group, len(SIDES)), np.repeat(user, len(SIDES))
+    colors = dict(zip(record.groups, GROUP_COLORS, strict=False))
+    found = {}
     for place, method in enumerate(args.methods, start=1):
         states = states_of(args.run / "models" / method, rows)
-        flat, labels, donors = states.reshape(-1, states.shape[-1]), np.repeat(group, len(SIDES)), np.repeat(user, len(SIDES))
+        flat = states.reshape(-1, states.shape[-1])
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         right = cross_val_score(probe, flat, labels, groups=donors, cv=GroupKFold(FOLDS))
         found[method] = float(right.mean())
@@ -89,11 +92,9 @@ def main() -> None:
         at = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
         axes = add_axes(figure, "first component", "second component" if place == 1 else "", place=(1, len(args.methods), place))
         axes.set_title(f"{record.title(method)}: {format_number(found[method])}", fontsize=FONT)
-        colors = dict(zip(record.groups, GROUP_COLORS, strict=False))
         mixed = np.random.default_rng(args.seed).permutation(len(flat))  # so that no group lies on top
         axes.scatter(*at[mixed].T, s=9, c=[colors[name] for name in labels[mixed]], alpha=0.7, linewidths=0)
-        for name, color in colors.items():
-            handles[f"history of {name}"] = axes.scatter([], [], s=16, c=color)
+        handles = {f"history of {name}": axes.scatter([], [], s=16, c=color) for name, color in colors.items()}
         print(
             f"{record.title(method)}: a probe tells the group of the history in {format_number(found[method])} of {len(flat)} states",
             flush=True,
