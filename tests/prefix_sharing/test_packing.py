@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from trl_pafo import DataCollatorForGroupPreference, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.loading import load_reward_model
+from trl_pafo.prefix_sharing import packing
 from trl_pafo.prefix_sharing.packing import FirstTokens, PackedMask, forward_packed
 from trl_pafo.prefix_sharing.packing_choice import TESTED_ENCODERS, choose_packing, why_not_packed
 
@@ -115,6 +116,25 @@ class TestForward:
         assert ours.dtype == theirs.dtype == torch.bfloat16
         assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max()
         assert all(gradient.isfinite().all() for gradient in gradients(model, ours).values())
+
+    def test_half_precision_fills_a_batch_up_to_one_of_few_numbers_of_tokens(self, batch, monkeypatch):
+        tokens: list[int] = []
+        model = make_family("bert")
+        model.bert.encoder.layer[0].intermediate.register_forward_pre_hook(lambda module, args: tokens.append(args[0].shape[1]))
+        many = {name: tensor.repeat(3, 1)[:20] for name, tensor in batch.items()}  # 139 tokens: the next multiple of 4 is 140
+        packed(model, many)
+        with torch.autocast("cpu", torch.bfloat16):
+            packed(model, many)
+        packed(copy.deepcopy(model).bfloat16(), many)
+        assert tokens == [139, 140, 140]
+        lengths = range(1, 5000)
+        filled = {length + packing._tokens_to_fill_up(length, torch.bfloat16) for length in lengths}
+        assert len(filled) < 300
+        assert max(packing._tokens_to_fill_up(length, torch.bfloat16) / length for length in lengths) < 1 / 32
+        assert {packing._tokens_to_fill_up(139, dtype) for dtype in (torch.float32, torch.float64)} == {0}
+        monkeypatch.setattr(packing, "_tokens_to_fill_up", lambda num_tokens, dtype: 6)
+        assert_same(model.double(), batch, 1e-10)
+        assert tokens[-1] == sum(LENGTHS) + 6
 
     def test_dropout_is_where_the_modules_have_it(self, batch):
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
