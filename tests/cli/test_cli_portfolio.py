@@ -207,8 +207,13 @@ def test_compare_refuses_what_the_portfolio_was_not_built_from(files: Path, tmp_
     assert "with the same --normalize or --reward_range" in capsys.readouterr().err
     (tmp_path / "table.csv").write_text("reward_0,reward_1,reward_2\n.2,.3,.4\n.1,.5,.4\n")
     assert portfolio(*flags[:3], "--policies", tmp_path / "table.csv") == 1
-    assert portfolio("build", "--policies", files / "table.csv", "--output_dir", tmp_path / "pool") == 0
-    assert portfolio("compare", "--portfolio", tmp_path / "pool", "--policies", files / "table.csv", "--max_size", 1) == 0
+    pool = ["--policies", files / "table.csv"]
+    assert portfolio("build", *pool, "--beta", 0.1, "--output_dir", tmp_path / "pool") == 0
+    flags = ["compare", "--portfolio", tmp_path / "pool", *pool, "--max_size", 1]
+    assert portfolio(*flags) == portfolio(*flags, "--beta", 0.1) == 0
+    capsys.readouterr()
+    assert portfolio(*flags, "--beta", 0) == 1
+    assert "beta=0.1, the oracle helpful, brief and beta=0." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from helpers.tiny_policies import make_policy
 from trl_pafo import PAFORewardTrainer
 from trl_pafo.cli import main
 from trl_pafo.data.messages import content_text
+from trl_pafo.data.sources import DataArguments, load_source
 from trl_pafo.data.sources.styles import load_styles
 from trl_pafo.pipeline.starting_points import student_model, teacher_model
 from trl_pafo.report.record import read_record
@@ -123,6 +125,30 @@ def test_states_that_hold_the_group_of_a_history_are_told_apart_by_the_probe(fin
     assert found["personalized_bt"] < 0.7
     assert "By chance .500." in capsys.readouterr().out
     assert (Path(finished_run) / "results/hidden_states.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("wrong", ["groups", "minority_pairs"])
+def test_wrong_labels_are_in_training_and_validation_and_as_many_as_said(wrong, tmp_path):
+    options = {"train_users": 40, "test_users": 20, "validation_users": 16, "context_pairs": 1}
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    out = tmp_path / "wrong"
+    run_script(ROOT / "benchmarks/wrong_labels.py", "--wrong", wrong, "--share", "0.25", "--output_dir", str(out), *flags)
+    found = load_source(DataArguments(source="files", data_path=str(out), context_pairs=1))
+    right = load_source(DataArguments(source="styles", **options))
+    columns = ("prompt", "chosen", "rejected", "user", "group")
+    pairs = {split: list(zip(*(right[split][name] for name in columns), strict=True)) for split in right}
+    read = {split: set(zip(*(found[split][name] for name in columns), strict=True)) for split in found}
+    missing = {split: [pair for pair in pairs[split] if pair not in read[split]] for split in pairs}
+    assert {split: len(rows) for split, rows in found.items()} == {split: len(of_split) for split, of_split in pairs.items()}
+    assert not missing["test"]
+    if wrong == "groups":  # a quarter of 4 and of 36 users in training, of twice 8 in validation
+        named = {split: Counter(dict(pair[3:] for pair in of_split).values()) for split, of_split in missing.items()}
+        assert named["train"] == {"minority": 1, "majority": 9}
+        assert named["validation"] == {"minority": 2, "majority": 2}
+    else:
+        turned = {split: {(p, b, a, *who) for p, a, b, *who in of_split} & read[split] for split, of_split in missing.items()}
+        assert [len(turned[split]) for split in ("train", "validation")] == [4 * 5 // 4, 8 * 5 // 4]
+        assert {pair[4] for of_split in turned.values() for pair in of_split} == {"minority"}
 
 
 def test_a_model_that_likes_thorough_answers_picks_for_the_majority_alone(finished_run, capsys, monkeypatch):

@@ -107,6 +107,7 @@ class PlotArguments:
 @dataclass
 class CompareArguments(_Oracle):
     portfolio: str | None = option(None, "Folder of a portfolio that was built from --candidates or --policies.")
+    beta: float = option(None, "Weight of the KL term. Default: that of the portfolio.")
     max_size: int = option(8, "Sizes 1 to this.")
     num_seeds: int = option(10, "Draws of the baselines.")
     output_dir: str | None = option(None, "Folder for comparison.json and gap_by_size.png; without it only the table is printed.")

@@ -125,7 +125,7 @@ def compare(args: Any) -> Result:
     if args.candidates:
         _refuse_unused(args, ["policies"], "no effect beside --candidates, whose best is known for all weights")
     portfolio, _ = _load(args.portfolio)
-    args.beta = args.beta or portfolio.beta
+    args.beta = portfolio.beta if args.beta is None else args.beta
     args.reward_names = args.reward_names or list(portfolio.reward_names)
     oracle, names, _, _ = _oracle(args)
     if tuple(names) != portfolio.reward_names or args.beta != portfolio.beta:
