@@ -1,6 +1,7 @@
 """The pictures of a study: all methods and the reference's path, and the differences to the reference, with intervals over runs."""
 
 from collections.abc import Sequence
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
 
 from trl_pafo.metrics.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
@@ -8,7 +9,7 @@ from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report.record import series_of
 from trl_pafo.study.config import REFERENCE
 from trl_pafo.study.rows import ROLES, Row
-from trl_pafo.study.summary import Summary, blocks_of, summarize
+from trl_pafo.study.summary import Summary, blocks_of, by_method, summarize
 from trl_pafo.study.tables import role_titles, title_of, title_of_block
 
 if TYPE_CHECKING:
@@ -64,26 +65,45 @@ def _draw_method(axes: "Axes", summary: Summary) -> Any:
 
 
 def draw_intervals(rows: Sequence[Row]) -> "Figure":
-    """Difference of each method to the reference with its interval over runs: a panel a data set and setting, a line a method."""
-    panels = _panels(rows)
-    most = max(len(_others(summaries)) for _, _, summaries in panels)
+    """Difference of each method to the reference with its interval over runs: a panel a data set and setting, a line a method; of data with
+    more settings than methods a panel a method, a line a setting."""
+    panels = _interval_panels(rows)
+    most = max(len(lines) for lines in panels.values())
     figure, places = _figure(len(panels), height=0.9 + 0.36 * most)
     handles: dict[str, Any] = {}
-    for place, (title, _, summaries) in zip(places, panels, strict=True):
+    for place, (title, lines) in zip(places, panels.items(), strict=True):
         axes = add_axes(figure, f"accuracy minus {title_of(REFERENCE)}'s", grid="x", place=place)
         axes.set_title(title, fontsize=FONT, color=TEXT, parse_math=False)
-        others = _others(summaries)
-        for number, summary in enumerate(others):
+        for number, summary in enumerate(lines.values()):
             for side, shift, color, marker in zip(_SIDES, (-0.15, 0.15), (COLORS[0], COLORS[1]), MARKERS, strict=False):
                 entry = summary.difference[side]
                 low, high = ends_of(entry)
                 axes.plot([low, high], [number + shift] * 2, color=color, linewidth=1.6, solid_capstyle="butt")
                 (handles[side],) = axes.plot(entry["value"], number + shift, marker, color=color, markersize=5)
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=_DASHES)
-        axes.set_yticks(range(len(others)), [title_of(summary.method) for summary in others], parse_math=False)
-        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.set_yticks(range(len(lines)), list(lines), parse_math=False)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
     add_legend(figure, list(handles.values()), list(handles))
     return figure
+
+
+def _interval_panels(rows: Sequence[Row]) -> dict[str, dict[str, Summary]]:
+    """By the title of a panel, what its lines are called and show."""
+    panels: dict[str, dict[str, Summary]] = {}
+    by_data = {
+        data: [_others(panel[2]) for panel in of_data] for data, of_data in groupby(_panels(rows), lambda panel: panel[2][0].data)
+    }
+    for data, settings in by_data.items():
+        if len(settings) > len(dict.fromkeys(summary.method for summary in chain(*settings))):
+            panels |= {
+                f"{data}, {title_of(method)}": {each.setting: each for each in found}
+                for (_, method), found in by_method(settings).items()
+            }
+        else:
+            panels |= {
+                title_of_block(data, found[0].setting): {title_of(each.method): each for each in found} for found in settings
+            }
+    return panels
 
 
 def _others(summaries: Sequence[Summary]) -> list[Summary]:

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,15 @@ def summarize(rows: Sequence[Row]) -> dict[tuple[str, str], list[Summary]]:
         routed = _differences(row for row in block if row["method"] == ROUTED)
         summaries = [_summary(data, setting, m, [row for row in block if row["method"] == m], routed) for m in methods]
         found[data, setting] = sorted(summaries, key=lambda summary: summary.is_point)
+    return found
+
+
+def by_method(summaries: Iterable[Sequence[Summary]]) -> dict[tuple[str, str], list[Summary]]:
+    """The summaries of [`summarize`] the other way around: by data and method, the settings in which it was trained."""
+    found: dict[tuple[str, str], list[Summary]] = {}
+    for summary in chain(*summaries):
+        if not summary.is_point:
+            found.setdefault((summary.data, summary.method), []).append(summary)
     return found
 
 

@@ -10,7 +10,7 @@ from trl_pafo.evaluation.methods import TITLES
 from trl_pafo.metrics.verdict import number_with_interval
 from trl_pafo.study.config import DEFAULT, REFERENCE
 from trl_pafo.study.rows import ROLES, Row, key_of
-from trl_pafo.study.summary import Summary, blocks_of, summarize
+from trl_pafo.study.summary import Summary, blocks_of, by_method, summarize
 
 
 def title_of(method: str) -> str:
@@ -60,8 +60,16 @@ def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
     done = len({key_of(row) for row in rows})
     counted = f"{done} cell{'s' if done != 1 else ''}" if num_cells is None else f"{done} of {num_cells} cells are done"
     parts = [f"# Study\n\n{counted}. {_HOW_TO_READ}"]
-    blocks = blocks_of(rows)
-    for place, summaries in summarize(rows).items():
+    blocks, found = blocks_of(rows), summarize(rows)
+    for (data, method), of_settings in by_method(found.values()).items():
+        if len(of_settings) == 1:
+            continue
+        titles = role_titles([row for row in rows if row["data"] == data])
+        lines = [{"setting": summary.setting, **cells_of(summary, titles)} for summary in of_settings]
+        for line in lines:
+            del line["method"]
+        parts.append(f"## {data}: {title_of(method)} by setting\n\n{_markdown(lines)}")
+    for place, summaries in found.items():
         titles = role_titles(blocks[place])
         runs = dict.fromkeys(f"{row['population_seed']}/{row['seed']}" for row in blocks[place])
         table = _markdown([cells_of(summary, titles) for summary in summaries])
