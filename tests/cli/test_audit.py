@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 
+import pandas as pd
 import pytest
 from helpers.parts import make_model, make_pairs, remember_inputs
 
@@ -44,6 +45,30 @@ def test_audit_of_the_shipped_corpus(encoder, tmp_path, capsys):
     (out / "mine.txt").write_text("keep")
     assert main(flags) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_nobody_of_a_study_of_real_people_is_held_out(tmp_path, capsys):
+    votes = [
+        {"ID": p, "SURVEY": p % 2, "CHOICE": 1 + n % 3, "TRAIN_TT": 100 + n, "SM_CO": 52 + p} for p in range(40) for n in range(3)
+    ]
+    rest = {
+        "PURPOSE": 3,
+        "FIRST": 1,
+        "LUGGAGE": 1,
+        "WHO": 2,
+        "GA": 0,
+        "ORIGIN": 2,
+        "DEST": 1,
+        "TRAIN_AV": 1,
+        "SM_AV": 1,
+        "CAR_AV": 1,
+        "SM_SEATS": 0,
+    }
+    rest |= {"TRAIN_HE": 30, "SM_HE": 10, "SM_TT": 60, "CAR_TT": 120, "TRAIN_CO": 48, "CAR_CO": 65}
+    pd.DataFrame([vote | rest for vote in votes]).to_csv(tmp_path / "survey.csv", index=False)
+    flags = ["audit", "--source", "swissmetro", "--data_path", str(tmp_path / "survey.csv"), "--probes", "false"]
+    assert main(flags) == 0
+    assert "40 users, 120 pairs" in capsys.readouterr().out
 
 
 def test_audit_of_files_without_probes(tmp_path, capsys):

@@ -9,7 +9,7 @@ from helpers.parts import make_model, remember_inputs
 from helpers.rounding import rounding
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trl_pafo.data.history import HistoryCutter, render_history
+from trl_pafo.data.history import HistoryCutter, render_history, without_history
 from trl_pafo.errors import DataError
 from trl_pafo.evaluation.rewards import score_routed, score_rows
 
@@ -38,6 +38,12 @@ def test_rewards_are_those_of_one_response_at_a_time(folder, rows):
             with torch.no_grad():
                 expected = model(input_ids=torch.tensor([ids])).logits.item()
             assert rewards[number] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_that_was_trained_elsewhere_is_shown_no_history(base_model, rows):
+    scored = score_rows(base_model, rows)
+    np.testing.assert_array_equal(scored.chosen, score_rows(base_model, without_history(rows)).chosen)
+    assert scored.chosen.std() > 0
 
 
 def test_the_oracle_scores_each_row_by_the_model_of_its_group(folder, rows, tmp_path):

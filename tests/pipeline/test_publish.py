@@ -207,11 +207,13 @@ def test_another_method_can_be_pushed_and_gets_a_card_where_there_is_none(run, h
 
 
 def test_teachers_and_what_is_not_there_are_refused(run, hub: FakeHub):
-    with pytest.raises(ConfigError, match="The group-routed teachers are not one model"):
-        push_run(run, "lab/x", method="group_routed")
+    (run / "models/maxmin/model_0").mkdir(parents=True)
+    for several in ("group_routed", "maxmin"):
+        with pytest.raises(ConfigError, match="several models, which are not pushed as one"):
+            push_run(run, "lab/x", method=several)
     with pytest.raises(ConfigError, match=r"is a teacher.*Push the student"):
         push_run(run / "teachers/minority", "lab/x")
-    with pytest.raises(ConfigError, match="has no model 'worst_group_bt'; it has bradley_terry, pafo, personalized_bt"):
+    with pytest.raises(ConfigError, match="has no model 'worst_group_bt'; it has bradley_terry, maxmin, pafo, personalized_bt"):
         push_run(run, "lab/x", method="worst_group_bt")
     shutil.rmtree(run / "results")  # as of a run that was interrupted: it has no cards yet
     (run / "models/pafo/README.md").unlink()

@@ -11,7 +11,7 @@ from helpers.parts import make_model, make_pairs, make_teachers, remember_inputs
 from helpers.small_runs import train_nothing
 
 from trl_pafo.data.history import remembered
-from trl_pafo.errors import ConfigError, RunFolderError, TeacherError
+from trl_pafo.errors import ConfigError, DataError, RunFolderError, TeacherError
 from trl_pafo.evaluation.rewards import score_rows
 from trl_pafo.models.base_models import load_tokenizer
 from trl_pafo.pipeline import run as stages
@@ -192,7 +192,33 @@ class TestTeachers:
         folder = remember_inputs(make_model("encoder", tmp_path / "t"), num_history=2)
         with pytest.raises(TeacherError, match="was trained on rows with histories"):
             run(teachers={"majority": folder, "minority": folder})()
+        folder = remember_inputs(make_model("encoder", tmp_path / "texts"), "text", num_history=0)
+        with pytest.raises(DataError, match="trained on text"):
+            run(teachers={"majority": folder, "minority": folder}, overwrite=True)()
         assert trained == []
+
+    def test_given_teachers_score_as_the_trainer_lets_them_whatever_the_folds(self, run, monkeypatch, tmp_path):
+        found = []
+        monkeypatch.setattr(trainings, "train_and_save", lambda trainer, out, title: found.append(trainer.train_dataset))
+        teachers, kept = make_teachers("encoder", tmp_path), tmp_path / "margins"
+        for folds in (2, 1):
+            options = {
+                "methods": ["personalized_bt", "pafo"],
+                "conditioning": "own",
+                "validation_share": 0,
+                "teacher_folds": folds,
+            }
+            made = run(teachers=teachers, teacher_margin_cache_dir=str(kept), **options)
+            made.do_only(["prepare", "pafo"])
+        [trained] = found  # the folds, which are of teachers of the run, change nothing
+        assert len(list(kept.glob("*.npy"))) == 2
+        scored = {
+            group: np.subtract(*score_rows(teacher, load_prepared(tmp_path / "run/data")["train"]))
+            for group, teacher in teachers.items()
+        }
+        expected = [scored[group][number] for number, group in enumerate(load_prepared(tmp_path / "run/data")["train"]["group"])]
+        np.testing.assert_allclose(trained["teacher_margin"], expected, atol=1e-4)
+        assert np.std(expected) > 0.01
 
     @pytest.mark.parametrize(
         ("options", "steps"),

@@ -3,13 +3,14 @@
 from functools import partial
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from helpers.parts import GROUPS, as_chat, make_pairs, make_tokenizer
 from trl import RewardTrainer
 
 from trl_pafo import PAFOConfig
 from trl_pafo.data.history import HistoryCutter, remembered, render_history
 from trl_pafo.data.template import add_history_template
+from trl_pafo.data.tokenization import tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError, TeacherError
 from trl_pafo.trainer import pairs as module
 from trl_pafo.trainer.pairs import PairPreparer
@@ -66,6 +67,20 @@ def test_the_tokenizer_remembers_how_pairs_are_read_and_later_ones_are_read_so(p
     train, evaluated = prepare(preparer(**options), rows, rows, tokenizer)
     assert tuple(remembered(tokenizer)[name] for name in ("inputs", "num_history")) == read
     assert evaluated["chosen_ids"][:] == train["chosen_ids"][:]
+
+
+def test_prepared_pairs_show_other_fields_where_that_is_asked_for_and_as_many_past_pairs(preparer):
+    prepared = concatenate_datasets([RENDERED, make_pairs(history=2).select_columns(["history"])], axis=1)
+    for fields in (["chosen"], ["prompt", "rejected"]):
+        tokenizer = make_tokenizer("decoder")
+        train, evaluated = prepare(preparer(history_fields=fields), prepared, prepared, tokenizer)
+        assert remembered(tokenizer)["fields"] == fields
+        assert remembered(tokenizer)["num_history"] == 1
+        expected = render_history(prepared, HistoryCutter(add_history_template(make_tokenizer("decoder")), 1, fields=fields))
+        assert train["chosen_ids"][:] == evaluated["chosen_ids"][:]
+        assert (
+            train["chosen_ids"][:] == tokenize_pairs(expected, add_history_template(make_tokenizer("decoder")))["chosen_ids"][:]
+        )
 
 
 def test_streams_are_read_as_the_training_was(preparer):

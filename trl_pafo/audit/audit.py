@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.people import GROUPS, crossing_sentences, people_of, sureness_sentence, write_people
 from trl_pafo.data.rendering import InputRenderer
-from trl_pafo.data.sources.registry import check_source, load_source
+from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.registry import SOURCES, check_source, load_source
 from trl_pafo.data.sources.splits import facts_of, in_one_group
 from trl_pafo.data.sources.tables import REWARDS
 from trl_pafo.errors import DataError, RunFolderError
@@ -65,8 +66,8 @@ def run_audit(args: AuditArguments, processes: PartialState | None = None) -> di
         check_models(models)
     if args.probes:
         load_tokenizer(args.embedding_model)
-    splits = load_source(args, context_pairs=max(1, args.num_history))
-    if args.source == "files" and "validation" in splits:  # given with the data; nothing is trained that could be chosen by it
+    splits = load_source(_whole(args), context_pairs=max(1, args.num_history))
+    if args.source == "files" and "validation" in splits:  # given with the data
         splits["train"] = concatenate_datasets([splits["train"], splits.pop("validation")])
     for name, part in splits.items():
         checks.check_pairs(part, f"The {name} data")
@@ -118,6 +119,13 @@ def run_audit(args: AuditArguments, processes: PartialState | None = None) -> di
     result["verdict"] = verdict_sentence(result)
     result["findings"] = findings(result)
     return json_ready(result) | {"people": people}
+
+
+def _whole(args: AuditArguments) -> DataArguments:
+    """The data of which nobody is held out: nothing is trained that could be chosen by them. Users that are made need none to be left over."""
+    given = {field.name: getattr(args, field.name) for field in fields(DataArguments)}
+    holds_out = "minority_ratio" in SOURCES[args.source] or args.source == "files"
+    return DataArguments(**given if holds_out else given | {"validation_share": 0.0})
 
 
 def _tastes(

@@ -36,7 +36,7 @@ def make_parser(prog: str | None = None) -> Any:
             None, "One of the models, or a further one, that the others are compared with. Default: the first of several."
         )
         output_dir: str | None = option(None, "Write results.json and the rewards here; must not exist.")
-        num_history: int | None = option(None, "Past pairs in the prompt. Default: all that are given.")
+        num_history: int | None = option(None, "Past pairs in the prompt. Default: as many as in the model's training.")
         reference_num_history: int | None = option(None, "Past pairs that the reference alone is shown.")
         history_max_tokens: int | None = option(None, "Token budget of the history.")
         history_fields: list[str] | None = option(None, "What of a past pair is shown.")

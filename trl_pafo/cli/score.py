@@ -16,7 +16,7 @@ class ScorerArguments:
         None, "JSONL of past pairs (user, prompt, chosen, rejected), newest last. Rows then name their user."
     )
     bf16: bool = option(False, "Compute in bfloat16 mixed precision.")
-    num_history: int | None = option(None, "Past pairs in the prompt. Default: all that are given.")
+    num_history: int | None = option(None, "Past pairs in the prompt. Default: as many as in the model's training.")
     history_max_tokens: int | None = option(None, "Token budget of the history.")
     history_fields: list[str] | None = option(None, "What of a past pair is shown.")
 

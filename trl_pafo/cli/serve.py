@@ -19,7 +19,7 @@ def make_parser(prog: str | None = None) -> Any:
         max_body_mb: int = option(16, "MiB of a request, at most.")
         max_items: int = option(1024, "Pairs or responses of a request, at most.")
         max_tokens: int | None = option(
-            None, "Tokens of a response with its prompt, at most. Default: the model's positions, or 8192."
+            None, "Tokens of a response with its prompt, at most. Default: the model's positions, and no more than 8192."
         )
         max_queue: int = option(1024, "Requests that wait for their rewards, at most.")
 

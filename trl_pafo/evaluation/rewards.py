@@ -63,13 +63,13 @@ def score_rows(
 
 
 def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, list[int]]]:
-    """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories is shown none; one that
-    reads the names of groups reads the column `history`, not what is rendered.
+    """Token ids of both sides of rendered pairs, see [`score_rows`]. A model that was trained without histories, or elsewhere, is shown none;
+    one that reads the names of groups reads the column `history`, not what is rendered.
     """
     if isinstance(scorer, GroupScorer):
         return scorer.sequences(list(read_rows(rows)), "Row {}".format, allow_no_history=True)
     if "chat_template_kwargs" in rows.column_names:
-        if (remembered(scorer.tokenizer) or {}).get("num_history") == 0:
+        if (remembered(scorer.tokenizer) or {"num_history": 0})["num_history"] == 0:
             rows = without_history(rows)
         add_history_template(scorer.tokenizer)  # a teacher that was trained elsewhere may have none
     return [

@@ -68,6 +68,8 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
     if args.teachers or not run.needs_teachers:
         of_teachers = ("teacher_start", "teacher_min_steps", "teacher_epochs", "teacher_folds", "student_start")
         unused += [(run, name) for name in of_teachers]
+    elif run.teacher_folds > 1:  # margins of folds are no margins of a teacher, and are not kept
+        unused += [(args, "teacher_margin_cache_dir")]
     if "personalized_bt" not in run.methods:
         unused += [(run, "reference_steps")]
     defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}
@@ -145,6 +147,7 @@ def check_run_data(
             lengths["test"] + NUM_USER_TOKENS, longest, "pairs of the test data with P-RLHF's tokens of users", "the model"
         )
     for group, teacher in given.items():
+        teacher.read(data["train"].select([0]), tokenizer)  # one that was trained on texts cannot read the messages of a run
         own, positions = teacher.tokenizer, positions_of(teacher.config)
         for name in judged if set(OF_TEACHERS) & set(run.methods) else judged[1:]:
             alone = name == "validation" or "teacher_mixture" in run.methods

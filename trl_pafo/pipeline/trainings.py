@@ -14,7 +14,7 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from trl_pafo.data.group_mixture import GroupMixture
-from trl_pafo.data.history import HistoryCutter, without_history
+from trl_pafo.data.history import HISTORY_FIELDS, HistoryCutter, without_history
 from trl_pafo.data.overlap import PromptFolds
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.front import TAUS
@@ -171,13 +171,16 @@ class Trainings:
                 fit(out, held_out)
 
         def learn(out: Path) -> None:
-            options = {"teacher_margin_cache_dir": str(self.folder / "teacher_margins"), **changes}
-            if self.run.teacher_folds == 1:
+            cache = self.args.teacher_margin_cache_dir or str(self.folder / "teacher_margins")
+            options = {"teacher_margin_cache_dir": cache, **changes}
+            if self.run.teacher_folds == 1 or self.args.teachers:  # those that are given may have seen each prompt
                 one = {group: folders[0] for group, folders in teachers.items()}
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
                 return
             of_histories = self.args.conditioning == "posterior"
-            rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **self._scoring())
+            batch_size = self.args.teacher_batch_size or self.args.per_device_eval_batch_size
+            scoring = self._scoring() | {"batch_size": batch_size}
+            rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **scoring)
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)
 
@@ -219,7 +222,8 @@ class Trainings:
         write_checkpoints_to(args, out)
         args.run_name = f"{args.run_name or self.folder.path.name}: {title}"  # what trackers show
         # What is pushed is the student alone, when all is done.
-        options = {"teachers": None, "push_to_hub": False, "num_history": None, "history_max_tokens": None, **(changes or {})}
+        shown = {"num_history": None, "history_max_tokens": None, "history_fields": list(HISTORY_FIELDS)}
+        options = {"teachers": None, "push_to_hub": False, **shown, **(changes or {})}
         for name, value in options.items():
             setattr(args, name, value)
         set_seed(args.seed)

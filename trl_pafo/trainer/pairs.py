@@ -156,7 +156,7 @@ class PairPreparer:
             return
         if "teacher_margins" in columns:
             self.groups = checks.check_group_numbers(dataset, "teacher_margins", _TRAIN)
-            if args.conditioning == "posterior":
+            if self.draws_donors and args.conditioning == "posterior":
                 checks.check_columns(columns, [_LIKELIHOOD], f"{_TRAIN} (conditioning='posterior' without `teachers`)")
                 checks.check_group_numbers(dataset, _LIKELIHOOD, _TRAIN)
             checks.check_groups(dataset, self.groups, _TRAIN)
@@ -246,7 +246,12 @@ class PairPreparer:
 
     def _is_cut(self, dataset: Dataset) -> bool:
         """Whether the histories were cut before, and are shown unchanged."""
-        return is_rendered(dataset) and self.args.num_history is None and self.args.history_max_tokens is None
+        asked = (self.args.num_history, self.args.history_max_tokens, self._fields())
+        return is_rendered(dataset) and asked == (None, None, None)
+
+    def _fields(self) -> list[str] | None:
+        """What of a past pair is to be shown; `None` where nothing else than the default is asked for."""
+        return None if list(self.args.history_fields) == list(HISTORY_FIELDS) else self.args.history_fields
 
     def _remember(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Let the tokenizer remember how the training pairs are read; of a stream, what its first row shows."""
@@ -265,6 +270,10 @@ class PairPreparer:
             )
         elif self._is_cut(dataset):
             remember_rendering(dataset, tokenizer)
+        elif is_rendered(dataset):
+            remember_rendering(dataset, tokenizer)
+            given = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": self._fields()}
+            HistoryCutter.of(tokenizer, **given).remember()
         elif _has_history(dataset):
             HistoryCutter(tokenizer, args.num_history, args.history_max_tokens, args.history_fields).remember()
         else:
@@ -281,8 +290,7 @@ class PairPreparer:
                 raise DataError(f"{what} holds {inputs}, and the model was trained on {trained['inputs']}. Give the same.")
             return dataset
         if not is_train:
-            fields = None if list(args.history_fields) == list(HISTORY_FIELDS) else args.history_fields
-            renderer = InputRenderer(tokenizer, args.num_history, args.history_max_tokens, fields)
+            renderer = InputRenderer(tokenizer, args.num_history, args.history_max_tokens, self._fields())
             return renderer.render(dataset, what, args.dataset_num_proc)
         if self._is_cut(dataset):
             return rows_as_messages(dataset.remove_columns([n for n in ("history",) if n in dataset.column_names]))

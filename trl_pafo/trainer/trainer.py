@@ -86,8 +86,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As for [`~trl.RewardTrainer`].
         teachers (`dict[str, str | Path]`, *optional*):
-            Teacher of each group: the folder or Hub id of a checkpoint or adapter, or a model. Each scores every pair once, here, as its
-            own training read pairs; margins are kept on disk, and no teacher stays in memory. Defaults to `args.teachers`.
+            Teacher of each group: the folder or Hub id of a checkpoint or adapter. Each scores every pair once, here, as its own
+            training read pairs; margins are kept on disk, and no teacher stays in memory. Defaults to `args.teachers`.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
             As for [`~trl.RewardTrainer`], with one row a pair: `predictions` of shape `(num_pairs, 2)`, the rewards of chosen
             and rejected, and `label_ids`, a dictionary with `"group"` and `"user"`, string arrays of shape `(num_pairs,)`.
