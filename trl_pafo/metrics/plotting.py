@@ -45,7 +45,7 @@ def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PN
 
 
 def add_axes(
-    figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "both"] = "both", place: tuple[int, int, int] = (1, 1, 1)
+    figure: "Figure", x: str = "", y: str = "", grid: Literal["x", "both"] = "both", place: tuple[Any, ...] = (1, 1, 1)
 ) -> "Axes":
     """Axes in the style of all pictures, with names for both directions; `place` as `add_subplot` takes it."""
     axes = figure.add_subplot(*place)

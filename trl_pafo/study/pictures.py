@@ -1,7 +1,7 @@
 """The pictures of a study: all methods and the reference's path, and the differences to the reference, with intervals over runs."""
 
 from collections.abc import Sequence
-from itertools import chain, groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from trl_pafo.metrics.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
@@ -28,7 +28,7 @@ def draw_front(rows: Sequence[Row]) -> "Figure":
     """Accuracy of the majority against that of the minority, a panel a data set and setting: every method, and the path as a line."""
     panels = _panels(rows)
     shown = {title_of(summary.method) for _, _, summaries in panels for summary in summaries if not summary.is_point}
-    figure, places = _figure(len(panels), names=len(shown) + 1)
+    figure, places = _figure([_PANEL] * len(panels), names=len(shown) + 1)
     handles: dict[str, Any] = {}
     for place, (title, titles, summaries) in zip(places, panels, strict=True):
         axes = add_axes(figure, f"accuracy, {titles['majority']}", f"accuracy, {titles['minority']}", place=place)
@@ -68,8 +68,7 @@ def draw_intervals(rows: Sequence[Row]) -> "Figure":
     """Difference of each method to the reference with its interval over runs: a panel a data set and setting, a line a method; of data with
     more settings than methods a panel a method, a line a setting."""
     panels = _interval_panels(rows)
-    most = max(len(lines) for lines in panels.values())
-    figure, places = _figure(len(panels), height=0.9 + 0.36 * most)
+    figure, places = _figure([0.9 + 0.36 * len(lines) for lines in panels.values()])
     handles: dict[str, Any] = {}
     for place, (title, lines) in zip(places, panels.items(), strict=True):
         axes = add_axes(figure, f"accuracy minus {title_of(REFERENCE)}'s", grid="x", place=place)
@@ -90,19 +89,18 @@ def draw_intervals(rows: Sequence[Row]) -> "Figure":
 def _interval_panels(rows: Sequence[Row]) -> dict[str, dict[str, Summary]]:
     """By the title of a panel, what its lines are called and show."""
     panels: dict[str, dict[str, Summary]] = {}
-    by_data = {
-        data: [_others(panel[2]) for panel in of_data] for data, of_data in groupby(_panels(rows), lambda panel: panel[2][0].data)
-    }
+    by_data: dict[str, list[list[Summary]]] = {}
+    for _, _, summaries in _panels(rows):
+        by_data.setdefault(summaries[0].data, []).append(_others(summaries))
     for data, settings in by_data.items():
-        if len(settings) > len(dict.fromkeys(summary.method for summary in chain(*settings))):
-            panels |= {
-                f"{data}, {title_of(method)}": {each.setting: each for each in found}
-                for (_, method), found in by_method(settings).items()
-            }
-        else:
-            panels |= {
-                title_of_block(data, found[0].setting): {title_of(each.method): each for each in found} for found in settings
-            }
+        methods = by_method(settings)
+        one_each = len(settings) <= len(methods)
+        for (_, method), found in methods.items():
+            if len(found) > 1 and not one_each:
+                panels[f"{data}, {title_of(method)}"] = {summary.setting: summary for summary in found}
+        for summary in chain(*settings):
+            if one_each or len(methods[data, summary.method]) == 1:
+                panels.setdefault(title_of_block(data, summary.setting), {})[title_of(summary.method)] = summary
     return panels
 
 
@@ -131,10 +129,10 @@ def _look(method: str) -> tuple[str, str]:
     return COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
 
 
-def _figure(panels: int, height: float = _PANEL, names: int = 2) -> tuple["Figure", list[tuple[int, int, int]]]:
-    """A figure with room for so many names in its legend, and the places of its panels, at most two beside each other."""
-    columns = min(panels, 2)
-    lines = -(-panels // columns)
-    return new_figure(0.9 + _PANEL * columns, 0.4 + 0.1 * names + height * lines), [
-        (lines, columns, n) for n in range(1, panels + 1)
-    ]
+def _figure(heights: Sequence[float], names: int = 2) -> tuple["Figure", list[tuple[Any]]]:
+    """A figure with room for so many names in its legend, and the places of its panels of these heights, at most two beside each other."""
+    columns = min(len(heights), 2)
+    of_lines = [max(heights[first : first + columns]) for first in range(0, len(heights), columns)]
+    figure = new_figure(0.9 + _PANEL * columns, 0.4 + 0.1 * names + sum(of_lines))
+    grid = figure.add_gridspec(len(of_lines), columns, height_ratios=of_lines)
+    return figure, [(grid[divmod(number, columns)],) for number in range(len(heights))]
