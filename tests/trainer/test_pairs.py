@@ -83,6 +83,18 @@ def test_prepared_pairs_show_other_fields_where_that_is_asked_for_and_as_many_pa
         )
 
 
+@pytest.mark.parametrize(
+    ("loss", "conditioning", "warned"),
+    [("hinge", "counterfactual", True), ("margin_bt", "named", True), ("hinge", "own", False), ("bce", "counterfactual", False)],
+)
+def test_losses_that_cannot_ask_for_a_negative_margin_are_warned_of_beside_other_groups(
+    preparer, caplog, loss, conditioning, warned
+):
+    margins = make_pairs().add_column("teacher_margins", [dict.fromkeys(GROUPS, -1.0)] * 30)
+    preparer(distillation_loss=loss, conditioning=conditioning).check(margins, None)
+    assert ("is one-sided" in caplog.text) == warned
+
+
 def test_streams_are_read_as_the_training_was(preparer):
     tokenizer = make_tokenizer("decoder")
     made = preparer()

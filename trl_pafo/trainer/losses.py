@@ -54,6 +54,8 @@ DISTILLATION_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, float], tor
     "hinge": hinge,
     "margin_bt": margin_bt,
 }
+ONE_SIDED = ("hinge", "margin_bt")
+"""Distillation losses whose slope in the student's margin is never positive, so that they cannot ask for a lower one."""
 
 
 class PAFOLoss(NamedTuple):

@@ -24,6 +24,7 @@ from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import rows_within, tokenize_pairs
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.trainer.config import PAFOConfig
+from trl_pafo.trainer.losses import ONE_SIDED
 from trl_pafo.trainer.samplers import is_tokenized
 from trl_pafo.trainer.teacher import Teacher, check_gives_rewards, check_teacher
 
@@ -85,6 +86,11 @@ class PairPreparer:
             self.draws_donors = (
                 of_groups and self.args.conditioning in ("counterfactual", "posterior") and self.args.num_history != 0
             )
+            if (self.draws_donors or self.names_groups) and self.args.distillation_loss in ONE_SIDED:
+                logger.warning(
+                    f"distillation_loss={self.args.distillation_loss!r} is one-sided: a teacher that prefers the rejected response asks nothing of the "
+                    "student, so it does not learn where groups differ. Use 'bce', or set conditioning='own'."
+                )
             if not isinstance(train_dataset, Dataset):
                 self._check_stream(columns)
             train_dataset = normalize_columns(train_dataset, _TRAIN, ["group"] if of_groups else [])
