@@ -122,10 +122,13 @@ def run_audit(args: AuditArguments, processes: PartialState | None = None) -> di
 
 
 def _whole(args: AuditArguments) -> DataArguments:
-    """The data of which nobody is held out: nothing is trained that could be chosen by them. Users that are made need none to be left over."""
+    """The data of which nobody is held out, as nothing is trained that could be chosen by them. Files hold out no more than the split `validation`
+    that they bring, which is put back; where users are made, none is missing.
+    """
+    if args.source == "files" or "minority_ratio" in SOURCES[args.source]:
+        return args
     given = {field.name: getattr(args, field.name) for field in fields(DataArguments)}
-    holds_out = "minority_ratio" in SOURCES[args.source] or args.source == "files"
-    return DataArguments(**given if holds_out else given | {"validation_share": 0.0})
+    return DataArguments(**given | {"validation_share": 0.0})
 
 
 def _tastes(
