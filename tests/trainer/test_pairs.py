@@ -83,6 +83,16 @@ def test_prepared_pairs_show_other_fields_where_that_is_asked_for_and_as_many_pa
         )
 
 
+def test_prepared_pairs_keep_the_fields_that_they_show_where_another_number_is_asked_for(preparer):
+    full = make_pairs(history=2)
+    shown = render_history(full, HistoryCutter(add_history_template(make_tokenizer("decoder")), 2, fields=["chosen"]))
+    tokenizer = make_tokenizer("decoder")
+    prepared = concatenate_datasets([shown, full.select_columns(["history"])], axis=1)
+    train, evaluated = prepare(preparer(num_history=1), prepared, prepared, tokenizer)
+    assert tuple(remembered(tokenizer)[name] for name in ("num_history", "fields")) == (1, ["chosen"])
+    assert train["chosen_ids"][:] == evaluated["chosen_ids"][:]
+
+
 @pytest.mark.parametrize(
     ("loss", "conditioning", "warned"),
     [("hinge", "counterfactual", True), ("margin_bt", "named", True), ("hinge", "own", False), ("bce", "counterfactual", False)],
