@@ -8,15 +8,17 @@ as `trl-pafo run` takes them, and what is written is a folder for `--data_path`.
 group with the fewest users.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from trl import TrlParser
 
+from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.sources import DataArguments, load_source
+from trl_pafo.data.sources.splits import one_value_per_user
 from trl_pafo.errors import ConfigError
 from trl_pafo.storage.files import new_folder
 
@@ -33,7 +35,7 @@ class WrongArguments:
 
 def name_wrongly(rows: Dataset, share: float, rng: np.random.Generator) -> Dataset:
     """As many users of each of two groups as `share` says, named as of the other one."""
-    group_of = dict(zip(rows["user"], rows["group"], strict=True))
+    group_of = one_value_per_user(rows, "group")
     names = sorted(set(group_of.values()))
     if len(names) != 2:
         raise ConfigError(
@@ -50,13 +52,11 @@ def turn_around(rows: Dataset, group: str, share: float, rng: np.random.Generato
     """Chosen and rejected exchanged in `share` of the pairs of a group."""
     own = np.flatnonzero(np.array(rows["group"]) == group)
     wrong = set(rng.permutation(own)[: round(share * len(own))].tolist())
-    sides = {side: list(rows[side]) for side in ("chosen", "rejected")}
-    for row in wrong:
-        sides["chosen"][row], sides["rejected"][row] = sides["rejected"][row], sides["chosen"][row]
-    rows = rows.remove_columns(list(sides))
-    for side, values in sides.items():
-        rows = rows.add_column(side, values)
-    return rows
+
+    def turned(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"chosen": row["rejected"], "rejected": row["chosen"]} if number in wrong else row
+
+    return rows.map(turned, with_indices=True)
 
 
 def main() -> None:
@@ -64,16 +64,15 @@ def main() -> None:
     if options.wrong not in KINDS or not 0 <= options.share < 0.5 or not options.output_dir:
         raise ConfigError(f"Give --output_dir, a new folder, --wrong, one of {', '.join(KINDS)}, and --share in [0, 0.5).")
     splits, rng = load_source(data), np.random.default_rng(options.seed)
-    users = Counter(dict(zip(splits["train"]["user"], splits["train"]["group"], strict=True)).values())
-    minority = min(users, key=users.__getitem__)
+    _, minority = largest_and_smallest(splits["train"]["group"], splits["train"]["user"])
     wrong = DatasetDict()
     for split, rows in splits.items():
         # The support rate is that of the right group.
-        wrong[split] = rows.select_columns([name for name in rows.column_names if name != "support_rate"])
-        if split != "test" and options.wrong == "groups":
-            wrong[split] = name_wrongly(wrong[split], options.share, rng)
-        elif split != "test":
-            wrong[split] = turn_around(wrong[split], minority, options.share, rng)
+        rows = rows.select_columns([name for name in rows.column_names if name != "support_rate"])
+        if split != "test":
+            by_users = options.wrong == "groups"
+            rows = name_wrongly(rows, options.share, rng) if by_users else turn_around(rows, minority, options.share, rng)
+        wrong[split] = rows
     with new_folder(Path(options.output_dir)) as folder:
         wrong.save_to_disk(folder)
     print(f"Pairs with wrong labels: {options.output_dir}")

@@ -20,6 +20,7 @@ from trl_pafo.audit.probes import PairFeatures, check_groups, probe_front
 from trl_pafo.audit.text import findings, markdown_report, verdict_sentence
 from trl_pafo.data import checks
 from trl_pafo.data.groups import largest_and_smallest
+from trl_pafo.data.history import reads_history
 from trl_pafo.data.people import GROUPS, crossing_sentences, people_of, sureness_sentence, write_people
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.arguments import DataArguments
@@ -171,9 +172,7 @@ def _models(
 
     def scorer_of(source: str) -> RewardScorer:
         scorer = RewardScorer.from_pretrained(source, bf16=args.bf16)
-        trained = scorer.renderer.trained
-        # Unless something says that it was trained with histories (None: with all past pairs), it is shown none of the audit's own.
-        if trained is None or trained["num_history"] == 0:
+        if not reads_history(scorer.tokenizer):  # it is shown none of the audit's own
             scorer.renderer = InputRenderer(scorer.tokenizer, 0)
         return scorer
 

@@ -149,6 +149,12 @@ def remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     return read_record(tokenizer, _RECORD, {"inputs", "num_history", "max_tokens", "fields"})
 
 
+def reads_history(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model of a tokenizer was trained with histories, as it remembers; one that was trained elsewhere was not."""
+    record = remembered(tokenizer)
+    return record is not None and record["num_history"] != 0
+
+
 def read_record(tokenizer: PreTrainedTokenizerBase, name: str, keys: set[str]) -> dict[str, Any] | None:
     """What a training of this package wrote into the tokenizer under a name; `None` where nothing did.
 

@@ -8,7 +8,7 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.history import remembered, without_history
+from trl_pafo.data.history import reads_history, without_history
 from trl_pafo.data.rows import read_rows
 from trl_pafo.data.template import add_history_template
 from trl_pafo.data.tokenization import tokenize_row
@@ -69,7 +69,7 @@ def tokenize_rendered(scorer: RewardScorer, rows: Dataset) -> list[dict[str, lis
     if isinstance(scorer, GroupScorer):
         return scorer.sequences(list(read_rows(rows)), "Row {}".format, allow_no_history=True)
     if "chat_template_kwargs" in rows.column_names:
-        if (remembered(scorer.tokenizer) or {"num_history": 0})["num_history"] == 0:
+        if not reads_history(scorer.tokenizer):
             rows = without_history(rows)
         add_history_template(scorer.tokenizer)  # a teacher that was trained elsewhere may have none
     return [

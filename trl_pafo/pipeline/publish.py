@@ -126,10 +126,10 @@ def push_run(
 def _model_of(folder: Path, method: str | None) -> Path:
     found = {path.name: path for path in sorted((folder / "models").glob("*")) if path.name in TITLES}
     name = method or next((student for student in STUDENTS if student in found), None)
-    if name not in OF_TEACHERS and (name is None or name not in found):
-        raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
-    if name in OF_TEACHERS or not has_tokenizer(found[name]):  # such as those of MaxMin-RLHF
+    if name in OF_TEACHERS or (name in found and not has_tokenizer(found[name])):  # such as those of MaxMin-RLHF
         raise ConfigError(f"{TITLES[name]}: these are several models, which are not pushed as one. Push another method.")
+    if name is None or name not in found:
+        raise ConfigError(f"{folder} has no model {name or 'of PAFO'!r}; it has {', '.join(found) or 'none'}. Give --method.")
     return found[name]
 
 

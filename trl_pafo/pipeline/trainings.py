@@ -178,8 +178,8 @@ class Trainings:
                 self._train(out, TITLES[method], train, start=start, teachers=one, changes=options)
                 return
             of_histories = self.args.conditioning == "posterior"
-            batch_size = self.args.teacher_batch_size or self.args.per_device_eval_batch_size
-            scoring = self._scoring() | {"batch_size": batch_size}
+            scoring = self._scoring()
+            scoring["batch_size"] = self.args.teacher_batch_size or scoring["batch_size"]
             rows = with_fold_margins(train, teachers, self.args.seed, of_histories=of_histories, **scoring)
             columns = ("group", "history", "teacher_margins", "history_log_likelihood")
             self._train(out, TITLES[method], rows, start=start, columns=columns, changes=options)

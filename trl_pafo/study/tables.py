@@ -65,9 +65,10 @@ def markdown_of(rows: Sequence[Row], num_cells: int | None = None) -> str:
         if len(of_settings) == 1:
             continue
         titles = role_titles([row for row in rows if row["data"] == data])
-        lines = [{"setting": summary.setting, **cells_of(summary, titles)} for summary in of_settings]
-        for line in lines:
-            del line["method"]
+        by_setting = {summary.setting: cells_of(summary, titles) for summary in of_settings}
+        lines = [
+            {"setting": setting} | {k: v for k, v in cells.items() if k != "method"} for setting, cells in by_setting.items()
+        ]
         parts.append(f"## {data}: {title_of(method)} by setting\n\n{_markdown(lines)}")
     for place, summaries in found.items():
         titles = role_titles(blocks[place])

@@ -274,8 +274,6 @@ class PairPreparer:
             HistoryCutter(tokenizer, args.num_history if history else 0, fields=shown or HISTORY_FIELDS).remember(
                 _inputs_of(first)
             )
-        elif self._is_cut(dataset):
-            remember_rendering(dataset, tokenizer)
         elif is_rendered(dataset):
             remember_rendering(dataset, tokenizer)
             given = {"num_history": args.num_history, "max_tokens": args.history_max_tokens, "fields": self._fields()}

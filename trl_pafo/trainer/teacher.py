@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_pafo.data.history import forget, remembered
+from trl_pafo.data.history import forget, reads_history
 from trl_pafo.data.labels import as_label
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.tokenization import ID_COLUMNS, tokenize_all
@@ -64,8 +64,7 @@ class Teacher:
     @cached_property
     def reads_history(self) -> bool:
         """Whether it was trained on rows with histories, as its tokenizer remembers; one that was trained elsewhere was not."""
-        record = None if self.tokenizer is None else remembered(self.tokenizer)
-        return record is not None and record["num_history"] != 0
+        return self.tokenizer is not None and reads_history(self.tokenizer)
 
     def read(self, pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Pairs as rows of token ids, `chosen_ids` and `rejected_ids`, as the teacher's own training read them.
