@@ -3,10 +3,11 @@ import sys
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from trl_pafo.metrics.plotting import COLORS, PAPER, TEXT, add_axes, add_legend, as_svg, new_figure, short, write_png
+from trl_pafo.metrics.plotting import COLORS, PAPER, TEXT, add_axes, add_labels, add_legend, as_svg, new_figure, short, write_png
 
 EVIL = "<script>alert('x')</script> & -- cost $a$"
 
@@ -77,3 +78,24 @@ def test_names_are_not_read_as_formulas_glyphs_may_be_missing_and_pyplot_stays_o
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     assert not any(text.get_parse_math() for text in (axes.xaxis.label, axes.yaxis.label, *figure.legends[0].get_texts()))
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
+def test_labels_stand_on_no_line_no_marker_and_no_other_label_and_inside(corner):
+    figure = new_figure()
+    axes = add_axes(figure)
+    places = [(0.5, 0.5), (0.53, 0.52), (0.5, 0.45), corner]
+    axes.plot([0, 1], [0.2, 0.8], "-")
+    axes.errorbar(*places[0], xerr=0.2, yerr=0.2)
+    for place in places:
+        axes.plot(*place, "o", markersize=6)
+    add_labels(axes, [(text, place, TEXT) for text, place in zip(("0 to 0.25", "x2", "x0.5", "x4"), places, strict=True)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert [text.xy for text in axes.texts] == places
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+    share = np.linspace(0, 1, 200)[:, None]
+    bars = [np.hstack([0.3 + 0.4 * share, 0.5 + 0 * share]), np.hstack([0.5 + 0 * share, 0.3 + 0.4 * share])]
+    drawn = axes.transData.transform(np.concatenate([places, np.hstack([share, 0.2 + 0.6 * share]), *bars]))
+    assert not any(box.contains(*point) for box in boxes for point in drawn)
+    assert all(axes.bbox.contains(*at) for box in boxes for at in (box.p0, box.p1))

@@ -9,10 +9,14 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
+from trl_pafo.metrics.accuracy import FloatArray
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.storage.files import replacing
 
@@ -32,6 +36,12 @@ TEXT, MUTED, GRID, PAPER = "#333333", "#666666", "#E5E5E5", "#FFFFFF"
 WIDTH_INCHES = 4.3
 PNG_DPI = 280  # 1,204 pixels wide
 FONT = 9
+
+_SIDES = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1)])
+_LABEL_GAPS = (4.5, 12.0)
+"""Points between the middle of a marker and the box of its label, the nearest first."""
+_FAR_ENOUGH = 4.0
+"""Points beyond which a label is read as well on any side."""
 
 
 def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PNG_DPI) -> "Figure":
@@ -67,6 +77,50 @@ def add_legend(figure: "Figure", handles: Sequence[Any], labels: Sequence[str]) 
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=2, **look)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def add_labels(axes: "Axes", labels: Sequence[tuple[str, tuple[float, float], str]], size: float = FONT) -> None:
+    """Put each label (a text, its place and its color) beside its place, on the side where it is farthest from lines and markers, from
+    other labels and from the edges.
+
+    To be called last: the distances are those of the figure as it then is.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays it out
+    points = figure.dpi / 72
+    drawn, edges = _drawn(axes) / points, axes.bbox.get_points() / points
+    centers, halves = np.empty((0, 2)), np.empty((0, 2))
+    for text, xy, color in labels:
+        place, half = axes.transData.transform(xy) / points, size * np.array([0.3 * len(text), 0.45])
+        tried = np.concatenate([place + _SIDES * (half + gap) for gap in _LABEL_GAPS])
+        others = drawn[np.linalg.norm(drawn - place, axis=1) > 1]  # from its own marker all sides are equally far
+        free = np.minimum(
+            _distances(tried, half, np.vstack([others, centers]), np.vstack([0 * others, halves])).min(axis=1, initial=math.inf),
+            np.minimum(tried - half - edges[0], edges[1] - tried - half).min(axis=1),
+        )
+        chosen = np.argmax(np.minimum(free, _FAR_ENOUGH))
+        centers, halves = np.vstack([centers, tried[chosen]]), np.vstack([halves, half])
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": color, "zorder": 5}
+        axes.annotate(text, xy, tried[chosen] - place, textcoords="offset points", **look)
+
+
+def _drawn(axes: "Axes") -> FloatArray:
+    """Pixels along all lines."""
+    from matplotlib.collections import LineCollection
+
+    lines = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
+    for collection in axes.collections:
+        if isinstance(collection, LineCollection):
+            lines += [collection.get_transform().transform(segment) for segment in collection.get_segments()]
+    share = np.linspace(0, 1, 50)[:, None]
+    along = [start + share * (end - start) for line in lines for start, end in pairwise(line)]
+    return np.concatenate([*lines, *along]) if lines else np.empty((0, 2))
+
+
+def _distances(centers: FloatArray, half: FloatArray, others: FloatArray, halves: FloatArray) -> FloatArray:
+    """From each box to each other, given by their centers and halves of their sides."""
+    return np.linalg.norm(np.maximum(np.abs(centers[:, None] - others) - half - halves, 0), axis=2)
 
 
 def write_png(figure: "Figure", path: str | os.PathLike[str]) -> None:

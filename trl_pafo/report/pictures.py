@@ -1,7 +1,6 @@
 """The pictures of a report: each takes numbers, and returns a figure."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from trl_pafo.metrics.plotting import (
     PAPER,
     TEXT,
     add_axes,
+    add_labels,
     add_legend,
     ends_of,
     new_figure,
@@ -24,7 +24,6 @@ from trl_pafo.metrics.plotting import (
 from trl_pafo.metrics.verdict import format_number, is_known
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SMALLEST_SPAN = 0.15
@@ -61,8 +60,7 @@ def draw_majority_minority(
     at = [(point["majority"]["value"], point["minority"]["value"]) for point in points]
     # Later methods lie above earlier ones, and are smaller: of what would be hidden, a rim shows.
     sizes = {name: max(10 - i, 7) for i, name in enumerate(dict.fromkeys(point["name"] for point in points))}
-    for i, (x, y) in enumerate(at):
-        point = points[i]
+    for (x, y), point in zip(at, points, strict=True):
         color, marker = _look(point["series"])
         bars: dict[str, Any] = {
             "xerr": _reach(point["majority"]),
@@ -74,16 +72,10 @@ def draw_majority_minority(
         (legend[point["name"]],) = axes.plot(
             x, y, marker, color=color, markersize=sizes[point["name"]], markeredgecolor=PAPER, zorder=4
         )
-        side = -1 if i // 2 % 2 else 1  # so that labels of neighbors stay apart
-        offset: dict[str, Any] = {"xytext": (5 * side, 5), "textcoords": "offset points", "ha": "right" if side < 0 else "left"}
-        axes.annotate(point.get("label", ""), (x, y), fontsize=FONT, color=TEXT, zorder=5, **offset)
+    along = [(point["majority"], point["minority"]) for point in path]
     if len(path) > 1:
-        along = np.array([[point[role] for role in ("majority", "minority")] for point in path])
         look: dict[str, Any] = {"linewidth": 1, "markersize": 3.5, "markerfacecolor": PAPER, "zorder": 3.5}
-        (legend["x times the student's steps"],) = axes.plot(*along.T, "-o", color=COLORS[1], **look)
-        for point, place, side in zip(path, along, _free_sides(axes, along, points), strict=True):
-            offset = {"xytext": (12, 9) * side, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 5}
-            axes.annotate(point["label"], place, fontsize=FONT - 2, color=COLORS[1], **offset)
+        (legend["x times the student's steps"],) = axes.plot(*zip(*along, strict=True), "-o", color=COLORS[1], **look)
     for start, end in arrows:
         style = {"arrowstyle": "->", "color": MUTED, "linewidth": 0.9, "shrinkA": 5, "shrinkB": 5}
         axes.annotate("", at[end], at[start], arrowprops=style, zorder=2)
@@ -93,29 +85,10 @@ def draw_majority_minority(
         shade = axes.fill_between([x, 1], y, 1, color=COLORS[2], alpha=0.12, linewidth=0, zorder=0)
         legend[f"neither below {short(reference, 24)}"] = shade
     add_legend(figure, list(legend.values()), list(legend))
+    labeled = [(point.get("label", ""), place, TEXT) for point, place in zip(points, at, strict=True)]
+    labeled += [(point["label"], place, COLORS[1]) for point, place in zip(path, along, strict=True) if len(path) > 1]
+    add_labels(axes, [entry for entry in labeled if entry[0]])
     return figure
-
-
-def _free_sides(axes: "Axes", path: FloatArray, points: Sequence[Mapping[str, Any]]) -> FloatArray:
-    """For each place on the path the direction, of length 1, in which a label is farthest from points, intervals and the line."""
-    share = np.linspace(0, 1, 9)[:, None]
-    taken = [start + share * (end - start) for start, end in pairwise(path)]
-    for point in points:
-        at = np.array([point[role]["value"] for role in ("majority", "minority")])
-        for axis, role in enumerate(("majority", "minority")):
-            low, high = ends_of(point[role])
-            taken.append(np.where(np.arange(2) == axis, low + share * (high - low), at))
-    limits = np.array([axes.get_xlim(), axes.get_ylim()])
-    places, *others = ((values - limits[:, 0]) / np.ptp(limits, axis=1) for values in (path, *taken))
-    angles = np.arange(0, 2 * np.pi, np.pi / 4)
-    sides = np.column_stack([np.cos(angles), np.sin(angles)])
-    chosen = []
-    for place in places:
-        tried = place + 0.05 * sides
-        distance = np.linalg.norm(tried[:, None] - np.concatenate(others), axis=2).min(axis=1)
-        chosen.append(int(np.argmax(distance)))
-        others.append(tried[chosen[-1:]])
-    return sides[chosen]
 
 
 def _limits(accuracies: Sequence[Interval]) -> tuple[float, float]:

@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from trl_pafo.metrics.plotting import COLORS, FONT, MARKERS, MUTED, PAPER, TEXT, add_axes, add_legend, ends_of, new_figure
+from trl_pafo.metrics.plotting import (
+    COLORS,
+    FONT,
+    MARKERS,
+    MUTED,
+    PAPER,
+    TEXT,
+    add_axes,
+    add_labels,
+    add_legend,
+    ends_of,
+    new_figure,
+)
 from trl_pafo.metrics.verdict import is_known
 from trl_pafo.report.record import series_of
 from trl_pafo.study.config import REFERENCE
@@ -30,6 +42,7 @@ def draw_front(rows: Sequence[Row]) -> "Figure":
     shown = {title_of(summary.method) for _, _, summaries in panels for summary in summaries if not summary.is_point}
     figure, places = _figure([_PANEL] * len(panels), names=len(shown) + 1)
     handles: dict[str, Any] = {}
+    labels: dict[Axes, list[tuple[str, tuple[float, float], str]]] = {}
     for place, (title, titles, summaries) in zip(places, panels, strict=True):
         axes = add_axes(figure, f"accuracy, {titles['majority']}", f"accuracy, {titles['minority']}", place=place)
         axes.set_title(title, fontsize=FONT, color=TEXT, parse_math=False)
@@ -39,9 +52,10 @@ def draw_front(rows: Sequence[Row]) -> "Figure":
             (handles["its path"],) = axes.plot(
                 *along, "-o", color=COLORS[series_of(REFERENCE)], linewidth=1, markersize=3.5, markerfacecolor=PAPER, zorder=2
             )
-            for summary, x, y in zip(path, *along, strict=True):
-                label = f"x{summary.method.partition('@')[2]}"
-                axes.annotate(label, (x, y), xytext=(4, -9), textcoords="offset points", fontsize=FONT - 2.5, color=MUTED)
+            labels[axes] = [
+                (f"x{summary.method.partition('@')[2]}", at, MUTED)
+                for summary, at in zip(path, zip(*along, strict=True), strict=True)
+            ]
         for summary in summaries:
             if not summary.is_point:
                 handles[title_of(summary.method)] = _draw_method(axes, summary)
@@ -50,6 +64,8 @@ def draw_front(rows: Sequence[Row]) -> "Figure":
     first = [title_of(REFERENCE), "its path"]
     names = [*(name for name in first if name in handles), *(name for name in handles if name not in first)]
     add_legend(figure, [handles[name] for name in names], names)
+    for axes, of_path in labels.items():
+        add_labels(axes, of_path, FONT - 2.5)
     return figure
 
 
