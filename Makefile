@@ -15,7 +15,7 @@ help:
 	@echo "make quickstart   the whole of PAFO on the shipped corpus (OUT=folder, ARGS='more flags')"
 	@echo "make test         ruff, mypy and the tests"
 	@echo "make docs         the documentation as a site: site/README.html"
-	@echo "make examples     the examples of the shipped corpus, one after the other (an hour)"
+	@echo "make examples     the examples that need no data of your own, one after the other (over an hour)"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-processors  the tests as they run on other processors: older instructions, two threads, other rounding"
 	@echo "make test-launchers  DDP, FSDP2, ZeRO-1 to 3 on two processes, with DeepSpeed (tens of minutes)"
@@ -43,6 +43,7 @@ examples: quickstart
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/best_of_n.py $(OUT)
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/grpo_fair_reward.py --run $(OUT)
 	HF_HUB_OFFLINE=1 $(BIN)/trl-pafo run --config examples/lora.yaml
+	HF_HUB_OFFLINE=1 $(BIN)/trl-pafo run --config examples/swissmetro.yaml
 	HF_HUB_OFFLINE=1 $(BIN)/python examples/portfolio_grpo.py
 
 docs: setup
