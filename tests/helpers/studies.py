@@ -26,10 +26,14 @@ def _seed(options: Mapping[str, Any]) -> int:
     return 10 * options["population_seed"] + options["seed"] + int(1e6 * options.get("learning_rate", 0))
 
 
+_RUNS = tempfile.TemporaryDirectory(prefix="made-up-runs-")
+"""Removed when the tests end."""
+
+
 @cache
 def _made_up(methods: tuple[str, ...], population: int, seed: int) -> Path:
     """A run, made once, of these rewards."""
-    folder = Path(tempfile.mkdtemp(prefix="made-up-runs-")) / "run"
+    folder = Path(tempfile.mkdtemp(dir=_RUNS.name)) / "run"
     return make_run(folder, methods, users=(6, 4), seed=seed, population_seed=population)
 
 
