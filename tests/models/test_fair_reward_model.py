@@ -164,6 +164,8 @@ def test_no_requests_and_what_is_no_list_of_them(model):
     with pytest.raises(ConfigError, match="`batch_size` must be a whole number"):
         model.score_batch([], batch_size=0)
     assert model.score_batch([]) == []
+    request = {"prompt": "how", "responses": ["haha"], "history": PAST}
+    assert model.score_batch(each for each in [request]) == model.score_batch([request])
     for requests in ({"prompt": "how", "responses": ["haha"], "history": []}, ["haha"]):
         with pytest.raises(DataError, match="`requests` must be a list of dicts with `prompt`, `responses`"):
             model.score_batch(requests)

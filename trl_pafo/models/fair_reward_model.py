@@ -120,10 +120,11 @@ class FairRewardModel:
 
     def _score(self, requests: Sequence[Mapping[str, Any]], batch_size: int, name: Any) -> list[list[float]]:
         check_batch_size(batch_size)
-        if isinstance(requests, Mapping) or not all(isinstance(request, Mapping) for request in requests):
+        given: list[Any] = [None] if isinstance(requests, Mapping) else list(requests)  # a generator can be read once
+        if not all(isinstance(request, Mapping) for request in given):
             raise DataError("`requests` must be a list of dicts with `prompt`, `responses` and `history`.")
         rows, places = [], []
-        for number, request in enumerate(requests):
+        for number, request in enumerate(given):
             if unknown := sorted(set(request) - _FIELDS):
                 raise DataError(f"{name(number, 0)}: {', '.join(unknown)} is unknown. Give {', '.join(sorted(_FIELDS))}.")
             responses = request.get("responses")
@@ -142,4 +143,4 @@ class FairRewardModel:
             scored = self.scorer.score_tokens(sequences[start : start + size], batch_size=batch_size)
             rewards += [row["response"] for row in scored]
         found = iter(rewards)
-        return [[next(found) for _ in request["responses"]] for request in requests]
+        return [[next(found) for _ in request["responses"]] for request in given]
