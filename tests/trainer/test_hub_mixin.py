@@ -18,6 +18,7 @@ from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.card import Card
 from trl_pafo.models.upload import HubError
+from trl_pafo.trainer.checkpoints import save_complete
 from trl_pafo.trainer.hub_mixin import HubMixin
 
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
@@ -115,8 +116,29 @@ def test_a_saved_model_has_its_card_and_nothing_is_pushed_without_being_asked(hu
     assert not hub.tokens
 
 
+def test_an_adapter_that_was_trained_before_does_not_hide_a_full_model(hub, train, tmp_path):
+    """Loading prefers an adapter, and so does a push."""
+    old = ("adapter_config.json", "adapter_model.safetensors")
+    for folder in ("out", "elsewhere", "checkpoint", "complete"):
+        (tmp_path / folder).mkdir()
+        for name in old:
+            (tmp_path / folder / name).write_text("{}")
+    trainer = train(hub_model_id="lab/fair")
+    trainer._save(str(tmp_path / "checkpoint"))
+    assert not {*old} & {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    trainer._push_from_checkpoint(str(tmp_path / "checkpoint"))
+    trainer.push_to_hub()
+    assert set(hub.repos["lab/fair"].files) - {".gitattributes"} == MODEL_FILES
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    save_complete(trainer, tmp_path / "complete")
+    for folder in ("out", "elsewhere", "complete"):
+        names = {path.name for path in (tmp_path / folder).iterdir()}
+        assert "model.safetensors" in names
+        assert not {*old} & names, folder
+
+
 def test_signatures_of_the_hooks_are_those_of_the_base_class():
-    for name in ("init_hf_repo", "push_to_hub", "save_model", "_push_from_checkpoint", "create_model_card"):
+    for name in ("init_hf_repo", "push_to_hub", "save_model", "_save", "_push_from_checkpoint", "create_model_card"):
         ours = inspect.signature(getattr(HubMixin, name)).parameters
         base = inspect.signature(getattr(RewardTrainer if name == "create_model_card" else Trainer, name)).parameters
         assert [parameter for parameter in ours if parameter in base or parameter != "private"] == list(base), name

@@ -110,6 +110,9 @@ Trainer.save_model(self, output_dir, _internal_call)
   # trl_pafo/trainer/hub_mixin.py, save_model, which writes the card when a user asks for the model
   if self.args.push_to_hub and (not _internal_call): _
   self.push_to_hub(commit_message='Model save'...
+Trainer._save(self, output_dir, state_dict)
+  # trl_pafo/trainer/hub_mixin.py, _save, which removes an adapter that a full model was saved beside
+  output_dir = output_dir if output_dir is not None else self.args.output_dir
 Trainer.init_hf_repo(...)
   # trl_pafo/trainer/hub_mixin.py, init_hf_repo, which sets what pushing needs
   self.hub_model_id = repo_url.repo_id

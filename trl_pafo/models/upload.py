@@ -75,6 +75,12 @@ def files_to_push(folder: str | Path) -> list[Path]:
     return files
 
 
+def remove_adapter(folder: str | Path) -> None:
+    """Remove an adapter from the folder that a full model was saved in: loading prefers it."""
+    for name in _OF_ADAPTERS:
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
 def upload_model(
     folder: str | Path,
     repo_id: str,

@@ -19,6 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trl_pafo.errors import ConfigError
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.upload import remove_adapter
 from trl_pafo.storage.files import remove
 from trl_pafo.storage.run_folder import KEPT
 from trl_pafo.storage.versions import __version__
@@ -169,10 +171,13 @@ def save_complete(trainer: Trainer, out: Path) -> None:
         trainer.save_model(str(temporary), _internal_call=True)
         PartialState().wait_for_everyone()
         if is_writer and temporary.is_dir():
+            is_full = (temporary / "config.json").exists() and not (temporary / ADAPTER_CONFIG).exists()
             for path in sorted(temporary.iterdir()):
                 if path.is_dir():
                     remove(out / path.name)
                 path.replace(out / path.name)
+            if is_full:
+                remove_adapter(out)
     finally:
         if is_writer:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import run_as_future
+from peft import PeftModel
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from trl_pafo.errors import ConfigError, TrlPafoError
 from trl_pafo.models.card import CARD_NAME, Card, hub_ids
-from trl_pafo.models.upload import create_repo, files_to_push, upload_model
+from trl_pafo.models.safe_loading import ADAPTER_CONFIG
+from trl_pafo.models.upload import create_repo, files_to_push, remove_adapter, upload_model
 from trl_pafo.storage.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class HubMixin:
 
     # What it uses of the trainer.
     args: Any
+    model: Any
+    accelerator: Any
     state: Any
     control: Any
     callback_handler: Any
@@ -67,6 +71,11 @@ class HubMixin:
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
         if not _internal_call:  # what a user asks for comes with its card
             self._write_card(output_dir or self.args.output_dir)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if not isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PeftModel):
+            remove_adapter(output_dir or self.args.output_dir)
 
     def push_to_hub(
         self,
@@ -108,6 +117,8 @@ class HubMixin:
             for path in files_to_push(checkpoint_folder):
                 with replacing(Path(self.args.output_dir) / path.name) as temporary:
                     shutil.copyfile(path, temporary)
+            if not (Path(checkpoint_folder) / ADAPTER_CONFIG).exists():
+                remove_adapter(self.args.output_dir)
         except (TrlPafoError, OSError) as error:
             logger.warning(f"The checkpoint was not pushed; the training continues. {error}")
             return
