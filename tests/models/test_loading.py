@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.parts import make_model, make_pairs
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trl_pafo import FairRewardModel, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.models import load_tokenizer
-from trl_pafo.models.loading import load_reward_model
+from trl_pafo.models.loading import load_reward_model, positions_of
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.trainer.teacher import Teacher
@@ -56,3 +57,15 @@ class TestFolders:
         assert not load_reward_model(base_model).training
         assert next(load_reward_model(base_model).parameters()).dtype == torch.float32
         assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bert", "camembert", "mpnet", "roberta", "xlm-roberta"])
+def test_as_many_positions_as_the_model_can_use(name):
+    """Those of RoBERTa's family begin after its pad id: one token more, and the forward pass fails."""
+    sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model(name, max_position_embeddings=20, **sizes)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    longest = positions_of(config)
+    assert model(input_ids=torch.full((1, longest), 5)).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))

@@ -12,6 +12,12 @@ from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.safe_loading import SAFELY, adapter_config, base_folder, has_tokenizer, load_saved_tokenizer, reason
 from trl_pafo.models.weights import as_config_error, check_reward_model, complete_weights
 
+_AFTER_PAD = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""Types of models whose positions begin after the number of the pad id: of the 514 of RoBERTa, 512 can be used."""
+
 
 def load_reward_model(
     folder: str | Path, dtype: torch.dtype = torch.float32, *, is_trainable: bool = False, quantization_config: Any = None
@@ -98,7 +104,11 @@ def pad_id_of(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def positions_of(config: Any) -> int | None:
     """Number of positions of a model of this configuration; `None` if unlimited or unknown."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is None or text.model_type not in _AFTER_PAD or text.pad_token_id is None:
+        return positions
+    return positions - text.pad_token_id - 1
 
 
 def check_positions(
