@@ -9,6 +9,7 @@ import pytest
 
 from trl_pafo.errors import DataError, PortfolioError
 from trl_pafo.palm.files.inputs import read_answers, read_candidates, read_history, read_table, read_users
+from trl_pafo.palm.oracles.candidates import CandidateOracle
 
 NAMES = ("helpful", "brief")
 TEXTS = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -37,6 +38,12 @@ def test_candidates_with_different_numbers_of_responses(lines) -> None:
     assert read.reference == pytest.approx(np.array([[0.5, 0.5, 0.0], [1 / 3] * 3]))
     rows[0]["logprobs"], rows[1]["logprobs"] = [-7.0, float(np.log(3)) - 7], [0.0] * 3
     assert read_candidates(lines(*rows)).reference[0] == pytest.approx([0.25, 0.75, 0.0])
+
+
+def test_a_long_response_is_a_candidate_however_improbable(lines) -> None:
+    read = read_candidates(lines({"rewards": [[0.1, 0.2], [0.9, 0.8]], "logprobs": [-50.0, -900.0]}))
+    for beta in (0.0, 1e-4):
+        assert CandidateOracle(read.rewards, beta, read.reference)(np.array([0.5, 0.5])).values.tolist() == [0.9, 0.8]
 
 
 @pytest.mark.parametrize(

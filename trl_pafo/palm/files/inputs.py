@@ -98,7 +98,9 @@ def read_candidates(path: str | Path) -> Candidates:
         if len(logprobs) != len(table):
             raise DataError(f"{where}: {len(table)} responses and {len(logprobs)} `logprobs`.")
         scores[place, : len(table)] = logprobs
-    return Candidates(rewards, softmax(scores, axis=1), names)
+    # A probability of 0 would mean that there is no such candidate, and that of a long response rounds to 0.
+    reference = np.where(np.isfinite(scores), np.maximum(softmax(scores, axis=1), np.finfo(np.float64).tiny), 0.0)
+    return Candidates(rewards, reference, names)
 
 
 def read_table(
