@@ -59,6 +59,14 @@ def test_another_problem_is_refused_and_the_file_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ["caller,minutes", '{"caller": 1}\n{"caller": 2}'])
+def test_a_file_of_somebody_else_is_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "calls.jsonl").write_text(text)
+    with pytest.raises(PortfolioError, match="Choose another folder"):
+        CallLog(tmp_path / "calls.jsonl", PROBLEM)
+    assert (tmp_path / "calls.jsonl").read_text() == text
+
+
 def test_a_damaged_line_is_refused(path: Path) -> None:
     lines = path.read_text().splitlines()
     answer = json.loads(lines[2])

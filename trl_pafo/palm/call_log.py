@@ -57,10 +57,9 @@ class CallLog:
             return
         text = self.path.read_bytes()
         complete = text.rfind(b"\n") + 1
-        if complete < len(text):
-            # Interrupted while writing: nothing was built on that line, so it is cut off.
-            os.truncate(self.path, complete)
         lines = text[:complete].splitlines()
+        if not lines and not (json.dumps(header) + "\n").encode().startswith(text):
+            raise PortfolioError(f"{self.path} holds no answers of a build. Choose another folder.")
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
@@ -73,3 +72,6 @@ class CallLog:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise PortfolioError(f"{self.path}, line {number} cannot be read ({error}). Choose another folder.") from error
+        if complete < len(text):
+            # Interrupted while writing: nothing was built on that line, so it is cut off.
+            os.truncate(self.path, complete)
