@@ -57,6 +57,14 @@ def test_the_promise_with_a_kl_term(beta: float) -> None:
     assert 1 < len(portfolio) <= size_bound(3, 0.0, 0.01, beta)
 
 
+def test_a_kl_that_counts_and_is_not_known_is_refused() -> None:
+    """Taken for 0, it would make policies far from the reference look as good as any."""
+    for options in ({}, {"warm_start": [OracleResult([0.5, 0.5])]}):
+        oracle = Gibbs(np.random.default_rng(1).random((8, 2)), 0.1) if options else Sphere()
+        with pytest.raises(PortfolioError, match=r"has no `kl`, which the objective w\.R - 0\.1 KL needs"):
+            build(oracle, 2, 0.0, 0.1, beta=0.1, **options)
+
+
 # Few calls
 
 

@@ -212,7 +212,7 @@ class Build:
         """Check the options and read what the folder knows already; arguments as of [`build_portfolio`]."""
         names = tuple(reward_names) if reward_names is not None else tuple(f"reward_{place}" for place in range(num_rewards))
         check_options(epsilon, delta, beta, oracle_factor, names, num_rewards)
-        calls = [_warm_call(item, num_rewards, place) for place, item in enumerate(warm_start)]
+        calls = [_warm_call(item, num_rewards, place, beta) for place, item in enumerate(warm_start)]
         log = None
         if folder is not None:
             identity = {
@@ -241,7 +241,7 @@ class Build:
                 f" The {self.num_calls} answers before it are kept in {self.log.path}: build again to go on." if self.log else ""
             )
             raise PortfolioError(f"{where} failed: {type(error).__name__}: {error}.{kept}") from error
-        call = OracleCall(weights, checked_result(result, self.known.num_rewards, where))
+        call = OracleCall(weights, checked_result(result, self.known.num_rewards, where, self.known.beta))
         if self.log is not None:
             self.log.append(call)
         self.known.calls.append(call)
@@ -268,7 +268,7 @@ class Build:
         return portfolio
 
 
-def _warm_call(item: OracleResult | tuple[ArrayLike, OracleResult], num_rewards: int, place: int) -> OracleCall:
+def _warm_call(item: OracleResult | tuple[ArrayLike, OracleResult], num_rewards: int, place: int, beta: float) -> OracleCall:
     """A policy that exists, as an answer that cost no call; its weights are NaN where it was trained for none."""
     weights: ArrayLike | None = None
     if not isinstance(item, OracleResult):
@@ -276,6 +276,6 @@ def _warm_call(item: OracleResult | tuple[ArrayLike, OracleResult], num_rewards:
             weights, item = item
         except (TypeError, ValueError) as error:
             raise PortfolioError(f"warm_start[{place}] must be an OracleResult or a pair (weights, OracleResult).") from error
-    result = checked_result(item, num_rewards, f"warm_start[{place}]")
+    result = checked_result(item, num_rewards, f"warm_start[{place}]", beta)
     asked = np.full(num_rewards, np.nan) if weights is None else check_weights(weights, num_rewards)
     return OracleCall(asked, result, warm=True)

@@ -156,7 +156,7 @@ def _check_built_from(portfolio: Portfolio, oracle: CandidateOracle | PolicyTabl
         if call.warm:
             continue
         known, found = (
-            float(call.weights @ np.asarray(result.values) - portfolio.beta * result.kl)
+            float(call.weights @ np.asarray(result.values) - portfolio.beta * (result.kl or 0.0))
             for result in (call.result, oracle(call.weights))
         )
         if abs(known - found) > 1e-6:

@@ -25,8 +25,8 @@ class OracleResult:
         values (array of shape `(num_rewards,)`):
             Mean of each reward under the policy, in the order of the weights, in [0, 1].
             The rewards alone: the KL term is never subtracted here.
-        kl (`float`, *optional*, defaults to `0.0`):
-            KL(policy || reference) in nats, the mean over prompts.
+        kl (`float`, *optional*):
+            KL(policy || reference) in nats, the mean over prompts; needed where `beta > 0`.
         policy (`Any`, *optional*):
             What to serve: a string or a path (a folder with an adapter), or any object as long as nothing is saved. With a
             log or a folder it must be a JSON value or a `Path`.
@@ -38,7 +38,7 @@ class OracleResult:
     """
 
     values: ArrayLike
-    kl: float = 0.0
+    kl: float | None = None
     policy: Any = None
     prompt_values: ArrayLike | None = None
     prompt_kl: ArrayLike | None = None
@@ -57,7 +57,7 @@ class OracleCall:
         weights (array of shape `(num_rewards,)`):
             The weights that the oracle was asked; NaN for an existing policy that was optimized for no known weights.
         result ([`OracleResult`]):
-            The checked answer: arrays are `float64`.
+            The checked answer: arrays are `float64`, and a KL that is not known is 0.
         warm (`bool`, *optional*, defaults to `False`):
             The policy was there before the build and cost no call.
     """
@@ -148,11 +148,11 @@ def check_weights(weights: ArrayLike, num_rewards: int) -> FloatArray:
     return vector / total
 
 
-def checked_result(result: OracleResult, num_rewards: int, where: str) -> OracleResult:
-    """The answer of an oracle with `float64` arrays; `where` says whose it is, for the message.
+def checked_result(result: OracleResult, num_rewards: int, where: str, beta: float = 0.0) -> OracleResult:
+    """The answer of an oracle with `float64` arrays; `where` says whose it is, for the message, `beta` whether its KL counts.
 
     Raises:
-        PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, or lies outside [0, 1].
+        PortfolioError: If it is no `OracleResult`, has a wrong shape, holds NaN, lies outside [0, 1], or lacks a KL that counts.
     """
     if not isinstance(result, OracleResult):
         raise PortfolioError(f"{where}: expected an OracleResult(values, kl, policy), got {type(result).__name__}.")
@@ -162,8 +162,10 @@ def checked_result(result: OracleResult, num_rewards: int, where: str) -> Oracle
             f"{where}: the values {_short(values)} are outside [0, 1]. Normalize the rewards, for example (r - least) / "
             "(greatest - least), with the least and greatest value that each can have."
         )
+    if result.kl is None and beta > 0:
+        raise PortfolioError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs. Let the oracle return it.")
     try:
-        kl = float(result.kl)
+        kl = float(0.0 if result.kl is None else result.kl)
     except (TypeError, ValueError) as error:
         raise PortfolioError(f"{where}: `kl` must be a number, got {result.kl!r}.") from error
     if not (np.isfinite(kl) and kl >= -1e-6):
@@ -176,6 +178,8 @@ def checked_result(result: OracleResult, num_rewards: int, where: str) -> Oracle
             raise PortfolioError(f"{where}: `values` must be the mean of `prompt_values` over the prompts.")
         if result.prompt_kl is not None:
             prompt_kl = _array(result.prompt_kl, (num_prompts,), f"{where}: `prompt_kl`")
+            if not np.isclose(prompt_kl.mean(), kl, atol=1e-6):
+                raise PortfolioError(f"{where}: `kl` must be the mean of `prompt_kl` over the prompts.")
     return OracleResult(np.clip(values, 0.0, 1.0), max(kl, 0.0), result.policy, prompt_values, prompt_kl)
 
 
