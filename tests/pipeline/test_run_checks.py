@@ -77,6 +77,8 @@ BASELINES = {"methods": ["bradley_terry", "personalized_bt"]}
             ConfigError,
             "--model_init_kwargs: dtype, attn_implementation would decide .* Give --dtype, --attn_implementation instead",
         ),
+        ({}, {"eval_strategy": "epoch"}, ConfigError, "--eval_strategy: a run judges finished models, .* Leave it out"),
+        ({}, {"eval_on_start": True}, ConfigError, "--eval_on_start: a run judges finished models"),
         ({}, {"per_device_eval_batch_size": 0}, ConfigError, "`per_device_eval_batch_size` must be at least 1"),
         ({"max_words": 3}, {}, ConfigError, "--max_words: no effect on the source 'files'"),
         ({}, {"dataloader_drop_last": True, "per_device_train_batch_size": 10}, ConfigError, "The 9 training pairs of .*few"),
@@ -183,7 +185,7 @@ def test_test_pairs_that_a_given_teacher_has_no_positions_for(make_run, no_train
         ({**BASELINES, "teacher_min_steps": 5}, {}, "--teacher_min_steps"),
         ({"methods": ["bradley_terry"], "reference": "bradley_terry", "reference_steps": [1]}, {}, "--reference_steps"),
         ({"teacher_start": "warm"}, {"teachers": GIVEN}, "--teacher_start"),
-        ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5}, None),
+        ({"teacher_start": "warm", "teacher_min_steps": 5}, {"alpha": 0.5, "max_steps": -1}, None),
     ],
 )
 def test_options_without_effect_are_named(make_run, encoder, run, options, unused, caplog):
@@ -192,6 +194,12 @@ def test_options_without_effect_are_named(make_run, encoder, run, options, unuse
     make_run(run=run, **options)
     said = [record.message for record in caplog.records if "no effect" in record.message]
     assert said == ([f"{unused}: no effect in this run, which trains no model that uses them."] if unused else [])
+
+
+@pytest.mark.parametrize(("run", "named"), [({"teacher_epochs": 2.0}, "epochs"), ({"teacher_min_steps": 5}, "min_steps")])
+def test_max_steps_is_for_teachers_too(make_run, run, named, caplog):
+    make_run(run=run, max_steps=3)
+    assert f"--teacher_{named}: no effect beside --max_steps, which is for teachers, too." in caplog.text
 
 
 def test_a_report_of_somebody_else_in_the_folder(make_run, no_trainer, tmp_path):

@@ -56,6 +56,11 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         raise ConfigError(
             "--push_to_hub pushes the model of PAFO, and the methods have none. Add pafo to --methods, or leave it out."
         )
+    if (args.eval_strategy != "no" and not args.best_checkpoint) or args.eval_on_start:
+        raise ConfigError(
+            f"--{'eval_on_start' if args.eval_on_start else 'eval_strategy'}: a run judges finished models, and its trainings have no pairs to evaluate "
+            "on. Leave it out."
+        )
     if of_model := [name for name in _FLAG_OF if name in (args.model_init_kwargs or {})]:
         raise ConfigError(
             f"--model_init_kwargs: {', '.join(of_model)} would decide the trainings from the base alone, not those that start from trained models, as a "
@@ -65,11 +70,15 @@ def check_run_options(run: RunArguments, args: PAFOConfig) -> None:
         raise ConfigError(f"`per_device_eval_batch_size` must be at least 1, got {args.per_device_eval_batch_size}.")
     of_students = DRAWING_OPTIONS if "distilled_ensemble" in run.methods else STUDENT_OPTIONS
     unused: list[tuple[Any, str]] = [] if students else [(args, name) for name in of_students] + [(run, "student_learning_rate")]
-    if args.teachers or not run.needs_teachers:
+    trains_teachers = run.needs_teachers and not args.teachers
+    if not trains_teachers:
         of_teachers = ("teacher_start", "teacher_min_steps", "teacher_epochs", "teacher_folds", "student_start")
         unused += [(run, name) for name in of_teachers]
     elif run.teacher_folds > 1:  # margins of folds are no margins of a teacher, and are not kept
         unused += [(args, "teacher_margin_cache_dir")]
+    if trains_teachers and args.max_steps > 0 and (run.teacher_epochs is not None or run.teacher_min_steps > args.max_steps):
+        name = "teacher_min_steps" if run.teacher_epochs is None else "teacher_epochs"
+        logger.warning("--%s: no effect beside --max_steps, which is for teachers, too.", name)
     if "personalized_bt" not in run.methods:
         unused += [(run, "reference_steps")]
     defaults = {name: default_of(options.__dataclass_fields__[name]) for options, name in unused}
