@@ -201,6 +201,9 @@ class TestInput:
         ("changes", "error", "message"),
         [
             ({"rewards": []}, ConfigError, "at least one reward"),
+            ({"options": {"push_to_hub": True}}, ConfigError, "push each member over the one before.*portfolio export"),
+            ({"options": {"eval_strategy": "steps", "eval_steps": 1}}, ConfigError, "judged when it is trained"),
+            ({"options": {"max_completion_length": None}}, ConfigError, "Set `max_completion_length`"),
             ({"rewards": [brevity, brevity]}, ConfigError, "Two rewards have one name"),
             ({"train_dataset": prompt_rows(1)}, ConfigError, "takes 2 prompts .* has 1"),
             ({"eval_dataset": prompt_rows(3, first=3)}, DataError, "1 prompts are in `train_dataset` and in"),

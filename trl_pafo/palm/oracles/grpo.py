@@ -177,6 +177,19 @@ class GRPOOracle:
                 f"Two rewards have one name ({', '.join(self.names)}): members are known by the names of their rewards. Give "
                 "`reward_names`."
             )
+        if self.args.push_to_hub:
+            raise ConfigError(
+                "push_to_hub would push each member over the one before, or to a repository of its own. Leave it out; `trl-pafo portfolio export` "
+                "writes all members into one folder."
+            )
+        if self.args.eval_strategy != "no" or self.args.eval_on_start:
+            raise ConfigError(
+                "eval_strategy and eval_on_start: a member is judged when it is trained, not meanwhile. Leave them out."
+            )
+        if self.args.max_completion_length is None:
+            raise ConfigError(
+                "Set `max_completion_length`: responses are cut there, in the training and where a member is judged."
+            )
         check_prompts(self.train_dataset, "`train_dataset`")
         check_prompts(self.eval_dataset, "`eval_dataset`")
         seen = {json.dumps(prompt) for prompt in self.train_dataset["prompt"]}
@@ -269,7 +282,7 @@ class GRPOOracle:
             np.ones(1),
             rewards,
             prompts,
-            max_new_tokens=self.args.max_completion_length or 1,
+            max_new_tokens=self.args.max_completion_length,  # type: ignore[arg-type]
             num_samples=num_samples,
             batch_size=self.eval_batch_size,
             seed=self.args.seed,
