@@ -171,12 +171,19 @@ def test_a_checkpoint_is_a_plain_model_and_the_best_one_is_gone_back_to(decoder,
         ({"known_weight": 1.5}, ConfigError, r"a `known_weight` in \[0, 1\]; got 'individual', 3, 5, 1.5"),
         ({"rows": make_pairs().remove_columns("user")}, DataError, "must have the column `user`"),
         ({"rows": make_pairs().to_iterable_dataset()}, DataError, "and be no stream"),
+        ({"eval_dataset": {"new": make_pairs().to_iterable_dataset()}}, DataError, "An evaluation dataset is a stream"),
         ({"peft_config": PrefixTuningConfig(num_virtual_tokens=2)}, ConfigError, "a `peft_config` such as LoraConfig"),
     ],
 )
 def test_what_cannot_be_used_is_refused(options, error, match, build):
     with pytest.raises(error, match=match):
         build("no/such-model", **options)
+
+
+def test_arguments_by_position(decoder, training, tmp_path):
+    given = (None, make_pairs(history=1), None, None, lambda prediction: {"mine": 1.0})
+    trainer = PRLHFRewardTrainer(decoder, PAFOConfig(str(tmp_path / "out"), **training), *given, num_user_tokens=3)
+    assert trainer.evaluate(make_pairs(history=1))["eval_mine"] == 1
 
 
 def test_an_adapter_as_the_model_is_refused(decoder, build):

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from datasets import Features, Value
+from datasets import Dataset, Features, IterableDataset, Value
+from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -115,6 +116,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
         train_dataset = self._checked(train_dataset, data_collator)
         if "chosen_ids" in train_dataset.column_names:
             raise DataError("The training dataset is tokenized, so no users can be put there. Give texts or messages.")
+        eval_dataset = _with_users(eval_dataset)
         self.users = sorted(train_dataset.unique("user"))
         """The training users, in the order of their numbers, the first of which is 1."""
         model = os.fspath(model) if isinstance(model, os.PathLike) else model
@@ -126,6 +128,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
         ):  # before it is loaded in parts
             raise ConfigError("P-RLHF adds rows to the embeddings, which FSDP and DeepSpeed cut up. Use DDP, or one process.")
         peft_config = kwargs.get("peft_config", positional[-1] if positional else None)
+        peft_config = peft_config if isinstance(peft_config, PeftConfig) else None  # the base class refuses what is none
         if hasattr(model, "peft_config") or (peft_config is not None and not hasattr(peft_config, "trainable_token_indices")):
             raise ConfigError("P-RLHF trains added tokens: give the base as `model`, and a `peft_config` such as LoraConfig.")
         revision = check_model(model, args, peft_config, trains=True)
@@ -150,7 +153,7 @@ class PRLHFRewardTrainer(BaselineTrainer):
             _train_tokens(peft_config, model, range(first, len(tokenizer)))
         self.known_weight = known_weight
         self._generic = {"first": first, "num_tokens": num_user_tokens, "num_users": len(self.users)}
-        given = (model, args, data_collator, _with_user(train_dataset), _with_users(eval_dataset), tokenizer, *positional)
+        given = (model, args, data_collator, _with_user(train_dataset), eval_dataset, tokenizer, *positional)
         super().__init__(*given, **kwargs)
         self.user_table.put_on(self.model)
 
@@ -210,7 +213,9 @@ def _with_users(datasets: Any) -> Any:
 
 def _with_user(dataset: Any) -> Any:
     """Rows as messages that name their user to the chat template."""
-    if dataset is None or not len(dataset) or {"chosen_ids"} & {*dataset.column_names}:
+    if isinstance(dataset, IterableDataset):
+        raise DataError("An evaluation dataset is a stream, whose prompts cannot name users. Load it without streaming.")
+    if not isinstance(dataset, Dataset) or not len(dataset) or "chosen_ids" in dataset.column_names:
         return dataset
     known = dataset.features.get(_KWARGS) or {}
     if "user" in known:
