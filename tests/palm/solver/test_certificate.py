@@ -190,6 +190,7 @@ def test_where_nothing_can_be_earned_nothing_is_lost_or_no_relative_gap_is_enoug
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1, 0.2]}), "one finite KL for each of the 1 policies"),
         (([[0.5, 0.5]] * 2, [[0.5, 0.5]], {"beta": 0.1, "kl": [0.1, np.nan]}), "one finite KL for each of the 2 policies"),
         (([[0.5, 0.5]], [[0.5, 0.5]], {"beta": -0.1}), "beta must not be negative"),
+        (([[0.5, 0.5]], np.linalg.norm, {}), r"one value for each of 2 rows of weights, .* got shape \(\)"),
         (([[0.5, 0.5]], UpperBound(np.eye(2), np.ones(2)), {"beta": 0.1, "kl": [0.1]}), "made for beta=0"),
     ],
 )

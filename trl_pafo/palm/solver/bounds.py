@@ -142,7 +142,13 @@ class Optimum:
 
     def at(self, weights: FloatArray) -> FloatArray:
         """V* at each row."""
-        return np.asarray(self.function(weights), dtype=np.float64)
+        values = np.asarray(self.function(weights), dtype=np.float64)
+        if values.shape != (len(weights),):
+            raise PortfolioError(
+                f"The optimum must have one value for each of {len(weights)} rows of weights, as np.linalg.norm(weights, axis=1) has; got shape "
+                f"{values.shape}."
+            )
+        return values
 
 
 def best_values(weights: FloatArray, values: FloatArray, costs: FloatArray) -> FloatArray:
