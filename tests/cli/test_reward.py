@@ -86,6 +86,14 @@ def test_two_in_one_folder(base, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
+def test_no_model(base, tmp_path, capsys):
+    assert (
+        main(["reward", "--dataset_name", str(base / "pairs"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]) == 1
+    )
+    assert "Give --model_name_or_path: a Hub id, a folder, or one of minilm, smollm2." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_cannot_be_read_right_are_refused(base, tmp_path, capsys):
     make_pairs().to_csv(tmp_path / "pairs.csv")
     (tmp_path / "tables").mkdir()

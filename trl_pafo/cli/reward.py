@@ -24,6 +24,8 @@ def main(script_args: Any, training_args: Any, model_args: Any, dataset_args: An
     from trl_pafo.trainer.checkpoints import checkpoint_to_resume, save_complete
     from trl_pafo.trainer.trainer import PAFORewardTrainer
 
+    if not model_args.model_name_or_path:
+        raise ConfigError(f"Give --model_name_or_path: a Hub id, a folder, or one of {', '.join(WHEEL_MODELS)}.")
     out = Path(training_args.output_dir)
     if out.is_file():
         raise ConfigError(f"--output_dir {out} is a file. Choose another one.")
