@@ -69,6 +69,8 @@ class TestValues:
             assert config(tmp_path, metric_for_best_model=metric).greater_is_better is False
         assert config(tmp_path, metric_for_best_model="user_accuracy_p10").greater_is_better is not False
         assert config(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
+        given = RewardConfig(str(tmp_path), **CPU, metric_for_best_model=metric)  # which has taken it for an accuracy
+        assert PAFOConfig.from_reward_config(given).greater_is_better is False
 
     def test_every_option_is_described_where_people_look(self):
         for f in OWN:

@@ -212,7 +212,9 @@ def test_exact_reward_trainer_logs_every_key_of_reward_trainer_with_its_values(e
     assert set(final) <= set(logs[1][steps])
     # One full batch, so even the base class is right here.
     assert {key: logs[1][-1][key] for key in evaluated} == pytest.approx(evaluated, abs=rounding())
-    assert ExactRewardTrainer(encoder, RewardConfig(str(tmp_path), **training)).train_dataset is None
+    exact = ExactRewardTrainer(encoder, RewardConfig(str(tmp_path), **training, metric_for_best_model="accuracy_difference"))
+    assert exact.train_dataset is None
+    assert exact.args.greater_is_better is False
 
 
 def test_a_log_of_a_callback_gathers_nothing(trainer, monkeypatch):

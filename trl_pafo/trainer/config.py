@@ -22,6 +22,11 @@ AUTO_ON_OFF = ("auto", "on", "off")
 _LOWER_IS_BETTER = ("_difference", "_std", "_gini", "_theil")
 
 
+def is_better_when_lower(metric: str | None) -> bool:
+    """Whether an evaluation metric of ours is, which a [`~trl.RewardConfig`] does not know: it takes all but losses for better when higher."""
+    return (metric or "").endswith(_LOWER_IS_BETTER)
+
+
 @dataclass
 class PAFOConfig(PAFOOptions, RewardConfig):
     r"""
@@ -35,7 +40,7 @@ class PAFOConfig(PAFOOptions, RewardConfig):
     _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "teachers"]
 
     def __post_init__(self) -> None:
-        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(_LOWER_IS_BETTER):
+        if self.greater_is_better is None and is_better_when_lower(self.metric_for_best_model):
             self.greater_is_better = False
         fill_in(self)
         if isinstance(self.teachers, dict):  # which is written to the model card and to trackers as JSON
@@ -105,6 +110,8 @@ class PAFOConfig(PAFOOptions, RewardConfig):
         config = cls.__new__(cls)
         # Not by __init__: its __post_init__ would derive values again, from values that are derived already.
         vars(config).update(vars(PAFOOptions()), **vars(args))
+        if is_better_when_lower(args.metric_for_best_model):
+            config.greater_is_better = False
         return config
 
 

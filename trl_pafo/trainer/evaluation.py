@@ -23,6 +23,7 @@ from trl_pafo.prefix_sharing.forward import forward_shared
 from trl_pafo.prefix_sharing.packing import forward_packed
 from trl_pafo.prefix_sharing.rows import two_rows
 from trl_pafo.trainer.collator import NUMBER_COLUMN, DataCollatorForGroupPreference, NumberedCollator, PairBatch, number_rows
+from trl_pafo.trainer.config import PAFOConfig, is_better_when_lower
 from trl_pafo.trainer.losses import bradley_terry
 from trl_pafo.trainer.pair_metrics import Columns, ScoredPairs, each_once, evaluation_metrics, pair_losses, training_metrics
 from trl_pafo.trainer.samplers import is_tokenized, longest_first, row_lengths
@@ -73,6 +74,8 @@ class ExactRewardTrainer(RewardTrainer):
     ):
         if args is not None:  # a dispatched batch is cut by rows, and would tear the chosen responses from the rejected ones
             args.accelerator_config.dispatch_batches = False
+            if not isinstance(args, PAFOConfig) and is_better_when_lower(args.metric_for_best_model):
+                args.greater_is_better = False
         given = NO_PAIRS if train_dataset is None else train_dataset
         super().__init__(model, args, data_collator, given, eval_dataset, *positional, **kwargs)
         if train_dataset is None:
