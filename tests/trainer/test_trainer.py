@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.naive import naive_metrics, naive_pairs
-from helpers.parts import GROUPS, as_chat, losses, make_pairs, make_teachers
+from helpers.parts import GROUPS, as_chat, losses, make_model, make_pairs, make_teachers
 from helpers.rounding import rounding
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -81,6 +81,19 @@ def test_takes_a_reward_config_and_no_config(encoder, training, tmp_path, monkey
     monkeypatch.setattr("trl_pafo.trainer.trainer.PAFOConfig", lambda name: PAFOConfig(name, eos_token="[SEP]", **training))
     monkeypatch.setattr("trl_pafo.trainer.trainer.PAFOConfig.from_reward_config", lambda args: args, raising=False)
     assert PAFORewardTrainer(encoder, train_dataset=rows).args.output_dir == "encoder-PAFO"
+
+
+def test_pairs_that_an_encoder_has_no_positions_for(training, tmp_path):
+    """Else the training would end in an IndexError at the first of them."""
+    short = make_model("encoder", tmp_path / "short", max_position_embeddings=30)
+    rows = make_pairs(history=2)
+    build = lambda **more: PAFOConfig(str(tmp_path / "out"), **{**training, "max_length": None, **more})  # noqa: E731
+    given = {"train_dataset": rows, "eval_dataset": {"new": rows}}
+    with pytest.raises(ConfigError, match=r"of 30 pairs are longer than the 30 positions of the model\. Set max_length=30"):
+        PAFORewardTrainer(short, build(), **given)
+    with pytest.raises(ConfigError, match="longer than the 30 positions"):
+        PAFORewardTrainer(short, build(), eval_dataset={"new": rows})
+    PAFORewardTrainer(short, build(num_history=0), **given).train()
 
 
 # --- distillation

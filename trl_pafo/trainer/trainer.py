@@ -15,15 +15,17 @@ from trl.trainer.utils import get_config_model_id
 
 from trl_pafo.data.groups import ONE_GROUP
 from trl_pafo.data.showings import EveryGroup
+from trl_pafo.data.tokenization import sequence_lengths
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
-from trl_pafo.models.loading import as_dtype
+from trl_pafo.models.loading import as_dtype, positions_of
 from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
+from trl_pafo.prefix_sharing.packing import encoder_model
 from trl_pafo.prefix_sharing.packing_choice import WHY_NOT_THERE, PackingChoice, choose_packing
 from trl_pafo.trainer.agreement import Agreement, agreement
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
@@ -143,6 +145,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
         super().__init__(*given, groups=of_group, **kwargs)
         keep_head_in_format(self.model)
+        self._positions = self._check_lengths()
         self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
         """Whether pairs share rows, and why."""
         self.padding_free = self._choose_packing(own_collator=data_collator is None)
@@ -151,6 +154,24 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         self.teacher_agreement: list[Agreement] = []
         """How far the teacher of each group agrees with the labels of its training pairs. Empty where nothing is distilled."""
         self._add_targets(of_group)
+
+    def _check_lengths(self) -> int | None:
+        """Raise [`ConfigError`] where a pair would end the training for want of positions; how many there are of an encoder with an
+        embedding for each. What computes positions takes more.
+        """
+        owner = encoder_model(self.model)
+        embeddings = owner and getattr(owner, owner.base_model_prefix).embeddings
+        if not hasattr(embeddings, "position_embeddings"):
+            return None
+        positions = positions_of(owner.config)
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for rows in filter(is_tokenized, [self.train_dataset, *evaluated]):
+            if number := int((sequence_lengths(rows) > positions).any(axis=1).sum()):
+                raise ConfigError(
+                    f"{number} of {len(rows)} pairs are longer than the {positions} positions of the model. Set max_length={positions}, which "
+                    "drops them, or lower `num_history` or `history_max_tokens`."
+                )
+        return positions
 
     def _add_targets(self, teachers: Mapping[str, Teacher]) -> None:
         """Give the training pairs what the student is to learn, and the histories that they are shown under."""
@@ -186,7 +207,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
                 seed=self._data_seed,
                 tau=args.tau if pairs.draws_donors else None,
                 min_history=args.min_num_history,
-                max_length=args.max_length,
+                max_length=min(filter(None, (args.max_length, self._positions)), default=None),
             )
 
     def _teacher_scorer(self) -> TeacherMargins:
