@@ -7,7 +7,7 @@ import pytest
 from helpers.fronts import Finite
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm import Pool, build_portfolio, certify, compare_sizes, random_weights
+from trl_pafo.palm import OracleResult, Pool, build_portfolio, certify, compare_sizes, random_weights
 from trl_pafo.palm.baselines import comparison_table
 
 VALUES = np.random.default_rng(2).random((25, 2))
@@ -38,3 +38,11 @@ def test_gaps_of_each_method_at_each_size() -> None:
     assert f"| 3 | {found['PALM', 3]['gap']:.4f} | {even:.4f} |" in table
     with pytest.raises(PortfolioError, match="must be at least 1"):
         compare_sizes(portfolio, oracle, 0)
+
+
+def test_answers_are_checked_as_those_of_a_build() -> None:
+    portfolio = build_portfolio(Finite(VALUES), 2, 0.01, progress=False)
+    without_kl = compare_sizes(portfolio, lambda weights: OracleResult(VALUES[(VALUES @ weights).argmax()]), 2)
+    assert without_kl == compare_sizes(portfolio, Finite(VALUES), 2)
+    with pytest.raises(PortfolioError, match=r"w = \[.*outside \[0, 1\]"):
+        compare_sizes(portfolio, lambda weights: OracleResult([2.0, 0.5]), 2)

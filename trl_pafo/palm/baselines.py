@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from trl_pafo.errors import PortfolioError
-from trl_pafo.palm.core import FloatArray, Oracle, OracleResult
+from trl_pafo.palm.core import FloatArray, Oracle, OracleResult, checked_result
 from trl_pafo.palm.portfolio import Portfolio
 from trl_pafo.palm.solver.bounds import Reference
 from trl_pafo.palm.solver.certificate import Measure, certify
@@ -52,7 +52,7 @@ def compare_sizes(
     def worst(weights: FloatArray) -> float:
         for row in weights:
             if row.tobytes() not in answered:
-                answered[row.tobytes()] = oracle(row.copy())
+                answered[row.tobytes()] = checked_result(oracle(row.copy()), num_rewards, f"w = {row}", portfolio.beta)
         results = [answered[row.tobytes()] for row in weights]
         return _gap(portfolio, np.array([r.values for r in results]), np.array([r.kl for r in results]), against)
 

@@ -161,9 +161,9 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         """
         owner = encoder_model(self.model)
         embeddings = owner and getattr(owner, owner.base_model_prefix).embeddings
-        if not hasattr(embeddings, "position_embeddings"):
+        positions = positions_of(owner.config) if hasattr(embeddings, "position_embeddings") else None
+        if positions is None:
             return None
-        positions = positions_of(owner.config)
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         for rows in filter(is_tokenized, [self.train_dataset, *evaluated]):
             if number := int((sequence_lengths(rows) > positions).any(axis=1).sum()):

@@ -67,7 +67,8 @@ def read_candidates(path: str | Path) -> Candidates:
     """Rewards of candidate responses from JSON Lines, a line a prompt: `{"rewards": [[...], ...], "logprobs": [...]}`.
 
     `rewards` has for each response a list in the order of the rewards, or a mapping by name; `logprobs` (optional) is that of each
-    response under the reference policy. `prompt`, `responses` and `id` may stand beside them.
+    response under the reference policy, of which none is taken for less probable than 2e-308. `prompt`, `responses` and `id` may stand
+    beside them.
 
     Raises:
         DataError: If a key or a shape is not as said; the message names the line.
