@@ -91,17 +91,19 @@ def test_weights_are_those_of_users_drawn_within_their_groups(cells, many_cells,
 
 
 def test_small_groups_are_one_stratum():
-    cells = user_cells(np.arange(12), np.repeat([0, 1, 2, 3], [6, 1, 3, 2]), np.arange(12.0)[None])
-    assert [len(places) for places in strata_of(cells)] == [6, 1, 3, 2]
-    assert [len(places) for places in strata_of(cells, fewest_users=3)] == [6, 3, 3]
+    cells = user_cells(np.arange(13), np.repeat([0, 1, 2, 3, 4], [6, 1, 3, 2, 1]), np.arange(13.0)[None])
+    assert [len(places) for places in strata_of(cells)] == [6, 1, 3, 2, 1]
+    assert [len(places) for places in strata_of(cells, fewest_users=3)] == [6, 3, 4]
 
     def sizes(cells, weights):
         return group_totals(cells, weights, np.ones(len(cells.users)))
 
     alone, together = bootstrap_cells(cells, sizes, 50, 0)[1], bootstrap_cells(cells, sizes, 50, 0, fewest_users=3)[1]
     assert np.array_equal(alone, sizes(cells, next(bootstrap_weights(cells, 50, 0))))
-    assert {tuple(row) for row in alone} == {(6, 1, 3, 2)}
-    assert {tuple(row) for row in together} == {(6, few, 3, 3 - few) for few in range(4)}
+    assert {tuple(row) for row in alone} == {(6, 1, 3, 2, 1)}
+    assert {tuple(row) for row in together[:, [0, 2]]} == {(6, 3)}
+    assert (together[:, [1, 3, 4]].sum(axis=1) == 4).all()
+    assert (np.ptp(together[:, [1, 3, 4]], axis=0) > 1).all()
 
 
 def test_subsets_take_each_user_half_the_time(cells):

@@ -102,6 +102,14 @@ def test_where_vertices_are_not_known_each_weight_is_a_program(monkeypatch: pyte
     assert sphere_bound(3, 5).at(weights) == pytest.approx(expected.at(weights), abs=1e-8)
 
 
+def test_of_the_facets_only_the_answers_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trl_pafo.palm.solver.polytope._MOVES", (0.1,))
+    corners = UpperBound(np.array([[0.5, 0.5]]), np.array([0.4]))._vertices
+    assert corners is not None
+    assert corners.min(axis=0) == pytest.approx([0.0, 0.0], abs=1e-12)  # where the range of the rewards ends
+    assert (np.delete(corners.sum(axis=1), corners.sum(axis=1).argmin()) > 0.9).all()  # beyond 2 * 0.4
+
+
 def test_bounds_that_contradict_each_other_are_refused() -> None:
     bound = UpperBound(np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([-0.5, 0.5]))
     with pytest.raises(PortfolioError, match="No values fit the bounds of the 2 answers"):

@@ -170,6 +170,7 @@ def test_what_members_earn_at_a_corner_is_never_taken_too_high() -> None:
     assert lower == pytest.approx((weights @ members.T).max(axis=1), abs=1e-8)
 
 
+@pytest.mark.filterwarnings("error")
 def test_where_nothing_can_be_earned_nothing_is_lost_or_no_relative_gap_is_enough() -> None:
     assert Measure(True).gaps(np.array([0.0, -0.1]), np.array([-0.1, -0.3])).tolist() == [np.inf, np.inf]
     assert certify([[0.5, 0.0]], [[0.5, 0.0]]).relative_gap == 0

@@ -43,6 +43,17 @@ def every_corner(values: np.ndarray, costs: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+def assert_none_is_missing(corners: np.ndarray, values: np.ndarray) -> None:
+    """min over w of max_k w.v_k - w.slope is reached in a corner: one that is missing shows."""
+    num_policies, d = values.shape
+    limits, bounds = np.column_stack([values, -np.ones(num_policies)]), [(0, None)] * d + [(None, None)]
+    for slope in np.random.default_rng(0).random((8, d)):
+        answer = linprog(
+            np.append(-slope, 1.0), limits, np.zeros(num_policies), [np.append(np.ones(d), 0.0)], [1.0], bounds=bounds
+        )
+        assert ((corners @ values.T).max(axis=1) - corners @ slope).min() == pytest.approx(answer.fun, abs=1e-8)
+
+
 @settings(max_examples=60)
 @given(st.integers(2, 4), st.integers(1, 6), st.integers(0, 10**6), st.sampled_from(["even", "few numbers", "equal"]))
 def test_corners_are_all_there(d: int, num_policies: int, seed: int, kind: str) -> None:
@@ -135,6 +146,19 @@ def test_corners_do_not_depend_on_the_level_of_the_rewards_nor_on_what_all_polic
     assert 0 < envelope_corners(values[[0, 1, 1]], costs[[0, 1, 1]]).move <= MAX_MOVE
 
 
+def test_the_plane_of_each_policy_moves_by_an_amount_of_its_own_and_the_simplex_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polytope, "_MOVES", (0.1,))
+    first, middle, last = np.sort(envelope_corners(np.eye(2), np.zeros(2)).points[:, 0])
+    assert (first, last) == pytest.approx((0, 1), abs=1e-12)
+    assert 1e-3 < abs(middle - 0.5) <= 0.025  # unmoved, two mirror images meet in the middle
+
+
+def test_facets_that_are_nearly_equal_are_not_merged() -> None:
+    # With Qhull's own options no move would give a simple polytope.
+    values = np.random.default_rng(1).integers(0, 9, (20, 5)) / 8
+    assert_none_is_missing(envelope_corners(values, np.zeros(20)).points, values)
+
+
 def test_corners_that_cannot_be_enumerated() -> None:
     with pytest.raises(
         PortfolioError, match=r"corner weights of 6 policies with 3 rewards.*equal, use.*to a scale of about 1\.$"
@@ -152,10 +176,4 @@ def test_a_flat_polytope_has_no_answer() -> None:
 def test_many_policies_with_few_distinct_values(levels: int, d: int) -> None:
     rng = np.random.default_rng(levels)
     values = rng.integers(0, levels + 1, (60, d)) / levels
-    corners = envelope_corners(values, np.zeros(60)).points
-    limits = np.column_stack([values, -np.ones(60)])
-    for slope in rng.random((8, d)):
-        # min over w of max_k w.v_k - w.slope is reached in a corner: one that is missing shows.
-        bounds = [(0, None)] * d + [(None, None)]
-        answer = linprog(np.append(-slope, 1.0), limits, np.zeros(60), [np.append(np.ones(d), 0.0)], [1.0], bounds=bounds)
-        assert ((corners @ values.T).max(axis=1) - corners @ slope).min() == pytest.approx(answer.fun, abs=1e-8)
+    assert_none_is_missing(envelope_corners(values, np.zeros(60)).points, values)

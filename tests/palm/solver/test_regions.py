@@ -47,6 +47,31 @@ def test_the_length_of_a_normal_does_not_matter(length: float) -> None:
     assert np.unique(simplex.cut(length * normal).points.round(9), axis=0) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.parametrize("size", [0.1, 1e-6])
+def test_a_small_region_is_cut_as_a_large_one(size: float) -> None:
+    # All weights of at least 1/3 - size: a triangle, of which the plane w_1 = 1/3 leaves the smaller part.
+    region = WeightRegion.simplex(3)
+    for normal in [*(np.eye(3) - (1 / 3 - size)), np.array([2.0, -1.0, -1.0])]:
+        cut = region.cut(normal)
+        assert cut is not None
+        region = cut
+    found = np.sort((region.points - 1 / 3) / size, axis=0)
+    assert found == pytest.approx(np.array([[0, -1, -1], [0, -1, -1], [2, 1, 1]]), abs=1e-4)
+
+
+def test_weights_add_up_to_one_after_many_cuts() -> None:
+    rng, region = np.random.default_rng(5), WeightRegion.simplex(3)
+    hidden = np.array([0.2, 0.3, 0.5])
+    for normal in rng.normal(size=(40, 3)):
+        through_center = normal - normal @ region.center
+        cut = region.cut(through_center if through_center @ hidden >= 0 else -through_center)
+        assert cut is not None
+        region = cut
+    assert region.points.sum(axis=1) == pytest.approx(1, abs=1e-12)
+    assert (region.normals @ hidden >= 0).all()
+    assert np.abs(region.points - hidden).max() < 1e-3
+
+
 def test_many_planes_through_one_point() -> None:
     """Constraints beyond those a corner needs (all pass through the middle)."""
     region = WeightRegion.simplex(4)

@@ -39,6 +39,20 @@ def test_mean_and_spread_are_those_of_the_integral(number: int) -> None:
     assert posterior.draws.std(axis=0) == pytest.approx(spread, abs=0.02)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_moves_alone_lead_from_any_draws_to_the_posterior(power: float) -> None:
+    old, new = np.split(answers(np.array([0.6, 0.3, 0.1]), 6, 10.0), 2)
+    posterior = WeightPosterior(3, 10.0, num_draws=4000, seed=1)
+    posterior._state = 0.3 * posterior._state + np.array([0.0, 0.0, 1.0])
+    for _ in range(8):
+        posterior._move(old, new, power)
+    log = sum(of * -np.logaddexp(0, -10.0 * GRID @ part.T).sum(axis=1) for of, part in ((1.0, old), (power, new)))
+    chances = np.exp(log) / np.exp(log).sum()
+    mean = chances @ GRID
+    assert posterior.mean == pytest.approx(mean, abs=0.015)
+    assert posterior.draws.std(axis=0) == pytest.approx(np.sqrt(chances @ (GRID - mean) ** 2), abs=0.02)
+
+
 def test_one_by_one_or_all_at_once() -> None:
     differences = answers(np.array([0.2, 0.3, 0.5]), 30, 10.0)
     at_once, one_by_one = WeightPosterior(3, 10.0), WeightPosterior(3, 10.0)
