@@ -142,6 +142,11 @@ def test_few_users_show_nothing():
     result = compare([1.0] * 8, [0.0] * 8, list("aabbccdd"), ["g"] * 8)
     assert result.verdict == "cannot tell"
     assert result.differences["g"] == {"value": 1.0, "low": -1.0, "high": 1.0}
+    assert compare([0.0] * 8, [1.0] * 8, list("aabbccdd"), ["g"] * 8).differences["g"] == {
+        "value": -1.0,
+        "low": -1.0,
+        "high": 1.0,
+    }
 
 
 def test_sentence_gives_the_numbers():

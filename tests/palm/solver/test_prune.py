@@ -119,3 +119,12 @@ def test_members_that_are_worth_nothing_somewhere() -> None:
     choice = Pruner(values, costs, pool, Measure(True)).best(2)
     assert choice.members == [0, 1]
     assert choice.gap == pytest.approx(1 - 0.5 / 0.7, abs=1e-6)
+
+
+def test_a_first_choice_with_an_infinite_gap_is_improved() -> None:
+    values, costs = np.array([[2, 2, 0], [0, 1, 0], [1, 2, 0], [2, 0, 0]]) / 3, np.array([0.2, 0.1, 0.3, 0.1])
+    pool, measure = Pool(values, costs), Measure(True)
+    pruner = Pruner(values, costs, pool, measure)
+    assert pruner._worst(pruner._first_choice(2)) == np.inf
+    least = min(gap_of(list(members), values, costs, measure) for size in (1, 2) for members in combinations(range(4), size))
+    assert pruner.best(2).gap == pytest.approx(least, abs=2e-6)
