@@ -8,22 +8,27 @@ from helpers.fronts import Finite, Sphere
 
 from trl_pafo.errors import PortfolioError
 from trl_pafo.palm import Oracle, OracleCall, OracleResult, certify, weight_grid
+from trl_pafo.palm.core import checked_result
 from trl_pafo.palm.solver.bounds import best_values
 from trl_pafo.palm.solver.certificate import Measure
 from trl_pafo.palm.solver.search import Known, corner_search, grid_search, simplex_corners
 
 
+def answer_of(weights: np.ndarray, result: OracleResult, warm: bool = False) -> OracleCall:
+    return OracleCall(weights, checked_result(result, len(weights), "the test"), warm)
+
+
 def known_singles(oracle: Oracle, d: int) -> Known:
     known = Known(d, 0.0, 0.0)
     for weights in simplex_corners(known):
-        known.calls.append(OracleCall(weights, oracle(weights)))
+        known.calls.append(answer_of(weights, oracle(weights)))
     return known
 
 
 def run(known: Known, oracle: Oracle, questions) -> list[tuple[np.ndarray, float]]:
     asked = []
     for weights, gap in questions:
-        known.calls.append(OracleCall(weights, oracle(weights)))
+        known.calls.append(answer_of(weights, oracle(weights)))
         asked.append((weights, gap))
     return asked
 
@@ -62,7 +67,7 @@ def test_the_heap_asks_what_looking_at_every_point_asks(scales: tuple[float, ...
         violations = (1 - epsilon) * eager.upper_bound().at(points) - delta - best_values(points, eager.values, eager.costs)
         assert violation == pytest.approx(violations.max(), abs=1e-8)
         assert violations[np.abs(points - weights).sum(axis=1).argmin()] == pytest.approx(violation, abs=1e-8)
-        eager.calls.append(OracleCall(weights, oracle(weights)))
+        eager.calls.append(answer_of(weights, oracle(weights)))
     violations = (1 - epsilon) * eager.upper_bound().at(points) - delta - best_values(points, eager.values, eager.costs)
     assert len(asked) > 10
     assert violations.max() <= 1e-8
@@ -72,7 +77,7 @@ def test_an_oracle_that_misses_is_not_asked_twice() -> None:
     known = Known(2, 0.0, 0.2)
     oracle = Finite([[1.0, 0.0], [0.0, 1.0], [0.6, 0.6]])
     for weights in simplex_corners(known):
-        known.calls.append(OracleCall(weights, oracle(weights)))
+        known.calls.append(answer_of(weights, oracle(weights)))
     with pytest.raises(PortfolioError, match=r"weights that the oracle has answered.*Factor allowed for: 0.2; seen: 0"):
         run(known, oracle, corner_search(known, Measure(True), 0.05))
     with pytest.raises(
@@ -83,9 +88,9 @@ def test_an_oracle_that_misses_is_not_asked_twice() -> None:
 
 def test_what_an_answer_is_beaten_by() -> None:
     calls = [
-        OracleCall(np.array([1.0, 0.0]), OracleResult(np.array([0.8, 0.0]))),
-        OracleCall(np.array([0.0, 1.0]), OracleResult(np.array([0.0, 0.9]))),
-        OracleCall(np.full(2, np.nan), OracleResult(np.array([0.96, 0.1])), warm=True),
+        answer_of(np.array([1.0, 0.0]), OracleResult(np.array([0.8, 0.0]))),
+        answer_of(np.array([0.0, 1.0]), OracleResult(np.array([0.0, 0.9]))),
+        answer_of(np.full(2, np.nan), OracleResult(np.array([0.96, 0.1])), warm=True),
     ]
     known = Known(2, 0.0, 0.1, calls)
     weights, own, best = known.answers()
@@ -101,5 +106,5 @@ def test_what_an_answer_is_beaten_by() -> None:
 
 
 def test_an_answer_below_the_reference_policy_bounds_nothing_below_it() -> None:
-    call = OracleCall(np.array([0.5, 0.5]), OracleResult(np.array([0.1, 0.1]), kl=5.0))
+    call = answer_of(np.array([0.5, 0.5]), OracleResult(np.array([0.1, 0.1]), kl=5.0))
     assert Known(2, 0.1, 0.0, [call]).upper_bound().bounds == pytest.approx([0.0])
