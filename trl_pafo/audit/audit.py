@@ -24,9 +24,9 @@ from trl_pafo.data.history import reads_history
 from trl_pafo.data.people import GROUPS, crossing_sentences, people_of, sureness_sentence, write_people
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.judgments import REWARDS
 from trl_pafo.data.sources.registry import SOURCES, check_source, load_source
 from trl_pafo.data.sources.splits import facts_of, in_one_group
-from trl_pafo.data.sources.tables import REWARDS
 from trl_pafo.errors import DataError, RunFolderError
 from trl_pafo.evaluation.reward_sources import check_models, name_sources, score_sources
 from trl_pafo.evaluation.tastes import adjusted_rand, find_tastes, own_head_gains

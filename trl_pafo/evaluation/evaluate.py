@@ -16,7 +16,7 @@ from trl_pafo.data.groups import largest_and_smallest
 from trl_pafo.data.rendering import InputRenderer
 from trl_pafo.data.sources.benchmarks import load_benchmark
 from trl_pafo.data.sources.files import load_pairs
-from trl_pafo.data.sources.tables import REWARDS, ROW
+from trl_pafo.data.sources.judgments import REWARDS, ROW
 from trl_pafo.errors import ConfigError
 from trl_pafo.evaluation.reward_sources import check_models, columns_in, name_sources, score_sources
 from trl_pafo.evaluation.rewards import ScoredPairs

@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 
-from trl_pafo.data.sources.tables import REWARDS, ROW
+from trl_pafo.data.sources.judgments import REWARDS, ROW
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.evaluation.rewards import SIDES, ScoredPairs, score_tokenized
 from trl_pafo.models.safe_loading import check_found

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_pafo.data.sources.tables import NAMES, read_table
+from trl_pafo.data.sources.columns import NAMES
+from trl_pafo.data.sources.tables import read_table
 from trl_pafo.errors import ConfigError, DataError
 
 

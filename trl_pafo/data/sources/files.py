@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from trl_pafo.data.people import SEVERAL, add_about
 from trl_pafo.data.sources.arguments import DataArguments
+from trl_pafo.data.sources.columns import NAMES
 from trl_pafo.data.sources.holding_out import add_validation, hold_out
 from trl_pafo.data.sources.reading import open_dataset, single_split
 from trl_pafo.data.sources.registry import check_source
@@ -24,7 +25,7 @@ from trl_pafo.data.sources.splits import (
     in_one_group,
     one_value_per_user,
 )
-from trl_pafo.data.sources.tables import NAMES, Table, read_table
+from trl_pafo.data.sources.tables import Table, read_table
 from trl_pafo.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def load_pairs(table: str | Path | pd.DataFrame | Dataset, split: str | None = N
     `table` may be a path or Hub id, of which the `split` "test" or the only one is read unless another is named. Nothing but chosen and
     rejected is needed. `options` are `columns` and `preferred_values`, `minority_quantile` or `minority_threshold`, which make groups of
     support rates where there is no column `group`, and `scores`, as in [`~trl_pafo.data.sources.tables.read_table`]. The pairs keep the
-    other columns of the table and the number of their row ([`~trl_pafo.data.sources.tables.ROW`]).
+    other columns of the table and the number of their row ([`~trl_pafo.data.sources.judgments.ROW`]).
 
     Raises:
         ConfigError: If an option cannot be used, or has no effect.
