@@ -96,6 +96,35 @@ def test_labels_stand_on_no_line_no_marker_and_no_other_label_and_inside(corner)
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
     share = np.linspace(0, 1, 200)[:, None]
     bars = [np.hstack([0.3 + 0.4 * share, 0.5 + 0 * share]), np.hstack([0.5 + 0 * share, 0.3 + 0.4 * share])]
-    drawn = axes.transData.transform(np.concatenate([places, np.hstack([share, 0.2 + 0.6 * share]), *bars]))
+    drawn = axes.transData.transform(
+        np.concatenate(
+            [
+                places,
+                np.hstack([share, 0.2 + 0.6 * share]),
+                *bars,
+            ]
+        )
+    )
     assert not any(box.contains(*point) for box in boxes for point in drawn)
     assert all(axes.bbox.contains(*at) for box in boxes for at in (box.p0, box.p1))
+
+
+@pytest.mark.parametrize("kind", ["a line that is mostly outside", "an arrow"])
+def test_labels_stand_on_no_long_line_and_no_arrow(kind):
+    figure = new_figure()
+    axes = add_axes(figure)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    start, end = (
+        (np.array([-49.5, -49.42]), np.array([50.5, 50.58])) if kind != "an arrow" else (np.array([0, 0.1]), np.array([0.9, 1.0]))
+    )
+    if kind == "an arrow":
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "->"})
+    else:
+        axes.plot(*zip(start, end, strict=True), "-")
+    places = [(at, at) for at in np.linspace(0.1, 0.85, 12)]
+    add_labels(axes, [("label", place, TEXT) for place in places])
+    figure.draw_without_rendering()
+    drawn = axes.transData.transform(start + np.linspace(0, 1, 20_000)[:, None] * (end - start))
+    for text in axes.texts[-len(places) :]:
+        box = text.get_window_extent().get_points()
+        assert not ((drawn > box[0]) & (drawn < box[1])).all(axis=1).any()

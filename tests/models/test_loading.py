@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.parts import make_model, make_pairs
+from peft import PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trl_pafo import FairRewardModel, PAFOConfig, PAFORewardTrainer
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.evaluation.evaluate import evaluate_models
 from trl_pafo.models import load_tokenizer
-from trl_pafo.models.loading import load_reward_model, positions_of
+from trl_pafo.models.loading import load_reward_model, positions_of, table_positions
 from trl_pafo.models.safe_loading import has_tokenizer, local_folder
 from trl_pafo.models.scoring import RewardScorer
 from trl_pafo.trainer.teacher import Teacher
@@ -59,13 +60,23 @@ class TestFolders:
         assert next(load_reward_model(base_model, torch.bfloat16).parameters()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["bert", "camembert", "mpnet", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("name", ["albert", "bert", "camembert", "gpt2", "markuplm", "mpnet", "roberta", "xlm-roberta"])
 def test_as_many_positions_as_the_model_can_use(name):
     """Those of RoBERTa's family begin after its pad id: one token more, and the forward pass fails."""
     sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     config = AutoConfig.for_model(name, max_position_embeddings=20, **sizes)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     longest = positions_of(config)
+    assert table_positions(model) == longest
     assert model(input_ids=torch.full((1, longest), 5)).logits.isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_positions_that_are_computed_and_virtual_tokens(encoder, decoder):
+    model = AutoModelForSequenceClassification.from_pretrained(decoder)
+    assert (positions_of(model.config), table_positions(model)) == (256, None)
+    prompted = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(encoder), PromptTuningConfig("SEQ_CLS", num_virtual_tokens=20)
+    )
+    assert table_positions(prompted) == 256 - 20

@@ -48,7 +48,7 @@ def test_rounding_over_the_edge_is_clipped() -> None:
         (OracleResult([0.5, 0.5], kl=-0.1), "not negative, got -0.1"),
         (OracleResult([0.5, 0.5], kl="much"), "`kl` must be a number, got 'much'"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.1, 0.5]]), "mean of `prompt_values`"),
-        (OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5]], prompt_kl=[3.0]), "`kl` must be the mean of `prompt_kl`"),
+        (OracleResult([0.5, 0.5], kl=1.0, prompt_values=[[0.5, 0.5]], prompt_kl=[3.0]), "`kl` must be the mean of `prompt_kl`"),
         (OracleResult([0.5, 0.5], prompt_values=[]), "`prompt_values` must have shape"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5]], prompt_kl=[0.1, 0.2]), "`prompt_kl` must have shape"),
     ],
@@ -67,3 +67,9 @@ def test_a_call_survives_json_to_the_last_digit() -> None:
         assert np.array_equal(back.result.prompt_values, result.prompt_values)
         assert np.array_equal(back.result.prompt_kl, result.prompt_kl)
         assert (back.result.kl, back.result.policy, back.warm, back.asked) == (1 / 9, "a/b", warm, not warm)
+
+
+def test_a_kl_that_is_not_given_is_that_of_the_prompts() -> None:
+    known = OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5], [0.5, 0.5]], prompt_kl=[3.0, 1.0])
+    assert checked_result(known, 2, "it", beta=0.1).kl == 2
+    assert checked_result(OracleResult([0.5, 0.5]), 2, "it").kl == 0

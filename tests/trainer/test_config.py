@@ -71,6 +71,8 @@ class TestValues:
         assert config(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
         given = RewardConfig(str(tmp_path), **CPU, metric_for_best_model=metric)  # which has taken it for an accuracy
         assert PAFOConfig.from_reward_config(given).greater_is_better is False
+        own = RewardConfig(str(tmp_path), **CPU, metric_for_best_model="eval_reward_std")  # a metric of somebody else
+        assert PAFOConfig.from_reward_config(own).greater_is_better is True
 
     def test_every_option_is_described_where_people_look(self):
         for f in OWN:

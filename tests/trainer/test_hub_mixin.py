@@ -11,7 +11,7 @@ from datasets import Dataset
 from helpers.parts import make_pairs, make_teachers
 from huggingface_hub import ModelCard
 from peft import LoraConfig
-from transformers import Trainer
+from transformers import AutoModelForSequenceClassification, Trainer
 from trl import RewardConfig, RewardTrainer
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
@@ -33,9 +33,9 @@ class OtherTrainer(HubMixin, RewardTrainer):
 
 @pytest.fixture
 def train(training, tmp_path, decoder):
-    def build(**options) -> OtherTrainer:
+    def build(model=decoder, **options) -> OtherTrainer:
         args = RewardConfig(str(tmp_path / "out"), **{**training, "max_steps": 2, "push_to_hub": True, **options})
-        return OtherTrainer(decoder, args, train_dataset=make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"]))
+        return OtherTrainer(model, args, train_dataset=make_pairs(history=0).select_columns(["prompt", "chosen", "rejected"]))
 
     return build
 
@@ -135,6 +135,13 @@ def test_an_adapter_that_was_trained_before_does_not_hide_a_full_model(hub, trai
         names = {path.name for path in (tmp_path / folder).iterdir()}
         assert "model.safetensors" in names
         assert not {*old} & names, folder
+
+
+def test_an_adapter_by_transformers_is_kept(hub, train, decoder, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(decoder, num_labels=1)
+    model.add_adapter(LoraConfig(target_modules="all-linear"))
+    train(model)._save(str(tmp_path / "adapter"))
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (tmp_path / "adapter").iterdir()}
 
 
 def test_signatures_of_the_hooks_are_those_of_the_base_class():

@@ -17,6 +17,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from trl_pafo import PAFOConfig, PAFORewardTrainer
 from trl_pafo.data.group_posterior import GroupLikelihood
+from trl_pafo.data.tokenization import sequence_lengths
 from trl_pafo.errors import ConfigError, TeacherError
 from trl_pafo.trainer import ExactRewardTrainer
 from trl_pafo.trainer.losses import pafo_loss
@@ -94,6 +95,27 @@ def test_pairs_that_an_encoder_has_no_positions_for(training, tmp_path):
     with pytest.raises(ConfigError, match="longer than the 30 positions"):
         PAFORewardTrainer(short, build(), eval_dataset={"new": rows})
     PAFORewardTrainer(short, build(num_history=0), **given).train()
+
+
+def test_positions_for_pairs_under_the_name_of_another_group(encoder, training, tmp_path):
+    rows = as_chat(make_pairs(history=0))
+    rows = rows.map(lambda row: {"group": row["group"].replace("minority", "few users"), "chosen": row["chosen"][:1]})
+    of_few = [place for place, row in enumerate(rows) if row["group"] == "few users"]
+    shortest = sorted(of_few, key=lambda place: len(str(rows[place])))[:2]
+    rows = rows.select([*(place for place in range(len(rows)) if place not in of_few), *shortest])
+    teachers = {group: encoder for group in rows.unique("group")}
+
+    def build(model):
+        args = PAFOConfig(str(tmp_path / "out"), **training, conditioning="named")
+        return PAFORewardTrainer(model, args, train_dataset=rows, teachers=teachers)
+
+    trainer = build(encoder)
+    shown = trainer._shown.__getitems__(list(range(len(trainer._shown))))
+    longest = max(len(pair[f"{side}_ids"]) for pair in shown for side in ("chosen", "rejected"))
+    assert longest > sequence_lengths(trainer.train_dataset).max()
+    build(make_model("encoder", tmp_path / "enough", max_position_embeddings=longest))
+    with pytest.raises(ConfigError, match="pairs are longer than"):
+        build(make_model("encoder", tmp_path / "short", max_position_embeddings=longest - 1))
 
 
 # --- distillation

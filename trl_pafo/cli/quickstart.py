@@ -50,7 +50,7 @@ def main(run_args: Any, training_args: Any, model_args: Any) -> None:
     if run_args.trainings_at_once is None:
         run_args.trainings_at_once = 2 if training_args.use_cpu and training_args.world_size == 1 and num_threads() > 1 else 1
     # The defaults above are for a source that makes its users, and for teachers that are trained.
-    if training_args.teachers or not run_args.needs_teachers:
+    if training_args.teachers or not run_args.needs_teachers or training_args.max_steps > 0:
         run_args.teacher_min_steps = 0
     for name in unused_options(run_args) if run_args.source in SOURCES else ():
         if getattr(run_args, name) == DEFAULTS.get(name):

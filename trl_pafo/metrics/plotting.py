@@ -42,6 +42,7 @@ _LABEL_GAPS = (4.5, 12.0)
 """Points between the middle of a marker and the box of its label, the nearest first."""
 _FAR_ENOUGH = 4.0
 """Points beyond which a label is read as well on any side."""
+_MOST_POINTS = 1000  # along one line, of which little may be in the picture
 
 
 def new_figure(width: float = WIDTH_INCHES, height: float = 3.4, dpi: float = PNG_DPI) -> "Figure":
@@ -106,16 +107,24 @@ def add_labels(axes: "Axes", labels: Sequence[tuple[str, tuple[float, float], st
 
 
 def _drawn(axes: "Axes") -> FloatArray:
-    """Pixels along all lines."""
+    """Pixels along all lines and arrows within the axes, close enough that no label fits between two."""
     from matplotlib.collections import LineCollection
+    from matplotlib.text import Annotation
 
     lines = [line.get_transform().transform(line.get_xydata()) for line in axes.lines]
     for collection in axes.collections:
         if isinstance(collection, LineCollection):
             lines += [collection.get_transform().transform(segment) for segment in collection.get_segments()]
-    share = np.linspace(0, 1, 50)[:, None]
-    along = [start + share * (end - start) for line in lines for start, end in pairwise(line)]
-    return np.concatenate([*lines, *along]) if lines else np.empty((0, 2))
+    notes = [text for text in axes.texts if isinstance(text, Annotation) and text.arrow_patch]
+    lines += [axes.transData.transform([note.xy, note.xyann]) for note in notes]
+    found = [*lines]
+    for start, end in (ends for line in lines for ends in pairwise(line)):
+        number = min(int(np.linalg.norm(end - start)) // 4, _MOST_POINTS)
+        share = np.linspace(0, 1, 2 + number)[:, None]
+        found.append(start + share * (end - start))
+    points = np.concatenate(found) if found else np.empty((0, 2))
+    low, high = axes.bbox.get_points()
+    return points[((points >= low) & (points <= high)).all(axis=1)]
 
 
 def _distances(centers: FloatArray, half: FloatArray, others: FloatArray, halves: FloatArray) -> FloatArray:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_pafo.errors import ConfigError, DataError
 from trl_pafo.models.safe_loading import SAFELY, adapter_config, base_folder, has_tokenizer, load_saved_tokenizer, reason
@@ -14,9 +15,12 @@ from trl_pafo.models.weights import as_config_error, check_reward_model, complet
 
 _AFTER_PAD = (
     *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
-    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod", "esm", "layoutlmv3", "lilt", "markuplm"),
 )
 """Types of models whose positions begin after the number of the pad id: of the 514 of RoBERTa, 512 can be used."""
+
+_TABLES = ("position_embeddings", "wpe", "embed_positions")
+"""Last names of modules that hold an embedding for each position."""
 
 
 def load_reward_model(
@@ -109,6 +113,15 @@ def positions_of(config: Any) -> int | None:
     if positions is None or text.model_type not in _AFTER_PAD or text.pad_token_id is None:
         return positions
     return positions - text.pad_token_id - 1
+
+
+def table_positions(model: PreTrainedModel | PeftModel) -> int | None:
+    """Number of tokens that a model with an embedding for each position can read, `None` where positions are computed or unknown."""
+    tables = (name.endswith(_TABLES) for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding))
+    positions = positions_of(model.config) if any(tables) else None
+    if positions is None or not isinstance(model, PeftModel):
+        return positions
+    return positions - (getattr(model.active_peft_config, "num_virtual_tokens", None) or 0)
 
 
 def check_positions(

@@ -76,9 +76,11 @@ def files_to_push(folder: str | Path) -> list[Path]:
 
 
 def remove_adapter(folder: str | Path) -> None:
-    """Remove an adapter from the folder that a full model was saved in: loading prefers it."""
-    for name in _OF_ADAPTERS:
-        (Path(folder) / name).unlink(missing_ok=True)
+    """Remove an adapter from a folder that full weights were saved in, if there are some: loading prefers the adapter."""
+    folder = Path(folder)
+    if any(path.suffix == ".safetensors" and _matches(path.name, _OF_FULL_MODELS) for path in folder.iterdir()):
+        for name in _OF_ADAPTERS:
+            (folder / name).unlink(missing_ok=True)
 
 
 def upload_model(

@@ -26,7 +26,7 @@ class OracleResult:
             Mean of each reward under the policy, in the order of the weights, in [0, 1].
             The rewards alone: the KL term is never subtracted here.
         kl (`float`, *optional*):
-            KL(policy || reference) in nats, the mean over prompts; needed where `beta > 0`.
+            KL(policy || reference) in nats, the mean over prompts, by default that of `prompt_kl`; needed where `beta > 0`.
         policy (`Any`, *optional*):
             What to serve: a string or a path (a folder with an adapter), or any object as long as nothing is saved. With a
             log or a folder it must be a JSON value or a `Path`.
@@ -162,10 +162,15 @@ def checked_result(result: OracleResult, num_rewards: int, where: str, beta: flo
             f"{where}: the values {_short(values)} are outside [0, 1]. Normalize the rewards, for example (r - least) / "
             "(greatest - least), with the least and greatest value that each can have."
         )
-    if result.kl is None and beta > 0:
+    known = (
+        result.kl
+        if result.kl is not None or result.prompt_kl is None
+        else np.mean(np.asarray(result.prompt_kl, dtype=np.float64))
+    )
+    if known is None and beta > 0:
         raise PortfolioError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs. Let the oracle return it.")
     try:
-        kl = float(0.0 if result.kl is None else result.kl)
+        kl = float(0.0 if known is None else known)
     except (TypeError, ValueError) as error:
         raise PortfolioError(f"{where}: `kl` must be a number, got {result.kl!r}.") from error
     if not (np.isfinite(kl) and kl >= -1e-6):

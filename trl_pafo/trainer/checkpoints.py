@@ -171,7 +171,7 @@ def save_complete(trainer: Trainer, out: Path) -> None:
         trainer.save_model(str(temporary), _internal_call=True)
         PartialState().wait_for_everyone()
         if is_writer and temporary.is_dir():
-            is_full = (temporary / "config.json").exists() and not (temporary / ADAPTER_CONFIG).exists()
+            is_full = not (temporary / ADAPTER_CONFIG).exists()
             for path in sorted(temporary.iterdir()):
                 if path.is_dir():
                     remove(out / path.name)

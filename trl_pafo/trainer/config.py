@@ -19,7 +19,7 @@ CONDITIONINGS = ("own", "counterfactual", "posterior", "named")
 AUTO_ON_OFF = ("auto", "on", "off")
 
 # Endings of evaluation metrics that are better when lower; the base class knows only "loss".
-_LOWER_IS_BETTER = ("_difference", "_std", "_gini", "_theil")
+_LOWER_IS_BETTER = ("accuracy_difference", "accuracy_std", "accuracy_gini", "accuracy_theil")
 
 
 def is_better_when_lower(metric: str | None) -> bool:

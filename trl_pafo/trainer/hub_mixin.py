@@ -74,7 +74,11 @@ class HubMixin:
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if not isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PeftModel):
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        has_adapter = isinstance(model, PeftModel) or getattr(
+            model, "_hf_peft_config_loaded", False
+        )  # by transformers' add_adapter
+        if self.args.should_save and not has_adapter:
             remove_adapter(output_dir or self.args.output_dir)
 
     def push_to_hub(

@@ -9,7 +9,6 @@ from weakref import WeakSet
 import numpy as np
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import get_dataset_column_names, is_conversational
 
@@ -236,7 +235,7 @@ class PairPreparer:
         if groups:
             dataset = name_groups(dataset, given["group"][:])  # each pair names its own
             if longest is not None and is_train:
-                longest = longest - _left_for_names(dataset["group"][:], groups["groups"], tokenizer)
+                longest = longest - self.left_for_names(dataset, tokenizer)
         dataset = tokenize_pairs(dataset, tokenizer, title=name, num_proc=self.args.dataset_num_proc)
         if not is_tokenized(dataset):
             dataset = tokenize_rest(dataset, tokenizer, self.args, name)
@@ -249,6 +248,16 @@ class PairPreparer:
         if keeps_rows:
             self.rows = TrainingRows(*rows[1:])
         return rows[0]
+
+    def left_for_names(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Tokens by which training pairs that name their own group are shorter than under the longest name, of shape `(num_rows, 1)`; 0
+        where none are named.
+        """
+        if not self.names_groups:
+            return 0
+        names = remembered_groups(tokenizer)["groups"]  # type: ignore[index]
+        lengths = {name: len(tokenizer(group_line(name), add_special_tokens=False)["input_ids"]) for name in names}
+        return np.array([[max(lengths.values()) - lengths[name]] for name in dataset["group"][:]])
 
     def _is_cut(self, dataset: Dataset) -> bool:
         """Whether the histories were cut before, and are shown unchanged."""
@@ -330,12 +339,6 @@ def _title(name: str) -> str:
 
 def _first(dataset: Any) -> dict[str, Any]:
     return next(iter(dataset), {})
-
-
-def _left_for_names(own: Sequence[str], groups: Sequence[str], tokenizer: Any) -> NDArray[np.int64]:
-    """Tokens by which rows that name their own group are shorter than under the longest name, of shape `(num_rows, 1)`."""
-    lengths = {name: len(tokenizer(group_line(name), add_special_tokens=False)["input_ids"]) for name in groups}
-    return np.array([[max(lengths.values()) - lengths[name]] for name in own])
 
 
 def _has_history(dataset: Dataset) -> bool:

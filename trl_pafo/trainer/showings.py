@@ -111,7 +111,8 @@ def shown_pairs(
     for name, number in draw.without_donor.items():
         logger.warning(
             f"{number} training pairs of the group {name!r} keep their own history where another group is drawn: no history of that "
-            "group lacks their prompt and leaves room for them. Raise `max_length`, or give users more past pairs."
+            "group lacks their prompt and leaves room for them. Lower `history_max_tokens`, raise `max_length` up to the positions of the model, or "
+            "give users more past pairs."
         )
     return ShownPairs(tokens, messages, tokenizer, draw, targets)
 

@@ -19,13 +19,12 @@ from trl_pafo.data.tokenization import sequence_lengths
 from trl_pafo.errors import ConfigError
 from trl_pafo.models.adapters import keep_head_in_format, keep_reward_head
 from trl_pafo.models.card import Card
-from trl_pafo.models.loading import as_dtype, positions_of
+from trl_pafo.models.loading import as_dtype, table_positions
 from trl_pafo.models.ranks import replaced
 from trl_pafo.models.safe_loading import read_tokenizer, safe_init_kwargs
 from trl_pafo.models.weights import check_loaded_model, check_student
 from trl_pafo.prefix_sharing.choice import SharingChoice, choose_sharing
 from trl_pafo.prefix_sharing.forward import PairHead
-from trl_pafo.prefix_sharing.packing import encoder_model
 from trl_pafo.prefix_sharing.packing_choice import WHY_NOT_THERE, PackingChoice, choose_packing
 from trl_pafo.trainer.agreement import Agreement, agreement
 from trl_pafo.trainer.best_checkpoint import choose_checkpoint
@@ -97,7 +96,8 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
             All other arguments of [`~trl.RewardTrainer`], `peft_config` among them.
 
     Raises:
-        TrlPafoError: If data, groups and teachers do not fit together; raised before a model is loaded.
+        TrlPafoError: If data, groups and teachers do not fit together; raised before a model is loaded, but where a pair has more
+            tokens than the model has positions.
     """
 
     args: PAFOConfig
@@ -145,7 +145,7 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         given = (model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional)
         super().__init__(*given, groups=of_group, **kwargs)
         keep_head_in_format(self.model)
-        self._positions = self._check_lengths()
+        self._positions = self._check_lengths() if data_collator is None else None  # a collator of one's own may cut
         self.prefix_sharing = self._choose_prefix_sharing(own_collator=data_collator is None)
         """Whether pairs share rows, and why."""
         self.padding_free = self._choose_packing(own_collator=data_collator is None)
@@ -156,17 +156,18 @@ class PAFORewardTrainer(HubMixin, ExactRewardTrainer):  # type: ignore[misc]  # 
         self._add_targets(of_group)
 
     def _check_lengths(self) -> int | None:
-        """Raise [`ConfigError`] where a pair would end the training for want of positions; how many there are of an encoder with an
-        embedding for each. What computes positions takes more.
+        """Raise [`ConfigError`] where a pair would end the training for want of positions; how many tokens there are positions for,
+        `None` where they are computed.
         """
-        owner = encoder_model(self.model)
-        embeddings = owner and getattr(owner, owner.base_model_prefix).embeddings
-        positions = positions_of(owner.config) if hasattr(embeddings, "position_embeddings") else None
+        positions = table_positions(self.model)
         if positions is None:
             return None
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         for rows in filter(is_tokenized, [self.train_dataset, *evaluated]):
-            if number := int((sequence_lengths(rows) > positions).any(axis=1).sum()):
+            lengths = sequence_lengths(rows)
+            if rows is self.train_dataset:
+                lengths += self._pairs.left_for_names(rows, self.processing_class)
+            if number := int((lengths > positions).any(axis=1).sum()):
                 raise ConfigError(
                     f"{number} of {len(rows)} pairs are longer than the {positions} positions of the model. Set max_length={positions}, which "
                     "drops them, or lower `num_history` or `history_max_tokens`."

@@ -1,4 +1,4 @@
-"""_Rows of judgments to pairs of a preferred and another response: A against B, ratings and ranks; what is left out, and why."""
+"""Rows of judgments to pairs of a preferred and another response: A against B, ratings and ranks; what is left out, and why."""
 
 import math
 from collections import Counter
