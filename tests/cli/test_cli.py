@@ -278,6 +278,9 @@ def test_quickstart_works_on_the_file_that_is_named(monkeypatch, flags, unused):
     assert unused_options(taken[0]) == unused
     assert main(["quickstart"]) == 0
     assert (taken[1].source, taken[1].train_users) == ("styles", 160)
+    assert taken[1].teacher_min_steps == 30
+    assert main(["quickstart", "--max_steps", "5"]) == 0
+    assert taken[2].teacher_min_steps == 0  # which would have no effect, and be told so
 
 
 def test_reward_does_not_choose_between_two_datasets(encoder, tmp_path, capsys):
