@@ -15,6 +15,7 @@ FILES = sorted(
 )
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "zipfile", "tarfile"}
 MODULES |= {"fcntl", "resource", "pwd", "grp", "termios"}  # which Windows lacks
+SIGNALS = {f"signal.SIG{name}" for name in ("KILL", "HUP", "ALRM", "USR1", "USR2", "CHLD", "STOP", "CONT")}  # and these
 CALLS = set(
     (
         "eval exec compile __import__ os.system os.popen torch.load yaml.load yaml.full_load yaml.unsafe_load "
@@ -42,6 +43,8 @@ def faults(nodes: Iterable[ast.AST]) -> list[str]:
             found += [f"import {alias.name}" for alias in node.names if alias.name.split(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in MODULES:
             found += [f"from {node.module} import {a.name}" for a in node.names if (node.module, a.name) not in TAKEN]
+        elif isinstance(node, ast.Attribute) and dotted(node) in SIGNALS:
+            found.append(dotted(node))
         elif isinstance(node, ast.Call):
             found += _faults_of_call(node)
     return found
@@ -86,6 +89,7 @@ def test_no_file_does_any_of_it():
     [
         "import pickle",
         "import fcntl",
+        "code == -signal.SIGKILL",
         "import joblib.numpy_pickle",
         "from pickle import loads",
         "from zipfile import ZipFile",

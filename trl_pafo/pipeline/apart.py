@@ -1,12 +1,13 @@
 """A process of its own: where it fails, or memory runs out for it, it takes nothing else with it."""
 
-import signal
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
 
 _PATIENCE = 10.0
 """Seconds that a process has to remove what it has half written."""
+KILLED = -9
+"""Exit code of a process that was killed, as by Linux when memory runs out. Windows knows no `signal.SIGKILL`."""
 
 
 class Apart:
@@ -22,7 +23,7 @@ class Apart:
     def how_it_ended(self) -> str:
         """Of a process that has closed its end of the connection."""
         self.process.join(_PATIENCE)
-        if self.process.exitcode == -signal.SIGKILL:
+        if self.process.exitcode == KILLED:
             return "its process was killed, as where memory runs out"
         return f"its process ended with status {self.process.exitcode}"
 

@@ -1,7 +1,6 @@
 """Trainings of a run side by side, each in a process of its own, of which several follow each other in one process."""
 
 import copy
-import signal
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from trl_pafo.errors import TrainingError
-from trl_pafo.pipeline.apart import Apart
+from trl_pafo.pipeline.apart import KILLED, Apart
 from trl_pafo.pipeline.stage import Stage
 from trl_pafo.pipeline.worker import Job, serve
 from trl_pafo.storage.run_folder import RunFolder
@@ -93,7 +92,7 @@ class Workers:
             kind, *said = worker.connection.recv()
         except (EOFError, OSError):
             kind, said = "failed", [worker.how_it_ended()]
-            if worker.process.exitcode == -signal.SIGKILL:
+            if worker.process.exitcode == KILLED:
                 said[0] += " (fewer --trainings_at_once need less)"
         stage = worker.stage
         if stage is None:
