@@ -49,6 +49,8 @@ def test_rounding_over_the_edge_is_clipped() -> None:
         (OracleResult([0.5, 0.5], kl="much"), "`kl` must be a number, got 'much'"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.1, 0.5]]), "mean of `prompt_values`"),
         (OracleResult([0.5, 0.5], kl=1.0, prompt_values=[[0.5, 0.5]], prompt_kl=[3.0]), "`kl` must be the mean of `prompt_kl`"),
+        (OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5]], prompt_kl="much"), "`prompt_kl` must be numbers, got str"),
+        (OracleResult([0.5, 0.5], prompt_kl=[[0.1], [0.2, 0.3]]), "`prompt_kl` must be numbers, got list"),
         (OracleResult([0.5, 0.5], prompt_values=[]), "`prompt_values` must have shape"),
         (OracleResult([0.5, 0.5], prompt_values=[[0.5, 0.5]], prompt_kl=[0.1, 0.2]), "`prompt_kl` must have shape"),
     ],

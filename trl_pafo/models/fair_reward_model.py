@@ -120,8 +120,8 @@ class FairRewardModel:
 
     def _score(self, requests: Sequence[Mapping[str, Any]], batch_size: int, name: Any) -> list[list[float]]:
         check_batch_size(batch_size)
-        given: list[Any] = [None] if isinstance(requests, Mapping) else list(requests)  # a generator can be read once
-        if not all(isinstance(request, Mapping) for request in given):
+        given = list(requests)  # a generator can be read once
+        if isinstance(requests, Mapping) or not all(isinstance(request, Mapping) for request in given):
             raise DataError("`requests` must be a list of dicts with `prompt`, `responses` and `history`.")
         rows, places = [], []
         for number, request in enumerate(given):

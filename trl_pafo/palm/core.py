@@ -162,11 +162,10 @@ def checked_result(result: OracleResult, num_rewards: int, where: str, beta: flo
             f"{where}: the values {_short(values)} are outside [0, 1]. Normalize the rewards, for example (r - least) / "
             "(greatest - least), with the least and greatest value that each can have."
         )
-    known = (
-        result.kl
-        if result.kl is not None or result.prompt_kl is None
-        else np.mean(np.asarray(result.prompt_kl, dtype=np.float64))
-    )
+    known: Any = result.kl
+    if known is None and result.prompt_kl is not None:
+        num_prompts = len(np.atleast_1d(np.asarray(result.prompt_kl, dtype=object)))
+        known = _array(result.prompt_kl, (num_prompts,), f"{where}: `prompt_kl`").mean()
     if known is None and beta > 0:
         raise PortfolioError(f"{where} has no `kl`, which the objective w.R - {beta:g} KL needs. Let the oracle return it.")
     try:

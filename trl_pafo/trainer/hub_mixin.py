@@ -75,9 +75,8 @@ class HubMixin:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        has_adapter = isinstance(model, PeftModel) or getattr(
-            model, "_hf_peft_config_loaded", False
-        )  # by transformers' add_adapter
+        # The attribute is of adapters by transformers' `add_adapter`.
+        has_adapter = isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False)
         if self.args.should_save and not has_adapter:
             remove_adapter(output_dir or self.args.output_dir)
 
